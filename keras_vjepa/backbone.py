@@ -1,0 +1,279 @@
+"""The video encoder: x-encoder and y-encoder share this architecture (§3.3, App. B, App. C).
+
+Departures from the paper's text, as in the authors' code: the position table is stored with the
+weights, so the moving average of the target encoder passes through it; the final norm is applied
+to context, target and evaluation features alike; drop path does not exist.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vjepa.attention import Tensor
+from keras_vjepa.layers import (
+    TransformerBlock,
+    TubeletEmbedding,
+    layer_norm,
+    position_table,
+    resample_position_table,
+)
+from keras_vjepa.presets import Preset
+
+Size = int | tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSize:
+    hidden_dim: int
+    num_layers: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+# App. C for large and huge; the others are the field's usual sizes (official-behaviour §2).
+SIZES = {
+    "tiny": EncoderSize(192, 12, 3),
+    "small": EncoderSize(384, 12, 6),
+    "base": EncoderSize(768, 12, 12),
+    "large": EncoderSize(1024, 24, 16),
+    "huge": EncoderSize(1280, 32, 16),
+    "giant": EncoderSize(1408, 40, 16, mlp_ratio=48 / 11),
+}
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPABackbone(Preset, keras.Model):
+    """Vision transformer over video clips, the encoder E of V-JEPA (§3.3).
+
+    Args:
+        image_size: height and width of the clips in pixels, one int for squares. The position
+            table is made for this size; other sizes can be passed too (see `position_mode`).
+        num_frames: frames of a clip; 1 makes an image model (2-D position table, tubelets of one
+            frame).
+        patch_size: height and width of a patch in pixels.
+        tubelet_size: frames in a patch.
+        hidden_dim: width of a token.
+        num_layers: transformer blocks.
+        num_heads: attention heads; must divide `hidden_dim`.
+        mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
+        uniform_power: equal share of the position channels for time, row and column.
+        position_mode: what to do with clips of another size. `"resample"` stretches the stored
+            table (as the reference's encoder does); `"fresh"` makes the table anew for that size
+            (as its evaluations do).
+        layer_norm_epsilon: epsilon of every norm.
+        num_channels: colour channels.
+
+    Call arguments:
+        videos: float `(batch, frames, height, width, channels)`, normalised; image models also
+            take `(batch, height, width, channels)`.
+        token_indices: optional int `(batch, picked)`: encode only these tokens.
+        padding_mask: optional bool `(batch, picked)`; tokens that are False are not attended to.
+
+    Returns:
+        `(batch, tokens, hidden_dim)`, after the final norm; the tokens of a clip are ordered by
+        time, then row, then column, or as in `token_indices`.
+
+    Raises:
+        ValueError: for sizes that the patch does not divide and dims that the heads do not.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPABackbone
+    >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> tuple(backbone(np.zeros((1, 4, 32, 32, 3), "float32")).shape)
+    (1, 8, 24)
+    """
+
+    def __init__(
+        self,
+        image_size: Size = 224,
+        num_frames: int = 16,
+        patch_size: int = 16,
+        tubelet_size: int = 2,
+        hidden_dim: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        uniform_power: bool = True,
+        position_mode: str = "resample",
+        layer_norm_epsilon: float = 1e-6,
+        num_channels: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if position_mode not in ("resample", "fresh"):
+            raise ValueError(
+                f"`position_mode` must be 'resample' or 'fresh'. Received: {position_mode!r}"
+            )
+        self.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
+        self.num_frames = num_frames
+        self.patch_size = patch_size
+        self.tubelet_size = tubelet_size
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.uniform_power = uniform_power
+        self.position_mode = position_mode
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.num_channels = num_channels
+        # Built here, so that a backbone has its weights from the start; through `build`, which
+        # gives every variable a path of its own.
+        height, width = _height_width(self.image_size)
+        self.build((None, num_frames, height, width, num_channels))
+
+    def build(self, video_shape: Sequence[int | None]) -> None:
+        policy = self.dtype_policy
+        tokens_shape = (None, None, self.hidden_dim)
+        self.tubelet_embedding = TubeletEmbedding(
+            self.hidden_dim,
+            self.patch_size,
+            1 if self.is_image_model else self.tubelet_size,
+            name="tubelet_embedding",
+            dtype=policy,
+        )
+        self.grid_shape = self.tubelet_embedding.grid_shape(video_shape)
+        self.tubelet_embedding.build(video_shape)
+        table = self._table(self.grid_shape)
+        self.position_table = self.add_weight(
+            shape=table.shape, initializer="zeros", trainable=False, name="position_table"
+        )
+        self.position_table.assign(table)
+        self.blocks = []
+        for i in range(self.num_layers):
+            block = TransformerBlock(
+                self.num_heads,
+                int(self.hidden_dim * self.mlp_ratio),
+                self.layer_norm_epsilon,
+                name=f"block_{i}",
+                dtype=policy,
+            )
+            block.build(tokens_shape)
+            self.blocks.append(block)
+        self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
+        self.norm.build(tokens_shape)
+
+    @classmethod
+    def from_size(cls, size: str, **kwargs: Any) -> Self:
+        """A backbone of a named size: tiny, small, base, large, huge or giant.
+
+        Example:
+
+        >>> from keras_vjepa import VJEPABackbone
+        >>> VJEPABackbone.from_size("tiny", image_size=32, num_frames=2).hidden_dim
+        192
+        """
+        if size not in SIZES:
+            raise ValueError(f"`size` must be one of {', '.join(SIZES)}. Received: {size!r}")
+        return cls(**{**dataclasses.asdict(SIZES[size]), **kwargs})
+
+    @property
+    def is_image_model(self) -> bool:
+        return self.num_frames == 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a clip of the size that the backbone was made for."""
+        return math.prod(self.grid_shape)
+
+    def _table(self, grid_shape: tuple[int, int, int]) -> np.ndarray:
+        axes = grid_shape[1:] if self.is_image_model else grid_shape
+        return position_table(self.hidden_dim, axes, self.uniform_power)
+
+    def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
+        """Position table `(tokens, hidden_dim)` for clips of this token grid."""
+        if grid_shape == self.grid_shape:
+            return ops.convert_to_tensor(self.position_table)
+        if self.position_mode == "fresh":
+            return ops.convert_to_tensor(self._table(grid_shape))
+        first = 1 if self.is_image_model else 0
+        return resample_position_table(
+            ops.convert_to_tensor(self.position_table), self.grid_shape[first:], grid_shape[first:]
+        )
+
+    def embed(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
+        """Patch tokens with their positions added, `(batch, tokens or picked, hidden_dim)`."""
+        if self.is_image_model and len(videos.shape) == 4:
+            videos = ops.expand_dims(videos, 1)
+        tokens = self.tubelet_embedding(videos, token_indices)
+        positions = self.positions(self.tubelet_embedding.grid_shape(videos.shape))
+        positions = ops.expand_dims(ops.cast(positions, tokens.dtype), 0)
+        if token_indices is not None:
+            positions = ops.take(positions[0], token_indices, axis=0)
+        return ops.add(tokens, positions)
+
+    def call(
+        self,
+        videos: Tensor,
+        token_indices: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        x = self.embed(videos, token_indices)
+        for block in self.blocks:
+            x = block(x, padding_mask)
+        return self.norm(x)
+
+    def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Outputs of some blocks, each passed through the final norm (App. D.2).
+
+        Args:
+            videos: as in the call.
+            layers: 0-based block numbers, in any order.
+
+        Returns:
+            One `(batch, tokens, hidden_dim)` per entry of `layers`.
+
+        Raises:
+            ValueError: for a block that does not exist.
+        """
+        unknown = [i for i in layers if not 0 <= i < self.num_layers]
+        if unknown:
+            raise ValueError(
+                f"`layers` must be between 0 and {self.num_layers - 1}. Received: {list(layers)}"
+            )
+        x, outputs = self.embed(videos), {}
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in layers:
+                outputs[i] = self.norm(x)
+        return [outputs[i] for i in layers]
+
+    def compute_output_shape(
+        self,
+        input_shape: Sequence[int | None],
+        token_indices_shape: Sequence[int | None] | None = None,
+        padding_mask_shape: Sequence[int | None] | None = None,
+    ) -> tuple[int | None, ...]:
+        if len(input_shape) == 4:
+            input_shape = (input_shape[0], 1, *input_shape[1:])
+        tokens: int | None = math.prod(self.tubelet_embedding.grid_shape(input_shape))
+        if token_indices_shape is not None:
+            tokens = token_indices_shape[1]
+        return (input_shape[0], tokens, self.hidden_dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "num_frames": self.num_frames,
+            "patch_size": self.patch_size,
+            "tubelet_size": self.tubelet_size,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "uniform_power": self.uniform_power,
+            "position_mode": self.position_mode,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "num_channels": self.num_channels,
+        }
+
+
+def _height_width(image_size: Size) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -1,0 +1,162 @@
+"""The predictor: target features from context features and positions (§3.3, App. B).
+
+Departures from the paper's text, as in the authors' code: one learnable mask token per kind of
+mask (two with the paper's masks) rather than a single shared one, zero at first; context and target
+tokens are not sorted, positions enter through the table only.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vjepa.attention import Tensor
+from keras_vjepa.layers import (
+    TransformerBlock,
+    dense,
+    layer_norm,
+    position_table,
+)
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAPredictor(keras.Model):
+    """Narrow transformer P that predicts the features of the target tokens (§3.3).
+
+    Args:
+        encoder_dim: width of the encoder's tokens, also of the predictions.
+        grid_shape: the clip's token grid `(time, row, column)`.
+        hidden_dim: width of the predictor (Table 9: 384).
+        num_layers: transformer blocks (Table 9: 12).
+        num_heads: attention heads, the encoder's in the paper; must divide `hidden_dim`.
+        num_mask_tokens: kinds of masks, each with a learnable token of its own.
+        mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
+        uniform_power: equal share of the position channels for time, row and column.
+        layer_norm_epsilon: epsilon of every norm.
+
+    Call arguments:
+        context: `(batch, context, encoder_dim)`, the encoder's output.
+        context_indices: int `(batch, context)`, where each context token stands in the clip.
+        target_indices: int `(batch, targets)`, the positions to predict.
+        padding_mask: optional bool `(batch, context + targets)`; False entries are not attended to.
+        mask_index: which kind of mask; taken modulo `num_mask_tokens`. By keyword.
+
+    Returns:
+        `(batch, targets, encoder_dim)`, in the order of `target_indices`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPAPredictor
+    >>> predictor = VJEPAPredictor(24, (2, 2, 2), hidden_dim=12, num_layers=1, num_heads=2)
+    >>> indices = np.array([[0, 1, 2]])
+    >>> tuple(predictor(np.zeros((1, 3, 24), "float32"), indices, indices + 3).shape)
+    (1, 3, 24)
+    """
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        grid_shape: Sequence[int],
+        hidden_dim: int = 384,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        num_mask_tokens: int = 2,
+        mlp_ratio: float = 4.0,
+        uniform_power: bool = True,
+        layer_norm_epsilon: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_mask_tokens < 1:
+            raise ValueError(f"`num_mask_tokens` must be at least 1. Received: {num_mask_tokens}")
+        self.encoder_dim = encoder_dim
+        self.grid_shape = tuple(grid_shape)
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.num_mask_tokens = num_mask_tokens
+        self.mlp_ratio = mlp_ratio
+        self.uniform_power = uniform_power
+        self.layer_norm_epsilon = layer_norm_epsilon
+        # Through `build`, which gives every variable a path of its own.
+        self.build((None, None, encoder_dim))
+
+    def build(self, context_shape: Sequence[int | None]) -> None:
+        policy, tokens_shape = self.dtype_policy, (None, None, self.hidden_dim)
+        self.input_projection = dense(self.hidden_dim, "input_projection", policy)
+        self.input_projection.build(context_shape)
+        self.mask_tokens = [
+            self.add_weight(
+                shape=(1, 1, self.hidden_dim), initializer="zeros", name=f"mask_token_{i}"
+            )
+            for i in range(self.num_mask_tokens)
+        ]
+        table = position_table(self.hidden_dim, self.grid_shape, self.uniform_power)
+        self.position_table = self.add_weight(
+            shape=table.shape, initializer="zeros", trainable=False, name="position_table"
+        )
+        self.position_table.assign(table)
+        self.blocks = []
+        for i in range(self.num_layers):
+            block = TransformerBlock(
+                self.num_heads,
+                int(self.hidden_dim * self.mlp_ratio),
+                self.layer_norm_epsilon,
+                name=f"block_{i}",
+                dtype=policy,
+            )
+            block.build(tokens_shape)
+            self.blocks.append(block)
+        self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
+        self.norm.build(tokens_shape)
+        self.output_projection = dense(self.encoder_dim, "output_projection", policy)
+        self.output_projection.build(tokens_shape)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a clip."""
+        return math.prod(self.grid_shape)
+
+    def call(
+        self,
+        context: Tensor,
+        context_indices: Tensor,
+        target_indices: Tensor,
+        padding_mask: Tensor | None = None,
+        mask_index: int = 0,
+    ) -> Tensor:
+        x = self.input_projection(context)
+        table = ops.cast(self.position_table, x.dtype)
+        mask_token = ops.cast(self.mask_tokens[mask_index % self.num_mask_tokens], x.dtype)
+        context_tokens = ops.add(x, ops.take(table, context_indices, axis=0))
+        target_tokens = ops.add(mask_token, ops.take(table, target_indices, axis=0))
+        x = ops.concatenate([context_tokens, target_tokens], axis=1)
+        for block in self.blocks:
+            x = block(x, padding_mask)
+        return self.output_projection(self.norm(x[:, ops.shape(context_indices)[1] :]))
+
+    def compute_output_shape(
+        self,
+        context_shape: Sequence[int | None],
+        context_indices_shape: Sequence[int | None],
+        target_indices_shape: Sequence[int | None],
+        padding_mask_shape: Sequence[int | None] | None = None,
+    ) -> tuple[int | None, ...]:
+        return (context_shape[0], target_indices_shape[1], self.encoder_dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "encoder_dim": self.encoder_dim,
+            "grid_shape": self.grid_shape,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_mask_tokens": self.num_mask_tokens,
+            "mlp_ratio": self.mlp_ratio,
+            "uniform_power": self.uniform_power,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+        }

@@ -1,0 +1,275 @@
+"""The joint-embedding predictive objective and its training step (§3.1 eq. 1, App. B eq. 2).
+
+Departures from the paper's text, as in the authors' code: targets pass through a LayerNorm without
+parameters; the loss is a mean over features too (the paper's is the sum, larger by the width); an
+optional variance regulariser exists, with weight 0 in all of the paper's runs.
+
+One batch is a dictionary (the only contract with `keras_vjepa.data`):
+
+    videos             float32 (batch, frames, height, width, channels), normalised
+    context_indices_i  int32 (batch, context tokens), for each kind of mask i = 0, 1, ...
+    target_indices_i   int32 (batch, target tokens)
+
+Indices count tokens by time, then row, then column; -1 marks padding at the end of a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from keras_vjepa.attention import Tensor
+from keras_vjepa.backbone import VJEPABackbone
+from keras_vjepa.layers import gather_tokens
+from keras_vjepa.optimization import AdamW, LinearSchedule
+from keras_vjepa.predictor import VJEPAPredictor
+from keras_vjepa.presets import Preset
+
+TARGET_NORM_EPSILON = 1e-5
+VARIANCE_EPSILON = 1e-4
+
+Batch = dict[str, Tensor]
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAPretrainer(Preset, keras.Model):
+    """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
+
+    Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
+    this module. The target encoder starts as a copy of the encoder and follows it after every
+    optimizer step, inside the compiled step.
+
+    Args:
+        encoder: the x-encoder.
+        predictor: its `encoder_dim` must be the encoder's `hidden_dim`.
+        momentum: schedule of the moving average, or a float.
+        loss_exponent: q in mean(|z - h|^q) / q; 1 in the paper.
+        variance_weight: weight of the variance regulariser; 0 in the paper.
+        padding: whether batches may hold padding (-1). Without it no attention is masked, which is
+            faster where the backend's fused attention takes no mask.
+
+    Call arguments:
+        inputs: a batch.
+
+    Returns:
+        The loss of each sample, `(batch,)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+    >>> encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> predictor = VJEPAPredictor(24, (2, 2, 2), 12, 1, 2, num_mask_tokens=1)
+    >>> pretrainer = VJEPAPretrainer(encoder, predictor)
+    >>> pretrainer.compile(optimizer="adam")
+    >>> batch = {"videos": np.zeros((2, 4, 32, 32, 3), "float32")}
+    >>> batch["context_indices_0"] = np.array([[0, 3], [1, 2]], "int32")
+    >>> batch["target_indices_0"] = np.array([[4, 5, 6], [6, 7, -1]], "int32")
+    >>> tuple(pretrainer(batch).shape)
+    (2,)
+    """
+
+    def __init__(
+        self,
+        encoder: VJEPABackbone,
+        predictor: VJEPAPredictor,
+        momentum: float | LinearSchedule = 0.998,
+        loss_exponent: float = 1.0,
+        variance_weight: float = 0.0,
+        padding: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if predictor.encoder_dim != encoder.hidden_dim:
+            raise ValueError(
+                f"The predictor's `encoder_dim` must be the encoder's `hidden_dim`="
+                f"{encoder.hidden_dim}. Received: {predictor.encoder_dim}"
+            )
+        if tuple(predictor.grid_shape) != tuple(encoder.grid_shape):
+            raise ValueError(
+                f"The predictor's `grid_shape` must be the encoder's {encoder.grid_shape}. "
+                f"Received: {predictor.grid_shape}"
+            )
+        self.encoder = encoder
+        self.predictor = predictor
+        self.momentum = momentum
+        self.loss_exponent = loss_exponent
+        self.variance_weight = variance_weight
+        self.padding = padding
+        self.target_encoder = _copy_of(encoder)
+        self.built = True
+
+    # --- The objective ---------------------------------------------------------------------------
+
+    def targets(self, videos: Tensor) -> Tensor:
+        """Normalised features of all tokens by the target encoder, float32, without gradient.
+
+        `(batch, tokens, hidden_dim)`.
+        """
+        features = ops.cast(self.target_encoder(videos), "float32")
+        features = ops.layer_normalization(features, axis=-1, epsilon=TARGET_NORM_EPSILON)
+        return ops.stop_gradient(features)
+
+    def predictions(self, batch: Batch, mask_index: int) -> Tensor:
+        """Predicted features of the targets of one kind of mask, float32.
+
+        `(batch, targets, hidden_dim)`; rows of padded targets hold no meaning.
+        """
+        context_indices = batch[f"context_indices_{mask_index}"]
+        target_indices = batch[f"target_indices_{mask_index}"]
+        context_mask = tokens_mask = None
+        if self.padding:
+            context_mask = context_indices >= 0
+            tokens_mask = ops.concatenate([context_mask, target_indices >= 0], axis=1)
+            context_indices = ops.maximum(context_indices, 0)
+            target_indices = ops.maximum(target_indices, 0)
+        context = self.encoder(batch["videos"], context_indices, context_mask)
+        predictions = self.predictor(
+            context, context_indices, target_indices, tokens_mask, mask_index=mask_index
+        )
+        return ops.cast(predictions, "float32")
+
+    def sample_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Prediction loss and variance regulariser of each sample, two `(batch,)`."""
+        targets = self.targets(batch["videos"])
+        num_masks = sum(name.startswith("target_indices_") for name in batch)
+        losses, deviations = [], []
+        for i in range(num_masks):
+            predictions = self.predictions(batch, i)
+            indices = batch[f"target_indices_{i}"]
+            valid = ops.cast(ops.expand_dims(indices >= 0, -1), "float32")
+            wanted = gather_tokens(targets, ops.maximum(indices, 0))
+            losses.append(_prediction_loss(predictions, wanted, valid, self.loss_exponent))
+            deviations.append(_deviation(predictions, valid))
+        # Every kind of mask counts equally, whatever its number of tokens.
+        deviation = sum(deviations) / num_masks
+        variance_loss = ops.mean(ops.relu(1.0 - deviation), axis=-1)
+        return sum(losses) / num_masks, variance_loss
+
+    def call(self, inputs: Batch) -> Tensor:
+        loss, variance_loss = self.sample_losses(inputs)
+        if self.variance_weight:
+            loss = loss + self.variance_weight * variance_loss
+        return loss
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        return ops.mean(y_pred)
+
+    def compute_output_shape(self, input_shape: dict[str, Sequence[int | None]]) -> Any:
+        return (input_shape["videos"][0],)
+
+    # --- The training step -----------------------------------------------------------------------
+
+    def compile(self, optimizer: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
+        """As `keras.Model.compile`; default optimizer: `AdamW`. No loss is taken."""
+        optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
+        if isinstance(optimizer, AdamW):
+            optimizer.clip_separately(
+                [self.encoder.trainable_variables, self.predictor.trainable_variables]
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(optimizer=keras.saving.deserialize_keras_object(config["optimizer"]))
+        # Built now, so that saved optimizer variables find their place.
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, *args: Any) -> Any:
+        """One optimizer step, then the target encoder's (App. B)."""
+        result = super().train_step(*args)
+        if len(args) == 1:
+            self.update_target_encoder()
+            return result
+        # A stateless backend: variables are values in `state`, to be passed on.
+        logs, state = result
+        return logs, self._with_updated_target(state)
+
+    def update_target_encoder(self) -> None:
+        """target = momentum * target + (1 - momentum) * encoder, over all variables."""
+        rate = self._update_rate()
+        for target, online in zip(
+            self.target_encoder.variables, self.encoder.variables, strict=True
+        ):
+            change = rate * (ops.cast(online, "float32") - ops.cast(target, "float32"))
+            target.assign_add(ops.cast(change, target.dtype))
+
+    def _update_rate(self) -> Tensor:
+        if not isinstance(self.momentum, LinearSchedule):
+            return 1.0 - self.momentum
+        # The optimizer has counted its step already: the first update sees iteration 1.
+        return self.momentum.complement(self.optimizer.iterations - 1)
+
+    def _with_updated_target(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        trainable, non_trainable, optimizer, metrics = state
+        values = [
+            *zip(self.trainable_variables, trainable, strict=True),
+            *zip(self.non_trainable_variables, non_trainable, strict=True),
+            *zip(self.optimizer.variables, optimizer, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=values) as scope:
+            self.update_target_encoder()
+        non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
+        return trainable, non_trainable, optimizer, metrics
+
+    # --- Configuration ---------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        momentum: Any = self.momentum
+        if isinstance(momentum, LinearSchedule):
+            momentum = keras.saving.serialize_keras_object(momentum)
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "predictor": keras.saving.serialize_keras_object(self.predictor),
+            "momentum": momentum,
+            "loss_exponent": self.loss_exponent,
+            "variance_weight": self.variance_weight,
+            "padding": self.padding,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            for name in ("encoder", "predictor", "momentum")
+        }
+        return cls(**{**config, **parts})
+
+
+def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
+    config = encoder.get_config()
+    if encoder.dtype_policy.variable_dtype != "float32":
+        # Half-precision variables would stand still: their steps round to nothing.
+        config["dtype"] = f"mixed_{encoder.dtype_policy.compute_dtype}"
+    target = VJEPABackbone.from_config({**config, "name": f"target_{encoder.name}"})
+    target.trainable = False
+    # Through NumPy: a shared buffer would break the donation of the training state.
+    target.set_weights(encoder.get_weights())
+    return target
+
+
+def _prediction_loss(predictions: Tensor, targets: Tensor, valid: Tensor, q: float) -> Tensor:
+    # eq. 2, with the mean over features: (1/MD) sum_k |s_hat_k - s_k|^q / q
+    error = ops.abs(predictions - targets)
+    error = ops.mean(error if q == 1.0 else ops.power(error, q), axis=-1, keepdims=True) / q
+    return ops.sum(error * valid, axis=(1, 2)) / ops.sum(valid, axis=(1, 2))
+
+
+def _deviation(predictions: Tensor, valid: Tensor) -> Tensor:
+    """Standard deviation of each feature over the valid tokens, `(batch, dim)`."""
+    count = ops.sum(valid, axis=1)
+    mean = ops.sum(predictions * valid, axis=1) / count
+    squares = ops.square(predictions - ops.expand_dims(mean, 1)) * valid
+    variance = ops.sum(squares, axis=1) / ops.maximum(count - 1.0, 1.0)
+    return ops.sqrt(variance + VARIANCE_EPSILON)

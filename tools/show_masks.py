@@ -1,0 +1,113 @@
+"""Draw the masks of one batch as a picture (the paper's Figure 4 and Figure 9).
+
+    python tools/show_masks.py --output masks.png --mask short long tube --resolution 224 --seed 0
+
+One row per sample, one group of frames per mask kind, time running to the right. White tokens are
+the context, blue ones the target; grey ones were cut off by the truncation to the shortest sample
+of the batch and are in neither.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.masks import (
+    LONG_RANGE,
+    SHORT_RANGE,
+    CausalMultiBlockMask,
+    Grid,
+    Mask,
+    MaskSampler,
+    RandomTubeMask,
+)
+
+MASKS: dict[str, Mask] = {
+    "short": SHORT_RANGE,
+    "long": LONG_RANGE,
+    "tube": RandomTubeMask(ratio=0.9),
+    "causal": CausalMultiBlockMask(num_blocks=8, spatial_scale=0.15, num_context_frames=6),
+}
+NUM_FRAMES, TUBELET_SIZE, PATCH_SIZE = 16, 2, 16
+
+# OpenCV's order: blue, green, red.
+BACKGROUND, NEITHER, CONTEXT, TARGET = (60, 60, 60), (150, 150, 150), (255, 255, 255), (200, 90, 30)
+TOKEN_PIXELS, FRAME_GAP, KIND_GAP = 4, 4, 24
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports an error without repeating the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def draw_sample(
+    context: NDArray[np.int32], target: NDArray[np.int32], grid: Grid
+) -> NDArray[np.uint8]:
+    """Draw one sample's frames side by side, from its context and target indices.
+
+    Returns:
+        Shape (height, width, 3), with a gap right of and below each frame.
+    """
+    num_steps, num_rows, num_columns = grid
+    tokens = np.full((num_steps * num_rows * num_columns, 3), NEITHER, np.uint8)
+    tokens[context] = CONTEXT
+    tokens[target] = TARGET
+    frames = tokens.reshape(*grid, 3).repeat(TOKEN_PIXELS, 1).repeat(TOKEN_PIXELS, 2)
+    height, width = frames.shape[1:3]
+    framed = np.full((num_steps, height + FRAME_GAP, width + FRAME_GAP, 3), BACKGROUND, np.uint8)
+    framed[:, :height, :width] = frames
+    return np.hstack(list(framed))
+
+
+def draw_batch(sampler: MaskSampler, batch_size: int) -> NDArray[np.uint8]:
+    """Draw the batch of step 0: samples from top to bottom, mask kinds from left to right."""
+    batch = sampler(step=0, batch_size=batch_size)
+    columns = []
+    for kind in range(len(sampler.masks)):
+        lists = zip(batch[f"context_indices_{kind}"], batch[f"target_indices_{kind}"], strict=True)
+        samples = [draw_sample(context, target, sampler.grid) for context, target in lists]
+        column = np.vstack(samples)
+        gap = np.full((column.shape[0], KIND_GAP, 3), BACKGROUND, np.uint8)
+        columns += [column, gap]
+    return np.hstack(columns[:-1])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns the exit code."""
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the picture to write, .png")
+    parser.add_argument("--mask", nargs="+", choices=MASKS, default=["short", "long"])
+    parser.add_argument("--resolution", type=int, default=224, help="pixels, a multiple of 16")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    if options.resolution < PATCH_SIZE or options.resolution % PATCH_SIZE:
+        parser.error(
+            f"--resolution must be a positive multiple of {PATCH_SIZE}. "
+            f"Received: {options.resolution}"
+        )
+    if options.output.suffix != ".png" or not options.output.parent.is_dir():
+        parser.error(f"--output must be a .png in an existing folder. Received: {options.output}")
+    side = options.resolution // PATCH_SIZE
+    try:
+        masks = [MASKS[name] for name in options.mask]
+        grid = (NUM_FRAMES // TUBELET_SIZE, side, side)
+        sampler = MaskSampler(masks, grid, truncation="batch_min", seed=options.seed)
+        picture = draw_batch(sampler, options.batch_size)
+    except ValueError as error:
+        parser.error(str(error))
+    if not cv2.imwrite(str(options.output), picture):
+        parser.error(f"--output cannot be written. Received: {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
