@@ -163,6 +163,13 @@ class VJEPAPretrainer(Preset, keras.Model):
     ) -> Tensor:
         return ops.mean(y_pred)
 
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """As Keras', whose `loss` is the epoch's mean so far, and this step's own loss beside it."""
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
+        return {**logs, "step_loss": ops.mean(ops.stop_gradient(y_pred))}
+
     def compute_output_shape(self, input_shape: dict[str, Sequence[int | None]]) -> Any:
         return (input_shape["videos"][0],)
 

@@ -75,11 +75,10 @@ def clip_frame_indices(
 ) -> Indices:
     """Choose the frames of one or more clips.
 
-    The video is split into `num_clips` equal partitions. Where a partition is longer than the
-    window of `frames_per_clip * frame_step` frames, the clip lies somewhere in it; otherwise the
-    clip takes what there is and repeats the last frame (or, with `allow_clip_overlap`, the clips
-    start closer together). The frames are spread evenly over the window *including its end*, so
-    the mean step at 16 x 4 is 64 / 15.
+    The video is split into `num_clips` equal partitions. A clip lies somewhere in its partition
+    if the window of `frames_per_clip * frame_step` frames fits; otherwise it takes what there is
+    and repeats the last frame (or, with `allow_clip_overlap`, clips start closer together). The
+    frames are spread over the window *including its end*: 16 x 4 has the mean step 64 / 15.
 
     Args:
         video_length: number of frames of the video.
@@ -108,44 +107,37 @@ def clip_frame_indices(
     >>> clip_frame_indices(6, frames_per_clip=4, frame_step=2)
     array([[0, 3, 5, 5]])
     """
-    counts = {
-        "video_length": video_length,
-        "frames_per_clip": frames_per_clip,
-        "frame_step": frame_step,
-        "num_clips": num_clips,
-    }
-    for name, count in counts.items():
+    counts = (video_length, frames_per_clip, frame_step, num_clips)
+    names = ("video_length", "frames_per_clip", "frame_step", "num_clips")
+    for name, count in zip(names, counts, strict=True):
         if count < 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {count}")
     window = frames_per_clip * frame_step
     partition = video_length // num_clips
-    clips = []
-    for clip in range(num_clips):
-        if partition > window:
-            end = window if rng is None else int(rng.integers(window, partition))
-            points = np.linspace(end - window, end, frames_per_clip)
-            first_frame, start = clip * partition, end - window
-        elif not allow_clip_overlap:
-            points, end = _short_clip(partition, frames_per_clip, frame_step)
-            first_frame, start = clip * partition, 0
-        else:
-            points, end = _short_clip(
-                min(window, video_length) - 1, frames_per_clip, frame_step
-            )
-            slack = max(0, video_length - window)
-            first_frame, start = (clip * (slack // (num_clips - 1)) if slack else 0), 0
-        clips.append(first_frame + np.clip(points, start, max(end - 1, 0)).astype(np.int64))
-    return np.stack(clips)
+    starts = partition * np.arange(num_clips)
+    if partition > window:
+        ends = [window if rng is None else rng.integers(window, partition) for _ in starts]
+        clips = [_window(int(end) - window, int(end), frames_per_clip) for end in ends]
+    elif not allow_clip_overlap:
+        clips = [_short_clip(partition, frames_per_clip, frame_step)] * num_clips
+    else:
+        clips = [_short_clip(min(window, video_length) - 1, frames_per_clip, frame_step)]
+        slack = max(0, video_length - window)
+        starts = slack // max(1, num_clips - 1) * np.arange(num_clips)
+    return starts[:, None] + np.stack(clips)
 
 
-def _short_clip(
-    length: int, frames_per_clip: int, frame_step: int
-) -> tuple[npt.NDArray[np.float64], int]:
-    """As many steps as fit into `length`, then its end until the clip is full."""
+def _window(start: int, end: int, num_points: int) -> Indices:
+    """Points from start to end, both included; the end itself is the first frame too many."""
+    return np.linspace(start, end, num_points).clip(start, max(end - 1, 0)).astype(np.int64)
+
+
+def _short_clip(length: int, frames_per_clip: int, frame_step: int) -> Indices:
+    """As many steps as fit into `length`, then its last frame until the clip is full."""
+    indices = np.full(frames_per_clip, max(length - 1, 0), np.int64)
     num_points = length // frame_step
-    points = np.full(frames_per_clip, float(length))
-    points[:num_points] = np.linspace(0, length, num_points)
-    return points, length
+    indices[:num_points] = _window(0, length, num_points)
+    return indices
 
 
 def frame_step_for_duration(fps: float, duration: float, frames_per_clip: int) -> int:
@@ -411,6 +403,8 @@ def open_video(path: str | Path, decoder: str = "auto") -> VideoReader:
         raise UnreadableVideoError(path, "no such file")
     if not os.path.isfile(path):
         raise UnreadableVideoError(path, "it is a folder, not a file")
+    if not os.access(path, os.R_OK):
+        raise UnreadableVideoError(path, "no permission to read it")
     if os.path.getsize(path) == 0:
         raise UnreadableVideoError(path, "the file is empty")
     if decoder == "av":
@@ -475,9 +469,7 @@ class _OpenCVDecoder:
 
     def rewind(self) -> None:
         # One thread: a loader runs many readers, and more threads for each only fight.
-        self._capture = cv2.VideoCapture(
-            self._path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]
-        )
+        self._capture = cv2.VideoCapture(self._path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             raise UnreadableVideoError(self._shown_path, _why_not_opened(self._path))
 
@@ -488,10 +480,9 @@ class _OpenCVDecoder:
         while packets.grab():
             timestamps.append(packets.get(cv2.CAP_PROP_POS_MSEC))
             is_keyframe.append(packets.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) > 0)
-        damaged = any(packets.grab() for _ in range(MAX_FAILED_GRABS))
         packets.release()
-        stated = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        if damaged or stated != len(timestamps):
+        # They differ where packets are damaged or missing, and in VP8 that hides reference frames.
+        if self._capture.get(cv2.CAP_PROP_FRAME_COUNT) != len(timestamps):
             return None
         shown = _edit_list_seconds(self._path)
         if shown is not None and abs(shown * self.fps - len(timestamps)) >= 0.5:

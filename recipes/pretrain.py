@@ -1,0 +1,434 @@
+"""Pretrain V-JEPA (§3, App. C, Table 9).
+
+    KERAS_BACKEND=jax python recipes/pretrain.py
+    KERAS_BACKEND=jax python recipes/pretrain.py --data my_videos/ --config vitl16
+
+Without arguments: a small model on the built-in videos, then a frozen probe of it beside the same
+network untrained. Any field of the config is an option, for example `--steps 200`.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# Without it TensorFlow's start fills the screen.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cv2  # noqa: E402
+import frozen_probe  # noqa: E402
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from keras_vjepa import (  # noqa: E402
+    AdamW,
+    CosineSchedule,
+    LinearSchedule,
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    WarmupCosine,
+)
+from keras_vjepa.data.digit_motion import prepare_digit_motion  # noqa: E402
+from keras_vjepa.data.index import list_samples  # noqa: E402
+from keras_vjepa.data.masks import MaskSampler, MultiBlockMask  # noqa: E402
+from keras_vjepa.data.pipeline import ClipBatches, ClipSettings, TooManyBadFilesError  # noqa: E402
+from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
+
+BUILT_IN = "digit_motion"
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that defines a pretraining run. Defaults are the paper's (Table 9), ViT-L/16."""
+
+    # Data (Table 9, "data"). The clip spans num_frames * temporal_stride source frames.
+    data: str = BUILT_IN
+    image_size: int = 224
+    num_frames: int = 16
+    temporal_stride: int = 4
+    random_resize_scale: tuple[float, ...] = (0.3, 1.0)
+    random_resize_aspect_ratio: tuple[float, ...] = (0.75, 1.35)
+    horizontal_flip: float = 0.5
+    max_bad_share: float = 0.05
+    num_workers: int = 2
+
+    # Masks (Table 9, "masking"), one entry per kind: short range, long range. The budgets are the
+    # reference's mean token counts at 24 clips a device (official-behaviour §6); they belong to
+    # the task and do not change with the batch size. truncation="batch_min" is the reference
+    # exactly, with a shape of its own in every batch.
+    mask_num_blocks: tuple[int, ...] = (8, 2)
+    mask_spatial_scale: tuple[float, ...] = (0.15, 0.7)
+    mask_aspect_ratio: tuple[float, ...] = (0.75, 1.5)
+    context_budgets: tuple[int, ...] = (368, 104)
+    target_budgets: tuple[int, ...] = (752, 1104)
+    truncation: str = "budget"
+
+    # Architecture (Table 9, App. C). The predictor has the encoder's number of heads.
+    patch_size: int = 16
+    tubelet_size: int = 2
+    hidden_dim: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    predictor_hidden_dim: int = 384
+    predictor_num_layers: int = 12
+
+    # Optimisation (Table 9). Schedules are made for steps * schedule_scale iterations. Clipping
+    # starts an epoch of 300 iterations after the warm-up (official-behaviour §5).
+    batch_size: int = 3072
+    steps: int = 90_000
+    warmup_steps: int = 12_000
+    schedule_scale: float = 1.25
+    start_learning_rate: float = 2e-4
+    learning_rate: float = 6.25e-4
+    final_learning_rate: float = 1e-6
+    start_weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    start_momentum: float = 0.998
+    final_momentum: float = 1.0
+    clip_norm: float = 10.0
+    clip_after: int = 12_300
+    loss_exponent: float = 1.0
+    variance_weight: float = 0.0
+
+    dtype: str = "mixed_bfloat16"
+    seed: int = 234
+    probe_epochs: int = 12
+
+
+def vitl16() -> PretrainConfig:
+    """ViT-L/16, 224 px: 90,000 steps of 3,072 clips; 128 A100s in the paper, 7.0e20 FLOP."""
+    return PretrainConfig()
+
+
+def vith16() -> PretrainConfig:
+    """ViT-H/16, 224 px: 90,000 steps of 3,072 clips; 128 A100s in the paper, 1.3e21 FLOP."""
+    return replace(vitl16(), hidden_dim=1280, num_layers=32)
+
+
+def vith16_384() -> PretrainConfig:
+    """ViT-H/16, 384 px: 90,000 steps of 2,400 clips; 240 A100s in the paper, 4.0e21 FLOP."""
+    return replace(
+        vith16(),
+        image_size=384,
+        batch_size=2400,
+        # The reference's means at 10 clips a device.
+        context_budgets=(1288, 424),
+        target_budgets=(2304, 3328),
+    )
+
+
+def digit_motion() -> PretrainConfig:
+    """The default: a small ViT on the built-in 64 px videos, minutes on 2 CPU cores."""
+    return PretrainConfig(
+        image_size=64,
+        num_frames=8,
+        random_resize_scale=(0.5, 1.0),
+        # The built-in set tells left from right.
+        horizontal_flip=0.0,
+        mask_num_blocks=(4, 2),
+        # Means at 32 clips, `mean_counts` in keras_vjepa.data.masks.
+        context_budgets=(64, 32),
+        target_budgets=(96, 176),
+        patch_size=8,
+        hidden_dim=96,
+        num_layers=4,
+        num_heads=4,
+        predictor_hidden_dim=48,
+        predictor_num_layers=2,
+        batch_size=32,
+        steps=400,
+        warmup_steps=40,
+        start_learning_rate=1e-4,
+        learning_rate=5e-4,
+        start_momentum=0.999,
+        clip_after=40,
+        dtype="float32",
+        seed=0,
+    )
+
+
+CONFIGS: dict[str, Callable[[], PretrainConfig]] = {
+    function.__name__: function for function in (digit_motion, vitl16, vith16, vith16_384)
+}
+
+
+# --- From a config to objects --------------------------------------------------------------------
+
+
+def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
+    """The model with its optimizer, ready for `fit`."""
+    keras.config.set_dtype_policy(config.dtype)
+    keras.utils.set_random_seed(config.seed)
+    encoder = VJEPABackbone(
+        image_size=config.image_size,
+        num_frames=config.num_frames,
+        patch_size=config.patch_size,
+        tubelet_size=config.tubelet_size,
+        hidden_dim=config.hidden_dim,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        name="encoder",
+    )
+    predictor = VJEPAPredictor(
+        encoder.hidden_dim,
+        encoder.grid_shape,
+        hidden_dim=config.predictor_hidden_dim,
+        num_layers=config.predictor_num_layers,
+        num_heads=config.num_heads,
+        num_mask_tokens=len(config.mask_num_blocks),
+        name="predictor",
+    )
+    length = config.steps * config.schedule_scale
+    pretrainer = VJEPAPretrainer(
+        encoder,
+        predictor,
+        momentum=LinearSchedule(config.start_momentum, config.final_momentum, length),
+        loss_exponent=config.loss_exponent,
+        variance_weight=config.variance_weight,
+        padding=config.truncation == "budget",
+        name="pretrainer",
+    )
+    pretrainer.compile(
+        AdamW(
+            WarmupCosine(
+                config.start_learning_rate,
+                config.learning_rate,
+                config.final_learning_rate,
+                config.warmup_steps,
+                int(length),
+            ),
+            CosineSchedule(config.start_weight_decay, config.final_weight_decay, int(length)),
+            clip_norm=config.clip_norm,
+            clip_after=config.clip_after,
+        )
+    )
+    return pretrainer
+
+
+def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> MaskSampler:
+    """The mask kinds of Table 9 on this token grid."""
+    low, high = config.mask_aspect_ratio
+    kinds = [
+        MultiBlockMask(num_blocks, scale, aspect_ratio=(low, high))
+        for num_blocks, scale in zip(
+            config.mask_num_blocks, config.mask_spatial_scale, strict=True
+        )
+    ]
+    if config.truncation != "budget":
+        return MaskSampler(kinds, grid_shape, config.truncation, seed=config.seed)  # type: ignore[arg-type]
+    return MaskSampler(
+        kinds,
+        grid_shape,
+        "budget",
+        config.context_budgets,
+        config.target_budgets,
+        config.seed,
+    )
+
+
+def make_batches(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> ClipBatches:
+    """Training batches of the config's data."""
+    source = prepare_digit_motion().train if config.data == BUILT_IN else config.data
+    transform = PretrainTransform(
+        config.image_size,
+        scale=config.random_resize_scale,  # type: ignore[arg-type]
+        ratio=config.random_resize_aspect_ratio,  # type: ignore[arg-type]
+        horizontal_flip=config.horizontal_flip,
+    )
+    return ClipBatches(
+        list_samples(source),
+        config.batch_size,
+        transform,
+        make_masks(config, grid_shape),
+        ClipSettings(config.num_frames, config.temporal_stride),
+        seed=config.seed,
+        num_workers=config.num_workers,
+        max_bad_share=config.max_bad_share,
+    )
+
+
+# --- The run -------------------------------------------------------------------------------------
+
+
+class LossLog(keras.callbacks.Callback):
+    """Keeps the loss of every step, and shows it now and then.
+
+    Losses stay on the device between two lines on the screen, so that no step waits for the host.
+    """
+
+    def __init__(self, steps: int, every: int = 20) -> None:
+        super().__init__()
+        self.steps = steps
+        self.every = every
+        self.losses: list[float] = []
+        self._pending: list[Any] = []
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._pending.append((logs or {})["step_loss"])
+        done = len(self.losses) + len(self._pending)
+        if done % self.every == 0 or done == self.steps:
+            self.losses += [float(loss) for loss in self._pending]
+            self._pending = []
+            self._show(done)
+
+    def _show(self, done: int) -> None:
+        bar = ("#" * (30 * done // self.steps)).ljust(30)
+        seconds = time.perf_counter() - self._start
+        left = seconds / done * (self.steps - done)
+        end = "\n" if done == self.steps or not sys.stderr.isatty() else "\r"
+        print(
+            f"[{bar}] step {done}/{self.steps}  loss {np.mean(self.losses[-self.every:]):.4f}  "
+            f"{seconds:.0f} s, {left:.0f} s left ",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def pretrain(config: PretrainConfig, pretrainer: VJEPAPretrainer, batches: ClipBatches) -> LossLog:
+    """Train for `config.steps` steps."""
+    log = LossLog(config.steps)
+
+    def stream() -> Iterator[tuple[dict[str, Any]]]:
+        for batch in batches.stream(stop=config.steps):
+            yield (batch,)
+
+    pretrainer.fit(stream(), steps_per_epoch=config.steps, verbose=0, callbacks=[log])
+    return log
+
+
+def evaluate(
+    config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
+) -> dict[str, frozen_probe.ProbeResult]:
+    """The frozen probe on the built-in set: pretrained, untrained, and on single frames."""
+    files = prepare_digit_motion()
+    clip = ClipSettings(config.num_frames, config.temporal_stride)
+    train, test = (
+        frozen_probe.read_clips(list_samples(path), clip, config.image_size)
+        for path in (files.train, files.test)
+    )
+    probe = frozen_probe.FrozenProbe(
+        pretrained, frozen_probe.ProbeSettings(epochs=config.probe_epochs)
+    )
+    return {
+        "pretrained target encoder": probe(pretrained, train, test),
+        "untrained encoder": probe(untrained, train, test),
+        "single frame, pretrained": probe(pretrained, train.single_frame(), test.single_frame()),
+    }
+
+
+def draw_curve(losses: list[float], path: Path, height: int = 320, width: int = 640) -> None:
+    """The loss of every step as a picture, with its range written beside it."""
+    image = np.full((height, width, 3), 255, "uint8")
+    low, high = min(losses), max(losses)
+    x = np.linspace(60, width - 10, len(losses))
+    y = 10 + (high - np.array(losses)) / max(high - low, 1e-12) * (height - 40)
+    points = np.stack([x, y], axis=1).round().astype("int32")
+    cv2.polylines(image, [points], False, (160, 80, 20), 1, cv2.LINE_AA)
+    for text, place in (
+        (f"{high:.3f}", (4, 16)),
+        (f"{low:.3f}", (4, height - 26)),
+        (f"loss, steps 1 to {len(losses)}", (60, height - 8)),
+    ):
+        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"cannot write {path}")
+
+
+def run(config: PretrainConfig, workdir: Path) -> None:
+    """Train, save, evaluate; everything goes to `workdir`."""
+    _make_writable(workdir)
+    pretrainer = make_pretrainer(config)
+    batches = make_batches(config, pretrainer.encoder.grid_shape)
+    untrained = VJEPABackbone.from_config(pretrainer.encoder.get_config())
+    untrained.set_weights(pretrainer.encoder.get_weights())
+    print(
+        f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
+        f"parameters on {keras.config.backend()}, {len(batches.samples):,} videos, "
+        f"{config.steps:,} steps of {config.batch_size} clips",
+        file=sys.stderr,
+    )
+    try:
+        losses = pretrain(config, pretrainer, batches).losses
+    except Exception:
+        # Some backends wrap what the data raised into pages of their own.
+        if batches.error is not None:
+            raise batches.error from None
+        raise
+    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
+    (workdir / "loss.csv").write_text(
+        "step,loss\n" + "".join(f"{i},{loss:.9g}\n" for i, loss in enumerate(losses, start=1))
+    )
+    draw_curve(losses, workdir / "loss.png")
+    pretrainer.save_to_preset(workdir / "preset")
+    print(f"Saved {workdir}/preset, loss.csv and loss.png.", file=sys.stderr)
+    if config.data == BUILT_IN:
+        results = evaluate(config, pretrainer.target_encoder, untrained)
+        summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
+        (workdir / "probe.json").write_text(json.dumps(summary, indent=2))
+        print(frozen_probe.table(results))
+
+
+def _make_writable(workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK):
+        raise PermissionError(f"`workdir` must be a folder that can be written. Received: {workdir}")
+
+
+# --- The command line ----------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[PretrainConfig, Path]:
+    """The config and the workdir that a command line asks for."""
+    costs = "\n".join(f"  {name:14s}{f.__doc__}" for name, f in CONFIGS.items())
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog=f"configs:\n{costs}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default="digit_motion", choices=list(CONFIGS))
+    parser.add_argument("--workdir", type=Path, help="default: workdir/<config>")
+    for field in dataclasses.fields(PretrainConfig):
+        default = field.default
+        parser.add_argument(
+            f"--{field.name}", type=_parser_of(default), help=argparse.SUPPRESS, metavar="VALUE"
+        )
+    parser.usage = "pretrain.py [--config NAME] [--data PATH] [--workdir FOLDER] [--FIELD VALUE ...]"
+    values = vars(parser.parse_args(arguments))
+    name, workdir = values.pop("config"), values.pop("workdir")
+    overrides = {key: value for key, value in values.items() if value is not None}
+    return replace(CONFIGS[name](), **overrides), workdir or Path("workdir") / name
+
+
+def _parser_of(default: Any) -> Callable[[str], Any]:
+    if isinstance(default, tuple):
+        kind = type(default[0])
+
+        def numbers(text: str) -> tuple[Any, ...]:
+            return tuple(kind(part) for part in text.split(","))
+
+        return numbers
+    return type(default)
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    config, workdir = parse_arguments()
+    try:
+        run(config, workdir)
+    except (ValueError, OSError, TooManyBadFilesError) as error:
+        sys.exit(f"pretrain: {error}")
+
+
+if __name__ == "__main__":
+    main()

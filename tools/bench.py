@@ -1,0 +1,181 @@
+"""Time one training step and say where it stands against this machine's matrix products (App. C).
+
+    KERAS_BACKEND=jax python tools/bench.py --size base --batch-size 2
+
+Prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory, and
+useful FLOP/s over the peak of a large matrix product, measured in the same process. `--attention`
+times the ways to compute attention instead; `--eager-einsum` trains with the plainest of them, not
+compiled; `--no-padding` leaves the key masks out. Not a test: machines differ.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa import attention as attention_module
+from keras_vjepa.backbone import SIZES
+from keras_vjepa.optimization import AdamW
+
+# Mean token counts of the reference at 224 pixels and a per-device batch of 24, short and long
+# range (official-behaviour §6).
+CONTEXT_TOKENS = (368, 104)
+TARGET_TOKENS = (752, 1104)
+TOKENS = 1568
+
+
+def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
+    """FLOPs of one clip's training step: 2 per multiply-add, backward twice the forward."""
+
+    def transformer(model: Any, tokens: int) -> float:
+        dim, mlp = model.hidden_dim, int(model.hidden_dim * model.mlp_ratio)
+        linear = 2 * tokens * dim * (4 * dim + 2 * mlp)
+        return model.num_layers * (linear + 4 * tokens**2 * dim)
+
+    kernel = encoder.tubelet_embedding.kernel
+    patch = 2.0 * np.prod(kernel.shape)
+    total = transformer(encoder, TOKENS) + TOKENS * patch
+    for context, target in zip(CONTEXT_TOKENS, TARGET_TOKENS, strict=True):
+        projections = 2 * predictor.hidden_dim * encoder.hidden_dim * (context + target)
+        trained = transformer(encoder, context) + transformer(predictor, context + target)
+        # No gradient flows into the pixels, so the patches' backward pass costs one product.
+        total += 3 * (trained + projections) + 2 * context * patch
+    return total
+
+
+def matmul_peak(size: int = 2048, repeats: int = 8) -> float:
+    """FLOP/s of a large float32 matrix product on this device, the best of some."""
+    x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(size, size)).astype("float32"))
+    best = min(_seconds(lambda: ops.matmul(x, x)) for _ in range(repeats))
+    return 2 * size**3 / best
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    # A number on the host: every backend has finished by then.
+    float(ops.convert_to_numpy(ops.sum(function()[:1, :1])))
+    return time.perf_counter() - start
+
+
+def make_pretrainer(size: str, padding: bool) -> VJEPAPretrainer:
+    encoder = VJEPABackbone.from_size(size)
+    predictor = VJEPAPredictor(
+        encoder.hidden_dim, encoder.grid_shape, num_heads=encoder.num_heads, name="predictor"
+    )
+    return VJEPAPretrainer(encoder, predictor, padding=padding)
+
+
+def make_batch(batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    batch = {"videos": rng.normal(size=(batch_size, 16, 224, 224, 3)).astype("float32")}
+    order = np.argsort(rng.random((batch_size, TOKENS)), axis=1).astype("int32")
+    for i, (context, target) in enumerate(zip(CONTEXT_TOKENS, TARGET_TOKENS, strict=True)):
+        batch[f"context_indices_{i}"] = np.sort(order[:, :context], axis=1)
+        batch[f"target_indices_{i}"] = np.sort(order[:, -target:], axis=1)
+    return batch
+
+
+class _Repeat(keras.utils.PyDataset):
+    def __init__(self, batch: dict[str, np.ndarray], steps: int) -> None:
+        super().__init__()
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray]]:
+        return (self.batch,)
+
+
+class _StepTimes(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = [time.perf_counter()]
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        float(logs["loss"])
+        self.ends.append(time.perf_counter())
+
+
+def bench_training(arguments: argparse.Namespace) -> None:
+    pretrainer = make_pretrainer(arguments.size, not arguments.no_padding)
+    if arguments.eager_einsum:
+        attention_module._PREFERRED.clear()
+        attention_module.fused_attention = attention_module.plain_attention
+    pretrainer.compile(AdamW(1e-4), run_eagerly=arguments.eager_einsum)
+    times = _StepTimes()
+    data = _Repeat(make_batch(arguments.batch_size), arguments.steps + 2)
+    peak = matmul_peak()
+    times.ends = [time.perf_counter()]
+    pretrainer.fit(data, verbose=0, shuffle=False, callbacks=[times])
+    durations = np.diff(times.ends)
+    step = float(np.median(durations[2:]))
+    peak = max(peak, matmul_peak())
+    flops = arguments.batch_size * training_flops(pretrainer.encoder, pretrainer.predictor)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{keras.config.backend():10s} {arguments.size:6s} batch {arguments.batch_size}: "
+        f"compile {durations[0] - step:6.1f} s, step {step:7.3f} s "
+        f"({durations[2:].min():.3f} to {durations[2:].max():.3f}), "
+        f"{arguments.batch_size / step:6.3f} clips/s, {memory:5.1f} GiB, "
+        f"{flops / step / 1e9:6.1f} of {peak / 1e9:6.1f} GFLOP/s = {flops / step / peak:.0%}"
+    )
+
+
+def bench_attention(arguments: argparse.Namespace) -> None:
+    size = SIZES[arguments.size]
+    shape = (arguments.batch_size, TOKENS, size.num_heads, size.hidden_dim // size.num_heads)
+    packed = np.random.default_rng(0).normal(size=(3, *shape)).astype("float32")
+    for function in (
+        attention_module.fused_attention,
+        attention_module.plain_attention,
+        attention_module.attention_by_head,
+    ):
+        layer = _AttentionLayer(packed, function)
+        times = _StepTimes()
+        model = keras.Sequential([layer])
+        model.compile(keras.optimizers.SGD(1e-3), loss=lambda y, p: ops.mean(ops.square(p)))
+        x, y = np.zeros((1, 1), "float32"), np.zeros((1, 1), "float32")
+        times.ends = [time.perf_counter()]
+        for _ in range(arguments.steps + 2):
+            model.fit(x, y, verbose=0, callbacks=[times])
+        print(f"{function.__name__:20s} {np.median(np.diff(times.ends)[2:]) * 1e3:7.0f} ms")
+
+
+class _AttentionLayer(keras.layers.Layer):
+    def __init__(self, packed: np.ndarray, function: attention_module.Attention) -> None:
+        super().__init__()
+        self.function = function
+        self.packed = self.add_weight(shape=packed.shape)
+        self.packed.assign(packed)
+
+    def call(self, inputs: Any) -> Any:
+        outputs = self.function(self.packed[0], self.packed[1], self.packed[2])
+        return ops.mean(outputs, axis=(1, 2, 3), keepdims=False)[:1, None] + 0.0 * inputs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="base", choices=list(SIZES))
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--no-padding", action="store_true", help="no key masks")
+    parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
+    parser.add_argument("--attention", action="store_true", help="time attention alone")
+    arguments = parser.parse_args()
+    if min(arguments.batch_size, arguments.steps) < 1:
+        sys.exit("bench: --batch-size and --steps must be at least 1")
+    (bench_attention if arguments.attention else bench_training)(arguments)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main()
