@@ -16,8 +16,8 @@ from keras import ops
 Tensor = Any
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-# Logits of one group of heads in `attention_by_head`: 10 MB in float32, which stays in cache.
-_LOGITS_PER_GROUP = 2_500_000
+# Heads with fewer logits than this are not worth a loop.
+_MIN_LOGITS_FOR_LOOP = 128 * 128
 _MASKED_LOGIT = -1e9
 
 
@@ -33,60 +33,57 @@ def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
 ) -> Tensor:
     """Attention as two matrix products around a softmax. Arguments and result as in `attention`."""
+    bias = None if key_mask is None else _bias(key_mask, query.dtype)[:, None, None, :]
     query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    return ops.transpose(_heads_first_attention(query, key, value, mask), (0, 2, 1, 3))
+    return ops.transpose(_heads_first_attention(query, key, value, bias), (0, 2, 1, 3))
 
 
 def attention_by_head(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
 ) -> Tensor:
-    """Attention over a few heads at a time, whose N x M logits stay in cache.
+    """Attention one head of one sample after the other, as products of plain matrices.
 
-    The logits are computed again in the backward pass, so memory grows with N, not with N x M.
-    Shapes must be known. Arguments and result as in `attention`.
+    The logits of a head stay in cache, and are computed again in the backward pass, so memory grows
+    with N, not with N x M. Arguments and result as in `attention`; shapes must be known.
     """
     batch, num_queries, num_heads, head_dim = query.shape
-    num_keys = key.shape[1]
-    group = _largest_divisor(batch * num_heads, _LOGITS_PER_GROUP // (num_queries * num_keys))
-    if group == batch * num_heads:
-        return plain_attention(query, key, value, key_mask)
 
-    def grouped(x: Tensor) -> Tensor:
+    def one_head_a_row(x: Tensor) -> Tensor:
         x = ops.transpose(x, (0, 2, 1, 3))
-        return ops.reshape(x, (batch * num_heads // group, group, x.shape[2], head_dim))
+        return ops.reshape(x, (batch * num_heads, x.shape[2], head_dim))
 
-    inputs = [grouped(query), grouped(key), grouped(value)]
+    inputs = [one_head_a_row(x) for x in (query, key, value)]
     if key_mask is not None:
-        mask = ops.repeat(key_mask, num_heads, axis=0)
-        inputs.append(ops.reshape(mask, (batch * num_heads // group, group, 1, num_keys)))
-
-    attend = keras.remat(lambda *args: _heads_first_attention(*args))
-    outputs = ops.map(lambda args: attend(*args), tuple(inputs))
+        bias = ops.repeat(_bias(key_mask, query.dtype), num_heads, axis=0)
+        inputs.append(ops.expand_dims(bias, 1))
+    attend = keras.remat(_heads_first_attention)
+    outputs = ops.map(lambda head: attend(*head), tuple(inputs))
     outputs = ops.reshape(outputs, (batch, num_heads, num_queries, head_dim))
     return ops.transpose(outputs, (0, 2, 1, 3))
 
 
+def _bias(key_mask: Tensor, dtype: Any) -> Tensor:
+    """What a mask adds to the logits."""
+    return ops.where(key_mask, ops.cast(0.0, dtype), ops.cast(_MASKED_LOGIT, dtype))
+
+
 def _heads_first_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 ) -> Tensor:
+    """Softmax attention over the last two axes, `(..., tokens, head_dim)`."""
     scale = 1.0 / math.sqrt(query.shape[-1])
     logits = ops.matmul(query * ops.cast(scale, query.dtype), ops.swapaxes(key, -1, -2))
-    if mask is not None:
-        logits = ops.where(mask, logits, ops.cast(_MASKED_LOGIT, logits.dtype))
+    if bias is not None:
+        logits = logits + bias
     # Softmax over half-precision logits would lose what the float32 accumulation of the matrix
     # product kept.
     weights = ops.softmax(ops.cast(logits, "float32"), axis=-1)
     return ops.matmul(ops.cast(weights, value.dtype), value)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(limit, 1))
-
-
-# The fastest, forward and backward, where it is not the backend's own kernel. ViT-B's shape (1568
-# tokens, 12 heads of 64) on 2 CPU cores, milliseconds: JAX 600 own kernel, 460 plain, 220 by head;
-# TensorFlow 190 own kernel, 170 plain; torch 170 own kernel (fused), 360 plain.
+# The fastest, forward and backward, where it is not the backend's own kernel. On 2 CPU cores at
+# ViT-B's shape (1568 tokens, 12 heads of 64), milliseconds: JAX 520 own kernel, 580 plain, 250 by
+# head; TensorFlow 190 own kernel, 170 plain; torch 170 own kernel (fused), 360 plain.
 _PREFERRED: dict[tuple[str, str], Attention] = {
     ("jax", "cpu"): attention_by_head,
     ("tensorflow", "cpu"): plain_attention,
@@ -116,7 +113,7 @@ def attention(
     (1, 5, 2, 4)
     """
     implementation = _PREFERRED.get((keras.config.backend(), _device_type()), fused_attention)
-    if implementation is attention_by_head and None in tuple(query.shape) + tuple(key.shape):
+    if implementation is attention_by_head and not _worth_a_loop(query.shape, key.shape):
         implementation = plain_attention
     return implementation(query, key, value, key_mask)
 
@@ -125,3 +122,9 @@ def _device_type() -> str:
     if keras.config.backend() == "torch":
         return "any"
     return "cpu" if keras.distribution.list_devices()[0].startswith("cpu") else "accelerator"
+
+
+def _worth_a_loop(query_shape: Any, key_shape: Any) -> bool:
+    if None in (*query_shape, *key_shape):
+        return False
+    return query_shape[1] * key_shape[1] >= _MIN_LOGITS_FOR_LOOP

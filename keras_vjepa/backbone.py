@@ -182,9 +182,16 @@ class VJEPABackbone(Preset, keras.Model):
         """Tokens of a clip of the size that the backbone was made for."""
         return math.prod(self.grid_shape)
 
+    @property
+    def position_axes(self) -> tuple[int, ...]:
+        """The grid that positions count: `(time, row, column)`, `(row, column)` for images."""
+        return self._axes(self.grid_shape)
+
+    def _axes(self, grid_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        return grid_shape[1:] if self.is_image_model else grid_shape
+
     def _table(self, grid_shape: tuple[int, int, int]) -> np.ndarray:
-        axes = grid_shape[1:] if self.is_image_model else grid_shape
-        return position_table(self.hidden_dim, axes, self.uniform_power)
+        return position_table(self.hidden_dim, self._axes(grid_shape), self.uniform_power)
 
     def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
         """Position table `(tokens, hidden_dim)` for clips of this token grid."""
@@ -192,9 +199,8 @@ class VJEPABackbone(Preset, keras.Model):
             return ops.convert_to_tensor(self.position_table)
         if self.position_mode == "fresh":
             return ops.convert_to_tensor(self._table(grid_shape))
-        first = 1 if self.is_image_model else 0
         return resample_position_table(
-            ops.convert_to_tensor(self.position_table), self.grid_shape[first:], grid_shape[first:]
+            ops.convert_to_tensor(self.position_table), self.position_axes, self._axes(grid_shape)
         )
 
     def embed(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
@@ -246,16 +252,16 @@ class VJEPABackbone(Preset, keras.Model):
 
     def compute_output_shape(
         self,
-        input_shape: Sequence[int | None],
+        videos_shape: Sequence[int | None],
         token_indices_shape: Sequence[int | None] | None = None,
         padding_mask_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
-        if len(input_shape) == 4:
-            input_shape = (input_shape[0], 1, *input_shape[1:])
-        tokens: int | None = math.prod(self.tubelet_embedding.grid_shape(input_shape))
+        if len(videos_shape) == 4:
+            videos_shape = (videos_shape[0], 1, *videos_shape[1:])
+        tokens: int | None = math.prod(self.tubelet_embedding.grid_shape(videos_shape))
         if token_indices_shape is not None:
             tokens = token_indices_shape[1]
-        return (input_shape[0], tokens, self.hidden_dim)
+        return (videos_shape[0], tokens, self.hidden_dim)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -242,10 +242,14 @@ class TubeletEmbedding(keras.layers.Layer):
         return ops.add(ops.matmul(patches, kernel), self.bias)
 
     def compute_output_shape(
-        self, input_shape: Sequence[int | None], token_indices: Any = None
+        self,
+        videos_shape: Sequence[int | None],
+        token_indices_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
-        tokens = math.prod(self.grid_shape(input_shape))
-        return (input_shape[0], tokens, self.hidden_dim)
+        tokens: int | None = math.prod(self.grid_shape(videos_shape))
+        if token_indices_shape is not None:
+            tokens = token_indices_shape[1]
+        return (videos_shape[0], tokens, self.hidden_dim)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -309,9 +313,11 @@ class SelfAttention(keras.layers.Layer):
         return self.output_projection(ops.reshape(outputs, (batch, tokens, dim)))
 
     def compute_output_shape(
-        self, input_shape: Sequence[int | None], padding_mask: Any = None
+        self,
+        inputs_shape: Sequence[int | None],
+        padding_mask_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
-        return tuple(input_shape)
+        return tuple(inputs_shape)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_heads": self.num_heads}
@@ -371,9 +377,11 @@ class TransformerBlock(keras.layers.Layer):
         return ops.add(x, self.mlp_output(hidden))
 
     def compute_output_shape(
-        self, input_shape: Sequence[int | None], padding_mask: Any = None
+        self,
+        inputs_shape: Sequence[int | None],
+        padding_mask_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
-        return tuple(input_shape)
+        return tuple(inputs_shape)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ Keras' own AdamW differs in three ways that matter here: its epsilon is added be
 correction, its weight decay is a number, and its clipping takes all variables together.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -148,6 +149,13 @@ class LinearSchedule(Schedule):
 _KerasAdamW: Any = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
+@dataclasses.dataclass(frozen=True)
+class _StepValues:
+    learning_rate: Tensor
+    weight_decay: Tensor
+    epsilon: Tensor
+
+
 @keras.saving.register_keras_serializable("keras_vjepa")
 class AdamW(_KerasAdamW):
     """AdamW as the reference's: decoupled scheduled decay, epsilon after the bias correction.
@@ -172,6 +180,9 @@ class AdamW(_KerasAdamW):
     >>> round(float(optimizer.weight_decay), 4)
     0.04
     """
+
+    # Only during an update.
+    _step: _StepValues | None = None
 
     def __init__(
         self,
@@ -203,6 +214,8 @@ class AdamW(_KerasAdamW):
     @property
     def weight_decay(self) -> Any:
         """Weight decay of the next update: a number, or a scalar tensor if scheduled."""
+        if self._step is not None:
+            return self._step.weight_decay
         if isinstance(self._weight_decay, Schedule):
             return self._weight_decay(self.iterations)
         return self._weight_decay
@@ -214,6 +227,8 @@ class AdamW(_KerasAdamW):
     @property
     def epsilon(self) -> Tensor:
         """Keras adds its epsilon to sqrt(v); scaled like this it is as if added to sqrt(v_hat)."""
+        if self._step is not None:
+            return self._step.epsilon
         step = ops.cast(self.iterations + 1, "float32")
         return self._epsilon * ops.sqrt(1.0 - ops.power(float(self.beta_2), step))
 
@@ -230,7 +245,17 @@ class AdamW(_KerasAdamW):
     ) -> None:
         if self.clip_norm is not None:
             grads = self._clip_by_network(grads, trainable_variables)
-        super()._backend_apply_gradients(grads, trainable_variables)
+        # Keras asks for these once a variable; evaluated once a step, the graph stays small.
+        self._step = _StepValues(self.learning_rate, self.weight_decay, self.epsilon)
+        try:
+            super()._backend_apply_gradients(grads, trainable_variables)
+        finally:
+            self._step = None
+
+    def _get_current_learning_rate(self) -> Any:
+        if self._step is not None:
+            return self._step.learning_rate
+        return super()._get_current_learning_rate()
 
     def _clip_by_network(
         self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]

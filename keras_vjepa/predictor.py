@@ -27,7 +27,8 @@ class VJEPAPredictor(keras.Model):
 
     Args:
         encoder_dim: width of the encoder's tokens, also of the predictions.
-        grid_shape: the clip's token grid `(time, row, column)`.
+        grid_shape: the clip's token grid `(time, row, column)`, or `(row, column)` of an image: the
+            encoder's `position_axes`.
         hidden_dim: width of the predictor (Table 9: 384).
         num_layers: transformer blocks (Table 9: 12).
         num_heads: attention heads, the encoder's in the paper; must divide `hidden_dim`.

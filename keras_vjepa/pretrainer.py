@@ -86,9 +86,9 @@ class VJEPAPretrainer(Preset, keras.Model):
                 f"The predictor's `encoder_dim` must be the encoder's `hidden_dim`="
                 f"{encoder.hidden_dim}. Received: {predictor.encoder_dim}"
             )
-        if tuple(predictor.grid_shape) != tuple(encoder.grid_shape):
+        if predictor.grid_shape != encoder.position_axes:
             raise ValueError(
-                f"The predictor's `grid_shape` must be the encoder's {encoder.grid_shape}. "
+                f"The predictor's `grid_shape` must be the encoder's {encoder.position_axes}. "
                 f"Received: {predictor.grid_shape}"
             )
         self.encoder = encoder
@@ -183,14 +183,17 @@ class VJEPAPretrainer(Preset, keras.Model):
                 [self.encoder.trainable_variables, self.predictor.trainable_variables]
             )
         super().compile(optimizer=optimizer, **kwargs)
+        # Now rather than in the first step: that step is then traced once, and saved optimizer
+        # variables find their place.
+        self.optimizer.build(self.trainable_variables)
 
-    def get_compile_config(self) -> dict[str, Any]:
+    def get_compile_config(self) -> dict[str, Any] | None:
+        if not self.compiled:
+            return None
         return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(optimizer=keras.saving.deserialize_keras_object(config["optimizer"]))
-        # Built now, so that saved optimizer variables find their place.
-        self.optimizer.build(self.trainable_variables)
 
     def train_step(self, *args: Any) -> Any:
         """One optimizer step, then the target encoder's (App. B)."""

@@ -68,7 +68,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 def make_pretrainer(size: str, padding: bool) -> VJEPAPretrainer:
     encoder = VJEPABackbone.from_size(size)
     predictor = VJEPAPredictor(
-        encoder.hidden_dim, encoder.grid_shape, num_heads=encoder.num_heads, name="predictor"
+        encoder.hidden_dim, encoder.position_axes, num_heads=encoder.num_heads, name="predictor"
     )
     return VJEPAPretrainer(encoder, predictor, padding=padding)
 

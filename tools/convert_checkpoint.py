@@ -335,7 +335,7 @@ def predictor_config(
     mlp_dim = _required("predictor", tensors, "predictor_blocks.0.mlp.fc1.weight", 2)[0]
     return {
         "encoder_dim": encoder.hidden_dim,
-        "grid_shape": encoder.grid_shape,
+        "grid_shape": encoder.position_axes,
         "hidden_dim": hidden_dim,
         "num_layers": _count(tensors, "predictor_blocks"),
         "num_heads": encoder.num_heads if num_heads is None else num_heads,

@@ -1,0 +1,251 @@
+"""The converter: strict, tensors only, any architecture."""
+
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import convert_checkpoint as module
+import numpy as np
+import pytest
+from conftest import GOLDEN, ROOT
+from convert_checkpoint import (
+    CheckpointError,
+    convert,
+    encoder_entries,
+    predictor_entries,
+    read_checkpoint,
+)
+from keras import ops
+
+from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+
+
+class Storage:
+    """Stands for a tensor's data while a checkpoint is written."""
+
+    def __init__(self, key, size):
+        self.key, self.size = key, size
+
+
+class _Call:
+    """Pickles as a call of a global with arguments."""
+
+    def __init__(self, module_name, name, arguments):
+        self.target, self.arguments = (module_name, name), arguments
+
+
+class _Pickler(pickle._Pickler):
+    """Writes the pickles that PyTorch writes, without PyTorch."""
+
+    def persistent_id(self, item):
+        if isinstance(item, Storage):
+            return ("storage", _Global("torch", "FloatStorage"), item.key, "cpu", item.size)
+        return None
+
+    def save(self, item, save_persistent_id=True):
+        if isinstance(item, _Global):
+            return self.write(b"c" + f"{item.module}\n{item.name}\n".encode())
+        if isinstance(item, _Call):
+            self.save(_Global(*item.target))
+            self.save(item.arguments)
+            return self.write(b"R")
+        return super().save(item, save_persistent_id)
+
+
+class _Global:
+    def __init__(self, module_name, name):
+        self.module, self.name = module_name, name
+
+
+def write_checkpoint(path, content):
+    """Write nested dictionaries of float32 arrays in PyTorch's zip layout."""
+    import io
+
+    arrays = []
+
+    def packed(item):
+        if isinstance(item, dict):
+            return {key: packed(value) for key, value in item.items()}
+        if isinstance(item, np.ndarray):
+            arrays.append(np.ascontiguousarray(item, dtype="float32"))
+            strides = tuple(s // 4 for s in arrays[-1].strides)
+            storage = Storage(str(len(arrays) - 1), arrays[-1].size)
+            arguments = (storage, 0, item.shape, strides, False, {})
+            return _Call("torch._utils", "_rebuild_tensor_v2", arguments)
+        return item
+
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=2).dump(packed(content))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", buffer.getvalue())
+        for key, array in enumerate(arrays):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+
+
+def authors_layout(pretrainer):
+    """The pretrainer's weights under the authors' names, in their layout."""
+
+    def written(entries):
+        tensors = {}
+        for name, variable, rearrange in entries:
+            value = ops.convert_to_numpy(variable)
+            if rearrange is module._transposed:
+                value = value.T
+            elif rearrange is module._without_batch:
+                value = value[None]
+            elif rearrange is module._patch_kernel:
+                value = value.transpose(4, 3, 0, 1, 2)
+                value = value[:, :, 0] if pretrainer.encoder.is_image_model else value
+            tensors[f"module.backbone.{name}"] = value
+        return tensors
+
+    return {
+        "encoder": written(encoder_entries(pretrainer.encoder)),
+        "predictor": written(predictor_entries(pretrainer.predictor)),
+        "target_encoder": written(encoder_entries(pretrainer.target_encoder)),
+        "epoch": 3,
+    }
+
+
+def random_pretrainer(seed, encoder_arguments, predictor_arguments):
+    encoder = VJEPABackbone(**encoder_arguments)
+    predictor = VJEPAPredictor(encoder.hidden_dim, encoder.position_axes, **predictor_arguments)
+    pretrainer, rng = VJEPAPretrainer(encoder, predictor), np.random.default_rng(seed)
+    for variable in pretrainer.variables:
+        if "position_table" not in variable.path:
+            variable.assign(rng.normal(size=variable.shape))
+    return pretrainer
+
+
+ARCHITECTURES = {
+    "wide": (
+        dict(image_size=48, num_frames=6, patch_size=8, tubelet_size=3, hidden_dim=48, num_layers=2,
+             num_heads=3, mlp_ratio=48 / 11),
+        dict(hidden_dim=24, num_layers=1, num_heads=3, num_mask_tokens=3),
+    ),
+    "nonuniform": (
+        dict(image_size=32, num_frames=8, hidden_dim=40, num_layers=1, num_heads=4,
+             uniform_power=False),
+        dict(hidden_dim=16, num_layers=3, num_heads=4, num_mask_tokens=1, uniform_power=False),
+    ),
+    "image": (
+        dict(image_size=64, num_frames=1, hidden_dim=24, num_layers=2, num_heads=2, tubelet_size=1),
+        dict(hidden_dim=12, num_layers=1, num_heads=2, num_mask_tokens=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures_are_detected_and_loaded(name, tmp_path):
+    encoder_arguments, predictor_arguments = ARCHITECTURES[name]
+    expected = random_pretrainer(1, encoder_arguments, predictor_arguments)
+    write_checkpoint(tmp_path / "checkpoint.pth.tar", authors_layout(expected))
+    actual = convert(tmp_path / "checkpoint.pth.tar", num_heads=encoder_arguments["num_heads"])
+    for part in ("encoder", "predictor"):
+        found, wanted = getattr(actual, part).get_config(), getattr(expected, part).get_config()
+        for key in set(wanted) - {"name", "mlp_ratio"}:
+            assert found[key] == wanted[key], key
+    for found, wanted in zip(actual.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.fixture
+def layout(tiny_pretrainer):
+    return authors_layout(tiny_pretrainer)
+
+
+@pytest.mark.parametrize("network", ["encoder", "predictor", "target_encoder"])
+def test_unknown_and_missing_keys_are_named(layout, network, tmp_path):
+    path = tmp_path / "checkpoint.pth.tar"
+    bias = "norm.bias" if network != "predictor" else "predictor_norm.bias"
+    removed = layout[network].pop(f"module.backbone.{bias}")
+    write_checkpoint(path, layout)
+    with pytest.raises(CheckpointError, match=f"`{network}` misses keys: {bias}"):
+        convert(path, num_heads=4)
+    layout[network][f"module.backbone.{bias}"] = removed
+    layout[network]["module.backbone.cls_token"] = np.zeros((1, 1, 72))
+    write_checkpoint(path, layout)
+    with pytest.raises(CheckpointError, match=f"`{network}` has unknown keys: cls_token"):
+        convert(path, num_heads=4)
+
+
+def test_wrong_shapes_and_missing_networks_are_named(layout, tmp_path):
+    path = tmp_path / "checkpoint.pth.tar"
+    layout["target_encoder"]["module.backbone.norm.bias"] = np.zeros(71)
+    write_checkpoint(path, layout)
+    with pytest.raises(CheckpointError, match="`target_encoder.norm.bias` must rearrange to"):
+        convert(path, num_heads=4)
+    del layout["predictor"]
+    write_checkpoint(path, layout)
+    with pytest.raises(CheckpointError, match="the checkpoint has no `predictor`"):
+        convert(path, num_heads=4)
+    with pytest.raises(CheckpointError, match="pass --num-heads"):
+        convert(GOLDEN / "tiny.pth.tar")
+
+
+class Hostile:
+    def __init__(self, function, argument):
+        self.call = (function, (argument,))
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("name", ["system", "exec", "open", "getattr"])
+def test_code_in_a_checkpoint_is_not_run(name, tmp_path):
+    import os
+
+    trap = tmp_path / "trap"
+    payload = {
+        "system": Hostile(os.system, f"touch {trap}"),
+        "exec": Hostile(exec, f"open({str(trap)!r}, 'w')"),
+        "open": Hostile(open, str(trap)),
+        "getattr": Hostile(getattr, "os"),
+    }[name]
+    path = tmp_path / "hostile.pth.tar"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"encoder": payload}))
+    with pytest.raises(CheckpointError, match="the file asks to run .*nothing was run"):
+        read_checkpoint(path)
+    assert not trap.exists()
+
+
+def test_tensors_that_reach_outside_their_storage_are_refused(tmp_path):
+    import io
+
+    buffer = io.BytesIO()
+    arguments = (Storage("0", 4), 2, (4,), (1,), False, {})
+    _Pickler(buffer, protocol=2).dump({"x": _Call("torch._utils", "_rebuild_tensor_v2", arguments)})
+    with zipfile.ZipFile(tmp_path / "c.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", buffer.getvalue())
+        archive.writestr("archive/data/0", bytes(16))
+    with pytest.raises(CheckpointError, match="reaches outside its storage"):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+def test_damaged_files_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(tmp_path / "none.pth.tar")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(CheckpointError, match="is not a PyTorch zip archive"):
+        read_checkpoint(tmp_path / "text")
+    whole = (GOLDEN / "tiny.pth.tar").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="is not a PyTorch zip archive"):
+        read_checkpoint(tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_command(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT,
+                              env={**__import__("os").environ, "PYTHONPATH": str(ROOT)})
+
+    failed = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset")
+    assert failed.returncode != 0 and "pass --num-heads" in failed.stderr.splitlines()[-1]
+    assert not (tmp_path / "preset").exists()
+    done = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset", "--num-heads", "4")
+    assert done.returncode == 0, done.stderr
+    assert VJEPABackbone.from_preset(tmp_path / "preset").hidden_dim == 72

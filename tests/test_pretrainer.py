@@ -1,0 +1,212 @@
+"""The training step: target encoder, padding, one compilation, saving."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import random_batch
+from keras import ops
+
+from keras_vjepa import (
+    AdamW,
+    CosineSchedule,
+    LinearSchedule,
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+)
+from keras_vjepa.data.masks import LONG_RANGE, SHORT_RANGE, MaskSampler
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def small_pretrainer(image_size=32, num_frames=4, dtype=None, num_masks=2, **arguments):
+    keras.utils.set_random_seed(0)
+    encoder = VJEPABackbone(
+        image_size, num_frames, hidden_dim=24, num_layers=2, num_heads=2, dtype=dtype
+    )
+    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, num_masks, dtype=dtype)
+    return VJEPAPretrainer(encoder, predictor, dtype=dtype, **arguments)
+
+
+def fit(pretrainer, batch, epochs=1):
+    size = len(batch["videos"])
+    return pretrainer.fit(batch, batch_size=size, epochs=epochs, verbose=0).history["loss"]
+
+
+def test_target_encoder_is_the_moving_average():
+    pretrainer = small_pretrainer(momentum=LinearSchedule(0.5, 1.0, 4.0))
+    pretrainer.compile(AdamW(1e-2))
+    expected = pretrainer.encoder.get_weights()
+    for step in range(3):
+        fit(pretrainer, random_batch(step, pretrainer))
+        momentum = 0.5 + step * 0.125
+        online = pretrainer.encoder.get_weights()
+        expected = [momentum * e + (1 - momentum) * o for e, o in zip(expected, online, strict=True)]
+    for actual, wanted in zip(pretrainer.target_encoder.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-6)
+    kernels = [
+        numpy(model.blocks[0].mlp_hidden.kernel)
+        for model in (pretrainer.encoder, pretrainer.target_encoder)
+    ]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
+
+
+def test_target_encoder_gets_no_gradient_and_no_step():
+    pretrainer = small_pretrainer(momentum=1.0)
+    pretrainer.compile(AdamW(1e-2))
+    before = pretrainer.target_encoder.get_weights()
+    fit(pretrainer, random_batch(0, pretrainer))
+    for actual, expected in zip(pretrainer.target_encoder.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    trained = {id(v) for v in pretrainer.trainable_variables}
+    assert not trained & {id(v) for v in pretrainer.target_encoder.variables}
+
+
+def test_padding_does_not_change_the_loss():
+    """Budgets give the loss of the same tokens without padding, sample by sample."""
+    pretrainer = small_pretrainer(48, 8)
+    batch = random_batch(0, pretrainer, batch_size=2, context=7, target=9)
+    padded = dict(batch)
+    for name in batch:
+        if name != "videos":
+            padded[name] = np.pad(batch[name], ((0, 0), (0, 3)), constant_values=-1)
+    expected, padded_loss = numpy(pretrainer(batch)), numpy(pretrainer(padded))
+    np.testing.assert_allclose(padded_loss, expected, atol=1e-6)
+    pretrainer.padding = False
+    np.testing.assert_allclose(numpy(pretrainer(batch)), expected, atol=1e-6)
+
+
+def test_samples_of_unequal_length_count_by_themselves():
+    pretrainer = small_pretrainer(48, 8)
+    batch = random_batch(1, pretrainer, batch_size=2, context=7, target=9)
+    for role, keep in (("context", 4), ("target", 5)):
+        for i in range(2):
+            batch[f"{role}_indices_{i}"][1, keep:] = -1
+    together = numpy(pretrainer(batch))
+    alone = {"videos": batch["videos"][1:]}
+    for role, keep in (("context", 4), ("target", 5)):
+        for i in range(2):
+            alone[f"{role}_indices_{i}"] = batch[f"{role}_indices_{i}"][1:, :keep]
+    np.testing.assert_allclose(together[1:], numpy(pretrainer(alone)), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_masks", [1, 3])
+def test_any_number_of_mask_kinds(num_masks):
+    pretrainer = small_pretrainer(num_masks=num_masks, variance_weight=0.5)
+    pretrainer.compile(AdamW(1e-2))
+    losses = fit(pretrainer, random_batch(0, pretrainer), epochs=8)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_mixed_precision_learns():
+    pretrainer = small_pretrainer(dtype="mixed_bfloat16")
+    pretrainer.compile(AdamW(1e-2))
+    losses = fit(pretrainer, random_batch(0, pretrainer), epochs=8)
+    assert np.isfinite(losses).all() and losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_target_variables_are_float32(dtype):
+    """Half-precision variables would stand still in the moving average."""
+    pretrainer = small_pretrainer(dtype=dtype)
+    assert all(v.dtype == "float32" for v in pretrainer.target_encoder.variables)
+
+
+class Stream(keras.utils.PyDataset):
+    """Random clips with the paper's masks, every batch new."""
+
+    def __init__(self, sampler, steps, seed=0):
+        super().__init__()
+        self.sampler, self.steps = sampler, steps
+        shape = (2, 4, 8, 8, 3)
+        self.videos = np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, index):
+        return ({"videos": self.videos, **self.sampler(index, 2)},)
+
+
+@pytest.mark.slow
+def test_one_compilation_in_200_batches():
+    encoder = VJEPABackbone(8, 4, patch_size=1, tubelet_size=1, hidden_dim=6, num_layers=1, num_heads=1)
+    predictor = VJEPAPredictor(6, encoder.position_axes, 6, 1, 1)
+    traces = []
+
+    class Counted(VJEPAPretrainer):
+        def compute_loss(self, *args, **kwargs):
+            traces.append(1)
+            return super().compute_loss(*args, **kwargs)
+
+    pretrainer = Counted(encoder, predictor)
+    pretrainer.compile(AdamW(1e-3))
+    budgets = {"context_budgets": (60, 30), "target_budgets": (120, 150)}
+    sampler = MaskSampler([SHORT_RANGE, LONG_RANGE], encoder.grid_shape, **budgets)
+    lengths = {tuple((sampler(s, 2)["context_indices_0"] >= 0).sum(axis=1)) for s in range(200)}
+    assert len(lengths) > 5
+    pretrainer.fit(Stream(sampler, 200), epochs=1, verbose=0)
+    # Torch runs the code in every step; compiled backends once, and once more for shapes alone.
+    compiled = keras.config.backend() != "torch"
+    assert len(traces) <= 2 if compiled else len(traces) == 200
+    if hasattr(pretrainer.train_function, "experimental_get_tracing_count"):
+        assert pretrainer.train_function.experimental_get_tracing_count() == 1
+    if hasattr(pretrainer.train_function, "_cache_size"):
+        assert pretrainer.train_function._cache_size() == 1
+
+
+def test_save_and_load_with_the_optimizer(tmp_path):
+    pretrainer = small_pretrainer(momentum=LinearSchedule(0.9, 1.0, 10.0))
+    pretrainer.compile(
+        AdamW(1e-2, weight_decay=CosineSchedule(0.04, 0.4, 10), clip_norm=1.0, clip_after=1)
+    )
+    fit(pretrainer, random_batch(0, pretrainer), epochs=2)
+    pretrainer.save(tmp_path / "model.keras")
+    restored = keras.saving.load_model(tmp_path / "model.keras")
+    assert restored.get_config() == pretrainer.get_config()
+    assert restored.optimizer.get_config() == pretrainer.optimizer.get_config()
+    batch = random_batch(1, pretrainer)
+    assert fit(restored, batch, epochs=2) == fit(pretrainer, batch, epochs=2)
+
+
+def test_presets(tmp_path):
+    pretrainer = small_pretrainer()
+    pretrainer.compile(AdamW(1e-2))
+    fit(pretrainer, random_batch(0, pretrainer), epochs=2)
+    pretrainer.save_to_preset(tmp_path / "preset")
+    videos = random_batch(1, pretrainer)["videos"]
+    backbone = VJEPABackbone.from_preset(tmp_path / "preset")
+    np.testing.assert_array_equal(
+        numpy(backbone(videos)), numpy(pretrainer.target_encoder(videos))
+    )
+    restored = VJEPAPretrainer.from_preset(tmp_path / "preset")
+    for actual, expected in zip(restored.get_weights(), pretrainer.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    fresh = VJEPABackbone.from_preset(tmp_path / "preset", load_weights=False, num_layers=1)
+    assert fresh.num_layers == 1
+
+
+def test_bad_presets_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`folder` must be a preset that holds config.json"):
+        VJEPABackbone.from_preset(tmp_path)
+    backbone = VJEPABackbone(16, 2, hidden_dim=12, num_layers=1, num_heads=2)
+    backbone.save_to_preset(tmp_path / "preset")
+    with pytest.raises(ValueError, match="`overrides` must be arguments of VJEPABackbone"):
+        VJEPABackbone.from_preset(tmp_path / "preset", num_layer=3)
+    with pytest.raises(FileNotFoundError, match="holds pretrainer.json"):
+        VJEPAPretrainer.from_preset(tmp_path / "preset")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="`folder` must not exist, be empty or be a preset"):
+        backbone.save_to_preset(tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "preset"]
+
+
+def test_networks_that_do_not_fit_are_named():
+    encoder = VJEPABackbone(16, 2, hidden_dim=12, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match="`encoder_dim` must be the encoder's `hidden_dim`=12"):
+        VJEPAPretrainer(encoder, VJEPAPredictor(24, (1, 1, 1), 12, 1, 2))
+    with pytest.raises(ValueError, match="`grid_shape` must be the encoder's"):
+        VJEPAPretrainer(encoder, VJEPAPredictor(12, (2, 1, 1), 12, 1, 2))
