@@ -90,9 +90,7 @@ _PREFERRED: dict[tuple[str, str], Attention] = {
 }
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
-) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
     """Multi-head softmax attention, in the way that is fastest on this backend and device.
 
     Args:

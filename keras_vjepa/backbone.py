@@ -111,7 +111,8 @@ class VJEPABackbone(Preset, keras.Model):
             raise ValueError(
                 f"`position_mode` must be 'resample' or 'fresh'. Received: {position_mode!r}"
             )
-        self.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
+        # A tuple again when it comes out of a JSON file as a list.
+        self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
         self.num_frames = num_frames
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
@@ -125,7 +126,7 @@ class VJEPABackbone(Preset, keras.Model):
         self.num_channels = num_channels
         # Built here, so that a backbone has its weights from the start; through `build`, which
         # gives every variable a path of its own.
-        height, width = _height_width(self.image_size)
+        height, width = _height_width(image_size)
         self.build((None, num_frames, height, width, num_channels))
 
     def build(self, video_shape: Sequence[int | None]) -> None:
@@ -282,4 +283,7 @@ class VJEPABackbone(Preset, keras.Model):
 
 
 def _height_width(image_size: Size) -> tuple[int, int]:
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width

@@ -215,7 +215,9 @@ class TubeletEmbedding(keras.layers.Layer):
         for name, size, step in zip(names, video_shape[1:4], sizes, strict=True):
             if size is None or size <= 0 or size % step:
                 what = "tubelet_size" if name == "num_frames" else "patch_size"
-                raise ValueError(f"`{name}` must be a multiple of `{what}`={step}. Received: {size}")
+                raise ValueError(
+                    f"`{name}` must be a multiple of `{what}`={step}. Received: {size}"
+                )
         time, row, column = (n // s for n, s in zip(video_shape[1:4], sizes, strict=True))  # type: ignore[operator]
         return time, row, column
 
@@ -228,9 +230,7 @@ class TubeletEmbedding(keras.layers.Layer):
             )
         grid = self.grid_shape(videos.shape)
         tubelet, patch, _, channels, _ = self.kernel.shape
-        x = ops.reshape(
-            videos, (-1, grid[0], tubelet, grid[1], patch, grid[2], patch, channels)
-        )
+        x = ops.reshape(videos, (-1, grid[0], tubelet, grid[1], patch, grid[2], patch, channels))
         x = ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7))
         return ops.reshape(x, (-1, math.prod(grid), tubelet * patch * patch * channels))
 

@@ -36,7 +36,8 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
 
     >>> import numpy as np
     >>> from keras_vjepa.monitoring import feature_statistics
-    >>> round(feature_statistics(np.eye(4)[:, :2]).effective_rank, 2)
+    >>> two_directions = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    >>> round(feature_statistics(two_directions).effective_rank, 2)
     2.0
     """
     vectors = np.asarray(features, dtype="float64").reshape(-1, features.shape[-1])

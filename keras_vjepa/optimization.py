@@ -14,10 +14,9 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_vjepa.attention import Tensor
-
-Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 def _half_cosine(progress: Tensor) -> Tensor:
@@ -26,7 +25,7 @@ def _half_cosine(progress: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class WarmupCosine(Schedule):
+class WarmupCosine(LearningRateSchedule):
     """Linear warm-up, then half a cosine (App. C).
 
     Iteration s counts from 1; Keras passes s - 1. The value is not clamped beyond `total_steps`,
@@ -53,7 +52,8 @@ class WarmupCosine(Schedule):
         super().__init__()
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(
-                f"`warmup_steps` must be in [0, total_steps={total_steps}). Received: {warmup_steps}"
+                f"`warmup_steps` must be in [0, total_steps={total_steps}). "
+                f"Received: {warmup_steps}"
             )
         self.start = start
         self.peak = peak
@@ -79,7 +79,7 @@ class WarmupCosine(Schedule):
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class CosineSchedule(Schedule):
+class CosineSchedule(LearningRateSchedule):
     """Half a cosine from `start` to `final`, which it never passes; for weight decay (App. C).
 
     Args:
@@ -111,7 +111,7 @@ class CosineSchedule(Schedule):
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class LinearSchedule(Schedule):
+class LinearSchedule(LearningRateSchedule):
     """A straight line from `start`, reached at the first iteration, towards `final` (App. C).
 
     Args:
@@ -144,8 +144,8 @@ class LinearSchedule(Schedule):
         return {"start": self.start, "final": self.final, "total_steps": self.total_steps}
 
 
-# The class that Keras makes for the active backend: on torch, subclasses of `keras.optimizers.AdamW`
-# itself would lose the fused update of all variables at once.
+# The class that Keras makes for the active backend: on torch, subclasses of
+# `keras.optimizers.AdamW` itself would lose the fused update of all variables at once.
 _KerasAdamW: Any = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
@@ -186,8 +186,8 @@ class AdamW(_KerasAdamW):
 
     def __init__(
         self,
-        learning_rate: float | Schedule = 1e-3,
-        weight_decay: float | Schedule = 0.01,
+        learning_rate: float | LearningRateSchedule = 1e-3,
+        weight_decay: float | LearningRateSchedule = 0.01,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
@@ -216,12 +216,12 @@ class AdamW(_KerasAdamW):
         """Weight decay of the next update: a number, or a scalar tensor if scheduled."""
         if self._step is not None:
             return self._step.weight_decay
-        if isinstance(self._weight_decay, Schedule):
+        if isinstance(self._weight_decay, LearningRateSchedule):
             return self._weight_decay(self.iterations)
         return self._weight_decay
 
     @weight_decay.setter
-    def weight_decay(self, value: float | Schedule) -> None:
+    def weight_decay(self, value: float | LearningRateSchedule) -> None:
         self._weight_decay = value
 
     @property
@@ -277,7 +277,7 @@ class AdamW(_KerasAdamW):
 
     def get_config(self) -> dict[str, Any]:
         weight_decay = self._weight_decay
-        if isinstance(weight_decay, Schedule):
+        if isinstance(weight_decay, LearningRateSchedule):
             weight_decay = keras.saving.serialize_keras_object(weight_decay)
         return {
             **super().get_config(),

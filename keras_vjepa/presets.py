@@ -98,11 +98,11 @@ class Preset:
                 f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
             )
         config["config"].update(overrides)
-        model = keras.saving.deserialize_keras_object(config)
+        model: Any = keras.saving.deserialize_keras_object(config)
         if not isinstance(model, cls):
             raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}.")
         if load_weights:
-            model.load_weights(folder / weights)
+            keras.saving.load_weights(model, folder / weights)
         return model
 
 

@@ -166,7 +166,7 @@ class VJEPAPretrainer(Preset, keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """As Keras', whose `loss` is the epoch's mean so far, and this step's own loss beside it."""
+        """As Keras', whose `loss` is the epoch's mean so far, with this step's own beside it."""
         logs = super().compute_metrics(x, y, y_pred, sample_weight)
         return {**logs, "step_loss": ops.mean(ops.stop_gradient(y_pred))}
 

@@ -104,7 +104,9 @@ class AttentivePooler(keras.layers.Layer):
         batch, num_tokens, dim = ops.shape(tokens)
         heads, head_dim = self.num_heads, dim // self.num_heads
         query = self.query(ops.cast(self.query_token, self.compute_dtype))
-        query = ops.broadcast_to(ops.reshape(query, (1, 1, heads, head_dim)), (batch, 1, heads, head_dim))
+        query = ops.broadcast_to(
+            ops.reshape(query, (1, 1, heads, head_dim)), (batch, 1, heads, head_dim)
+        )
         packed = self.key_value(self.tokens_norm(tokens))
         packed = ops.reshape(packed, (batch, num_tokens, 2, heads, head_dim))
         pooled = attention(query, packed[:, :, 0], packed[:, :, 1])

@@ -4,6 +4,7 @@ One clip a video, no augmentation, features computed once. Every encoder gets th
 initial weights, same batches, same number of steps.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +53,22 @@ class Clips:
         return Clips(np.ascontiguousarray(still), self.labels)
 
 
-def read_clips(samples: list[Sample], clip: ClipSettings, image_size: int) -> Clips:
+def read_clips(
+    samples: list[Sample], clip: ClipSettings, image_size: int, num_workers: int = 2
+) -> Clips:
     """The first clip of every video, not augmented."""
-    videos, labels = [], []
-    for sample in samples:
-        if sample.label is None:
-            raise ValueError(f"`samples` must have labels. Received none for {sample.path}")
+    unlabelled = [sample.path for sample in samples if sample.label is None]
+    if unlabelled:
+        raise ValueError(f"`samples` must have labels. Received none for {unlabelled[0]}")
+
+    def read(sample: Sample) -> np.ndarray:
         with open_video(sample.path) as video:
             [indices] = clip_frame_indices(video.num_frames, clip.frames_per_clip, clip.frame_step)
-            videos.append(center_view(video.read(indices), image_size, image_size))
-        labels.append(split_label(sample.label))
+            return center_view(video.read(indices), image_size, image_size)
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        videos = list(pool.map(read, samples))
+    labels = [split_label(sample.label) for sample in samples if sample.label is not None]
     return Clips(np.stack(videos), np.array(labels, "int32"))
 
 
@@ -135,11 +142,15 @@ def features(encoder: VJEPABackbone, videos: np.ndarray, batch_size: int = 64) -
 
 def table(results: dict[str, ProbeResult]) -> str:
     """The results as lines of text, one encoder a line."""
-    rows = [("frozen attentive probe, test accuracy", *TASKS, "feature std", "effective rank")]
+    rows: list[tuple[str, ...]] = [
+        ("frozen attentive probe, test accuracy", *TASKS, "feature std", "effective rank")
+    ]
     for name, result in results.items():
         accuracies = [f"{result.accuracy[task]:.3f}" for task in TASKS]
         statistics = result.statistics
-        rows.append((name, *accuracies, f"{statistics.std:.3f}", f"{statistics.effective_rank:.1f}"))
+        rows.append(
+            (name, *accuracies, f"{statistics.std:.3f}", f"{statistics.effective_rank:.1f}")
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -100,7 +100,7 @@ class PretrainConfig:
 
     dtype: str = "mixed_bfloat16"
     seed: int = 234
-    probe_epochs: int = 12
+    probe_epochs: int = 10
 
 
 def vitl16() -> PretrainConfig:
@@ -136,9 +136,9 @@ def digit_motion() -> PretrainConfig:
         # The built-in set tells left from right.
         horizontal_flip=0.0,
         mask_num_blocks=(4, 2),
-        # Means at 32 clips, `mean_counts` in keras_vjepa.data.masks.
-        context_budgets=(64, 32),
-        target_budgets=(96, 176),
+        # The means at 32 clips, by `mean_counts` in keras_vjepa.data.masks.
+        context_budgets=(116, 20),
+        target_budgets=(76, 176),
         patch_size=8,
         hidden_dim=96,
         num_layers=4,
@@ -146,12 +146,12 @@ def digit_motion() -> PretrainConfig:
         predictor_hidden_dim=48,
         predictor_num_layers=2,
         batch_size=32,
-        steps=400,
-        warmup_steps=40,
+        steps=150,
+        warmup_steps=20,
         start_learning_rate=1e-4,
         learning_rate=5e-4,
         start_momentum=0.999,
-        clip_after=40,
+        clip_after=20,
         dtype="float32",
         seed=0,
     )
@@ -220,9 +220,7 @@ def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> Mask
     low, high = config.mask_aspect_ratio
     kinds = [
         MultiBlockMask(num_blocks, scale, aspect_ratio=(low, high))
-        for num_blocks, scale in zip(
-            config.mask_num_blocks, config.mask_spatial_scale, strict=True
-        )
+        for num_blocks, scale in zip(config.mask_num_blocks, config.mask_spatial_scale, strict=True)
     ]
     if config.truncation != "budget":
         return MaskSampler(kinds, grid_shape, config.truncation, seed=config.seed)  # type: ignore[arg-type]
@@ -288,7 +286,7 @@ class LossLog(keras.callbacks.Callback):
         left = seconds / done * (self.steps - done)
         end = "\n" if done == self.steps or not sys.stderr.isatty() else "\r"
         print(
-            f"[{bar}] step {done}/{self.steps}  loss {np.mean(self.losses[-self.every:]):.4f}  "
+            f"[{bar}] step {done}/{self.steps}  loss {np.mean(self.losses[-self.every :]):.4f}  "
             f"{seconds:.0f} s, {left:.0f} s left ",
             end=end,
             file=sys.stderr,
@@ -304,7 +302,9 @@ def pretrain(config: PretrainConfig, pretrainer: VJEPAPretrainer, batches: ClipB
         for batch in batches.stream(stop=config.steps):
             yield (batch,)
 
-    pretrainer.fit(stream(), steps_per_epoch=config.steps, verbose=0, callbacks=[log])
+    pretrainer.fit(
+        stream(), steps_per_epoch=config.steps, shuffle=False, verbose=0, callbacks=[log]
+    )
     return log
 
 
@@ -315,7 +315,7 @@ def evaluate(
     files = prepare_digit_motion()
     clip = ClipSettings(config.num_frames, config.temporal_stride)
     train, test = (
-        frozen_probe.read_clips(list_samples(path), clip, config.image_size)
+        frozen_probe.read_clips(list_samples(path), clip, config.image_size, config.num_workers)
         for path in (files.train, files.test)
     )
     probe = frozen_probe.FrozenProbe(
@@ -383,7 +383,9 @@ def run(config: PretrainConfig, workdir: Path) -> None:
 def _make_writable(workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
-        raise PermissionError(f"`workdir` must be a folder that can be written. Received: {workdir}")
+        raise PermissionError(
+            f"`workdir` must be a folder that can be written. Received: {workdir}"
+        )
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -405,7 +407,9 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[PretrainConfig,
         parser.add_argument(
             f"--{field.name}", type=_parser_of(default), help=argparse.SUPPRESS, metavar="VALUE"
         )
-    parser.usage = "pretrain.py [--config NAME] [--data PATH] [--workdir FOLDER] [--FIELD VALUE ...]"
+    parser.usage = (
+        "pretrain.py [--config NAME] [--data PATH] [--workdir FOLDER] [--FIELD VALUE ...]"
+    )
     values = vars(parser.parse_args(arguments))
     name, workdir = values.pop("config"), values.pop("workdir")
     overrides = {key: value for key, value in values.items() if value is not None}

@@ -29,7 +29,9 @@ def reference(query, key, value, mask):
     return np.einsum("bhnm,bmhc->bnhc", weights, value)
 
 
-@pytest.mark.parametrize("function", [fused_attention, plain_attention, attention_by_head, attention])
+@pytest.mark.parametrize(
+    "function", [fused_attention, plain_attention, attention_by_head, attention]
+)
 @pytest.mark.parametrize("masked", [True, False])
 def test_equals_numpy(function, masked):
     query, key, value, mask = inputs()
@@ -49,8 +51,9 @@ class Attend(keras.layers.Layer):
         self.mask = arrays[3]
 
     def call(self, x):
-        outputs = self.function(*(ops.convert_to_tensor(a) for a in self.arrays),
-                                ops.convert_to_tensor(self.mask))
+        outputs = self.function(
+            *(ops.convert_to_tensor(a) for a in self.arrays), ops.convert_to_tensor(self.mask)
+        )
         return ops.mean(ops.square(outputs)) + 0.0 * x
 
 

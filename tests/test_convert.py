@@ -120,13 +120,27 @@ def random_pretrainer(seed, encoder_arguments, predictor_arguments):
 
 ARCHITECTURES = {
     "wide": (
-        dict(image_size=48, num_frames=6, patch_size=8, tubelet_size=3, hidden_dim=48, num_layers=2,
-             num_heads=3, mlp_ratio=48 / 11),
+        dict(
+            image_size=48,
+            num_frames=6,
+            patch_size=8,
+            tubelet_size=3,
+            hidden_dim=48,
+            num_layers=2,
+            num_heads=3,
+            mlp_ratio=48 / 11,
+        ),
         dict(hidden_dim=24, num_layers=1, num_heads=3, num_mask_tokens=3),
     ),
     "nonuniform": (
-        dict(image_size=32, num_frames=8, hidden_dim=40, num_layers=1, num_heads=4,
-             uniform_power=False),
+        dict(
+            image_size=32,
+            num_frames=8,
+            hidden_dim=40,
+            num_layers=1,
+            num_heads=4,
+            uniform_power=False,
+        ),
         dict(hidden_dim=16, num_layers=3, num_heads=4, num_mask_tokens=1, uniform_power=False),
     ),
     "image": (
@@ -240,8 +254,13 @@ def test_damaged_files_are_named(tmp_path):
 def test_command(tmp_path):
     def run(*arguments):
         command = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT,
-                              env={**__import__("os").environ, "PYTHONPATH": str(ROOT)})
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+        )
 
     failed = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset")
     assert failed.returncode != 0 and "pass --num-heads" in failed.stderr.splitlines()[-1]

@@ -20,6 +20,8 @@ from keras_vjepa.data.digit_motion import (
 from keras_vjepa.data.index import list_samples
 from keras_vjepa.data.video import open_video
 
+pytestmark = pytest.mark.data
+
 SMALL = DigitMotionConfig(num_frames=12, num_training_videos=20, num_test_videos=10)
 CLEAN = DigitMotionConfig(noise=0.0, background_strength=0)
 

@@ -7,6 +7,8 @@ import pytest
 
 from keras_vjepa.data.index import Sample, list_samples
 
+pytestmark = pytest.mark.data
+
 
 def write_list(folder: Path, content: str | bytes, name: str = "list.csv") -> Path:
     path = folder / name

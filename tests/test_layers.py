@@ -29,8 +29,11 @@ def table_names():
 def parsed(name, arrays):
     """Grid, width and kind of a table, from its name in pos_embed.npz."""
     parts = dict.fromkeys(name.split("_"))
-    number = {p.rstrip("0123456789"): int(p.lstrip("abcdefghijklmnopqrstuvwxyz")) for p in parts
-              if p[-1].isdigit() and p[0].isalpha()}
+    number = {
+        p.rstrip("0123456789"): int(p.lstrip("abcdefghijklmnopqrstuvwxyz"))
+        for p in parts
+        if p[-1].isdigit() and p[0].isalpha()
+    }
     uniform = "nonuniform" not in parts
     if "len" in number:
         return (number["len"],), number["dim"], uniform
@@ -56,8 +59,13 @@ def test_position_table_rejects_a_width_it_cannot_split():
 
 
 @pytest.mark.parametrize(
-    "size,grid", [("8x96x96", (4, 6, 6)), ("16x64x64", (8, 4, 4)),
-                  ("8x64x96", (4, 4, 6)), ("4x48x80", (2, 3, 5))],
+    "size,grid",
+    [
+        ("8x96x96", (4, 6, 6)),
+        ("16x64x64", (8, 4, 4)),
+        ("8x64x96", (4, 4, 6)),
+        ("4x48x80", (2, 3, 5)),
+    ],
 )
 def test_trilinear_resampling_equals_the_reference(size, grid):
     table = resample_position_table(
@@ -99,8 +107,12 @@ def test_tubelet_embedding_is_a_strided_convolution():
 
 
 @pytest.mark.parametrize(
-    "shape,name", [((1, 3, 16, 16, 3), "num_frames"), ((1, 2, 15, 16, 3), "height"),
-                   ((1, 2, 16, 40, 3), "width")],
+    "shape,name",
+    [
+        ((1, 3, 16, 16, 3), "num_frames"),
+        ((1, 2, 15, 16, 3), "height"),
+        ((1, 2, 16, 40, 3), "width"),
+    ],
 )
 def test_sizes_that_do_not_divide_are_named(shape, name):
     with pytest.raises(ValueError, match=f"`{name}` must be a multiple of"):

@@ -19,6 +19,8 @@ from keras_vjepa.data.masks import (
     mean_counts,
 )
 
+pytestmark = pytest.mark.data
+
 STATISTICS = json.loads((Path(__file__).parent / "golden" / "masks_stats.json").read_text())
 MASKS = {"short": SHORT_RANGE, "long": LONG_RANGE}
 GRIDS = {"224": (8, 14, 14), "384": (8, 24, 24)}

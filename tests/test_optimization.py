@@ -47,8 +47,13 @@ def test_equals_the_formula(clip, epsilon):
         grads = [keras.ops.convert_to_tensor(g) for network in step for g in network]
         optimizer.apply(grads, flat)
     expected = numpy_adamw(
-        initial, gradients, [float(learning_rate(i)) for i in range(6)],
-        [float(weight_decay(i)) for i in range(6)], clip, 2, epsilon,
+        initial,
+        gradients,
+        [float(learning_rate(i)) for i in range(6)],
+        [float(weight_decay(i)) for i in range(6)],
+        clip,
+        2,
+        epsilon,
     )
     for network, wanted in zip(variables, expected, strict=True):
         for variable, value in zip(network, wanted, strict=True):
@@ -58,8 +63,12 @@ def test_equals_the_formula(clip, epsilon):
 
 def test_config_round_trip():
     optimizer = AdamW(
-        WarmupCosine(1e-3, 1e-2, 1e-4, 2, 8), CosineSchedule(0.1, 0.5, 8), clip_norm=3.0,
-        clip_after=7, epsilon=1e-6, name="mine",
+        WarmupCosine(1e-3, 1e-2, 1e-4, 2, 8),
+        CosineSchedule(0.1, 0.5, 8),
+        clip_norm=3.0,
+        clip_after=7,
+        epsilon=1e-6,
+        name="mine",
     )
     config = keras.saving.serialize_keras_object(optimizer)
     restored = keras.saving.deserialize_keras_object(config)

@@ -102,8 +102,7 @@ def test_every_gradient(tiny_pretrainer):
     tiny_pretrainer.fit(batch, batch_size=2, epochs=1, verbose=0)
     variables = tiny_pretrainer.trainable_variables
     found = {
-        id(v): numpy(g)
-        for v, g in zip(variables, tiny_pretrainer.optimizer.gradients, strict=True)
+        id(v): numpy(g) for v, g in zip(variables, tiny_pretrainer.optimizer.gradients, strict=True)
     }
     reference, compared = golden("grads.npz"), 0
     for network, entries in (
@@ -171,7 +170,7 @@ def _assert_trajectory_ends_as(pretrainer, reference):
     }
     compared = 0
     for network, name, variable, rearrange in (
-        (network, *entry) for network in entries for entry in entries[network]
+        (part, *entry) for part in entries for entry in entries[part]
     ):
         value = numpy(variable)
         tolerance = 1e-4 if name == "patch_embed.proj.weight" else 5e-5

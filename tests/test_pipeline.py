@@ -29,8 +29,9 @@ def samples(tmp_path):
 def batches(samples, **arguments):
     masks = MaskSampler([SHORT_RANGE, LONG_RANGE], (2, 8, 8), "budget", (20, 10), (40, 60))
     defaults = {"batch_size": 4, "clip": ClipSettings(4, 2), "seed": 3}
-    return ClipBatches(samples, transform=PretrainTransform(16), masks=masks,
-                       **{**defaults, **arguments})
+    return ClipBatches(
+        samples, transform=PretrainTransform(16), masks=masks, **{**defaults, **arguments}
+    )
 
 
 def assert_same(first, second):

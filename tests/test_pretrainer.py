@@ -43,7 +43,9 @@ def test_target_encoder_is_the_moving_average():
         fit(pretrainer, random_batch(step, pretrainer))
         momentum = 0.5 + step * 0.125
         online = pretrainer.encoder.get_weights()
-        expected = [momentum * e + (1 - momentum) * o for e, o in zip(expected, online, strict=True)]
+        expected = [
+            momentum * e + (1 - momentum) * o for e, o in zip(expected, online, strict=True)
+        ]
     for actual, wanted in zip(pretrainer.target_encoder.get_weights(), expected, strict=True):
         np.testing.assert_allclose(actual, wanted, atol=1e-6)
     kernels = [
@@ -132,7 +134,9 @@ class Stream(keras.utils.PyDataset):
 
 @pytest.mark.slow
 def test_one_compilation_in_200_batches():
-    encoder = VJEPABackbone(8, 4, patch_size=1, tubelet_size=1, hidden_dim=6, num_layers=1, num_heads=1)
+    encoder = VJEPABackbone(
+        8, 4, patch_size=1, tubelet_size=1, hidden_dim=6, num_layers=1, num_heads=1
+    )
     predictor = VJEPAPredictor(6, encoder.position_axes, 6, 1, 1)
     traces = []
 
@@ -178,9 +182,7 @@ def test_presets(tmp_path):
     pretrainer.save_to_preset(tmp_path / "preset")
     videos = random_batch(1, pretrainer)["videos"]
     backbone = VJEPABackbone.from_preset(tmp_path / "preset")
-    np.testing.assert_array_equal(
-        numpy(backbone(videos)), numpy(pretrainer.target_encoder(videos))
-    )
+    np.testing.assert_array_equal(numpy(backbone(videos)), numpy(pretrainer.target_encoder(videos)))
     restored = VJEPAPretrainer.from_preset(tmp_path / "preset")
     for actual, expected in zip(restored.get_weights(), pretrainer.get_weights(), strict=True):
         np.testing.assert_array_equal(actual, expected)

@@ -20,6 +20,8 @@ from keras_vjepa.data.transforms import (
     three_views,
 )
 
+pytestmark = pytest.mark.data
+
 GOLDEN = Path(__file__).parent / "golden"
 RECORDS = json.loads((GOLDEN / "augment.json").read_text())
 CROP_SIZE = RECORDS["crop_size"]

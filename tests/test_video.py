@@ -26,6 +26,8 @@ from keras_vjepa.data.video import (
     video_info,
 )
 
+pytestmark = pytest.mark.data
+
 CLIP_SAMPLING = json.loads((Path(__file__).parent / "golden" / "clip_sampling.json").read_text())
 NUM_FRAMES = 120
 HEIGHT, WIDTH = 64, 96

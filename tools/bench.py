@@ -158,7 +158,7 @@ class _AttentionLayer(keras.layers.Layer):
         self.packed.assign(packed)
 
     def call(self, inputs: Any) -> Any:
-        outputs = self.function(self.packed[0], self.packed[1], self.packed[2])
+        outputs = self.function(self.packed[0], self.packed[1], self.packed[2], None)
         return ops.mean(outputs, axis=(1, 2, 3), keepdims=False)[:1, None] + 0.0 * inputs
 
 

@@ -38,8 +38,9 @@ class TooManyBadFilesError(RuntimeError):
 class MaskIndices(Protocol):
     """What `MaskSampler` offers: index arrays of a batch."""
 
-    def __call__(self, step: int, batch_size: int, start: int = 0) -> dict[str, NDArray[np.int32]]:
-        ...
+    def __call__(
+        self, step: int, batch_size: int, start: int = 0
+    ) -> dict[str, NDArray[np.int32]]: ...
 
 
 @dataclass(frozen=True)

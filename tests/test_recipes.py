@@ -1,0 +1,226 @@
+"""The recipes, shrunk: run, results, bad input; and the small recipe's golden curve."""
+
+import dataclasses
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import GOLDEN, ROOT
+
+sys.path.insert(0, str(ROOT / "recipes"))
+
+import pretrain  # noqa: E402
+
+from keras_vjepa import VJEPABackbone, VJEPAPretrainer  # noqa: E402
+from keras_vjepa.data.digit_motion import DigitMotionConfig, render_digit_motion  # noqa: E402
+from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
+from keras_vjepa.data.video import clip_frame_indices  # noqa: E402
+
+SHRUNK = {
+    "hidden_dim": 24,
+    "num_layers": 1,
+    "num_heads": 2,
+    "predictor_hidden_dim": 12,
+    "predictor_num_layers": 1,
+    "batch_size": 2,
+    "steps": 2,
+    "warmup_steps": 1,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def small_set(tmp_path, monkeypatch):
+    """The built-in set with a few videos."""
+    config = DigitMotionConfig(num_training_videos=8, num_test_videos=4)
+    original = pretrain.prepare_digit_motion
+    monkeypatch.setattr(
+        pretrain, "prepare_digit_motion", lambda: original(tmp_path / "cache", config, None)
+    )
+    return original(tmp_path / "cache", config, None)
+
+
+@pytest.mark.slow
+def test_default_recipe(small_set, tmp_path, capsys):
+    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, probe_epochs=1)
+    pretrain.run(config, tmp_path / "run")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"config.json", "loss.csv", "loss.png", "preset", "probe.json"}
+    assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 1 + config.steps
+    assert VJEPABackbone.from_preset(tmp_path / "run" / "preset").hidden_dim == 24
+    assert VJEPAPretrainer.from_preset(tmp_path / "run" / "preset").predictor.num_layers == 1
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in table[1:]] == [
+        "pretrained target encoder",
+        "untrained encoder",
+        "single frame, pretrained",
+    ]
+    results = json.loads((tmp_path / "run" / "probe.json").read_text())
+    assert set(results["untrained encoder"]) == {
+        "digit_accuracy",
+        "motion_accuracy",
+        "feature_std",
+        "effective_rank",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vitl16", "vith16", "vith16_384"])
+def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
+    """The paper's configs at their own resolution and masks, with a shrunk network."""
+    config = dataclasses.replace(
+        pretrain.CONFIGS[name](),
+        **{**SHRUNK, "steps": 1, "warmup_steps": 0},
+        data=str(small_set.folder),
+    )
+    pretrain.run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "preset" / "model.weights.h5").is_file()
+    assert not (tmp_path / "run" / "probe.json").exists()
+
+
+def test_configs_hold_the_numbers_of_table_9():
+    large, huge, high = (pretrain.CONFIGS[n]() for n in ("vitl16", "vith16", "vith16_384"))
+    for config in (large, huge, high):
+        assert (config.steps, config.warmup_steps, config.schedule_scale) == (90000, 12000, 1.25)
+        assert (config.num_frames, config.temporal_stride, config.tubelet_size) == (16, 4, 2)
+        assert (config.mask_num_blocks, config.mask_spatial_scale) == ((8, 2), (0.15, 0.7))
+        assert (config.predictor_num_layers, config.predictor_hidden_dim) == (12, 384)
+        assert (config.start_weight_decay, config.final_weight_decay) == (0.04, 0.4)
+        assert (config.start_momentum, config.final_momentum) == (0.998, 1.0)
+    assert [c.image_size for c in (large, huge, high)] == [224, 224, 384]
+    assert [c.batch_size for c in (large, huge, high)] == [3072, 3072, 2400]
+    assert [c.hidden_dim for c in (large, huge, high)] == [1024, 1280, 1280]
+
+
+def test_overrides():
+    config, workdir = pretrain.parse_arguments(
+        ["--config", "vitl16", "--steps", "7", "--context_budgets", "10,20", "--data", "videos"]
+    )
+    assert config == dataclasses.replace(
+        pretrain.vitl16(), steps=7, context_budgets=(10, 20), data="videos"
+    )
+    assert str(workdir) == "workdir/vitl16"
+
+
+@pytest.mark.parametrize("mode", ["budget", "batch_min"])
+def test_both_truncations_train(mode, small_set, tmp_path):
+    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, truncation=mode)
+    pretrainer = pretrain.make_pretrainer(config)
+    assert pretrainer.padding == (mode == "budget")
+    batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
+    assert np.isfinite(pretrain.pretrain(config, pretrainer, batches).losses).all()
+
+
+def refused(arguments, tmp_path):
+    """What `main` prints for bad input, in this process."""
+    with pytest.raises(SystemExit) as exit_info, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pretrain.py", *arguments])
+        patch.chdir(tmp_path)
+        pretrain.main()
+    assert exit_info.value.code not in (0, None)
+    return str(exit_info.value.code)
+
+
+def test_bad_data_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.csv").write_text("a.mp4 one\n")
+    small = ["--hidden_dim", "24", "--num_layers", "1", "--num_heads", "2"]
+    for data in ("empty", "list.csv", "nowhere"):
+        message = refused(["--data", str(tmp_path / data), *small], tmp_path)
+        assert message.startswith("pretrain: ") and data in message
+        assert len(message.splitlines()) == 1
+
+
+def test_broken_videos_stop_the_run(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_text("no video")
+    small = ["--hidden_dim", "24", "--num_layers", "1", "--num_heads", "2", "--steps", "30"]
+    message = refused(["--data", str(tmp_path / "videos"), *small], tmp_path)
+    assert "1 of 1 videos cannot be read" in message and len(message.splitlines()) == 1
+
+
+def test_bad_settings_are_named(tmp_path):
+    assert "`num_heads`=5" in refused(["--num_heads", "5"], tmp_path)
+    assert "`warmup_steps` must be in" in refused(["--steps", "5"], tmp_path)
+    (tmp_path / "file").write_text("")
+    message = refused(["--workdir", str(tmp_path / "file")], tmp_path)
+    assert message.startswith("pretrain: ") and "file" in message
+
+
+def test_unknown_names_are_errors(capsys):
+    for arguments in (["--config", "vitx"], ["--step", "5"], ["--steps", "many"]):
+        with pytest.raises(SystemExit) as exit_info:
+            pretrain.parse_arguments(arguments)
+        assert exit_info.value.code == 2
+        assert arguments[0] in capsys.readouterr().err
+
+
+def test_help_lists_configs_with_their_cost(capsys):
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    for name in pretrain.CONFIGS:
+        assert name in text
+    assert "90,000 steps of 3,072 clips" in text
+
+
+# --- The golden curve ----------------------------------------------------------------------------
+
+
+class RenderedBatches(keras.utils.PyDataset):
+    """Batches of the small recipe from rendered frames: no codec stands between machines."""
+
+    def __init__(self, config, grid_shape, steps):
+        super().__init__()
+        self.config, self.steps = config, steps
+        self.masks = pretrain.make_masks(config, grid_shape)
+        self.transform = PretrainTransform(
+            config.image_size, config.random_resize_scale, horizontal_flip=0.0
+        )
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        config, clips = self.config, []
+        for i in range(config.batch_size):
+            rng = np.random.default_rng([step, i])
+            video = render_digit_motion("train", step * config.batch_size + i)
+            [indices] = clip_frame_indices(
+                len(video.frames), config.num_frames, config.temporal_stride, rng=rng
+            )
+            clips.append(self.transform(video.frames[indices], rng))
+        return ({"videos": np.stack(clips), **self.masks(step, config.batch_size)},)
+
+
+def set_weights_from_numpy(pretrainer):
+    """The same initial weights on every backend; biases and norms stay as they are."""
+    rng = np.random.default_rng(0)
+    for network in (pretrainer.encoder, pretrainer.predictor):
+        for variable in network.trainable_variables:
+            if variable.path.endswith("kernel"):
+                variable.assign(0.02 * rng.normal(size=variable.shape))
+    pretrainer.target_encoder.set_weights(pretrainer.encoder.get_weights())
+
+
+def small_recipe_curve():
+    config = dataclasses.replace(pretrain.digit_motion(), batch_size=4)
+    pretrainer = pretrain.make_pretrainer(config)
+    set_weights_from_numpy(pretrainer)
+    log = pretrain.LossLog(20)
+    batches = RenderedBatches(config, pretrainer.encoder.grid_shape, 20)
+    pretrainer.fit(batches, shuffle=False, verbose=0, callbacks=[log])
+    return log.losses
+
+
+@pytest.mark.slow
+def test_golden_curve_of_the_small_recipe():
+    """20 steps; written by `python tests/test_recipes.py` on one backend, met by all."""
+    expected = json.loads((GOLDEN / "small_recipe_curve.json").read_text())
+    np.testing.assert_allclose(small_recipe_curve(), expected, rtol=0, atol=1e-4)
+
+
+if __name__ == "__main__":
+    (GOLDEN / "small_recipe_curve.json").write_text(json.dumps(small_recipe_curve(), indent=1))
