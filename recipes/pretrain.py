@@ -114,7 +114,7 @@ def vith16() -> PretrainConfig:
 
 
 def vith16_384() -> PretrainConfig:
-    """ViT-H/16, 384 px: 90,000 steps of 2,400 clips; 240 A100s in the paper, 4.0e21 FLOP."""
+    """ViT-H/16, 384 px: 90,000 steps of 2,400 clips; 240 A100s in the paper, 4.1e21 FLOP."""
     return replace(
         vith16(),
         image_size=384,
@@ -394,9 +394,10 @@ def _make_writable(workdir: Path) -> None:
 def parse_arguments(arguments: list[str] | None = None) -> tuple[PretrainConfig, Path]:
     """The config and the workdir that a command line asks for."""
     costs = "\n".join(f"  {name:14s}{f.__doc__}" for name, f in CONFIGS.items())
+    fields = "\n".join(f"  --{name} {value}" for name, value in vars(digit_motion()).items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog=f"configs:\n{costs}",
+        epilog=f"configs:\n{costs}\n\nfields, as digit_motion has them (tuples: 1,2):\n{fields}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
