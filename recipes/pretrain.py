@@ -100,7 +100,7 @@ class PretrainConfig:
 
     dtype: str = "mixed_bfloat16"
     seed: int = 234
-    probe_epochs: int = 10
+    probe_epochs: int = 8
 
 
 def vitl16() -> PretrainConfig:
@@ -146,12 +146,12 @@ def digit_motion() -> PretrainConfig:
         predictor_hidden_dim=48,
         predictor_num_layers=2,
         batch_size=32,
-        steps=150,
-        warmup_steps=20,
+        steps=100,
+        warmup_steps=15,
         start_learning_rate=1e-4,
         learning_rate=5e-4,
         start_momentum=0.999,
-        clip_after=20,
+        clip_after=15,
         dtype="float32",
         seed=0,
     )
