@@ -394,3 +394,21 @@ class TransformerBlock(keras.layers.Layer):
 
 def layer_norm(epsilon: float, name: str, dtype: Any) -> keras.layers.LayerNormalization:
     return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=dtype)
+
+
+def transformer_blocks(
+    num_layers: int,
+    hidden_dim: int,
+    num_heads: int,
+    mlp_dim: int,
+    layer_norm_epsilon: float,
+    dtype: Any,
+) -> list[TransformerBlock]:
+    """A stack of blocks, `block_0`, `block_1`, ..., with their weights made."""
+    blocks = [
+        TransformerBlock(num_heads, mlp_dim, layer_norm_epsilon, name=f"block_{i}", dtype=dtype)
+        for i in range(num_layers)
+    ]
+    for block in blocks:
+        block.build((None, None, hidden_dim))
+    return blocks

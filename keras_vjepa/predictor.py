@@ -14,10 +14,10 @@ from keras import ops
 
 from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import (
-    TransformerBlock,
     dense,
     layer_norm,
     position_table,
+    transformer_blocks,
 )
 
 
@@ -100,17 +100,14 @@ class VJEPAPredictor(keras.Model):
             shape=table.shape, initializer="zeros", trainable=False, name="position_table"
         )
         self.position_table.assign(table)
-        self.blocks = []
-        for i in range(self.num_layers):
-            block = TransformerBlock(
-                self.num_heads,
-                int(self.hidden_dim * self.mlp_ratio),
-                self.layer_norm_epsilon,
-                name=f"block_{i}",
-                dtype=policy,
-            )
-            block.build(tokens_shape)
-            self.blocks.append(block)
+        self.blocks = transformer_blocks(
+            self.num_layers,
+            self.hidden_dim,
+            self.num_heads,
+            int(self.hidden_dim * self.mlp_ratio),
+            self.layer_norm_epsilon,
+            policy,
+        )
         self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
         self.norm.build(tokens_shape)
         self.output_projection = dense(self.encoder_dim, "output_projection", policy)

@@ -147,6 +147,11 @@ def test_model_round_trip(make, dtype, tmp_path):
     )
 
 
+def test_symbolic_shape_of_predictor():
+    indices = keras.KerasTensor((None, 3), "int32"), keras.KerasTensor((None, 4), "int32")
+    assert small_predictor()(keras.KerasTensor((None, 3, 24)), *indices).shape == (None, 4, 24)
+
+
 def test_mask_tokens_differ_by_kind_of_mask():
     predictor = small_predictor()
     for i, token in enumerate(predictor.mask_tokens):
