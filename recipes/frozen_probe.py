@@ -26,11 +26,15 @@ TASKS = ("digit", "motion")
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How the probe is trained."""
+    """How the probe is trained.
 
-    epochs: int = 12
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    Batch size and learning rate were chosen on 400 held-out training videos with the untrained
+    encoder, 8 epochs: 32 and 3e-3 read motion .71 and digit .37; 64 and 1e-3 only .39 and .12.
+    """
+
+    epochs: int = 8
+    batch_size: int = 32
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     seed: int = 0
 
