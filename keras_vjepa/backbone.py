@@ -256,10 +256,7 @@ class VJEPABackbone(Preset, keras.Model):
     ) -> tuple[int | None, ...]:
         if len(videos_shape) == 4:
             videos_shape = (videos_shape[0], 1, *videos_shape[1:])
-        tokens: int | None = math.prod(self.tubelet_embedding.grid_shape(videos_shape))
-        if token_indices_shape is not None:
-            tokens = token_indices_shape[1]
-        return (videos_shape[0], tokens, self.hidden_dim)
+        return self.tubelet_embedding.compute_output_shape(videos_shape, token_indices_shape)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,5 +1,7 @@
 """The converter: strict, tensors only, any architecture."""
 
+import io
+import os
 import pickle
 import subprocess
 import sys
@@ -60,8 +62,6 @@ class _Global:
 
 def write_checkpoint(path, content):
     """Write nested dictionaries of float32 arrays in PyTorch's zip layout."""
-    import io
-
     arrays = []
 
     def packed(item):
@@ -208,8 +208,6 @@ class Hostile:
 
 @pytest.mark.parametrize("name", ["system", "exec", "open", "getattr"])
 def test_code_in_a_checkpoint_is_not_run(name, tmp_path):
-    import os
-
     trap = tmp_path / "trap"
     payload = {
         "system": Hostile(os.system, f"touch {trap}"),
@@ -226,8 +224,6 @@ def test_code_in_a_checkpoint_is_not_run(name, tmp_path):
 
 
 def test_tensors_that_reach_outside_their_storage_are_refused(tmp_path):
-    import io
-
     buffer = io.BytesIO()
     arguments = (Storage("0", 4), 2, (4,), (1,), False, {})
     _Pickler(buffer, protocol=2).dump({"x": _Call("torch._utils", "_rebuild_tensor_v2", arguments)})
@@ -259,7 +255,7 @@ def test_command(tmp_path):
             capture_output=True,
             text=True,
             cwd=ROOT,
-            env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
     failed = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset")

@@ -26,7 +26,7 @@ def table_names():
     return [name for name in names if not name.endswith("rowidx")]
 
 
-def parsed(name, arrays):
+def parsed(name):
     """Grid, width and kind of a table, from its name in pos_embed.npz."""
     parts = dict.fromkeys(name.split("_"))
     number = {
@@ -45,7 +45,7 @@ def parsed(name, arrays):
 @pytest.mark.parametrize("name", table_names())
 def test_position_table_equals_the_reference(name):
     arrays = golden("pos_embed.npz")
-    grid, dim, uniform = parsed(name, arrays)
+    grid, dim, uniform = parsed(name)
     table = position_table(dim, grid, uniform)
     if name + "_rowidx" in arrays:
         table = table[arrays[name + "_rowidx"]]
