@@ -6,6 +6,7 @@ choice was made by measurement (`tools/bench.py --attention` repeats it); see `_
 Shapes: B batch, N queries, M keys, H heads, C channels of a head.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 # Heads with fewer logits than this are not worth a loop.
 _MIN_LOGITS_FOR_LOOP = 128 * 128
+_QUERIES_PER_CHUNK = 800
 _MASKED_LOGIT = -1e9
 
 
@@ -33,9 +35,10 @@ def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
 ) -> Tensor:
     """Attention as two matrix products around a softmax. Arguments and result as in `attention`."""
-    bias = None if key_mask is None else _bias(key_mask, query.dtype)[:, None, None, :]
+    bias = None if key_mask is None else _bias(key_mask, "float32")[:, None, None, :]
     query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
-    return ops.transpose(_heads_first_attention(query, key, value, bias), (0, 2, 1, 3))
+    weights = ops.softmax(_logits(query, key, bias), axis=-1)
+    return ops.transpose(ops.matmul(ops.cast(weights, value.dtype), value), (0, 2, 1, 3))
 
 
 def attention_by_head(
@@ -43,8 +46,10 @@ def attention_by_head(
 ) -> Tensor:
     """Attention one head of one sample after the other, as products of plain matrices.
 
-    The logits of a head stay in cache, and are computed again in the backward pass, so memory grows
-    with N, not with N x M. Arguments and result as in `attention`; shapes must be known.
+    The logits of a chunk of queries stay in cache, and are computed again in the backward pass, so
+    memory grows with N, not with N x M. The gradient is written out: with the logarithm of each
+    softmax's sum kept, one exponential gives the weights back, without a maximum or a sum.
+    Arguments and result as in `attention`; shapes must be known.
     """
     batch, num_queries, num_heads, head_dim = query.shape
 
@@ -52,33 +57,95 @@ def attention_by_head(
         x = ops.transpose(x, (0, 2, 1, 3))
         return ops.reshape(x, (batch * num_heads, x.shape[2], head_dim))
 
-    inputs = [one_head_a_row(x) for x in (query, key, value)]
-    if key_mask is not None:
-        bias = ops.repeat(_bias(key_mask, query.dtype), num_heads, axis=0)
-        inputs.append(ops.expand_dims(bias, 1))
-    attend = keras.remat(_heads_first_attention)
-    outputs = ops.map(lambda head: attend(*head), tuple(inputs))
+    if key_mask is None:
+        bias = ops.zeros((batch * num_heads, 1, key.shape[1]), "float32")
+    else:
+        bias = ops.expand_dims(ops.repeat(_bias(key_mask, "float32"), num_heads, axis=0), 1)
+    outputs = _attend_heads(*(one_head_a_row(x) for x in (query, key, value)), bias)
     outputs = ops.reshape(outputs, (batch, num_heads, num_queries, head_dim))
     return ops.transpose(outputs, (0, 2, 1, 3))
+
+
+@ops.custom_gradient
+def _attend_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Any:
+    """Attention with one head in a row of each `(rows, tokens, head_dim)`."""
+    inputs = (query, key, value, bias)
+    outputs, log_sums = ops.map(lambda head: _attend_head(*head), inputs)
+
+    def gradient(*arguments: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
+        # Keras hands it over by name where it passes the inputs too, alone otherwise.
+        if upstream is None:
+            (upstream,) = arguments
+        rows = (*inputs, outputs, log_sums, upstream)
+        gradients = ops.map(lambda head: _attend_head_gradient(*head), rows)
+        return (*gradients, ops.zeros_like(bias))
+
+    return outputs, gradient
+
+
+def _attend_head(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One head's output `(queries, head_dim)` and log-sums of its softmax `(queries, 1)`."""
+    outputs, log_sums = [], []
+    for chunk in _query_chunks(query):
+        logits = _logits(query[chunk], key, bias)
+        top = ops.max(logits, axis=-1, keepdims=True)
+        weights = ops.exp(logits - top)
+        total = ops.sum(weights, axis=-1, keepdims=True)
+        pooled = ops.matmul(ops.cast(weights, value.dtype), value)
+        outputs.append(ops.cast(pooled / ops.cast(total, pooled.dtype), value.dtype))
+        log_sums.append(top + ops.log(total))
+    return ops.concatenate(outputs), ops.concatenate(log_sums)
+
+
+def _attend_head_gradient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    upstream: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one head with respect to its query, key and value."""
+    dtype = query.dtype
+    shared = ops.sum(ops.cast(output * upstream, "float32"), axis=-1, keepdims=True)
+    scale = ops.cast(_scale(query), dtype)
+    query_gradients: list[Tensor] = []
+    key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)
+    for chunk in _query_chunks(query):
+        weights = ops.exp(_logits(query[chunk], key, bias) - log_sum[chunk])
+        of_weights = ops.cast(ops.matmul(upstream[chunk], ops.transpose(value)), "float32")
+        of_logits = ops.cast(weights * (of_weights - shared[chunk]), dtype)
+        query_gradients.append(ops.matmul(of_logits, key) * scale)
+        key_gradient += ops.matmul(ops.transpose(of_logits), query[chunk] * scale)
+        value_gradient += ops.matmul(ops.transpose(ops.cast(weights, dtype)), upstream[chunk])
+    return ops.concatenate(query_gradients), key_gradient, value_gradient
+
+
+def _query_chunks(query: Tensor) -> list[slice]:
+    """Nearly equal parts of a head's queries whose logits fit into the processor's cache."""
+    num_queries = query.shape[0]
+    parts = max(1, round(num_queries / _QUERIES_PER_CHUNK))
+    edges = [num_queries * i // parts for i in range(parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(edges)]
+
+
+def _scale(query: Tensor) -> float:
+    return 1.0 / math.sqrt(query.shape[-1])
+
+
+def _logits(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Scaled and masked logits, float32 whatever the inputs are."""
+    query = query * ops.cast(_scale(query), query.dtype)
+    # Softmax over half-precision logits would lose what the float32 accumulation of the matrix
+    # product kept.
+    logits = ops.cast(ops.matmul(query, ops.swapaxes(key, -1, -2)), "float32")
+    return logits if bias is None else logits + bias
 
 
 def _bias(key_mask: Tensor, dtype: Any) -> Tensor:
     """What a mask adds to the logits."""
     return ops.where(key_mask, ops.cast(0.0, dtype), ops.cast(_MASKED_LOGIT, dtype))
-
-
-def _heads_first_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Softmax attention over the last two axes, `(..., tokens, head_dim)`."""
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    logits = ops.matmul(query * ops.cast(scale, query.dtype), ops.swapaxes(key, -1, -2))
-    if bias is not None:
-        logits = logits + bias
-    # Softmax over half-precision logits would lose what the float32 accumulation of the matrix
-    # product kept.
-    weights = ops.softmax(ops.cast(logits, "float32"), axis=-1)
-    return ops.matmul(ops.cast(weights, value.dtype), value)
 
 
 # The fastest, forward and backward, where it is not the backend's own kernel. On 2 CPU cores at

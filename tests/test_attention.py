@@ -65,7 +65,9 @@ def weights_after_one_step(function):
     return [numpy(a) for a in layer.arrays]
 
 
-def test_gradients_agree():
+@pytest.mark.parametrize("queries_per_chunk", [4, 800])
+def test_gradients_agree(queries_per_chunk, monkeypatch):
+    monkeypatch.setattr(module, "_QUERIES_PER_CHUNK", queries_per_chunk)
     expected = weights_after_one_step(plain_attention)
     assert np.abs(expected[0] - inputs()[0]).max() > 1e-3
     for function in (fused_attention, attention_by_head):
