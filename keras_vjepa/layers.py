@@ -8,7 +8,7 @@ from a normal distribution of deviation 0.02 at every depth; GELU is exact (erf)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -25,10 +25,26 @@ def weight_initializer() -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV)
 
 
-def dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:
-    return keras.layers.Dense(
-        units, kernel_initializer=weight_initializer(), name=name, dtype=dtype
-    )
+@keras.saving.register_keras_serializable("keras_vjepa")
+class TokenDense(keras.layers.Dense):
+    """`keras.layers.Dense` as a product of two plain matrices, whatever axes lead.
+
+    The numbers are the same. XLA on CPU takes up to three times as long for the gradient of a
+    product with a batch axis (64 samples of 64 tokens, 128 to 512 channels: 48 ms against 16).
+    """
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        return _as_matrix(lambda rows: super(TokenDense, self).call(rows, training), inputs)
+
+
+def _as_matrix(product: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """Apply `product`, `(rows, dim)` to `(rows, units)`, to `(..., dim)`."""
+    rows = product(ops.reshape(tokens, (-1, tokens.shape[-1])))
+    return ops.reshape(rows, (*ops.shape(tokens)[:-1], rows.shape[-1]))
+
+
+def dense(units: int, name: str, dtype: Any) -> TokenDense:
+    return TokenDense(units, kernel_initializer=weight_initializer(), name=name, dtype=dtype)
 
 
 # --- Position tables -----------------------------------------------------------------------------
@@ -239,7 +255,7 @@ class TubeletEmbedding(keras.layers.Layer):
         if token_indices is not None:
             patches = gather_tokens(patches, token_indices)
         kernel = ops.reshape(self.kernel, (patches.shape[-1], self.hidden_dim))
-        return ops.add(ops.matmul(patches, kernel), self.bias)
+        return _as_matrix(lambda rows: ops.add(ops.matmul(rows, kernel), self.bias), patches)
 
     def compute_output_shape(
         self,
