@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_vjepa.data.index import Sample, list_samples
+from keras_vjepa.data.index import Sample, class_folders, list_class_folders, list_samples
 
 pytestmark = pytest.mark.data
 
@@ -130,3 +130,47 @@ def test_folder_without_videos(tmp_path):
 def test_missing_source(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         list_samples(tmp_path / "nowhere.csv")
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_images(tmp_path):
+    touch(tmp_path, "b/2.JPEG", "a.png", "c.mp4", "._a.png")
+    expected = [Sample(str(tmp_path / "a.png")), Sample(str(tmp_path / "b/2.JPEG"))]
+    assert list_samples(tmp_path, kind="image") == expected
+    source = write_list(tmp_path, "/i/a b.jpg 3\n/i/a b 7.jpg\n")
+    expected = [Sample("/i/a b.jpg", 3), Sample("/i/a b 7.jpg", None)]
+    assert list_samples(source, kind="image") == expected
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="No images in .*Its files must end with one of .bmp"):
+        list_samples(tmp_path / "empty", kind="image")
+    with pytest.raises(ValueError, match='`kind` must be "video" or "image". Received: \'gif\''):
+        list_samples(tmp_path, kind="gif")
+
+
+def test_class_folders(tmp_path):
+    train, test = tmp_path / "train", tmp_path / "test"
+    touch(
+        train, "b/2.mp4", "a c/x/1.webm", "a c/notes.txt", "loose.mp4", ".hidden/1.mp4", "d/1.txt"
+    )
+    touch(test, "d/1.mp4", "b/1.mp4")
+    names = class_folders(train)
+    assert names == ["a c", "b", "d"]
+    assert list_class_folders(train) == [
+        Sample(str(train / "a c/x/1.webm"), 0),
+        Sample(str(train / "b/2.mp4"), 1),
+    ]
+    assert [s.label for s in list_class_folders(test, names)] == [1, 2]
+    assert [s.label for s in list_class_folders(test)] == [0, 1]
+    with pytest.raises(ValueError, match="`class_names` must hold .*Received: none of 'a c', 'd'"):
+        list_class_folders(train, ["b"])
+    with pytest.raises(ValueError, match="No images below the class folders of"):
+        list_class_folders(train, kind="image")
+    with pytest.raises(ValueError, match="one folder for each class. Received: none in"):
+        class_folders(train / "b")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        list_class_folders(tmp_path / "nowhere")

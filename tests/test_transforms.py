@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_vjepa.data.transforms import (
     PIXEL_MEAN,
     PIXEL_STD,
+    ImageProbeTransform,
     PretrainTransform,
+    VideoProbeTransform,
     center_view,
     moving_boxes,
     normalize,
@@ -83,6 +86,17 @@ def test_three_views(arrays, record):
     expected = np.stack([channels_last(view) for view in arrays[record["output"]]])
     # Measured: 5e-7.
     np.testing.assert_allclose(clips, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("record", RECORDS["image_eval"], ids=lambda record: record["output"])
+def test_image_view(arrays, record):
+    name, frame = record["input"].rstrip("]").split("[")
+    frames = arrays[name][int(frame)][None]
+    expected = channels_last(arrays[record["output"]][:, None])
+    # Measured: 5e-7. Pillow's antialiased 8-bit resize is met exactly.
+    for short_side in (record["short_side"], None):
+        view = center_view(frames, CROP_SIZE, short_side, antialias=True)
+        np.testing.assert_allclose(view, expected, atol=1e-5, rtol=0)
 
 
 def test_one_frame_and_square_views():
@@ -219,6 +233,58 @@ def test_erasing_probability_of_the_transform():
     assert abs(erased - 0.25) < SIGMAS * np.sqrt(0.25 * 0.75 / 400)
 
 
+def test_video_probe_transform_augments_the_frames_before_the_crop():
+    def halve(frames, rng):
+        calls.append(frames.shape)
+        return frames // 2
+
+    calls = []
+    frames = random_frames(4, 48, 64)
+    settings = {"erasing": 0.0, "augmentation": halve}
+    clip = VideoProbeTransform(16, **settings)(frames, np.random.default_rng(0))
+    boxes, flip = VideoProbeTransform(16).draw(4, 48, 64, np.random.default_rng(0))
+    np.testing.assert_array_equal(clip, PretrainTransform(16).apply(frames // 2, boxes, flip))
+    assert calls == [frames.shape] and not flip
+
+
+def test_video_probe_transform_follows_the_authors_code():
+    transform = VideoProbeTransform(16)
+    draws = [transform.draw(1, 100, 100, np.random.default_rng(seed)) for seed in range(300)]
+    areas = [boxes[0, 2] * boxes[0, 3] / 1e4 for boxes, _ in draws]
+    assert 0.06 < min(areas) < 0.1 and not any(flip for _, flip in draws)
+    frames = random_frames(2, 24, 24)
+    clips = [transform(frames, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(clips[0], clips[1])
+    assert not np.array_equal(clips[0], clips[2])
+    # Erased pixels leave the range of normalised grey levels in about a quarter of the clips.
+    rng = np.random.default_rng(0)
+    erased = np.mean([transform(frames, rng).max() > 2.641 for _ in range(300)])
+    assert abs(erased - 0.25) < SIGMAS * np.sqrt(0.25 * 0.75 / 300)
+
+
+def test_image_probe_transform():
+    image = random_frames(1, 60, 80)
+    plain = ImageProbeTransform(
+        32,
+        scale=(1.0, 1.0),
+        ratio=(4 / 3, 4 / 3),
+        horizontal_flip=1.0,
+        erasing=0,
+        augmentation=None,
+    )
+    expected = np.asarray(
+        Image.fromarray(image[0])
+        .resize((32, 32), Image.Resampling.BICUBIC)
+        .transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    )
+    crop = plain(image, np.random.default_rng(0))
+    np.testing.assert_array_equal(crop[0], normalize(expected))
+    # All frames of a clip are treated alike, by AutoAugment too.
+    clip = ImageProbeTransform((24, 32), erasing=0.0)(image.repeat(3, 0), np.random.default_rng(5))
+    assert clip.shape == (3, 24, 32, 3)
+    np.testing.assert_array_equal(clip, clip[:1].repeat(3, axis=0))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -234,6 +300,10 @@ def test_erasing_probability_of_the_transform():
         (
             lambda: PretrainTransform(8, horizontal_flip=1.5),
             "`horizontal_flip` must be in [0, 1]. Received: 1.5",
+        ),
+        (
+            lambda: ImageProbeTransform(8, erasing=-0.5),
+            "`erasing` must be in [0, 1]. Received: -0.5",
         ),
         (
             lambda: PretrainTransform(8)(np.zeros((2, 3, 4, 4), np.uint8), np.random.default_rng()),

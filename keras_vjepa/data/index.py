@@ -1,23 +1,28 @@
-"""Manifests people already have, as lists of samples (§3.4, App. D)."""
+"""Folders and lists of videos or images, as lists of samples (§3.4, App. D)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv".split()
 )
+IMAGE_EXTENSIONS = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+
+Kind = Literal["video", "image"]
+_EXTENSIONS: dict[str, frozenset[str]] = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One video and what is known about it.
+    """One video or image and what is known about it.
 
     Attributes:
-        path: the video file; it need not exist yet.
+        path: the file, an image if its extension says so; it need not exist yet.
         label: class number, at least 0, or `None` where there is none (pretraining).
     """
 
@@ -25,19 +30,20 @@ class Sample:
     label: int | None = None
 
 
-def list_samples(source: str | Path) -> list[Sample]:
-    """List the videos of a folder or of a manifest.
+def list_samples(source: str | Path, kind: Kind = "video") -> list[Sample]:
+    """List the videos or images of a folder or of a manifest.
 
     Args:
         source: one of
-            a folder, searched recursively for files with a video's extension, in sorted order;
-            a `.csv` or `.txt` list without a header, one row `path label` for each video, in
+            a folder, searched recursively for files with a fitting extension, in sorted order;
+            a `.csv` or `.txt` list without a header, one row `path label` for each file, in
             the order of the list;
             a `.npy` array of paths.
+        kind: `"video"` or `"image"`, what to look for in a folder.
 
     A row is split at its last space, so paths may contain spaces; `path::label` and `path,label`
-    are understood too. The label may be missing: a row that ends with a video's extension, or
-    has nothing to split at, is a path alone. A relative path is taken from the working directory
+    are understood too. The label may be missing: a row that ends with an extension of either kind,
+    or has nothing to split at, is a path alone. A relative path is taken from the working directory
     if it exists there, otherwise from the folder of the list.
 
     Returns:
@@ -46,8 +52,8 @@ def list_samples(source: str | Path) -> list[Sample]:
 
     Raises:
         FileNotFoundError: if `source` does not exist.
-        ValueError: if it is of another kind, cannot be read, holds nothing, or holds a label
-            that is not a whole number; the message names the file and the row.
+        ValueError: if `kind` is unknown, or `source` is of another type, cannot be read, holds
+            nothing, or a label that is not a whole number; the message names the file and the row.
 
     Example:
 
@@ -58,35 +64,115 @@ def list_samples(source: str | Path) -> list[Sample]:
     ...     list_samples(manifest)
     [Sample(path='/videos/a cat.mp4', label=3), Sample(path='/videos/b.mp4', label=0)]
     """
+    _check_kind(kind)
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"`source` must be an existing folder or list. Received: {source}")
     if source.is_dir():
-        samples = [Sample(path) for path in sorted(_videos_below(source))]
-        remedy = f"Its files must end with one of {' '.join(sorted(VIDEO_EXTENSIONS))}"
+        samples = [Sample(path) for path in sorted(files_below(source, kind))]
+        remedy = f"Its files must end with one of {' '.join(sorted(_EXTENSIONS[kind]))}"
     elif source.suffix.lower() in (".csv", ".txt"):
         samples = list(_samples_of_list(source))
-        remedy = "Write one row `path label` for each video"
+        remedy = f"Write one row `path label` for each {kind}"
     elif source.suffix.lower() == ".npy":
         samples = [Sample(_resolve(path, source)) for path in _paths_of_array(source)]
         remedy = "Save an array of paths"
     else:
         raise ValueError(f"`source` must be a folder, .csv, .txt or .npy. Received: {source}")
     if not samples:
-        raise ValueError(f"No videos in {source}. {remedy}.")
+        raise ValueError(f"No {kind}s in {source}. {remedy}.")
     return samples
 
 
-def _videos_below(folder: Path) -> Iterator[str]:
+def class_folders(root: str | Path) -> list[str]:
+    """Names of the classes of a folder that has one folder for each class, sorted.
+
+    Args:
+        root: such a folder, as ImageNet and many copies of Kinetics are kept.
+
+    Returns:
+        The names; the place in the list is the class number.
+
+    Raises:
+        ValueError: if there are no folders in `root`.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"`root` must be an existing folder. Received: {root}")
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    if not names:
+        raise ValueError(f"`root` must hold one folder for each class. Received: none in {root}")
+    return names
+
+
+def list_class_folders(
+    root: str | Path, class_names: Sequence[str] | None = None, kind: Kind = "video"
+) -> list[Sample]:
+    """List `root/class name/.../file`, labelled by the class's place in `class_names`.
+
+    Args:
+        root: folder with one folder for each class.
+        class_names: names of the classes in the order of their numbers, for example
+            `class_folders` of the training set; `None` is `class_folders(root)`.
+        kind: `"video"` or `"image"`.
+
+    Returns:
+        The samples, sorted by path.
+
+    Raises:
+        FileNotFoundError: if `root` does not exist.
+        ValueError: if a folder is not in `class_names`, or there are no files.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ("cat/1.jpg", "cow/1.jpg"):
+    ...         Path(root, name).parent.mkdir()
+    ...         Path(root, name).touch()
+    ...     [sample.label for sample in list_class_folders(root, kind="image")]
+    [0, 1]
+    """
+    _check_kind(kind)
+    found = class_folders(root)
+    numbers = {name: number for number, name in enumerate(class_names or found)}
+    unknown = [name for name in found if name not in numbers]
+    if unknown:
+        raise ValueError(
+            f"`class_names` must hold the name of every folder in {root}. Received: none of "
+            f"{', '.join(map(repr, unknown[:3]))}{' ...' if len(unknown) > 3 else ''}"
+        )
+    samples = [
+        Sample(path, numbers[name])
+        for name in found
+        for path in sorted(files_below(Path(root) / name, kind))
+    ]
+    if not samples:
+        raise ValueError(f"No {kind}s below the class folders of {root}.")
+    return samples
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its extension."""
+    return _extension(path) in IMAGE_EXTENSIONS
+
+
+def files_below(folder: str | Path, kind: Kind = "video") -> Iterator[str]:
+    """Paths of all videos or images in a folder and in the folders in it, in any order."""
     for parent, _, names in os.walk(folder):
         for name in names:
             # Hidden files are left out: macOS puts a "._clip.mp4" that is no video next to each.
-            if not name.startswith(".") and _has_video_extension(name):
+            if not name.startswith(".") and _extension(name) in _EXTENSIONS[kind]:
                 yield os.path.join(parent, name)
 
 
-def _has_video_extension(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in VIDEO_EXTENSIONS
+def _extension(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in _EXTENSIONS:
+        raise ValueError(f'`kind` must be "video" or "image". Received: {kind!r}')
 
 
 def _samples_of_list(source: Path) -> Iterator[Sample]:
@@ -112,7 +198,7 @@ def _parse_row(row: str, where: str) -> tuple[str, int | None]:
         if label.strip().isdecimal():
             # A comma followed by a space was split at the space.
             return path.rstrip(", ").strip('"'), int(label)
-    if not candidates or _has_video_extension(row.strip('"')):
+    if not candidates or _extension(row.strip('"')) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
         return row.strip('"'), None
     raise ValueError(
         "The label of a row must be a whole number, at least 0 (and a list has no header). "

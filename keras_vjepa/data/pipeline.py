@@ -1,7 +1,9 @@
 """Batches as a function of the step: shuffled, sharded, resumable (§3.4, App. C).
 
-`ClipBatches.batch(step)` depends on the seed and the step alone, so a run that resumes at step s
-sees what it would have seen. Threads read ahead: decoding releases the interpreter's lock.
+`IndexedBatches` is what all sources of batches share: `batch(step)` depends on the settings and
+the step alone, so a run that resumes at step s sees what it would have seen. Threads read ahead:
+decoding releases the interpreter's lock. `ClipBatches` is pretraining's; `labelled.py` has those
+of the evaluation.
 
 Departures, from the authors' code: a file that cannot be read is named in the log, and its place
 is taken by a clip that the seed and the position name; theirs puts a random one there, unlogged.
@@ -12,16 +14,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.index import Sample
+from keras_vjepa.data.image import read_image
+from keras_vjepa.data.index import Sample, is_image
 from keras_vjepa.data.video import UnreadableVideoError, clip_frame_indices, open_video
 
 Batch = dict[str, NDArray[np.generic]]
+BatchT = TypeVar("BatchT")
+ItemT = TypeVar("ItemT")
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,15 +50,84 @@ class MaskIndices(Protocol):
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How one clip is taken from a video (App. B, Table 9).
+    """How clips are taken from a video (App. B, App. D.1, Table 9).
 
     Args:
-        frames_per_clip: frames of a clip.
+        frames_per_clip: frames of a clip; an image is repeated as often.
         frame_step: source frames per clip frame; a clip spans `frames_per_clip * frame_step`.
+        num_clips: equal segments of the video, with one clip in each.
+        allow_clip_overlap: let clips overlap where the segments are too short (evaluation).
     """
 
     frames_per_clip: int = 16
     frame_step: int = 4
+    num_clips: int = 1
+    allow_clip_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The transformed clips of one sample.
+
+    Attributes:
+        videos: float32 (frames, height, width, 3); in front of it (views,) if the transform makes
+            views, and in front of that (clips,) if there are views or several clips.
+        frame_indices: int32 (clips, frames), which frames of the video they are.
+    """
+
+    videos: NDArray[np.float32]
+    frame_indices: NDArray[np.int32]
+
+
+def read_clips(
+    path: str,
+    settings: ClipSettings,
+    transform: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    rng: np.random.Generator,
+) -> Clips:
+    """Read and transform the clips of a video, or an image repeated to one.
+
+    Args:
+        path: the file; its extension tells images.
+        settings: how to choose frames.
+        transform: (frames, height, width, 3) to (frames, height, width, 3) or, in several views,
+            (views, frames, height, width, 3).
+        rng: source of the clips' places.
+
+    Returns:
+        The clips.
+
+    Raises:
+        UnreadableVideoError: if the file cannot be read or has fewer frames than clips.
+        ValueError: for several clips of an image.
+    """
+    if is_image(path):
+        if settings.num_clips > 1:
+            raise ValueError(
+                f"`num_clips` must be 1 for images, such as {path}. Received: {settings.num_clips}"
+            )
+        view = transform(read_image(path)[np.newaxis])
+        clips = np.repeat(view, settings.frames_per_clip, axis=-4)[np.newaxis]
+        indices = np.zeros((1, settings.frames_per_clip), np.int64)
+    else:
+        with open_video(path) as video:
+            if video.num_frames < settings.num_clips:
+                raise UnreadableVideoError(
+                    path, f"{video.num_frames} frames are not enough for {settings.num_clips} clips"
+                )
+            indices = clip_frame_indices(
+                video.num_frames,
+                settings.frames_per_clip,
+                settings.frame_step,
+                settings.num_clips,
+                settings.allow_clip_overlap,
+                rng,
+            )
+            # In one go: overlapping clips share frames, and none is decoded twice.
+            frames = video.read(indices.ravel())
+        clips = np.stack([transform(clip) for clip in np.split(frames, len(indices))])
+    single = len(clips) == 1 and clips.ndim == 5
+    return Clips(clips[0] if single else clips, indices.astype(np.int32))
 
 
 def random_stream(seed: int, *key: int) -> np.random.Generator:
@@ -62,17 +136,13 @@ def random_stream(seed: int, *key: int) -> np.random.Generator:
 
 
 @dataclass
-class ClipBatches:
-    """Endless training batches of clips and masks.
-
-    Every epoch is a new permutation of the samples; batches run on across its end, so none is
-    partial. With several processes each makes its own slice of the global batch.
+class IndexedBatches(Generic[ItemT, BatchT]):
+    """Batches addressed by their step. A subclass says what is at a position and in a batch.
 
     Args:
         samples: what to read; see `list_samples`.
-        batch_size: clips in the global batch.
-        transform: frames `(frames, height, width, 3)` uint8 and a generator to a float32 clip.
-        masks: index arrays of a batch, for example a `MaskSampler`.
+        batch_size: samples in the global batch.
+        transform: of the clips; each subclass says what it is called with.
         clip: how to choose frames.
         seed: of everything random here.
         num_workers: decoding threads.
@@ -87,27 +157,18 @@ class ClipBatches:
 
     Raises:
         ValueError: for no samples, or sizes that do not fit.
-
-    Example:
-
-    >>> from keras_vjepa.data.pipeline import ClipBatches
-    >>> ClipBatches([], 8, transform=None, masks=None)
-    Traceback (most recent call last):
-    ...
-    ValueError: `samples` must hold at least one video. Received: none
     """
 
     samples: Sequence[Sample]
     batch_size: int
-    transform: Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.float32]]
-    masks: MaskIndices
-    clip: ClipSettings = ClipSettings()
-    seed: int = 0
-    num_workers: int = 2
-    read_ahead: int = 4
-    max_bad_share: float = 0.05
-    process_index: int = 0
-    process_count: int = 1
+    transform: Callable[..., NDArray[np.float32]]
+    clip: ClipSettings = field(default=ClipSettings(), kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    num_workers: int = field(default=2, kw_only=True)
+    read_ahead: int = field(default=4, kw_only=True)
+    max_bad_share: float = field(default=0.05, kw_only=True)
+    process_index: int = field(default=0, kw_only=True)
+    process_count: int = field(default=1, kw_only=True)
     bad_files: dict[str, str] = field(default_factory=dict, init=False)
     error: Exception | None = field(default=None, init=False)
 
@@ -126,23 +187,29 @@ class ClipBatches:
             )
         # OpenCV's own threads would compete with ours for the same cores.
         cv2.setNumThreads(1)
-        self._permutations: dict[int, NDArray[np.int64]] = {}
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step (0-based): `videos`, and the index arrays of its masks."""
-        clips = [self.sample_clip(position) for position in self._positions(step)]
-        return self._assembled(step, clips)
+    def _read(self, position: int) -> ItemT:
+        """What is at a position of the sample stream."""
+        raise NotImplementedError
 
-    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def _assembled(self, step: int, items: list[ItemT]) -> BatchT:
+        """The batch of a step from what is at its positions."""
+        raise NotImplementedError
+
+    def batch(self, step: int) -> BatchT:
+        """The batch of a step (0-based)."""
+        return self._assembled(step, [self._read(position) for position in self._positions(step)])
+
+    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[BatchT]:
         """Batches from step `start` to `stop`, or for ever, read ahead by threads."""
-        pending: deque[tuple[int, list[Future[NDArray[np.float32]]]]] = deque()
+        pending: deque[tuple[int, list[Future[ItemT]]]] = deque()
         next_step = start
         with ThreadPoolExecutor(self.num_workers) as pool:
             try:
                 while True:
                     while len(pending) < self.read_ahead and (stop is None or next_step < stop):
                         positions = self._positions(next_step)
-                        futures = [pool.submit(self.sample_clip, p) for p in positions]
+                        futures = [pool.submit(self._read, p) for p in positions]
                         pending.append((next_step, futures))
                         next_step += 1
                     if not pending:
@@ -155,48 +222,56 @@ class ClipBatches:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def sample_clip(self, position: int) -> NDArray[np.float32]:
-        """The transformed clip at a position of the endless sample stream.
+    def _positions(self, step: int) -> range:
+        per_process = self.batch_size // self.process_count
+        first = step * self.batch_size + self.process_index * per_process
+        return range(first, first + per_process)
 
-        Raises:
-            TooManyBadFilesError: when the bound on unreadable files is passed.
-        """
-        substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
-        index = self._sample_index(position)
-        for _ in range(_MAX_SUBSTITUTES):
-            sample = self.samples[index]
-            if sample.path not in self.bad_files:
-                try:
-                    return self._read_clip(sample.path, position)
-                except UnreadableVideoError as error:
-                    self._note_bad_file(sample.path, str(error))
-            index = int(substitutes.integers(len(self.samples)))
-        raise TooManyBadFilesError(
-            f"{_MAX_SUBSTITUTES} files in a row could not be read, the last one: {sample.path}. "
-            "Check the data; the log names each file with its reason."
-        )
-
-    def _read_clip(self, path: str, position: int) -> NDArray[np.float32]:
-        rng = random_stream(self.seed, _CLIP_STREAM, position, 0)
-        with open_video(path) as video:
-            [indices] = clip_frame_indices(
-                video.num_frames, self.clip.frames_per_clip, self.clip.frame_step, rng=rng
-            )
-            return self.transform(video.read(indices), rng)
-
-    def _note_bad_file(self, path: str, reason: str) -> None:
+    def _note_bad_file(self, path: str, reason: str, consequence: str) -> None:
         self.bad_files[path] = reason
-        _LOG.warning("Skipped, another clip takes its place: %s", reason)
+        _LOG.warning("%s: %s", consequence, reason)
         if len(self.bad_files) > self.max_bad_share * len(self.samples):
             raise TooManyBadFilesError(
                 f"{len(self.bad_files)} of {len(self.samples)} videos cannot be read, more than "
                 f"`max_bad_share`={self.max_bad_share:g} allows. The last one: {reason}"
             )
 
-    def _positions(self, step: int) -> range:
-        per_process = self.batch_size // self.process_count
-        first = step * self.batch_size + self.process_index * per_process
-        return range(first, first + per_process)
+
+@dataclass
+class ShuffledBatches(IndexedBatches[tuple[Sample, Clips], BatchT]):
+    """Endless training batches: every epoch is a new permutation of the samples.
+
+    Batches run on across the end of an epoch, so none is partial. With several processes each
+    makes its own slice of the global batch. `transform` is called with the frames of a clip and a
+    generator, and makes one view.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._permutations: dict[int, NDArray[np.int64]] = {}
+
+    def _read(self, position: int) -> tuple[Sample, Clips]:
+        """The sample at a position of the endless stream, or one in its place, and its clips."""
+        substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
+        index = self._sample_index(position)
+        for _ in range(_MAX_SUBSTITUTES):
+            sample = self.samples[index]
+            if sample.path not in self.bad_files:
+                rng = random_stream(self.seed, _CLIP_STREAM, position, 0)
+                try:
+                    return sample, self._read_clips(sample.path, rng)
+                except UnreadableVideoError as error:
+                    self._note_bad_file(
+                        sample.path, str(error), "Skipped, another clip takes its place"
+                    )
+            index = int(substitutes.integers(len(self.samples)))
+        raise TooManyBadFilesError(
+            f"{_MAX_SUBSTITUTES} files in a row could not be read, the last one: {sample.path}. "
+            "Check the data; the log names each file with its reason."
+        )
+
+    def _read_clips(self, path: str, rng: np.random.Generator) -> Clips:
+        return read_clips(path, self.clip, lambda frames: self.transform(frames, rng), rng)
 
     def _sample_index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.samples))
@@ -209,6 +284,38 @@ class ClipBatches:
             self._permutations[epoch] = permutation
         return int(permutation[place])
 
-    def _assembled(self, step: int, clips: list[NDArray[np.float32]]) -> Batch:
-        start = self.process_index * len(clips)
-        return {"videos": np.stack(clips), **self.masks(step, len(clips), start)}
+
+@dataclass
+class ClipBatches(ShuffledBatches[Batch]):
+    """Endless pretraining batches of clips and masks; see `IndexedBatches` for the arguments.
+
+    A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks.
+
+    Args:
+        masks: index arrays of a batch, for example a `MaskSampler`.
+
+    Raises:
+        ValueError: for no samples, or sizes that do not fit.
+
+    Example:
+
+    >>> from keras_vjepa.data.pipeline import ClipBatches
+    >>> ClipBatches([], 8, transform=None, masks=None)
+    Traceback (most recent call last):
+    ...
+    ValueError: `samples` must hold at least one video. Received: none
+    """
+
+    masks: MaskIndices
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip.num_clips != 1:
+            raise ValueError(
+                f"`num_clips` must be 1 in pretraining. Received: {self.clip.num_clips}"
+            )
+
+    def _assembled(self, step: int, items: list[tuple[Sample, Clips]]) -> Batch:
+        start = self.process_index * len(items)
+        videos = np.stack([clips.videos for _, clips in items])
+        return {"videos": videos, **self.masks(step, len(items), start)}

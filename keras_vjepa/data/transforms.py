@@ -1,4 +1,4 @@
-"""Clip transforms: crops, flip, normalisation, erasing and the evaluation views (App. C, App. D).
+"""Clip transforms of pretraining, of training a probe, and evaluation views (App. C, App. D).
 
 Frames are uint8 RGB of shape (time, height, width, 3); clips are float32 of the same layout. Every
 transform treats all frames of a clip alike, and what is random is drawn apart from where it is
@@ -7,15 +7,22 @@ applied. A box is (top, left, height, width) in pixels.
 Departures (the authors' code is followed where the paper is silent): the training crop resizes
 bilinearly without antialiasing, the evaluation views resize in 8 bits and so round to whole grey
 levels; a moving crop (off in all the paper's settings) truncates its coordinates to whole pixels.
+Table 10 trains the video probes with flips and without augmentation, the authors' code the other
+way round, with erasing besides; `VideoProbeTransform` names the arguments of both.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from keras_vjepa.data.augmentation import AutoAugment, RandAugment
+from keras_vjepa.data.resampling import resize_antialiased
+
+Augmentation = Callable[[NDArray[np.uint8], np.random.Generator], NDArray[np.uint8]]
 Box = tuple[int, int, int, int]
 Range = tuple[float, float]
 
@@ -195,6 +202,7 @@ class PretrainTransform:
         horizontal_flip: probability of a flip.
         motion_shift: move the crop linearly between two boxes drawn for the first and last frame.
         erasing: probability of `random_erasing`.
+        augmentation: what is done to the whole frames first, for example `RandAugment()`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -213,19 +221,10 @@ class PretrainTransform:
     horizontal_flip: float = 0.5
     motion_shift: bool = False
     erasing: float = 0.0
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
-        if np.min(self.crop_size) < 1:
-            raise ValueError(f"`crop_size` must be at least 1. Received: {self.crop_size}")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(
-                f"`scale` must be a (low, high) range in (0, 1]. Received: {self.scale}"
-            )
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"`ratio` must be a (low, high) range above 0. Received: {self.ratio}")
-        for name in ("horizontal_flip", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1]. Received: {getattr(self, name)}")
+        _check_settings(self)
 
     def draw(
         self, num_frames: int, height: int, width: int, rng: np.random.Generator
@@ -255,6 +254,8 @@ class PretrainTransform:
             ValueError: if `frames` are not uint8 RGB.
         """
         _check_frames(frames)
+        if self.augmentation is not None:
+            frames = self.augmentation(frames, rng)
         num_frames, height, width, _ = frames.shape
         boxes, flip = self.draw(num_frames, height, width, rng)
         clip = self.apply(frames, boxes, flip)
@@ -263,12 +264,101 @@ class PretrainTransform:
         return clip
 
 
-def resize_short_side(frames: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class VideoProbeTransform(PretrainTransform):
+    """The training transform of the video probes (App. D.1): `PretrainTransform` with other values.
+
+    The defaults are the authors' code's. The paper's (Table 10) are
+    `horizontal_flip=0.5, erasing=0.0, augmentation=None`.
+
+    Example:
+
+    >>> transform = VideoProbeTransform(crop_size=32)
+    >>> transform(np.zeros((4, 48, 64, 3), np.uint8), np.random.default_rng(0)).shape
+    (4, 32, 32, 3)
+    """
+
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    horizontal_flip: float = 0.0
+    erasing: float = 0.25
+    augmentation: Augmentation | None = RandAugment()
+
+
+@dataclass(frozen=True)
+class ImageProbeTransform:
+    """The training transform of the image probes (App. D.1, Table 10).
+
+    Random crop, resized in 8 bits (bicubic, antialiased), flip, augmentation, normalisation,
+    erasing: here augmentation comes after the crop.
+
+    Args:
+        crop_size: side, or (height, width), of the result.
+        scale: range of the crop's share of the image's area, in (0, 1].
+        ratio: range of the crop's width / height.
+        horizontal_flip: probability of a flip.
+        erasing: probability of `random_erasing`.
+        augmentation: what is done to the crop; `None` for nothing.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> transform = ImageProbeTransform(crop_size=32)
+    >>> transform(np.zeros((1, 48, 64, 3), np.uint8), np.random.default_rng(0)).shape
+    (1, 32, 32, 3)
+    """
+
+    crop_size: int | tuple[int, int]
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    horizontal_flip: float = 0.5
+    erasing: float = 0.25
+    augmentation: Augmentation | None = AutoAugment()
+
+    def __post_init__(self) -> None:
+        _check_settings(self)
+
+    def __call__(self, frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Transform one image, (1, height, width, 3), or frames that share the random choices.
+
+        Args:
+            frames: (time, height, width, 3), uint8.
+            rng: source of the random choices.
+
+        Returns:
+            (time, *crop_size, 3), normalised.
+
+        Raises:
+            ValueError: if `frames` are not uint8 RGB.
+        """
+        _check_frames(frames)
+        size = (self.crop_size,) * 2 if isinstance(self.crop_size, int) else self.crop_size
+        height, width = frames.shape[1:3]
+        box = random_resized_crop_box(height, width, self.scale, self.ratio, rng)
+        top, left, height, width = box
+        cropped = frames[:, top : top + height, left : left + width]
+        crops = np.stack([resize_antialiased(crop, size, "bicubic") for crop in cropped])
+        if rng.random() < self.horizontal_flip:
+            crops = np.ascontiguousarray(crops[:, :, ::-1])
+        if self.augmentation is not None:
+            crops = self.augmentation(crops, rng)
+        clip = normalize(crops)
+        if rng.random() < self.erasing:
+            random_erasing(clip, rng)
+        return clip
+
+
+def resize_short_side(
+    frames: NDArray[np.uint8], short_side: int, antialias: bool = False
+) -> NDArray[np.uint8]:
     """Resize so that the shorter side has `short_side` pixels, in 8 bits, bilinear.
 
     Args:
         frames: (time, height, width, 3).
         short_side: at least 1. The longer side keeps the proportions, rounded down.
+        antialias: resize as Pillow does (images) instead of OpenCV (videos).
 
     Raises:
         ValueError: if `frames` are not uint8 RGB or `short_side` is out of range.
@@ -286,6 +376,8 @@ def resize_short_side(frames: NDArray[np.uint8], short_side: int) -> NDArray[np.
     if short == short_side:
         return frames
     size = (short_side * height // short, short_side * width // short)
+    if antialias:
+        return np.stack([resize_antialiased(frame, size) for frame in frames])
     resized = np.empty((len(frames), *size, 3), np.uint8)
     for frame, out in zip(frames, resized, strict=True):
         cv2.resize(frame, size[::-1], out)
@@ -293,7 +385,10 @@ def resize_short_side(frames: NDArray[np.uint8], short_side: int) -> NDArray[np.
 
 
 def center_view(
-    frames: NDArray[np.uint8], crop_size: int, short_side: int | None = None
+    frames: NDArray[np.uint8],
+    crop_size: int,
+    short_side: int | None = None,
+    antialias: bool = False,
 ) -> NDArray[np.float32]:
     """The single-view evaluation transform: resize, central square crop, normalise (App. D).
 
@@ -302,6 +397,7 @@ def center_view(
         crop_size: side of the crop.
         short_side: of the resized frames, at least `crop_size`. Default: crop_size * 256 / 224,
             rounded down.
+        antialias: of the resizing; `True` is the transform of the image tasks.
 
     Returns:
         (time, crop_size, crop_size, 3), normalised.
@@ -320,7 +416,7 @@ def center_view(
         raise ValueError(
             f"`crop_size` must be in [1, `short_side`={short_side}]. Received: {crop_size}"
         )
-    frames = resize_short_side(frames, short_side)
+    frames = resize_short_side(frames, short_side, antialias)
     top, left = (round((side - crop_size) / 2) for side in frames.shape[1:3])
     return normalize(frames[:, top : top + crop_size, left : left + crop_size])
 
@@ -351,6 +447,20 @@ def three_views(frames: NDArray[np.uint8], crop_size: int) -> NDArray[np.float32
         frames.take(range(start, start + crop_size), long_axis) for start in (0, stride, 2 * stride)
     ]
     return normalize(np.stack(crops))
+
+
+def _check_settings(settings: PretrainTransform | ImageProbeTransform) -> None:
+    if np.min(settings.crop_size) < 1:
+        raise ValueError(f"`crop_size` must be at least 1. Received: {settings.crop_size}")
+    if not 0 < settings.scale[0] <= settings.scale[1] <= 1:
+        raise ValueError(
+            f"`scale` must be a (low, high) range in (0, 1]. Received: {settings.scale}"
+        )
+    if not 0 < settings.ratio[0] <= settings.ratio[1]:
+        raise ValueError(f"`ratio` must be a (low, high) range above 0. Received: {settings.ratio}")
+    for name in ("horizontal_flip", "erasing"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ValueError(f"`{name}` must be in [0, 1]. Received: {getattr(settings, name)}")
 
 
 def _check_frames(frames: NDArray[np.uint8]) -> None:
