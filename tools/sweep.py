@@ -1,0 +1,124 @@
+"""Try pretraining settings on the built-in set, one after the other, and rank them (§5).
+
+    KERAS_BACKEND=jax python tools/sweep.py workdir/sweep --steps 500 \
+        --vary learning_rate 3e-4 1e-3 --vary start_momentum 0.99 0.999 --seeds 0 1 2
+
+Every combination is one run of `recipes/pretrain.py` in a folder of its own. A folder with a result
+is not run again, so the same command goes on after an interruption, and a longer one adds to it.
+Ends with `table.md`: mean and standard deviation over the seeds, the best motion + digit gain over
+the untrained encoder first, runs that failed with their reason.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "pretrain.py"
+TASKS = ("motion", "digit")
+PRETRAINED, UNTRAINED = "pretrained target encoder", "untrained encoder"
+
+# argparse's exit code: no run of the sweep would do better.
+WRONG_USAGE = 2
+
+Point = tuple[tuple[str, str], ...]
+
+
+def points(vary: Sequence[Sequence[str]]) -> list[Point]:
+    """All combinations of the values of the varied fields."""
+    fields = [[(field, value) for value in values] for field, *values in vary]
+    return [tuple(combination) for combination in itertools.product(*fields)]
+
+
+def name_of(point: Point) -> str:
+    """A readable folder name."""
+    return " ".join(f"{field}={value}" for field, value in point) or "as it is"
+
+
+def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> None:
+    """Run the recipe once, unless its result or its failure is there already."""
+    if (folder / "probe.json").exists() or (folder / "failure.txt").exists():
+        return
+    # What an interrupted run left behind is not a result.
+    shutil.rmtree(folder, ignore_errors=True)
+    options = [text for field, value in point for text in (f"--{field}", value)]
+    command = [sys.executable, str(RECIPE), *common, *options]
+    command += ["--seed", str(seed), "--workdir", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode == WRONG_USAGE:
+        sys.exit(f"sweep: {reason}")
+    if done.returncode:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "failure.txt").write_text(reason)
+
+
+def result_of(folder: Path) -> dict[str, float] | None:
+    """Accuracies, gains over the untrained encoder and rank of a run, if it ended well."""
+    path = folder / "probe.json"
+    if not path.exists():
+        return None
+    probe = json.loads(path.read_text())
+    result = {"rank": probe[PRETRAINED]["effective_rank"]}
+    for task in TASKS:
+        result[task] = probe[PRETRAINED][f"{task}_accuracy"]
+        result[f"{task} gain"] = result[task] - probe[UNTRAINED][f"{task}_accuracy"]
+    return result
+
+
+def table(workdir: Path, combinations: Sequence[Point], seeds: Sequence[int]) -> str:
+    """A markdown table over all combinations, best first."""
+    columns = [column for task in TASKS for column in (task, f"{task} gain")] + ["rank"]
+    rows = []
+    for point in combinations:
+        folders = [workdir / name_of(point) / str(seed) for seed in seeds]
+        results = [result for folder in folders if (result := result_of(folder))]
+        reasons = {f.read_text() for folder in folders if (f := folder / "failure.txt").exists()}
+        total = sum(r[f"{task} gain"] for r in results for task in TASKS) / max(1, len(results))
+        cells = [_mean_and_deviation([r[column] for r in results]) for column in columns]
+        note = f"{len(results)}" + "".join(f"; {reason}" for reason in sorted(reasons))
+        rows.append((total if results else float("-inf"), [name_of(point), *cells, note]))
+    rows.sort(key=lambda row: -row[0])
+    header = ["settings", *columns, "seeds"]
+    lines = [header, ["---"] * len(header), *(cells for _, cells in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="All other options go to recipes/pretrain.py, for example --config or --steps.",
+    )
+    parser.add_argument("workdir", type=Path, help="folder of the runs and of table.md")
+    parser.add_argument(
+        "--vary", nargs="+", action="append", default=[], metavar="FIELD VALUE", help="repeatable"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parsed, common = parser.parse_known_args(arguments)
+    for field, *values in parsed.vary:
+        if not values:
+            sys.exit(f"sweep: `--vary {field}` must be followed by at least one value.")
+    combinations = points(parsed.vary)
+    runs = [(point, seed) for point in combinations for seed in parsed.seeds]
+    for i, (point, seed) in enumerate(runs, start=1):
+        print(f"{i}/{len(runs)}: {name_of(point)}, seed {seed}", file=sys.stderr, flush=True)
+        run_point(parsed.workdir / name_of(point) / str(seed), point, seed, common)
+        text = table(parsed.workdir, combinations, parsed.seeds)
+        (parsed.workdir / "table.md").write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
