@@ -4,7 +4,6 @@ import json
 import subprocess
 
 import pytest
-
 import sweep
 
 pytestmark = pytest.mark.data
