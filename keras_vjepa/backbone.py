@@ -181,6 +181,11 @@ class VJEPABackbone(Preset, keras.Model):
         return math.prod(self.grid_shape)
 
     @property
+    def patch_dim(self) -> int:
+        """Values in one tubelet of pixels."""
+        return math.prod(self.tubelet_embedding.kernel.shape[:-1])
+
+    @property
     def position_axes(self) -> tuple[int, ...]:
         """The grid that positions count: `(time, row, column)`, `(row, column)` for images."""
         return self._axes(self.grid_shape)

@@ -26,7 +26,7 @@ class VJEPAPredictor(keras.Model):
     """Narrow transformer P that predicts the features of the target tokens (§3.3).
 
     Args:
-        encoder_dim: width of the encoder's tokens, also of the predictions.
+        encoder_dim: width of the encoder's tokens.
         grid_shape: the clip's token grid `(time, row, column)`, or `(row, column)` of an image: the
             encoder's `position_axes`.
         hidden_dim: width of the predictor (Table 9: 384).
@@ -36,6 +36,8 @@ class VJEPAPredictor(keras.Model):
         mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
         uniform_power: equal share of the position channels for time, row and column.
         layer_norm_epsilon: epsilon of every norm.
+        output_dim: width of the predictions; `encoder_dim` if None. A patch's number of values
+            for the pixel targets of Table 1.
 
     Call arguments:
         context: `(batch, context, encoder_dim)`, the encoder's output.
@@ -45,7 +47,7 @@ class VJEPAPredictor(keras.Model):
         mask_index: which kind of mask; taken modulo `num_mask_tokens`. By keyword.
 
     Returns:
-        `(batch, targets, encoder_dim)`, in the order of `target_indices`.
+        `(batch, targets, output_dim)`, in the order of `target_indices`.
 
     Example:
 
@@ -68,6 +70,7 @@ class VJEPAPredictor(keras.Model):
         mlp_ratio: float = 4.0,
         uniform_power: bool = True,
         layer_norm_epsilon: float = 1e-6,
+        output_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -82,6 +85,7 @@ class VJEPAPredictor(keras.Model):
         self.mlp_ratio = mlp_ratio
         self.uniform_power = uniform_power
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.output_dim = output_dim or encoder_dim
         # Through `build`, which gives every variable a path of its own.
         self.build((None, None, encoder_dim))
 
@@ -110,7 +114,7 @@ class VJEPAPredictor(keras.Model):
         )
         self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
         self.norm.build(tokens_shape)
-        self.output_projection = dense(self.encoder_dim, "output_projection", policy)
+        self.output_projection = dense(self.output_dim, "output_projection", policy)
         self.output_projection.build(tokens_shape)
 
     @property
@@ -143,7 +147,7 @@ class VJEPAPredictor(keras.Model):
         target_indices_shape: Sequence[int | None],
         padding_mask_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
-        return (context_shape[0], target_indices_shape[1], self.encoder_dim)
+        return (context_shape[0], target_indices_shape[1], self.output_dim)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -157,4 +161,5 @@ class VJEPAPredictor(keras.Model):
             "mlp_ratio": self.mlp_ratio,
             "uniform_power": self.uniform_power,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "output_dim": self.output_dim,
         }

@@ -28,6 +28,7 @@ from keras_vjepa.presets import Preset
 
 TARGET_NORM_EPSILON = 1e-5
 VARIANCE_EPSILON = 1e-4
+TARGETS = ("features", "pixels")
 
 Batch = dict[str, Tensor]
 
@@ -46,6 +47,10 @@ class VJEPAPretrainer(Preset, keras.Model):
         momentum: schedule of the moving average, or a float.
         loss_exponent: q in mean(|z - h|^q) / q; 1 in the paper.
         variance_weight: weight of the variance regulariser; 0 in the paper.
+        target: what is predicted: `"features"` of the target encoder, or `"pixels"`, each patch
+            normalised by its own mean and deviation, the baseline of Table 1 (there with
+            `loss_exponent=2`). The predictor's `output_dim` must fit. The target encoder follows
+            the encoder either way.
         padding: whether batches may hold padding (-1). Without it no attention is masked, which is
             faster where the backend's fused attention takes no mask.
 
@@ -77,10 +82,13 @@ class VJEPAPretrainer(Preset, keras.Model):
         momentum: float | LinearSchedule = 0.998,
         loss_exponent: float = 1.0,
         variance_weight: float = 0.0,
+        target: str = "features",
         padding: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if target not in TARGETS:
+            raise ValueError(f"`target` must be one of {TARGETS}. Received: {target!r}")
         if predictor.encoder_dim != encoder.hidden_dim:
             raise ValueError(
                 f"The predictor's `encoder_dim` must be the encoder's `hidden_dim`="
@@ -91,11 +99,18 @@ class VJEPAPretrainer(Preset, keras.Model):
                 f"The predictor's `grid_shape` must be the encoder's {encoder.position_axes}. "
                 f"Received: {predictor.grid_shape}"
             )
+        target_dim = encoder.hidden_dim if target == "features" else encoder.patch_dim
+        if predictor.output_dim != target_dim:
+            raise ValueError(
+                f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "
+                f"Received: {predictor.output_dim}"
+            )
         self.encoder = encoder
         self.predictor = predictor
         self.momentum = momentum
         self.loss_exponent = loss_exponent
         self.variance_weight = variance_weight
+        self.target = target
         self.padding = padding
         self.target_encoder = _copy_of(encoder)
         self.built = True
@@ -103,18 +118,23 @@ class VJEPAPretrainer(Preset, keras.Model):
     # --- The objective ---------------------------------------------------------------------------
 
     def targets(self, videos: Tensor) -> Tensor:
-        """Normalised features of all tokens by the target encoder, float32, without gradient.
+        """What the tokens of `videos` are to be predicted as, float32, without gradient.
 
-        `(batch, tokens, hidden_dim)`.
+        Features of the target encoder, `(batch, tokens, hidden_dim)`, or pixels,
+        `(batch, tokens, patch_dim)`; both normalised in each token.
         """
-        features = ops.cast(self.target_encoder(videos), "float32")
-        features = ops.layer_normalization(features, axis=-1, epsilon=TARGET_NORM_EPSILON)
-        return ops.stop_gradient(features)
+        if self.target == "features":
+            values = self.target_encoder(videos)
+        else:
+            values = self.encoder.tubelet_embedding.patches(videos)
+        values = ops.cast(values, "float32")
+        values = ops.layer_normalization(values, axis=-1, epsilon=TARGET_NORM_EPSILON)
+        return ops.stop_gradient(values)
 
     def predictions(self, batch: Batch, mask_index: int) -> Tensor:
-        """Predicted features of the targets of one kind of mask, float32.
+        """Predictions for the targets of one kind of mask, float32.
 
-        `(batch, targets, hidden_dim)`; rows of padded targets hold no meaning.
+        `(batch, targets, output_dim)`; rows of padded targets hold no meaning.
         """
         context_indices = batch[f"context_indices_{mask_index}"]
         target_indices = batch[f"target_indices_{mask_index}"]
@@ -245,6 +265,7 @@ class VJEPAPretrainer(Preset, keras.Model):
             "momentum": momentum,
             "loss_exponent": self.loss_exponent,
             "variance_weight": self.variance_weight,
+            "target": self.target,
             "padding": self.padding,
         }
 

@@ -212,3 +212,30 @@ def test_networks_that_do_not_fit_are_named():
         VJEPAPretrainer(encoder, VJEPAPredictor(24, (1, 1, 1), 12, 1, 2))
     with pytest.raises(ValueError, match="`grid_shape` must be the encoder's"):
         VJEPAPretrainer(encoder, VJEPAPredictor(12, (2, 1, 1), 12, 1, 2))
+
+
+def test_pixel_targets_are_normalised_patches():
+    """Table 1's baseline: each token's own pixels, in any order that is the same for all tokens."""
+    encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, output_dim=encoder.patch_dim)
+    pretrainer = VJEPAPretrainer(encoder, predictor, target="pixels", loss_exponent=2.0)
+    batch = random_batch(0, pretrainer)
+    targets = numpy(pretrainer.targets(batch["videos"]))
+    # Token 7 of the grid (2, 2, 2): second tubelet, second row, second column.
+    patch = batch["videos"][0, 2:4, 16:, 16:].reshape(-1)
+    expected = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-5)
+    np.testing.assert_allclose(np.sort(targets[0, 7]), np.sort(expected), atol=1e-4)
+    pretrainer.compile(AdamW(1e-2))
+    losses = fit(pretrainer, batch, epochs=8)
+    assert losses[-1] < 0.9 * losses[0]
+    copy = VJEPAPretrainer.from_config(pretrainer.get_config())
+    assert copy.target == "pixels" and copy.predictor.output_dim == 2 * 16 * 16 * 3
+
+
+def test_predictor_must_fit_the_target():
+    encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2)
+    with pytest.raises(ValueError, match="`output_dim` must be 1536 for `target`='pixels'"):
+        VJEPAPretrainer(encoder, predictor, target="pixels")
+    with pytest.raises(ValueError, match="`target` must be one of"):
+        VJEPAPretrainer(encoder, predictor, target="colours")
