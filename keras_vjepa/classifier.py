@@ -134,7 +134,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        dim = getattr(self.backbone, "hidden_dim", None) or self.backbone.output_shape[-1]
+        dim = getattr(self.backbone, "hidden_dim", None) or self.backbone.outputs[0].shape[-1]
         self.probe.build((None, None, dim))
         if self.max_frames is not None:
             self.frame_table = self.add_weight(
@@ -204,20 +204,24 @@ class VJEPAVideoClassifier(Preset, keras.Model):
 
     def _takes_images(self) -> bool:
         flag = getattr(self.backbone, "is_image_model", None)
-        return len(self.backbone.input_shape) == 4 if flag is None else flag
+        return len(self.backbone.inputs[0].shape) == 4 if flag is None else flag
 
     def _frames_of_an_image(self) -> int:
         if self._takes_images():
             return 1
         frames = getattr(self.backbone, "num_frames", None)
-        return self.backbone.input_shape[1] if frames is None else frames
+        return self.backbone.inputs[0].shape[1] if frames is None else frames
 
     def _tokens(self, clips: Tensor, training: bool) -> Tensor:
         """`(clips, tokens, dim)` of `(clips, frames, height, width, channels)`."""
         frames = clips.shape[1] if self._takes_images() else None
         if frames is not None:
             clips = ops.reshape(clips, (-1, *clips.shape[2:]))
-        tokens = self.backbone(clips, training=training and self.trainable_backbone)
+        inputs = clips
+        # Models of keras-hub name their only input.
+        if hasattr(self.backbone, "inputs") and isinstance(self.backbone.input, dict):
+            inputs = dict.fromkeys(self.backbone.input, clips)
+        tokens = self.backbone(inputs, training=training and self.trainable_backbone)
         if len(tokens.shape) != 3:
             raise ValueError(
                 "`backbone` must return (batch, tokens, dim). "
