@@ -14,13 +14,22 @@ from conftest import GOLDEN, ROOT
 from convert_checkpoint import (
     CheckpointError,
     convert,
+    convert_classifier,
+    convert_probe,
     encoder_entries,
     predictor_entries,
+    probe_entries,
     read_checkpoint,
 )
 from keras import ops
 
-from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    VJEPAProbe,
+    VJEPAVideoClassifier,
+)
 
 
 class Storage:
@@ -198,6 +207,90 @@ def test_wrong_shapes_and_missing_networks_are_named(layout, tmp_path):
         convert(GOLDEN / "tiny.pth.tar")
 
 
+DEAD = "module.pooler.cross_attention_block.xattn.proj"
+
+
+def random_probe(seed, dim, **arguments):
+    probe, rng = VJEPAProbe(**arguments), np.random.default_rng(seed)
+    probe.build((None, None, dim))
+    for variable in probe.variables:
+        variable.assign(rng.normal(size=variable.shape))
+    return probe
+
+
+def authors_probe_layout(probe):
+    """As `authors_layout`, with the dead projection."""
+    dim = probe.linear.kernel.shape[0]
+    tensors = {f"{DEAD}.weight": np.ones((dim, dim)), f"{DEAD}.bias": np.ones(dim)}
+    for name, variable, rearrange in probe_entries(probe):
+        value = ops.convert_to_numpy(variable)
+        tensors[f"module.{name}"] = value.T if rearrange is module._transposed else value
+    return {"classifier": tensors, "opt": {}, "epoch": 20, "lr": 1e-3}
+
+
+@pytest.mark.parametrize(
+    "dim,arguments",
+    [
+        (24, {"num_classes": 400, "num_heads": 3}),
+        (32, {"num_classes": 2, "num_heads": 8, "num_layers": 4}),
+        (44, {"num_classes": 5, "num_heads": 2, "num_layers": 2, "mlp_ratio": 48 / 11}),
+    ],
+)
+def test_other_probes_are_detected_and_loaded(dim, arguments, tmp_path):
+    expected = random_probe(2, dim, **arguments)
+    write_checkpoint(tmp_path / "probe.pth.tar", authors_probe_layout(expected))
+    actual = convert_probe(tmp_path / "probe.pth.tar", num_heads=arguments["num_heads"])
+    for name in ("num_classes", "num_heads", "num_layers", "pooling", "layer_norm_epsilon"):
+        assert getattr(actual, name) == getattr(expected, name), name
+    for found, wanted in zip(actual.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    backbone = VJEPABackbone(16, 2, hidden_dim=dim, num_layers=1, num_heads=arguments["num_heads"])
+    classifier = convert_classifier(backbone, tmp_path / "probe.pth.tar", num_clips=2)
+    assert classifier.num_clips == 2 and classifier.num_heads is None
+    for found, wanted in zip(classifier.probe.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_probe_of_a_usual_width_needs_no_heads(tmp_path):
+    probe = random_probe(0, 192, num_classes=3, num_heads=3)
+    write_checkpoint(tmp_path / "probe.pth.tar", authors_probe_layout(probe))
+    assert convert_probe(tmp_path / "probe.pth.tar").num_heads == 3
+    with pytest.raises(CheckpointError, match="must be a multiple of `num_heads`=5. Received: 192"):
+        convert_probe(tmp_path / "probe.pth.tar", num_heads=5)
+
+
+def test_probes_that_do_not_fit_are_named(tmp_path):
+    path, probe = tmp_path / "probe.pth.tar", random_probe(0, 24, num_classes=3, num_heads=2)
+
+    def error(heads=2, **changes):
+        layout = authors_probe_layout(probe)
+        for name, value in changes.items():
+            key = "module." + name.replace("__", ".")
+            if value is None:
+                del layout["classifier"][key]
+            else:
+                layout["classifier"][key] = value
+        write_checkpoint(path, layout)
+        with pytest.raises(CheckpointError) as caught:
+            convert_probe(path, heads)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert error(pooler__norm=np.ones(24)) == "`classifier` has unknown keys: pooler.norm"
+    assert error(linear__bias=None) == "`classifier` misses keys: linear.bias"
+    assert error(linear__weight=None) == "`classifier` misses keys: linear.weight"
+    query = "pooler.cross_attention_block.xattn.q.bias"
+    shape = error(**{query.replace(".", "__"): np.ones(23)})
+    assert f"`classifier.{query}` must rearrange to shape (24,)" in shape
+    assert "pass --num-heads" in error(heads=None)
+    wider = VJEPABackbone(16, 2, hidden_dim=48, num_layers=1, num_heads=2)
+    write_checkpoint(path, authors_probe_layout(probe))
+    with pytest.raises(CheckpointError, match="the probe must be 48 wide, as the encoder.* 24"):
+        convert_classifier(wider, path)
+    with pytest.raises(CheckpointError, match="the checkpoint has no `classifier`"):
+        convert_probe(GOLDEN / "tiny.pth.tar", num_heads=4)
+
+
 class Hostile:
     def __init__(self, function, argument):
         self.call = (function, (argument,))
@@ -264,3 +357,8 @@ def test_command(tmp_path):
     done = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset", "--num-heads", "4")
     assert done.returncode == 0, done.stderr
     assert VJEPABackbone.from_preset(tmp_path / "preset").hidden_dim == 72
+    arguments = ("--num-heads", "4", "--probe", GOLDEN / "probe_depth2.pth.tar")
+    done = run(GOLDEN / "tiny.pth.tar", tmp_path / "classifier", *arguments)
+    assert done.returncode == 0, done.stderr
+    classifier = VJEPAVideoClassifier.from_preset(tmp_path / "classifier", num_clips=8)
+    assert (classifier.num_classes, classifier.num_layers) == (7, 2)
