@@ -119,6 +119,9 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         self.max_frames = max_frames
         self.trainable_backbone = trainable_backbone
         self.backbone = backbone
+        # Both ways: an assignment that changes nothing does not reach the layers on every backend,
+        # and those of a backbone that was made with `trainable=False` are still trainable.
+        backbone.trainable = not trainable_backbone
         backbone.trainable = trainable_backbone
         self.probe = VJEPAProbe(
             num_classes,

@@ -219,7 +219,7 @@ def test_image_backbones_see_every_frame():
 
 def functional_backbone(frames=None):
     shape = (16, 16, 3) if frames is None else (frames, 16, 16, 3)
-    inputs = keras.Input(shape)
+    inputs = keras.Input(shape, name="images")
     tokens = keras.layers.Reshape((-1, 48 * 8))(inputs)
     named = inputs if frames else {"images": inputs}  # The second as in keras-hub.
     return keras.Model(named, keras.layers.Dense(10)(tokens))
@@ -271,6 +271,7 @@ def test_save_and_load_with_the_optimizer(tmp_path):
     restored = keras.saving.load_model(tmp_path / "model.keras")
     assert restored.get_config() == classifier.get_config()
     json.dumps(classifier.get_config())
+    assert len(restored.trainable_variables) == len(classifier.probe.trainable_variables)
     np.testing.assert_array_equal(numpy(restored(inputs)), numpy(classifier(inputs)))
     losses = [
         m.fit(inputs, labels, epochs=2, verbose=0).history["loss"] for m in (classifier, restored)
