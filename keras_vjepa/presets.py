@@ -7,6 +7,8 @@ A preset folder is laid out as keras-hub's:
     model.weights.h5      the backbone's weights
     pretrainer.json       only for a pretrainer: its class and arguments
     pretrainer.weights.h5 its weights (encoder, predictor, target encoder)
+    task.json             only for a classifier: its class and arguments, its backbone's among them
+    task.weights.h5       the weights of its probe
 
 The backbone of a pretrainer's preset is its target encoder, the one that is evaluated (App. D.1).
 """
@@ -21,11 +23,27 @@ from typing import Any, Self
 import keras
 
 CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE = "config.json", "metadata.json", "model.weights.h5"
-PRETRAINER_FILE, PRETRAINER_WEIGHTS_FILE = "pretrainer.json", "pretrainer.weights.h5"
+PRETRAINER_FILES = ("pretrainer.json", "pretrainer.weights.h5")
+TASK_FILES = ("task.json", "task.weights.h5")
 
 
 class Preset:
-    """Adds `save_to_preset` and `from_preset` to a model."""
+    """Adds `save_to_preset` and `from_preset` to a model.
+
+    As it stands, for a backbone. A model that holds a backbone, and is more, says in which files it
+    keeps itself, which of its parts is the backbone, and whose weights stand beside the backbone's.
+    """
+
+    preset_files = (CONFIG_FILE, WEIGHTS_FILE)
+
+    # Methods: Keras takes a property that returns a model for another place to save it in.
+    def preset_backbone(self) -> Any:
+        """What a backbone's class restores from this model's preset."""
+        return self
+
+    def preset_weights(self) -> Any:
+        """The part whose weights are in the second of `preset_files`."""
+        return self
 
     def save_to_preset(self, folder: str | os.PathLike[str]) -> None:
         """Write this model as a preset folder; a folder of that name must not exist, or be empty.
@@ -54,11 +72,10 @@ class Preset:
             raise
 
     def _write_preset(self, folder: Path) -> None:
-        model: Any = self
-        backbone = getattr(model, "target_encoder", model)
-        _write_model(backbone, folder / CONFIG_FILE, folder / WEIGHTS_FILE)
-        if backbone is not model:
-            _write_model(model, folder / PRETRAINER_FILE, folder / PRETRAINER_WEIGHTS_FILE)
+        backbone = self.preset_backbone()
+        _write_model(backbone, backbone, folder, (CONFIG_FILE, WEIGHTS_FILE))
+        if backbone is not self:
+            _write_model(self, self.preset_weights(), folder, self.preset_files)
         metadata = {
             "keras_version": keras.__version__,
             "backend": keras.config.backend(),
@@ -81,34 +98,46 @@ class Preset:
         Raises:
             FileNotFoundError: if the folder is no preset, or not of this class.
         """
-        folder = Path(folder)
-        is_pretrainer = hasattr(cls, "update_target_encoder")
-        name, weights = CONFIG_FILE, WEIGHTS_FILE
-        if is_pretrainer:
-            name, weights = PRETRAINER_FILE, PRETRAINER_WEIGHTS_FILE
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"`folder` must be a preset that holds {name}, for {cls.__name__}. "
-                f"Received: {folder}"
-            )
-        config = json.loads((folder / name).read_text())
-        unknown = set(overrides) - set(config["config"])
-        if unknown:
-            raise ValueError(
-                f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
-            )
-        config["config"].update(overrides)
-        model: Any = keras.saving.deserialize_keras_object(config)
-        if not isinstance(model, cls):
-            raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}.")
+        model = _read_model(Path(folder), cls, cls.preset_files[0], overrides)
         if load_weights:
-            keras.saving.load_weights(model, folder / weights)
+            keras.saving.load_weights(model.preset_weights(), Path(folder) / cls.preset_files[1])
         return model
 
 
-def _write_model(model: Any, config_path: Path, weights_path: Path) -> None:
+def load_backbone(
+    folder: str | os.PathLike[str], load_weights: bool = True, **overrides: Any
+) -> Any:
+    """The backbone of any preset, whatever its class. Arguments as in `Preset.from_preset`."""
+    backbone = _read_model(Path(folder), keras.Model, CONFIG_FILE, overrides)
+    if load_weights:
+        keras.saving.load_weights(backbone, Path(folder) / WEIGHTS_FILE)
+    return backbone
+
+
+def _read_model(folder: Path, cls: type, name: str, overrides: dict[str, Any]) -> Any:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"`folder` must be a preset that holds {name}, for {cls.__name__}. Received: {folder}"
+        )
+    config = json.loads((folder / name).read_text())
+    unknown = set(overrides) - set(config["config"])
+    if unknown:
+        raise ValueError(
+            f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
+        )
+    config["config"].update(overrides)
+    model = keras.saving.deserialize_keras_object(config)
+    if not isinstance(model, cls):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}.")
+    return model
+
+
+def _write_model(model: Any, weights_of: Any, folder: Path, files: tuple[str, str]) -> None:
     config = keras.saving.serialize_keras_object(model)
     for key in ("compile_config", "build_config"):
         config.pop(key, None)
-    config_path.write_text(json.dumps(config, indent=2))
-    model.save_weights(weights_path)
+    if weights_of is model and "trainable" in config["config"]:
+        # Frozen where it comes from (a target encoder, a classifier's backbone), not for ever.
+        config["config"]["trainable"] = True
+    (folder / files[0]).write_text(json.dumps(config, indent=2))
+    weights_of.save_weights(folder / files[1])

@@ -24,7 +24,7 @@ from keras_vjepa.backbone import VJEPABackbone
 from keras_vjepa.layers import gather_tokens
 from keras_vjepa.optimization import AdamW, LinearSchedule
 from keras_vjepa.predictor import VJEPAPredictor
-from keras_vjepa.presets import Preset
+from keras_vjepa.presets import PRETRAINER_FILES, Preset
 
 TARGET_NORM_EPSILON = 1e-5
 VARIANCE_EPSILON = 1e-4
@@ -69,6 +69,8 @@ class VJEPAPretrainer(Preset, keras.Model):
     >>> tuple(pretrainer(batch).shape)
     (2,)
     """
+
+    preset_files = PRETRAINER_FILES
 
     def __init__(
         self,
@@ -233,6 +235,9 @@ class VJEPAPretrainer(Preset, keras.Model):
         return trainable, non_trainable, optimizer, metrics
 
     # --- Configuration ---------------------------------------------------------------------------
+
+    def preset_backbone(self) -> VJEPABackbone:
+        return self.target_encoder
 
     def get_config(self) -> dict[str, Any]:
         momentum: Any = self.momentum

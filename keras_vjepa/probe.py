@@ -1,8 +1,10 @@
-"""Attentive probe: cross-attention pooling and a linear classifier (§4.3, App. D.1).
+"""Probes on frozen features: attentive or average pooling, then a linear layer (§4.3, App. D.1).
 
 Departures from the paper's text, as in the authors' code: queries, keys and values are projected,
-with bias, and attention has several heads; the MLP is pre-norm and nothing stands between it and
-the linear layer; the cross-attention has no output projection.
+with bias, and attention has the encoder's heads (the paper's 12 of width 12 are `num_heads=12,
+head_dim=12`); the MLP is pre-norm and nothing stands between it and the linear layer; the
+cross-attention has no output projection, unless `head_dim` makes one necessary. The probe on
+average-pooled features (Tables 3 and 13) is not in the authors' code: mean, then linear layer.
 """
 
 import math
@@ -28,12 +30,17 @@ class AttentivePooler(keras.layers.Layer):
         num_layers: 1 for the cross-attention alone.
         mlp_ratio: width of the MLP's hidden layer over the tokens' width.
         layer_norm_epsilon: epsilon of every norm; larger than the encoder's, as in the reference.
+        head_dim: width of a head of the cross-attention. None shares the tokens' width among the
+            heads; a number adds an output projection, which brings the heads back to that width.
 
     Call arguments:
         tokens: `(batch, tokens, dim)`.
 
     Returns:
         `(batch, dim)`.
+
+    Raises:
+        ValueError: if `num_heads` does not divide the tokens' width, and `head_dim` is None.
 
     Example:
 
@@ -49,6 +56,7 @@ class AttentivePooler(keras.layers.Layer):
         num_layers: int = 1,
         mlp_ratio: float = 4.0,
         layer_norm_epsilon: float = 1e-5,
+        head_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -56,53 +64,58 @@ class AttentivePooler(keras.layers.Layer):
         self.num_layers = num_layers
         self.mlp_ratio = mlp_ratio
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.head_dim = head_dim
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
         dim, policy, epsilon = tokens_shape[-1], self.dtype_policy, self.layer_norm_epsilon
-        if dim is None or dim % self.num_heads:
+        if dim is None or (self.head_dim is None and dim % self.num_heads):
             raise ValueError(
                 f"The width of the tokens must be a multiple of `num_heads`={self.num_heads}. "
                 f"Received: {dim}"
             )
         one, mlp_dim = (None, 1, dim), int(dim * self.mlp_ratio)
+        attention_dim = dim if self.head_dim is None else self.num_heads * self.head_dim
         self.query_token = self.add_weight(
             shape=(1, 1, dim),
             initializer=keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV),
             name="query_token",
         )
         self.tokens_norm = layer_norm(epsilon, "tokens_norm", policy)
-        self.query = dense(dim, "query", policy)
-        self.key_value = dense(2 * dim, "key_value", policy)
+        self.query = dense(attention_dim, "query", policy)
+        self.key_value = dense(2 * attention_dim, "key_value", policy)
         self.mlp_norm = layer_norm(epsilon, "mlp_norm", policy)
         self.mlp_hidden = dense(mlp_dim, "mlp_hidden", policy)
-        self.mlp_output = keras.layers.Dense(
-            dim,
-            # Depth scaling takes effect here, unlike in pretraining (official-behaviour §8).
-            kernel_initializer=keras.initializers.RandomNormal(
-                stddev=INITIALIZER_STDDEV / math.sqrt(2)
-            ),
-            name="mlp_output",
-            dtype=policy,
-        )
+        self.mlp_output = _residual_dense(dim, "mlp_output", policy)
         self.tokens_norm.build(tokens_shape)
         self.key_value.build(tokens_shape)
         for layer in (self.query, self.mlp_norm, self.mlp_hidden):
             layer.build(one)
         self.mlp_output.build((None, 1, mlp_dim))
+        if self.head_dim is not None:
+            self.output_projection = _residual_dense(dim, "output_projection", policy)
+            self.output_projection.build((None, 1, attention_dim))
+        self._build_blocks(dim, mlp_dim)
+
+    def _build_blocks(self, dim: int, mlp_dim: int) -> None:
         self.blocks = []
         for i in range(1, self.num_layers):
             block = TransformerBlock(
-                self.num_heads, mlp_dim, epsilon, name=f"block_{i}", dtype=policy
+                self.num_heads,
+                mlp_dim,
+                self.layer_norm_epsilon,
+                name=f"block_{i}",
+                dtype=self.dtype_policy,
             )
-            block.build(one)
+            block.build((None, 1, dim))
             for kernel in (block.attention.output_projection.kernel, block.mlp_output.kernel):
                 kernel.assign(kernel / math.sqrt(2 * (i + 1)))
             self.blocks.append(block)
 
     def cross_attention(self, tokens: Tensor) -> Tensor:
         """What the cross-attention adds to the query, `(batch, 1, dim)`."""
-        batch, num_tokens, dim = ops.shape(tokens)
-        heads, head_dim = self.num_heads, dim // self.num_heads
+        batch, num_tokens, _ = ops.shape(tokens)
+        heads, attention_dim = self.num_heads, self.query.units
+        head_dim = attention_dim // heads
         query = self.query(ops.cast(self.query_token, self.compute_dtype))
         query = ops.broadcast_to(
             ops.reshape(query, (1, 1, heads, head_dim)), (batch, 1, heads, head_dim)
@@ -110,7 +123,8 @@ class AttentivePooler(keras.layers.Layer):
         packed = self.key_value(self.tokens_norm(tokens))
         packed = ops.reshape(packed, (batch, num_tokens, 2, heads, head_dim))
         pooled = attention(query, packed[:, :, 0], packed[:, :, 1])
-        return ops.reshape(pooled, (batch, 1, dim))
+        pooled = ops.reshape(pooled, (batch, 1, attention_dim))
+        return pooled if self.head_dim is None else self.output_projection(pooled)
 
     def call(self, tokens: Tensor) -> Tensor:
         query = ops.cast(self.query_token, self.compute_dtype)
@@ -131,12 +145,133 @@ class AttentivePooler(keras.layers.Layer):
             "num_layers": self.num_layers,
             "mlp_ratio": self.mlp_ratio,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "head_dim": self.head_dim,
         }
 
 
-def classifier_layer(num_classes: int, dim: int, name: str = "logits") -> keras.layers.Dense:
-    """The linear layer behind the pooler; weights and biases start within +-1/sqrt(dim)."""
-    uniform = keras.initializers.RandomUniform(-1 / math.sqrt(dim), 1 / math.sqrt(dim))
-    return keras.layers.Dense(
-        num_classes, kernel_initializer=uniform, bias_initializer=uniform.clone(), name=name
-    )
+def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:
+    """The last layer of a branch. Depth scaling counts here, unlike in pretraining."""
+    initializer = keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV / math.sqrt(2))
+    return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAProbe(keras.Model):
+    """Classify tokens: pool them, then a linear layer (§4.3, App. D.1).
+
+    A model by itself, to be fitted on features that were computed once; the part that learns of a
+    `VJEPAVideoClassifier`. The weights are made when it is first called, or by `build`.
+
+    Args:
+        num_classes: width of the logits.
+        num_heads: attention heads, the encoder's in the reference; not used by average pooling.
+        num_layers: 1 for the cross-attention alone; each more is a transformer block on the query.
+        pooling: `"attentive"`, or `"average"` for the mean over the tokens (Tables 3 and 13).
+        mlp_ratio: width of the MLP's hidden layer over the tokens' width.
+        layer_norm_epsilon: epsilon of every norm.
+        head_dim: width of a head; see `AttentivePooler`.
+
+    Call arguments:
+        tokens: `(batch, tokens, dim)`.
+
+    Returns:
+        Logits `(batch, num_classes)`, in the dtype of the weights also under mixed precision.
+
+    Raises:
+        ValueError: for tokens of another rank, or of another width than those it was built for.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPAProbe
+    >>> probe = VJEPAProbe(num_classes=4, num_heads=2)
+    >>> tuple(probe(np.ones((3, 5, 8), "float32")).shape)
+    (3, 4)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_heads: int | None = None,
+        num_layers: int = 1,
+        pooling: str = "attentive",
+        mlp_ratio: float = 4.0,
+        layer_norm_epsilon: float = 1e-5,
+        head_dim: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, number in (("num_classes", num_classes), ("num_layers", num_layers)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {number}")
+        if pooling not in ("attentive", "average"):
+            raise ValueError(f"`pooling` must be 'attentive' or 'average'. Received: {pooling!r}")
+        if pooling == "attentive" and num_heads is None:
+            raise ValueError("`num_heads` must be given for attentive pooling. Received: None")
+        self.num_classes = num_classes
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.pooling = pooling
+        self.mlp_ratio = mlp_ratio
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.head_dim = head_dim
+
+    def build(self, tokens_shape: Sequence[int | None]) -> None:
+        dim = _token_width(tokens_shape)
+        if self.pooling == "attentive":
+            self.pooler = AttentivePooler(
+                self.num_heads,  # type: ignore[arg-type]
+                self.num_layers,
+                self.mlp_ratio,
+                self.layer_norm_epsilon,
+                self.head_dim,
+                name="pooler",
+                dtype=self.dtype_policy,
+            )
+            self.pooler.build(tokens_shape)
+        # As the reference's framework starts a linear layer, unlike all the other ones.
+        uniform = keras.initializers.RandomUniform(-1 / math.sqrt(dim), 1 / math.sqrt(dim))
+        self.linear = keras.layers.Dense(
+            self.num_classes,
+            kernel_initializer=uniform,
+            bias_initializer=uniform.clone(),
+            name="linear",
+            # Logits in half precision would cost the loss its small differences.
+            dtype=self.dtype_policy.variable_dtype,
+        )
+        self.linear.build((None, dim))
+        self.built = True
+
+    def call(self, tokens: Tensor) -> Tensor:
+        dim = _token_width(tokens.shape)
+        if dim != self.linear.kernel.shape[0]:
+            raise ValueError(
+                f"The width of the tokens must be {self.linear.kernel.shape[0]}, which the probe "
+                f"was built for. Received: {dim}"
+            )
+        if self.pooling == "attentive":
+            return self.linear(self.pooler(tokens))
+        return self.linear(ops.mean(tokens, axis=1))
+
+    def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return (tokens_shape[0], self.num_classes)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "num_heads": self.num_heads,
+            "num_layers": self.num_layers,
+            "pooling": self.pooling,
+            "mlp_ratio": self.mlp_ratio,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "head_dim": self.head_dim,
+        }
+
+
+def _token_width(tokens_shape: Sequence[int | None]) -> int:
+    if len(tokens_shape) != 3 or tokens_shape[-1] is None:
+        raise ValueError(
+            f"`tokens` must be (batch, tokens, dim). Received shape: {tuple(tokens_shape)}"
+        )
+    return tokens_shape[-1]

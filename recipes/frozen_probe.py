@@ -12,14 +12,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa import AdamW, AttentivePooler, CosineSchedule, VJEPABackbone, WarmupCosine
+from keras_vjepa import AdamW, CosineSchedule, VJEPABackbone, VJEPAProbe, WarmupCosine
 from keras_vjepa.data.digit_motion import split_label
 from keras_vjepa.data.index import Sample
 from keras_vjepa.data.pipeline import ClipSettings
 from keras_vjepa.data.transforms import center_view
 from keras_vjepa.data.video import clip_frame_indices, open_video
 from keras_vjepa.monitoring import FeatureStatistics, feature_statistics
-from keras_vjepa.probe import classifier_layer
 
 TASKS = ("digit", "motion")
 
@@ -101,10 +100,7 @@ class FrozenProbe:
         self.settings = settings
         keras.utils.set_random_seed(settings.seed)
         tokens = keras.Input((encoder.num_tokens, encoder.hidden_dim))
-        outputs = {}
-        for task in TASKS:
-            pooled = AttentivePooler(encoder.num_heads, name=f"{task}_pooler")(tokens)
-            outputs[task] = classifier_layer(10, encoder.hidden_dim, name=task)(pooled)
+        outputs = {task: VJEPAProbe(10, encoder.num_heads, name=task)(tokens) for task in TASKS}
         self.model = keras.Model(tokens, outputs)
         self.initial_weights = self.model.get_weights()
 

@@ -27,6 +27,7 @@ FLOORS = {
     "predictor": 2,
     "pretrainer": 3,
     "probe": 3,
+    "classifier": 4,
 }
 MAY_NAME_A_BACKEND = {"attention.py"}
 
@@ -108,6 +109,8 @@ def test_the_public_api():
         "VJEPABackbone",
         "VJEPAPredictor",
         "VJEPAPretrainer",
+        "VJEPAProbe",
+        "VJEPAVideoClassifier",
         "WarmupCosine",
         "__version__",
     }

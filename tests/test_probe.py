@@ -1,12 +1,19 @@
-"""The attentive pooler."""
+"""The attentive pooler and the probes, against the authors' numbers (§4.3, App. D.1)."""
 
+import json
+import math
+
+import keras
 import numpy as np
 import pytest
+from conftest import GOLDEN, golden
+from convert_checkpoint import convert_probe, probe_entries
 from keras import ops
 
-from keras_vjepa import AttentivePooler
+from keras_vjepa import AdamW, AttentivePooler, CosineSchedule, VJEPAProbe, WarmupCosine
 from keras_vjepa.monitoring import feature_statistics
-from keras_vjepa.probe import classifier_layer
+
+FORWARD_TOLERANCE = 2e-5
 
 
 def numpy(x):
@@ -46,12 +53,149 @@ def test_heads_that_do_not_divide_are_named():
         AttentivePooler(num_heads=3).build((None, None, 8))
 
 
-def test_classifier_starts_within_its_bounds():
-    layer = classifier_layer(50, 16)
-    layer.build((None, 16))
-    for variable in layer.variables:
+def test_heads_of_any_width():
+    """The paper's 12 heads of width 12, on tokens that 12 does not divide."""
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 32)).astype("float32")
+    pooler = AttentivePooler(num_heads=12, head_dim=12)
+    assert tuple(pooler(tokens).shape) == (2, 32)
+    assert tuple(pooler.query.kernel.shape) == (32, 144)
+    assert tuple(pooler.output_projection.kernel.shape) == (144, 32)
+
+
+def test_identity_projection_is_no_projection():
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
+    plain, projected = AttentivePooler(num_heads=2), AttentivePooler(num_heads=2, head_dim=4)
+    expected = numpy(plain(tokens))
+    projected(tokens)
+    for name in ("query", "key_value", "mlp_hidden", "mlp_output"):
+        getattr(projected, name).set_weights(getattr(plain, name).get_weights())
+    projected.query_token.assign(plain.query_token)
+    projected.output_projection.set_weights([np.eye(8), np.zeros(8)])
+    np.testing.assert_allclose(numpy(projected(tokens)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name,prefix", [("probe", "probe"), ("probe_depth2", "probe2")])
+def test_probes_equal_the_reference(name, prefix):
+    reference = golden("forward.npz")
+    probe = convert_probe(GOLDEN / f"{name}.pth.tar", num_heads=4)
+    tokens = reference["target_full"]
+    pooled = numpy(probe.pooler(tokens))
+    assert np.abs(pooled - reference[f"{prefix}_pooled"][:, 0]).max() <= FORWARD_TOLERANCE
+    logits = numpy(probe(tokens))
+    assert np.abs(logits - reference[f"{prefix}_logits"]).max() <= FORWARD_TOLERANCE
+    if name == "probe":
+        branch = numpy(probe.pooler.cross_attention(tokens))
+        assert np.abs(branch - reference["probe_xattn_branch"]).max() <= FORWARD_TOLERANCE
+        normed = numpy(probe.pooler.tokens_norm(reference["lnprobe_input"]))
+        assert np.abs(normed - reference["lnprobe_probe_norm1"]).max() <= 1e-5
+
+
+def _reference_optimizer():
+    s = json.loads((GOLDEN / "probe_train3.json").read_text())["settings"]
+    return AdamW(
+        WarmupCosine(s["start_lr"], s["lr"], s["final_lr"], int(s["warmup"]), s["T_max"]),
+        CosineSchedule(s["weight_decay"], s["final_weight_decay"], s["T_max"]),
+        clip_norm=s["clip_grad_norm"],
+    )
+
+
+@pytest.mark.parametrize("by", ["fit", "train_on_batch"])
+def test_three_training_steps(by):
+    reference = golden("probe_train3.npz")
+    batches = [(reference[f"features_{i}"], reference[f"labels_{i}"]) for i in range(3)]
+    probe = convert_probe(GOLDEN / "probe.pth.tar", num_heads=4)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    probe.compile(_reference_optimizer(), loss=loss, metrics=["accuracy"])
+    if by == "fit":
+        # An epoch a step: its mean loss is then the step's.
+        history = probe.fit((batch for batch in batches), steps_per_epoch=1, epochs=3, verbose=0)
+        losses = history.history["loss"]
+    else:
+        losses = []
+        for features, labels in batches:
+            probe.reset_metrics()
+            losses.append(probe.train_on_batch(features, labels)[0])
+    np.testing.assert_allclose(losses, reference["losses"], rtol=0, atol=3e-6)
+    checksums = json.loads((GOLDEN / "probe_train3.json").read_text())["final_checksums"]
+    dead = {key for key in checksums if ".xattn.proj." in key}
+    found = {name: (variable, rearrange) for name, variable, rearrange in probe_entries(probe)}
+    assert set(found) == set(checksums) - dead
+    for name, (variable, rearrange) in found.items():
+        value, compared = numpy(variable).astype("float64"), slice(None)
+        if name.endswith("kv.bias"):
+            # Key biases have no true gradient: Adam turns their rounding noise into steps.
+            compared = slice(len(value) // 2, None)
+        else:
+            error = abs(np.abs(value).sum() - checksums[name]["abs_sum"])
+            assert error <= 5e-5 * math.sqrt(value.size), name
+        if f"final/{name}" in reference:
+            expected = rearrange(reference[f"final/{name}"])
+            assert np.abs(value - expected)[compared].max() <= 5e-5, name
+
+
+def test_average_pooling_is_a_linear_layer_on_the_mean():
+    tokens = np.random.default_rng(0).normal(size=(3, 5, 8)).astype("float32")
+    probe = VJEPAProbe(4, pooling="average")
+    logits = numpy(probe(tokens))
+    kernel, bias = probe.get_weights()
+    np.testing.assert_allclose(logits, tokens.mean(axis=1) @ kernel + bias, atol=1e-6)
+
+
+def test_the_linear_layer_starts_within_its_bounds():
+    probe = VJEPAProbe(50, pooling="average")
+    probe.build((None, None, 16))
+    for variable in probe.variables:
         values = numpy(variable)
         assert 0.2 < np.abs(values).max() <= 0.25
+
+
+@pytest.mark.parametrize("pooling", ["attentive", "average"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_probes_learn_from_cached_features(pooling, dtype):
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    labels = np.arange(32) % 4
+    tokens = rng.normal(size=(32, 6, 16)).astype("float32")
+    tokens[np.arange(32), :, labels] += 2.0
+    probe = VJEPAProbe(4, num_heads=4, pooling=pooling, dtype=dtype)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    probe.compile(AdamW(3e-3 if pooling == "attentive" else 0.1), loss=loss, metrics=["accuracy"])
+    history = probe.fit(tokens, labels, batch_size=16, epochs=12, verbose=0).history
+    assert history["accuracy"][-1] > 0.9 and history["loss"][-1] < 0.6 * history["loss"][0]
+    assert probe.linear.kernel.dtype == "float32" and numpy(probe(tokens)).dtype == np.float32
+
+
+def test_save_and_load(tmp_path):
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
+    probe = VJEPAProbe(4, num_heads=3, num_layers=1, mlp_ratio=2.0, head_dim=5)
+    expected = numpy(probe(tokens))
+    probe.save(tmp_path / "probe.keras")
+    restored = keras.saving.load_model(tmp_path / "probe.keras")
+    assert restored.get_config() == probe.get_config()
+    np.testing.assert_array_equal(numpy(restored(tokens)), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"num_classes": 0}, "`num_classes` must be at least 1. Received: 0"),
+        ({"num_layers": 0}, "`num_layers` must be at least 1. Received: 0"),
+        ({"pooling": "max"}, "`pooling` must be 'attentive' or 'average'. Received: 'max'"),
+        ({"num_heads": None}, "`num_heads` must be given for attentive pooling"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VJEPAProbe(**{"num_classes": 3, "num_heads": 2, **arguments})
+
+
+def test_bad_tokens_are_named():
+    probe = VJEPAProbe(3, num_heads=2)
+    with pytest.raises(ValueError, match=r"`tokens` must be \(batch, tokens, dim\)"):
+        probe(np.zeros((2, 8), "float32"))
+    probe(np.zeros((2, 5, 8), "float32"))
+    with pytest.raises(ValueError, match="must be 8, which the probe was built for. Received: 12"):
+        probe(np.zeros((2, 5, 12), "float32"))
 
 
 def test_feature_statistics():

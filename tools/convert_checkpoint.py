@@ -1,6 +1,10 @@
-"""Convert a pretraining checkpoint in the authors' layout into a preset folder (App. C).
+"""Convert checkpoints in the authors' layout into a preset folder (App. C, App. D.1).
 
     python tools/convert_checkpoint.py vitl16.pth.tar presets/vitl16
+    python tools/convert_checkpoint.py vitl16.pth.tar presets/vitl16_k400 --probe k400-probe.pth.tar
+
+The first writes the pretrainer of a pretraining checkpoint; the second a classifier: the target
+encoder of that checkpoint, with the probe of a probe checkpoint.
 
 Strict both ways: an unknown key, a missing key or a wrong shape is an error that names it. Only
 tensors are read: the file's pickle is interpreted by a reader that knows tensors, dictionaries,
@@ -23,13 +27,22 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    VJEPAProbe,
+    VJEPAVideoClassifier,
+)
 from keras_vjepa.backbone import SIZES
 from keras_vjepa.layers import position_table
 
 # A table that went through the moving average is up to 6.5e-5 off (official-behaviour §2).
 _TABLE_TOLERANCE = 1e-3
 _PREFIXES = ("module.", "backbone.")
+# In every probe file of the authors, used by none of their probes (official-behaviour §1).
+_CROSS_ATTENTION = "pooler.cross_attention_block"
+_DEAD_KEYS = (f"{_CROSS_ATTENTION}.xattn.proj.weight", f"{_CROSS_ATTENTION}.xattn.proj.bias")
 
 
 class CheckpointError(ValueError):
@@ -229,6 +242,21 @@ def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
     yield from _linear("predictor_proj", predictor.output_projection)
 
 
+def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
+    """As `encoder_entries`, for a built probe; without the dead projection."""
+    pooler = probe.pooler
+    yield "pooler.query_tokens", pooler.query_token, _same
+    yield from _norm(f"{_CROSS_ATTENTION}.norm1", pooler.tokens_norm)
+    yield from _linear(f"{_CROSS_ATTENTION}.xattn.q", pooler.query)
+    yield from _linear(f"{_CROSS_ATTENTION}.xattn.kv", pooler.key_value)
+    yield from _norm(f"{_CROSS_ATTENTION}.norm2", pooler.mlp_norm)
+    yield from _linear(f"{_CROSS_ATTENTION}.mlp.fc1", pooler.mlp_hidden)
+    yield from _linear(f"{_CROSS_ATTENTION}.mlp.fc2", pooler.mlp_output)
+    for i, block in enumerate(pooler.blocks):
+        yield from _block(f"pooler.blocks.{i}", block)
+    yield from _linear("linear", probe.linear)
+
+
 def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterator[Entry]) -> None:
     """Assign every tensor to its variable, after checking that all fit.
 
@@ -377,21 +405,97 @@ def convert(
     return pretrainer
 
 
+def probe_config(tensors: dict[str, LazyTensor], num_heads: int) -> dict[str, Any]:
+    """Arguments of `VJEPAProbe`, from the shapes of `classifier`."""
+    num_classes, dim = _required("classifier", tensors, "linear.weight", 2)
+    mlp_dim = _required("classifier", tensors, f"{_CROSS_ATTENTION}.mlp.fc1.weight", 2)[0]
+    blocks = {key.split(".")[2] for key in tensors if key.startswith("pooler.blocks.")}
+    return {
+        "num_classes": num_classes,
+        "num_heads": num_heads,
+        "num_layers": 1 + len(blocks),
+        "mlp_ratio": _ratio(mlp_dim, dim),
+    }
+
+
+def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
+    """The probe that a probe checkpoint holds; it takes tokens `(batch, tokens, dim)`.
+
+    Args:
+        path: a probe checkpoint in the authors' layout.
+        num_heads: heads of the probe, in the reference its encoder's; needed only where its width
+            is no usual size.
+
+    Raises:
+        CheckpointError: if anything in the file does not fit.
+    """
+    tensors = state_dict(read_checkpoint(path), "classifier")
+    dim = _required("classifier", tensors, "linear.weight", 2)[1]
+    try:
+        probe = VJEPAProbe(**probe_config(tensors, _num_heads(dim, num_heads)))
+        probe.build((None, None, dim))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    alive = {key: tensor for key, tensor in tensors.items() if key not in _DEAD_KEYS}
+    load_entries("classifier", alive, probe_entries(probe))
+    return probe
+
+
+def convert_classifier(
+    backbone: VJEPABackbone, path: str | Path, num_heads: int | None = None, **arguments: Any
+) -> VJEPAVideoClassifier:
+    """A classifier of a backbone and the probe of a probe checkpoint.
+
+    Args:
+        backbone: what the probe was trained on, e.g. `convert(...).target_encoder`.
+        path: a probe checkpoint in the authors' layout.
+        num_heads: heads of the probe; the backbone's if None, as in the reference.
+        arguments: further ones of `VJEPAVideoClassifier`, e.g. `num_clips`.
+
+    Raises:
+        CheckpointError: if anything in the file does not fit, or not with the backbone.
+    """
+    probe = convert_probe(path, backbone.num_heads if num_heads is None else num_heads)
+    width = probe.linear.kernel.shape[0]
+    if width != backbone.hidden_dim:
+        raise CheckpointError(
+            f"the probe must be {backbone.hidden_dim} wide, as the encoder. Received: {width}"
+        )
+    classifier = VJEPAVideoClassifier(
+        backbone,
+        probe.num_classes,
+        num_heads=num_heads,
+        num_layers=probe.num_layers,
+        mlp_ratio=probe.mlp_ratio,
+        **arguments,
+    )
+    classifier.probe.set_weights(probe.get_weights())
+    return classifier
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", help="file in the authors' layout, e.g. vitl16.pth.tar")
     parser.add_argument("preset", help="folder to write")
     parser.add_argument("--num-heads", type=int, help="if the encoder's width is no usual size")
     parser.add_argument("--predictor-num-heads", type=int, help="default: the encoder's")
+    parser.add_argument("--probe", help="probe checkpoint; the preset is then a classifier")
+    parser.add_argument("--probe-num-heads", type=int, help="default: the encoder's")
     arguments = parser.parse_args()
     try:
-        pretrainer = convert(
+        model: Any = convert(
             arguments.checkpoint, arguments.num_heads, arguments.predictor_num_heads
         )
-        pretrainer.save_to_preset(arguments.preset)
+        if arguments.probe is not None:
+            model = convert_classifier(
+                model.target_encoder, arguments.probe, arguments.probe_num_heads
+            )
+        model.save_to_preset(arguments.preset)
     except (CheckpointError, OSError) as error:
         sys.exit(f"convert_checkpoint: {error}")
-    print(f"Wrote {arguments.preset}: {pretrainer.count_params():,} parameters.")
+    print(f"Wrote {arguments.preset}: {model.count_params():,} parameters.")
 
 
 if __name__ == "__main__":
