@@ -29,11 +29,11 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import probe_data  # noqa: E402
 from feature_cache import fingerprint, write_atomically  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
 from probe_configs import CONFIGS, ProbeConfig, as_in_the_paper  # noqa: E402
 from probe_evaluation import (  # noqa: E402
     UNTRAINED,
     Evaluator,
+    confusion_matrix,
     make_classifier,
     make_encoder,
     make_evaluator,
@@ -74,7 +74,7 @@ def run(config: ProbeConfig, workdir: Path) -> list[dict[str, Any]]:
             stored.with_suffix(".npz").unlink(missing_ok=True)
         results.append(json.loads(stored.read_text()))
     for task in config.tasks:
-        draw_confusion(np.array(results[0][task]["confusion"]), workdir / f"confusion_{task}.png")
+        draw_confusion(results[0][task], workdir / f"confusion_{task}.png")
     content = {"config": dataclasses.asdict(config), "splits": results}
     write_atomically(workdir / "result.json", json.dumps(content, indent=1))
     for split in range(config.splits):
@@ -148,10 +148,12 @@ def summary(config: ProbeConfig, results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw_confusion(confusion: NDArray[Any], path: Path, side: int = 600) -> None:
+def draw_confusion(result: dict[str, Any], path: Path, side: int = 600) -> None:
     """The confusion matrix as a picture: a row is a class, a column what it was called."""
+    num_classes = len(result["per_class"])
+    confusion = confusion_matrix(result["labels"], result["predictions"], num_classes, side)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    cell = max(1, side // len(confusion))
+    cell = side // len(confusion)
     grey = (255 * (1 - np.kron(share, np.ones((cell, cell))))).astype(np.uint8)
     image = cv2.copyMakeBorder(grey, 30, 10, 40, 10, cv2.BORDER_CONSTANT, value=235)
     if cell >= 30:

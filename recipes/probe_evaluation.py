@@ -168,7 +168,7 @@ class Split:
 def make_split(config: ProbeConfig, samples: Sequence[Sample], seed: int) -> Split:
     """A low-shot subset (Table 8) of the training samples, and what it leaves for validation.
 
-    Validation is spread over the classes: it is every so many-th sample in an order by label.
+    Validation is spread over the classes: one sample of each group in an order by label.
     """
     kept = low_shot(samples, config.fraction, seed)
     settings = probe_settings(config)
@@ -179,10 +179,13 @@ def make_split(config: ProbeConfig, samples: Sequence[Sample], seed: int) -> Spl
             raise ValueError(
                 f"`validation_share` must be in (0, 1). Received: {config.validation_share}"
             )
-        shuffled = np.random.default_rng([seed, 1]).permutation(len(kept))
-        by_label = sorted(shuffled.tolist(), key=lambda i: kept[i].label or 0)
+        rng = np.random.default_rng([seed, 1])
+        shuffled = rng.permutation(len(kept)).tolist()
+        by_label = sorted(shuffled, key=lambda i: kept[i].label or 0)
         every = max(2, round(1 / config.validation_share))
-        validation = by_label[every // 2 :: every]
+        # Not the same place in every group: labels of several tasks repeat with a period.
+        groups = range(0, len(kept) - every + 1, every)
+        validation = [by_label[start + int(rng.integers(every))] for start in groups]
     held_out = set(validation)
     training = [sample for i, sample in enumerate(kept) if i not in held_out]
     for task, labels in labels_of(training, settings).items():
@@ -302,7 +305,7 @@ class Evaluator:
 def measures(
     logits: NDArray[np.float32], labels: NDArray[np.int32], num_classes: int, num_counted: int
 ) -> dict[str, Any]:
-    """Top-1, top-5, accuracy of each class, and the confusion matrix.
+    """Top-1, top-5, accuracy of each class, and what every sample was called.
 
     Args:
         logits: `(samples, classes)`; NaN where a sample could not be read.
@@ -311,22 +314,43 @@ def measures(
         num_counted: samples in the denominator.
 
     Returns:
-        `confusion[i][j]` is how often class i was called j; `per_class` is None for classes that
-        have no readable test sample.
+        `per_class` is None for classes without a readable sample, `predictions` for samples that
+        could not be read.
     """
-    read = ~np.isnan(logits).any(axis=1)
-    confusion = np.zeros((num_classes, num_classes), int)
-    np.add.at(confusion, (labels[read], logits[read].argmax(axis=1)), 1)
-    per_class = [
-        float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(confusion)
-    ]
+    read = np.logical_not(np.isnan(logits).any(axis=1))
+    right = top_k(logits, labels, 1)
+    correct, counts = (
+        np.bincount(labels[which], minlength=num_classes) for which in (right & read, read)
+    )
     return {
-        "top1": float(top_k(logits, labels, 1).sum() / num_counted),
+        "top1": float(right.sum() / num_counted),
         "top5": float(top_k(logits, labels, 5).sum() / num_counted),
         "num_counted": num_counted,
-        "per_class": per_class,
-        "confusion": confusion.tolist(),
+        "per_class": [float(c / n) if n else None for c, n in zip(correct, counts, strict=True)],
+        "labels": labels.tolist(),
+        "predictions": [
+            int(row.argmax()) if known else None for row, known in zip(logits, read, strict=True)
+        ],
     }
+
+
+def confusion_matrix(
+    labels: Sequence[int], predictions: Sequence[int | None], num_classes: int, size: int
+) -> NDArray[np.int64]:
+    """How often a class (row) was called another (column).
+
+    Args:
+        labels: of each sample.
+        predictions: of each sample; None is left out.
+        num_classes: number of classes.
+        size: largest number of rows; with more classes, neighbouring ones share a row.
+    """
+    size = min(size, num_classes)
+    matrix = np.zeros((size, size), np.int64)
+    pairs = np.array([p for p in zip(labels, predictions, strict=True) if p[1] is not None], int)
+    rows, columns = pairs.reshape(-1, 2).T * size // num_classes
+    np.add.at(matrix, (rows, columns), 1)
+    return matrix
 
 
 def train_with_progress(
@@ -356,6 +380,7 @@ def make_evaluator(
     samples: tuple[Sequence[Sample], Sequence[Sample]],
     cache: Path,
     single_frame: bool = False,
+    sweep: ProbeSweep | None = None,
 ) -> Evaluator:
     """Probes on features from the disk or, with augmentation, on videos.
 
@@ -365,6 +390,7 @@ def make_evaluator(
         samples: of training and testing.
         cache: folder for features.
         single_frame: show the first frame of each clip for all; only with features.
+        sweep: compiled probes on features, to be used again.
     """
     train, test = samples
     settings = probe_settings(config)
@@ -377,4 +403,4 @@ def make_evaluator(
         features_of(config, extractor, part, name, cache, single_frame)
         for part, name in ((train, "train"), (test, "test"))
     ]
-    return Evaluator(config, train, test, ProbeSweep(settings, dim, heads), *features)
+    return Evaluator(config, train, test, sweep or ProbeSweep(settings, dim, heads), *features)

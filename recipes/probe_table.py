@@ -24,6 +24,7 @@ import command_line  # noqa: E402
 import keras  # noqa: E402
 import probe  # noqa: E402
 from feature_cache import fingerprint, write_atomically  # noqa: E402
+from frozen_probe import ProbeSweep  # noqa: E402
 from probe_configs import ProbeConfig, digit_motion  # noqa: E402
 from probe_evaluation import UNTRAINED, Evaluator, make_encoder, make_evaluator  # noqa: E402
 
@@ -61,8 +62,10 @@ def run(config: ProbeConfig, workdir: Path) -> str:
     config = probe.with_preset(config)
     samples = probe.samples_of(config)
     encoder = make_encoder(config)
+    keras.utils.set_random_seed(config.seed)
     untrained = type(encoder).from_config(encoder.get_config())
     evaluators: dict[Any, Evaluator] = {}
+    sweeps: dict[str, ProbeSweep] = {}
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
     lines.append("|---" * (1 + len(config.tasks)) + "|")
     for row in ROWS:
@@ -75,8 +78,10 @@ def run(config: ProbeConfig, workdir: Path) -> str:
         if not stored.exists():
             if key not in evaluators:
                 cache = probe.cache_of(one, workdir)
-                made = make_evaluator(one, backbone, samples, cache, row.single_frame)
-                evaluators[key] = made
+                evaluators[key] = make_evaluator(
+                    one, backbone, samples, cache, row.single_frame, sweeps.get(one.pooling)
+                )
+                sweeps[one.pooling] = evaluators[key].sweep
             evaluator = replace(evaluators[key], config=one)
             stored.parent.mkdir(exist_ok=True)
             found = [evaluator(split) for split in range(one.splits)]
