@@ -123,7 +123,8 @@ class SweepAdamW(AdamW):
 class ProbeSweep(keras.Model):
     """Independent probes on the same features; the loss is the sum of theirs.
 
-    Ready for `fit` with labels `(batch,)`; compiled once for any number of trainings.
+    Ready for `fit` with labels `(batch,)`; compiled once for any number of trainings, on features
+    of one shape.
 
     Args:
         settings: how the probes are built and trained.

@@ -65,7 +65,7 @@ def run(config: ProbeConfig, workdir: Path) -> str:
     keras.utils.set_random_seed(config.seed)
     untrained = type(encoder).from_config(encoder.get_config())
     evaluators: dict[Any, Evaluator] = {}
-    sweeps: dict[str, ProbeSweep] = {}
+    sweeps: dict[tuple[str, int], ProbeSweep] = {}
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
     lines.append("|---" * (1 + len(config.tasks)) + "|")
     for row in ROWS:
@@ -73,15 +73,16 @@ def run(config: ProbeConfig, workdir: Path) -> str:
         one = replace(config, **row.changes)
         backbone = untrained if row.untrained else encoder
         # Rows that differ in the number of labels alone share features and the compiled step.
-        key = (one.pooling, one.temporal_stride, one.num_clips, row.untrained, row.single_frame)
+        shape = (one.pooling, one.num_clips)
+        key = (*shape, one.temporal_stride, row.untrained, row.single_frame)
         stored = workdir / "rows" / f"{_hash(one, row, backbone)}.json"
         if not stored.exists():
             if key not in evaluators:
                 cache = probe.cache_of(one, workdir)
                 evaluators[key] = make_evaluator(
-                    one, backbone, samples, cache, row.single_frame, sweeps.get(one.pooling)
+                    one, backbone, samples, cache, row.single_frame, sweeps.get(shape)
                 )
-                sweeps[one.pooling] = evaluators[key].sweep
+                sweeps[shape] = evaluators[key].sweep
             evaluator = replace(evaluators[key], config=one)
             stored.parent.mkdir(exist_ok=True)
             found = [evaluator(split) for split in range(one.splits)]
