@@ -7,7 +7,6 @@ Without arguments: a small model on the built-in videos, then a frozen probe of 
 network untrained. Any field of the config is an option, for example `--steps 200`.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -22,6 +21,7 @@ from typing import Any
 # Without it TensorFlow's start fills the screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import command_line  # noqa: E402
 import cv2  # noqa: E402
 import frozen_probe  # noqa: E402
 import keras  # noqa: E402
@@ -397,39 +397,8 @@ def _make_writable(workdir: Path) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[PretrainConfig, Path]:
     """The config and the workdir that a command line asks for."""
-    costs = "\n".join(f"  {name:14s}{f.__doc__}" for name, f in CONFIGS.items())
-    fields = "\n".join(f"  --{name} {value}" for name, value in vars(digit_motion()).items())
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=f"configs:\n{costs}\n\nfields, as digit_motion has them (tuples: 1,2):\n{fields}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", default="digit_motion", choices=list(CONFIGS))
-    parser.add_argument("--workdir", type=Path, help="default: workdir/<config>")
-    for field in dataclasses.fields(PretrainConfig):
-        default = field.default
-        parser.add_argument(
-            f"--{field.name}", type=_parser_of(default), help=argparse.SUPPRESS, metavar="VALUE"
-        )
-    parser.usage = (
-        "pretrain.py [--config NAME] [--data PATH] [--workdir FOLDER] [--FIELD VALUE ...]"
-    )
-    values = vars(parser.parse_args(arguments))
-    name, workdir = values.pop("config"), values.pop("workdir")
-    overrides = {key: value for key, value in values.items() if value is not None}
-    return replace(CONFIGS[name](), **overrides), workdir or Path("workdir") / name
-
-
-def _parser_of(default: Any) -> Callable[[str], Any]:
-    if isinstance(default, tuple):
-        kind = type(default[0])
-
-        def numbers(text: str) -> tuple[Any, ...]:
-            return tuple(kind(part) for part in text.split(","))
-
-        return numbers
-    return type(default)
+    name, overrides, workdir = command_line.parse("pretrain.py", __doc__ or "", CONFIGS, arguments)
+    return replace(CONFIGS[name](), **overrides), workdir
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ from keras_vjepa.data.pipeline import (
     IndexedBatches,
     ShuffledBatches,
     random_stream,
-    read_clips,
 )
 from keras_vjepa.data.video import UnreadableVideoError
 
@@ -167,7 +166,7 @@ class EvaluationBatches(IndexedBatches[Clips | None, tuple[Inputs, Labels, NDArr
         if path in self.bad_files:
             return None
         try:
-            return read_clips(path, self.clip, self.transform, rng)
+            return self.reader(path, self.clip, self.transform, rng)
         except UnreadableVideoError as error:
             verdict = "Not counted" if self.skip_unreadable else "Counted as wrong"
             self._note_bad_file(path, str(error), verdict)
@@ -200,5 +199,5 @@ class EvaluationBatches(IndexedBatches[Clips | None, tuple[Inputs, Labels, NDArr
         """What reading would give: a process may have no readable file in its first batch."""
         black = np.zeros((self.clip.frames_per_clip, 64, 64, 3), np.uint8)
         shape = self.transform(black).shape
-        single = len(shape) == 4 and self.clip.num_clips == 1
+        single = len(shape) < 5 and self.clip.num_clips == 1
         return shape if single else (self.clip.num_clips, *shape)

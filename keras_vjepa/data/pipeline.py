@@ -149,6 +149,8 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         read_ahead: batches prepared in advance.
         max_bad_share: stop when more than this share of the samples cannot be read.
         process_index, process_count: this process's slice of the global batch.
+        reader: makes the clips of a file, called as `read_clips` is. Features that were computed
+            from the clips can come in their place.
 
     Attributes:
         bad_files: files that could not be read, with the reason.
@@ -169,6 +171,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
     max_bad_share: float = field(default=0.05, kw_only=True)
     process_index: int = field(default=0, kw_only=True)
     process_count: int = field(default=1, kw_only=True)
+    reader: Callable[..., Clips] = field(default=read_clips, kw_only=True)
     bad_files: dict[str, str] = field(default_factory=dict, init=False)
     error: Exception | None = field(default=None, init=False)
 
@@ -271,7 +274,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, Clips], BatchT]):
         )
 
     def _read_clips(self, path: str, rng: np.random.Generator) -> Clips:
-        return read_clips(path, self.clip, lambda frames: self.transform(frames, rng), rng)
+        return self.reader(path, self.clip, lambda frames: self.transform(frames, rng), rng)
 
     def _sample_index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.samples))

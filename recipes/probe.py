@@ -1,0 +1,200 @@
+"""Frozen evaluation: train a probe on a frozen encoder and count (§4.3, App. D.1, Table 10).
+
+    KERAS_BACKEND=jax python recipes/probe.py --preset workdir/digit_motion/preset
+    KERAS_BACKEND=jax python recipes/probe.py --config ssv2 --preset PRESET \
+        --data train.csv --test_data validation.csv
+
+Without `--data`: the built-in videos. Any field of the config is an option, for example
+`--learning_rates 1e-3,3e-3`. The configs are the authors' code's; `--variant paper` is the paper's
+text where the two differ.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# Without it TensorFlow's start fills the screen.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import command_line  # noqa: E402
+import cv2  # noqa: E402
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import probe_data  # noqa: E402
+from feature_cache import fingerprint, write_atomically  # noqa: E402
+from probe_configs import CONFIGS, ProbeConfig, as_in_the_paper  # noqa: E402
+from probe_evaluation import (  # noqa: E402
+    UNTRAINED,
+    Evaluator,
+    confusion_matrix,
+    make_classifier,
+    make_encoder,
+    make_evaluator,
+)
+
+from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
+
+# What recipes/pretrain.py leaves.
+OWN_PRESET = Path("workdir") / probe_data.BUILT_IN / "preset"
+
+
+def run(config: ProbeConfig, workdir: Path) -> list[dict[str, Any]]:
+    """Evaluate and save; everything goes to `workdir`. A run that was stopped goes on there.
+
+    Returns:
+        The result of each split, as `Evaluator` gives it.
+    """
+    (workdir / "unfinished").mkdir(parents=True, exist_ok=True)
+    keras.config.set_dtype_policy(config.dtype)
+    config = with_preset(config)
+    encoder = make_encoder(config)
+    samples = samples_of(config)
+    print(
+        f"{config.preset} encoder on {keras.config.backend()}: {encoder.count_params():,} "
+        f"parameters, {len(samples[0]):,} training and {len(samples[1]):,} test samples",
+        file=sys.stderr,
+    )
+    evaluator = make_evaluator(config, encoder, samples, cache_of(config, workdir))
+    key = _key(config, encoder)
+    results = []
+    for split in range(config.splits):
+        stored = workdir / "unfinished" / f"{key}-{split}.json"
+        if not stored.exists():
+            result = evaluator(split, stored.with_suffix(".npz"))
+            if split == 0:
+                save_classifiers(evaluator, encoder, result, workdir)
+            write_atomically(stored, json.dumps(result))
+            stored.with_suffix(".npz").unlink(missing_ok=True)
+        results.append(json.loads(stored.read_text()))
+    for task in config.tasks:
+        draw_confusion(results[0][task], workdir / f"confusion_{task}.png")
+    content = {"config": dataclasses.asdict(config), "splits": results}
+    write_atomically(workdir / "result.json", json.dumps(content, indent=1))
+    for split in range(config.splits):
+        (workdir / "unfinished" / f"{key}-{split}.json").unlink()
+    print(summary(config, results))
+    print(f"Saved {workdir}/result.json, with each class's accuracy.", file=sys.stderr)
+    return results
+
+
+def with_preset(config: ProbeConfig) -> ProbeConfig:
+    """The config with its encoder named."""
+    if config.preset:
+        return config
+    found = config.data == probe_data.BUILT_IN and (OWN_PRESET / "config.json").is_file()
+    return replace(config, preset=str(OWN_PRESET) if found else UNTRAINED)
+
+
+def samples_of(config: ProbeConfig) -> tuple[list[Any], list[Any]]:
+    """Training and test samples that the config names."""
+    kind: Any = "image" if config.images else "video"
+    sources = (config.data, config.test_data, config.videos, config.label_names)
+    return probe_data.train_and_test(*sources, kind=kind)
+
+
+def cache_of(config: ProbeConfig, workdir: Path) -> Path:
+    """The folder for features."""
+    return Path(config.cache) if config.cache else workdir / "features"
+
+
+def _key(config: ProbeConfig, encoder: keras.Model) -> str:
+    """A hash of what the numbers depend on."""
+    without = {"num_workers", "splits", "cache", "preset", "max_bad_share"}
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in without}
+    text = json.dumps([fields, keras.config.backend(), fingerprint(encoder)], sort_keys=True)
+    return hashlib.blake2b(text.encode()).hexdigest()[:16]
+
+
+def save_classifiers(
+    evaluator: Evaluator, encoder: keras.Model, result: dict[str, Any], workdir: Path
+) -> None:
+    """The best probe of each task with its encoder, as a classifier's preset."""
+    for task in evaluator.config.tasks:
+        classifier = make_classifier(evaluator.config, encoder, task)
+        best = evaluator.sweep.probes_of(task)[result[task]["best"]]
+        classifier.probe.set_weights(best.get_weights())
+        classifier.save_to_preset(workdir / f"classifier_{task}")
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """In per cent; the deviation, of the sample, where there are several."""
+    mean = f"{100 * np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * np.std(values, ddof=1):.1f}"
+
+
+def summary(config: ProbeConfig, results: Sequence[dict[str, Any]]) -> str:
+    """What is printed: top-1 and top-5 of each task, and the last split's candidates."""
+    lines = []
+    for task in config.tasks:
+        found = [result[task] for result in results]
+        top1, top5 = (mean_and_deviation([one[key] for one in found]) for key in ("top1", "top5"))
+        lines.append(f"{task}: top-1 {top1} %, top-5 {top5} % of {found[0]['num_counted']} samples")
+        candidates = found[-1]["candidates"]
+        for i, candidate in enumerate(candidates if len(candidates) > 1 else []):
+            lines.append(
+                f"  {'*' if i == found[-1]['best'] else ' '} "
+                f"learning rate {candidate['learning_rate']:g}, "
+                f"weight decay {candidate['weight_decay']:g}: "
+                f"validation {100 * candidate['validation']:.1f} %, "
+                f"test {100 * candidate['test']:.1f} %"
+            )
+    return "\n".join(lines)
+
+
+def draw_confusion(result: dict[str, Any], path: Path, side: int = 600) -> None:
+    """The confusion matrix as a picture: a row is a class, a column what it was called."""
+    num_classes = len(result["per_class"])
+    confusion = confusion_matrix(result["labels"], result["predictions"], num_classes, side)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    cell = side // len(confusion)
+    grey = (255 * (1 - np.kron(share, np.ones((cell, cell))))).astype(np.uint8)
+    image = cv2.copyMakeBorder(grey, 30, 10, 40, 10, cv2.BORDER_CONSTANT, value=235)
+    if cell >= 30:
+        for row, column in np.ndindex(*confusion.shape):
+            colour = 255 if share[row, column] > 0.5 else 0
+            place = (42 + column * cell, 30 + row * cell + cell // 2)
+            _write(image, f"{100 * share[row, column]:.0f}", place, colour)
+        for i in range(len(confusion)):
+            _write(image, str(i), (4, 30 + i * cell + cell // 2))
+    _write(image, "rows: classes, columns: predictions, per cent of the row", (42, 20))
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"cannot write {path}")
+
+
+def _write(image: Any, text: str, place: tuple[int, int], colour: int = 0) -> None:
+    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Path]:
+    """The config and the workdir that a command line asks for."""
+    name, overrides, workdir = command_line.parse(
+        "probe.py", __doc__ or "", CONFIGS, arguments, prefix="probe_"
+    )
+    config = CONFIGS[name]()
+    variant = overrides.get("variant", config.variant)
+    if variant not in ("paper", "reference"):
+        raise ValueError(f"`variant` must be 'paper' or 'reference'. Received: {variant!r}")
+    if variant == "paper":
+        config = as_in_the_paper(config)
+    if name != probe_data.BUILT_IN and "data" not in overrides:
+        raise ValueError(f"`data` must be given with the config {name}. Received: none")
+    return replace(config, **overrides), workdir
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        run(*parse_arguments())
+    except (ValueError, OSError, TooManyBadFilesError) as error:
+        sys.exit(f"probe: {error}")
+
+
+if __name__ == "__main__":
+    main()

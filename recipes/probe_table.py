@@ -1,0 +1,127 @@
+"""The frozen evaluation of one encoder in many ways, as a table (Tables 3, 8 and 15).
+
+    KERAS_BACKEND=jax python recipes/probe_table.py --preset workdir/digit_motion/preset
+
+On the built-in videos: attentive and average pooling, one clip and two, fewer labels, the same
+network untrained, and single frames. Each with `--splits` seeds (default 3). Any field of the
+config is an option, as in `recipes/probe.py`; what a row is about is set by the row.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+# Without it TensorFlow's start fills the screen.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import command_line  # noqa: E402
+import keras  # noqa: E402
+import probe  # noqa: E402
+from feature_cache import fingerprint, write_atomically  # noqa: E402
+from frozen_probe import ProbeSweep  # noqa: E402
+from probe_configs import ProbeConfig, digit_motion  # noqa: E402
+from probe_evaluation import UNTRAINED, Evaluator, make_encoder, make_evaluator  # noqa: E402
+
+from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: what it changes of the config."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    untrained: bool = False
+    single_frame: bool = False
+
+
+# One clip of 8 frames with stride 8 spans nearly the whole video, with stride 4 less than half.
+ROWS = (
+    Row("pretrained, attentive pooling"),
+    Row("average pooling", {"pooling": "average"}),
+    Row("1 clip of half the time", {"temporal_stride": 4}),
+    Row("2 clips of half the time", {"temporal_stride": 4, "num_clips": 2}),
+    Row("50 % of the labels", {"fraction": 0.5}),
+    Row("10 % of the labels", {"fraction": 0.1}),
+    Row("5 % of the labels", {"fraction": 0.05}),
+    Row("untrained", untrained=True),
+    Row("single frame", single_frame=True),
+)
+
+
+def run(config: ProbeConfig, workdir: Path) -> str:
+    """Evaluate every row, save and return the table. A run that was stopped goes on there."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    keras.config.set_dtype_policy(config.dtype)
+    config = probe.with_preset(config)
+    samples = probe.samples_of(config)
+    encoder = make_encoder(config)
+    keras.utils.set_random_seed(config.seed)
+    untrained = type(encoder).from_config(encoder.get_config())
+    evaluators: dict[Any, Evaluator] = {}
+    sweeps: dict[tuple[str, int], ProbeSweep] = {}
+    lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
+    lines.append("|---" * (1 + len(config.tasks)) + "|")
+    for row in ROWS:
+        start = time.perf_counter()
+        one = replace(config, **row.changes)
+        backbone = untrained if row.untrained else encoder
+        # Rows that differ in the number of labels alone share features and the compiled step.
+        shape = (one.pooling, one.num_clips)
+        key = (*shape, one.temporal_stride, row.untrained, row.single_frame)
+        stored = workdir / "rows" / f"{_hash(one, row, backbone)}.json"
+        if not stored.exists():
+            if key not in evaluators:
+                cache = probe.cache_of(one, workdir)
+                evaluators[key] = make_evaluator(
+                    one, backbone, samples, cache, row.single_frame, sweeps.get(shape)
+                )
+                sweeps[shape] = evaluators[key].sweep
+            evaluator = replace(evaluators[key], config=one)
+            stored.parent.mkdir(exist_ok=True)
+            found = [evaluator(split) for split in range(one.splits)]
+            write_atomically(stored, json.dumps(found))
+        results = json.loads(stored.read_text())
+        cells = [
+            probe.mean_and_deviation([result[task]["top1"] for result in results])
+            for task in config.tasks
+        ]
+        lines.append(f"| {' | '.join((row.name, *cells))} |")
+        print(f"{lines[-1]}  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    table = "\n".join(lines) + "\n"
+    write_atomically(workdir / "table.md", table)
+    return table
+
+
+def _hash(config: ProbeConfig, row: Row, encoder: keras.Model) -> str:
+    about = [asdict(config), row.name, keras.config.backend(), fingerprint(encoder)]
+    return hashlib.blake2b(json.dumps(about).encode()).hexdigest()[:16]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Path]:
+    """The config of the first row and the workdir that a command line asks for."""
+    name, overrides, workdir = command_line.parse(
+        "probe_table.py", __doc__ or "", {"digit_motion": digit_motion}, arguments, "probe_table_"
+    )
+    return replace(digit_motion(), **{"splits": 3, **overrides}), workdir
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        config, workdir = parse_arguments()
+        if config.preset == UNTRAINED:
+            print("The encoder is untrained: the rows say what the data gives away.")
+        print(run(config, workdir), end="")
+    except (ValueError, OSError, TooManyBadFilesError) as error:
+        sys.exit(f"probe_table: {error}")
+
+
+if __name__ == "__main__":
+    main()
