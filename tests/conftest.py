@@ -56,6 +56,6 @@ def random_batch(
 @pytest.fixture
 def tiny_pretrainer() -> Any:
     """The pretrainer of tests/golden/tiny.pth.tar, fresh for each test."""
-    from convert_checkpoint import convert
+    from keras_vjepa.checkpoints import convert
 
     return convert(GOLDEN / "tiny.pth.tar", num_heads=4)

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 from conftest import GOLDEN, channels_last, golden
-from convert_checkpoint import convert_classifier
 from keras import ops
 
 from keras_vjepa import (
@@ -16,6 +15,7 @@ from keras_vjepa import (
     VJEPAPretrainer,
     VJEPAVideoClassifier,
 )
+from keras_vjepa.checkpoints import convert_classifier
 
 FORWARD_TOLERANCE = 2e-5
 

@@ -7,20 +7,9 @@ import subprocess
 import sys
 import zipfile
 
-import convert_checkpoint as module
 import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
-from convert_checkpoint import (
-    CheckpointError,
-    convert,
-    convert_classifier,
-    convert_probe,
-    encoder_entries,
-    predictor_entries,
-    probe_entries,
-    read_checkpoint,
-)
 from keras import ops
 
 from keras_vjepa import (
@@ -30,6 +19,15 @@ from keras_vjepa import (
     VJEPAProbe,
     VJEPAVideoClassifier,
 )
+from keras_vjepa.checkpoints import (
+    CheckpointError,
+    convert,
+    convert_backbone,
+    convert_classifier,
+    convert_probe,
+)
+from keras_vjepa.checkpoints.authors import encoder_entries, predictor_entries, probe_entries
+from keras_vjepa.checkpoints.torch_archive import read_checkpoint
 
 
 class Storage:
@@ -96,18 +94,10 @@ def authors_layout(pretrainer):
     """The pretrainer's weights under the authors' names, in their layout."""
 
     def written(entries):
-        tensors = {}
-        for name, variable, rearrange in entries:
-            value = ops.convert_to_numpy(variable)
-            if rearrange is module._transposed:
-                value = value.T
-            elif rearrange is module._without_batch:
-                value = value[None]
-            elif rearrange is module._patch_kernel:
-                value = value.transpose(4, 3, 0, 1, 2)
-                value = value[:, :, 0] if pretrainer.encoder.is_image_model else value
-            tensors[f"module.backbone.{name}"] = value
-        return tensors
+        return {
+            f"module.backbone.{name}": rearrange.inverse(ops.convert_to_numpy(variable))
+            for (name,), variable, rearrange in entries
+        }
 
     return {
         "encoder": written(encoder_entries(pretrainer.encoder)),
@@ -173,6 +163,16 @@ def test_other_architectures_are_detected_and_loaded(name, tmp_path):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("network", ["encoder", "target_encoder"])
+def test_one_encoder_alone(tiny_pretrainer, network):
+    path = GOLDEN / "tiny.pth.tar"
+    backbone = convert_backbone(path, network, num_heads=4, position_mode="fresh")
+    assert backbone.position_mode == "fresh"
+    expected = getattr(tiny_pretrainer, network).get_weights()
+    for found, wanted in zip(backbone.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.fixture
 def layout(tiny_pretrainer):
     return authors_layout(tiny_pretrainer)
@@ -197,13 +197,13 @@ def test_wrong_shapes_and_missing_networks_are_named(layout, tmp_path):
     path = tmp_path / "checkpoint.pth.tar"
     layout["target_encoder"]["module.backbone.norm.bias"] = np.zeros(71)
     write_checkpoint(path, layout)
-    with pytest.raises(CheckpointError, match="`target_encoder.norm.bias` must rearrange to"):
+    with pytest.raises(CheckpointError, match="`target_encoder.norm.bias` must have shape"):
         convert(path, num_heads=4)
     del layout["predictor"]
     write_checkpoint(path, layout)
     with pytest.raises(CheckpointError, match="the checkpoint has no `predictor`"):
         convert(path, num_heads=4)
-    with pytest.raises(CheckpointError, match="pass --num-heads"):
+    with pytest.raises(CheckpointError, match="pass `num_heads`"):
         convert(GOLDEN / "tiny.pth.tar")
 
 
@@ -222,9 +222,8 @@ def authors_probe_layout(probe):
     """As `authors_layout`, with the dead projection."""
     dim = probe.linear.kernel.shape[0]
     tensors = {f"{DEAD}.weight": np.ones((dim, dim)), f"{DEAD}.bias": np.ones(dim)}
-    for name, variable, rearrange in probe_entries(probe):
-        value = ops.convert_to_numpy(variable)
-        tensors[f"module.{name}"] = value.T if rearrange is module._transposed else value
+    for (name,), variable, rearrange in probe_entries(probe):
+        tensors[f"module.{name}"] = rearrange.inverse(ops.convert_to_numpy(variable))
     return {"classifier": tensors, "opt": {}, "epoch": 20, "lr": 1e-3}
 
 
@@ -281,8 +280,8 @@ def test_probes_that_do_not_fit_are_named(tmp_path):
     assert error(linear__weight=None) == "`classifier` misses keys: linear.weight"
     query = "pooler.cross_attention_block.xattn.q.bias"
     shape = error(**{query.replace(".", "__"): np.ones(23)})
-    assert f"`classifier.{query}` must rearrange to shape (24,)" in shape
-    assert "pass --num-heads" in error(heads=None)
+    assert f"`classifier.{query}` must have shape (24,)" in shape
+    assert "pass `num_heads`" in error(heads=None)
     wider = VJEPABackbone(16, 2, hidden_dim=48, num_layers=1, num_heads=2)
     write_checkpoint(path, authors_probe_layout(probe))
     with pytest.raises(CheckpointError, match="the probe must be 48 wide, as the encoder.* 24"):
@@ -352,7 +351,7 @@ def test_command(tmp_path):
         )
 
     failed = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset")
-    assert failed.returncode != 0 and "pass --num-heads" in failed.stderr.splitlines()[-1]
+    assert failed.returncode != 0 and "pass `num_heads`" in failed.stderr.splitlines()[-1]
     assert not (tmp_path / "preset").exists()
     done = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset", "--num-heads", "4")
     assert done.returncode == 0, done.stderr

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 from conftest import GOLDEN, channels_last, golden, reference_batch
-from convert_checkpoint import encoder_entries, predictor_entries
 from keras import ops
 
+from keras_vjepa.checkpoints.authors import encoder_entries, predictor_entries
 from keras_vjepa.optimization import AdamW, CosineSchedule, LinearSchedule, WarmupCosine
 
 FORWARD_TOLERANCE = 2e-5
@@ -109,7 +109,7 @@ def test_every_gradient(tiny_pretrainer):
         ("encoder", encoder_entries(tiny_pretrainer.encoder)),
         ("predictor", predictor_entries(tiny_pretrainer.predictor)),
     ):
-        for name, variable, rearrange in entries:
+        for (name,), variable, rearrange in entries:
             if not variable.trainable:
                 continue
             expected = rearrange(reference[f"{network}/{name}"])
@@ -169,7 +169,7 @@ def _assert_trajectory_ends_as(pretrainer, reference):
         "target_encoder": encoder_entries(pretrainer.target_encoder),
     }
     compared = 0
-    for network, name, variable, rearrange in (
+    for network, (name,), variable, rearrange in (
         (part, *entry) for part in entries for entry in entries[part]
     ):
         value = numpy(variable)

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import pytest
 from conftest import GOLDEN, golden
-from convert_checkpoint import convert_probe, probe_entries
 from keras import ops
 
 from keras_vjepa import AdamW, AttentivePooler, CosineSchedule, VJEPAProbe, WarmupCosine
+from keras_vjepa.checkpoints.authors import convert_probe, probe_entries
 from keras_vjepa.monitoring import feature_statistics
 
 FORWARD_TOLERANCE = 2e-5
@@ -120,7 +120,7 @@ def test_three_training_steps(by):
     np.testing.assert_allclose(losses, reference["losses"], rtol=0, atol=3e-6)
     checksums = json.loads((GOLDEN / "probe_train3.json").read_text())["final_checksums"]
     dead = {key for key in checksums if ".xattn.proj." in key}
-    found = {name: (variable, rearrange) for name, variable, rearrange in probe_entries(probe)}
+    found = {names[0]: entry for names, *entry in probe_entries(probe)}
     assert set(found) == set(checksums) - dead
     for name, (variable, rearrange) in found.items():
         value, compared = numpy(variable).astype("float64"), slice(None)
