@@ -9,10 +9,7 @@ Shapes: a video is `(batch, clips, views, frames, height, width, channels)`, all
 showing the same frames; clips follow each other in time.
 """
 
-import json
 import math
-import os
-from pathlib import Path
 from typing import Any, Self
 
 import keras
@@ -20,7 +17,15 @@ from keras import ops
 
 from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import position_table
-from keras_vjepa.presets import TASK_FILES, Preset, load_backbone
+from keras_vjepa.presets import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Preset,
+    PresetName,
+    find_preset,
+    load_backbone,
+    read_config,
+)
 from keras_vjepa.probe import VJEPAProbe
 
 # What of the constructor's arguments decides the probe's weights.
@@ -83,7 +88,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
     (1, 7)
     """
 
-    preset_files = TASK_FILES
+    config_file = "task.json"
 
     def __init__(
         self,
@@ -298,48 +303,54 @@ class VJEPAVideoClassifier(Preset, keras.Model):
 
     # --- Configuration ---------------------------------------------------------------------------
 
-    def preset_backbone(self) -> keras.Model:
-        return self.backbone
-
-    def preset_weights(self) -> keras.Model:
-        return self.probe
+    def preset_files(self) -> dict[str, Any]:
+        return {
+            CONFIG_FILE: self.backbone,
+            WEIGHTS_FILE: self.backbone,
+            self.config_file: self,
+            "task.weights.h5": self.probe,
+        }
 
     @classmethod
     def from_preset(
-        cls, folder: str | os.PathLike[str], load_weights: bool = True, **overrides: Any
+        cls,
+        preset: PresetName,
+        load_weights: bool = True,
+        trust_on_first_use: bool = False,
+        **overrides: Any,
     ) -> Self:
-        """A classifier from a preset folder, its own or that of a backbone or pretrainer.
+        """A classifier from its own preset, or from that of a backbone or pretrainer.
 
         Args:
-            folder: what `save_to_preset` wrote. From a backbone's or pretrainer's, the probe is
-                fresh.
-            load_weights: False gives the architecture with fresh weights.
-            overrides: constructor arguments. `num_classes` is needed where the folder holds no
+            preset, load_weights, trust_on_first_use: as in `Preset.from_preset`. From a backbone's
+                or pretrainer's preset, the probe is fresh.
+            overrides: constructor arguments. `num_classes` is needed where the preset holds no
                 classifier. `dtype` is the backbone's as well.
 
         Raises:
             FileNotFoundError: if the folder is no preset.
-            ValueError: without `num_classes` for a folder that holds no classifier, and for
+            ValueError: without `num_classes` for a preset that holds no classifier, and for
                 overrides that the probe's weights do not fit.
         """
+        folder = find_preset(preset, load_weights, trust_on_first_use)
         precision = {name: overrides[name] for name in ("dtype",) if name in overrides}
-        backbone = load_backbone(folder, load_weights, **precision)
-        task = Path(folder) / TASK_FILES[0]
-        if not task.is_file():
+        if not (folder / cls.config_file).is_file():
+            backbone = load_backbone(folder, load_weights, **precision)
             if "num_classes" not in overrides:
                 raise ValueError(
-                    f"`num_classes` must be given for a preset that holds no {TASK_FILES[0]}. "
+                    f"`num_classes` must be given for a preset that holds no {cls.config_file}. "
                     f"Received: {folder}"
                 )
             return cls(backbone, **overrides)
-        stored = json.loads(task.read_text())["config"]
+        stored = read_config(folder, cls.config_file, cls.__name__)["config"]
         for name in PROBE_ARGUMENTS:
             if load_weights and overrides.get(name, stored[name]) != stored[name]:
                 raise ValueError(
                     f"`{name}` must be {stored[name]!r}, as the probe of {folder}, or pass its "
                     f"backbone to {cls.__name__} for a fresh one. Received: {overrides[name]!r}"
                 )
-        return super().from_preset(folder, load_weights, **{**overrides, "backbone": backbone})
+        overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
+        return super().from_preset(folder, load_weights, **overrides)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -19,10 +19,11 @@ from keras_vjepa.layers import (
     position_table,
     transformer_blocks,
 )
+from keras_vjepa.presets import Preset
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPredictor(keras.Model):
+class VJEPAPredictor(Preset, keras.Model):
     """Narrow transformer P that predicts the features of the target tokens (§3.3).
 
     Args:
@@ -58,6 +59,8 @@ class VJEPAPredictor(keras.Model):
     >>> tuple(predictor(np.zeros((1, 3, 24), "float32"), indices, indices + 3).shape)
     (1, 3, 24)
     """
+
+    config_file = "predictor.json"
 
     def __init__(
         self,
@@ -148,6 +151,9 @@ class VJEPAPredictor(keras.Model):
         padding_mask_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
         return (context_shape[0], target_indices_shape[1], self.output_dim)
+
+    def preset_files(self) -> dict[str, Any]:
+        return {self.config_file: self, "predictor.weights.h5": self}
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,12 +1,14 @@
-"""Presets: folders that hold a model, and the two calls that write and read them (App. C).
+"""Presets: folders that hold a model, and the calls that write and read them (App. C).
 
-A preset folder is laid out as keras-hub's:
+The grammar and the layout are keras-hub's:
 
     config.json           the backbone's class and arguments
     metadata.json         library versions, number of parameters
+    preprocessor.json     if a preprocessor was saved beside the model
     model.weights.h5      the backbone's weights
     pretrainer.json       only for a pretrainer: its class and arguments
-    pretrainer.weights.h5 its weights (encoder, predictor, target encoder)
+    encoder.weights.h5    the weights of its encoder
+    predictor.json, predictor.weights.h5    its predictor
     task.json             only for a classifier: its class and arguments, its backbone's among them
     task.weights.h5       the weights of its probe
 
@@ -18,44 +20,124 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import keras
 
+from keras_vjepa.downloads import is_address, preset_from_hub
+
 CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE = "config.json", "metadata.json", "model.weights.h5"
-PRETRAINER_FILES = ("pretrainer.json", "pretrainer.weights.h5")
-TASK_FILES = ("task.json", "task.weights.h5")
+
+PresetName = str | os.PathLike[str]
+
+
+# --- Names ---------------------------------------------------------------------------------------
+
+
+class BuiltInPreset(Protocol):
+    """What a name stands for; `zoo.py`, which knows how to make these folders, lists them."""
+
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that list it among their `presets`."""
+
+    def describe(self) -> dict[str, Any]:
+        """What `list_presets` says of it."""
+
+    def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
+        """Its preset folder in the cache, made now if need be."""
+
+
+BUILT_IN: dict[str, BuiltInPreset] = {}
+
+
+def list_presets(cls: type | None = None) -> dict[str, dict[str, Any]]:
+    """Names that `from_preset` takes without a folder, and what is known of each.
+
+    Args:
+        cls: only those of this class; the same as its `presets`. None for all.
+
+    Returns:
+        A dictionary for each name: `description`, `parameters`, `input`, `licence`, `source`,
+        `files` (each with its address and its SHA-256, None while it is not yet known), and
+        `scores`, as the paper reports them, in per cent.
+
+    Example:
+
+    >>> import keras_vjepa
+    >>> keras_vjepa.list_presets()["vjepa_large_patch16_224"]["licence"]
+    'CC BY-NC 4.0'
+    """
+    return {
+        name: entry.describe()
+        for name, entry in BUILT_IN.items()
+        if cls is None or cls.__name__ in entry.classes()
+    }
+
+
+class PresetNames:
+    """The attribute `presets` of a class: `list_presets` of that class."""
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, dict[str, Any]]:
+        return list_presets(owner)
+
+
+def find_preset(
+    preset: PresetName, load_weights: bool = True, trust_on_first_use: bool = False
+) -> Path:
+    """The folder that a preset's name stands for, downloaded or made if need be.
+
+    Args:
+        preset: a name of `list_presets`, a folder, `hf://user/repo` (or `hf://user/repo@revision`),
+            or `kaggle://user/model/framework/variation`.
+        load_weights: False fetches what describes the model, and no weights.
+        trust_on_first_use: as in `Preset.from_preset`.
+
+    Raises:
+        ValueError: if there is no such name, or what it stands for cannot be fetched.
+    """
+    name = os.fspath(preset)
+    if is_address(name):
+        return preset_from_hub(name, load_weights)
+    if name in BUILT_IN:
+        return BUILT_IN[name].folder(name, load_weights, trust_on_first_use)
+    folder = Path(name).expanduser()
+    if not folder.exists() and isinstance(preset, str) and len(folder.parts) == 1:
+        raise ValueError(
+            "`preset` must be a folder, hf://user/repo, kaggle://user/model/framework/variation "
+            f"or one of {', '.join(BUILT_IN)}. Received: {name!r}"
+        )
+    return folder
+
+
+# --- Models --------------------------------------------------------------------------------------
 
 
 class Preset:
-    """Adds `save_to_preset` and `from_preset` to a model.
+    """Adds `presets`, `from_preset` and `save_to_preset` to a model.
 
-    As it stands, for a backbone. A model that holds a backbone, and is more, says in which files it
-    keeps itself, which of its parts is the backbone, and whose weights stand beside the backbone's.
+    As it stands, for a backbone. A model that has parts with files of their own says which.
     """
 
-    preset_files = (CONFIG_FILE, WEIGHTS_FILE)
+    presets = PresetNames()
+    config_file = CONFIG_FILE
 
-    # Methods: Keras takes a property that returns a model for another place to save it in.
-    def preset_backbone(self) -> Any:
-        """What a backbone's class restores from this model's preset."""
-        return self
+    # A method: Keras takes a property that returns a model for another place to save it in.
+    def preset_files(self) -> dict[str, Any]:
+        """The files of this model's preset, and whose arguments or weights are in each."""
+        return {CONFIG_FILE: self, WEIGHTS_FILE: self}
 
-    def preset_weights(self) -> Any:
-        """The part whose weights are in the second of `preset_files`."""
-        return self
-
-    def save_to_preset(self, folder: str | os.PathLike[str]) -> None:
+    def save_to_preset(self, folder: PresetName) -> None:
         """Write this model as a preset folder; a folder of that name must not exist, or be empty.
 
-        The folder appears complete or not at all.
+        The folder appears complete or not at all. A preset that is there is replaced whole, its
+        preprocessor too: save that after the model.
 
         Raises:
             FileExistsError: if the folder holds something else than a preset.
             OSError: if it cannot be written.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
+        if folder.exists() and any(folder.iterdir()) and not (folder / METADATA_FILE).exists():
             raise FileExistsError(
                 f"`folder` must not exist, be empty or be a preset. Received: {folder}"
             )
@@ -72,54 +154,87 @@ class Preset:
             raise
 
     def _write_preset(self, folder: Path) -> None:
-        backbone = self.preset_backbone()
-        _write_model(backbone, backbone, folder, (CONFIG_FILE, WEIGHTS_FILE))
-        if backbone is not self:
-            _write_model(self, self.preset_weights(), folder, self.preset_files)
+        files = self.preset_files()
+        for name, model in files.items():
+            if name.endswith(".json"):
+                (folder / name).write_text(json.dumps(_described(model), indent=2))
+            else:
+                model.save_weights(folder / name)
         metadata = {
             "keras_version": keras.__version__,
             "backend": keras.config.backend(),
-            "parameter_count": backbone.count_params(),
+            "parameter_count": files.get(CONFIG_FILE, self).count_params(),
         }
         (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
 
     @classmethod
     def from_preset(
-        cls, folder: str | os.PathLike[str], load_weights: bool = True, **overrides: Any
+        cls,
+        preset: PresetName,
+        load_weights: bool = True,
+        trust_on_first_use: bool = False,
+        **overrides: Any,
     ) -> Self:
-        """Restore a model from a preset folder.
+        """Restore a model from a preset.
 
         Args:
-            folder: what `save_to_preset` wrote.
-            load_weights: False gives the architecture with fresh weights.
+            preset: one of `presets`, a folder that `save_to_preset` wrote, `hf://user/repo`, or
+                `kaggle://user/model/framework/variation`.
+            load_weights: False gives the architecture with fresh weights; nothing large is
+                downloaded for it.
+            trust_on_first_use: accept the authors' file of one of `presets` although its SHA-256
+                is not yet known, and keep its hash: another file at that address is an error from
+                then on. The same as the environment variable `KERAS_VJEPA_TRUST_ON_FIRST_USE=1`.
             overrides: constructor arguments to change; unknown names are an error. Weights whose
                 shape an override changes cannot be loaded.
 
         Raises:
             FileNotFoundError: if the folder is no preset, or not of this class.
+            ValueError: if `preset` or `overrides` do not exist, or a download fails.
         """
-        model = _read_model(Path(folder), cls, cls.preset_files[0], overrides)
+        folder = find_preset(preset, load_weights, trust_on_first_use)
+        model = _read_model(folder, cls, cls.config_file, overrides)
         if load_weights:
-            keras.saving.load_weights(model.preset_weights(), Path(folder) / cls.preset_files[1])
+            load_preset_weights(model, folder)
         return model
 
 
 def load_backbone(
-    folder: str | os.PathLike[str], load_weights: bool = True, **overrides: Any
+    preset: PresetName,
+    load_weights: bool = True,
+    trust_on_first_use: bool = False,
+    **overrides: Any,
 ) -> Any:
     """The backbone of any preset, whatever its class. Arguments as in `Preset.from_preset`."""
-    backbone = _read_model(Path(folder), keras.Model, CONFIG_FILE, overrides)
+    folder = find_preset(preset, load_weights, trust_on_first_use)
+    backbone = _read_model(folder, keras.Model, CONFIG_FILE, overrides)
     if load_weights:
-        keras.saving.load_weights(backbone, Path(folder) / WEIGHTS_FILE)
+        keras.saving.load_weights(backbone, _existing(folder, WEIGHTS_FILE))
     return backbone
 
 
-def _read_model(folder: Path, cls: type, name: str, overrides: dict[str, Any]) -> Any:
+def load_preset_weights(model: Any, folder: Path) -> None:
+    """Load a model's weights from its preset folder."""
+    for name, part in model.preset_files().items():
+        if not name.endswith(".json"):
+            keras.saving.load_weights(part, _existing(folder, name))
+
+
+def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
+    """A class and its arguments, as a preset folder holds them.
+
+    Raises:
+        FileNotFoundError: if the folder does not.
+    """
     if not (folder / name).is_file():
         raise FileNotFoundError(
-            f"`folder` must be a preset that holds {name}, for {cls.__name__}. Received: {folder}"
+            f"`preset` must be a folder that holds {name}, for {class_name}. Received: {folder}"
         )
-    config = json.loads((folder / name).read_text())
+    return json.loads((folder / name).read_text())
+
+
+def _read_model(folder: Path, cls: type, name: str, overrides: dict[str, Any]) -> Any:
+    config = read_config(folder, name, cls.__name__)
     unknown = set(overrides) - set(config["config"])
     if unknown:
         raise ValueError(
@@ -132,12 +247,17 @@ def _read_model(folder: Path, cls: type, name: str, overrides: dict[str, Any]) -
     return model
 
 
-def _write_model(model: Any, weights_of: Any, folder: Path, files: tuple[str, str]) -> None:
+def _existing(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"The preset {folder} holds no {name}; pass `load_weights=False`.")
+    return folder / name
+
+
+def _described(model: Any) -> dict[str, Any]:
     config = keras.saving.serialize_keras_object(model)
     for key in ("compile_config", "build_config"):
         config.pop(key, None)
-    if weights_of is model and "trainable" in config["config"]:
+    if "trainable" in config["config"]:
         # Frozen where it comes from (a target encoder, a classifier's backbone), not for ever.
         config["config"]["trainable"] = True
-    (folder / files[0]).write_text(json.dumps(config, indent=2))
-    weights_of.save_weights(folder / files[1])
+    return config

@@ -24,7 +24,7 @@ from keras_vjepa.backbone import VJEPABackbone
 from keras_vjepa.layers import gather_tokens
 from keras_vjepa.optimization import AdamW, LinearSchedule
 from keras_vjepa.predictor import VJEPAPredictor
-from keras_vjepa.presets import PRETRAINER_FILES, Preset
+from keras_vjepa.presets import CONFIG_FILE, WEIGHTS_FILE, Preset
 
 TARGET_NORM_EPSILON = 1e-5
 VARIANCE_EPSILON = 1e-4
@@ -75,7 +75,7 @@ class VJEPAPretrainer(Preset, keras.Model):
     (2,)
     """
 
-    preset_files = PRETRAINER_FILES
+    config_file = "pretrainer.json"
 
     def __init__(
         self,
@@ -256,8 +256,14 @@ class VJEPAPretrainer(Preset, keras.Model):
 
     # --- Configuration ---------------------------------------------------------------------------
 
-    def preset_backbone(self) -> VJEPABackbone:
-        return self.target_encoder
+    def preset_files(self) -> dict[str, Any]:
+        return {
+            CONFIG_FILE: self.target_encoder,
+            WEIGHTS_FILE: self.target_encoder,
+            self.config_file: self,
+            "encoder.weights.h5": self.encoder,
+            **self.predictor.preset_files(),
+        }
 
     def get_config(self) -> dict[str, Any]:
         momentum: Any = self.momentum

@@ -191,7 +191,7 @@ def test_presets(tmp_path):
 
 
 def test_bad_presets_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`folder` must be a preset that holds config.json"):
+    with pytest.raises(FileNotFoundError, match="`preset` must be a folder that holds config.json"):
         VJEPABackbone.from_preset(tmp_path)
     backbone = VJEPABackbone(16, 2, hidden_dim=12, num_layers=1, num_heads=2)
     backbone.save_to_preset(tmp_path / "preset")

@@ -386,21 +386,21 @@ def resize_short_side(
 
 def center_view(
     frames: NDArray[np.uint8],
-    crop_size: int,
+    crop_size: int | tuple[int, int],
     short_side: int | None = None,
     antialias: bool = False,
 ) -> NDArray[np.float32]:
-    """The single-view evaluation transform: resize, central square crop, normalise (App. D).
+    """The single-view evaluation transform: resize, central crop, normalise (App. D).
 
     Args:
         frames: (time, height, width, 3).
-        crop_size: side of the crop.
-        short_side: of the resized frames, at least `crop_size`. Default: crop_size * 256 / 224,
-            rounded down.
+        crop_size: side, or (height, width), of the crop.
+        short_side: of the resized frames, so that they hold the crop. Default: the least with
+            which they hold crop_size * 256 / 224, rounded down.
         antialias: of the resizing; `True` is the transform of the image tasks.
 
     Returns:
-        (time, crop_size, crop_size, 3), normalised.
+        (time, *crop_size, 3), normalised.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -410,15 +410,24 @@ def center_view(
     >>> center_view(np.zeros((2, 48, 64, 3), np.uint8), crop_size=28).shape
     (2, 28, 28, 3)
     """
+    height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    _check_frames(frames)
     if short_side is None:
-        short_side = crop_size * 256 // 224
-    if not 1 <= crop_size <= short_side:
+        short = min(frames.shape[1:3])
+        sides = zip((height, width), frames.shape[1:3], strict=True)
+        short_side = max(-(-(side * 256 // 224) * short // have) for side, have in sides)
+    if not 1 <= min(height, width) <= short_side:
         raise ValueError(
             f"`crop_size` must be in [1, `short_side`={short_side}]. Received: {crop_size}"
         )
     frames = resize_short_side(frames, short_side, antialias)
-    top, left = (round((side - crop_size) / 2) for side in frames.shape[1:3])
-    return normalize(frames[:, top : top + crop_size, left : left + crop_size])
+    if height > frames.shape[1] or width > frames.shape[2]:
+        raise ValueError(
+            f"`short_side`={short_side} must give frames that hold `crop_size`={crop_size}. "
+            f"Received frames of {frames.shape[1]}x{frames.shape[2]}"
+        )
+    top, left = round((frames.shape[1] - height) / 2), round((frames.shape[2] - width) / 2)
+    return normalize(frames[:, top : top + height, left : left + width])
 
 
 def three_views(frames: NDArray[np.uint8], crop_size: int) -> NDArray[np.float32]:

@@ -300,6 +300,8 @@ class VideoReader:
             )
         frames = np.empty((len(wanted), self.info.height, self.info.width, 3), np.uint8)
         if not self._fill(frames, wanted, self._index):
+            # For good: a reader of many windows would begin anew at every one of them.
+            self._index = None
             self._rewind()
             if not self._fill(frames, wanted, None):
                 raise UnreadableVideoError(

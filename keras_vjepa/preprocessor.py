@@ -1,0 +1,274 @@
+"""From a file to the backbone's input: clips, views, normalisation (§4.3, App. D, App. D.1).
+
+The one module where the model side and the data side meet: `keras_vjepa.data` reads and transforms,
+and what a model was trained on is kept in its preset, in `preprocessor.json`.
+
+Departures from the authors' evaluations: clips do not lie at random places but at the start of
+each part of the video, so that features do not change from call to call; an array of exactly as
+many frames as a clip has is that clip, whatever `frame_step` is.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.image import read_image
+from keras_vjepa.data.index import is_image
+from keras_vjepa.data.transforms import center_view, three_views
+from keras_vjepa.data.video import Indices, VideoReader, clip_frame_indices, open_video
+from keras_vjepa.presets import CONFIG_FILE, PresetName, PresetNames, find_preset, read_config
+
+Frames = NDArray[np.uint8]
+Clips = NDArray[np.float32]
+Source = str | os.PathLike[str] | Frames
+
+PREPROCESSOR_FILE = "preprocessor.json"
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAVideoPreprocessor:
+    """Makes the backbone's input of videos and images, as the evaluations do (App. D.1).
+
+    Args:
+        image_size: height and width of the clips in pixels, one int for squares. The frames are
+            resized with their proportions kept, and cropped in the middle.
+        num_frames: frames of a clip.
+        frame_step: source frames per frame of a clip; a clip spans `num_frames * frame_step` of
+            them, and a video that is shorter repeats its last frame.
+        num_clips: clips of a video, one in each of so many equal parts.
+        num_views: 1, the middle; or 3, squares along the longer side.
+        image_frames: how often an image is repeated: None for `num_frames`, or fewer, such as the
+            `tubelet_size` of the backbone for a single tubelet.
+
+    Call arguments:
+        inputs: a path to a video or an image, an array of uint8 RGB frames
+            `(frames, height, width, 3)` or of one image `(height, width, 3)`, or a list of any of
+            these.
+
+    Returns:
+        float32, normalised: `(batch, num_frames, height, width, 3)`, or, with several clips or
+        views, `(batch, num_clips, num_views, num_frames, height, width, 3)`, as
+        `VJEPAVideoClassifier` takes it.
+
+    Raises:
+        UnreadableVideoError: if a file cannot be read.
+        ValueError: for arguments out of range, arrays of other kinds, and images that are repeated
+            less often than the videos beside them have frames.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPAVideoPreprocessor
+    >>> preprocessor = VJEPAVideoPreprocessor(image_size=32, num_frames=4)
+    >>> preprocessor(np.zeros((100, 48, 64, 3), np.uint8)).shape
+    (1, 4, 32, 32, 3)
+    """
+
+    presets = PresetNames()
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        num_frames: int = 16,
+        frame_step: int = 4,
+        num_clips: int = 1,
+        num_views: int = 1,
+        image_frames: int | None = None,
+    ) -> None:
+        for name in ("num_frames", "frame_step", "num_clips", "image_frames"):
+            value = locals()[name]
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {value}")
+        # A tuple again when it comes out of a JSON file as a list.
+        self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
+        if num_views not in (1, 3):
+            raise ValueError(f"`num_views` must be 1 or 3. Received: {num_views}")
+        if num_views == 3 and not isinstance(self.image_size, int):
+            raise ValueError(
+                f"`image_size` must be one int for 3 views. Received: {self.image_size}"
+            )
+        self.num_frames = num_frames
+        self.frame_step = frame_step
+        self.num_clips = num_clips
+        self.num_views = num_views
+        self.image_frames = image_frames
+
+    def __call__(self, inputs: Source | Sequence[Source]) -> Clips:
+        sources: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        samples = [self._clips(source) for source in sources]
+        if not samples:
+            raise ValueError("`inputs` must hold at least one video or image. Received: none")
+        if len({sample.shape for sample in samples}) > 1:
+            raise ValueError(
+                f"`image_frames` must be None or `num_frames`={self.num_frames} where images and "
+                f"videos are in one list. Received: {self.image_frames}"
+            )
+        return np.stack(samples)
+
+    # --- One video or image ----------------------------------------------------------------------
+
+    def _clips(self, source: Source) -> Clips:
+        """One element of the batch that the call returns."""
+        if not isinstance(source, np.ndarray):
+            path = os.fspath(source)
+            if is_image(path):
+                return self._image(read_image(path))
+            with open_video(path) as video:
+                indices = self._indices(video.num_frames)
+                return self._video(video.read(indices.ravel()))
+        if source.dtype != np.uint8 or source.ndim not in (3, 4) or source.shape[-1] != 3:
+            raise ValueError(
+                "`inputs` must be uint8 RGB, (frames, height, width, 3) or (height, width, 3). "
+                f"Received: {source.dtype} of shape {source.shape}"
+            )
+        if source.ndim == 3:
+            return self._image(source)
+        as_it_is = len(source) == self.num_frames and self.num_clips == 1
+        return self._video(source if as_it_is else source[self._indices(len(source)).ravel()])
+
+    def _indices(self, video_length: int) -> Indices:
+        return clip_frame_indices(
+            video_length,
+            self.num_frames,
+            self.frame_step,
+            self.num_clips,
+            allow_clip_overlap=True,
+        )
+
+    def _video(self, frames: Frames) -> Clips:
+        clips = [self._views(clip) for clip in np.split(frames, self.num_clips)]
+        return self._arranged(np.stack(clips))
+
+    def _image(self, image: Frames) -> Clips:
+        views = self._views(image[np.newaxis], antialias=True)
+        count = self.num_frames if self.image_frames is None else self.image_frames
+        clip = np.repeat(views, count, axis=1)
+        return self._arranged(np.repeat(clip[np.newaxis], self.num_clips, axis=0))
+
+    def _views(self, frames: Frames, antialias: bool = False) -> Clips:
+        """`(num_views, frames, height, width, 3)`."""
+        if self.num_views == 3:
+            assert isinstance(self.image_size, int)
+            return three_views(frames, self.image_size)
+        return center_view(frames, self.image_size, antialias=antialias)[np.newaxis]
+
+    def _arranged(self, clips: Clips) -> Clips:
+        return clips[0, 0] if self.num_clips == self.num_views == 1 else clips
+
+    # --- Long videos -----------------------------------------------------------------------------
+
+    def num_windows(self, video_length: int, stride: int | None = None) -> int:
+        """How many windows `windows` makes of a video of so many frames."""
+        stride = self._stride(stride)
+        beyond = max(0, video_length - self.num_frames * self.frame_step)
+        # The second where the stride is so long that windows leave gaps.
+        return min(1 - (-beyond // stride), -(-video_length // stride))
+
+    def windows(
+        self, source: str | os.PathLike[str], stride: int | None = None
+    ) -> tuple[int, Iterator[Clips]]:
+        """A clip that slides over a whole video, in memory that does not grow with its length.
+
+        Window i begins at frame `i * stride` and is a clip as the call makes it; the last one
+        reaches beyond the end and repeats the last frame, unless the video ends with it. An image
+        is one window.
+
+        Args:
+            source: a video or an image.
+            stride: source frames between the starts of two windows; default: those that a clip
+                spans, so that windows do not overlap.
+
+        Returns:
+            The number of windows, and an iterator of `(num_frames, height, width, 3)`.
+
+        Raises:
+            UnreadableVideoError: if the file cannot be read, also while iterating.
+            ValueError: for several clips or views.
+        """
+        if self.num_clips > 1 or self.num_views > 1:
+            raise ValueError(
+                "`num_clips` and `num_views` must be 1 for windows. "
+                f"Received: {self.num_clips} and {self.num_views}"
+            )
+        path, stride = os.fspath(source), self._stride(stride)
+        if is_image(path):
+            return 1, iter([self._clips(path)])
+        video = open_video(path)
+        starts = stride * np.arange(self.num_windows(video.num_frames, stride))
+        if len(starts) == 1:
+            return 1, self._sliding(video, self._indices(video.num_frames))
+        # The whole span, as of a video that is long enough for it.
+        span = self._indices(self.num_frames * self.frame_step + 1)
+        rows = np.minimum(starts[:, np.newaxis] + span, video.num_frames - 1)
+        return len(rows), self._sliding(video, rows)
+
+    def _stride(self, stride: int | None) -> int:
+        if stride is not None and stride < 1:
+            raise ValueError(f"`stride` must be at least 1. Received: {stride}")
+        return self.num_frames * self.frame_step if stride is None else stride
+
+    def _sliding(self, video: VideoReader, rows: Indices) -> Iterator[Clips]:
+        """Clips of these frames, ascending by row; each is decoded and resized once, in order."""
+        upcoming, kept = iter(np.unique(rows).tolist()), dict[int, Clips]()
+        with video:
+            for row in rows.tolist():
+                kept = {position: frame for position, frame in kept.items() if position >= row[0]}
+                while row[-1] not in kept:
+                    position = next(upcoming)
+                    kept[position] = self._views(video.read([position]))[0, 0]
+                yield np.stack([kept[position] for position in row])
+
+    # --- Configuration ---------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "image_size": self.image_size,
+            "num_frames": self.num_frames,
+            "frame_step": self.frame_step,
+            "num_clips": self.num_clips,
+            "num_views": self.num_views,
+            "image_frames": self.image_frames,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(**config)
+
+    def save_to_preset(self, folder: PresetName) -> None:
+        """Write `preprocessor.json` into a preset folder, beside the model that it goes with."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        described = keras.saving.serialize_keras_object(self)
+        (folder / PREPROCESSOR_FILE).write_text(json.dumps(described, indent=2))
+
+    @classmethod
+    def from_preset(cls, preset: PresetName, **overrides: Any) -> Self:
+        """The preprocessor of a preset; no weights are downloaded for it.
+
+        Args:
+            preset: as in `VJEPABackbone.from_preset`. Of one without a `preprocessor.json`, the
+                sizes are the backbone's.
+            overrides: constructor arguments to change.
+
+        Raises:
+            FileNotFoundError: if the folder is no preset.
+            ValueError: if `preset` or `overrides` do not exist.
+        """
+        folder = find_preset(preset, load_weights=False)
+        if (folder / PREPROCESSOR_FILE).is_file():
+            arguments = read_config(folder, PREPROCESSOR_FILE, cls.__name__)["config"]
+        else:
+            backbone = read_config(folder, CONFIG_FILE, cls.__name__)["config"]
+            arguments = {name: backbone[name] for name in ("image_size", "num_frames")}
+        unknown = set(overrides) - set(cls().get_config())
+        if unknown:
+            raise ValueError(
+                f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
+            )
+        return cls(**{**arguments, **overrides})

@@ -1,0 +1,312 @@
+"""The model zoo: the authors' released weights as presets (§4.2, App. C, App. D.1).
+
+An entry says where the authors keep a file and what it must hold. The first `from_preset` of a name
+downloads that file, checks it, converts it and writes a preset into the cache; from then on the
+cache is all that is needed. The weights are under the authors' licence, and none of them are in
+this package.
+
+The SHA-256 of their files are not yet known here: the files could not be downloaded where this
+package was made. So each must be trusted once, by the user; see `downloads.py`.
+"""
+
+import inspect
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_vjepa.backbone import SIZES, VJEPABackbone
+from keras_vjepa.checkpoints import CheckpointError, convert, convert_classifier
+from keras_vjepa.classifier import VJEPAVideoClassifier
+from keras_vjepa.downloads import RemoteFile, cache_folder, downloaded
+from keras_vjepa.predictor import VJEPAPredictor
+from keras_vjepa.preprocessor import PREPROCESSOR_FILE, VJEPAVideoPreprocessor
+from keras_vjepa.presets import BUILT_IN, CONFIG_FILE, METADATA_FILE
+from keras_vjepa.pretrainer import VJEPAPretrainer
+
+Arguments = Mapping[str, Any]
+Configs = dict[str, dict[str, Any]]
+
+
+class Entry:
+    """A released model; its subclasses say what it consists of."""
+
+    def preprocessor(self) -> VJEPAVideoPreprocessor:
+        raise NotImplementedError
+
+    def configs(self) -> Configs:
+        """The files of its preset that describe models."""
+        raise NotImplementedError
+
+    def write_models(self, folder: Path, trust_on_first_use: bool) -> None:
+        """Download and convert, and write the models of its preset."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
+        """Its preset in the cache; without weights, a folder of descriptions alone."""
+        folder = cache_folder() / "presets" / name
+        if folder.exists():
+            return folder
+        if not load_weights:
+            return self._write_descriptions(cache_folder() / "descriptions" / name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
+            unfinished = Path(temporary) / "preset"
+            with _float32():
+                self.write_models(unfinished, trust_on_first_use)
+            self.preprocessor().save_to_preset(unfinished)
+            metadata = json.loads((unfinished / METADATA_FILE).read_text())
+            metadata = {**metadata, **self.describe()}
+            (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
+            try:
+                unfinished.rename(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process was faster: take its files
+                    raise
+        return folder
+
+    def _write_descriptions(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        preprocessor = keras.saving.serialize_keras_object(self.preprocessor())
+        for name, config in {**self.configs(), PREPROCESSOR_FILE: preprocessor}.items():
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+                file.write(json.dumps(config, indent=2))
+            Path(file.name).replace(folder / name)
+        return folder
+
+
+@dataclass(frozen=True)
+class PretrainedEntry(Entry):
+    """Encoder, predictor and target encoder of a pretraining checkpoint.
+
+    Attributes:
+        description: one line.
+        checkpoint: the authors' file.
+        encoder: arguments of its `VJEPABackbone`; the file must agree.
+        predictor: those of its `VJEPAPredictor`, less what follows from the encoder.
+        parameters: trainable ones of the encoder.
+        licence: of the weights.
+        source: where the authors publish them.
+    """
+
+    description: str
+    checkpoint: RemoteFile
+    encoder: Arguments
+    predictor: Arguments
+    parameters: int
+    licence: str
+    source: str
+
+    def classes(self) -> tuple[str, ...]:
+        return "VJEPABackbone", "VJEPAPredictor", "VJEPAPretrainer", "VJEPAVideoPreprocessor"
+
+    def describe(self) -> dict[str, Any]:
+        size = self.encoder["image_size"]
+        return {
+            "description": self.description,
+            "parameters": self.parameters,
+            "input": [self.encoder["num_frames"], size, size, 3],
+            "licence": self.licence,
+            "source": self.source,
+            "files": [asdict(self.checkpoint)],
+            "scores": {},
+        }
+
+    def preprocessor(self, **arguments: Any) -> VJEPAVideoPreprocessor:
+        return VJEPAVideoPreprocessor(
+            self.encoder["image_size"], self.encoder["num_frames"], **arguments
+        )
+
+    def configs(self) -> Configs:
+        encoder = _described(VJEPABackbone, **self.encoder)
+        side = self.encoder["image_size"] // self.encoder["patch_size"]
+        steps = self.encoder["num_frames"] // self.encoder["tubelet_size"]
+        predictor = _described(
+            VJEPAPredictor,
+            encoder_dim=self.encoder["hidden_dim"],
+            grid_shape=(steps, side, side),
+            **self.predictor,
+        )
+        pretrainer = _described(VJEPAPretrainer, encoder=encoder, predictor=predictor)
+        return {
+            CONFIG_FILE: encoder,
+            VJEPAPredictor.config_file: predictor,
+            VJEPAPretrainer.config_file: pretrainer,
+        }
+
+    def write_models(self, folder: Path, trust_on_first_use: bool) -> None:
+        with _converted(self.checkpoint, trust_on_first_use) as path:
+            pretrainer = convert(
+                path,
+                num_heads=self.encoder["num_heads"],
+                predictor_num_heads=self.predictor["num_heads"],
+            )
+            _check(pretrainer.target_encoder, self.encoder)
+            _check(pretrainer.predictor, self.predictor)
+            pretrainer.save_to_preset(folder)
+
+
+@dataclass(frozen=True)
+class ClassifierEntry(Entry):
+    """The target encoder of a pretraining checkpoint with one of the authors' probes.
+
+    Attributes:
+        pretrained: name of the entry with the encoder.
+        probe: the authors' file.
+        dataset: what the probe was trained on.
+        num_classes: its classes.
+        score: top-1 accuracy that the paper reports (Table 6), in per cent.
+        num_clips: clips of the evaluation.
+        num_views: views of the evaluation.
+    """
+
+    pretrained: str
+    probe: RemoteFile
+    dataset: str
+    num_classes: int
+    score: float
+    num_clips: int = 1
+    num_views: int = 1
+
+    @property
+    def _encoder(self) -> PretrainedEntry:
+        entry = BUILT_IN[self.pretrained]
+        assert isinstance(entry, PretrainedEntry)
+        return entry
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"num_clips": self.num_clips, "num_views": self.num_views}
+
+    def classes(self) -> tuple[str, ...]:
+        return "VJEPAVideoClassifier", "VJEPAVideoPreprocessor"
+
+    def describe(self) -> dict[str, Any]:
+        described = self._encoder.describe()
+        return {
+            **described,
+            "description": f"{described['description']}; attentive probe on {self.dataset}",
+            "files": [*described["files"], asdict(self.probe)],
+            "scores": {self.dataset: self.score},
+        }
+
+    def preprocessor(self) -> VJEPAVideoPreprocessor:
+        return self._encoder.preprocessor(**self._arguments)
+
+    def configs(self) -> Configs:
+        backbone = self._encoder.configs()[CONFIG_FILE]
+        classifier = _described(
+            VJEPAVideoClassifier,
+            backbone=backbone,
+            num_classes=self.num_classes,
+            **self._arguments,
+        )
+        return {CONFIG_FILE: backbone, VJEPAVideoClassifier.config_file: classifier}
+
+    def write_models(self, folder: Path, trust_on_first_use: bool) -> None:
+        backbone = VJEPABackbone.from_preset(self.pretrained, trust_on_first_use=trust_on_first_use)
+        with _converted(self.probe, trust_on_first_use) as path:
+            classifier = convert_classifier(backbone, path, **self._arguments)
+            _check(classifier, {"num_classes": self.num_classes})
+            classifier.save_to_preset(folder)
+
+
+@contextmanager
+def _converted(file: RemoteFile, trust_on_first_use: bool) -> Iterator[Path]:
+    with downloaded(file, trust_on_first_use) as path:
+        try:
+            yield path
+        except CheckpointError as error:
+            reason = str(error).removeprefix(f"{path}: ").replace(str(path), file.name)
+            raise ValueError(
+                f"{file.address} was downloaded but cannot be used, and was removed: {reason}"
+            ) from error
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """The files are float32, whatever precision the user's models have."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _check(model: Any, expected: Arguments) -> None:
+    found = model.get_config()
+    for name, value in expected.items():
+        if found[name] != value:
+            raise CheckpointError(f"its `{name}` must be {value}. Received: {found[name]}")
+
+
+def _described(cls: type, **arguments: Any) -> dict[str, Any]:
+    """What serializing a model of these arguments would give, without its weights being made."""
+    parameters = inspect.signature(cls).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    base = {"name": None, "trainable": True, "dtype": "float32"}
+    return {
+        "module": cls.__module__,
+        "class_name": cls.__name__,
+        "config": {**base, **defaults, **arguments},
+        "registered_name": keras.saving.get_registered_name(cls),
+    }
+
+
+# --- The table (addresses: official-behaviour §10) -----------------------------------------------
+
+_JEPA = "https://dl.fbaipublicfiles.com/jepa"
+
+#   folder of the files, size of the encoder, pixels, trainable parameters of the encoder
+_PRETRAINED = {
+    "vjepa_large_patch16_224": ("vitl16", "large", 224, 303_885_312),
+    "vjepa_huge_patch16_224": ("vith16", "huge", 224, 631_648_000),
+    "vjepa_huge_patch16_384": ("vith16-384", "huge", 384, 631_648_000),
+}
+
+#   name of the file, data set, classes, clips, views, and the paper's scores of the three above
+_PROBES = {
+    "kinetics400": ("k400-probe", "Kinetics-400", 400, 8, 3, (80.8, 82.0, 81.9)),
+    "ssv2": ("ssv2-probe", "Something-Something v2", 174, 2, 3, (69.5, 71.4, 72.2)),
+    "imagenet": ("in1k-probe", "ImageNet-1K", 1000, 1, 1, (74.8, 75.9, 77.4)),
+    "places205": ("places-probe", "Places205", 205, 1, 1, (60.3, 61.7, 62.8)),
+    "inat21": ("inat-probe", "iNaturalist 2021", 10_000, 1, 1, (67.8, 67.9, 72.6)),
+}
+
+for _name, (_folder, _size, _pixels, _parameters) in _PRETRAINED.items():
+    BUILT_IN[_name] = PretrainedEntry(
+        f"V-JEPA ViT-{_size[0].upper()}/16, pretrained on VideoMix2M at {_pixels} pixels",
+        RemoteFile(f"{_JEPA}/{_folder}/{_folder}.pth.tar"),
+        encoder={
+            "image_size": _pixels,
+            "num_frames": 16,
+            "patch_size": 16,
+            "tubelet_size": 2,
+            **asdict(SIZES[_size]),
+        },
+        predictor={"hidden_dim": 384, "num_layers": 12, "num_heads": 16, "num_mask_tokens": 2},
+        parameters=_parameters,
+        licence="CC BY-NC 4.0",
+        source="https://github.com/facebookresearch/jepa",
+    )
+
+for _row, (_name, (_folder, *_)) in enumerate(_PRETRAINED.items()):
+    for _task, (_file, _dataset, _classes, _clips, _views, _scores) in _PROBES.items():
+        BUILT_IN[f"{_name}_{_task}"] = ClassifierEntry(
+            _name,
+            RemoteFile(f"{_JEPA}/{_folder}/{_file}.pth.tar"),
+            _dataset,
+            _classes,
+            _scores[_row],
+            _clips,
+            _views,
+        )

@@ -1,0 +1,317 @@
+"""Built-in presets: the authors' files from a local server, converted, checked and cached."""
+
+import hashlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import keras
+import numpy as np
+import pytest
+from conftest import GOLDEN, ROOT, channels_last, golden
+from keras import ops
+
+import keras_vjepa
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    VJEPAVideoClassifier,
+    VJEPAVideoPreprocessor,
+)
+from keras_vjepa.downloads import TRUST_VARIABLE, RemoteFile
+from keras_vjepa.presets import BUILT_IN
+from keras_vjepa.zoo import ClassifierEntry, PretrainedEntry
+
+CHECKPOINT, PROBE = "tiny/tiny.pth.tar", "tiny/probe.pth.tar"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder, and counts."""
+
+    def do_GET(self):
+        self.server.requested.append(self.path)
+        if self.server.interrupt:
+            content = (self.server.folder / self.path[1:]).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            return
+        super().do_GET()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder laid out as the authors' server, on loopback."""
+    folder = tmp_path / "server"
+    (folder / "tiny").mkdir(parents=True)
+    (folder / CHECKPOINT).write_bytes((GOLDEN / "tiny.pth.tar").read_bytes())
+    (folder / PROBE).write_bytes((GOLDEN / "probe.pth.tar").read_bytes())
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    http.folder, http.requested, http.interrupt = folder, [], False
+    http.address = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield http
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture
+def zoo(server, tmp_path, monkeypatch):
+    """An empty cache, and two entries as those of the table; returns their hashes."""
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(TRUST_VARIABLE, raising=False)
+    hashes = {
+        name: hashlib.sha256((server.folder / name).read_bytes()).hexdigest()
+        for name in (CHECKPOINT, PROBE)
+    }
+    encoder = {"image_size": 64, "num_frames": 8, "patch_size": 16, "tubelet_size": 2}
+    pretrained = PretrainedEntry(
+        "tiny",
+        RemoteFile(f"{server.address}/{CHECKPOINT}", hashes[CHECKPOINT]),
+        encoder={**encoder, "hidden_dim": 72, "num_layers": 3, "num_heads": 4},
+        predictor={"hidden_dim": 40, "num_layers": 2, "num_heads": 4, "num_mask_tokens": 2},
+        parameters=0,
+        licence="none",
+        source="tests",
+    )
+    probe = RemoteFile(f"{server.address}/{PROBE}", hashes[PROBE])
+    classifier = ClassifierEntry("tiny", probe, "task", num_classes=7, score=50.0, num_clips=2)
+    monkeypatch.setitem(BUILT_IN, "tiny", pretrained)
+    monkeypatch.setitem(BUILT_IN, "tiny_task", classifier)
+    return hashes
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def forget_hash(monkeypatch, name="tiny"):
+    entry = BUILT_IN[name]
+    field = "checkpoint" if isinstance(entry, PretrainedEntry) else "probe"
+    unknown = replace(getattr(entry, field), sha256=None)
+    monkeypatch.setitem(BUILT_IN, name, replace(entry, **{field: unknown}))
+
+
+def left_in_cache(tmp_path):
+    return sorted(p.name for p in (tmp_path / "cache").rglob("*") if not p.is_dir())
+
+
+# --- What a user does ----------------------------------------------------------------------------
+
+
+def test_a_name_is_downloaded_once_and_then_needs_no_network(zoo, server):
+    arrays = golden("forward.npz")
+    videos = channels_last(arrays["clip"])
+    backbone = VJEPABackbone.from_preset("tiny")
+    assert np.abs(numpy(backbone(videos)) - arrays["target_full"]).max() <= 2e-5
+    assert len(backbone.trainable_variables) > 0
+    server.shutdown()
+    assert server.requested == [f"/{CHECKPOINT}"]
+    assert numpy(VJEPABackbone.from_preset("tiny")(videos)).shape == (2, 64, 72)
+    # The other networks of the checkpoint: the encoder that was trained, and the predictor.
+    pretrainer = VJEPAPretrainer.from_preset("tiny")
+    assert np.abs(numpy(pretrainer.encoder(videos)) - arrays["encoder_full"]).max() <= 2e-5
+    for part in ("target_encoder", "encoder"):
+        assert getattr(pretrainer, part).image_size == 64
+    predictor = VJEPAPredictor.from_preset("tiny")
+    masks = arrays["mask_context_0"].astype("int32"), arrays["mask_target_0"].astype("int32")
+    predictions = numpy(predictor(arrays["encoder_masked_0"], *masks))
+    assert np.abs(predictions - arrays["predictor_0"]).max() <= 2e-5
+
+
+def test_a_classifier_is_the_target_encoder_with_the_authors_probe(zoo, server):
+    arrays = golden("forward.npz")
+    classifier = VJEPAVideoClassifier.from_preset("tiny_task", num_views=2)
+    videos = arrays["multiclip_input"].transpose(2, 0, 1, 4, 5, 6, 3)
+    probabilities = numpy(ops.softmax(classifier(videos)))
+    assert np.abs(probabilities - arrays["multiclip_probs"]).max() <= 2e-5
+    assert server.requested == [f"/{CHECKPOINT}", f"/{PROBE}"]
+    preprocessor = VJEPAVideoPreprocessor.from_preset("tiny_task")
+    assert preprocessor(np.zeros((200, 80, 90, 3), np.uint8)).shape == (1, 2, 1, 8, 64, 64, 3)
+
+
+def test_the_preset_says_where_it_is_from(zoo, tmp_path):
+    VJEPABackbone.from_preset("tiny")
+    folder = tmp_path / "cache" / "presets" / "tiny"
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["licence"] == "none" and metadata["source"] == "tests"
+    assert metadata["files"][0]["sha256"] == zoo[CHECKPOINT]
+    assert set(left_in_cache(tmp_path)) == {
+        "config.json",
+        "encoder.weights.h5",
+        "metadata.json",
+        "model.weights.h5",
+        "predictor.json",
+        "predictor.weights.h5",
+        "preprocessor.json",
+        "pretrainer.json",
+    }
+
+
+def test_the_architecture_alone_needs_no_download(zoo, server):
+    described = VJEPAPretrainer.from_preset("tiny", load_weights=False)
+    classifier = VJEPAVideoClassifier.from_preset("tiny_task", load_weights=False, num_classes=3)
+    fresh = VJEPAVideoClassifier.from_preset("tiny", load_weights=False, num_classes=4)
+    assert classifier.probe.num_classes == 3 and fresh.probe.num_classes == 4
+    assert VJEPABackbone.from_preset("tiny", load_weights=False, num_layers=1).num_layers == 1
+    assert VJEPAVideoPreprocessor.from_preset("tiny").num_frames == 8
+    assert server.requested == []
+    # What the table describes is what the file holds.
+    loaded = VJEPAPretrainer.from_preset("tiny")
+    for part in ("encoder", "predictor"):
+        expected, found = (getattr(m, part).get_config() for m in (loaded, described))
+        assert {**found, "name": None} == {**expected, "name": None}
+
+
+def test_weights_are_float32_whatever_the_policy(zoo):
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        VJEPABackbone.from_preset("tiny")
+        assert keras.config.dtype_policy().name == "bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    backbone = VJEPABackbone.from_preset("tiny")
+    videos = channels_last(golden("forward.npz")["clip"])
+    assert np.abs(numpy(backbone(videos)) - golden("forward.npz")["target_full"]).max() <= 2e-5
+
+
+# --- What can go wrong ---------------------------------------------------------------------------
+
+
+def test_an_unknown_hash_must_be_trusted_and_is_then_pinned(zoo, server, tmp_path, monkeypatch):
+    forget_hash(monkeypatch)
+    with pytest.raises(ValueError, match="SHA-256 of .* is not yet known.*trust_on_first_use=True"):
+        VJEPABackbone.from_preset("tiny")
+    assert server.requested == [] and left_in_cache(tmp_path) == []
+    VJEPABackbone.from_preset("tiny", trust_on_first_use=True)
+    [pin] = (tmp_path / "cache" / "trusted").iterdir()
+    assert pin.read_text() == f"{zoo[CHECKPOINT]}  {server.address}/{CHECKPOINT}\n"
+    # The same file is no question any more, another one is an error.
+    (tmp_path / "cache" / "presets" / "tiny").rename(tmp_path / "away")
+    VJEPABackbone.from_preset("tiny")
+    (tmp_path / "cache" / "presets" / "tiny").rename(tmp_path / "away too")
+    (server.folder / CHECKPOINT).write_bytes((GOLDEN / "probe.pth.tar").read_bytes())
+    with pytest.raises(ValueError, match="must have the SHA-256 .*according to .*trusted"):
+        VJEPABackbone.from_preset("tiny", trust_on_first_use=True)
+    assert left_in_cache(tmp_path) == [pin.name]
+
+
+def test_trust_by_environment(zoo, monkeypatch):
+    forget_hash(monkeypatch)
+    forget_hash(monkeypatch, "tiny_task")
+    monkeypatch.setenv(TRUST_VARIABLE, "0")
+    with pytest.raises(ValueError, match="not yet known"):
+        VJEPAVideoClassifier.from_preset("tiny_task")
+    monkeypatch.setenv(TRUST_VARIABLE, "1")
+    assert VJEPAVideoClassifier.from_preset("tiny_task").num_classes == 7
+
+
+def break_it(server, how):
+    path = server.folder / CHECKPOINT
+    content = path.read_bytes()
+    if how == "interrupted":
+        server.interrupt = True
+    elif how == "404":
+        path.unlink()
+    elif how == "wrong hash":
+        path.write_bytes(content[:-1] + b"x")
+    elif how == "truncated archive":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "another model":
+        path.write_bytes((GOLDEN / "probe.pth.tar").read_bytes())
+    elif how == "no server":
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "how,trusted,message",
+    [
+        (
+            "interrupted",
+            False,
+            "cannot be downloaded, and nothing was kept: .*retrieval incomplete",
+        ),
+        ("404", False, "cannot be downloaded, and nothing was kept: .*404"),
+        ("no server", False, "cannot be downloaded, and nothing was kept: .*refused"),
+        ("wrong hash", False, "must have the SHA-256 .*according to this package"),
+        ("truncated archive", True, "cannot be used, and was removed: .*not a PyTorch zip archive"),
+        ("another model", True, "cannot be used, and was removed: the checkpoint has no `encoder`"),
+    ],
+)
+def test_a_bad_download_leaves_nothing_behind(
+    zoo, server, tmp_path, monkeypatch, how, trusted, message
+):
+    break_it(server, how)
+    if trusted:
+        forget_hash(monkeypatch)
+    with pytest.raises(ValueError, match=message) as raised:
+        VJEPABackbone.from_preset("tiny", trust_on_first_use=trusted)
+    assert "\n" not in str(raised.value) and str(tmp_path) not in str(raised.value)
+    assert left_in_cache(tmp_path) == []
+    if how in ("interrupted", "truncated archive"):
+        server.interrupt = False
+        (server.folder / CHECKPOINT).write_bytes((GOLDEN / "tiny.pth.tar").read_bytes())
+        assert VJEPABackbone.from_preset("tiny", trust_on_first_use=trusted).num_layers == 3
+
+
+def test_a_file_of_another_architecture_is_an_error(zoo, tmp_path, monkeypatch):
+    entry = BUILT_IN["tiny"]
+    monkeypatch.setitem(
+        BUILT_IN, "tiny", replace(entry, encoder={**entry.encoder, "num_layers": 4})
+    )
+    with pytest.raises(ValueError, match="was removed: its `num_layers` must be 4. Received: 3"):
+        VJEPABackbone.from_preset("tiny")
+    assert left_in_cache(tmp_path) == []
+
+
+def test_two_at_a_time_get_the_same_preset(zoo, server, tmp_path):
+    """Both download, the second to finish takes the files of the first."""
+    folder = partial(BUILT_IN["tiny"].folder, "tiny", True, False)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: folder(), range(2))
+    assert first == second
+    assert VJEPABackbone.from_preset(first).num_layers == 3
+    assert [p.name for p in (tmp_path / "cache" / "presets").iterdir()] == ["tiny"]
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(ValueError, match="must be a folder, hf://.*vjepa_huge_patch16_384.*'vitl'"):
+        VJEPABackbone.from_preset("vitl")
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+
+def test_every_released_model_is_listed():
+    sizes = ("large_patch16_224", "huge_patch16_224", "huge_patch16_384")
+    tasks = ("kinetics400", "ssv2", "imagenet", "places205", "inat21")
+    pretrained = {f"vjepa_{size}" for size in sizes}
+    classifiers = {f"{name}_{task}" for name in pretrained for task in tasks}
+    assert pretrained | classifiers <= set(keras_vjepa.list_presets())
+    for cls in (VJEPABackbone, VJEPAPredictor, VJEPAPretrainer):
+        assert pretrained <= set(cls.presets) and not classifiers & set(cls.presets)
+    assert set(VJEPAVideoClassifier.presets) == classifiers
+    for described in keras_vjepa.list_presets().values():
+        assert described["licence"] and described["source"].startswith("https://")
+        for file in described["files"]:
+            assert file["address"].startswith("https://dl.fbaipublicfiles.com/")
+            assert set(file) == {"address", "sha256"}
+
+
+def test_the_readme_has_the_table():
+    readme = (ROOT / "README.md").read_text()
+    for name, described in keras_vjepa.list_presets().items():
+        if name in VJEPABackbone.presets:
+            [row] = [line for line in readme.splitlines() if line.startswith(f"| `{name}`")]
+            assert f"{described['parameters']:,}" in row and described["licence"] in row
+            assert " x ".join(map(str, described["input"][:3])) in row
