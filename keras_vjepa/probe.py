@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vjepa.attention import Tensor, attention
+from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import INITIALIZER_STDDEV, TransformerBlock, dense, layer_norm
 
 
@@ -112,19 +112,35 @@ class AttentivePooler(keras.layers.Layer):
             self.blocks.append(block)
 
     def cross_attention(self, tokens: Tensor) -> Tensor:
-        """What the cross-attention adds to the query, `(batch, 1, dim)`."""
-        batch, num_tokens, _ = ops.shape(tokens)
-        heads, attention_dim = self.num_heads, self.query.units
+        """What the cross-attention adds to the query, `(batch, 1, dim)`.
+
+        One query needs no keys and values: q (W_k s + b_k) = (W_k' q) s + q b_k, whose last term
+        the softmax cancels, and the weights of a head sum to one, so the tokens are pooled first
+        and projected after. That is `tokens * dim * heads` multiplications in place of
+        `tokens * dim * 2 dim`. The norm's scale and offset are moved past both likewise, so frozen
+        tokens have no gradient to compute.
+        """
+        heads, dtype = self.num_heads, self.compute_dtype
+        dim, attention_dim = tokens.shape[-1], self.query.units
         head_dim = attention_dim // heads
-        query = self.query(ops.cast(self.query_token, self.compute_dtype))
-        query = ops.broadcast_to(
-            ops.reshape(query, (1, 1, heads, head_dim)), (batch, 1, heads, head_dim)
-        )
-        packed = self.key_value(self.tokens_norm(tokens))
-        packed = ops.reshape(packed, (batch, num_tokens, 2, heads, head_dim))
-        pooled = attention(query, packed[:, :, 0], packed[:, :, 1])
-        pooled = ops.reshape(pooled, (batch, 1, attention_dim))
-        return pooled if self.head_dim is None else self.output_projection(pooled)
+        normed = ops.layer_normalization(tokens, epsilon=self.layer_norm_epsilon)
+        normed = ops.cast(normed, dtype)
+        gamma, beta = (ops.cast(x, dtype) for x in (self.tokens_norm.gamma, self.tokens_norm.beta))
+        # (key or value, heads, dim, head_dim)
+        kernel = ops.cast(self.key_value.kernel, dtype)
+        kernel = ops.reshape(kernel, (dim, 2, heads, head_dim))
+        key_kernel, value_kernel = ops.unstack(ops.transpose(kernel, (1, 2, 0, 3)), 2)
+
+        query = self.query(ops.cast(self.query_token, dtype)) / math.sqrt(head_dim)
+        query = ops.reshape(query, (heads, head_dim, 1))
+        folded = ops.squeeze(ops.matmul(key_kernel, query), -1) * gamma
+        logits = ops.matmul(folded, ops.swapaxes(normed, 1, 2))
+        weights = ops.softmax(ops.cast(logits, "float32"), axis=-1)
+        pooled = ops.matmul(ops.cast(weights, dtype), normed) * gamma + beta
+        values = ops.matmul(ops.transpose(pooled, (1, 0, 2)), value_kernel)
+        values = ops.reshape(ops.transpose(values, (1, 0, 2)), (-1, 1, attention_dim))
+        values = ops.add(values, ops.cast(self.key_value.bias[attention_dim:], dtype))
+        return values if self.head_dim is None else self.output_projection(values)
 
     def call(self, tokens: Tensor) -> Tensor:
         query = ops.cast(self.query_token, self.compute_dtype)

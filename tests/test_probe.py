@@ -62,6 +62,39 @@ def test_heads_of_any_width():
     assert tuple(pooler.output_projection.kernel.shape) == (144, 32)
 
 
+@pytest.mark.parametrize("head_dim", [None, 5])
+def test_pooling_before_projecting_is_pooling_after(head_dim):
+    """Every token projected to keys and values, in NumPy."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3, 7, 8)).astype("float32")
+    pooler = AttentivePooler(num_heads=2, head_dim=head_dim)
+    pooler(tokens)
+    for variable in pooler.variables:
+        variable.assign(rng.normal(size=variable.shape))
+    key, value = np.split(numpy(pooler.key_value(pooler.tokens_norm(tokens))), 2, axis=-1)
+    key, value = (x.reshape(3, 7, 2, -1) for x in (key, value))
+    query = numpy(pooler.query(pooler.query_token.value)).reshape(2, -1)
+    logits = np.einsum("bnhc,hc->bnh", key, query) / math.sqrt(query.shape[-1])
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    expected = np.einsum("bnh,bnhc->bhc", weights, value).reshape(3, 1, -1)
+    if head_dim is not None:
+        expected = numpy(pooler.output_projection(expected))
+    found = numpy(pooler.cross_attention(tokens))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_half_precision_is_near_float32():
+    tokens = np.random.default_rng(0).normal(size=(3, 7, 32)).astype("float32")
+    full = AttentivePooler(num_heads=4)
+    expected = numpy(full(tokens))
+    low = AttentivePooler(num_heads=4, dtype="mixed_bfloat16")
+    low.build(tokens.shape)
+    low.set_weights(full.get_weights())
+    found = numpy(ops.cast(low(tokens), "float32"))
+    assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
 def test_identity_projection_is_no_projection():
     tokens = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
     plain, projected = AttentivePooler(num_heads=2), AttentivePooler(num_heads=2, head_dim=4)
