@@ -3,6 +3,9 @@
 Departures from the paper's text, as in the authors' code: the position table is stored with the
 weights, so the moving average of the target encoder passes through it; the final norm is applied
 to context, target and evaluation features alike; drop path does not exist.
+
+V-JEPA 2's encoder is the same network with rotary positions in every attention instead of the table
+(official-behaviour §12). Departure from its authors' code: initial weights are not scaled by depth.
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ from keras_vjepa.layers import (
     transformer_blocks,
 )
 from keras_vjepa.presets import Preset
+from keras_vjepa.rotary import rotary_angles
 
 Size = int | tuple[int, int]
 
@@ -43,7 +47,10 @@ SIZES = {
     "large": EncoderSize(1024, 24, 16),
     "huge": EncoderSize(1280, 32, 16),
     "giant": EncoderSize(1408, 40, 16, mlp_ratio=48 / 11),
+    # V-JEPA 2's giant.
+    "giant_xformers": EncoderSize(1408, 40, 22, mlp_ratio=48 / 11),
 }
+POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -51,8 +58,8 @@ class VJEPABackbone(Preset, keras.Model):
     """Vision transformer over video clips, the encoder E of V-JEPA (§3.3).
 
     Args:
-        image_size: height and width of the clips in pixels, one int for squares. The position
-            table is made for this size; other sizes can be passed too (see `position_mode`).
+        image_size: height and width of the clips in pixels, one int for squares. Positions are
+            made for this size; other sizes can be passed too (see `position_mode`).
         num_frames: frames of a clip; 1 makes an image model (2-D position table, tubelets of one
             frame).
         patch_size: height and width of a patch in pixels.
@@ -61,10 +68,14 @@ class VJEPABackbone(Preset, keras.Model):
         num_layers: transformer blocks.
         num_heads: attention heads; must divide `hidden_dim`.
         mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
-        uniform_power: equal share of the position channels for time, row and column.
-        position_mode: what to do with clips of another size. `"resample"` stretches the stored
-            table (as the reference's encoder does); `"fresh"` makes the table anew for that size
-            (as its evaluations do).
+        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
+            and keys rotated in every attention (V-JEPA 2).
+        uniform_power: equal share of the table's channels for time, row and column.
+        position_mode: what to do with clips of another size. For tables `"resample"`, the default,
+            stretches the stored one (as the reference's encoder does), `"fresh"` makes one anew for
+            that size (as its evaluations do). For rotary positions `"fresh"`, the default, counts
+            in the clip's own grid (as the authors' code does), `"index"` in the grid of
+            `image_size` whatever the clip's is (as the transformers package does).
         layer_norm_epsilon: epsilon of every norm.
         num_channels: colour channels.
 
@@ -100,16 +111,20 @@ class VJEPABackbone(Preset, keras.Model):
         num_layers: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
+        position_embedding: str = "sincos",
         uniform_power: bool = True,
-        position_mode: str = "resample",
+        position_mode: str | None = None,
         layer_norm_epsilon: float = 1e-6,
         num_channels: int = 3,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if position_mode not in ("resample", "fresh"):
+        modes = position_modes(position_embedding)
+        position_mode = modes[0] if position_mode is None else position_mode
+        if position_mode not in modes:
             raise ValueError(
-                f"`position_mode` must be 'resample' or 'fresh'. Received: {position_mode!r}"
+                f"`position_mode` must be {modes[0]!r} or {modes[1]!r} for `position_embedding`="
+                f"{position_embedding!r}. Received: {position_mode!r}"
             )
         # A tuple again when it comes out of a JSON file as a list.
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
@@ -120,6 +135,7 @@ class VJEPABackbone(Preset, keras.Model):
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
+        self.position_embedding = position_embedding
         self.uniform_power = uniform_power
         self.position_mode = position_mode
         self.layer_norm_epsilon = layer_norm_epsilon
@@ -141,11 +157,12 @@ class VJEPABackbone(Preset, keras.Model):
         )
         self.grid_shape = self.tubelet_embedding.grid_shape(video_shape)
         self.tubelet_embedding.build(video_shape)
-        table = self._table(self.grid_shape)
-        self.position_table = self.add_weight(
-            shape=table.shape, initializer="zeros", trainable=False, name="position_table"
-        )
-        self.position_table.assign(table)
+        if self.position_embedding == "sincos":
+            table = self._table(self.grid_shape)
+            self.position_table = self.add_weight(
+                shape=table.shape, initializer="zeros", trainable=False, name="position_table"
+            )
+            self.position_table.assign(table)
         self.blocks = transformer_blocks(
             self.num_layers,
             self.hidden_dim,
@@ -159,7 +176,7 @@ class VJEPABackbone(Preset, keras.Model):
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> Self:
-        """A backbone of a named size: tiny, small, base, large, huge or giant.
+        """A backbone of a named size: tiny, small, base, large, huge, giant or giant_xformers.
 
         Example:
 
@@ -197,7 +214,7 @@ class VJEPABackbone(Preset, keras.Model):
         return position_table(self.hidden_dim, self._axes(grid_shape), self.uniform_power)
 
     def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
-        """Position table `(tokens, hidden_dim)` for clips of this token grid."""
+        """Position table `(tokens, hidden_dim)` for clips of this token grid; sincos only."""
         if grid_shape == self.grid_shape:
             return ops.convert_to_tensor(self.position_table)
         if self.position_mode == "fresh":
@@ -206,11 +223,27 @@ class VJEPABackbone(Preset, keras.Model):
             ops.convert_to_tensor(self.position_table), self.position_axes, self._axes(grid_shape)
         )
 
+    def angles(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor | None:
+        """Rotary angles `(batch or 1, tokens or picked, head_dim)`; None for sincos."""
+        if self.position_embedding == "sincos":
+            return None
+        grid_shape = self.tubelet_embedding.grid_shape(self._with_time(videos).shape)
+        if token_indices is None:
+            token_indices = ops.expand_dims(ops.arange(math.prod(grid_shape), dtype="int32"), 0)
+        if self.position_mode == "index":
+            grid_shape = self.grid_shape
+        return rotary_angles(token_indices, grid_shape, self.hidden_dim // self.num_heads)
+
+    def _with_time(self, videos: Tensor) -> Tensor:
+        is_image = self.is_image_model and len(videos.shape) == 4
+        return ops.expand_dims(videos, 1) if is_image else videos
+
     def embed(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
-        """Patch tokens with their positions added, `(batch, tokens or picked, hidden_dim)`."""
-        if self.is_image_model and len(videos.shape) == 4:
-            videos = ops.expand_dims(videos, 1)
+        """Patch tokens `(batch, tokens or picked, hidden_dim)`, the table's positions added."""
+        videos = self._with_time(videos)
         tokens = self.tubelet_embedding(videos, token_indices)
+        if self.position_embedding == "rotary":
+            return tokens
         positions = self.positions(self.tubelet_embedding.grid_shape(videos.shape))
         positions = ops.expand_dims(ops.cast(positions, tokens.dtype), 0)
         if token_indices is not None:
@@ -223,9 +256,9 @@ class VJEPABackbone(Preset, keras.Model):
         token_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        x = self.embed(videos, token_indices)
+        x, angles = self.embed(videos, token_indices), self.angles(videos, token_indices)
         for block in self.blocks:
-            x = block(x, padding_mask)
+            x = block(x, padding_mask, angles)
         return self.norm(x)
 
     def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:
@@ -246,9 +279,9 @@ class VJEPABackbone(Preset, keras.Model):
             raise ValueError(
                 f"`layers` must be between 0 and {self.num_layers - 1}. Received: {list(layers)}"
             )
-        x, outputs = self.embed(videos), {}
+        x, angles, outputs = self.embed(videos), self.angles(videos), {}
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, None, angles)
             if i in layers:
                 outputs[i] = self.norm(x)
         return [outputs[i] for i in layers]
@@ -274,11 +307,25 @@ class VJEPABackbone(Preset, keras.Model):
             "num_layers": self.num_layers,
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
+            "position_embedding": self.position_embedding,
             "uniform_power": self.uniform_power,
             "position_mode": self.position_mode,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "num_channels": self.num_channels,
         }
+
+
+def position_modes(position_embedding: str) -> tuple[str, ...]:
+    """The values of `position_mode` that go with a `position_embedding`, the default first.
+
+    Raises:
+        ValueError: if there is no such `position_embedding`.
+    """
+    if position_embedding not in POSITION_MODES:
+        raise ValueError(
+            f"`position_embedding` must be 'sincos' or 'rotary'. Received: {position_embedding!r}"
+        )
+    return POSITION_MODES[position_embedding]
 
 
 def _height_width(image_size: Size) -> tuple[int, int]:

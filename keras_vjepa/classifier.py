@@ -29,7 +29,16 @@ from keras_vjepa.presets import (
 from keras_vjepa.probe import VJEPAProbe
 
 # What of the constructor's arguments decides the probe's weights.
-PROBE_ARGUMENTS = ("num_classes", "pooling", "num_heads", "head_dim", "num_layers", "mlp_ratio")
+PROBE_ARGUMENTS = (
+    "num_classes",
+    "pooling",
+    "num_heads",
+    "head_dim",
+    "num_layers",
+    "mlp_ratio",
+    "layer_norm_epsilon",
+    "self_attention",
+)
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -51,11 +60,13 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         num_clips: clips of a video.
         num_views: spatial views of a clip in evaluation. Videos of one view are always taken, so
             that training can see one and validation all.
-        pooling: `"attentive"` or `"average"`; this and the next four as in `VJEPAProbe`.
+        pooling: `"attentive"` or `"average"`; this and the next six as in `VJEPAProbe`.
         num_heads: heads of the probe; the backbone's if None, as in the reference.
         head_dim: width of a head of the probe.
         num_layers: layers of the probe.
         mlp_ratio: width of the hidden layer of the probe's MLP.
+        layer_norm_epsilon: epsilon of every norm of the probe.
+        self_attention: what the probe's further layers see, `"query"` or `"tokens"`.
         attend_across_clips: whether the clips of a view make one prediction.
         max_frames: None, or the number of rows of a sine-cosine table whose row n is added to the
             tokens of a tubelet that begins at frame n of the source video. Off in the reference's
@@ -101,6 +112,8 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         head_dim: int | None = None,
         num_layers: int = 1,
         mlp_ratio: float = 4.0,
+        layer_norm_epsilon: float = 1e-5,
+        self_attention: str = "query",
         attend_across_clips: bool = True,
         max_frames: int | None = None,
         trainable_backbone: bool = False,
@@ -120,6 +133,8 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         self.head_dim = head_dim
         self.num_layers = num_layers
         self.mlp_ratio = mlp_ratio
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.self_attention = self_attention
         self.attend_across_clips = attend_across_clips
         self.max_frames = max_frames
         self.trainable_backbone = trainable_backbone
@@ -134,7 +149,9 @@ class VJEPAVideoClassifier(Preset, keras.Model):
             num_layers,
             pooling,
             mlp_ratio,
-            head_dim=head_dim,
+            layer_norm_epsilon,
+            head_dim,
+            self_attention,
             name="probe",
             dtype=self.dtype_policy,
         )
@@ -344,9 +361,9 @@ class VJEPAVideoClassifier(Preset, keras.Model):
             return cls(backbone, **overrides)
         stored = read_config(folder, cls.config_file, cls.__name__)["config"]
         for name in PROBE_ARGUMENTS:
-            if load_weights and overrides.get(name, stored[name]) != stored[name]:
+            if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
                 raise ValueError(
-                    f"`{name}` must be {stored[name]!r}, as the probe of {folder}, or pass its "
+                    f"`{name}` must be {stored.get(name)!r}, as the probe of {folder}, or pass its "
                     f"backbone to {cls.__name__} for a fresh one. Received: {overrides[name]!r}"
                 )
         overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
@@ -364,6 +381,8 @@ class VJEPAVideoClassifier(Preset, keras.Model):
             "head_dim": self.head_dim,
             "num_layers": self.num_layers,
             "mlp_ratio": self.mlp_ratio,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "self_attention": self.self_attention,
             "attend_across_clips": self.attend_across_clips,
             "max_frames": self.max_frames,
             "trainable_backbone": self.trainable_backbone,

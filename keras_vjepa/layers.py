@@ -1,4 +1,4 @@
-"""Tubelet embedding, position tables, attention and transformer block (§3.3, App. B).
+"""Tubelet embedding, positions, attention and transformer block (§3.3, App. B).
 
 Shapes: B batch, N tokens, D hidden dim; a video is (B, frames, height, width, channels), its token
 grid (frames / tubelet, height / patch, width / patch), flattened time first, then row, then column.
@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa.attention import Tensor, attention
+from keras_vjepa.rotary import rotate
 
 INITIALIZER_STDDEV = 0.02
 
@@ -292,6 +293,7 @@ class SelfAttention(keras.layers.Layer):
     Call arguments:
         inputs: `(batch, tokens, dim)`.
         padding_mask: optional bool `(batch, tokens)`; tokens that are False are not attended to.
+        angles: optional `(batch or 1, tokens, head_dim)`, rotary positions: see `rotary_angles`.
 
     Returns:
         `(batch, tokens, dim)`.
@@ -320,11 +322,15 @@ class SelfAttention(keras.layers.Layer):
         self.output_projection = dense(dim, "output_projection", self.dtype_policy)
         self.output_projection.build(input_shape)
 
-    def call(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def call(
+        self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
+    ) -> Tensor:
         batch, tokens, dim = ops.shape(inputs)
         packed = self.query_key_value(inputs)
         packed = ops.reshape(packed, (batch, tokens, 3, self.num_heads, dim // self.num_heads))
         query, key, value = (packed[:, :, i] for i in range(3))
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
         outputs = attention(query, key, value, padding_mask)
         return self.output_projection(ops.reshape(outputs, (batch, tokens, dim)))
 
@@ -332,6 +338,7 @@ class SelfAttention(keras.layers.Layer):
         self,
         inputs_shape: Sequence[int | None],
         padding_mask_shape: Sequence[int | None] | None = None,
+        angles_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
         return tuple(inputs_shape)
 
@@ -351,6 +358,7 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         inputs: `(batch, tokens, dim)`.
         padding_mask: optional bool `(batch, tokens)`; tokens that are False are not attended to.
+        angles: optional `(batch or 1, tokens, head_dim)`, rotary positions: see `rotary_angles`.
 
     Returns:
         `(batch, tokens, dim)`.
@@ -383,12 +391,16 @@ class TransformerBlock(keras.layers.Layer):
             layer.build(input_shape)
         self.mlp_output.build((*input_shape[:-1], self.mlp_dim))
 
-    def attention_branch(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def attention_branch(
+        self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
+    ) -> Tensor:
         """What the attention adds to the residual stream, `(batch, tokens, dim)`."""
-        return self.attention(self.attention_norm(inputs), padding_mask)
+        return self.attention(self.attention_norm(inputs), padding_mask, angles)
 
-    def call(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        x = ops.add(inputs, self.attention_branch(inputs, padding_mask))
+    def call(
+        self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
+    ) -> Tensor:
+        x = ops.add(inputs, self.attention_branch(inputs, padding_mask, angles))
         hidden = ops.gelu(self.mlp_hidden(self.mlp_norm(x)), approximate=False)
         return ops.add(x, self.mlp_output(hidden))
 
@@ -396,6 +408,7 @@ class TransformerBlock(keras.layers.Layer):
         self,
         inputs_shape: Sequence[int | None],
         padding_mask_shape: Sequence[int | None] | None = None,
+        angles_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
         return tuple(inputs_shape)
 

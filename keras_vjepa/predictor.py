@@ -3,6 +3,10 @@
 Departures from the paper's text, as in the authors' code: one learnable mask token per kind of
 mask (two with the paper's masks) rather than a single shared one, zero at first; context and target
 tokens are not sorted, positions enter through the table only.
+
+V-JEPA 2's predictor has rotary positions instead of the table (official-behaviour §12). Its authors
+sort the tokens by position before the blocks and back after them; attention does not depend on the
+order, so it is not done here.
 """
 
 import math
@@ -20,6 +24,7 @@ from keras_vjepa.layers import (
     transformer_blocks,
 )
 from keras_vjepa.presets import Preset
+from keras_vjepa.rotary import rotary_angles
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -35,7 +40,9 @@ class VJEPAPredictor(Preset, keras.Model):
         num_heads: attention heads, the encoder's in the paper; must divide `hidden_dim`.
         num_mask_tokens: kinds of masks, each with a learnable token of its own.
         mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
-        uniform_power: equal share of the position channels for time, row and column.
+        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
+            and keys rotated in every attention (V-JEPA 2).
+        uniform_power: equal share of the table's channels for time, row and column.
         layer_norm_epsilon: epsilon of every norm.
         output_dim: width of the predictions; `encoder_dim` if None. A patch's number of values
             for the pixel targets of Table 1.
@@ -71,6 +78,7 @@ class VJEPAPredictor(Preset, keras.Model):
         num_heads: int = 12,
         num_mask_tokens: int = 2,
         mlp_ratio: float = 4.0,
+        position_embedding: str = "sincos",
         uniform_power: bool = True,
         layer_norm_epsilon: float = 1e-6,
         output_dim: int | None = None,
@@ -79,6 +87,11 @@ class VJEPAPredictor(Preset, keras.Model):
         super().__init__(**kwargs)
         if num_mask_tokens < 1:
             raise ValueError(f"`num_mask_tokens` must be at least 1. Received: {num_mask_tokens}")
+        if position_embedding not in ("sincos", "rotary"):
+            raise ValueError(
+                "`position_embedding` must be 'sincos' or 'rotary'. "
+                f"Received: {position_embedding!r}"
+            )
         self.encoder_dim = encoder_dim
         self.grid_shape = tuple(grid_shape)
         self.hidden_dim = hidden_dim
@@ -86,6 +99,7 @@ class VJEPAPredictor(Preset, keras.Model):
         self.num_heads = num_heads
         self.num_mask_tokens = num_mask_tokens
         self.mlp_ratio = mlp_ratio
+        self.position_embedding = position_embedding
         self.uniform_power = uniform_power
         self.layer_norm_epsilon = layer_norm_epsilon
         self.output_dim = output_dim or encoder_dim
@@ -102,11 +116,12 @@ class VJEPAPredictor(Preset, keras.Model):
             )
             for i in range(self.num_mask_tokens)
         ]
-        table = position_table(self.hidden_dim, self.grid_shape, self.uniform_power)
-        self.position_table = self.add_weight(
-            shape=table.shape, initializer="zeros", trainable=False, name="position_table"
-        )
-        self.position_table.assign(table)
+        if self.position_embedding == "sincos":
+            table = position_table(self.hidden_dim, self.grid_shape, self.uniform_power)
+            self.position_table = self.add_weight(
+                shape=table.shape, initializer="zeros", trainable=False, name="position_table"
+            )
+            self.position_table.assign(table)
         self.blocks = transformer_blocks(
             self.num_layers,
             self.hidden_dim,
@@ -134,13 +149,18 @@ class VJEPAPredictor(Preset, keras.Model):
         mask_index: int = 0,
     ) -> Tensor:
         x = self.input_projection(context)
-        table = ops.cast(self.position_table, x.dtype)
         mask_token = ops.cast(self.mask_tokens[mask_index % self.num_mask_tokens], x.dtype)
-        context_tokens = ops.add(x, ops.take(table, context_indices, axis=0))
-        target_tokens = ops.add(mask_token, ops.take(table, target_indices, axis=0))
-        x = ops.concatenate([context_tokens, target_tokens], axis=1)
+        targets = ops.broadcast_to(mask_token, (*ops.shape(target_indices), self.hidden_dim))
+        x = ops.concatenate([x, targets], axis=1)
+        indices = ops.concatenate([context_indices, target_indices], axis=1)
+        angles = None
+        if self.position_embedding == "sincos":
+            table = ops.cast(self.position_table, x.dtype)
+            x = ops.add(x, ops.take(table, indices, axis=0))
+        else:
+            angles = rotary_angles(indices, self.grid_shape, self.hidden_dim // self.num_heads)
         for block in self.blocks:
-            x = block(x, padding_mask)
+            x = block(x, padding_mask, angles)
         return self.output_projection(self.norm(x[:, ops.shape(context_indices)[1] :]))
 
     def compute_output_shape(
@@ -165,6 +185,7 @@ class VJEPAPredictor(Preset, keras.Model):
             "num_heads": self.num_heads,
             "num_mask_tokens": self.num_mask_tokens,
             "mlp_ratio": self.mlp_ratio,
+            "position_embedding": self.position_embedding,
             "uniform_power": self.uniform_power,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "output_dim": self.output_dim,

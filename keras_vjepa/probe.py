@@ -5,6 +5,8 @@ with bias, and attention has the encoder's heads (the paper's 12 of width 12 are
 head_dim=12`); the MLP is pre-norm and nothing stands between it and the linear layer; the
 cross-attention has no output projection, unless `head_dim` makes one necessary. The probe on
 average-pooled features (Tables 3 and 13) is not in the authors' code: mean, then linear layer.
+
+V-JEPA 2's probe is `num_layers=4, self_attention="tokens"` (official-behaviour §12).
 """
 
 import math
@@ -22,8 +24,8 @@ from keras_vjepa.layers import INITIALIZER_STDDEV, TransformerBlock, dense, laye
 class AttentivePooler(keras.layers.Layer):
     """Pool tokens into one vector by a learnable query (App. D.1).
 
-    q = q0 + cross_attention(q0, norm(tokens)); q = q + MLP(norm(q)); then, if `num_layers` > 1,
-    ordinary transformer blocks on the query.
+    q = q0 + cross_attention(q0, norm(tokens)); q = q + MLP(norm(q)). If `num_layers` > 1, ordinary
+    transformer blocks on the query follow, or others on all tokens come first.
 
     Args:
         num_heads: attention heads; the encoder's in the reference.
@@ -32,6 +34,8 @@ class AttentivePooler(keras.layers.Layer):
         layer_norm_epsilon: epsilon of every norm; larger than the encoder's, as in the reference.
         head_dim: width of a head of the cross-attention. None shares the tokens' width among the
             heads; a number adds an output projection, which brings the heads back to that width.
+        self_attention: what the further layers see: `"query"`, after the cross-attention (V-JEPA),
+            or `"tokens"`, all of them before it (V-JEPA 2).
 
     Call arguments:
         tokens: `(batch, tokens, dim)`.
@@ -57,14 +61,20 @@ class AttentivePooler(keras.layers.Layer):
         mlp_ratio: float = 4.0,
         layer_norm_epsilon: float = 1e-5,
         head_dim: int | None = None,
+        self_attention: str = "query",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if self_attention not in ("query", "tokens"):
+            raise ValueError(
+                f"`self_attention` must be 'query' or 'tokens'. Received: {self_attention!r}"
+            )
         self.num_heads = num_heads
         self.num_layers = num_layers
         self.mlp_ratio = mlp_ratio
         self.layer_norm_epsilon = layer_norm_epsilon
         self.head_dim = head_dim
+        self.self_attention = self_attention
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
         dim, policy, epsilon = tokens_shape[-1], self.dtype_policy, self.layer_norm_epsilon
@@ -106,7 +116,7 @@ class AttentivePooler(keras.layers.Layer):
                 name=f"block_{i}",
                 dtype=self.dtype_policy,
             )
-            block.build((None, 1, dim))
+            block.build((None, 1 if self.self_attention == "query" else None, dim))
             for kernel in (block.attention.output_projection.kernel, block.mlp_output.kernel):
                 kernel.assign(kernel / math.sqrt(2 * (i + 1)))
             self.blocks.append(block)
@@ -143,12 +153,16 @@ class AttentivePooler(keras.layers.Layer):
         return values if self.head_dim is None else self.output_projection(values)
 
     def call(self, tokens: Tensor) -> Tensor:
+        if self.self_attention == "tokens":
+            for block in self.blocks:
+                tokens = block(tokens)
         query = ops.cast(self.query_token, self.compute_dtype)
         x = ops.add(query, self.cross_attention(tokens))
         hidden = ops.gelu(self.mlp_hidden(self.mlp_norm(x)), approximate=False)
         x = ops.add(x, self.mlp_output(hidden))
-        for block in self.blocks:
-            x = block(x)
+        if self.self_attention == "query":
+            for block in self.blocks:
+                x = block(x)
         return ops.squeeze(x, axis=1)
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
@@ -162,6 +176,7 @@ class AttentivePooler(keras.layers.Layer):
             "mlp_ratio": self.mlp_ratio,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "head_dim": self.head_dim,
+            "self_attention": self.self_attention,
         }
 
 
@@ -181,11 +196,12 @@ class VJEPAProbe(keras.Model):
     Args:
         num_classes: width of the logits.
         num_heads: attention heads, the encoder's in the reference; not used by average pooling.
-        num_layers: 1 for the cross-attention alone; each more is a transformer block on the query.
+        num_layers: 1 for the cross-attention alone; each more is a transformer block.
         pooling: `"attentive"`, or `"average"` for the mean over the tokens (Tables 3 and 13).
         mlp_ratio: width of the MLP's hidden layer over the tokens' width.
         layer_norm_epsilon: epsilon of every norm.
         head_dim: width of a head; see `AttentivePooler`.
+        self_attention: `"query"` or `"tokens"`; see `AttentivePooler`.
 
     Call arguments:
         tokens: `(batch, tokens, dim)`.
@@ -214,6 +230,7 @@ class VJEPAProbe(keras.Model):
         mlp_ratio: float = 4.0,
         layer_norm_epsilon: float = 1e-5,
         head_dim: int | None = None,
+        self_attention: str = "query",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -231,6 +248,7 @@ class VJEPAProbe(keras.Model):
         self.mlp_ratio = mlp_ratio
         self.layer_norm_epsilon = layer_norm_epsilon
         self.head_dim = head_dim
+        self.self_attention = self_attention
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
         dim = _token_width(tokens_shape)
@@ -241,6 +259,7 @@ class VJEPAProbe(keras.Model):
                 self.mlp_ratio,
                 self.layer_norm_epsilon,
                 self.head_dim,
+                self.self_attention,
                 name="pooler",
                 dtype=self.dtype_policy,
             )
@@ -282,6 +301,7 @@ class VJEPAProbe(keras.Model):
             "mlp_ratio": self.mlp_ratio,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "head_dim": self.head_dim,
+            "self_attention": self.self_attention,
         }
 
 

@@ -28,6 +28,7 @@ from keras_vjepa.checkpoints import (
 )
 from keras_vjepa.checkpoints.authors import encoder_entries, predictor_entries, probe_entries
 from keras_vjepa.checkpoints.torch_archive import read_checkpoint
+from keras_vjepa.layers import position_table
 
 
 class Storage:
@@ -74,6 +75,8 @@ def write_checkpoint(path, content):
     def packed(item):
         if isinstance(item, dict):
             return {key: packed(value) for key, value in item.items()}
+        if isinstance(item, list):
+            return [packed(value) for value in item]
         if isinstance(item, np.ndarray):
             arrays.append(np.ascontiguousarray(item, dtype="float32"))
             strides = tuple(s // 4 for s in arrays[-1].strides)
@@ -142,6 +145,23 @@ ARCHITECTURES = {
         ),
         dict(hidden_dim=16, num_layers=3, num_heads=4, num_mask_tokens=1, uniform_power=False),
     ),
+    "rotary": (
+        dict(
+            image_size=32,
+            num_frames=8,
+            hidden_dim=24,
+            num_layers=2,
+            num_heads=2,
+            position_embedding="rotary",
+        ),
+        dict(
+            hidden_dim=24,
+            num_layers=1,
+            num_heads=12,
+            num_mask_tokens=10,
+            position_embedding="rotary",
+        ),
+    ),
     "image": (
         dict(image_size=64, num_frames=1, hidden_dim=24, num_layers=2, num_heads=2, tubelet_size=1),
         dict(hidden_dim=12, num_layers=1, num_heads=2, num_mask_tokens=2),
@@ -154,13 +174,41 @@ def test_other_architectures_are_detected_and_loaded(name, tmp_path):
     encoder_arguments, predictor_arguments = ARCHITECTURES[name]
     expected = random_pretrainer(1, encoder_arguments, predictor_arguments)
     write_checkpoint(tmp_path / "checkpoint.pth.tar", authors_layout(expected))
-    actual = convert(tmp_path / "checkpoint.pth.tar", num_heads=encoder_arguments["num_heads"])
+    # What a V-JEPA 2 file does not tell.
+    told = {"image_size": 32, "num_frames": 8} if name == "rotary" else {}
+    actual = convert(
+        tmp_path / "checkpoint.pth.tar", num_heads=encoder_arguments["num_heads"], **told
+    )
     for part in ("encoder", "predictor"):
         found, wanted = getattr(actual, part).get_config(), getattr(expected, part).get_config()
         for key in set(wanted) - {"name", "mlp_ratio"}:
             assert found[key] == wanted[key], key
     for found, wanted in zip(actual.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_vjepa2_file_with_tables_that_its_model_does_not_use(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    layout = authors_layout(random_pretrainer(1, *ARCHITECTURES["rotary"]))
+    for network, name in (("encoder", "pos_embed"), ("predictor", "predictor_pos_embed")):
+        layout[network][f"module.backbone.{name}"] = position_table(24, (4, 2, 2))[None]
+    layout["target_encoder"]["module.backbone.pos_embed"] = position_table(24, (4, 2, 2))[None]
+    write_checkpoint(path, layout)
+    for model in (convert(path, num_heads=2).encoder, convert_backbone(path, num_heads=2)):
+        assert (model.position_embedding, model.image_size, model.num_frames) == (
+            "rotary",
+            256,
+            64,
+        )
+    # The other way round: a V-JEPA file that lost a table is no V-JEPA 2 file.
+    tables = convert_backbone(path, num_heads=2, position_embedding="sincos")
+    assert (tables.position_embedding, tables.image_size, tables.num_frames) == ("sincos", 32, 8)
+    for name in [key for key in layout["predictor"] if "mask_tokens" in key][2:]:
+        del layout["predictor"][name]
+    del layout["target_encoder"]["module.backbone.pos_embed"]
+    write_checkpoint(path, layout)
+    with pytest.raises(CheckpointError, match="misses keys: pos_embed"):
+        convert_backbone(path, num_heads=2)
 
 
 @pytest.mark.parametrize("network", ["encoder", "target_encoder"])
@@ -248,6 +296,34 @@ def test_other_probes_are_detected_and_loaded(dim, arguments, tmp_path):
     assert classifier.num_clips == 2 and classifier.num_heads is None
     for found, wanted in zip(classifier.probe.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_first_of_vjepa2_probes(tmp_path):
+    """Sixteen heads whatever the encoder has; self-attention on all tokens."""
+    path = tmp_path / "probe.pt"
+    arguments = {"num_classes": 3, "num_heads": 16, "num_layers": 4, "self_attention": "tokens"}
+    probes = [random_probe(seed, 48, **arguments) for seed in (0, 1)]
+    files = [authors_probe_layout(probe)["classifier"] for probe in probes]
+    for tensors in files:
+        del tensors[f"{DEAD}.weight"], tensors[f"{DEAD}.bias"]
+    write_checkpoint(path, {"classifiers": files, "opt": [], "epoch": 20})
+    backbone = VJEPABackbone(
+        16, 2, hidden_dim=48, num_layers=1, num_heads=4, position_embedding="rotary"
+    )
+    classifier = convert_classifier(backbone, path, num_views=3)
+    assert classifier.probe.get_config() == {
+        **probes[0].get_config(),
+        "name": "probe",
+        "dtype": classifier.probe.get_config()["dtype"],
+    }
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 48)).astype("float32")
+    expected = ops.convert_to_numpy(probes[0](tokens))
+    np.testing.assert_array_equal(ops.convert_to_numpy(classifier.probe(tokens)), expected)
+    assert np.abs(ops.convert_to_numpy(probes[1](tokens)) - expected).max() > 0.1
+    del files[0]["module.linear.bias"]
+    write_checkpoint(path, {"classifiers": files})
+    with pytest.raises(CheckpointError, match="`classifiers` misses keys: linear.bias"):
+        convert_probe(path)
 
 
 def test_a_probe_of_a_usual_width_needs_no_heads(tmp_path):

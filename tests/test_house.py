@@ -20,6 +20,7 @@ BACKENDS = {"jax", "torch", "tensorflow"}
 FLOORS = {
     "attention": 0,
     "downloads": 0,
+    "rotary": 0,
     "presets": 0,
     "monitoring": 0,
     "layers": 1,

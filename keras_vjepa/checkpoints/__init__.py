@@ -1,21 +1,24 @@
-"""Weights from elsewhere: the authors' checkpoints as models of this package (App. C, App. D.1).
+"""Weights from elsewhere, as models of this package (App. C, App. D.1).
 
-Example:
+Files in the authors' layout (V-JEPA and V-JEPA 2) and folders of the transformers package:
 
     from keras_vjepa import checkpoints
 
     pretrainer = checkpoints.convert("vitl16.pth.tar")
     backbone = checkpoints.convert_backbone("vitl16.pth.tar")
     classifier = checkpoints.convert_classifier(backbone, "k400-probe.pth.tar", num_clips=8)
+    classifier = checkpoints.convert("vjepa2-vitl-fpc16-256-ssv2/")
 """
 
-from keras_vjepa.checkpoints.authors import (
-    convert,
-    convert_backbone,
-    convert_classifier,
-    convert_probe,
-)
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa.backbone import VJEPABackbone
+from keras_vjepa.checkpoints import authors, hugging_face
+from keras_vjepa.checkpoints.authors import convert_classifier, convert_probe
 from keras_vjepa.checkpoints.torch_archive import CheckpointError
+from keras_vjepa.classifier import VJEPAVideoClassifier
+from keras_vjepa.pretrainer import VJEPAPretrainer
 
 __all__ = [
     "CheckpointError",
@@ -24,3 +27,23 @@ __all__ = [
     "convert_classifier",
     "convert_probe",
 ]
+
+
+def convert(path: str | Path, *args: Any, **kwargs: Any) -> VJEPAPretrainer | VJEPAVideoClassifier:
+    """Whatever a file or folder holds: `authors.convert` or `hugging_face.convert`, see there.
+
+    Raises:
+        CheckpointError: if anything in it does not fit.
+    """
+    layout = hugging_face if Path(path).is_dir() else authors
+    return layout.convert(path, *args, **kwargs)
+
+
+def convert_backbone(path: str | Path, *args: Any, **kwargs: Any) -> VJEPABackbone:
+    """Its encoder alone: `authors.convert_backbone` or `hugging_face.convert_backbone`.
+
+    Raises:
+        CheckpointError: if anything in that part of it does not fit.
+    """
+    layout = hugging_face if Path(path).is_dir() else authors
+    return layout.convert_backbone(path, *args, **kwargs)

@@ -1,12 +1,16 @@
-"""Checkpoints in the authors' layout (App. C, App. D.1; official-behaviour §10).
+"""Checkpoints in the authors' layout (App. C, App. D.1; official-behaviour §10, §12).
 
 A pretraining file holds the networks `encoder`, `predictor` and `target_encoder`, a probe file
-`classifier`. Architectures are read from the shapes. Strict both ways: an unknown key, a missing
-key or a wrong shape is an error that names it.
+`classifier`, or `classifiers` for V-JEPA 2, of which the first counts. Architectures are read from
+the shapes. Strict both ways: an unknown key, a missing key or a wrong shape is an error that names
+it.
+
+A V-JEPA 2 file is told from its predictor, which has ten mask tokens; or, without one, from the
+missing position table. It may hold a table all the same, which its model does not use.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,12 @@ from keras_vjepa.backbone import SIZES, VJEPABackbone
 from keras_vjepa.checkpoints.entries import (
     PATCH_KERNEL,
     SAME,
-    TRANSPOSED,
     TUBELET_KERNEL,
     WITHOUT_BATCH,
     Entry,
+    linear_entries,
     load_entries,
+    norm_entries,
 )
 from keras_vjepa.checkpoints.torch_archive import CheckpointError, LazyTensor, read_checkpoint
 from keras_vjepa.classifier import VJEPAVideoClassifier
@@ -35,6 +40,11 @@ _PREFIXES = ("module.", "backbone.")
 # In every probe file of the authors, used by none of their probes (official-behaviour §1).
 _CROSS_ATTENTION = "pooler.cross_attention_block"
 _DEAD_KEYS = (f"{_CROSS_ATTENTION}.xattn.proj.weight", f"{_CROSS_ATTENTION}.xattn.proj.bias")
+_TABLES = {"pos_embed", "predictor_pos_embed"}
+# What no shape of a V-JEPA 2 file tells (official-behaviour §12).
+_MASK_TOKENS = 10
+_INPUT = {"image_size": 256, "num_frames": 64}
+_PREDICTOR_HEADS, _PROBE_HEADS = 12, 16
 
 Tensors = dict[str, LazyTensor]
 
@@ -45,12 +55,15 @@ def state_dict(checkpoint: dict[str, Any], name: str) -> Tensors:
     Raises:
         CheckpointError: if the network is missing or holds something else than tensors.
     """
-    if not isinstance(checkpoint.get(name), dict):
+    network = checkpoint.get(name)
+    if name == "classifiers" and isinstance(network, list) and network:
+        network = network[0]
+    if not isinstance(network, dict):
         raise CheckpointError(
             f"the checkpoint has no `{name}`. Received keys: {sorted(map(str, checkpoint))}"
         )
     tensors = {}
-    for key, tensor in checkpoint[name].items():
+    for key, tensor in network.items():
         if not isinstance(tensor, LazyTensor):
             raise CheckpointError(f"`{name}.{key}` must be a tensor. Received: {type(tensor)}")
         for prefix in _PREFIXES:
@@ -59,71 +72,80 @@ def state_dict(checkpoint: dict[str, Any], name: str) -> Tensors:
     return tensors
 
 
+def networks(
+    checkpoint: dict[str, Any], names: Iterable[str], position_embedding: str | None
+) -> tuple[list[Tensors], str]:
+    """The tensors of some networks that their model uses, and its `position_embedding`."""
+    found = [state_dict(checkpoint, name) for name in names]
+    if position_embedding is None:
+        keys = {
+            *found[0],
+            *(state_dict(checkpoint, "predictor") if "predictor" in checkpoint else ()),
+        }
+        is_rotary = _count(keys, "mask_tokens") == _MASK_TOKENS or not keys & _TABLES
+        position_embedding = "rotary" if is_rotary else "sincos"
+    if position_embedding == "rotary":
+        found = [{k: t for k, t in network.items() if k not in _TABLES} for network in found]
+    return found, position_embedding
+
+
 # --- The authors' names --------------------------------------------------------------------------
 
 
-def _linear(name: str, layer: Any) -> Iterator[Entry]:
-    yield Entry((f"{name}.weight",), layer.kernel, TRANSPOSED)
-    yield Entry((f"{name}.bias",), layer.bias, SAME)
-
-
-def _norm(name: str, layer: Any) -> Iterator[Entry]:
-    yield Entry((f"{name}.weight",), layer.gamma, SAME)
-    yield Entry((f"{name}.bias",), layer.beta, SAME)
-
-
 def _block(name: str, block: Any) -> Iterator[Entry]:
-    yield from _norm(f"{name}.norm1", block.attention_norm)
-    yield from _linear(f"{name}.attn.qkv", block.attention.query_key_value)
-    yield from _linear(f"{name}.attn.proj", block.attention.output_projection)
-    yield from _norm(f"{name}.norm2", block.mlp_norm)
-    yield from _linear(f"{name}.mlp.fc1", block.mlp_hidden)
-    yield from _linear(f"{name}.mlp.fc2", block.mlp_output)
+    yield from norm_entries(f"{name}.norm1", block.attention_norm)
+    yield from linear_entries([f"{name}.attn.qkv"], block.attention.query_key_value)
+    yield from linear_entries([f"{name}.attn.proj"], block.attention.output_projection)
+    yield from norm_entries(f"{name}.norm2", block.mlp_norm)
+    yield from linear_entries([f"{name}.mlp.fc1"], block.mlp_hidden)
+    yield from linear_entries([f"{name}.mlp.fc2"], block.mlp_output)
 
 
 def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
     """The authors' name of every tensor of an encoder."""
     kernel = PATCH_KERNEL if encoder.is_image_model else TUBELET_KERNEL
-    yield Entry(("pos_embed",), encoder.position_table, WITHOUT_BATCH)
+    if encoder.position_embedding == "sincos":
+        yield Entry(("pos_embed",), encoder.position_table, WITHOUT_BATCH)
     yield Entry(("patch_embed.proj.weight",), encoder.tubelet_embedding.kernel, kernel)
     yield Entry(("patch_embed.proj.bias",), encoder.tubelet_embedding.bias, SAME)
     for i, block in enumerate(encoder.blocks):
         yield from _block(f"blocks.{i}", block)
-    yield from _norm("norm", encoder.norm)
+    yield from norm_entries("norm", encoder.norm)
 
 
 def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
     """As `encoder_entries`, for the predictor."""
-    yield Entry(("predictor_pos_embed",), predictor.position_table, WITHOUT_BATCH)
-    yield from _linear("predictor_embed", predictor.input_projection)
+    if predictor.position_embedding == "sincos":
+        yield Entry(("predictor_pos_embed",), predictor.position_table, WITHOUT_BATCH)
+    yield from linear_entries(["predictor_embed"], predictor.input_projection)
     for i, mask_token in enumerate(predictor.mask_tokens):
         yield Entry((f"mask_tokens.{i}",), mask_token, SAME)
     for i, block in enumerate(predictor.blocks):
         yield from _block(f"predictor_blocks.{i}", block)
-    yield from _norm("predictor_norm", predictor.norm)
-    yield from _linear("predictor_proj", predictor.output_projection)
+    yield from norm_entries("predictor_norm", predictor.norm)
+    yield from linear_entries(["predictor_proj"], predictor.output_projection)
 
 
 def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
-    """As `encoder_entries`, for a built probe; without the dead projection."""
+    """As `encoder_entries`, for a built probe; without V-JEPA's dead projection."""
     pooler = probe.pooler
     yield Entry(("pooler.query_tokens",), pooler.query_token, SAME)
-    yield from _norm(f"{_CROSS_ATTENTION}.norm1", pooler.tokens_norm)
-    yield from _linear(f"{_CROSS_ATTENTION}.xattn.q", pooler.query)
-    yield from _linear(f"{_CROSS_ATTENTION}.xattn.kv", pooler.key_value)
-    yield from _norm(f"{_CROSS_ATTENTION}.norm2", pooler.mlp_norm)
-    yield from _linear(f"{_CROSS_ATTENTION}.mlp.fc1", pooler.mlp_hidden)
-    yield from _linear(f"{_CROSS_ATTENTION}.mlp.fc2", pooler.mlp_output)
+    yield from norm_entries(f"{_CROSS_ATTENTION}.norm1", pooler.tokens_norm)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.xattn.q"], pooler.query)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.xattn.kv"], pooler.key_value)
+    yield from norm_entries(f"{_CROSS_ATTENTION}.norm2", pooler.mlp_norm)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.mlp.fc1"], pooler.mlp_hidden)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.mlp.fc2"], pooler.mlp_output)
     for i, block in enumerate(pooler.blocks):
         yield from _block(f"pooler.blocks.{i}", block)
-    yield from _linear("linear", probe.linear)
+    yield from linear_entries(["linear"], probe.linear)
 
 
 # --- The architecture, from shapes ---------------------------------------------------------------
 
 
-def _count(tensors: Tensors, prefix: str) -> int:
-    return len({key.split(".")[1] for key in tensors if key.startswith(prefix + ".")})
+def _count(keys: Iterable[str], prefix: str) -> int:
+    return len({key.split(".")[1] for key in keys if key.startswith(prefix + ".")})
 
 
 def _required(network: str, tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
@@ -155,8 +177,10 @@ def _grid_of_table(table: np.ndarray, is_image_model: bool) -> tuple[tuple[int, 
     )
 
 
-def _num_heads(hidden_dim: int, num_heads: int | None) -> int:
-    known = {size.hidden_dim: size.num_heads for size in SIZES.values()}
+def _num_heads(hidden_dim: int, num_heads: int | None, is_rotary: bool = False) -> int:
+    # Two giants are as wide as each other.
+    unlikely = "giant" if is_rotary else "giant_xformers"
+    known = {s.hidden_dim: s.num_heads for name, s in SIZES.items() if name != unlikely}
     if num_heads is None and hidden_dim not in known:
         raise CheckpointError(
             f"the number of heads cannot be read from shapes, and a width of {hidden_dim} is no "
@@ -165,25 +189,30 @@ def _num_heads(hidden_dim: int, num_heads: int | None) -> int:
     return num_heads if num_heads is not None else known[hidden_dim]
 
 
-def encoder_config(tensors: Tensors, num_heads: int | None) -> dict[str, Any]:
+def encoder_config(
+    tensors: Tensors, num_heads: int | None, position_embedding: str = "sincos"
+) -> dict[str, Any]:
     """Arguments of `VJEPABackbone`, from the shapes of `encoder`."""
     patch = _required("encoder", tensors, "patch_embed.proj.weight", 5)
-    _required("encoder", tensors, "pos_embed", 3)
     mlp_dim = _required("encoder", tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     hidden_dim, is_image_model = patch[0], len(patch) == 4
-    tubelet_size = 1 if is_image_model else patch[2]
-    grid, uniform_power = _grid_of_table(tensors["pos_embed"].read()[0], is_image_model)
+    tubelet_size, is_rotary = 1 if is_image_model else patch[2], position_embedding == "rotary"
+    clip: dict[str, Any] = {**_INPUT, **({"num_frames": 1} if is_image_model else {})}
+    if not is_rotary:
+        _required("encoder", tensors, "pos_embed", 3)
+        grid, uniform_power = _grid_of_table(tensors["pos_embed"].read()[0], is_image_model)
+        clip = {"image_size": grid[1] * patch[-1], "num_frames": grid[0] * tubelet_size}
+        clip["uniform_power"] = uniform_power
     return {
-        "image_size": grid[1] * patch[-1],
-        "num_frames": grid[0] * tubelet_size,
+        **clip,
         "patch_size": patch[-1],
         "tubelet_size": tubelet_size,
         "hidden_dim": hidden_dim,
         "num_layers": _count(tensors, "blocks"),
-        "num_heads": _num_heads(hidden_dim, num_heads),
+        "num_heads": _num_heads(hidden_dim, num_heads, is_rotary),
         "mlp_ratio": _ratio(mlp_dim, hidden_dim),
-        "uniform_power": uniform_power,
         "num_channels": patch[1],
+        "position_embedding": position_embedding,
     }
 
 
@@ -199,15 +228,31 @@ def predictor_config(
     """Arguments of `VJEPAPredictor`, from the shapes of `predictor`."""
     hidden_dim = _required("predictor", tensors, "predictor_embed.weight", 2)[0]
     mlp_dim = _required("predictor", tensors, "predictor_blocks.0.mlp.fc1.weight", 2)[0]
+    is_rotary = encoder.position_embedding == "rotary"
+    usual_heads = _PREDICTOR_HEADS if is_rotary else encoder.num_heads
     return {
         "encoder_dim": encoder.hidden_dim,
         "grid_shape": encoder.position_axes,
         "hidden_dim": hidden_dim,
         "num_layers": _count(tensors, "predictor_blocks"),
-        "num_heads": encoder.num_heads if num_heads is None else num_heads,
+        "num_heads": usual_heads if num_heads is None else num_heads,
         "num_mask_tokens": _count(tensors, "mask_tokens"),
         "mlp_ratio": _ratio(mlp_dim, hidden_dim),
+        "position_embedding": encoder.position_embedding,
         "uniform_power": encoder.uniform_power,
+    }
+
+
+def probe_config(name: str, tensors: Tensors, num_heads: int) -> dict[str, Any]:
+    """Arguments of `VJEPAProbe`, from the shapes of its tensors."""
+    num_classes, dim = _required(name, tensors, "linear.weight", 2)
+    mlp_dim = _required(name, tensors, f"{_CROSS_ATTENTION}.mlp.fc1.weight", 2)[0]
+    blocks = {key.split(".")[2] for key in tensors if key.startswith("pooler.blocks.")}
+    return {
+        "num_classes": num_classes,
+        "num_heads": num_heads,
+        "num_layers": 1 + len(blocks),
+        "mlp_ratio": _ratio(mlp_dim, dim),
     }
 
 
@@ -228,9 +273,12 @@ def convert(
         path: a pretraining checkpoint in the authors' layout.
         probe: None, or a probe checkpoint in the authors' layout.
         num_heads: heads of the encoder; needed only where its width is no usual size.
-        predictor_num_heads: heads of the predictor; the encoder's if None, as in the paper.
-        probe_num_heads: heads of the probe; the encoder's if None, as in the reference.
-        arguments: further ones of `VJEPABackbone`, which count more than what the file says.
+        predictor_num_heads: heads of the predictor; if None the encoder's, as in the paper, or 12
+            for V-JEPA 2.
+        probe_num_heads: heads of the probe; if None the encoder's, as in the reference, or 16 for
+            V-JEPA 2.
+        arguments: further ones of `VJEPABackbone`, which count more than what the file says. A
+            V-JEPA 2 file says nothing of `image_size` and `num_frames`: 256 and 64 if not given.
 
     Raises:
         CheckpointError: if anything in the files does not fit.
@@ -238,19 +286,17 @@ def convert(
     if probe is not None:
         backbone = convert_backbone(path, num_heads=num_heads, **arguments)
         return convert_classifier(backbone, probe, probe_num_heads)
-    checkpoint = read_checkpoint(path)
-    tensors = {n: state_dict(checkpoint, n) for n in ("encoder", "predictor", "target_encoder")}
-    encoder = _built(
-        VJEPABackbone, **{**encoder_config(tensors["encoder"], num_heads), **arguments}
+    (online, predicting, averaged), positions = networks(
+        read_checkpoint(path),
+        ("encoder", "predictor", "target_encoder"),
+        arguments.get("position_embedding"),
     )
-    predictor = _built(
-        VJEPAPredictor, **predictor_config(tensors["predictor"], encoder, predictor_num_heads)
-    )
+    encoder = _built(VJEPABackbone, **{**encoder_config(online, num_heads, positions), **arguments})
+    predictor = _built(VJEPAPredictor, **predictor_config(predicting, encoder, predictor_num_heads))
     pretrainer = VJEPAPretrainer(encoder, predictor)
-    load_entries("encoder", tensors["encoder"], encoder_entries(encoder))
-    load_entries("predictor", tensors["predictor"], predictor_entries(predictor))
-    target = pretrainer.target_encoder
-    load_entries("target_encoder", tensors["target_encoder"], encoder_entries(target))
+    load_entries("encoder", online, encoder_entries(encoder))
+    load_entries("predictor", predicting, predictor_entries(predictor))
+    load_entries("target_encoder", averaged, encoder_entries(pretrainer.target_encoder))
     return pretrainer
 
 
@@ -264,15 +310,18 @@ def convert_backbone(
 
     Args:
         path: as in `convert`.
-        network: `"target_encoder"`, which is the one that is evaluated, or `"encoder"`.
+        network: `"target_encoder"`, which is the one that the authors' evaluations take, or
+            `"encoder"`.
         num_heads: as in `convert`.
         arguments: as in `convert`.
 
     Raises:
         CheckpointError: if anything in that part of the file does not fit.
     """
-    tensors = state_dict(read_checkpoint(path), network)
-    encoder = _built(VJEPABackbone, **{**encoder_config(tensors, num_heads), **arguments})
+    checkpoint, wanted = read_checkpoint(path), arguments.get("position_embedding")
+    [tensors], positions = networks(checkpoint, [network], wanted)
+    config = encoder_config(tensors, num_heads, positions)
+    encoder = _built(VJEPABackbone, **{**config, **arguments})
     load_entries(network, tensors, encoder_entries(encoder))
     return encoder
 
@@ -284,39 +333,33 @@ def _built(cls: Any, **arguments: Any) -> Any:
         raise CheckpointError(str(error)) from None
 
 
-def probe_config(tensors: Tensors, num_heads: int) -> dict[str, Any]:
-    """Arguments of `VJEPAProbe`, from the shapes of `classifier`."""
-    num_classes, dim = _required("classifier", tensors, "linear.weight", 2)
-    mlp_dim = _required("classifier", tensors, f"{_CROSS_ATTENTION}.mlp.fc1.weight", 2)[0]
-    blocks = {key.split(".")[2] for key in tensors if key.startswith("pooler.blocks.")}
-    return {
-        "num_classes": num_classes,
-        "num_heads": num_heads,
-        "num_layers": 1 + len(blocks),
-        "mlp_ratio": _ratio(mlp_dim, dim),
-    }
-
-
 def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
     """The probe that a probe checkpoint holds; it takes tokens `(batch, tokens, dim)`.
 
     Args:
         path: a probe checkpoint in the authors' layout.
-        num_heads: heads of the probe, in the reference its encoder's; needed only where its width
-            is no usual size.
+        num_heads: heads of the probe. If None, those of an encoder of that width, as in the
+            reference, or 16 for V-JEPA 2.
 
     Raises:
         CheckpointError: if anything in the file does not fit.
     """
-    tensors = state_dict(read_checkpoint(path), "classifier")
-    dim = _required("classifier", tensors, "linear.weight", 2)[1]
-    probe = _built(VJEPAProbe, **probe_config(tensors, _num_heads(dim, num_heads)))
+    checkpoint = read_checkpoint(path)
+    name = "classifiers" if "classifiers" in checkpoint else "classifier"
+    tensors = state_dict(checkpoint, name)
+    dim = _required(name, tensors, "linear.weight", 2)[1]
+    if name == "classifier":
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in _DEAD_KEYS}
+        num_heads, self_attention = _num_heads(dim, num_heads), "query"
+    else:
+        num_heads, self_attention = num_heads or _PROBE_HEADS, "tokens"
+    config = probe_config(name, tensors, num_heads)
+    probe = _built(VJEPAProbe, **config, self_attention=self_attention)
     try:
         probe.build((None, None, dim))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    alive = {key: tensor for key, tensor in tensors.items() if key not in _DEAD_KEYS}
-    load_entries("classifier", alive, probe_entries(probe))
+    load_entries(name, tensors, probe_entries(probe))
     return probe
 
 
@@ -328,13 +371,16 @@ def convert_classifier(
     Args:
         backbone: what the probe was trained on, e.g. `convert_backbone(...)`.
         path: a probe checkpoint in the authors' layout.
-        num_heads: heads of the probe; the backbone's if None, as in the reference.
+        num_heads: heads of the probe; if None the backbone's, as in the reference, or 16 for
+            V-JEPA 2.
         arguments: further ones of `VJEPAVideoClassifier`, e.g. `num_clips`.
 
     Raises:
         CheckpointError: if anything in the file does not fit, or not with the backbone.
     """
-    probe = convert_probe(path, backbone.num_heads if num_heads is None else num_heads)
+    if num_heads is None and backbone.position_embedding == "sincos":
+        num_heads = backbone.num_heads
+    probe = convert_probe(path, num_heads)
     width = probe.linear.kernel.shape[0]
     if width != backbone.hidden_dim:
         raise CheckpointError(
@@ -343,9 +389,10 @@ def convert_classifier(
     classifier = VJEPAVideoClassifier(
         backbone,
         probe.num_classes,
-        num_heads=num_heads,
+        num_heads=None if probe.num_heads == backbone.num_heads else probe.num_heads,
         num_layers=probe.num_layers,
         mlp_ratio=probe.mlp_ratio,
+        self_attention=probe.self_attention,
         **arguments,
     )
     classifier.probe.set_weights(probe.get_weights())

@@ -1,7 +1,7 @@
 """Which foreign tensor is which variable, and how its values are rearranged (App. B, App. D.1)."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,19 @@ class Entry(NamedTuple):
     names: tuple[str, ...]
     variable: Any
     rearrange: Rearrangement
+
+
+def linear_entries(names: Iterable[str], layer: Any) -> Iterator[Entry]:
+    """A dense layer that one or several linear layers of the foreign model make."""
+    names = tuple(names)
+    yield Entry(tuple(f"{name}.weight" for name in names), layer.kernel, TRANSPOSED)
+    yield Entry(tuple(f"{name}.bias" for name in names), layer.bias, SAME)
+
+
+def norm_entries(name: str, layer: Any) -> Iterator[Entry]:
+    """A layer norm."""
+    yield Entry((f"{name}.weight",), layer.gamma, SAME)
+    yield Entry((f"{name}.bias",), layer.beta, SAME)
 
 
 def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable[Entry]) -> None:
