@@ -18,6 +18,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_vjepa.attention import Tensor
+from keras_vjepa.distribution import all_reduce_gradients
 
 
 def _half_cosine(progress: Tensor) -> Tensor:
@@ -243,6 +244,7 @@ class AdamW(_KerasAdamW):
     def _backend_apply_gradients(
         self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable]
     ) -> None:
+        grads = all_reduce_gradients(grads)
         if self.clip_norm is not None:
             grads = self._clip_by_network(grads, trainable_variables)
         # Keras multiplies what it asks for: the decay by the learning rate, and that by its rounded
@@ -255,6 +257,10 @@ class AdamW(_KerasAdamW):
             super()._backend_apply_gradients(grads, trainable_variables)
         finally:
             self._step = None
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        """Where Keras sums over devices by itself it does so here, after clipping: too late."""
+        return grads_and_vars
 
     def _get_current_learning_rate(self) -> Any:
         if self._step is not None:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_vjepa import distribution
 from keras_vjepa.attention import Tensor
 from keras_vjepa.backbone import VJEPABackbone
 from keras_vjepa.layers import gather_tokens
@@ -183,14 +184,15 @@ class VJEPAPretrainer(Preset, keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        return ops.mean(y_pred)
+        return distribution.loss_share(ops.mean(y_pred))
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
         """As Keras', whose `loss` is the epoch's mean so far, with this step's own beside it."""
         logs = super().compute_metrics(x, y, y_pred, sample_weight)
-        return {**logs, "step_loss": ops.mean(ops.stop_gradient(y_pred))}
+        logs = {**logs, "step_loss": ops.mean(ops.stop_gradient(y_pred))}
+        return distribution.reduce_logs(logs)
 
     def compute_output_shape(self, input_shape: dict[str, Sequence[int | None]]) -> Any:
         return (input_shape["videos"][0],)
@@ -208,6 +210,10 @@ class VJEPAPretrainer(Preset, keras.Model):
         # Now rather than in the first step: that step is then traced once, and saved optimizer
         # variables find their place.
         self.optimizer.build(self.trainable_variables)
+        distribution.broadcast([*self.variables, *self.optimizer.variables])
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing is left to build, and Keras would take a batch from a distributed dataset."""
 
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:
@@ -297,7 +303,7 @@ def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
     target = VJEPABackbone.from_config({**config, "name": f"target_{encoder.name}"})
     target.trainable = False
     # Through NumPy: a shared buffer would break the donation of the training state.
-    target.set_weights(encoder.get_weights())
+    target.set_weights(distribution.values(encoder.weights))
     return target
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,14 @@ from keras_vjepa import (  # noqa: E402
     VJEPAPredictor,
     VJEPAPretrainer,
     WarmupCosine,
+    distribution,
 )
 from keras_vjepa.data.digit_motion import prepare_digit_motion  # noqa: E402
 from keras_vjepa.data.index import list_samples  # noqa: E402
 from keras_vjepa.data.masks import MaskSampler, MultiBlockMask  # noqa: E402
 from keras_vjepa.data.pipeline import ClipBatches, ClipSettings, TooManyBadFilesError  # noqa: E402
 from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
+from keras_vjepa.distribution import ALONE, DataParallel  # noqa: E402
 
 BUILT_IN = "digit_motion"
 
@@ -82,7 +84,9 @@ class PretrainConfig:
 
     # Optimisation (Table 9). Schedules are made for steps * schedule_scale iterations. Clipping
     # starts an epoch of 300 iterations after the warm-up (official-behaviour §5).
+    # The batch is that of all devices together. JAX can split the parameters over them.
     batch_size: int = 3072
+    shard_parameters: bool = False
     steps: int = 90_000
     warmup_steps: int = 12_000
     schedule_scale: float = 1.25
@@ -238,8 +242,11 @@ def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> Mask
     )
 
 
-def make_batches(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> ClipBatches:
-    """Training batches of the config's data."""
+def make_batches(
+    config: PretrainConfig, grid_shape: tuple[int, int, int], parallel: DataParallel = ALONE
+) -> ClipBatches:
+    """Training batches of the config's data: this process's slice of each."""
+    parallel.check_batch_size(config.batch_size)
     source = prepare_digit_motion().train if config.data == BUILT_IN else config.data
     transform = PretrainTransform(
         config.image_size,
@@ -256,6 +263,8 @@ def make_batches(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> Cl
         seed=config.seed,
         num_workers=config.num_workers,
         max_bad_share=config.max_bad_share,
+        process_index=parallel.process_index,
+        process_count=parallel.process_count,
     )
 
 
@@ -268,10 +277,11 @@ class LossLog(keras.callbacks.Callback):
     Losses stay on the device between two lines on the screen, so that no step waits for the host.
     """
 
-    def __init__(self, steps: int, every: int = 20) -> None:
+    def __init__(self, steps: int, every: int = 20, shown: bool = True) -> None:
         super().__init__()
         self.steps = steps
         self.every = every
+        self.shown = shown
         self.losses: list[float] = []
         self._pending: list[Any] = []
         self._start = time.perf_counter()
@@ -282,7 +292,8 @@ class LossLog(keras.callbacks.Callback):
         if done % self.every == 0 or done == self.steps:
             self.losses += [float(loss) for loss in self._pending]
             self._pending = []
-            self._show(done)
+            if self.shown:
+                self._show(done)
 
     def _show(self, done: int) -> None:
         bar = ("#" * (30 * done // self.steps)).ljust(30)
@@ -298,17 +309,16 @@ class LossLog(keras.callbacks.Callback):
         )
 
 
-def pretrain(config: PretrainConfig, pretrainer: VJEPAPretrainer, batches: ClipBatches) -> LossLog:
+def pretrain(
+    config: PretrainConfig,
+    pretrainer: VJEPAPretrainer,
+    batches: ClipBatches,
+    parallel: DataParallel = ALONE,
+) -> LossLog:
     """Train for `config.steps` steps."""
-    log = LossLog(config.steps)
-
-    def stream() -> Iterator[tuple[dict[str, Any]]]:
-        for batch in batches.stream(stop=config.steps):
-            yield (batch,)
-
-    pretrainer.fit(
-        stream(), steps_per_epoch=config.steps, shuffle=False, verbose=0, callbacks=[log]
-    )
+    log = LossLog(config.steps, shown=parallel.is_first)
+    stream = parallel.feed(batches.stream(stop=config.steps))
+    pretrainer.fit(stream, steps_per_epoch=config.steps, shuffle=False, verbose=0, callbacks=[log])
     return log
 
 
@@ -352,24 +362,49 @@ def draw_curve(losses: list[float], path: Path, height: int = 320, width: int = 
 
 def run(config: PretrainConfig, workdir: Path) -> None:
     """Train, save, evaluate; everything goes to `workdir`."""
+    parallel = distribution.setup(config.shard_parameters)
     _make_writable(workdir)
     pretrainer = make_pretrainer(config)
-    batches = make_batches(config, pretrainer.encoder.grid_shape)
-    untrained = VJEPABackbone.from_config(pretrainer.encoder.get_config())
-    untrained.set_weights(pretrainer.encoder.get_weights())
-    print(
-        f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
-        f"parameters on {keras.config.backend()}, {len(batches.samples):,} videos, "
-        f"{config.steps:,} steps of {config.batch_size} clips",
-        file=sys.stderr,
-    )
+    batches = make_batches(config, pretrainer.encoder.grid_shape, parallel)
+    untrained = distribution.values(pretrainer.encoder.weights)
+    if parallel.is_first:
+        print(
+            f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
+            f"parameters, {len(batches.samples):,} videos, {config.steps:,} steps of "
+            f"{config.batch_size} clips; {parallel}",
+            file=sys.stderr,
+        )
     try:
-        losses = pretrain(config, pretrainer, batches).losses
+        losses = pretrain(config, pretrainer, batches, parallel).losses
     except Exception:
         # Some backends wrap what the data raised into pages of their own.
         if batches.error is not None:
             raise batches.error from None
         raise
+    weights = distribution.values(pretrainer.weights)
+    parallel.release()
+    if parallel.is_first:
+        pretrainer = VJEPAPretrainer.from_config(pretrainer.get_config())
+        pretrainer.set_weights(weights)
+        save(config, workdir, losses, pretrainer)
+    if config.data != BUILT_IN or not parallel.is_first:
+        return
+    if parallel.process_count > 1:
+        # The others have ended, and may not wait for this one.
+        print(f"Evaluate with recipes/probe.py --preset {workdir}/preset", file=sys.stderr)
+        return
+    encoder = VJEPABackbone.from_config(pretrainer.encoder.get_config())
+    encoder.set_weights(untrained)
+    results = evaluate(config, pretrainer.target_encoder, encoder)
+    summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
+    (workdir / "probe.json").write_text(json.dumps(summary, indent=2))
+    print(frozen_probe.table(results))
+
+
+def save(
+    config: PretrainConfig, workdir: Path, losses: list[float], pretrainer: VJEPAPretrainer
+) -> None:
+    """Write the config, the loss of every step, its picture and the preset."""
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     (workdir / "loss.csv").write_text(
         "step,loss\n" + "".join(f"{i},{loss:.9g}\n" for i, loss in enumerate(losses, start=1))
@@ -377,11 +412,6 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     draw_curve(losses, workdir / "loss.png")
     pretrainer.save_to_preset(workdir / "preset")
     print(f"Saved {workdir}/preset, loss.csv and loss.png.", file=sys.stderr)
-    if config.data == BUILT_IN:
-        results = evaluate(config, pretrainer.target_encoder, untrained)
-        summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
-        (workdir / "probe.json").write_text(json.dumps(summary, indent=2))
-        print(frozen_probe.table(results))
 
 
 def _make_writable(workdir: Path) -> None:
@@ -404,6 +434,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[PretrainConfig,
 def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     config, workdir = parse_arguments()
+    distribution.launch_on_all_devices()
     try:
         run(config, workdir)
     except (ValueError, OSError, TooManyBadFilesError) as error:

@@ -1,0 +1,345 @@
+"""Data-parallel training with each backend's own engine (App. C: 128 devices of 24 clips).
+
+`setup` finds the devices and processes, `DataParallel.feed` hands a process's clips to `fit`. The
+other functions are where the engines differ, each a line or two inside the training step:
+
+    JAX         one program over all devices; nothing else is needed
+    torch       a process per device under `torchrun`; gradients and logs are averaged by us
+    TensorFlow  a replica per device; Keras sums gradients after clipping, so we do it before, and
+                takes the loss as the replica's share of the whole
+
+The moving average needs nothing: it is the same everywhere, since weights are.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+Tensor = Any
+Batch = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataParallel:
+    """What `setup` found.
+
+    Attributes:
+        process_index: number of this process.
+        process_count: processes of the run.
+        device_count: devices of all processes together.
+        engine: what joins them, in words.
+    """
+
+    process_index: int
+    process_count: int
+    device_count: int
+    engine: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.process_index == 0
+
+    def __str__(self) -> str:
+        processes = "process" if self.process_count == 1 else "processes"
+        devices = "device" if self.device_count == 1 else "devices"
+        return (
+            f"{self.process_count} {processes}, {self.device_count} {devices} "
+            f"on {keras.config.backend()} ({self.engine})"
+        )
+
+    def check_batch_size(self, batch_size: int, accumulation_steps: int = 1) -> None:
+        """Raise unless every device gets as many clips in each of its parts of a step.
+
+        Raises:
+            ValueError: naming the number that the global batch must be a multiple of.
+        """
+        divisor = self.device_count * accumulation_steps
+        if batch_size % divisor:
+            raise ValueError(
+                f"`batch_size` must be a multiple of {divisor} ({self.device_count} devices x "
+                f"`accumulation_steps`={accumulation_steps}). Received: {batch_size}"
+            )
+
+    def feed(self, batches: Iterator[Batch]) -> Any:
+        """This process's batches, as `fit` takes them.
+
+        Args:
+            batches: this process's slice of each global batch, in the order of the processes.
+        """
+        if keras.config.backend() == "tensorflow" and self.device_count > 1:
+            return _distributed_dataset(batches, self.device_count // self.process_count)
+        return ((batch,) for batch in batches)
+
+    def release(self) -> None:
+        """Go back to one device for what follows: models made from here on are not distributed."""
+        processes = _joined_torch_processes()
+        if processes is not None:
+            processes.destroy_process_group()
+        elif keras.config.backend() == "jax":
+            keras.distribution.set_distribution(None)
+        elif keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            tf.distribute.experimental_set_strategy(None)
+
+
+ALONE = DataParallel(0, 1, 1, "one device")
+
+
+def setup(shard_parameters: bool = False) -> DataParallel:
+    """Join all devices of this machine, and all processes of a launcher, for training.
+
+    Call it before anything else is computed: models made afterwards are trained on all devices.
+    What starts several processes is the backend's own launcher, found by the environment:
+
+    - JAX: Slurm's `srun`; or `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
+      or Keras' `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `..._NUM_PROCESSES` and `..._PROCESS_ID`;
+    - torch: `torchrun`, one process per device;
+    - TensorFlow: `TF_CONFIG`.
+
+    Args:
+        shard_parameters: split weights, their moving average and the optimizer's state over the
+            devices instead of keeping a copy on each. JAX only.
+
+    Returns:
+        What was found; print it.
+
+    Raises:
+        ValueError: for `shard_parameters` on another backend.
+
+    Example:
+
+    >>> from keras_vjepa import distribution
+    >>> distribution.setup().process_count
+    1
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        return _setup_jax(shard_parameters)
+    if shard_parameters:
+        raise ValueError(f"`shard_parameters` must be False on {backend}. Received: True")
+    return _setup_torch() if backend == "torch" else _setup_tensorflow()
+
+
+def values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    """Values of variables on the host, whole even if each process holds a part of them.
+
+    All processes must call it together.
+    """
+    if keras.config.backend() == "jax":
+        from jax.experimental.multihost_utils import process_allgather
+
+        if not all(variable.value.is_fully_replicated for variable in variables):
+            return [process_allgather(variable.value, tiled=True) for variable in variables]
+    return [ops.convert_to_numpy(variable) for variable in variables]
+
+
+# --- JAX -----------------------------------------------------------------------------------------
+
+
+def _setup_jax(shard_parameters: bool) -> DataParallel:
+    import jax
+
+    if not jax.distributed.is_initialized():
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        if address is not None:
+            number, index = (_integer(n) for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+            keras.distribution.initialize(address, number, index)
+        elif (
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
+            # Of this step: a script outside `srun` sees the job's number of tasks, yet is alone.
+            or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+        ):
+            keras.distribution.initialize()
+    devices = keras.distribution.list_devices()
+    engine = "one device"
+    if len(devices) > 1:
+        mesh = keras.distribution.DeviceMesh((len(devices),), ("batch",), devices)
+        # Each process makes its own slice of a batch, so Keras must not split it once more.
+        if shard_parameters:
+            engine = "ModelParallel, parameters sharded"
+            # The kernels of the blocks are nearly all of the parameters; what the optimizer keeps
+            # of each follows it.
+            layout = keras.distribution.LayoutMap(mesh)
+            layout[r".*/block_\d+/.*kernel"] = ("batch", None)
+            parallel: Any = keras.distribution.ModelParallel(
+                layout_map=layout, batch_dim_name="batch", auto_shard_dataset=False
+            )
+        else:
+            engine = "DataParallel"
+            parallel = keras.distribution.DataParallel(mesh, auto_shard_dataset=False)
+        keras.distribution.set_distribution(parallel)
+    return DataParallel(jax.process_index(), jax.process_count(), len(devices), engine)
+
+
+def _integer(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise ValueError(
+            f"`{name}` must be a number beside `JAX_COORDINATOR_ADDRESS`. Received: {value!r}"
+        )
+    return int(value)
+
+
+# --- torch ---------------------------------------------------------------------------------------
+
+
+def _setup_torch() -> DataParallel:
+    import torch
+
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ALONE
+    accelerated = torch.cuda.is_available()
+    if accelerated:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if accelerated else "gloo")
+    engine = f"all-reduce by {torch.distributed.get_backend()}"
+    return DataParallel(torch.distributed.get_rank(), count, count, engine)
+
+
+def launch_on_all_devices() -> None:
+    """On torch, start the running script anew under `torchrun` if that is what it takes.
+
+    Elsewhere one process drives all devices of a machine. Does nothing under a launcher.
+    """
+    if keras.config.backend() != "torch" or "WORLD_SIZE" in os.environ:
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+
+
+def _joined_torch_processes() -> Any:
+    """The module `torch.distributed` if this is one of several processes."""
+    if keras.config.backend() != "torch":
+        return None
+    from torch import distributed
+
+    return distributed if distributed.is_available() and distributed.is_initialized() else None
+
+
+# --- TensorFlow ----------------------------------------------------------------------------------
+
+
+def _setup_tensorflow() -> DataParallel:
+    import tensorflow as tf
+
+    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    count = sum(len(addresses) for addresses in cluster.values())
+    strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+    if count > 1:
+        strategy = strategy or tf.distribute.MultiWorkerMirroredStrategy()
+        index = strategy.cluster_resolver.task_id
+        engine = "MultiWorkerMirroredStrategy"
+    else:
+        kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+        devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        if len(devices) == 1:
+            return ALONE
+        strategy = strategy or tf.distribute.MirroredStrategy(devices)
+        index, count, engine = 0, 1, "MirroredStrategy"
+    tf.distribute.experimental_set_strategy(strategy)
+    return DataParallel(index, count, strategy.num_replicas_in_sync, engine)
+
+
+def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
+    """A dataset with the clips of one replica in each element.
+
+    From a function, because a dataset handed to `MultiWorkerMirroredStrategy` as it is would be
+    taken for the global batch, split once more, and clips be lost without a word.
+    """
+    import tensorflow as tf
+
+    first = next(batches)
+    clips = len(first["videos"]) // local_replicas
+
+    def replica_batches() -> Iterator[tuple[Batch]]:
+        for batch in itertools.chain([first], batches):
+            for start in range(0, local_replicas * clips, clips):
+                yield ({name: value[start : start + clips] for name, value in batch.items()},)
+
+    signature = {
+        # The number of tokens may change from batch to batch, the size of a video may not.
+        name: tf.TensorSpec((clips, *(value.shape[1:] if value.ndim > 2 else [None])), value.dtype)
+        for name, value in first.items()
+    }
+    dataset = tf.data.Dataset.from_generator(replica_batches, output_signature=(signature,))
+    return tf.distribute.get_strategy().distribute_datasets_from_function(lambda context: dataset)
+
+
+def _replicas_in_sync() -> int:
+    """Replicas of TensorFlow's strategy; 1 without one, and on the other backends."""
+    if keras.config.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+# --- Inside the training step --------------------------------------------------------------------
+
+
+def loss_share(loss: Tensor) -> Tensor:
+    """What `compute_loss` is to return for the mean loss of this device's clips.
+
+    Keras' trainer on TensorFlow sums gradients over replicas and multiplies the logged loss.
+    """
+    return loss / _replicas_in_sync()
+
+
+def all_reduce_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Gradients of the mean loss of the global batch, from those of `loss_share`.
+
+    For the optimizer, before it clips: the norm that counts is that of the whole batch's gradient.
+    """
+    processes = _joined_torch_processes()
+    if processes is not None:
+        waiting = [processes.all_reduce(gradient, async_op=True) for gradient in gradients]
+        for gradient, work in zip(gradients, waiting, strict=True):
+            work.wait()
+            gradient.div_(processes.get_world_size())
+    elif _replicas_in_sync() > 1:
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is not None:
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
+    return gradients
+
+
+def reduce_logs(logs: dict[str, Any]) -> dict[str, Any]:
+    """The means over all devices of what a step logs, where Keras does not see to it."""
+    processes = _joined_torch_processes()
+    if processes is not None:
+        values = ops.stack([ops.convert_to_tensor(value, "float32") for value in logs.values()])
+        processes.all_reduce(values)
+        return dict(zip(logs, values / processes.get_world_size(), strict=True))
+    if _replicas_in_sync() > 1:
+        import tensorflow as tf
+
+        if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+            # Keras takes the mean over the first axis of what several workers log.
+            return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
+    return logs
+
+
+def broadcast(variables: Sequence[keras.Variable]) -> None:
+    """Give the variables of all processes the values of the first, where the engine does not."""
+    processes = _joined_torch_processes()
+    if processes is not None:
+        for variable in variables:
+            processes.broadcast(variable.value.data, src=0)

@@ -1,0 +1,174 @@
+"""Data-parallel runs equal one process on one device, on loopback; and stop when a process dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import data_parallel_worker as worker
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_recipes import SHRUNK
+
+from keras_vjepa import distribution
+from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motion
+
+BACKEND = keras.config.backend()
+WORKER = ROOT / "tests" / "data_parallel_worker.py"
+RECIPE = ROOT / "recipes" / "pretrain.py"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(command, count=1, virtual_devices=1):
+    """Start the processes of a run, each as its backend's launcher would."""
+    ports = [free_port() for _ in range(count)]
+    flags = f"--xla_force_host_platform_device_count={virtual_devices}"
+    running = []
+    for index in range(count):
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        several = {
+            "jax": {
+                "JAX_COORDINATOR_ADDRESS": addresses[0],
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+            },
+            "torch": {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(ports[0]),
+                "WORLD_SIZE": str(count),
+                "RANK": str(index),
+                "LOCAL_RANK": str(index),
+            },
+            "tensorflow": {"TF_CONFIG": json.dumps(task)},
+        }[BACKEND]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, "XLA_FLAGS": flags, **(several if count > 1 else {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return running
+
+
+def finish(running, timeout=240):
+    """Exit codes and outputs; no process is left behind."""
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], outputs
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Losses and final state of one process on one device."""
+    pretrainer = worker.make_pretrainer()
+    losses = worker.train(distribution.setup(), pretrainer)
+    return losses, worker.state(pretrainer)
+
+
+def assert_equal(losses, state, alone):
+    expected_losses, expected = alone
+    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-6)
+    assert set(state) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(state[name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+def run(tmp_path, count=1, **options):
+    command = [str(WORKER), str(tmp_path / "run.npz"), json.dumps(options)]
+    codes, outputs = finish(launch(command, count, options.get("virtual_devices", 1)))
+    assert codes == [0] * count, "\n".join(outputs)
+    arrays = np.load(tmp_path / "run.npz")
+    state = {name[6:]: arrays[name] for name in arrays if name.startswith("state:")}
+    return arrays["losses"], state, outputs
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(alone, tmp_path):
+    losses, state, outputs = run(tmp_path, count=2)
+    assert_equal(losses, state, alone)
+    assert all(f"2 processes, 2 devices on {BACKEND}" in output for output in outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND == "torch", reason="torch has a process per device")
+def test_four_devices_equal_one(alone, tmp_path):
+    losses, state, [output] = run(tmp_path, virtual_devices=4)
+    assert_equal(losses, state, alone)
+    assert f"1 process, 4 devices on {BACKEND}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards parameters")
+def test_sharded_parameters_give_the_same_numbers(alone, tmp_path):
+    losses, state, outputs = run(tmp_path, count=2, virtual_devices=2, shard_parameters=True)
+    assert_equal(losses, state, alone)
+    assert all("2 processes, 4 devices on jax (ModelParallel" in output for output in outputs)
+    shares = [float(output.split("share held: ")[1].split()[0]) for output in outputs]
+    # A quarter of the blocks' kernels, all of the patch kernel and the tables.
+    assert max(shares) < 0.65
+
+
+@pytest.mark.slow
+def test_the_recipe_in_two_processes(tmp_path):
+    """The same losses as in one, and one process that writes and speaks."""
+    videos = prepare_digit_motion(
+        tmp_path, DigitMotionConfig(num_training_videos=8, num_test_videos=4), None
+    ).folder
+    losses = []
+    for count in (1, 2):
+        workdir = tmp_path / f"run_{count}"
+        command = [str(RECIPE), "--data", str(videos), "--workdir", str(workdir)]
+        for name, value in SHRUNK.items():
+            command += [f"--{name}", str(value)]
+        codes, outputs = finish(launch(command, count))
+        assert codes == [0] * count, "\n".join(outputs)
+        losses.append(np.loadtxt(workdir / "loss.csv", delimiter=",", skiprows=1))
+        assert [output.count("Saved") for output in outputs] == [1, 0][:count]
+        assert (workdir / "preset" / "model.weights.h5").is_file()
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_named():
+    parallel = distribution.DataParallel(0, 2, 8, "an engine")
+    parallel.check_batch_size(32, accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"`batch_size` must be a multiple of 16 .* Received: 24"):
+        parallel.check_batch_size(24, accumulation_steps=2)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX shards parameters")
+def test_sharding_elsewhere_is_an_error():
+    with pytest.raises(ValueError, match="`shard_parameters` must be False on "):
+        distribution.setup(shard_parameters=True)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="one process drives all devices elsewhere")
+def test_torch_starts_a_process_for_each_device(monkeypatch):
+    import torch
+
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["recipes/pretrain.py", "--steps", "5"])
+    distribution.launch_on_all_devices()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    distribution.launch_on_all_devices()
+    [arguments] = started
+    assert arguments[3:] == ["--standalone", "--nproc_per_node=8", "recipes/pretrain.py"] + [
+        "--steps",
+        "5",
+    ]
