@@ -8,6 +8,10 @@ Files in the authors' layout (V-JEPA and V-JEPA 2) and folders of the transforme
     backbone = checkpoints.convert_backbone("vitl16.pth.tar")
     classifier = checkpoints.convert_classifier(backbone, "k400-probe.pth.tar", num_clips=8)
     classifier = checkpoints.convert("vjepa2-vitl-fpc16-256-ssv2/")
+
+and back again:
+
+    checkpoints.export_checkpoint(pretrainer, "mine.pth.tar")
 """
 
 from pathlib import Path
@@ -16,6 +20,7 @@ from typing import Any
 from keras_vjepa.backbone import VJEPABackbone
 from keras_vjepa.checkpoints import authors, hugging_face
 from keras_vjepa.checkpoints.authors import convert_classifier, convert_probe
+from keras_vjepa.checkpoints.export import export_checkpoint, export_hugging_face, export_probe
 from keras_vjepa.checkpoints.torch_archive import CheckpointError
 from keras_vjepa.classifier import VJEPAVideoClassifier
 from keras_vjepa.pretrainer import VJEPAPretrainer
@@ -26,6 +31,9 @@ __all__ = [
     "convert_backbone",
     "convert_classifier",
     "convert_probe",
+    "export_checkpoint",
+    "export_hugging_face",
+    "export_probe",
 ]
 
 

@@ -27,7 +27,11 @@ from keras_vjepa.checkpoints.entries import (
     load_entries,
     norm_entries,
 )
-from keras_vjepa.checkpoints.torch_archive import CheckpointError, LazyTensor, read_checkpoint
+from keras_vjepa.checkpoints.torch_archive import (
+    CheckpointError,
+    LazyTensor,
+    read_checkpoint,
+)
 from keras_vjepa.classifier import VJEPAVideoClassifier
 from keras_vjepa.layers import position_table
 from keras_vjepa.predictor import VJEPAPredictor
@@ -39,7 +43,7 @@ _TABLE_TOLERANCE = 1e-3
 _PREFIXES = ("module.", "backbone.")
 # In every probe file of the authors, used by none of their probes (official-behaviour §1).
 _CROSS_ATTENTION = "pooler.cross_attention_block"
-_DEAD_KEYS = (f"{_CROSS_ATTENTION}.xattn.proj.weight", f"{_CROSS_ATTENTION}.xattn.proj.bias")
+DEAD_KEYS = (f"{_CROSS_ATTENTION}.xattn.proj.weight", f"{_CROSS_ATTENTION}.xattn.proj.bias")
 _TABLES = {"pos_embed", "predictor_pos_embed"}
 # What no shape of a V-JEPA 2 file tells (official-behaviour §12).
 _MASK_TOKENS = 10
@@ -349,7 +353,7 @@ def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
     tensors = state_dict(checkpoint, name)
     dim = _required(name, tensors, "linear.weight", 2)[1]
     if name == "classifier":
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in _DEAD_KEYS}
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in DEAD_KEYS}
         num_heads, self_attention = _num_heads(dim, num_heads), "query"
     else:
         num_heads, self_attention = num_heads or _PROBE_HEADS, "tokens"

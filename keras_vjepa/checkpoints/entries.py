@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from keras import ops
 
 from keras_vjepa.checkpoints.torch_archive import CheckpointError, LazyTensor
 
@@ -74,11 +75,28 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
         variable.assign(np.concatenate(parts, axis=-1, dtype="float32", casting="unsafe"))
 
 
-def _check_shapes(network: str, tensors: dict[str, LazyTensor], entry: Entry) -> None:
+def foreign_tensors(entries: Iterable[Entry]) -> dict[str, LazyTensor]:
+    """The way back: every foreign tensor, float32, read from its variable when asked for."""
+
+    def tensor(entry: Entry, part: int) -> LazyTensor:
+        def read() -> np.ndarray:
+            value = ops.convert_to_numpy(ops.cast(entry.variable, "float32"))
+            return entry.rearrange.inverse(np.split(value, len(entry.names), axis=-1)[part])
+
+        return LazyTensor(_foreign_shape(entry), read)
+
+    return {name: tensor(entry, part) for entry in entries for part, name in enumerate(entry.names)}
+
+
+def _foreign_shape(entry: Entry) -> tuple[int, ...]:
     shape = tuple(entry.variable.shape)
     share = (*shape[:-1], shape[-1] // len(entry.names))
     # Shapes alone, without memory: a view of one number.
-    expected = entry.rearrange.inverse(np.broadcast_to(np.float32(0), share)).shape
+    return entry.rearrange.inverse(np.broadcast_to(np.float32(0), share)).shape
+
+
+def _check_shapes(network: str, tensors: dict[str, LazyTensor], entry: Entry) -> None:
+    expected = _foreign_shape(entry)
     for name in entry.names:
         if tensors[name].shape != expected:
             raise CheckpointError(

@@ -1,18 +1,20 @@
-"""Read the tensors of a PyTorch archive, and nothing else of it (App. C, App. D.1).
+"""Read the tensors of a PyTorch archive, and nothing else of it; write such (App. C, App. D.1).
 
 The archive is a zip file: one pickle that says which tensors there are, and their bytes beside it.
 The pickle is interpreted here, instruction by instruction, by a reader that knows tensors,
 dictionaries, lists and numbers. It has no way to call, import or build anything else, so no code
-in the file can run. PyTorch is not needed.
+in the file can run. What is written is of the same instructions. PyTorch is not needed.
 """
 
 import dataclasses
 import math
 import pickletools
+import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +69,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         archive = zipfile.ZipFile(path)
         [index] = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-    except (zipfile.BadZipFile, ValueError):
+    except (BadZipFile, ValueError):
         raise CheckpointError(
             f"{path} is not a PyTorch zip archive (damaged, or written before PyTorch 1.6: nothing "
             "was run; load it with PyTorch's `weights_only=True` and save it again)"
@@ -232,7 +234,7 @@ class _IndexReader:
         def read() -> np.ndarray:
             try:
                 data = np.frombuffer(self._read_bytes(storage.key), dtype=storage.dtype)
-            except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except (KeyError, ValueError, OSError, EOFError, RuntimeError, BadZipFile) as error:
                 raise CheckpointError(f"storage {storage.key} is damaged ({error})") from None
             if len(data) < storage.size:
                 raise CheckpointError(f"storage {storage.key} is cut short")
@@ -264,3 +266,75 @@ _LITERALS = {
     "BINUNICODE",
     "SHORT_BINUNICODE",
 }
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a file that `torch.load(..., weights_only=True)` and `read_checkpoint` read.
+
+    The file appears complete or not at all; one tensor at a time is in memory.
+
+    Args:
+        path: where to.
+        content: nested dictionaries and lists of numbers and float32 `LazyTensor`s; one that stands
+            in two places is written once.
+    """
+    path, index = Path(path), _Index(content)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with zipfile.ZipFile(unfinished, "w") as archive:
+            archive.writestr("archive/data.pkl", index.data)
+            archive.writestr("archive/byteorder", "little")
+            for key, tensor in enumerate(index.tensors):
+                archive.writestr(f"archive/data/{key}", tensor.read().astype("<f4").tobytes())
+            archive.writestr("archive/version", "3\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+class _Index:
+    """The pickle of nested dictionaries and lists, and the tensors that it mentions."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.tensors: list[LazyTensor] = []
+        self.data = b"\x80\x02" + self._pickled(content) + b"."
+
+    def _pickled(self, item: Any) -> bytes:
+        if isinstance(item, dict):
+            return b"}(" + self._all(part for pair in item.items() for part in pair) + b"u"
+        if isinstance(item, list):
+            return b"](" + self._all(item) + b"e"
+        if isinstance(item, tuple):
+            return b"(" + self._all(item) + b"t"
+        if isinstance(item, str):
+            return b"X" + struct.pack("<I", len(item.encode())) + item.encode()
+        if isinstance(item, float):
+            return b"G" + struct.pack(">d", item)
+        if isinstance(item, LazyTensor):
+            return self._tensor(item)
+        return b"\x8a\x08" + struct.pack("<q", item)
+
+    def _all(self, items: Iterable[Any]) -> bytes:
+        return b"".join(map(self._pickled, items))
+
+    def _tensor(self, tensor: LazyTensor) -> bytes:
+        if not any(known is tensor for known in self.tensors):
+            self.tensors.append(tensor)
+        key = next(i for i, known in enumerate(self.tensors) if known is tensor)
+        strides = tuple(math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape)))
+        # The storage: its type, name, device and size.
+        storage = (
+            (b"(" + self._pickled("storage") + b"ctorch\nFloatStorage\n")
+            + self._all((str(key), "cpu", math.prod(tensor.shape)))
+            + b"tQ"
+        )
+        # The tensor: its storage, offset, shape and strides; no gradient, no hooks.
+        return (
+            b"ctorch._utils\n_rebuild_tensor_v2\n("
+            + storage
+            + self._all((0, tuple(map(int, tensor.shape)), strides))
+            + b"\x89ccollections\nOrderedDict\n)RtR"
+        )

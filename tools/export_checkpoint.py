@@ -1,0 +1,59 @@
+"""Write a preset in the layouts that others read: the way back of `convert_checkpoint.py` (App. C).
+
+    python tools/export_checkpoint.py presets/vitl16 vitl16.pth.tar
+    python tools/export_checkpoint.py presets/vitl16_k400 vitl16.pth.tar --probe k400-probe.pth.tar
+    python tools/export_checkpoint.py presets/vitl_256 vjepa2-vitl/ --layout transformers
+
+The authors' layout has one file for encoder and predictor and one for a probe. The layout of the
+transformers package, which knows V-JEPA 2 only, is a folder, of a classifier too.
+`keras_vjepa.checkpoints` does the work.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from keras_vjepa import VJEPABackbone, VJEPAPretrainer, VJEPAVideoClassifier
+from keras_vjepa.checkpoints import (
+    export_checkpoint,
+    export_hugging_face,
+    export_probe,
+)
+from keras_vjepa.presets import find_preset
+
+
+def load(preset: str) -> Any:
+    """The most that a preset holds."""
+    folder = find_preset(preset)
+    if (folder / VJEPAVideoClassifier.config_file).is_file():
+        return VJEPAVideoClassifier.from_preset(preset)
+    if (folder / VJEPAPretrainer.config_file).is_file():
+        return VJEPAPretrainer.from_preset(preset)
+    return VJEPABackbone.from_preset(preset)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("preset", help="folder or name to read")
+    parser.add_argument("output", help="file to write, or folder for transformers")
+    parser.add_argument("--layout", choices=("authors", "transformers"), default="authors")
+    parser.add_argument("--probe", help="file to write a classifier's probe to")
+    arguments = parser.parse_args()
+    try:
+        model = load(arguments.preset)
+        if arguments.layout == "transformers":
+            export_hugging_face(model, arguments.output)
+        else:
+            is_classifier = isinstance(model, VJEPAVideoClassifier)
+            if is_classifier != (arguments.probe is not None):
+                raise ValueError("--probe must be given for a classifier, and only for one")
+            export_checkpoint(model.backbone if is_classifier else model, arguments.output)
+            if is_classifier:
+                export_probe(model.probe, arguments.probe)
+    except (OSError, ValueError) as error:
+        sys.exit(f"export_checkpoint: {error}")
+    print(f"Wrote {arguments.output}.")
+
+
+if __name__ == "__main__":
+    main()
