@@ -111,6 +111,11 @@ class Features:
         features = np.asarray(self.shards[shard][row], np.float32)
         return Clips(features, np.zeros((1, 1), np.int32))
 
+    def pooled(self) -> NDArray[np.float32]:
+        """The mean over predictions and tokens of each sample, `(samples, dim)`."""
+        means = [np.asarray(shard, np.float32).mean(axis=(1, 2)) for shard in self.shards]
+        return np.concatenate(means)
+
     def black(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """A `transform` for batches of features: what stands in for a file without any."""
         return np.zeros(self.shape, np.float32)

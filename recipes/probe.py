@@ -136,6 +136,9 @@ def summary(config: ProbeConfig, results: Sequence[dict[str, Any]]) -> str:
         found = [result[task] for result in results]
         top1, top5 = (mean_and_deviation([one[key] for one in found]) for key in ("top1", "top5"))
         lines.append(f"{task}: top-1 {top1} %, top-5 {top5} % of {found[0]['num_counted']} samples")
+        for name in found[0]["readouts"]:
+            accuracy = mean_and_deviation([one["readouts"][name] for one in found])
+            lines.append(f"  {name} on pooled features: top-1 {accuracy} %")
         candidates = found[-1]["candidates"]
         for i, candidate in enumerate(candidates if len(candidates) > 1 else []):
             lines.append(

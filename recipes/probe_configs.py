@@ -60,6 +60,8 @@ class ProbeConfig:
     num_layers: int = 1
     num_heads: int = 0
     head_dim: int = 0
+    # Also neighbours and a ridge on pooled features; not with `augment` or `online`.
+    readouts: bool = False
 
     # Optimisation (Table 10). With several learning rates or weight decays there is a probe for
     # each pair; the best on `validation_share` of the training samples is reported.
@@ -138,6 +140,7 @@ def digit_motion() -> ProbeConfig:
         augment=False,
         batch_size=32,
         epochs=8,
+        readouts=True,
         learning_rates=(1e-3, 3e-3, 1e-2),
         dtype="float32",
     )

@@ -32,6 +32,7 @@ from keras_vjepa.data.transforms import (
     three_views,
 )
 from keras_vjepa.presets import load_backbone
+from keras_vjepa.readouts import nearest_neighbors, ridge_classifier
 
 UNTRAINED = "untrained"
 
@@ -267,11 +268,34 @@ class Evaluator:
         if split.validation:
             validation_logits = sweep.logits(self.evaluation_batches(split.validation, False))
         return {
-            task: self._report(
-                task, split, test_logits[task], validation_logits.get(task), tests.num_counted
-            )
+            task: {
+                **self._report(
+                    task, split, test_logits[task], validation_logits.get(task), tests.num_counted
+                ),
+                "readouts": self._readouts(task, split, tests.num_counted),
+            }
             for task in sweep.settings.tasks
         }
+
+    def _readouts(self, task: str, split: Split, num_counted: int) -> dict[str, float]:
+        """Top-1 of the quick checks, on all labels of the split: none of them chooses anything."""
+        train, test = self.train_features, self.test_features
+        if not self.config.readouts or train is None or test is None:
+            return {}
+        settings = self.sweep.settings
+        places = {sample.path: place for place, sample in enumerate(train.samples)}
+        samples = [
+            s for s in (*split.training, *split.validation) if s.path not in train.unreadable
+        ]
+        pooled = train.pooled()[[places[sample.path] for sample in samples]]
+        labels, test_labels = (labels_of(part, settings)[task] for part in (samples, self.test))
+        read = np.array([sample.path not in test.unreadable for sample in self.test])
+        found = {}
+        for readout in (nearest_neighbors, ridge_classifier):
+            scores = readout(pooled, labels, test.pooled(), settings.tasks[task])
+            right = (scores.argmax(axis=1) == test_labels) & read
+            found[readout.__name__] = float(right.sum() / num_counted)
+        return found
 
     def _report(
         self,

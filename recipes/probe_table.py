@@ -109,7 +109,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Pa
     name, overrides, workdir = command_line.parse(
         "probe_table.py", __doc__ or "", {"digit_motion": digit_motion}, arguments, "probe_table_"
     )
-    return replace(digit_motion(), **{"splits": 3, **overrides}), workdir
+    return replace(digit_motion(), **{"splits": 3, "readouts": False, **overrides}), workdir
 
 
 def main() -> None:

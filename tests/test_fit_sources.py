@@ -37,17 +37,31 @@ def py_dataset(batches, num_steps):
     return StepDataset(batches, num_steps, workers=2, use_multiprocessing=False)
 
 
+class Steps:
+    """What torch asks of a data set."""
+
+    def __init__(self, batches, num_steps):
+        self.batches, self.num_steps = batches, num_steps
+
+    def __len__(self):
+        return self.num_steps
+
+    def __getitem__(self, step):
+        return self.batches.batch(step)
+
+
 def data_loader(batches, num_steps):
     torch = pytest.importorskip("torch")
+    return torch.utils.data.DataLoader(Steps(batches, num_steps), batch_size=None)
 
-    class Steps(torch.utils.data.Dataset):
-        def __len__(self):
-            return num_steps
 
-        def __getitem__(self, step):
-            return batches.batch(step)
-
-    return torch.utils.data.DataLoader(Steps(), batch_size=None)
+def data_loader_with_processes(batches, num_steps):
+    torch = pytest.importorskip("torch")
+    # Workers that are forked from a process with threads of JAX or TensorFlow may wait for ever.
+    start = "fork" if keras.config.backend() == "torch" else "spawn"
+    return torch.utils.data.DataLoader(
+        Steps(batches, num_steps), batch_size=None, num_workers=2, multiprocessing_context=start
+    )
 
 
 def tf_data(batches, num_steps):
@@ -88,7 +102,16 @@ def classifier():
     return model
 
 
-@pytest.mark.parametrize("source", [generator, py_dataset, data_loader, tf_data])
+@pytest.mark.parametrize(
+    "source",
+    [
+        generator,
+        py_dataset,
+        data_loader,
+        pytest.param(data_loader_with_processes, marks=pytest.mark.slow),
+        tf_data,
+    ],
+)
 def test_fit_and_evaluate(samples, source):
     clip = ClipSettings(2, 2)
     train = LabelledBatches(samples, 4, VideoProbeTransform(8), num_classes=2, clip=clip)

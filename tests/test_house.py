@@ -24,6 +24,7 @@ FLOORS = {
     "rotary": 0,
     "presets": 0,
     "monitoring": 0,
+    "readouts": 0,
     "layers": 1,
     "optimization": 1,
     "backbone": 2,

@@ -138,8 +138,7 @@ def test_labels_stay_with_their_videos(tmp_path, samples):
     assert list(pipeline.bad_files) == [broken.path] and set(seen) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [4, 8])
+@pytest.mark.parametrize("process_count, batch_size", [(1, 4), (2, 4), (3, 6), (4, 8)])
 def test_every_test_sample_exactly_once_on_any_number_of_processes(
     samples, process_count, batch_size
 ):
@@ -167,6 +166,34 @@ def test_every_test_sample_exactly_once_on_any_number_of_processes(
     for position, video, label in found:
         np.testing.assert_array_equal(video, expected[position][0][0])
         assert label == samples[position].label
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_counts_of_any_number_of_processes_add_up(samples, skip):
+    """One accuracy, whatever the number of processes, with a file that cannot be read."""
+    spoil(samples[5])
+    # What a model would say: it is right for the samples 0, 3 and 4, and would be for 5.
+    answers = dict(zip(range(NUM_VIDEOS), [0, 2, 0, 0, 1, 2, 1], strict=True))
+    accuracies = []
+    for process_count in (1, 2, 3):
+        correct, unreadable = 0.0, set()
+        for index in range(process_count):
+            pipeline = evaluation(
+                samples,
+                6,
+                process_index=index,
+                process_count=process_count,
+                max_bad_share=0.2,
+                skip_unreadable=skip,
+            )
+            for step, (_, labels, weight) in enumerate(pipeline.stream()):
+                # Rows that only fill a batch are answered as well, and rightly.
+                rows = [answers.get(p, 0) for p in pipeline._positions(step)]
+                correct += (weight * (np.array(rows) == labels)).sum()
+            unreadable |= set(pipeline.bad_files)
+        counted = NUM_VIDEOS - (len(unreadable) if skip else 0)
+        accuracies.append(correct / counted)
+    assert accuracies == [3 / (6 if skip else 7)] * 3
 
 
 def test_evaluation_is_deterministic_and_continues(samples):

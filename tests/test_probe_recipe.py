@@ -29,6 +29,7 @@ from keras_vjepa import (  # noqa: E402
 from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motion  # noqa: E402
 from keras_vjepa.data.index import Sample, list_samples  # noqa: E402
 from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
+from keras_vjepa.readouts import nearest_neighbors, ridge_classifier  # noqa: E402
 
 # 16 frames in all: a clip of 4 x 4 has one place only.
 SMALL = {
@@ -98,6 +99,16 @@ def test_cached_features_give_the_online_path_s_numbers(clips, attend, videos, e
     results = [evaluator(0) for evaluator in (cached, online)]
     assert_close(weights_of(cached.sweep), weights_of(online.sweep), 1e-6)
     assert results[0]["motion"]["predictions"] == results[1]["motion"]["predictions"]
+    # The quick checks, from the same features.
+    pooled = [
+        everything(f).mean(axis=(1, 2)) for f in (cached.train_features, cached.test_features)
+    ]
+    labels = [np.array([sample.label for sample in part]) % 10 for part in videos]
+    for readout in (nearest_neighbors, ridge_classifier):
+        right = readout(pooled[0], labels[0], pooled[1], 10).argmax(axis=1) == labels[1]
+        found = results[0]["motion"]["readouts"][readout.__name__]
+        assert found == pytest.approx(right.mean(), abs=1e-6)
+    assert results[1]["motion"]["readouts"] == {}
 
 
 def counted(monkeypatch, extractor_class=feature_cache.FeatureExtractor):
