@@ -60,7 +60,12 @@ def data_loader_with_processes(batches, num_steps):
     # Workers that are forked from a process with threads of JAX or TensorFlow may wait for ever.
     start = "fork" if keras.config.backend() == "torch" else "spawn"
     return torch.utils.data.DataLoader(
-        Steps(batches, num_steps), batch_size=None, num_workers=2, multiprocessing_context=start
+        Steps(batches, num_steps),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context=start,
+        # Keras looks at a first batch and starts anew: once is enough for the workers.
+        persistent_workers=True,
     )
 
 
@@ -112,7 +117,9 @@ def classifier():
         tf_data,
     ],
 )
-def test_fit_and_evaluate(samples, source):
+def test_fit_and_evaluate(samples, source, monkeypatch):
+    # Spawned workers import Keras, and have no use for a backend that takes long to start.
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     clip = ClipSettings(2, 2)
     train = LabelledBatches(samples, 4, VideoProbeTransform(8), num_classes=2, clip=clip)
     model = classifier()
