@@ -4,6 +4,10 @@ Departures from the paper's text, as in the authors' code: targets pass through 
 parameters; the loss is a mean over features too (the paper's is the sum, larger by the width); an
 optional variance regulariser exists, with weight 0 in all of the paper's runs.
 
+Beyond both, off by default, for small models on little data: variance and covariance terms on the
+context encoder's features, as in VICReg (Bardes, Ponce and LeCun, 2022); pixel targets that are not
+normalised.
+
 One batch is a dictionary (the only contract with `keras_vjepa.data`):
 
     videos             float32 (batch, frames, height, width, channels), normalised
@@ -48,10 +52,16 @@ class VJEPAPretrainer(Preset, keras.Model):
         momentum: schedule of the moving average, or a float.
         loss_exponent: q in mean(|z - h|^q) / q; 1 in the paper.
         variance_weight: weight of the variance regulariser; 0 in the paper.
-        target: what is predicted: `"features"` of the target encoder, or `"pixels"`, each patch
-            normalised by its own mean and deviation, the baseline of Table 1 (there with
-            `loss_exponent=2`). The predictor's `output_dim` must fit. The target encoder follows
-            the encoder either way.
+        target: what is predicted: `"features"` of the target encoder, or `"pixels"`, the baseline
+            of Table 1 (there with `loss_exponent=2`). The predictor's `output_dim` must fit. The
+            target encoder follows the encoder either way.
+        normalize_targets: whether each token's targets are normalised by their own mean and
+            deviation, as in the paper's runs. Pixels that are not keep what is bright apart from
+            what is dark: an even background then weighs nothing.
+        context_variance_weight: weight of mean(relu(1 - deviation)) over the features of the
+            context encoder, the deviation taken over the tokens of a device's batch.
+        context_covariance_weight: weight of the sum of the squared covariances of different
+            features, over the width. Both keep the features apart where the loss does not.
         padding: whether batches may hold padding (-1). Without it no attention is masked, which is
             faster where the backend's fused attention takes no mask.
 
@@ -86,6 +96,9 @@ class VJEPAPretrainer(Preset, keras.Model):
         loss_exponent: float = 1.0,
         variance_weight: float = 0.0,
         target: str = "features",
+        normalize_targets: bool = True,
+        context_variance_weight: float = 0.0,
+        context_covariance_weight: float = 0.0,
         padding: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -114,6 +127,9 @@ class VJEPAPretrainer(Preset, keras.Model):
         self.loss_exponent = loss_exponent
         self.variance_weight = variance_weight
         self.target = target
+        self.normalize_targets = normalize_targets
+        self.context_variance_weight = context_variance_weight
+        self.context_covariance_weight = context_covariance_weight
         self.padding = padding
         self.target_encoder = _copy_of(encoder)
         self.built = True
@@ -124,51 +140,80 @@ class VJEPAPretrainer(Preset, keras.Model):
         """What the tokens of `videos` are to be predicted as, float32, without gradient.
 
         Features of the target encoder, `(batch, tokens, hidden_dim)`, or pixels,
-        `(batch, tokens, patch_dim)`; both normalised in each token.
+        `(batch, tokens, patch_dim)`; both normalised in each token, unless told otherwise.
         """
         if self.target == "features":
             values = self.target_encoder(videos)
         else:
             values = self.encoder.tubelet_embedding.patches(videos)
         values = ops.cast(values, "float32")
-        values = ops.layer_normalization(values, axis=-1, epsilon=TARGET_NORM_EPSILON)
+        if self.normalize_targets:
+            values = ops.layer_normalization(values, axis=-1, epsilon=TARGET_NORM_EPSILON)
         return ops.stop_gradient(values)
 
-    def predictions(self, batch: Batch, mask_index: int) -> Tensor:
+    def encode_context(self, batch: Batch, mask_index: int) -> Tensor:
+        """Features of the tokens that one kind of mask leaves visible.
+
+        `(batch, context, hidden_dim)`; rows of padding hold no meaning.
+        """
+        indices, mask = batch[f"context_indices_{mask_index}"], None
+        if self.padding:
+            indices, mask = ops.maximum(indices, 0), indices >= 0
+        return self.encoder(batch["videos"], indices, mask)
+
+    def predictions(self, batch: Batch, mask_index: int, context: Tensor | None = None) -> Tensor:
         """Predictions for the targets of one kind of mask, float32.
 
-        `(batch, targets, output_dim)`; rows of padded targets hold no meaning.
+        `(batch, targets, output_dim)`; rows of padded targets hold no meaning. `context` is what
+        `encode_context` gave, if it was called already.
         """
+        if context is None:
+            context = self.encode_context(batch, mask_index)
         context_indices = batch[f"context_indices_{mask_index}"]
         target_indices = batch[f"target_indices_{mask_index}"]
-        context_mask = tokens_mask = None
+        tokens_mask = None
         if self.padding:
-            context_mask = context_indices >= 0
-            tokens_mask = ops.concatenate([context_mask, target_indices >= 0], axis=1)
+            tokens_mask = ops.concatenate([context_indices >= 0, target_indices >= 0], axis=1)
             context_indices = ops.maximum(context_indices, 0)
             target_indices = ops.maximum(target_indices, 0)
-        context = self.encoder(batch["videos"], context_indices, context_mask)
         predictions = self.predictor(
             context, context_indices, target_indices, tokens_mask, mask_index=mask_index
         )
         return ops.cast(predictions, "float32")
 
     def sample_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Prediction loss and variance regulariser of each sample, two `(batch,)`."""
+        """Prediction loss and variance regulariser of each sample, two `(batch,)`.
+
+        The loss holds the terms on the context's features, if they have a weight.
+        """
         targets = self.targets(batch["videos"])
         num_masks = sum(name.startswith("target_indices_") for name in batch)
         losses, deviations = [], []
         for i in range(num_masks):
-            predictions = self.predictions(batch, i)
+            context = self.encode_context(batch, i)
+            predictions = self.predictions(batch, i, context)
             indices = batch[f"target_indices_{i}"]
             valid = ops.cast(ops.expand_dims(indices >= 0, -1), "float32")
             wanted = gather_tokens(targets, ops.maximum(indices, 0))
-            losses.append(_prediction_loss(predictions, wanted, valid, self.loss_exponent))
+            loss = _prediction_loss(predictions, wanted, valid, self.loss_exponent)
+            losses.append(loss + self._context_penalty(context, batch[f"context_indices_{i}"]))
             deviations.append(_deviation(predictions, valid))
         # Every kind of mask counts equally, whatever its number of tokens.
         deviation = sum(deviations) / num_masks
         variance_loss = ops.mean(ops.relu(1.0 - deviation), axis=-1)
         return sum(losses) / num_masks, variance_loss
+
+    def _context_penalty(self, context: Tensor, indices: Tensor) -> Tensor | float:
+        if not (self.context_variance_weight or self.context_covariance_weight):
+            return 0.0
+        valid = ops.cast(ops.reshape(indices >= 0, (-1, 1)), "float32")
+        variance_loss, covariance_loss = _spread(
+            ops.reshape(ops.cast(context, "float32"), (-1, context.shape[-1])), valid
+        )
+        return (
+            self.context_variance_weight * variance_loss
+            + self.context_covariance_weight * covariance_loss
+        )
 
     def call(self, inputs: Batch) -> Tensor:
         loss, variance_loss = self.sample_losses(inputs)
@@ -283,6 +328,9 @@ class VJEPAPretrainer(Preset, keras.Model):
             "loss_exponent": self.loss_exponent,
             "variance_weight": self.variance_weight,
             "target": self.target,
+            "normalize_targets": self.normalize_targets,
+            "context_variance_weight": self.context_variance_weight,
+            "context_covariance_weight": self.context_covariance_weight,
             "padding": self.padding,
         }
 
@@ -321,3 +369,14 @@ def _deviation(predictions: Tensor, valid: Tensor) -> Tensor:
     squares = ops.square(predictions - ops.expand_dims(mean, 1)) * valid
     variance = ops.sum(squares, axis=1) / ops.maximum(count - 1.0, 1.0)
     return ops.sqrt(variance + VARIANCE_EPSILON)
+
+
+def _spread(features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """VICReg's variance and covariance terms of features `(rows, dim)`, of the valid rows."""
+    count = ops.sum(valid)
+    centered = (features - ops.sum(features * valid, axis=0) / count) * valid
+    covariance = ops.matmul(ops.transpose(centered), centered) / (count - 1.0)
+    variances = ops.diagonal(covariance)
+    deviations = ops.sqrt(variances + VARIANCE_EPSILON)
+    others = ops.sum(ops.square(covariance)) - ops.sum(ops.square(variances))
+    return ops.mean(ops.relu(1.0 - deviations)), others / features.shape[-1]

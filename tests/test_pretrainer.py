@@ -225,11 +225,36 @@ def test_pixel_targets_are_normalised_patches():
     patch = batch["videos"][0, 2:4, 16:, 16:].reshape(-1)
     expected = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-5)
     np.testing.assert_allclose(np.sort(targets[0, 7]), np.sort(expected), atol=1e-4)
+    pretrainer.normalize_targets = False
+    targets = numpy(pretrainer.targets(batch["videos"]))
+    np.testing.assert_allclose(np.sort(targets[0, 7]), np.sort(patch), atol=1e-6)
+    pretrainer.normalize_targets = True
     pretrainer.compile(AdamW(1e-2))
     losses = fit(pretrainer, batch, epochs=8)
     assert losses[-1] < 0.9 * losses[0]
     copy = VJEPAPretrainer.from_config(pretrainer.get_config())
     assert copy.target == "pixels" and copy.predictor.output_dim == 2 * 16 * 16 * 3
+
+
+def test_terms_on_the_context_keep_features_apart():
+    encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, num_mask_tokens=1)
+    weights = {"context_variance_weight": 0.3, "context_covariance_weight": 2.0}
+    pretrainer = VJEPAPretrainer(encoder, predictor, **weights)
+    batch = random_batch(1, pretrainer, batch_size=3)
+    # Padding has no part in the statistics.
+    batch["context_indices_0"][0, -1] = -1
+    features = numpy(pretrainer.encode_context(batch, 0))[batch["context_indices_0"] >= 0]
+    covariance = np.cov(features.astype("float64"), rowvar=False)
+    variances = np.diag(covariance)
+    others = (covariance**2).sum() - (variances**2).sum()
+    expected = 0.3 * np.maximum(1 - np.sqrt(variances + 1e-4), 0).mean() + 2.0 * others / 24
+    loss = numpy(pretrainer(batch)).mean()
+    pretrainer.context_variance_weight = pretrainer.context_covariance_weight = 0.0
+    without = numpy(pretrainer(batch)).mean()
+    assert expected > 0.1
+    np.testing.assert_allclose(loss - without, expected, rtol=1e-4)
+    assert VJEPAPretrainer(encoder, predictor, **weights).get_config().items() >= weights.items()
 
 
 def test_predictor_must_fit_the_target():
