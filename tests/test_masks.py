@@ -15,6 +15,7 @@ from keras_vjepa.data.masks import (
     CausalMultiBlockMask,
     MaskSampler,
     MultiBlockMask,
+    RandomTokenMask,
     RandomTubeMask,
     mean_counts,
 )
@@ -270,6 +271,19 @@ def test_random_tube(resolution):
     frequency = np.bincount(kept.ravel(), minlength=num_patches) / num_samples
     mean = reference["keep_frequency_per_spatial_position"]["mean"]
     assert np.abs(frequency - mean).max() < SIGMAS * np.sqrt(mean * (1 - mean) / num_samples)
+
+
+def test_random_tokens():
+    sampler = MaskSampler([RandomTokenMask(0.75)], (4, 6, 6))
+    batch = sampler(0, 200)
+    contexts, targets = batch["context_indices_0"], batch["target_indices_0"]
+    tokens = np.concatenate([contexts, targets], axis=1)
+    assert contexts.shape == (200, 36) and (np.sort(tokens, axis=1) == np.arange(144)).all()
+    # Unlike tubes: no time step shows as much as another, nor the same places.
+    per_step = np.stack([(contexts // 36 == step).sum(axis=1) for step in range(4)])
+    assert (per_step != 9).mean() > 0.5
+    frequency = np.bincount(contexts.ravel(), minlength=144) / 200
+    assert np.abs(frequency - 0.25).max() < SIGMAS * np.sqrt(0.25 * 0.75 / 200)
 
 
 @pytest.mark.parametrize(("num_context_frames", "num_steps"), [(6, 3), (12, 6), (1, 1), (16, 8)])

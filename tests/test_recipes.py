@@ -66,6 +66,36 @@ def test_default_recipe(small_set, tmp_path, capsys):
     }
 
 
+@pytest.mark.parametrize(
+    ("masks", "kinds", "context"),
+    [("causal_multi_block", 2, 116), ("random_tube", 1, 64), ("random_tokens", 1, 64)],
+)
+def test_masks_of_the_config(masks, kinds, context):
+    config = dataclasses.replace(
+        pretrain.digit_motion(), **SHRUNK, masks=masks, mask_ratio=0.75, max_context_frames=4
+    )
+    pretrainer = pretrain.make_pretrainer(config)
+    assert pretrainer.predictor.num_mask_tokens == kinds
+    batch = pretrain.make_masks(config, pretrainer.encoder.grid_shape)(0, 2)
+    assert len(batch) == 2 * kinds and batch["context_indices_0"].shape == (2, context)
+    # 4 of 8 frames are 2 of 4 time steps of 64 tokens.
+    assert (batch["context_indices_0"].max() < 128) == (masks == "causal_multi_block")
+    with pytest.raises(ValueError, match="`masks` must be one of .*random_tokens. Received: 'x'"):
+        pretrain.make_masks(dataclasses.replace(config, masks="x"), (4, 8, 8))
+
+
+def test_deviation_of_the_initial_weights():
+    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, initializer_stddev=0.1)
+    pretrainer = pretrain.make_pretrainer(config)
+    for kernel in (
+        pretrainer.target_encoder.tubelet_embedding.kernel,
+        pretrainer.encoder.blocks[0].mlp_hidden.kernel,
+        pretrainer.predictor.blocks[0].mlp_output.kernel,
+    ):
+        assert 0.08 < np.std(keras.ops.convert_to_numpy(kernel)) < 0.12
+    assert not np.any(keras.ops.convert_to_numpy(pretrainer.predictor.mask_tokens[0]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vitl16", "vith16", "vith16_384"])
 def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):

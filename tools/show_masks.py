@@ -23,6 +23,7 @@ from keras_vjepa.data.masks import (
     Grid,
     Mask,
     MaskSampler,
+    RandomTokenMask,
     RandomTubeMask,
 )
 
@@ -30,6 +31,7 @@ MASKS: dict[str, Mask] = {
     "short": SHORT_RANGE,
     "long": LONG_RANGE,
     "tube": RandomTubeMask(ratio=0.9),
+    "random": RandomTokenMask(ratio=0.9),
     "causal": CausalMultiBlockMask(num_blocks=8, spatial_scale=0.15, num_context_frames=6),
 }
 NUM_FRAMES, TUBELET_SIZE, PATCH_SIZE = 16, 2, 16

@@ -1,7 +1,7 @@
 """Masks: the tokens that the context encoder sees and those that the predictor fills in.
 
 Paper: §3.2 (short- and long-range multi-block masks), §4.4 (random-tube and causal multi-block),
-App. C Table 9 (the numbers), App. E.3 (their ablation).
+App. C Table 9 (the numbers), App. E.3 (their ablation). `RandomTokenMask` is not in the paper.
 
 A clip of `Nt * Nh * Nw` tokens is flattened time-major, then row, then column. A mask kind hides
 some tokens of it; the context holds the indices of the visible ones, the target those of the
@@ -269,16 +269,20 @@ class RandomTubeMask:
                 f"Received: {self.ratio}"
             )
 
+    def tubes(self, grid: Grid) -> Grid:
+        """Number of tubes per axis; they tile the grid."""
+        return 1, grid[1], grid[2]
+
     def token_counts(self, grid: Grid) -> tuple[int, int]:
         """Context and target count, the same in every sample."""
-        num_steps, num_rows, num_columns = grid
-        num_patches = num_rows * num_columns
-        num_kept = int(num_patches * (1 - self.ratio))
-        return num_steps * num_kept, num_steps * (num_patches - num_kept)
+        num_tubes = math.prod(self.tubes(grid))
+        num_kept = int(num_tubes * (1 - self.ratio))
+        length = math.prod(grid) // num_tubes
+        return length * num_kept, length * (num_tubes - num_kept)
 
     def num_draws(self, grid: Grid) -> int:
-        """One per patch."""
-        return grid[1] * grid[2]
+        """One per tube."""
+        return math.prod(self.tubes(grid))
 
     def visible(
         self, grid: Grid, size_draws: NDArray[np.float64], position_draws: NDArray[np.float64]
@@ -289,14 +293,36 @@ class RandomTubeMask:
             grid: tokens per axis (Nt, Nh, Nw).
             size_draws: unused; tubes have one size.
             position_draws: uniform draws in [0, 1), shape (samples, `num_draws(grid)`); the
-                patches with the smallest stay visible.
+                tubes with the smallest stay visible.
         """
-        num_kept = self.token_counts(grid)[0] // grid[0]
+        num_kept = int(self.num_draws(grid) * (1 - self.ratio))
         kept = np.argpartition(position_draws, num_kept - 1, axis=1)[:, :num_kept]
-        patches = np.zeros(position_draws.shape, np.bool_)
-        np.put_along_axis(patches, kept, True, axis=1)
-        frames = patches.reshape(-1, 1, *grid[1:])
-        return np.broadcast_to(frames, (len(frames), *grid))
+        visible = np.zeros(position_draws.shape, np.bool_)
+        np.put_along_axis(visible, kept, True, axis=1)
+        tubes = visible.reshape(-1, *self.tubes(grid))
+        return np.broadcast_to(tubes, (len(tubes), *grid))
+
+
+@dataclass(frozen=True)
+class RandomTokenMask(RandomTubeMask):
+    """Hides random tokens, each time step's anew: tubes that are one time step long.
+
+    Not in the paper: what is hidden can be guessed from the time steps before and after, so it is
+    the easiest kind, for small models that tubes and blocks give nothing to start from.
+
+    Args:
+        ratio: share of the tokens that is hidden, in (0, 1).
+        max_keep: as in `RandomTubeMask`.
+
+    Example:
+
+    >>> RandomTokenMask(ratio=0.75).token_counts((4, 8, 8))
+    (64, 192)
+    """
+
+    def tubes(self, grid: Grid) -> Grid:
+        """Number of tubes per axis: one for each token."""
+        return grid
 
 
 SHORT_RANGE = MultiBlockMask(num_blocks=8, spatial_scale=0.15)
