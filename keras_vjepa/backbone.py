@@ -20,6 +20,7 @@ from keras import ops
 from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import (
     TubeletEmbedding,
+    apply_blocks,
     layer_norm,
     position_table,
     resample_position_table,
@@ -77,6 +78,8 @@ class VJEPABackbone(Preset, keras.Model):
             in the clip's own grid (as the authors' code does), `"index"` in the grid of
             `image_size` whatever the clip's is (as the transformers package does).
         layer_norm_epsilon: epsilon of every norm.
+        remat: compute what happens inside a block again in the backward pass instead of keeping it
+            (activation checkpointing): less memory, more time, the same numbers.
         num_channels: colour channels.
 
     Call arguments:
@@ -116,6 +119,7 @@ class VJEPABackbone(Preset, keras.Model):
         position_mode: str | None = None,
         layer_norm_epsilon: float = 1e-6,
         num_channels: int = 3,
+        remat: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -139,6 +143,7 @@ class VJEPABackbone(Preset, keras.Model):
         self.uniform_power = uniform_power
         self.position_mode = position_mode
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.remat = remat
         self.num_channels = num_channels
         # Built here, so that a backbone has its weights from the start; through `build`, which
         # gives every variable a path of its own.
@@ -257,8 +262,7 @@ class VJEPABackbone(Preset, keras.Model):
         padding_mask: Tensor | None = None,
     ) -> Tensor:
         x, angles = self.embed(videos, token_indices), self.angles(videos, token_indices)
-        for block in self.blocks:
-            x = block(x, padding_mask, angles)
+        x = apply_blocks(self.blocks, x, padding_mask, angles, self.remat)
         return self.norm(x)
 
     def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:
@@ -311,6 +315,7 @@ class VJEPABackbone(Preset, keras.Model):
             "uniform_power": self.uniform_power,
             "position_mode": self.position_mode,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "remat": self.remat,
             "num_channels": self.num_channels,
         }
 

@@ -425,6 +425,27 @@ def layer_norm(epsilon: float, name: str, dtype: Any) -> keras.layers.LayerNorma
     return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=dtype)
 
 
+def apply_blocks(
+    blocks: Sequence[TransformerBlock],
+    tokens: Tensor,
+    padding_mask: Tensor | None = None,
+    angles: Tensor | None = None,
+    remat: bool = False,
+) -> Tensor:
+    """One block after the other, `(batch, tokens, dim)` to the same; other arguments as a block's.
+
+    With `remat` only the tokens between two blocks are kept for the backward pass, which computes
+    what happened inside a block again: less memory, the same numbers.
+    """
+    for block in blocks:
+
+        def call(x: Tensor, block: TransformerBlock = block) -> Tensor:
+            return block(x, padding_mask, angles)
+
+        tokens = (keras.remat(call) if remat else call)(tokens)
+    return tokens
+
+
 def transformer_blocks(
     num_layers: int,
     hidden_dim: int,

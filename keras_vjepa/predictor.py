@@ -18,6 +18,7 @@ from keras import ops
 
 from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import (
+    apply_blocks,
     dense,
     layer_norm,
     position_table,
@@ -44,6 +45,8 @@ class VJEPAPredictor(Preset, keras.Model):
             and keys rotated in every attention (V-JEPA 2).
         uniform_power: equal share of the table's channels for time, row and column.
         layer_norm_epsilon: epsilon of every norm.
+        remat: compute what happens inside a block again in the backward pass instead of keeping it
+            (activation checkpointing): less memory, more time, the same numbers.
         output_dim: width of the predictions; `encoder_dim` if None. A patch's number of values
             for the pixel targets of Table 1.
 
@@ -82,6 +85,7 @@ class VJEPAPredictor(Preset, keras.Model):
         uniform_power: bool = True,
         layer_norm_epsilon: float = 1e-6,
         output_dim: int | None = None,
+        remat: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,6 +106,7 @@ class VJEPAPredictor(Preset, keras.Model):
         self.position_embedding = position_embedding
         self.uniform_power = uniform_power
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.remat = remat
         self.output_dim = output_dim or encoder_dim
         # Through `build`, which gives every variable a path of its own.
         self.build((None, None, encoder_dim))
@@ -159,8 +164,7 @@ class VJEPAPredictor(Preset, keras.Model):
             x = ops.add(x, ops.take(table, indices, axis=0))
         else:
             angles = rotary_angles(indices, self.grid_shape, self.hidden_dim // self.num_heads)
-        for block in self.blocks:
-            x = block(x, padding_mask, angles)
+        x = apply_blocks(self.blocks, x, padding_mask, angles, self.remat)
         return self.output_projection(self.norm(x[:, ops.shape(context_indices)[1] :]))
 
     def compute_output_shape(
@@ -188,5 +192,6 @@ class VJEPAPredictor(Preset, keras.Model):
             "position_embedding": self.position_embedding,
             "uniform_power": self.uniform_power,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "remat": self.remat,
             "output_dim": self.output_dim,
         }

@@ -24,6 +24,7 @@ import keras
 from keras import ops
 
 from keras_vjepa import distribution
+from keras_vjepa.accumulation import accumulated_train_step
 from keras_vjepa.attention import Tensor
 from keras_vjepa.backbone import VJEPABackbone
 from keras_vjepa.layers import gather_tokens
@@ -244,8 +245,22 @@ class VJEPAPretrainer(Preset, keras.Model):
 
     # --- The training step -----------------------------------------------------------------------
 
-    def compile(self, optimizer: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
-        """As `keras.Model.compile`; default optimizer: `AdamW`. No loss is taken."""
+    def compile(  # type: ignore[override]
+        self, optimizer: Any = None, accumulation_steps: int = 1, **kwargs: Any
+    ) -> None:
+        """As `keras.Model.compile`, without a loss.
+
+        Args:
+            optimizer: default: `AdamW`.
+            accumulation_steps: parts in which a device works through its share of a batch, one
+                after the other, before the optimizer's step. The numbers stay the same.
+            kwargs: as in Keras.
+        """
+        if accumulation_steps < 1:
+            raise ValueError(
+                f"`accumulation_steps` must be at least 1. Received: {accumulation_steps}"
+            )
+        self.accumulation_steps = accumulation_steps
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
         if isinstance(optimizer, AdamW):
             optimizer.clip_separately(
@@ -263,14 +278,21 @@ class VJEPAPretrainer(Preset, keras.Model):
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:
             return None
-        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "accumulation_steps": self.accumulation_steps,
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(optimizer=keras.saving.deserialize_keras_object(config["optimizer"]))
+        optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+        self.compile(optimizer, config["accumulation_steps"])
 
     def train_step(self, *args: Any) -> Any:
         """One optimizer step, then the target encoder's (App. B)."""
-        result = super().train_step(*args)
+        if self.accumulation_steps > 1:
+            result = accumulated_train_step(self, self.accumulation_steps, *args)
+        else:
+            result = super().train_step(*args)
         if len(args) == 1:
             self.update_target_encoder()
             return result

@@ -102,8 +102,12 @@ class PretrainConfig:
 
     # Optimisation (Table 9). Schedules are made for steps * schedule_scale iterations. Clipping
     # starts an epoch of 300 iterations after the warm-up (official-behaviour §5).
-    # The batch is that of all devices together. JAX can split the parameters over them.
+    # The batch is that of all devices together. What makes it fit, with the same numbers: parts of
+    # a step one after the other, activations computed twice, parameters split over the devices
+    # (JAX only).
     batch_size: int = 3072
+    accumulation_steps: int = 1
+    remat: bool = False
     shard_parameters: bool = False
     steps: int = 90_000
     warmup_steps: int = 12_000
@@ -205,6 +209,7 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
         hidden_dim=config.hidden_dim,
         num_layers=config.num_layers,
         num_heads=config.num_heads,
+        remat=config.remat,
         name="encoder",
     )
     predictor = VJEPAPredictor(
@@ -215,6 +220,7 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
         num_heads=config.num_heads,
         num_mask_tokens=len(mask_kinds(config)),
         output_dim=encoder.patch_dim if config.target == "pixels" else None,
+        remat=config.remat,
         name="predictor",
     )
     for network in (encoder, predictor):
@@ -245,7 +251,8 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
             CosineSchedule(config.start_weight_decay, config.final_weight_decay, int(length)),
             clip_norm=config.clip_norm,
             clip_after=config.clip_after,
-        )
+        ),
+        config.accumulation_steps,
     )
     return pretrainer
 
@@ -297,7 +304,7 @@ def make_batches(
     config: PretrainConfig, grid_shape: tuple[int, int, int], parallel: DataParallel = ALONE
 ) -> ClipBatches:
     """Training batches of the config's data: this process's slice of each."""
-    parallel.check_batch_size(config.batch_size)
+    parallel.check_batch_size(config.batch_size, config.accumulation_steps)
     source = prepare_digit_motion().train if config.data == BUILT_IN else config.data
     transform = PretrainTransform(
         config.image_size,

@@ -31,11 +31,15 @@ STEPS, BATCH_SIZE = 5, 8
 def make_pretrainer(remat=False, accumulation_steps=1):
     """Clipping bites, weight decay and momentum move; 16 wide, so that 4 devices divide it."""
     keras.utils.set_random_seed(0)
-    encoder = VJEPABackbone(16, 4, hidden_dim=16, num_layers=2, num_heads=2, patch_size=8)
-    predictor = VJEPAPredictor(16, encoder.position_axes, 8, 2, 2, 1)
+    sizes = {"num_layers": 2, "num_heads": 2, "remat": remat}
+    encoder = VJEPABackbone(16, 4, patch_size=8, hidden_dim=16, name="encoder", **sizes)
+    predictor = VJEPAPredictor(
+        16, encoder.position_axes, 8, num_mask_tokens=1, name="predictor", **sizes
+    )
     pretrainer = VJEPAPretrainer(encoder, predictor, momentum=LinearSchedule(0.9, 1.0, 10.0))
     pretrainer.compile(
-        AdamW(1e-3, CosineSchedule(0.04, 0.4, 10), epsilon=1e-6, clip_norm=0.01, clip_after=2)
+        AdamW(1e-3, CosineSchedule(0.04, 0.4, 10), epsilon=1e-6, clip_norm=0.01, clip_after=2),
+        accumulation_steps,
     )
     return pretrainer
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import data_parallel_worker as worker
 import keras
@@ -18,6 +19,8 @@ from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motio
 
 BACKEND = keras.config.backend()
 WORKER = ROOT / "tests" / "data_parallel_worker.py"
+# How each backend's own machinery names process 1.
+DEATH_NOTICE = {"torch": "rank      : 1", "jax": "task:1", "tensorflow": "task:1"}
 RECIPE = ROOT / "recipes" / "pretrain.py"
 
 
@@ -99,7 +102,7 @@ def run(tmp_path, count=1, **options):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(alone, tmp_path):
-    losses, state, outputs = run(tmp_path, count=2)
+    losses, state, outputs = run(tmp_path, count=2, accumulation_steps=2)
     assert_equal(losses, state, alone)
     assert all(f"2 processes, 2 devices on {BACKEND}" in output for output in outputs)
 
@@ -110,6 +113,13 @@ def test_four_devices_equal_one(alone, tmp_path):
     losses, state, [output] = run(tmp_path, virtual_devices=4)
     assert_equal(losses, state, alone)
     assert f"1 process, 4 devices on {BACKEND}" in output
+
+
+@pytest.mark.slow
+def test_remat_and_accumulation_give_the_same_numbers(alone):
+    pretrainer = worker.make_pretrainer(remat=True, accumulation_steps=4)
+    losses = worker.train(distribution.ALONE, pretrainer)
+    assert_equal(losses, worker.state(pretrainer), alone)
 
 
 @pytest.mark.slow
@@ -172,3 +182,29 @@ def test_torch_starts_a_process_for_each_device(monkeypatch):
         "--steps",
         "5",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND == "jax", reason="takes the 100 s of a missed heartbeat")
+def test_a_dead_process_ends_the_run(tmp_path):
+    """Process 1 dies in its third step; the others end by themselves, not after a timeout."""
+    options = json.dumps({"dying_process": 1})
+    command = [str(WORKER), str(tmp_path / "run.npz"), options]
+    if BACKEND == "torch":
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        running = [
+            subprocess.Popen(
+                [sys.executable, *launcher, *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        ]
+    else:
+        running = launch(command, count=2)
+    start = time.monotonic()
+    codes, outputs = finish(running, timeout=240)
+    print(f"{time.monotonic() - start:.0f} s", outputs[0][-6000:])
+    assert 0 not in codes
+    assert DEATH_NOTICE[BACKEND] in outputs[0]
+    assert not (tmp_path / "run.npz").exists()

@@ -18,6 +18,7 @@ BACKENDS = {"jax", "torch", "tensorflow"}
 
 # A module may import from floors below its own.
 FLOORS = {
+    "accumulation": 0,
     "attention": 0,
     "distribution": 0,
     "downloads": 0,
@@ -38,8 +39,8 @@ FLOORS = {
 }
 # Where files become a model's input.
 MAY_READ_DATA = {"preprocessor"}
-MAY_NAME_A_BACKEND = {"attention.py", "distribution.py"}
-MAY_IMPORT_A_BACKEND = {"distribution.py"}
+MAY_NAME_A_BACKEND = {"accumulation.py", "attention.py", "distribution.py"}
+MAY_IMPORT_A_BACKEND = {"accumulation.py", "distribution.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -64,10 +64,14 @@ def _seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def make_pretrainer(size: str, padding: bool) -> VJEPAPretrainer:
-    encoder = VJEPABackbone.from_size(size)
+def make_pretrainer(size: str, padding: bool, remat: bool = False) -> VJEPAPretrainer:
+    encoder = VJEPABackbone.from_size(size, remat=remat)
     predictor = VJEPAPredictor(
-        encoder.hidden_dim, encoder.position_axes, num_heads=encoder.num_heads, name="predictor"
+        encoder.hidden_dim,
+        encoder.position_axes,
+        num_heads=encoder.num_heads,
+        remat=remat,
+        name="predictor",
     )
     return VJEPAPretrainer(encoder, predictor, padding=padding)
 
@@ -105,7 +109,7 @@ class _StepTimes(keras.callbacks.Callback):
 
 
 def bench_training(arguments: argparse.Namespace) -> None:
-    pretrainer = make_pretrainer(arguments.size, not arguments.no_padding)
+    pretrainer = make_pretrainer(arguments.size, not arguments.no_padding, arguments.remat)
     if arguments.eager_einsum:
         attention_module._PREFERRED.clear()
         attention_module.fused_attention = attention_module.plain_attention
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--size", default="base", choices=list(SIZES))
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--remat", action="store_true", help="activations computed twice")
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
     parser.add_argument("--attention", action="store_true", help="time attention alone")
