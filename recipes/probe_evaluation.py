@@ -418,6 +418,9 @@ def make_evaluator(
     """
     train, test = samples
     settings = probe_settings(config)
+    for index in range(config.splits):
+        # Says now which class is missing, and not when all features have been computed.
+        make_split(config, train, config.seed + index)
     classifier = make_classifier(config, encoder, config.tasks[0])
     dim, heads = classifier.probe.linear.kernel.shape[0], classifier.probe.num_heads
     if config.augment or config.online:

@@ -328,6 +328,13 @@ def test_a_class_without_training_samples_is_named():
         probe_evaluation.make_split(small(), samples, 0)
 
 
+def test_a_missing_class_is_named_before_features_are_computed(videos, encoder, tmp_path):
+    train = [sample for sample in videos[0] if sample.label % 10 != 3]
+    with pytest.raises(ValueError, match="every class of `motion`. Missing: 3"):
+        probe_evaluation.make_evaluator(small(), encoder, (train, videos[1]), tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
 def test_the_best_probe_is_chosen_on_validation(videos, encoder, tmp_path):
     config = small(learning_rates=(1e-3, 3e-3))
     evaluator = probe_evaluation.make_evaluator(config, encoder, videos, tmp_path)
