@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -48,6 +49,10 @@ class BuiltInPreset(Protocol):
 
 
 BUILT_IN: dict[str, BuiltInPreset] = {}
+
+# Folders of another package, by the `model_type` in their config.json, and what makes presets of
+# them; `zoo.py` adds what it can convert.
+CONVERTERS: dict[str, Callable[[Path], Path]] = {}
 
 
 def list_presets(cls: type | None = None) -> dict[str, dict[str, Any]]:
@@ -97,7 +102,10 @@ def find_preset(
     """
     name = os.fspath(preset)
     if is_address(name):
-        return preset_from_hub(name, load_weights)
+        folder = preset_from_hub(name, load_weights)
+        if not load_weights and _converter(folder):
+            folder = preset_from_hub(name, load_weights=True)
+        return _as_preset(folder)
     if name in BUILT_IN:
         return BUILT_IN[name].folder(name, load_weights, trust_on_first_use)
     folder = Path(name).expanduser()
@@ -106,7 +114,20 @@ def find_preset(
             "`preset` must be a folder, hf://user/repo, kaggle://user/model/framework/variation "
             f"or one of {', '.join(BUILT_IN)}. Received: {name!r}"
         )
-    return folder
+    return _as_preset(folder)
+
+
+def _converter(folder: Path) -> Callable[[Path], Path] | None:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        return CONVERTERS.get(config.get("model_type", ""))
+    except (OSError, ValueError, AttributeError):  # a preset without a backbone, or none at all
+        return None
+
+
+def _as_preset(folder: Path) -> Path:
+    converter = _converter(folder)
+    return folder if converter is None else converter(folder)
 
 
 # --- Models --------------------------------------------------------------------------------------
@@ -179,7 +200,8 @@ class Preset:
 
         Args:
             preset: one of `presets`, a folder that `save_to_preset` wrote, `hf://user/repo`, or
-                `kaggle://user/model/framework/variation`.
+                `kaggle://user/model/framework/variation`. A V-JEPA 2 folder or repository of the
+                transformers package is converted into the cache.
             load_weights: False gives the architecture with fresh weights; nothing large is
                 downloaded for it.
             trust_on_first_use: accept the authors' file of one of `presets` although its SHA-256

@@ -1,4 +1,4 @@
-"""The model zoo: the authors' released weights as presets (§4.2, App. C, App. D.1).
+"""The model zoo: the authors' released weights as presets (Table 6, App. C, App. D.1).
 
 An entry says where the authors keep a file and what it must hold. The first `from_preset` of a name
 downloads that file, checks it, converts it and writes a preset into the cache; from then on the
@@ -9,6 +9,7 @@ The SHA-256 of their files are not yet known here: the files could not be downlo
 package was made. So each must be trusted once, by the user; see `downloads.py`.
 """
 
+import hashlib
 import inspect
 import json
 import tempfile
@@ -26,7 +27,7 @@ from keras_vjepa.classifier import VJEPAVideoClassifier
 from keras_vjepa.downloads import RemoteFile, cache_folder, downloaded
 from keras_vjepa.predictor import VJEPAPredictor
 from keras_vjepa.preprocessor import PREPROCESSOR_FILE, VJEPAVideoPreprocessor
-from keras_vjepa.presets import BUILT_IN, CONFIG_FILE, METADATA_FILE
+from keras_vjepa.presets import BUILT_IN, CONFIG_FILE, CONVERTERS, METADATA_FILE
 from keras_vjepa.pretrainer import VJEPAPretrainer
 
 Arguments = Mapping[str, Any]
@@ -95,6 +96,7 @@ class PretrainedEntry(Entry):
         parameters: trainable ones of the encoder.
         licence: of the weights.
         source: where the authors publish them.
+        unwritten: arguments of the encoder that the file does not tell.
     """
 
     description: str
@@ -104,6 +106,7 @@ class PretrainedEntry(Entry):
     parameters: int
     licence: str
     source: str
+    unwritten: tuple[str, ...] = ()
 
     def classes(self) -> tuple[str, ...]:
         return "VJEPABackbone", "VJEPAPredictor", "VJEPAPretrainer", "VJEPAVideoPreprocessor"
@@ -148,6 +151,7 @@ class PretrainedEntry(Entry):
                 path,
                 num_heads=self.encoder["num_heads"],
                 predictor_num_heads=self.predictor["num_heads"],
+                **{name: self.encoder[name] for name in self.unwritten},
             )
             _check(pretrainer.target_encoder, self.encoder)
             _check(pretrainer.predictor, self.predictor)
@@ -242,6 +246,23 @@ def _float32() -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
+def convert_folder(folder: Path) -> Path:
+    """A preset in the cache made of a V-JEPA 2 folder of the transformers package.
+
+    It is made anew when one of the folder's files has changed.
+
+    Raises:
+        CheckpointError: if anything in the folder does not fit.
+    """
+    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
+    key = hashlib.sha256(f"{folder.resolve()} {files}".encode()).hexdigest()[:16]
+    preset = cache_folder() / "converted" / key
+    if not preset.exists():
+        with _float32():
+            convert(folder).save_to_preset(preset)
+    return preset
+
+
 def _check(model: Any, expected: Arguments) -> None:
     found = model.get_config()
     for name, value in expected.items():
@@ -262,9 +283,10 @@ def _described(cls: type, **arguments: Any) -> dict[str, Any]:
     }
 
 
-# --- The table (addresses: official-behaviour §10) -----------------------------------------------
+# --- The tables (addresses: official-behaviour §10, §12) ------------------------------------------
 
 _JEPA = "https://dl.fbaipublicfiles.com/jepa"
+_JEPA_2 = "https://dl.fbaipublicfiles.com/vjepa2"
 
 #   folder of the files, size of the encoder, pixels, trainable parameters of the encoder
 _PRETRAINED = {
@@ -282,17 +304,25 @@ _PROBES = {
     "inat21": ("inat-probe", "iNaturalist 2021", 10_000, 1, 1, (67.8, 67.9, 72.6)),
 }
 
+#   V-JEPA 2: file, size of the encoder, pixels, trainable parameters of the encoder
+_PRETRAINED_2 = {
+    "vjepa2_large_patch16_256": ("vitl.pt", "large", 256, 303_885_312),
+    "vjepa2_huge_patch16_256": ("vith.pt", "huge", 256, 631_648_000),
+    "vjepa2_giant_patch16_256": ("vitg.pt", "giant_xformers", 256, 1_012_173_952),
+    "vjepa2_giant_patch16_384": ("vitg-384.pt", "giant_xformers", 384, 1_012_173_952),
+}
+
+
+def _encoder(size: str, pixels: int, num_frames: int, **arguments: Any) -> Arguments:
+    clip = {"image_size": pixels, "num_frames": num_frames, "patch_size": 16, "tubelet_size": 2}
+    return {**clip, **asdict(SIZES[size]), **arguments}
+
+
 for _name, (_folder, _size, _pixels, _parameters) in _PRETRAINED.items():
     BUILT_IN[_name] = PretrainedEntry(
         f"V-JEPA ViT-{_size[0].upper()}/16, pretrained on VideoMix2M at {_pixels} pixels",
         RemoteFile(f"{_JEPA}/{_folder}/{_folder}.pth.tar"),
-        encoder={
-            "image_size": _pixels,
-            "num_frames": 16,
-            "patch_size": 16,
-            "tubelet_size": 2,
-            **asdict(SIZES[_size]),
-        },
+        encoder=_encoder(_size, _pixels, 16),
         predictor={"hidden_dim": 384, "num_layers": 12, "num_heads": 16, "num_mask_tokens": 2},
         parameters=_parameters,
         licence="CC BY-NC 4.0",
@@ -310,3 +340,21 @@ for _row, (_name, (_folder, *_)) in enumerate(_PRETRAINED.items()):
             _clips,
             _views,
         )
+
+for _name, (_file, _size, _pixels, _parameters) in _PRETRAINED_2.items():
+    _rotary = {"position_embedding": "rotary"}
+    BUILT_IN[_name] = PretrainedEntry(
+        f"V-JEPA 2 ViT-{_size[0]}/16 at {_pixels} pixels",
+        RemoteFile(f"{_JEPA_2}/{_file}"),
+        encoder=_encoder(_size, _pixels, 64, **_rotary),
+        predictor={
+            **{"hidden_dim": 384, "num_layers": 12, "num_heads": 12, "num_mask_tokens": 10},
+            **_rotary,
+        },
+        parameters=_parameters,
+        licence="MIT",
+        source="https://github.com/facebookresearch/vjepa2",
+        unwritten=("image_size", "num_frames"),
+    )
+
+CONVERTERS["vjepa2"] = convert_folder

@@ -8,6 +8,7 @@ import torch
 from keras import ops
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
+from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAVideoPreprocessor
 from keras_vjepa.checkpoints import CheckpointError, convert, convert_backbone
 
 TOLERANCE = 2e-5
@@ -201,3 +202,23 @@ def test_damaged_folders_are_named(tmp_path):
     weights.unlink()
     with pytest.raises(CheckpointError, match="no such file: .*model.safetensors"):
         convert(tmp_path)
+
+
+def test_from_preset_takes_such_a_folder(tmp_path, monkeypatch):
+    """Converted into the cache, and from there for every class."""
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "cache"))
+    model = oracle("square")
+    model.save_pretrained(tmp_path / "folder")
+    backbone = VJEPABackbone.from_preset(tmp_path / "folder")
+    videos = clips(8, 48, 48)
+    expected = model.get_vision_features(channels_second(videos))
+    assert_close(backbone(videos), expected)
+    converted = sorted((tmp_path / "cache" / "converted").iterdir())
+    assert VJEPAPredictor.from_preset(tmp_path / "folder").num_layers == 1
+    preprocessor = VJEPAVideoPreprocessor.from_preset(tmp_path / "folder")
+    assert (preprocessor.image_size, preprocessor.num_frames) == (48, 8)
+    assert sorted((tmp_path / "cache" / "converted").iterdir()) == converted
+    # Another model in the same folder is another preset.
+    oracle("square", seed=1).save_pretrained(tmp_path / "folder")
+    other = ops.convert_to_numpy(VJEPABackbone.from_preset(tmp_path / "folder")(videos))
+    assert np.abs(other - expected.detach().numpy()).max() > 0.1

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -297,15 +298,31 @@ def test_every_released_model_is_listed():
     tasks = ("kinetics400", "ssv2", "imagenet", "places205", "inat21")
     pretrained = {f"vjepa_{size}" for size in sizes}
     classifiers = {f"{name}_{task}" for name in pretrained for task in tasks}
-    assert pretrained | classifiers <= set(keras_vjepa.list_presets())
+    sizes = ("large_patch16_256", "huge_patch16_256", "giant_patch16_256", "giant_patch16_384")
+    pretrained |= {f"vjepa2_{size}" for size in sizes}
+    assert set(keras_vjepa.list_presets()) == pretrained | classifiers
     for cls in (VJEPABackbone, VJEPAPredictor, VJEPAPretrainer):
-        assert pretrained <= set(cls.presets) and not classifiers & set(cls.presets)
+        assert set(cls.presets) == pretrained
     assert set(VJEPAVideoClassifier.presets) == classifiers
     for described in keras_vjepa.list_presets().values():
         assert described["licence"] and described["source"].startswith("https://")
         for file in described["files"]:
             assert file["address"].startswith("https://dl.fbaipublicfiles.com/")
             assert set(file) == {"address", "sha256"}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", VJEPABackbone.presets)
+def test_every_listed_model_has_its_number_of_parameters(name):
+    """From models of one and of two blocks: the others are alike."""
+    one, two = (
+        VJEPABackbone.from_preset(name, load_weights=False, num_layers=n, image_size=32)
+        for n in (1, 2)
+    )
+    counts = [sum(math.prod(v.shape) for v in m.trainable_variables) for m in (one, two)]
+    num_layers = BUILT_IN[name].encoder["num_layers"]
+    total = counts[0] + (num_layers - 1) * (counts[1] - counts[0])
+    assert total == VJEPABackbone.presets[name]["parameters"]
 
 
 def test_the_readme_has_the_table():
