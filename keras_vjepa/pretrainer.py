@@ -288,17 +288,21 @@ class VJEPAPretrainer(Preset, keras.Model):
         self.compile(optimizer, config["accumulation_steps"])
 
     def train_step(self, *args: Any) -> Any:
-        """One optimizer step, then the target encoder's (App. B)."""
+        """One optimizer step, then the target encoder's (App. B).
+
+        The logs tell in `finite`, 1.0 or 0.0, whether it left finite weights: a gradient that is
+        not finite shows in the step that made it.
+        """
         if self.accumulation_steps > 1:
             result = accumulated_train_step(self, self.accumulation_steps, *args)
         else:
             result = super().train_step(*args)
         if len(args) == 1:
             self.update_target_encoder()
-            return result
+            return {**result, **_finite_log(self.trainable_variables)}
         # A stateless backend: variables are values in `state`, to be passed on.
         logs, state = result
-        return logs, self._with_updated_target(state)
+        return {**logs, **_finite_log(state[0])}, self._with_updated_target(state)
 
     def update_target_encoder(self) -> None:
         """target = momentum * target + (1 - momentum) * encoder, over all variables."""
@@ -375,6 +379,11 @@ def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
     # Through NumPy: a shared buffer would break the donation of the training state.
     target.set_weights(distribution.values(encoder.weights))
     return target
+
+
+def _finite_log(values: Sequence[Tensor]) -> dict[str, Tensor]:
+    total = sum(ops.sum(ops.cast(value, "float32")) for value in values)
+    return distribution.reduce_logs({"finite": ops.cast(ops.isfinite(total), "float32")})
 
 
 def _prediction_loss(predictions: Tensor, targets: Tensor, valid: Tensor, q: float) -> Tensor:

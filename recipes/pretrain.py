@@ -11,9 +11,10 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,17 @@ import cv2  # noqa: E402
 import frozen_probe  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from feature_cache import write_atomically  # noqa: E402
+from resumable import (  # noqa: E402
+    LossLog,
+    NotFiniteError,
+    SaveCheckpoints,
+    StopSignals,
+    check_same_run,
+    describe_run,
+    resume,
+    stop_signals,
+)
 
 from keras_vjepa import (  # noqa: E402
     AdamW,
@@ -38,6 +50,7 @@ from keras_vjepa import (  # noqa: E402
     WarmupCosine,
     distribution,
 )
+from keras_vjepa.checkpointing import Checkpoints  # noqa: E402
 from keras_vjepa.data.digit_motion import prepare_digit_motion  # noqa: E402
 from keras_vjepa.data.index import list_samples  # noqa: E402
 from keras_vjepa.data.masks import (  # noqa: E402
@@ -54,6 +67,17 @@ from keras_vjepa.distribution import ALONE, DataParallel  # noqa: E402
 from keras_vjepa.layers import INITIALIZER_STDDEV  # noqa: E402
 
 BUILT_IN = "digit_motion"
+
+# Fields that may change when a run goes on. The samples are compared in place of the path to them.
+MAY_DIFFER = (
+    "data",
+    "num_workers",
+    "max_bad_share",
+    "shard_parameters",
+    "checkpoint_every",
+    "keep_last",
+    "keep_every",
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +158,11 @@ class PretrainConfig:
     seed: int = 234
     probe_epochs: int = 8
 
+    # Checkpoints. In steps; the reference saves once an epoch, which is 300.
+    checkpoint_every: int = 300
+    keep_last: int = 2
+    keep_every: int = 9000
+
 
 def vitl16() -> PretrainConfig:
     """ViT-L/16, 224 px: 90,000 steps of 3,072 clips; 128 A100s in the paper, 7.0e20 FLOP."""
@@ -186,6 +215,7 @@ def digit_motion() -> PretrainConfig:
         clip_after=15,
         dtype="float32",
         seed=0,
+        checkpoint_every=25,
     )
 
 
@@ -329,55 +359,84 @@ def make_batches(
 # --- The run -------------------------------------------------------------------------------------
 
 
-class LossLog(keras.callbacks.Callback):
-    """Keeps the loss of every step, and shows it now and then.
-
-    Losses stay on the device between two lines on the screen, so that no step waits for the host.
-    """
-
-    def __init__(self, steps: int, every: int = 20, shown: bool = True) -> None:
-        super().__init__()
-        self.steps = steps
-        self.every = every
-        self.shown = shown
-        self.losses: list[float] = []
-        self._pending: list[Any] = []
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._pending.append((logs or {})["step_loss"])
-        done = len(self.losses) + len(self._pending)
-        if done % self.every == 0 or done == self.steps:
-            self.losses += [float(loss) for loss in self._pending]
-            self._pending = []
-            if self.shown:
-                self._show(done)
-
-    def _show(self, done: int) -> None:
-        bar = ("#" * (30 * done // self.steps)).ljust(30)
-        seconds = time.perf_counter() - self._start
-        left = seconds / done * (self.steps - done)
-        end = "\n" if done == self.steps or not sys.stderr.isatty() else "\r"
-        print(
-            f"[{bar}] step {done}/{self.steps}  loss {np.mean(self.losses[-self.every :]):.4f}  "
-            f"{seconds:.0f} s, {left:.0f} s left ",
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 def pretrain(
     config: PretrainConfig,
     pretrainer: VJEPAPretrainer,
     batches: ClipBatches,
     parallel: DataParallel = ALONE,
+    log: LossLog | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> LossLog:
-    """Train for `config.steps` steps."""
-    log = LossLog(config.steps, shown=parallel.is_first)
-    stream = parallel.feed(batches.stream(stop=config.steps))
-    pretrainer.fit(stream, steps_per_epoch=config.steps, shuffle=False, verbose=0, callbacks=[log])
+    """Train until `config.steps` steps are done, from where `log` ends."""
+    log = log or LossLog(config.steps, shown=parallel.is_first)
+    if log.done == config.steps:
+        return log
+    source = batches.stream(log.done, config.steps)
+    try:
+        pretrainer.fit(
+            parallel.feed(source),
+            steps_per_epoch=config.steps - log.done,
+            shuffle=False,
+            verbose=0,
+            callbacks=[log, *callbacks],
+        )
+    finally:
+        # Ends its threads, unless a backend's own thread still is in it and will do so.
+        with suppress(ValueError):
+            source.close()
     return log
+
+
+def train(
+    config: PretrainConfig,
+    pretrainer: VJEPAPretrainer,
+    batches: ClipBatches,
+    workdir: Path,
+    signals: StopSignals,
+    parallel: DataParallel,
+) -> list[float]:
+    """Go on from the last checkpoint to the last step; the loss of every step."""
+    checkpoints = Checkpoints(workdir / "checkpoints", config.keep_last, config.keep_every)
+    description = describe_run(_defining(config, MAY_DIFFER), batches.samples)
+    losses = resume(checkpoints, pretrainer, description)
+    log = LossLog(config.steps, losses=losses, shown=parallel.is_first)
+    saving = SaveCheckpoints(
+        checkpoints,
+        log,
+        config.checkpoint_every,
+        description,
+        signals,
+        lambda losses: write_losses(losses, workdir),
+        parallel,
+        config.shard_parameters,
+    )
+    signals.deferred = True
+    try:
+        pretrain(config, pretrainer, batches, parallel, log, [saving])
+    except NotFiniteError as error:
+        path = workdir / f"not_finite_step_{error.step}.txt"
+        write_atomically(path, "\n".join(batches.paths(error.step - 1)) + "\n")
+        steps = checkpoints.steps()
+        kept = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
+        raise FloatingPointError(f"{error}: its videos are listed in {path}, {kept}.") from None
+    except Exception:
+        # Some backends wrap what the data raised into pages of their own.
+        if batches.error is not None:
+            raise batches.error from None
+        if signals.received and not parallel.is_first:
+            signals.exit("The first process has saved and left.")
+        raise
+    finally:
+        signals.deferred = False
+    if signals.received:
+        signals.exit("Training is done; the same command goes on with what follows it.")
+    return log.losses
+
+
+def write_losses(losses: Sequence[float], workdir: Path) -> None:
+    """The loss of every step as a table."""
+    rows = "".join(f"{i},{loss:.9g}\n" for i, loss in enumerate(losses, start=1))
+    write_atomically(workdir / "loss.csv", "step,loss\n" + rows)
 
 
 def evaluate(
@@ -419,60 +478,86 @@ def draw_curve(losses: list[float], path: Path, height: int = 320, width: int = 
 
 
 def run(config: PretrainConfig, workdir: Path) -> None:
-    """Train, save, evaluate; everything goes to `workdir`."""
+    """Train, save, evaluate; everything goes to `workdir`. A run that was stopped goes on there."""
     parallel = distribution.setup(config.shard_parameters)
     _make_writable(workdir)
-    pretrainer = make_pretrainer(config)
-    batches = make_batches(config, pretrainer.encoder.grid_shape, parallel)
-    untrained = distribution.values(pretrainer.encoder.weights)
-    if parallel.is_first:
-        print(
-            f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
-            f"parameters, {len(batches.samples):,} videos, {config.steps:,} steps of "
-            f"{config.batch_size} clips; {parallel}",
-            file=sys.stderr,
-        )
-    try:
-        losses = pretrain(config, pretrainer, batches, parallel).losses
-    except Exception:
-        # Some backends wrap what the data raised into pages of their own.
-        if batches.error is not None:
-            raise batches.error from None
-        raise
-    weights = distribution.values(pretrainer.weights)
-    parallel.release()
-    if parallel.is_first:
+    if _is_finished(config, workdir):
+        if parallel.is_first:
+            print(
+                f"{workdir} holds this run, finished: {config.steps:,} steps. "
+                "Take another --workdir to train again.",
+                file=sys.stderr,
+            )
+        return
+    with stop_signals() as signals:
+        pretrainer = make_pretrainer(config)
+        batches = make_batches(config, pretrainer.encoder.grid_shape, parallel)
+        untrained = distribution.values(pretrainer.encoder.weights)
+        if parallel.is_first:
+            print(
+                f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
+                f"parameters, {len(batches.samples):,} videos, {config.steps:,} steps of "
+                f"{config.batch_size} clips; {parallel}",
+                file=sys.stderr,
+            )
+        losses = train(config, pretrainer, batches, workdir, signals, parallel)
+        weights = distribution.values(pretrainer.weights)
+        parallel.release()
+        if not parallel.is_first:
+            return
         pretrainer = VJEPAPretrainer.from_config(pretrainer.get_config())
         pretrainer.set_weights(weights)
         save(config, workdir, losses, pretrainer)
-    if config.data != BUILT_IN or not parallel.is_first:
-        return
-    if parallel.process_count > 1:
-        # The others have ended, and may not wait for this one.
-        print(f"Evaluate with recipes/probe.py --preset {workdir}/preset", file=sys.stderr)
-        return
-    encoder = VJEPABackbone.from_config(pretrainer.encoder.get_config())
-    encoder.set_weights(untrained)
-    results = evaluate(config, pretrainer.target_encoder, encoder)
-    summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
-    (workdir / "probe.json").write_text(json.dumps(summary, indent=2))
-    print(frozen_probe.table(results))
+        if config.data != BUILT_IN:
+            return
+        if parallel.process_count > 1:
+            # The others have ended, and may not wait for this one.
+            print(f"Evaluate with recipes/probe.py --preset {workdir}/preset", file=sys.stderr)
+            return
+        encoder = VJEPABackbone.from_config(pretrainer.encoder.get_config())
+        encoder.set_weights(untrained)
+        results = evaluate(config, pretrainer.target_encoder, encoder)
+        summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
+        write_atomically(workdir / "probe.json", json.dumps(summary, indent=2))
+        print(frozen_probe.table(results))
 
 
 def save(
     config: PretrainConfig, workdir: Path, losses: list[float], pretrainer: VJEPAPretrainer
 ) -> None:
     """Write the config, the loss of every step, its picture and the preset."""
-    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
-    (workdir / "loss.csv").write_text(
-        "step,loss\n" + "".join(f"{i},{loss:.9g}\n" for i, loss in enumerate(losses, start=1))
-    )
+    write_atomically(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
+    write_losses(losses, workdir)
     draw_curve(losses, workdir / "loss.png")
     pretrainer.save_to_preset(workdir / "preset")
     print(f"Saved {workdir}/preset, loss.csv and loss.png.", file=sys.stderr)
 
 
+def _is_finished(config: PretrainConfig, workdir: Path) -> bool:
+    """Whether all results are there; an error if they are another config's."""
+    results = [workdir / "config.json", workdir / "preset" / "config.json"]
+    if config.data == BUILT_IN:
+        results.append(workdir / "probe.json")
+    if not all(path.is_file() for path in results):
+        return False
+    free = [name for name in MAY_DIFFER if name != "data"]
+    stored = {k: v for k, v in json.loads(results[0].read_text()).items() if k not in free}
+    check_same_run(stored, _defining(config, free), workdir)
+    return True
+
+
+def _defining(config: PretrainConfig, free: Sequence[str]) -> dict[str, Any]:
+    """The fields that are not free, as JSON has them."""
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    return json.loads(json.dumps(fields))
+
+
 def _make_writable(workdir: Path) -> None:
+    # As a path, "gs://bucket" would be a local folder of that name.
+    if re.match(r"\w+:/", str(workdir)):
+        raise ValueError(
+            f"`workdir` must be a local or a mounted path (gcsfuse, NFS). Received: {workdir}"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK):
         raise PermissionError(
@@ -495,7 +580,7 @@ def main() -> None:
     distribution.launch_on_all_devices()
     try:
         run(config, workdir)
-    except (ValueError, OSError, TooManyBadFilesError) as error:
+    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         sys.exit(f"pretrain: {error}")
 
 

@@ -26,6 +26,7 @@ FLOORS = {
     "presets": 0,
     "monitoring": 0,
     "readouts": 0,
+    "checkpointing": 1,
     "layers": 1,
     "optimization": 1,
     "backbone": 2,

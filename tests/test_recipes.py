@@ -47,7 +47,14 @@ def test_default_recipe(small_set, tmp_path, capsys):
     config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, probe_epochs=1)
     pretrain.run(config, tmp_path / "run")
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"config.json", "loss.csv", "loss.png", "preset", "probe.json"}
+    assert files == {
+        "checkpoints",
+        "config.json",
+        "loss.csv",
+        "loss.png",
+        "preset",
+        "probe.json",
+    }
     assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 1 + config.steps
     assert VJEPABackbone.from_preset(tmp_path / "run" / "preset").hidden_dim == 24
     assert VJEPAPretrainer.from_preset(tmp_path / "run" / "preset").predictor.num_layers == 1

@@ -14,7 +14,7 @@ place in the list name them; theirs pads the test set with duplicates that count
 fill the last batch have no weight; theirs puts another video where one cannot be read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -154,7 +154,7 @@ class EvaluationBatches(IndexedBatches[Clips | None, tuple[Inputs, Labels, NDArr
 
     def stream(
         self, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[Inputs, Labels, NDArray[np.float32]]]:
+    ) -> Generator[tuple[Inputs, Labels, NDArray[np.float32]], None, None]:
         """Batches from step `start` to `stop`, or to the last, read ahead by threads."""
         return super().stream(start, self.num_steps if stop is None else min(stop, self.num_steps))
 

@@ -11,7 +11,7 @@ is taken by a clip that the seed and the position name; theirs puts a random one
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -203,7 +203,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         """The batch of a step (0-based)."""
         return self._assembled(step, [self._read(position) for position in self._positions(step)])
 
-    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[BatchT]:
+    def stream(self, start: int = 0, stop: int | None = None) -> Generator[BatchT, None, None]:
         """Batches from step `start` to `stop`, or for ever, read ahead by threads."""
         pending: deque[tuple[int, list[Future[ItemT]]]] = deque()
         next_step = start
@@ -255,10 +255,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, Clips], BatchT]):
 
     def _read(self, position: int) -> tuple[Sample, Clips]:
         """The sample at a position of the endless stream, or one in its place, and its clips."""
-        substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
-        index = self._sample_index(position)
-        for _ in range(_MAX_SUBSTITUTES):
-            sample = self.samples[index]
+        for sample in self._candidates(position):
             if sample.path not in self.bad_files:
                 rng = random_stream(self.seed, _CLIP_STREAM, position, 0)
                 try:
@@ -267,11 +264,25 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, Clips], BatchT]):
                     self._note_bad_file(
                         sample.path, str(error), "Skipped, another clip takes its place"
                     )
-            index = int(substitutes.integers(len(self.samples)))
         raise TooManyBadFilesError(
             f"{_MAX_SUBSTITUTES} files in a row could not be read, the last one: {sample.path}. "
             "Check the data; the log names each file with its reason."
         )
+
+    def paths(self, step: int) -> list[str]:
+        """Files of the global batch of a step, as far as this process knows the unreadable ones."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [
+            next((s.path for s in self._candidates(p) if s.path not in self.bad_files), "")
+            for p in positions
+        ]
+
+    def _candidates(self, position: int) -> Iterator[Sample]:
+        """The sample at a position, then those that would take its place, in their order."""
+        yield self.samples[self._sample_index(position)]
+        substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
+        for _ in range(_MAX_SUBSTITUTES - 1):
+            yield self.samples[int(substitutes.integers(len(self.samples)))]
 
     def _read_clips(self, path: str, rng: np.random.Generator) -> Clips:
         return self.reader(path, self.clip, lambda frames: self.transform(frames, rng), rng)

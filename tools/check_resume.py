@@ -1,0 +1,167 @@
+"""Kill a pretraining run again and again, and compare it with one that ran through (App. C).
+
+    KERAS_BACKEND=jax python tools/check_resume.py workdir/check --kills 30 --data videos/ \
+        --steps 60 --checkpoint_every 3
+
+Options that are not this tool's go to `recipes/pretrain.py`. One run is left alone. Another gets
+SIGKILL, alternately at a random moment and while it writes a checkpoint, and is started again with
+the same command; when it has finished all the same, a new one takes its place. Every finished run
+must have the loss of every step, and the last checkpoint, of the one that was left alone, bit for
+bit: a checkpoint's name holds the hash of its content. Exit code 1 if any differs.
+"""
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "pretrain.py"
+READY = " parameters, "
+POLL_SECONDS = 0.0005
+
+
+@dataclass
+class Process:
+    """The recipe, running in a folder; what it says is in the file `output` beside it."""
+
+    workdir: Path
+    options: Sequence[str]
+
+    def __post_init__(self) -> None:
+        self.checkpoints = self.workdir / "checkpoints"
+        self.output = self.workdir.with_suffix(".txt")
+        self.before = self.written()
+        command = [sys.executable, str(RECIPE), *self.options, "--workdir", str(self.workdir)]
+        with open(self.output, "w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file)
+
+    def written(self) -> set[str]:
+        """Names of the finished checkpoints."""
+        return {path.name for path in self.checkpoints.glob("step-*.npz")}
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written, or was when the process died."""
+        return any(self.checkpoints.glob(".step-*.unfinished"))
+
+    def wait_for(self, event: Callable[[], bool]) -> bool:
+        """Until something happens; False if the process ended before."""
+        while not event():
+            if self.process.poll() is not None:
+                self.check()
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def wait_until_ready(self) -> bool:
+        """Until training is about to begin."""
+        return self.wait_for(lambda: READY in self.output.read_text())
+
+    def wait_for_checkpoints(self, count: int) -> bool:
+        """Until it has finished so many."""
+        seen: set[str] = set()
+
+        def enough() -> bool:
+            seen.update(self.written() - self.before)
+            return len(seen) >= count
+
+        return self.wait_for(enough)
+
+    def check(self) -> None:
+        """End the tool if the process failed."""
+        if self.process.wait():
+            sys.exit(f"check_resume: the recipe failed.\n{self.output.read_text()}")
+
+    def kill(self) -> bool:
+        """SIGKILL; whether it hit a process that still ran."""
+        if self.process.poll() is not None:
+            self.check()
+            return False
+        self.process.kill()
+        self.process.wait()
+        return True
+
+
+def result_of(workdir: Path) -> tuple[list[str], str]:
+    """The lines of loss.csv, and the name of the last checkpoint."""
+    last = max(path.name for path in (workdir / "checkpoints").glob("step-*.npz"))
+    return (workdir / "loss.csv").read_text().splitlines(), last
+
+
+def reference_run(workdir: Path, options: Sequence[str]) -> tuple[float, float]:
+    """Run through; seconds to the first checkpoint, and between two."""
+    process = Process(workdir, options)
+    if not process.wait_until_ready():
+        sys.exit(f"check_resume: the recipe never said {READY!r}.\n{process.output.read_text()}")
+    ready = time.monotonic()
+    process.wait_for_checkpoints(1)
+    first = time.monotonic()
+    process.wait_for_checkpoints(4)
+    interval = (time.monotonic() - first) / 3
+    process.check()
+    return first - ready, interval
+
+
+def kill_once(
+    process: Process, rng: random.Random, writing: bool, seconds: tuple[float, float]
+) -> bool:
+    """Kill at a moment that `rng` chooses; False if the process finished before it."""
+    if not process.wait_until_ready():
+        return False
+    count = rng.randrange(3)
+    if not process.wait_for_checkpoints(count):
+        return False
+    if writing:
+        if not process.wait_for(process.is_writing):
+            return False
+        time.sleep(rng.choice([0.0, 0.0005, 0.001]))
+    else:
+        time.sleep(rng.random() * seconds[0 if count == 0 else 1])
+    return process.kill()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="All other options go to recipes/pretrain.py, for example --data or --steps.",
+    )
+    parser.add_argument("workdir", type=Path, help="folder of the runs; what it holds is removed")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kill_seed", type=int, default=0, help="of the moments")
+    parsed, options = parser.parse_known_args(arguments)
+    shutil.rmtree(parsed.workdir, ignore_errors=True)
+    parsed.workdir.mkdir(parents=True)
+    rng = random.Random(parsed.kill_seed)
+    seconds = reference_run(parsed.workdir / "reference", options)
+    expected = result_of(parsed.workdir / "reference")
+    kills = in_a_write = runs = different = 0
+    while True:
+        killed = parsed.workdir / f"killed_{runs}"
+        process = Process(killed, options)
+        if kills < parsed.kills and kill_once(process, rng, kills % 2 == 1, seconds):
+            kills += 1
+            in_a_write += process.is_writing()
+            print(f"kill {kills}: {max(process.written(), default='nothing yet')}", flush=True)
+            continue
+        process.check()
+        runs += 1
+        losses, last = result_of(killed)
+        wrong = sum(a != b for a, b in zip(losses, expected[0], strict=False))
+        wrong += abs(len(losses) - len(expected[0]))
+        different += bool(wrong) or last != expected[1]
+        print(f"{killed}: {wrong} losses differ; {last}, expected {expected[1]}", flush=True)
+        if kills >= parsed.kills:
+            break
+    print(
+        f"{kills} kills, {in_a_write} of them in a write; {runs} runs of "
+        f"{len(expected[0]) - 1} steps, {different} of them different"
+    )
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()
