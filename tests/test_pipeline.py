@@ -102,6 +102,15 @@ def test_too_many_bad_files_stop_the_run(samples):
     assert isinstance(pipeline.error, TooManyBadFilesError)
 
 
+def test_every_thread_gives_the_same_reason(samples):
+    """A thread that only meets files another one found bad says so too, not that none can be read."""
+    broken = Sample("/nowhere/a.mp4")
+    pipeline = batches([broken], max_bad_share=0.2)
+    pipeline.bad_files[broken.path] = "what another thread found"
+    with pytest.raises(TooManyBadFilesError, match="1 of 1 videos cannot be read.*another thread"):
+        pipeline.batch(0)
+
+
 def test_nothing_readable_ends(samples):
     missing = [Sample("/nowhere/a.mp4"), Sample("/nowhere/b.mp4")]
     with pytest.raises(TooManyBadFilesError):

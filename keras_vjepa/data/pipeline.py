@@ -233,10 +233,14 @@ class IndexedBatches(Generic[ItemT, BatchT]):
     def _note_bad_file(self, path: str, reason: str, consequence: str) -> None:
         self.bad_files[path] = reason
         _LOG.warning("%s: %s", consequence, reason)
+        self._stop_at_too_many_bad_files()
+
+    def _stop_at_too_many_bad_files(self) -> None:
         if len(self.bad_files) > self.max_bad_share * len(self.samples):
+            last_reason = list(self.bad_files.values())[-1]
             raise TooManyBadFilesError(
                 f"{len(self.bad_files)} of {len(self.samples)} videos cannot be read, more than "
-                f"`max_bad_share`={self.max_bad_share:g} allows. The last one: {reason}"
+                f"`max_bad_share`={self.max_bad_share:g} allows. The last one: {last_reason}"
             )
 
 
@@ -264,6 +268,8 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, Clips], BatchT]):
                     self._note_bad_file(
                         sample.path, str(error), "Skipped, another clip takes its place"
                     )
+        # Another thread may have found the file that was one too many: the same message here.
+        self._stop_at_too_many_bad_files()
         raise TooManyBadFilesError(
             f"{_MAX_SUBSTITUTES} files in a row could not be read, the last one: {sample.path}. "
             "Check the data; the log names each file with its reason."
