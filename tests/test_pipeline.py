@@ -103,7 +103,7 @@ def test_too_many_bad_files_stop_the_run(samples):
 
 
 def test_every_thread_gives_the_same_reason(samples):
-    """A thread that only meets files another one found bad says so too, not that none can be read."""
+    """Also a thread that only meets the file which another one found to be one too many."""
     broken = Sample("/nowhere/a.mp4")
     pipeline = batches([broken], max_bad_share=0.2)
     pipeline.bad_files[broken.path] = "what another thread found"
