@@ -416,6 +416,9 @@ def train(
     except NotFiniteError as error:
         path = workdir / f"not_finite_step_{error.step}.txt"
         write_atomically(path, "\n".join(batches.paths(error.step - 1)) + "\n")
+        # One may still be on its way to the disk.
+        with suppress(OSError, FloatingPointError):
+            checkpoints.wait()
         steps = checkpoints.steps()
         kept = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
         raise FloatingPointError(f"{error}: its videos are listed in {path}, {kept}.") from None

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 import keras
 import numpy as np
@@ -159,7 +160,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
         batches._assembled = with_nan
         return batches
 
+    write = pretrain.Checkpoints._write
+
+    def slowly(*arguments):
+        time.sleep(1)
+        write(*arguments)
+
     monkeypatch.setattr(pretrain, "make_batches", spoiled)
+    # The message counts with a checkpoint that is still being written.
+    monkeypatch.setattr(pretrain.Checkpoints, "_write", slowly)
     with pytest.raises(FloatingPointError, match="loss is nan at step 4: .*step 2 is kept") as e:
         pretrain.run(config, tmp_path)
     assert len(str(e.value).splitlines()) == 1
