@@ -290,6 +290,26 @@ class VJEPABackbone(Preset, keras.Model):
                 outputs[i] = self.norm(x)
         return [outputs[i] for i in layers]
 
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        batch_size: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.export`, for batches of clips of the size that the backbone is made for.
+
+        Args:
+            filepath: what to write.
+            format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`; the README says which
+                backend offers which.
+            batch_size: clips at a time; shapes are fixed.
+            kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
+        """
+        shape = (batch_size, self.num_frames, *_height_width(self.image_size), self.num_channels)
+        signature = [keras.InputSpec(shape=shape, dtype="float32", name="videos")]
+        super().export(filepath, format=format, **{"input_signature": signature, **kwargs})
+
     def compute_output_shape(
         self,
         videos_shape: Sequence[int | None],

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vjepa.activations import gelu
 from keras_vjepa.attention import Tensor, attention
 from keras_vjepa.rotary import rotate
 
@@ -36,6 +37,10 @@ class TokenDense(keras.layers.Dense):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return _as_matrix(lambda rows: super(TokenDense, self).call(rows, training), inputs)
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """As `Dense`, which would leave out its subclasses."""
+        super().quantize(mode, type_check=False, config=config)
 
 
 def _as_matrix(product: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
@@ -247,8 +252,9 @@ class TubeletEmbedding(keras.layers.Layer):
             )
         grid = self.grid_shape(videos.shape)
         tubelet, patch, _, channels, _ = self.kernel.shape
-        x = ops.reshape(videos, (-1, grid[0], tubelet, grid[1], patch, grid[2], patch, channels))
-        x = ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7))
+        # Axes that stay neighbours go as one: LiteRT transposes no more than six.
+        x = ops.reshape(videos, (-1, tubelet, grid[1], patch, grid[2], patch * channels))
+        x = ops.transpose(x, (0, 2, 4, 1, 3, 5))
         return ops.reshape(x, (-1, math.prod(grid), tubelet * patch * patch * channels))
 
     def call(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
@@ -401,7 +407,7 @@ class TransformerBlock(keras.layers.Layer):
         self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
     ) -> Tensor:
         x = ops.add(inputs, self.attention_branch(inputs, padding_mask, angles))
-        hidden = ops.gelu(self.mlp_hidden(self.mlp_norm(x)), approximate=False)
+        hidden = gelu(self.mlp_hidden(self.mlp_norm(x)))
         return ops.add(x, self.mlp_output(hidden))
 
     def compute_output_shape(

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.activations import gelu
 from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import INITIALIZER_STDDEV, TransformerBlock, dense, layer_norm
 
@@ -158,7 +159,7 @@ class AttentivePooler(keras.layers.Layer):
                 tokens = block(tokens)
         query = ops.cast(self.query_token, self.compute_dtype)
         x = ops.add(query, self.cross_attention(tokens))
-        hidden = ops.gelu(self.mlp_hidden(self.mlp_norm(x)), approximate=False)
+        hidden = gelu(self.mlp_hidden(self.mlp_norm(x)))
         x = ops.add(x, self.mlp_output(hidden))
         if self.self_attention == "query":
             for block in self.blocks:

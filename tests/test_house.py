@@ -20,6 +20,7 @@ BACKENDS = {"jax", "torch", "tensorflow"}
 FLOORS = {
     "accumulation": 0,
     "attention": 0,
+    "activations": 0,
     "distribution": 0,
     "downloads": 0,
     "rotary": 0,
@@ -40,7 +41,7 @@ FLOORS = {
 }
 # Where files become a model's input.
 MAY_READ_DATA = {"preprocessor"}
-MAY_NAME_A_BACKEND = {"accumulation.py", "attention.py", "distribution.py"}
+MAY_NAME_A_BACKEND = {"accumulation.py", "activations.py", "attention.py", "distribution.py"}
 MAY_IMPORT_A_BACKEND = {"accumulation.py", "distribution.py"}
 
 

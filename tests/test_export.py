@@ -1,0 +1,104 @@
+"""Exported files and lower precisions give the backbone's numbers (the README's two tables)."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vjepa import VJEPABackbone
+
+BACKEND = keras.config.backend()
+# What each backend can write; JAX also ONNX, through jax2onnx, which is not installed here.
+FORMATS = {
+    "jax": ("tf_saved_model",),
+    "tensorflow": ("tf_saved_model", "onnx", "litert"),
+    "torch": ("onnx", "torch"),
+}
+CLIPS = np.random.default_rng(0).normal(size=(2, 4, 32, 32, 3)).astype("float32")
+
+
+def numpy(x):
+    return ops.convert_to_numpy(ops.cast(x, "float32"))
+
+
+def backbone(position_embedding="sincos", **arguments):
+    """With weights far from their small initial values."""
+    model = VJEPABackbone(
+        32,
+        4,
+        hidden_dim=48,
+        num_layers=2,
+        num_heads=2,
+        position_embedding=position_embedding,
+        **arguments,
+    )
+    rng = np.random.default_rng(1)
+    for variable in model.trainable_variables:
+        variable.assign(variable + 0.1 * rng.normal(size=variable.shape))
+    return model
+
+
+def run_tf_saved_model(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    return np.asarray(loaded.serve(CLIPS))
+
+
+def run_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    return session.run(None, {session.get_inputs()[0].name: CLIPS})[0]
+
+
+def run_litert(path):
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(str(path))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], CLIPS)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def run_torch(path):
+    import torch
+
+    return torch.export.load(path).module()(torch.tensor(CLIPS)).detach().numpy()
+
+
+SUFFIXES = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite", "torch": ".pt2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
+@pytest.mark.parametrize("format", FORMATS[BACKEND])
+def test_exported_files_give_the_same_numbers(format, position_embedding, tmp_path):
+    model, path = backbone(position_embedding), tmp_path / f"model{SUFFIXES[format]}"
+    model.export(path, format, batch_size=2, verbose=False)
+    actual = globals()[f"run_{format}"](path)
+    assert np.abs(actual - numpy(model(CLIPS))).max() <= 2e-5
+
+
+def cosine(a, b):
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@pytest.mark.parametrize(
+    "precision,least", [("bfloat16", 0.9995), ("mixed_bfloat16", 0.9995), ("int8", 0.999)]
+)
+def test_features_in_lower_precision(precision, least):
+    model = backbone()
+    expected = numpy(model(CLIPS))
+    if precision == "int8":
+        model.quantize("int8")
+        kernels = [block.mlp_hidden.kernel for block in model.blocks]
+        assert all(keras.backend.standardize_dtype(kernel.dtype) == "int8" for kernel in kernels)
+    else:
+        weights = model.get_weights()
+        model = backbone(dtype=precision)
+        model.set_weights(weights)
+    actual = numpy(model(CLIPS))
+    assert 1e-4 < np.abs(actual - expected).max()
+    assert cosine(actual, expected).min() >= least
