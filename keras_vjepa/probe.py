@@ -18,7 +18,14 @@ from keras import ops
 
 from keras_vjepa.activations import gelu
 from keras_vjepa.attention import Tensor
-from keras_vjepa.layers import INITIALIZER_STDDEV, TransformerBlock, dense, layer_norm
+from keras_vjepa.layers import (
+    INITIALIZER_STDDEV,
+    TokenDense,
+    TransformerBlock,
+    dense,
+    layer_norm,
+    weight_initializer,
+)
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -93,7 +100,12 @@ class AttentivePooler(keras.layers.Layer):
         )
         self.tokens_norm = layer_norm(epsilon, "tokens_norm", policy)
         self.query = dense(attention_dim, "query", policy)
-        self.key_value = dense(2 * attention_dim, "key_value", policy)
+        self.key_value = _SplitDense(
+            2 * attention_dim,
+            kernel_initializer=weight_initializer(),
+            name="key_value",
+            dtype=policy,
+        )
         self.mlp_norm = layer_norm(epsilon, "mlp_norm", policy)
         self.mlp_hidden = dense(mlp_dim, "mlp_hidden", policy)
         self.mlp_output = _residual_dense(dim, "mlp_output", policy)
@@ -179,6 +191,13 @@ class AttentivePooler(keras.layers.Layer):
             "head_dim": self.head_dim,
             "self_attention": self.self_attention,
         }
+
+
+class _SplitDense(TokenDense):
+    """Keys and values. The pooling takes its kernel apart, so that it stays in floating point."""
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """Do nothing."""
 
 
 def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vjepa import VJEPABackbone
+from keras_vjepa import VJEPABackbone, VJEPAProbe
 
 BACKEND = keras.config.backend()
 # What each backend can write; JAX also ONNX, through jax2onnx, which is not installed here.
@@ -102,3 +102,17 @@ def test_features_in_lower_precision(precision, least):
     actual = numpy(model(CLIPS))
     assert 1e-4 < np.abs(actual - expected).max()
     assert cosine(actual, expected).min() >= least
+
+
+def test_a_probe_in_int8():
+    """Its pooling reads a kernel by itself, which must not have become integers."""
+    probe = VJEPAProbe(num_classes=5, num_heads=2)
+    tokens = np.random.default_rng(2).normal(size=(3, 7, 48)).astype("float32")
+    probe(tokens)
+    rng = np.random.default_rng(3)
+    for variable in probe.trainable_variables:
+        variable.assign(variable + 0.1 * rng.normal(size=variable.shape))
+    expected = numpy(probe(tokens))
+    probe.quantize("int8")
+    actual = numpy(probe(tokens))
+    assert 1e-6 < np.abs(actual - expected).max() <= 0.05 * np.abs(expected).max()
