@@ -6,6 +6,7 @@ import pytest
 from conftest import golden
 from keras import ops
 
+from keras_vjepa.activations import gelu
 from keras_vjepa.layers import (
     SelfAttention,
     TransformerBlock,
@@ -164,3 +165,13 @@ def test_layer_round_trip(name, dtype, tmp_path):
     np.testing.assert_array_equal(
         numpy(ops.cast(restored(inputs), "float32")), numpy(ops.cast(outputs, "float32"))
     )
+
+
+@pytest.mark.parametrize("dtype,bound", [("float32", 1e-6), ("bfloat16", 0.03)])
+def test_gelu_equals_keras_own(dtype, bound):
+    """In value and type, whatever form a backend is given."""
+    x = ops.cast(np.linspace(-6, 6, 241, dtype="float32"), dtype)
+    actual, expected = gelu(x), ops.gelu(x, approximate=False)
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
+    difference = ops.subtract(ops.cast(actual, "float32"), ops.cast(expected, "float32"))
+    assert float(ops.max(ops.abs(difference))) <= bound
