@@ -1,7 +1,9 @@
 """Data-parallel runs equal one process on one device, on loopback; and stop when a process dies."""
 
+import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import data_parallel_worker as worker
 import keras
 import numpy as np
+import pretrain
 import pytest
 from conftest import ROOT
 from test_recipes import SHRUNK
@@ -134,23 +137,36 @@ def test_sharded_parameters_give_the_same_numbers(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_in_two_processes(tmp_path):
-    """The same losses as in one, and one process that writes and speaks."""
+def test_the_recipe_goes_on_with_another_number_of_processes(tmp_path):
+    """One, two, one: the losses of a run that one process did, and one that writes and speaks."""
     videos = prepare_digit_motion(
         tmp_path, DigitMotionConfig(num_training_videos=8, num_test_videos=4), None
     ).folder
-    losses = []
-    for count in (1, 2):
-        workdir = tmp_path / f"run_{count}"
-        command = [str(RECIPE), "--data", str(videos), "--workdir", str(workdir)]
-        for name, value in SHRUNK.items():
-            command += [f"--{name}", str(value)]
-        codes, outputs = finish(launch(command, count))
-        assert codes == [0] * count, "\n".join(outputs)
-        losses.append(np.loadtxt(workdir / "loss.csv", delimiter=",", skiprows=1))
-        assert [output.count("Saved") for output in outputs] == [1, 0][:count]
-        assert (workdir / "preset" / "model.weights.h5").is_file()
-    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
+    steps = {"steps": 6, "checkpoint_every": 2, "keep_last": 3}
+    fields = {**SHRUNK, **steps, "data": str(videos)}
+    whole, in_two, alone_again = (tmp_path / name for name in ("whole", "in_two", "alone_again"))
+
+    def go_on(workdir, before, step):
+        (workdir / "checkpoints").mkdir(parents=True)
+        [checkpoint] = (before / "checkpoints").glob(f"step-{step:08d}-*")
+        shutil.copy(checkpoint, workdir / "checkpoints")
+
+    config = dataclasses.replace(pretrain.digit_motion(), **fields)
+    pretrain.run(config, whole)
+    go_on(in_two, whole, step=2)
+    options = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
+    codes, outputs = finish(launch([str(RECIPE), *options, "--workdir", str(in_two)], count=2))
+    assert codes == [0, 0], "\n".join(outputs)
+    assert [output.count("Saved") for output in outputs] == [1, 0]
+    assert "Going on from step 2" in outputs[0]
+    go_on(alone_again, in_two, step=4)
+    pretrain.run(config, alone_again)
+    expected, *losses = (
+        np.loadtxt(workdir / "loss.csv", delimiter=",", skiprows=1)
+        for workdir in (whole, in_two, alone_again)
+    )
+    assert len(expected) == 6
+    np.testing.assert_allclose(losses, [expected] * 2, rtol=0, atol=1e-5)
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_named():

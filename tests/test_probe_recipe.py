@@ -4,32 +4,28 @@ import dataclasses
 import json
 import sys
 
+import feature_cache
 import keras
 import numpy as np
+import probe
+import probe_data
+import probe_evaluation
+import probe_table
 import pytest
-from conftest import ROOT
+from frozen_probe import ProbeSettings, ProbeSweep, labels_of, top_k
+from probe_configs import CONFIGS, as_in_the_paper, digit_motion
 
-sys.path.insert(0, str(ROOT / "recipes"))
-
-import feature_cache  # noqa: E402
-import probe  # noqa: E402
-import probe_data  # noqa: E402
-import probe_evaluation  # noqa: E402
-import probe_table  # noqa: E402
-from frozen_probe import ProbeSettings, ProbeSweep, labels_of, top_k  # noqa: E402
-from probe_configs import CONFIGS, as_in_the_paper, digit_motion  # noqa: E402
-
-from keras_vjepa import (  # noqa: E402
+from keras_vjepa import (
     AdamW,
     CosineSchedule,
     VJEPABackbone,
     VJEPAProbe,
     VJEPAVideoClassifier,
 )
-from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motion  # noqa: E402
-from keras_vjepa.data.index import Sample, list_samples  # noqa: E402
-from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
-from keras_vjepa.readouts import nearest_neighbors, ridge_classifier  # noqa: E402
+from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motion
+from keras_vjepa.data.index import Sample, list_samples
+from keras_vjepa.data.pipeline import TooManyBadFilesError
+from keras_vjepa.readouts import nearest_neighbors, ridge_classifier
 
 # 16 frames in all: a clip of 4 x 4 has one place only.
 SMALL = {

@@ -6,17 +6,14 @@ import sys
 
 import keras
 import numpy as np
+import pretrain
 import pytest
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 
-sys.path.insert(0, str(ROOT / "recipes"))
-
-import pretrain  # noqa: E402
-
-from keras_vjepa import VJEPABackbone, VJEPAPretrainer  # noqa: E402
-from keras_vjepa.data.digit_motion import DigitMotionConfig, render_digit_motion  # noqa: E402
-from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
-from keras_vjepa.data.video import clip_frame_indices  # noqa: E402
+from keras_vjepa import VJEPABackbone, VJEPAPretrainer
+from keras_vjepa.data.digit_motion import DigitMotionConfig, render_digit_motion
+from keras_vjepa.data.transforms import PretrainTransform
+from keras_vjepa.data.video import clip_frame_indices
 
 SHRUNK = {
     "hidden_dim": 24,

@@ -5,21 +5,17 @@ import functools
 import os
 import shutil
 import signal
-import sys
 import time
 
+import check_resume
 import keras
 import numpy as np
+import pretrain
 import pytest
+import resumable
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "recipes"))
-
-import check_resume  # noqa: E402
-import pretrain  # noqa: E402
-import resumable  # noqa: E402
-
-from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motion  # noqa: E402
+from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motion
 
 SMALL = {
     "hidden_dim": 24,

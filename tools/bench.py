@@ -5,12 +5,15 @@
 Prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory, and
 useful FLOP/s over the peak of a large matrix product, measured in the same process. `--attention`
 times the ways to compute attention instead; `--eager-einsum` trains with the plainest of them, not
-compiled; `--no-padding` leaves the key masks out. Not a test: machines differ.
+compiled; `--no-padding` leaves the key masks out. Several devices or processes are joined as by
+the recipe, for example under `torchrun`. Not a test: machines differ.
 """
 
 import argparse
+import itertools
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +22,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, distribution
 from keras_vjepa import attention as attention_module
 from keras_vjepa.backbone import SIZES
+from keras_vjepa.checkpointing import Checkpoints, copy_training_state
 from keras_vjepa.optimization import AdamW
 
 # Mean token counts of the reference at 224 pixels and a per-device batch of 24, short and long
@@ -86,51 +90,59 @@ def make_batch(batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
     return batch
 
 
-class _Repeat(keras.utils.PyDataset):
-    def __init__(self, batch: dict[str, np.ndarray], steps: int) -> None:
-        super().__init__()
-        self.batch, self.steps = batch, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray]]:
-        return (self.batch,)
-
-
 class _StepTimes(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.ends: list[float] = [time.perf_counter()]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        float(logs["loss"])
+        float(np.mean(logs["loss"]))
         self.ends.append(time.perf_counter())
 
 
 def bench_training(arguments: argparse.Namespace) -> None:
+    parallel = distribution.setup()
     pretrainer = make_pretrainer(arguments.size, not arguments.no_padding, arguments.remat)
     if arguments.eager_einsum:
         attention_module._PREFERRED.clear()
         attention_module.fused_attention = attention_module.plain_attention
     pretrainer.compile(AdamW(1e-4), run_eagerly=arguments.eager_einsum)
     times = _StepTimes()
-    data = _Repeat(make_batch(arguments.batch_size), arguments.steps + 2)
+    num_steps = arguments.steps + 2
+    data = parallel.feed(itertools.repeat(make_batch(arguments.batch_size), num_steps))
     peak = matmul_peak()
     times.ends = [time.perf_counter()]
-    pretrainer.fit(data, verbose=0, shuffle=False, callbacks=[times])
+    pretrainer.fit(data, steps_per_epoch=num_steps, verbose=0, shuffle=False, callbacks=[times])
+    if not parallel.is_first:
+        return
     durations = np.diff(times.ends)
     step = float(np.median(durations[2:]))
     peak = max(peak, matmul_peak())
     flops = arguments.batch_size * training_flops(pretrainer.encoder, pretrainer.predictor)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{keras.config.backend():10s} {arguments.size:6s} batch {arguments.batch_size}: "
+        f"{parallel}; {arguments.size}, batch {arguments.batch_size} a process: "
         f"compile {durations[0] - step:6.1f} s, step {step:7.3f} s "
         f"({durations[2:].min():.3f} to {durations[2:].max():.3f}), "
-        f"{arguments.batch_size / step:6.3f} clips/s, {memory:5.1f} GiB, "
+        f"{parallel.process_count * arguments.batch_size / step:6.3f} clips/s, {memory:5.1f} GiB, "
         f"{flops / step / 1e9:6.1f} of {peak / 1e9:6.1f} GFLOP/s = {flops / step / peak:.0%}"
     )
+    if arguments.checkpoint:
+        bench_checkpoint(pretrainer)
+
+
+def bench_checkpoint(pretrainer: VJEPAPretrainer) -> None:
+    """How long a checkpoint holds training up, and how long its writing goes on beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder)
+        start = time.perf_counter()
+        state = copy_training_state(pretrainer)
+        checkpoints.save(1, state, {})
+        held_up = time.perf_counter() - start
+        checkpoints.wait()
+        written = time.perf_counter() - start
+    size = sum(array.nbytes for array in state.values()) / 2**30
+    print(f"checkpoint: {size:.2f} GiB, training waits {held_up:.3f} s, written in {written:.3f} s")
 
 
 def bench_attention(arguments: argparse.Namespace) -> None:
@@ -168,11 +180,12 @@ class _AttentionLayer(keras.layers.Layer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES))
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=1, help="clips of a process")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--remat", action="store_true", help="activations computed twice")
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
+    parser.add_argument("--checkpoint", action="store_true", help="time a checkpoint too")
     parser.add_argument("--attention", action="store_true", help="time attention alone")
     arguments = parser.parse_args()
     if min(arguments.batch_size, arguments.steps) < 1:
