@@ -5,7 +5,8 @@
 Prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory, and
 useful FLOP/s over the peak of a large matrix product, measured in the same process. `--attention`
 times the ways to compute attention instead; `--eager-einsum` trains with the plainest of them, not
-compiled; `--no-padding` leaves the key masks out. Several devices or processes are joined as by
+compiled; `--no-padding` leaves the key masks out. `--precision` compares features instead, of
+random weights and a random clip, with float32's. Several devices or processes are joined as by
 the recipe, for example under `torchrun`. Not a test: machines differ.
 """
 
@@ -165,6 +166,33 @@ def bench_attention(arguments: argparse.Namespace) -> None:
         print(f"{function.__name__:20s} {np.median(np.diff(times.ends)[2:]) * 1e3:7.0f} ms")
 
 
+def bench_precision(arguments: argparse.Namespace) -> None:
+    video = np.random.default_rng(0).normal(size=(arguments.batch_size, 16, 224, 224, 3))
+    reference = VJEPABackbone.from_size(arguments.size, dtype="float32")
+    weights = reference.get_weights()
+
+    def features(model: VJEPABackbone) -> np.ndarray:
+        return model.predict_on_batch(video.astype("float32")).astype("float32")
+
+    expected = features(reference)
+    for precision in ("float32", "bfloat16", "mixed_bfloat16", "int8"):
+        name = "float32" if precision == "int8" else precision
+        model = VJEPABackbone.from_size(arguments.size, dtype=name)
+        model.set_weights(weights)
+        if precision == "int8":
+            model.quantize("int8")
+        actual = features(model)
+        start = time.perf_counter()
+        features(model)
+        seconds = time.perf_counter() - start
+        norms = np.linalg.norm(actual, axis=-1) * np.linalg.norm(expected, axis=-1)
+        cosines = np.sum(actual * expected, axis=-1) / norms
+        print(
+            f"{precision:14s} {seconds:7.3f} s, cosine to float32: "
+            f"mean {cosines.mean():.6f}, least of a token {cosines.min():.6f}"
+        )
+
+
 class _AttentionLayer(keras.layers.Layer):
     def __init__(self, packed: np.ndarray, function: attention_module.Attention) -> None:
         super().__init__()
@@ -187,10 +215,16 @@ def main() -> None:
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
     parser.add_argument("--checkpoint", action="store_true", help="time a checkpoint too")
     parser.add_argument("--attention", action="store_true", help="time attention alone")
+    parser.add_argument("--precision", action="store_true", help="features in other types")
     arguments = parser.parse_args()
     if min(arguments.batch_size, arguments.steps) < 1:
         sys.exit("bench: --batch-size and --steps must be at least 1")
-    (bench_attention if arguments.attention else bench_training)(arguments)
+    if arguments.attention:
+        bench_attention(arguments)
+    elif arguments.precision:
+        bench_precision(arguments)
+    else:
+        bench_training(arguments)
 
 
 if __name__ == "__main__":
