@@ -14,6 +14,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.distribution import on_each_device
+
 Tensor = Any
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -51,6 +53,10 @@ def attention_by_head(
     softmax's sum kept, one exponential gives the weights back, without a maximum or a sum.
     Arguments and result as in `attention`; shapes must be known.
     """
+    return on_each_device(_attend_samples, query, key, value, key_mask)
+
+
+def _attend_samples(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
     batch, num_queries, num_heads, head_dim = query.shape
 
     def one_head_a_row(x: Tensor) -> Tensor:

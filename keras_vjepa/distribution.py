@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -291,6 +291,36 @@ def _replicas_in_sync() -> int:
 
 
 # --- Inside the training step --------------------------------------------------------------------
+
+
+def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> Tensor:
+    """`function(*arrays)`, where rows (the first axis) have nothing to do with each other.
+
+    JAX divides one program among its devices, and takes loops and gathers over rows for something
+    that all of them need whole: each would do all rows, and everything after that. Here each does
+    its own. On the other backends a device sees only its own rows as it is.
+
+    Args:
+        function: of as many arrays; gives an array with as many rows.
+        arrays: with the same number of rows each, or None.
+    """
+    current = keras.distribution.distribution() if keras.config.backend() == "jax" else None
+    if current is None:
+        return function(*arrays)
+    import jax
+
+    mesh, axis = current.device_mesh.backend_mesh, current.batch_dim_name
+    given = [array for array in arrays if array is not None]
+    # Outside of a compiled step arrays may lie anywhere, and have any number of rows.
+    if not isinstance(given[0], jax.core.Tracer) or given[0].shape[0] % mesh.shape[axis]:
+        return function(*arrays)
+
+    def of_given(*own: Tensor) -> Tensor:
+        rest = iter(own)
+        return function(*(None if array is None else next(rest) for array in arrays))
+
+    rows = jax.sharding.PartitionSpec(axis)
+    return jax.shard_map(of_given, mesh=mesh, in_specs=rows, out_specs=rows)(*given)
 
 
 def loss_share(loss: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_vjepa.activations import gelu
 from keras_vjepa.attention import Tensor, attention
+from keras_vjepa.distribution import on_each_device
 from keras_vjepa.rotary import rotate
 
 INITIALIZER_STDDEV = 0.02
@@ -175,6 +176,10 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     Returns:
         `(batch, picked, dim)`.
     """
+    return on_each_device(_gather_rows, tokens, indices)
+
+
+def _gather_rows(tokens: Tensor, indices: Tensor) -> Tensor:
     batch, num_tokens, dim = ops.shape(tokens)
     indices = ops.cast(indices, "int32")
     # One flat gather of whole rows: every backend does this as a copy of rows, whereas a gather

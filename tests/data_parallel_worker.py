@@ -24,6 +24,7 @@ from keras_vjepa import (
     VJEPAPretrainer,
     distribution,
 )
+from keras_vjepa import attention as attention_module
 
 STEPS, BATCH_SIZE = 5, 8
 
@@ -110,6 +111,8 @@ def main():
     virtual_devices(options.pop("virtual_devices", 1))
     parallel = distribution.setup(options.pop("shard_parameters", False))
     print(parallel, flush=True)
+    if options.pop("by_head", False):
+        attention_module._MIN_LOGITS_FOR_LOOP = 0
     dies = parallel.process_index == options.pop("dying_process", -1)
     pretrainer = make_pretrainer(**options)
     start = time.perf_counter()

@@ -33,10 +33,10 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def launch(command, count=1, virtual_devices=1):
+def launch(command, count=1, virtual_devices=1, flags=""):
     """Start the processes of a run, each as its backend's launcher would."""
     ports = [free_port() for _ in range(count)]
-    flags = f"--xla_force_host_platform_device_count={virtual_devices}"
+    flags += f" --xla_force_host_platform_device_count={virtual_devices}"
     running = []
     for index in range(count):
         addresses = [f"127.0.0.1:{port}" for port in ports]
@@ -94,9 +94,9 @@ def assert_equal(losses, state, alone):
         np.testing.assert_allclose(state[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
-def run(tmp_path, count=1, **options):
+def run(tmp_path, count=1, flags="", **options):
     command = [str(WORKER), str(tmp_path / "run.npz"), json.dumps(options)]
-    codes, outputs = finish(launch(command, count, options.get("virtual_devices", 1)))
+    codes, outputs = finish(launch(command, count, options.get("virtual_devices", 1), flags))
     assert codes == [0] * count, "\n".join(outputs)
     arrays = np.load(tmp_path / "run.npz")
     state = {name[6:]: arrays[name] for name in arrays if name.startswith("state:")}
@@ -113,9 +113,18 @@ def test_two_processes_equal_one(alone, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "torch", reason="torch has a process per device")
 def test_four_devices_equal_one(alone, tmp_path):
-    losses, state, [output] = run(tmp_path, virtual_devices=4)
+    dump = tmp_path / "programs"
+    flags = f"--xla_dump_to={dump} --xla_dump_hlo_module_re=jit_train_step.*"
+    losses, state, [output] = run(
+        tmp_path, virtual_devices=4, by_head=True, flags=flags if BACKEND == "jax" else ""
+    )
     assert_equal(losses, state, alone)
     assert f"1 process, 4 devices on {BACKEND}" in output
+    if BACKEND == "jax":
+        # A device that gathers others' rows does their work again.
+        [program] = dump.glob("*after_optimizations.txt")
+        assert "all-reduce(" in program.read_text()
+        assert "all-gather(" not in program.read_text()
 
 
 @pytest.mark.slow
