@@ -62,19 +62,25 @@ def training_variables(model: keras.Model) -> dict[str, keras.Variable]:
     return named
 
 
-def copy_training_state(model: keras.Model) -> dict[str, NDArray[Any]]:
+def copy_training_state(model: keras.Model, into: Arrays | None = None) -> dict[str, NDArray[Any]]:
     """The values of `training_variables` in memory of their own.
 
     In a callback take `self.model`, which is up to date on every backend. All processes must call
     it together if the state is sharded over them.
+
+    Args:
+        model: compiled.
+        into: what this gave before for the same model, to be overwritten. Fresh memory can cost
+            many times the copy itself.
     """
-    variables = training_variables(model)
+    variables, into = training_variables(model), into or {}
     state = {}
     for path, value in zip(variables, values(list(variables.values())), strict=True):
-        # A copy, since arrays may be views of what the next step overwrites.
-        array = np.array(value)
         # NumPy's files do not know bfloat16; in float32 it is exact.
-        state[path] = array.astype("float32") if array.dtype.name == "bfloat16" else array
+        dtype = np.float32 if value.dtype.name == "bfloat16" else value.dtype
+        # A copy, since arrays may be views of what the next step overwrites.
+        state[path] = into[path] if path in into else np.empty(value.shape, dtype)
+        np.copyto(state[path], value, casting="unsafe")
     return state
 
 

@@ -190,6 +190,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self.on_save = on_save
         self.parallel = parallel
         self.can_save_alone = not sharded or parallel.process_count == 1
+        self._state: dict[str, Any] = {}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step, stop = self.log.done, self.signals.received and self.parallel.is_first
@@ -208,10 +209,13 @@ class SaveCheckpoints(keras.callbacks.Callback):
     def _save(self, step: int) -> None:
         # First: it raises if the state is not worth saving.
         self.log.flush()
+        # What is still being written is overwritten next.
+        self.checkpoints.wait()
         # `self.model`, as a property of Keras, brings the variables up to date. All processes
         # together: each may hold a part.
-        state = copy_training_state(self.model)
+        state = copy_training_state(self.model, self._state)
         if self.parallel.is_first:
+            self._state = state
             losses = np.array(self.log.losses)
             self.checkpoints.save(step, {**state, LOSSES: losses}, self.description)
             self.on_save(self.log.losses)
