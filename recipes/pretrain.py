@@ -51,7 +51,7 @@ from keras_vjepa import (  # noqa: E402
     distribution,
 )
 from keras_vjepa.checkpointing import Checkpoints  # noqa: E402
-from keras_vjepa.data.digit_motion import prepare_digit_motion  # noqa: E402
+from keras_vjepa.data.digit_motion import SETS, prepare_digit_motion  # noqa: E402
 from keras_vjepa.data.index import list_samples  # noqa: E402
 from keras_vjepa.data.masks import (  # noqa: E402
     CausalMultiBlockMask,
@@ -65,8 +65,6 @@ from keras_vjepa.data.pipeline import ClipBatches, ClipSettings, TooManyBadFiles
 from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
 from keras_vjepa.distribution import ALONE, DataParallel  # noqa: E402
 from keras_vjepa.layers import INITIALIZER_STDDEV  # noqa: E402
-
-BUILT_IN = "digit_motion"
 
 # Fields that may change when a run goes on. The samples are compared in place of the path to them.
 MAY_DIFFER = (
@@ -85,7 +83,8 @@ class PretrainConfig:
     """Everything that defines a pretraining run. Defaults are the paper's (Table 9), ViT-L/16."""
 
     # Data (Table 9, "data"). The clip spans num_frames * temporal_stride source frames.
-    data: str = BUILT_IN
+    # `data` is a folder, a list, or the name of a built-in set.
+    data: str = "digit_motion"
     image_size: int = 224
     num_frames: int = 16
     temporal_stride: int = 4
@@ -156,7 +155,10 @@ class PretrainConfig:
 
     dtype: str = "mixed_bfloat16"
     seed: int = 234
+    # The frozen probe at the end of a run on a built-in set: passes over the first so many of the
+    # training videos, with their labels.
     probe_epochs: int = 8
+    probe_videos: int = 2000
 
     # Checkpoints. In steps; the reference saves once an epoch, which is 300.
     checkpoint_every: int = 300
@@ -219,8 +221,35 @@ def digit_motion() -> PretrainConfig:
     )
 
 
+def digit_motion_long() -> PretrainConfig:
+    """LONGDOC"""
+    return replace(
+        digit_motion(),
+        data="digit_motion_black",
+        image_size=32,
+        # A token sees one frame: what moves can only be known from several.
+        tubelet_size=1,
+        random_resize_scale=(1.0, 1.0),
+        random_resize_aspect_ratio=(1.0, 1.0),
+        masks="random_tokens",
+        mask_ratio=0.75,
+        initializer_stddev=0.1,
+        steps=9000,
+        warmup_steps=100,
+        clip_after=100,
+        clip_norm=1.0,
+        start_learning_rate=2e-4,
+        learning_rate=1e-3,
+        start_momentum=0.998,
+        context_variance_weight=0.1,
+        context_covariance_weight=0.004,
+        checkpoint_every=500,
+    )
+
+
 CONFIGS: dict[str, Callable[[], PretrainConfig]] = {
-    function.__name__: function for function in (digit_motion, vitl16, vith16, vith16_384)
+    function.__name__: function
+    for function in (digit_motion, digit_motion_long, vitl16, vith16, vith16_384)
 }
 
 
@@ -335,7 +364,9 @@ def make_batches(
 ) -> ClipBatches:
     """Training batches of the config's data: this process's slice of each."""
     parallel.check_batch_size(config.batch_size, config.accumulation_steps)
-    source = prepare_digit_motion().train if config.data == BUILT_IN else config.data
+    source: str | Path = config.data
+    if config.data in SETS:
+        source = prepare_digit_motion(config=SETS[config.data]).train
     transform = PretrainTransform(
         config.image_size,
         scale=config.random_resize_scale,  # type: ignore[arg-type]
@@ -446,11 +477,12 @@ def evaluate(
     config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
 ) -> dict[str, frozen_probe.ProbeResult]:
     """The frozen probe on the built-in set: pretrained, untrained, and on single frames."""
-    files = prepare_digit_motion()
+    files = prepare_digit_motion(config=SETS[config.data])
     clip = ClipSettings(config.num_frames, config.temporal_stride)
+    samples = list_samples(files.train)[: config.probe_videos], list_samples(files.test)
     train, test = (
-        frozen_probe.read_clips(list_samples(path), clip, config.image_size, config.num_workers)
-        for path in (files.train, files.test)
+        frozen_probe.read_clips(part, clip, config.image_size, config.num_workers)
+        for part in samples
     )
     probe = frozen_probe.FrozenProbe(
         pretrained, frozen_probe.ProbeSettings(epochs=config.probe_epochs)
@@ -511,7 +543,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         pretrainer = VJEPAPretrainer.from_config(pretrainer.get_config())
         pretrainer.set_weights(weights)
         save(config, workdir, losses, pretrainer)
-        if config.data != BUILT_IN:
+        if config.data not in SETS:
             return
         if parallel.process_count > 1:
             # The others have ended, and may not wait for this one.
@@ -539,7 +571,7 @@ def save(
 def _is_finished(config: PretrainConfig, workdir: Path) -> bool:
     """Whether all results are there; an error if they are another config's."""
     results = [workdir / "config.json", workdir / "preset" / "config.json"]
-    if config.data == BUILT_IN:
+    if config.data in SETS:
         results.append(workdir / "probe.json")
     if not all(path.is_file() for path in results):
         return False

@@ -11,7 +11,7 @@
 
 from pathlib import Path
 
-from keras_vjepa.data.digit_motion import prepare_digit_motion
+from keras_vjepa.data.digit_motion import SETS, prepare_digit_motion
 from keras_vjepa.data.index import (
     Kind,
     Sample,
@@ -34,7 +34,7 @@ def train_and_test(
     """Training and test samples of an evaluation.
 
     Args:
-        data: of training, or `BUILT_IN`.
+        data: of training, or the name of a built-in set.
         test_data: of testing.
         videos: folder of the videos, for published annotations.
         label_names: labels.json of Something-Something v2.
@@ -44,8 +44,8 @@ def train_and_test(
         FileNotFoundError: if something does not exist.
         ValueError: if `test_data` or `videos` is missing, or what is read is not as it must be.
     """
-    if data == BUILT_IN:
-        files = prepare_digit_motion()
+    if data in SETS:
+        files = prepare_digit_motion(config=SETS[data])
         return list_samples(files.train), list_samples(files.test)
     if not test_data and Path(data, "train").is_dir():
         names = [name for name in ("val", "test") if Path(data, name).is_dir()]

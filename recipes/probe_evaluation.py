@@ -17,10 +17,10 @@ from feature_cache import FeatureExtractor, Features, cached_features
 from frozen_probe import ProbeSweep, evaluation_batches, feature_batches, labels_of, top_k
 from numpy.typing import NDArray
 from probe_configs import ProbeConfig, probe_settings
-from probe_data import BUILT_IN
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
 from keras_vjepa.data.augmentation import AutoAugment, RandAugment
+from keras_vjepa.data.digit_motion import SETS
 from keras_vjepa.data.index import Sample
 from keras_vjepa.data.labelled import EvaluationBatches, LabelledBatches
 from keras_vjepa.data.labels import low_shot
@@ -53,7 +53,7 @@ def make_encoder(config: ProbeConfig) -> keras.Model:
     return VJEPABackbone(
         config.image_size,
         config.num_frames,
-        patch_size=8 if config.data == BUILT_IN else 16,
+        patch_size=8 if config.data in SETS else 16,
         hidden_dim=96,
         num_layers=4,
         num_heads=4,
@@ -104,7 +104,7 @@ def test_transform(config: ProbeConfig, num_views: int) -> Callable[..., NDArray
     if num_views == 3:
         return functools.partial(three_views, crop_size=config.image_size)
     # The built-in videos fill the frame: nothing is cut away.
-    short_side = config.image_size if config.data == BUILT_IN else None
+    short_side = config.image_size if config.data in SETS else None
     return functools.partial(
         center_view, crop_size=config.image_size, short_side=short_side, antialias=config.images
     )
@@ -149,7 +149,7 @@ def features_of(
         "image_size": config.image_size,
         "num_views": num_views,
         "images": config.images,
-        "short_side": "crop" if config.data == BUILT_IN else "256/224",
+        "short_side": "crop" if config.data in SETS else "256/224",
         "single_frame": single_frame,
     }
     return cached_features(folder, name, extractor, batches, description, config.feature_dtype)

@@ -11,7 +11,7 @@ import pytest
 from conftest import GOLDEN
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer
-from keras_vjepa.data.digit_motion import DigitMotionConfig, render_digit_motion
+from keras_vjepa.data.digit_motion import SETS, prepare_digit_motion, render_digit_motion
 from keras_vjepa.data.transforms import PretrainTransform
 from keras_vjepa.data.video import clip_frame_indices
 
@@ -31,12 +31,25 @@ SHRUNK = {
 @pytest.fixture
 def small_set(tmp_path, monkeypatch):
     """The built-in set with a few videos."""
-    config = DigitMotionConfig(num_training_videos=8, num_test_videos=4)
-    original = pretrain.prepare_digit_motion
-    monkeypatch.setattr(
-        pretrain, "prepare_digit_motion", lambda: original(tmp_path / "cache", config, None)
-    )
-    return original(tmp_path / "cache", config, None)
+
+    def prepare(config=SETS["digit_motion"]):
+        config = dataclasses.replace(config, num_training_videos=8, num_test_videos=4)
+        return prepare_digit_motion(tmp_path / "cache", config, None)
+
+    monkeypatch.setattr(pretrain, "prepare_digit_motion", prepare)
+    return prepare()
+
+
+def test_the_long_run_sees_digits_on_black(small_set):
+    config = dataclasses.replace(pretrain.digit_motion_long(), **SHRUNK)
+    pretrainer = pretrain.make_pretrainer(config)
+    batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
+    batch = next(batches.stream(0, 1))
+    assert batch["videos"].shape == (2, 8, 32, 32, 3)
+    # A quarter of 8 x 4 x 4 tokens, one frame each.
+    assert batch["context_indices_0"].shape == (2, 32)
+    black = (0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    assert np.abs(np.median(batch["videos"], axis=(0, 1, 2, 3)) - black).max() < 0.1
 
 
 @pytest.mark.slow

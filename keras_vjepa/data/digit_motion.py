@@ -109,6 +109,16 @@ class DigitMotionConfig:
             raise ValueError(f"`seed` must be at least 0. Received: {self.seed}")
 
 
+# Names under which recipes take a set in place of a path. On black, with larger digits and more
+# videos, a small encoder learns in minutes; see recipes/README.md.
+SETS: dict[str, DigitMotionConfig] = {
+    "digit_motion": DigitMotionConfig(),
+    "digit_motion_black": DigitMotionConfig(
+        background_strength=0, digit_size=32, num_training_videos=8000
+    ),
+}
+
+
 @dataclass(frozen=True)
 class DigitMotionVideo:
     """One rendered video.
