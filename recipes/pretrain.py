@@ -189,7 +189,7 @@ def vith16_384() -> PretrainConfig:
 
 
 def digit_motion() -> PretrainConfig:
-    """The default: a small ViT on the built-in 64 px videos, minutes on 2 CPU cores."""
+    """The default, 3 minutes on 2 CPU cores: shows that all works. digit_motion_long learns."""
     return PretrainConfig(
         image_size=64,
         num_frames=8,
@@ -222,7 +222,7 @@ def digit_motion() -> PretrainConfig:
 
 
 def digit_motion_long() -> PretrainConfig:
-    """LONGDOC"""
+    """Learns: features on black, 192,000 clips. 32 px, tokens of one frame; for 2 CPU cores."""
     return replace(
         digit_motion(),
         data="digit_motion_black",
@@ -234,7 +234,7 @@ def digit_motion_long() -> PretrainConfig:
         masks="random_tokens",
         mask_ratio=0.75,
         initializer_stddev=0.1,
-        steps=9000,
+        steps=6000,
         warmup_steps=100,
         clip_after=100,
         clip_norm=1.0,
