@@ -25,8 +25,9 @@ def parse(
         prefix: of the workdir's name, in front of the config's.
     """
     default, example = next(iter(configs)), next(iter(configs.values()))()
+    width = max(map(len, configs)) + 2
     costs = "\n".join(
-        f"  {name:14s}{(function.__doc__ or '').splitlines()[0]}"
+        f"  {name:{width}s}{(function.__doc__ or '').splitlines()[0]}"
         for name, function in configs.items()
     )
     fields = "\n".join(f"  --{name} {value}" for name, value in vars(example).items())

@@ -209,7 +209,7 @@ def test_help_lists_configs_with_their_cost(capsys):
         pretrain.parse_arguments(["--help"])
     text = capsys.readouterr().out
     for name in pretrain.CONFIGS:
-        assert name in text
+        assert f"\n  {name} " in text
     assert "90,000 steps of 3,072 clips" in text
 
 
