@@ -162,12 +162,14 @@ def test_the_recipe_goes_on_with_another_number_of_processes(tmp_path):
 
     config = dataclasses.replace(pretrain.digit_motion(), **fields)
     pretrain.run(config, whole)
+    assert (whole / "preset" / "model.weights.h5").is_file()
     go_on(in_two, whole, step=2)
     options = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
     codes, outputs = finish(launch([str(RECIPE), *options, "--workdir", str(in_two)], count=2))
     assert codes == [0, 0], "\n".join(outputs)
     assert [output.count("Saved") for output in outputs] == [1, 0]
     assert "Going on from step 2" in outputs[0]
+    assert (in_two / "preset" / "model.weights.h5").is_file()
     go_on(alone_again, in_two, step=4)
     pretrain.run(config, alone_again)
     expected, *losses = (
