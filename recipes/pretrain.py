@@ -29,6 +29,8 @@ import frozen_probe  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from feature_cache import write_atomically  # noqa: E402
+from feature_log import FeatureLog  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from resumable import (  # noqa: E402
     LossLog,
     NotFiniteError,
@@ -72,6 +74,7 @@ MAY_DIFFER = (
     "num_workers",
     "max_bad_share",
     "shard_parameters",
+    "monitor_every",
     "checkpoint_every",
     "keep_last",
     "keep_every",
@@ -160,6 +163,10 @@ class PretrainConfig:
     probe_epochs: int = 8
     probe_videos: int = 2000
 
+    # Steps between two looks at the spread of the features of the run's first clips.
+    monitor_every: int = 300
+    monitor_clips: int = 32
+
     # Checkpoints. In steps; the reference saves once an epoch, which is 300.
     checkpoint_every: int = 300
     keep_last: int = 2
@@ -217,6 +224,7 @@ def digit_motion() -> PretrainConfig:
         clip_after=15,
         dtype="float32",
         seed=0,
+        monitor_every=25,
         checkpoint_every=25,
     )
 
@@ -247,6 +255,7 @@ def digit_motion_long() -> PretrainConfig:
         start_momentum=0.998,
         context_variance_weight=0.1,
         context_covariance_weight=0.004,
+        monitor_every=500,
         checkpoint_every=500,
     )
 
@@ -435,6 +444,12 @@ def train(
     description = describe_run(_defining(config, MAY_DIFFER), batches.samples)
     losses = resume(checkpoints, pretrainer, description)
     log = LossLog(config.steps, losses=losses, shown=parallel.is_first)
+    watching = FeatureLog(
+        log,
+        config.monitor_every,
+        first_clips(batches, config.monitor_clips) if parallel.is_first else None,
+        workdir / "features.csv",
+    )
     saving = SaveCheckpoints(
         checkpoints,
         log,
@@ -447,7 +462,7 @@ def train(
     )
     signals.deferred = True
     try:
-        pretrain(config, pretrainer, batches, parallel, log, [saving])
+        pretrain(config, pretrainer, batches, parallel, log, [watching, saving])
     except NotFiniteError as error:
         path = workdir / f"not_finite_step_{error.step}.txt"
         write_atomically(path, "\n".join(batches.paths(error.step - 1)) + "\n")
@@ -469,6 +484,12 @@ def train(
     if signals.received:
         signals.exit("Training is done; the same command goes on with what follows it.")
     return log.losses
+
+
+def first_clips(batches: ClipBatches, count: int) -> NDArray[np.float32]:
+    """The first clips of the run, whatever its batches and processes."""
+    first = replace(batches, batch_size=count, process_index=0, process_count=1)
+    return first.batch(0)["videos"]
 
 
 def write_losses(losses: Sequence[float], workdir: Path) -> None:
@@ -569,7 +590,7 @@ def save(
     write_losses(losses, workdir)
     draw_curve(losses, workdir / "loss.png")
     pretrainer.save_to_preset(workdir / "preset")
-    print(f"Saved {workdir}/preset, loss.csv and loss.png.", file=sys.stderr)
+    print(f"Saved {workdir}/preset, loss.csv, loss.png and features.csv.", file=sys.stderr)
 
 
 def _is_finished(config: PretrainConfig, workdir: Path) -> bool:

@@ -60,6 +60,7 @@ def test_default_recipe(small_set, tmp_path, capsys):
     assert files == {
         "checkpoints",
         "config.json",
+        "features.csv",
         "loss.csv",
         "loss.png",
         "preset",
