@@ -31,7 +31,8 @@ class FeatureLog(keras.callbacks.Callback):
     Args:
         log: the losses; it comes before this callback in the list of callbacks.
         every: steps between two rows.
-        videos: `(clips, frames, height, width, 3)`, normalised; None in all processes but the first.
+        videos: `(clips, frames, height, width, 3)`, normalised; None in all other processes than
+            the first.
         path: csv file with a row for each. Rows of steps that are not done yet are dropped.
     """
 
