@@ -489,8 +489,7 @@ def train(
 def first_clips(batches: ClipBatches, count: int) -> NDArray[np.float32]:
     """The first clips of the run, whatever its batches and processes."""
     first = replace(batches, batch_size=count, process_index=0, process_count=1)
-    videos: NDArray[np.float32] = first.batch(0)["videos"]
-    return videos
+    return np.asarray(first.batch(0)["videos"], "float32")
 
 
 def write_losses(losses: Sequence[float], workdir: Path) -> None:
