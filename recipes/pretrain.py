@@ -28,6 +28,7 @@ import cv2  # noqa: E402
 import frozen_probe  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import probe_data  # noqa: E402
 from feature_cache import write_atomically  # noqa: E402
 from feature_log import FeatureLog  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
@@ -269,10 +270,8 @@ CONFIGS: dict[str, Callable[[], PretrainConfig]] = {
 # --- From a config to objects --------------------------------------------------------------------
 
 
-def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
-    """The model with its optimizer, ready for `fit`."""
-    keras.config.set_dtype_policy(config.dtype)
-    keras.utils.set_random_seed(config.seed)
+def make_encoder(config: PretrainConfig) -> VJEPABackbone:
+    """The untrained encoder."""
     encoder = VJEPABackbone(
         image_size=config.image_size,
         num_frames=config.num_frames,
@@ -284,6 +283,15 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
         remat=config.remat,
         name="encoder",
     )
+    _spread_weights(encoder, config.initializer_stddev)
+    return encoder
+
+
+def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
+    """The model with its optimizer, ready for `fit`."""
+    keras.config.set_dtype_policy(config.dtype)
+    keras.utils.set_random_seed(config.seed)
+    encoder = make_encoder(config)
     predictor = VJEPAPredictor(
         encoder.hidden_dim,
         encoder.position_axes,
@@ -295,8 +303,7 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
         remat=config.remat,
         name="predictor",
     )
-    for network in (encoder, predictor):
-        _spread_weights(network, config.initializer_stddev)
+    _spread_weights(predictor, config.initializer_stddev)
     length = config.steps * config.schedule_scale
     pretrainer = VJEPAPretrainer(
         encoder,
@@ -498,17 +505,22 @@ def write_losses(losses: Sequence[float], workdir: Path) -> None:
     write_atomically(workdir / "loss.csv", "step,loss\n" + rows)
 
 
+def labelled_clips(config: PretrainConfig) -> tuple[frozen_probe.Clips, frozen_probe.Clips]:
+    """One clip of each of the first labelled videos of a built-in set, and of the test videos."""
+    clip = ClipSettings(config.num_frames, config.temporal_stride)
+    train, test = probe_data.train_and_test(config.data)
+    first, second = (
+        frozen_probe.read_clips(samples, clip, config.image_size, config.num_workers)
+        for samples in (train[: config.probe_videos], test)
+    )
+    return first, second
+
+
 def evaluate(
     config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
 ) -> dict[str, frozen_probe.ProbeResult]:
     """The frozen probe on the built-in set: pretrained, untrained, and on single frames."""
-    files = prepare_digit_motion(config=SETS[config.data])
-    clip = ClipSettings(config.num_frames, config.temporal_stride)
-    samples = list_samples(files.train)[: config.probe_videos], list_samples(files.test)
-    train, test = (
-        frozen_probe.read_clips(part, clip, config.image_size, config.num_workers)
-        for part in samples
-    )
+    train, test = labelled_clips(config)
     probe = frozen_probe.FrozenProbe(
         pretrained, frozen_probe.ProbeSettings(epochs=config.probe_epochs)
     )

@@ -7,7 +7,9 @@ import sys
 import keras
 import numpy as np
 import pretrain
+import probe_data
 import pytest
+import supervised
 from conftest import GOLDEN
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer
@@ -36,7 +38,8 @@ def small_set(tmp_path, monkeypatch):
         config = dataclasses.replace(config, num_training_videos=8, num_test_videos=4)
         return prepare_digit_motion(tmp_path / "cache", config, None)
 
-    monkeypatch.setattr(pretrain, "prepare_digit_motion", prepare)
+    for module in (pretrain, probe_data):
+        monkeypatch.setattr(module, "prepare_digit_motion", prepare)
     return prepare()
 
 
@@ -50,6 +53,20 @@ def test_the_long_run_sees_digits_on_black(small_set):
     assert batch["context_indices_0"].shape == (2, 32)
     black = (0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert np.abs(np.median(batch["videos"], axis=(0, 1, 2, 3)) - black).max() < 0.1
+
+
+@pytest.mark.slow
+def test_trained_with_labels(small_set, tmp_path, capsys):
+    config = dataclasses.replace(
+        pretrain.digit_motion(), **SHRUNK, probe_epochs=80, learning_rate=1e-2, clip_norm=1.0
+    )
+    # Of the videos that it was trained on, an encoder that learns knows more than chance.
+    clips, _ = pretrain.labelled_clips(config)
+    assert supervised.train(config, "motion", clips, clips) > 0.7
+    supervised.run(dataclasses.replace(config, probe_epochs=1), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"]
+    assert set(found) == {"digit", "motion"}
+    assert "motion: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
