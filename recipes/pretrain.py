@@ -582,12 +582,17 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         save(config, workdir, losses, pretrainer)
         if config.data not in SETS:
             return
-        if parallel.process_count > 1:
-            # The others have ended, and may not wait for this one.
-            print(f"Evaluate with recipes/probe.py --preset {workdir}/preset", file=sys.stderr)
-            return
         encoder = VJEPABackbone.from_config(pretrainer.encoder.get_config())
         encoder.set_weights(untrained)
+        encoder.save_to_preset(workdir / "untrained")
+        if parallel.process_count > 1:
+            # The others have ended, and may not wait for this one.
+            print(
+                f"Evaluate with recipes/probe.py --preset {workdir}/preset --data {config.data} "
+                f"--image_size {config.image_size}",
+                file=sys.stderr,
+            )
+            return
         results = evaluate(config, pretrainer.target_encoder, encoder)
         summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
         write_atomically(workdir / "probe.json", json.dumps(summary, indent=2))

@@ -29,6 +29,7 @@ from probe_configs import ProbeConfig, digit_motion  # noqa: E402
 from probe_evaluation import UNTRAINED, Evaluator, make_encoder, make_evaluator  # noqa: E402
 
 from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
+from keras_vjepa.presets import load_backbone  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ ROWS = (
     Row("10 % of the labels", {"fraction": 0.1}),
     Row("5 % of the labels", {"fraction": 0.05}),
     Row("untrained", untrained=True),
+    Row("untrained, 50 % of the labels", {"fraction": 0.5}, untrained=True),
+    Row("untrained, 10 % of the labels", {"fraction": 0.1}, untrained=True),
+    Row("untrained, 5 % of the labels", {"fraction": 0.05}, untrained=True),
     Row("single frame", single_frame=True),
 )
 
@@ -62,8 +66,7 @@ def run(config: ProbeConfig, workdir: Path) -> str:
     config = probe.with_preset(config)
     samples = probe.samples_of(config)
     encoder = make_encoder(config)
-    keras.utils.set_random_seed(config.seed)
-    untrained = type(encoder).from_config(encoder.get_config())
+    untrained = make_untrained(config, encoder)
     evaluators: dict[Any, Evaluator] = {}
     sweeps: dict[tuple[str, int], ProbeSweep] = {}
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
@@ -97,6 +100,18 @@ def run(config: ProbeConfig, workdir: Path) -> str:
     table = "\n".join(lines) + "\n"
     write_atomically(workdir / "table.md", table)
     return table
+
+
+def make_untrained(config: ProbeConfig, encoder: keras.Model) -> keras.Model:
+    """What the encoder was before its training, as `recipes/pretrain.py` left it, or another one.
+
+    Narrow encoders start from weights of a deviation that their config does not tell.
+    """
+    left = Path(config.preset).parent / "untrained"
+    if left.is_dir():
+        return load_backbone(str(left), dtype=config.dtype)
+    keras.utils.set_random_seed(config.seed)
+    return type(encoder).from_config(encoder.get_config())
 
 
 def _hash(config: ProbeConfig, row: Row, encoder: keras.Model) -> str:

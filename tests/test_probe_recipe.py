@@ -584,3 +584,15 @@ def test_table(built_in, encoder, tmp_path):
         assert (tmp_path / "run" / "table.md").read_text() == table
         patch.setattr(probe_evaluation.Evaluator, "__call__", None)
         assert probe_table.run(config, tmp_path / "run") == table
+
+
+def test_untrained_row_is_what_pretraining_began_with(encoder, tmp_path):
+    encoder.save_to_preset(tmp_path / "preset")
+    config = small(preset=str(tmp_path / "preset"))
+    fresh = probe_table.make_untrained(config, encoder)
+    assert_close(fresh.get_weights(), probe_table.make_untrained(config, encoder).get_weights(), 0)
+    for variable in fresh.trainable_variables:
+        variable.assign(variable + 1.0)
+    fresh.save_to_preset(tmp_path / "untrained")
+    found = probe_table.make_untrained(config, encoder)
+    assert_close(found.get_weights(), fresh.get_weights(), 0)

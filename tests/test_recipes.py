@@ -72,6 +72,7 @@ def test_trained_with_labels(small_set, tmp_path, capsys):
 @pytest.mark.slow
 def test_default_recipe(small_set, tmp_path, capsys):
     config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, probe_epochs=1)
+    start = pretrain.make_pretrainer(config).encoder
     pretrain.run(config, tmp_path / "run")
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {
@@ -82,9 +83,13 @@ def test_default_recipe(small_set, tmp_path, capsys):
         "loss.png",
         "preset",
         "probe.json",
+        "untrained",
     }
     assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 1 + config.steps
     assert VJEPABackbone.from_preset(tmp_path / "run" / "preset").hidden_dim == 24
+    untrained = VJEPABackbone.from_preset(tmp_path / "run" / "untrained")
+    kernels = [keras.ops.convert_to_numpy(k) for k in (untrained.weights[0], start.weights[0])]
+    np.testing.assert_array_equal(*kernels)
     assert VJEPAPretrainer.from_preset(tmp_path / "run" / "preset").predictor.num_layers == 1
     table = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in table[1:]] == [
