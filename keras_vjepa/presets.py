@@ -9,6 +9,7 @@ The grammar and the layout are keras-hub's:
     pretrainer.json       only for a pretrainer: its class and arguments
     encoder.weights.h5    the weights of its encoder
     predictor.json, predictor.weights.h5    its predictor
+    teacher.weights.h5    the weights of its teacher, if it has one
     task.json             only for a classifier: its class and arguments, its backbone's among them
     task.weights.h5       the weights of its probe
 

@@ -6,7 +6,7 @@ optional variance regulariser exists, with weight 0 in all of the paper's runs.
 
 Beyond both, off by default, for small models on little data: variance and covariance terms on the
 context encoder's features, as in VICReg (Bardes, Ponce and LeCun, 2022); pixel targets that are not
-normalised.
+normalised; a frozen teacher in place of the moving average (SALT: Li et al., 2025).
 
 One batch is a dictionary (the only contract with `keras_vjepa.data`):
 
@@ -63,6 +63,8 @@ class VJEPAPretrainer(Preset, keras.Model):
             context encoder, the deviation taken over the tokens of a device's batch.
         context_covariance_weight: weight of the sum of the squared covariances of different
             features, over the width. Both keep the features apart where the loss does not.
+        teacher: None, or a trained encoder, of any size but with the same grid of tokens, whose
+            features are predicted in place of the target encoder's. It stays as it is.
         padding: whether batches may hold padding (-1). Without it no attention is masked, which is
             faster where the backend's fused attention takes no mask.
 
@@ -100,6 +102,7 @@ class VJEPAPretrainer(Preset, keras.Model):
         normalize_targets: bool = True,
         context_variance_weight: float = 0.0,
         context_covariance_weight: float = 0.0,
+        teacher: VJEPABackbone | None = None,
         padding: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -116,7 +119,14 @@ class VJEPAPretrainer(Preset, keras.Model):
                 f"The predictor's `grid_shape` must be the encoder's {encoder.position_axes}. "
                 f"Received: {predictor.grid_shape}"
             )
-        target_dim = encoder.hidden_dim if target == "features" else encoder.patch_dim
+        if teacher is not None and target != "features":
+            raise ValueError(f"`target` must be 'features' with a `teacher`. Received: {target!r}")
+        if teacher is not None and teacher.position_axes != encoder.position_axes:
+            raise ValueError(
+                f"The teacher's grid of tokens must be the encoder's {encoder.position_axes}. "
+                f"Received: {teacher.position_axes}"
+            )
+        target_dim = (teacher or encoder).hidden_dim if target == "features" else encoder.patch_dim
         if predictor.output_dim != target_dim:
             raise ValueError(
                 f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "
@@ -132,6 +142,9 @@ class VJEPAPretrainer(Preset, keras.Model):
         self.context_variance_weight = context_variance_weight
         self.context_covariance_weight = context_covariance_weight
         self.padding = padding
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.trainable = False
         self.target_encoder = _copy_of(encoder)
         self.built = True
 
@@ -140,11 +153,11 @@ class VJEPAPretrainer(Preset, keras.Model):
     def targets(self, videos: Tensor) -> Tensor:
         """What the tokens of `videos` are to be predicted as, float32, without gradient.
 
-        Features of the target encoder, `(batch, tokens, hidden_dim)`, or pixels,
+        Features of the target encoder or the teacher, `(batch, tokens, hidden_dim)`, or pixels,
         `(batch, tokens, patch_dim)`; both normalised in each token, unless told otherwise.
         """
         if self.target == "features":
-            values = self.target_encoder(videos)
+            values = (self.teacher or self.target_encoder)(videos)
         else:
             values = self.encoder.tubelet_embedding.patches(videos)
         values = ops.cast(values, "float32")
@@ -334,13 +347,16 @@ class VJEPAPretrainer(Preset, keras.Model):
     # --- Configuration ---------------------------------------------------------------------------
 
     def preset_files(self) -> dict[str, Any]:
-        return {
+        files = {
             CONFIG_FILE: self.target_encoder,
             WEIGHTS_FILE: self.target_encoder,
             self.config_file: self,
             "encoder.weights.h5": self.encoder,
             **self.predictor.preset_files(),
         }
+        if self.teacher is not None:
+            files["teacher.weights.h5"] = self.teacher
+        return files
 
     def get_config(self) -> dict[str, Any]:
         momentum: Any = self.momentum
@@ -357,6 +373,7 @@ class VJEPAPretrainer(Preset, keras.Model):
             "normalize_targets": self.normalize_targets,
             "context_variance_weight": self.context_variance_weight,
             "context_covariance_weight": self.context_covariance_weight,
+            "teacher": self.teacher and keras.saving.serialize_keras_object(self.teacher),
             "padding": self.padding,
         }
 
@@ -364,7 +381,9 @@ class VJEPAPretrainer(Preset, keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
-            for name in ("encoder", "predictor", "momentum")
+            for name in ("encoder", "predictor", "momentum", "teacher")
+            # Presets of before there were teachers do not name one.
+            if name in config
         }
         return cls(**{**config, **parts})
 

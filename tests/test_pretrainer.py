@@ -264,3 +264,40 @@ def test_predictor_must_fit_the_target():
         VJEPAPretrainer(encoder, predictor, target="pixels")
     with pytest.raises(ValueError, match="`target` must be one of"):
         VJEPAPretrainer(encoder, predictor, target="colours")
+
+
+def test_a_teacher_is_predicted_and_stays_as_it_is(tmp_path):
+    """Its features are the targets, in place of the moving average's, whatever its width."""
+    keras.utils.set_random_seed(0)
+    encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    teacher = VJEPABackbone(32, 4, hidden_dim=12, num_layers=1, num_heads=2)
+    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, output_dim=12)
+    pretrainer = VJEPAPretrainer(encoder, predictor, momentum=0.5, teacher=teacher)
+    batch = random_batch(0, pretrainer)
+    features = numpy(teacher(batch["videos"]))
+    deviations = np.sqrt(features.var(axis=-1, keepdims=True) + 1e-5)
+    expected = (features - features.mean(axis=-1, keepdims=True)) / deviations
+    np.testing.assert_allclose(numpy(pretrainer.targets(batch["videos"])), expected, atol=1e-4)
+    before = teacher.get_weights(), pretrainer.target_encoder.get_weights()
+    pretrainer.compile(AdamW(1e-2))
+    losses = fit(pretrainer, batch, epochs=8)
+    assert losses[-1] < 0.9 * losses[0]
+    for one, other in zip(teacher.get_weights(), before[0], strict=True):
+        np.testing.assert_array_equal(one, other)
+    # What is kept of the run is the moving average, as without a teacher.
+    changes = zip(pretrainer.target_encoder.get_weights(), before[1], strict=True)
+    assert max(np.abs(one - other).max() for one, other in changes) > 1e-3
+    pretrainer.save_to_preset(tmp_path / "preset")
+    copy = VJEPAPretrainer.from_preset(tmp_path / "preset")
+    np.testing.assert_allclose(numpy(copy(batch)), numpy(pretrainer(batch)), atol=1e-6)
+    np.testing.assert_array_equal(copy.teacher.get_weights()[0], teacher.get_weights()[0])
+
+
+def test_a_teacher_must_fit():
+    encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2)
+    other_grid = VJEPABackbone(16, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match="grid of tokens must be the encoder's"):
+        VJEPAPretrainer(encoder, predictor, teacher=other_grid)
+    with pytest.raises(ValueError, match="`target` must be 'features' with a `teacher`"):
+        VJEPAPretrainer(encoder, predictor, target="pixels", teacher=encoder)
