@@ -347,7 +347,7 @@ class VJEPAPretrainer(Preset, keras.Model):
     # --- Configuration ---------------------------------------------------------------------------
 
     def preset_files(self) -> dict[str, Any]:
-        files = {
+        files: dict[str, Any] = {
             CONFIG_FILE: self.target_encoder,
             WEIGHTS_FILE: self.target_encoder,
             self.config_file: self,
