@@ -379,7 +379,7 @@ class VJEPAPretrainer(Preset, keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        parts = {
+        parts: dict[str, Any] = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
             for name in ("encoder", "predictor", "momentum", "teacher")
             # Presets of before there were teachers do not name one.
