@@ -156,6 +156,8 @@ class PretrainConfig:
     # Beyond the paper, for little data; see `VJEPAPretrainer`.
     context_variance_weight: float = 0.0
     context_covariance_weight: float = 0.0
+    # A preset whose encoder is predicted in place of the moving average, and stays as it is.
+    teacher: str = ""
 
     dtype: str = "mixed_bfloat16"
     seed: int = 234
@@ -287,11 +289,24 @@ def make_encoder(config: PretrainConfig) -> VJEPABackbone:
     return encoder
 
 
+def load_teacher(config: PretrainConfig) -> VJEPABackbone | None:
+    """The encoder that is to be predicted, if the config names one."""
+    if not config.teacher:
+        return None
+    try:
+        return VJEPABackbone.from_preset(config.teacher, dtype=config.dtype, name="teacher")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"`teacher` must be a preset of a trained encoder: run its config first. {error}"
+        ) from None
+
+
 def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     """The model with its optimizer, ready for `fit`."""
     keras.config.set_dtype_policy(config.dtype)
     keras.utils.set_random_seed(config.seed)
-    encoder = make_encoder(config)
+    encoder, teacher = make_encoder(config), load_teacher(config)
+    target = teacher or encoder
     predictor = VJEPAPredictor(
         encoder.hidden_dim,
         encoder.position_axes,
@@ -299,7 +314,7 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
         num_layers=config.predictor_num_layers,
         num_heads=config.num_heads,
         num_mask_tokens=len(mask_kinds(config)),
-        output_dim=encoder.patch_dim if config.target == "pixels" else None,
+        output_dim=encoder.patch_dim if config.target == "pixels" else target.hidden_dim,
         remat=config.remat,
         name="predictor",
     )
@@ -315,6 +330,7 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
         normalize_targets=config.normalize_targets,
         context_variance_weight=config.context_variance_weight,
         context_covariance_weight=config.context_covariance_weight,
+        teacher=teacher,
         padding=config.truncation == "budget" and not config.masks.startswith("random"),
         name="pretrainer",
     )

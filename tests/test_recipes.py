@@ -43,6 +43,22 @@ def small_set(tmp_path, monkeypatch):
     return prepare()
 
 
+def test_teacher_from_a_preset(tmp_path):
+    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, teacher=str(tmp_path / "it"))
+    with pytest.raises(FileNotFoundError, match="`teacher` must be a preset of a trained encoder"):
+        pretrain.make_pretrainer(config)
+    wider = dataclasses.replace(config, hidden_dim=32, teacher="", seed=7)
+    teacher = pretrain.make_encoder(wider)
+    teacher.save_to_preset(tmp_path / "it")
+    pretrainer = pretrain.make_pretrainer(config)
+    videos = np.random.default_rng(0).normal(size=(1, 8, 64, 64, 3)).astype("float32")
+    expected = keras.ops.convert_to_numpy(teacher(videos))
+    expected = (expected - expected.mean(-1, keepdims=True)) / expected.std(-1, keepdims=True)
+    found = keras.ops.convert_to_numpy(pretrainer.targets(videos))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9999
+
+
 def test_the_long_run_sees_digits_on_black(small_set):
     config = dataclasses.replace(pretrain.digit_motion_long(), **SHRUNK)
     pretrainer = pretrain.make_pretrainer(config)
