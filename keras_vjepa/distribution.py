@@ -15,8 +15,10 @@ import dataclasses
 import itertools
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -25,6 +27,18 @@ from keras import ops
 
 Tensor = Any
 Batch = dict[str, Any]
+
+# Seconds after which JAX takes a process that gives no sign of life for dead; by default 100.
+HEARTBEAT_TIMEOUT = 30
+# What tells a process of JAX where the first one listens, how many there are, and which it is.
+LAUNCHER_VARIABLES = (
+    ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    (
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES",
+        "KERAS_DISTRIBUTION_PROCESS_ID",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +113,7 @@ def setup(shard_parameters: bool = False) -> DataParallel:
     """Join all devices of this machine, and all processes of a launcher, for training.
 
     Call it before anything else is computed: models made afterwards are trained on all devices.
+    Several processes of JAX get one random seed.
     What starts several processes is the backend's own launcher, found by the environment:
 
     - JAX: Slurm's `srun`; or `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
@@ -149,17 +164,7 @@ def values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
 def _setup_jax(shard_parameters: bool) -> DataParallel:
     import jax
 
-    if not jax.distributed.is_initialized():
-        address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-        if address is not None:
-            number, index = (_integer(n) for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-            keras.distribution.initialize(address, number, index)
-        elif (
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
-            # Of this step: a script outside `srun` sees the job's number of tasks, yet is alone.
-            or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        ):
-            keras.distribution.initialize()
+    _join_jax_processes()
     devices = keras.distribution.list_devices()
     engine = "one device"
     if len(devices) > 1:
@@ -181,12 +186,35 @@ def _setup_jax(shard_parameters: bool) -> DataParallel:
     return DataParallel(jax.process_index(), jax.process_count(), len(devices), engine)
 
 
-def _integer(name: str) -> int:
+def _join_jax_processes() -> None:
+    """As `keras.distribution.initialize`, but a lost process is noticed sooner."""
+    import jax
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    if jax.distributed.is_initialized():
+        return
+    join = partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+    for address, number, index in LAUNCHER_VARIABLES:
+        if address in os.environ:
+            # Keras' variable may list all processes; the first coordinates.
+            first = os.environ[address].split(",")[0]
+            join(first, _integer(number, address), _integer(index, address))
+            break
+    else:
+        # Of this step: a script outside `srun` sees the job's number of tasks, yet is alone.
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+            return
+        join()
+    # The same weights everywhere: JAX takes no array that differs between processes. From Python's
+    # generator, so that a seed that was set decides this one.
+    seed = broadcast_one_to_all(np.uint32(random.getrandbits(31)))
+    keras.utils.set_random_seed(int(seed))
+
+
+def _integer(name: str, beside: str) -> int:
     value = os.environ.get(name, "")
     if not value.isdigit():
-        raise ValueError(
-            f"`{name}` must be a number beside `JAX_COORDINATOR_ADDRESS`. Received: {value!r}"
-        )
+        raise ValueError(f"`{name}` must be a number beside `{beside}`. Received: {value!r}")
     return int(value)
 
 

@@ -156,7 +156,9 @@ class PretrainConfig:
     # Beyond the paper, for little data; see `VJEPAPretrainer`.
     context_variance_weight: float = 0.0
     context_covariance_weight: float = 0.0
-    # A preset whose encoder is predicted in place of the moving average, and stays as it is.
+    # Presets. The encoder to begin with, of the same architecture, in place of random weights; and
+    # one that is predicted in place of the moving average, and stays as it is.
+    start_from: str = ""
     teacher: str = ""
 
     dtype: str = "mixed_bfloat16"
@@ -232,12 +234,8 @@ def digit_motion() -> PretrainConfig:
     )
 
 
-def digit_motion_long() -> PretrainConfig:
-    """Learns: on 32 px black, tokens of one frame; 27 minutes on 2 CPU cores.
-
-    Torch, one seed: digit .67 -> .88, motion .28 -> .34 (recipes/README.md). The two terms on the
-    context are beyond the paper.
-    """
+def digit_motion_pixels() -> PretrainConfig:
+    """What digit_motion_long starts from: pixels of 32 px black, tokens of one frame."""
     return replace(
         digit_motion(),
         data="digit_motion_black",
@@ -249,23 +247,49 @@ def digit_motion_long() -> PretrainConfig:
         masks="random_tokens",
         mask_ratio=0.75,
         initializer_stddev=0.1,
-        steps=6000,
+        steps=3000,
         warmup_steps=100,
         clip_after=100,
         clip_norm=1.0,
         start_learning_rate=2e-4,
-        learning_rate=1e-3,
-        start_momentum=0.998,
-        context_variance_weight=0.1,
-        context_covariance_weight=0.004,
+        learning_rate=2e-3,
+        target="pixels",
+        # An even background then weighs nothing.
+        normalize_targets=False,
+        loss_exponent=2.0,
+        context_variance_weight=0.02,
+        context_covariance_weight=0.0008,
         monitor_every=500,
         checkpoint_every=500,
     )
 
 
+def digit_motion_long() -> PretrainConfig:
+    """Learns. Run digit_motion_pixels first."""
+    return replace(
+        digit_motion_pixels(),
+        start_from="workdir/digit_motion_pixels/preset",
+        target="features",
+        normalize_targets=True,
+        loss_exponent=1.0,
+        steps=6000,
+        learning_rate=1e-3,
+        start_momentum=0.998,
+        context_variance_weight=0.1,
+        context_covariance_weight=0.004,
+    )
+
+
 CONFIGS: dict[str, Callable[[], PretrainConfig]] = {
     function.__name__: function
-    for function in (digit_motion, digit_motion_long, vitl16, vith16, vith16_384)
+    for function in (
+        digit_motion,
+        digit_motion_pixels,
+        digit_motion_long,
+        vitl16,
+        vith16,
+        vith16_384,
+    )
 }
 
 
@@ -273,7 +297,9 @@ CONFIGS: dict[str, Callable[[], PretrainConfig]] = {
 
 
 def make_encoder(config: PretrainConfig) -> VJEPABackbone:
-    """The untrained encoder."""
+    """The encoder with random weights: the same for every call, for the seed is set anew."""
+    keras.config.set_dtype_policy(config.dtype)
+    keras.utils.set_random_seed(config.seed)
     encoder = VJEPABackbone(
         image_size=config.image_size,
         num_frames=config.num_frames,
@@ -289,24 +315,37 @@ def make_encoder(config: PretrainConfig) -> VJEPABackbone:
     return encoder
 
 
-def load_teacher(config: PretrainConfig) -> VJEPABackbone | None:
-    """The encoder that is to be predicted, if the config names one."""
-    if not config.teacher:
+def load_encoder(config: PretrainConfig, field: str) -> VJEPABackbone | None:
+    """The encoder of the preset that a field of the config names, if it does."""
+    preset = getattr(config, field)
+    if not preset:
         return None
     try:
-        return VJEPABackbone.from_preset(config.teacher, dtype=config.dtype, name="teacher")
+        return VJEPABackbone.from_preset(preset, dtype=config.dtype, name=field)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"`teacher` must be a preset of a trained encoder: run its config first. {error}"
+            f"`{field}` must be a preset of a trained encoder: train it first. {error}"
         ) from None
+
+
+def _take_weights(encoder: VJEPABackbone, start: VJEPABackbone, preset: str) -> None:
+    free = {"name", "dtype", "remat", "trainable"}
+    wanted, found = encoder.get_config(), start.get_config()
+    for name in sorted(wanted.keys() - free):
+        if wanted[name] != found[name]:
+            raise ValueError(
+                f"`start_from` must be an encoder of the config's architecture, with `{name}`="
+                f"{wanted[name]}. Received: {found[name]} in {preset}"
+            )
+    encoder.set_weights(start.get_weights())
 
 
 def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     """The model with its optimizer, ready for `fit`."""
-    keras.config.set_dtype_policy(config.dtype)
-    keras.utils.set_random_seed(config.seed)
-    encoder, teacher = make_encoder(config), load_teacher(config)
-    target = teacher or encoder
+    encoder, teacher = make_encoder(config), load_encoder(config, "teacher")
+    start, target = load_encoder(config, "start_from"), teacher or encoder
+    if start is not None:
+        _take_weights(encoder, start, config.start_from)
     predictor = VJEPAPredictor(
         encoder.hidden_dim,
         encoder.position_axes,
@@ -580,7 +619,6 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     with stop_signals() as signals:
         pretrainer = make_pretrainer(config)
         batches = make_batches(config, pretrainer.encoder.grid_shape, parallel)
-        untrained = distribution.values(pretrainer.encoder.weights)
         if parallel.is_first:
             print(
                 f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
@@ -598,8 +636,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         save(config, workdir, losses, pretrainer)
         if config.data not in SETS:
             return
-        encoder = VJEPABackbone.from_config(pretrainer.encoder.get_config())
-        encoder.set_weights(untrained)
+        encoder = make_encoder(config)
         encoder.save_to_preset(workdir / "untrained")
         if parallel.process_count > 1:
             # The others have ended, and may not wait for this one.

@@ -31,7 +31,6 @@ BATCH_SIZE = 32
 def train(config: PretrainConfig, task: str, training: Clips, test: Clips) -> float:
     """Train an encoder from scratch on one task; the accuracy on the test clips."""
     settings = ProbeSettings()
-    keras.utils.set_random_seed(config.seed)
     classifier = VJEPAVideoClassifier(
         make_encoder(config), settings.tasks[task], trainable_backbone=True
     )
@@ -59,7 +58,6 @@ def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
     """Train; print and save the accuracy of every task."""
     if config.data not in SETS:
         raise ValueError(f"`data` must be one of {', '.join(SETS)}. Received: {config.data}")
-    keras.config.set_dtype_policy(config.dtype)
     training, test = labelled_clips(config)
     found = {}
     for task in ProbeSettings().tasks:

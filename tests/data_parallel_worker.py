@@ -29,9 +29,9 @@ from keras_vjepa import attention as attention_module
 STEPS, BATCH_SIZE = 5, 8
 
 
-def make_pretrainer(remat=False, accumulation_steps=1):
+def make_pretrainer(remat=False, accumulation_steps=1, seed=0):
     """Clipping bites, weight decay and momentum move; 16 wide, so that 4 devices divide it."""
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     sizes = {"num_layers": 2, "num_heads": 2, "remat": remat}
     encoder = VJEPABackbone(16, 4, patch_size=8, hidden_dim=16, name="encoder", **sizes)
     predictor = VJEPAPredictor(
@@ -114,7 +114,10 @@ def main():
     if options.pop("by_head", False):
         attention_module._MIN_LOGITS_FOR_LOOP = 0
     dies = parallel.process_index == options.pop("dying_process", -1)
-    pretrainer = make_pretrainer(**options)
+    print(f"drawn: {float(keras.random.uniform(())):.9f}")
+    # The first process's weights are everyone's; JAX takes no others.
+    seed = 0 if keras.config.backend() == "jax" else parallel.process_index
+    pretrainer = make_pretrainer(**options, seed=seed)
     start = time.perf_counter()
     losses = train(parallel, pretrainer, dies)
     if keras.config.backend() == "jax":
