@@ -272,7 +272,7 @@ def digit_motion_long() -> PretrainConfig:
         target="features",
         normalize_targets=True,
         loss_exponent=1.0,
-        steps=6000,
+        steps=4000,
         learning_rate=1e-3,
         start_momentum=0.998,
         context_variance_weight=0.1,

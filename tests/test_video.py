@@ -6,6 +6,7 @@ import pickle
 import struct
 import sys
 import wave
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from keras_vjepa.data import video as video_module
 from keras_vjepa.data.video import (
     PacketIndex,
     UnreadableVideoError,
@@ -391,22 +393,54 @@ class ListDecoder:
         pass
 
 
-def test_missing_frames_are_tried_once_more_in_order():
+def test_packets_are_looked_at_once_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "video.mp4"
+    write_with_opencv(path, "mp4v", num_frames=20)
+    looks = []
+    look = video_module._OpenCVDecoder.packet_index
+    monkeypatch.setattr(
+        video_module._OpenCVDecoder,
+        "packet_index",
+        lambda decoder: looks.append(1) or look(decoder),
+    )
+    for _ in range(3):
+        with open_video(path) as video:
+            assert video.num_frames == 20
+    assert len(looks) == 1
+    # Another file in its place is not taken for it.
+    write_with_opencv(path, "mp4v", num_frames=30)
+    with open_video(path) as video:
+        assert video.num_frames == 30
+    monkeypatch.setattr(video_module, "MAX_INDICES", 2)
+    monkeypatch.setattr(video_module, "_indices", OrderedDict())
+    for name in "abc":
+        write_with_opencv(tmp_path / f"{name}.mp4", "mp4v", num_frames=5)
+        open_video(tmp_path / f"{name}.mp4").close()
+    assert [Path(path).stem for _, path, *_ in video_module._indices] == ["b", "c"]
+
+
+def test_missing_frames_are_tried_once_more_in_order(tmp_path):
+    path = tmp_path / "flaky"
+    path.touch()
     decoder = ListDecoder(10, num_decodable=lambda num_passes: 6 if num_passes == 1 else 10)
-    assert stamps(VideoReader("flaky", decoder).read([1, 8])) == [1, 8]
+    assert stamps(VideoReader(str(path), decoder).read([1, 8])) == [1, 8]
     assert decoder.num_passes == 2
 
 
-def test_broken_promise_is_an_error_not_a_loop():
+def test_broken_promise_is_an_error_not_a_loop(tmp_path):
+    path = tmp_path / "short"
+    path.touch()
     decoder = ListDecoder(10, num_decodable=lambda num_passes: 6)
     with pytest.raises(UnreadableVideoError, match="promises 10 frames, but only 6 can"):
-        VideoReader("short", decoder).read([1, 8])
+        VideoReader(str(path), decoder).read([1, 8])
     assert decoder.num_passes == 2
 
 
-def test_index_that_disagrees_with_the_first_frame_is_not_believed():
+def test_index_that_disagrees_with_the_first_frame_is_not_believed(tmp_path):
+    path = tmp_path / "shifted"
+    path.touch()
     decoder = ListDecoder(10, num_decodable=lambda num_passes: 6, first_time=4)
-    assert VideoReader("shifted", decoder).num_frames == 6
+    assert VideoReader(str(path), decoder).num_frames == 6
 
 
 @pytest.mark.parametrize("times", [[], [0.0, 1.0, 1.0], [0.0, float("nan"), 2.0]])

@@ -26,6 +26,8 @@ Departures from the authors' reader: see `clip_frame_indices` and `frame_step_fo
 import math
 import os
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,8 @@ Indices = npt.NDArray[np.int64]
 MAX_FAILED_GRABS = 32
 # OpenCV begins its seek this many frames before the wanted one, so only an earlier keyframe helps.
 SEEK_MARGIN = 16
+# Files whose index is remembered: 80 MB if they have 300 frames each.
+MAX_INDICES = 32_768
 
 
 class UnreadableVideoError(ValueError):
@@ -236,6 +240,31 @@ class Decoder(Protocol):
         """Free the file."""
 
 
+# Of files that were read before: most recently used last.
+_indices: OrderedDict[tuple[Any, ...], PacketIndex | None] = OrderedDict()
+_indices_lock = threading.Lock()
+
+
+def _packet_index(path: str, decoder: Decoder) -> PacketIndex | None:
+    """The index, remembered for as long as the file does not change.
+
+    It costs a look at every packet, a third of the time of a clip of a small video, and training
+    comes back to each file in every epoch.
+    """
+    status = os.stat(path)
+    key = (type(decoder), path, status.st_size, status.st_mtime_ns)
+    with _indices_lock:
+        if key in _indices:
+            _indices.move_to_end(key)
+            return _indices[key]
+    index = decoder.packet_index()
+    with _indices_lock:
+        _indices[key] = index
+        if len(_indices) > MAX_INDICES:
+            _indices.popitem(last=False)
+    return index
+
+
 class VideoReader:
     """An open video: its length and its frames. Made by `open_video`; for one thread at a time.
 
@@ -256,7 +285,7 @@ class VideoReader:
             raise UnreadableVideoError(path, "no frame can be decoded")
         self._position = 0
         height, width, _ = decoder.frame().shape
-        self._index = decoder.packet_index()
+        self._index = _packet_index(path, decoder)
         if self._index is not None and self._index.timestamps[0] != self._time:
             self._index = None
         num_frames = self._count() if self._index is None else len(self._index.timestamps)
