@@ -18,10 +18,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.data.decoders import Indices
 from keras_vjepa.data.image import read_image
 from keras_vjepa.data.index import is_image
 from keras_vjepa.data.transforms import center_view, three_views
-from keras_vjepa.data.video import Indices, VideoReader, clip_frame_indices, open_video
+from keras_vjepa.data.video import VideoReader, clip_frame_indices, open_video
 from keras_vjepa.presets import CONFIG_FILE, PresetName, PresetNames, find_preset, read_config
 
 Frames = NDArray[np.uint8]

@@ -27,10 +27,10 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoClassifier
+from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.index import Sample
 from keras_vjepa.data.labelled import EvaluationBatches
 from keras_vjepa.data.pipeline import Clips, ClipSettings
-from keras_vjepa.data.video import UnreadableVideoError
 
 
 class FeatureExtractor(keras.Model):

@@ -15,8 +15,9 @@ from conftest import ROOT
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
+from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.digit_motion import write_motion_jpeg
-from keras_vjepa.data.video import UnreadableVideoError, VideoReader
+from keras_vjepa.data.video import VideoReader
 
 
 @pytest.fixture

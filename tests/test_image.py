@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.image import UnreadableImageError, read_image
-from keras_vjepa.data.video import UnreadableVideoError
 
 pytestmark = pytest.mark.data
 

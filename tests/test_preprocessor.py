@@ -10,10 +10,11 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, VJEPAVideoPreprocessor
+from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.digit_motion import write_motion_jpeg
 from keras_vjepa.data.image import read_image
 from keras_vjepa.data.transforms import center_view, normalize, three_views
-from keras_vjepa.data.video import UnreadableVideoError, VideoReader, read_frames
+from keras_vjepa.data.video import VideoReader, read_frames
 
 NUM_FRAMES = 150
 

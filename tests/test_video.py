@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from keras_vjepa.data import video as video_module
+from keras_vjepa.data.decoders import OpenCVDecoder, PacketIndex, UnreadableVideoError
 from keras_vjepa.data.video import (
-    PacketIndex,
-    UnreadableVideoError,
     VideoReader,
     clip_frame_indices,
     frame_step_for_duration,
@@ -397,9 +396,9 @@ def test_packets_are_looked_at_once_a_file(tmp_path, monkeypatch):
     path = tmp_path / "video.mp4"
     write_with_opencv(path, "mp4v", num_frames=20)
     looks = []
-    look = video_module._OpenCVDecoder.packet_index
+    look = OpenCVDecoder.packet_index
     monkeypatch.setattr(
-        video_module._OpenCVDecoder,
+        OpenCVDecoder,
         "packet_index",
         lambda decoder: looks.append(1) or look(decoder),
     )

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor
+from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.index import files_below
-from keras_vjepa.data.video import UnreadableVideoError
 from keras_vjepa.presets import load_backbone
 
 Features = NDArray[np.float32]

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.video import UnreadableVideoError
+from keras_vjepa.data.decoders import UnreadableVideoError
 
 
 class UnreadableImageError(UnreadableVideoError):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.index import Sample
 from keras_vjepa.data.labels import check_all_classes_occur, check_labels
 from keras_vjepa.data.pipeline import (
@@ -29,7 +30,6 @@ from keras_vjepa.data.pipeline import (
     ShuffledBatches,
     random_stream,
 )
-from keras_vjepa.data.video import UnreadableVideoError
 
 Inputs = NDArray[np.float32] | Batch
 Labels = NDArray[np.int32]

@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.image import read_image
 from keras_vjepa.data.index import Sample, is_image
-from keras_vjepa.data.video import UnreadableVideoError, clip_frame_indices, open_video
+from keras_vjepa.data.video import clip_frame_indices, open_video
 
 Batch = dict[str, NDArray[np.generic]]
 BatchT = TypeVar("BatchT")

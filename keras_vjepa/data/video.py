@@ -23,47 +23,32 @@ How it is read, and why:
 Departures from the authors' reader: see `clip_frame_indices` and `frame_step_for_duration`.
 """
 
-import math
 import os
-import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-Frames = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
+from keras_vjepa.data.decoders import (
+    AVDecoder,
+    Decoder,
+    Frames,
+    Indices,
+    OpenCVDecoder,
+    PacketIndex,
+    UnreadableVideoError,
+)
 
-# A damaged packet makes a grab fail though good frames follow; so does the end of the file.
-MAX_FAILED_GRABS = 32
 # OpenCV begins its seek this many frames before the wanted one, so only an earlier keyframe helps.
 SEEK_MARGIN = 16
 # Files whose index is remembered: 80 MB if they have 300 frames each.
 MAX_INDICES = 32_768
-
-
-class UnreadableVideoError(ValueError):
-    """A file that cannot be read as a video, with the reason, in one line.
-
-    Attributes:
-        path: the file.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)  # both arguments, so that it survives pickling
-        self.path = str(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"Cannot read the video {self.path}: {self.reason}"
 
 
 # ------------------------------------------------------------------ choosing the frames of a clip
@@ -189,55 +174,6 @@ class VideoInfo:
     fps: float
     height: int
     width: int
-
-
-@dataclass(frozen=True)
-class PacketIndex:
-    """Timestamps of all frames in display order, and which frames are keyframes.
-
-    Attributes:
-        timestamps: (num_frames,), strictly increasing, in the decoder's own unit.
-        keyframes: (num_keyframes,), positions in `timestamps`, increasing.
-    """
-
-    timestamps: npt.NDArray[Any]
-    keyframes: Indices
-
-    @classmethod
-    def from_packets(
-        cls, timestamps: Sequence[float], is_keyframe: Sequence[bool]
-    ) -> "PacketIndex | None":
-        """Sort packets by time; `None` where the times do not tell the frames apart."""
-        times = np.asarray(timestamps)
-        order = np.argsort(times, kind="stable")
-        times = times[order]
-        if len(times) == 0 or np.isnan(times).any() or (np.diff(times) <= 0).any():
-            return None
-        return cls(times, np.flatnonzero(np.asarray(is_keyframe)[order]))
-
-
-class Decoder(Protocol):
-    """What `VideoReader` needs of a decoding library."""
-
-    fps: float
-
-    def packet_index(self) -> PacketIndex | None:
-        """Index of all frames without decoding them; `None` if it cannot be trusted."""
-
-    def rewind(self) -> None:
-        """Go back to before the first frame."""
-
-    def seek(self, timestamp: float) -> None:
-        """Go to some place before the frame with this timestamp."""
-
-    def advance(self) -> float | None:
-        """Decode the next frame and return its timestamp, `None` at the end."""
-
-    def frame(self) -> Frames:
-        """The frame last decoded: uint8 (height, width, 3), RGB, upright."""
-
-    def close(self) -> None:
-        """Free the file."""
 
 
 # Of files that were read before: most recently used last.
@@ -439,14 +375,14 @@ def open_video(path: str | Path, decoder: str = "auto") -> VideoReader:
     if os.path.getsize(path) == 0:
         raise UnreadableVideoError(path, "the file is empty")
     if decoder == "av":
-        return VideoReader(str(path), _AVDecoder(str(path)))
+        return VideoReader(str(path), AVDecoder(str(path)))
     try:
-        return VideoReader(str(path), _OpenCVDecoder(str(path)))
+        return VideoReader(str(path), OpenCVDecoder(str(path)))
     except UnreadableVideoError as error:
         if decoder == "opencv":
             raise
         try:
-            av_decoder = _AVDecoder(str(path))
+            av_decoder = AVDecoder(str(path))
         except ImportError:
             reason = f"{error.reason} (PyAV reads more formats: pip install av)"
             raise UnreadableVideoError(path, reason) from error
@@ -485,214 +421,3 @@ def video_info(path: str | Path) -> VideoInfo:
     """
     with open_video(path) as video:
         return video.info
-
-
-class _OpenCVDecoder:
-    """Timestamps in milliseconds."""
-
-    def __init__(self, path: str) -> None:
-        # An absolute path, or FFmpeg takes a colon in the name for a protocol.
-        self._path = os.path.abspath(path)
-        self._shown_path = path
-        self.rewind()
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if math.isfinite(fps) and fps > 0 else 0.0
-
-    def rewind(self) -> None:
-        # One thread: a loader runs many readers, and more threads for each only fight.
-        self._capture = cv2.VideoCapture(self._path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-        if not self._capture.isOpened():
-            raise UnreadableVideoError(self._shown_path, _why_not_opened(self._path))
-
-    def packet_index(self) -> PacketIndex | None:
-        # FORMAT -1 makes OpenCV hand out packets without decoding them.
-        packets = cv2.VideoCapture(self._path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
-        timestamps, is_keyframe = [], []
-        while packets.grab():
-            timestamps.append(packets.get(cv2.CAP_PROP_POS_MSEC))
-            is_keyframe.append(packets.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) > 0)
-        packets.release()
-        # They differ where packets are damaged or missing, and in VP8 that hides reference frames.
-        if self._capture.get(cv2.CAP_PROP_FRAME_COUNT) != len(timestamps):
-            return None
-        shown = _edit_list_seconds(self._path)
-        if shown is not None and abs(shown * self.fps - len(timestamps)) >= 0.5:
-            return None
-        return PacketIndex.from_packets(timestamps, is_keyframe)
-
-    def seek(self, timestamp: float) -> None:
-        self._capture.set(cv2.CAP_PROP_POS_MSEC, timestamp)
-
-    def advance(self) -> float | None:
-        for _ in range(MAX_FAILED_GRABS):
-            if self._capture.grab():
-                return self._capture.get(cv2.CAP_PROP_POS_MSEC)
-        return None
-
-    def frame(self) -> Frames:
-        retrieved, frame = self._capture.retrieve()
-        if not retrieved:
-            raise UnreadableVideoError(self._shown_path, "a decoded frame cannot be converted")
-        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
-
-    def close(self) -> None:
-        self._capture.release()
-
-
-class _AVDecoder:
-    """Timestamps in units of the stream's time base."""
-
-    def __init__(self, path: str) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise ImportError('`decoder="av"` needs PyAV: pip install av') from error
-        self._av = av
-        self._path = path
-        # One scaler for the whole file: building it anew for each frame costs 11 times as much.
-        self._reformatter = av.video.reformatter.VideoReformatter()
-        self._container = self._open()
-        self._start()
-
-    def _open(self) -> Any:
-        try:
-            container = self._av.open(os.path.abspath(self._path))
-        except self._av.FFmpegError as error:
-            raise UnreadableVideoError(self._path, _why_not_opened(self._path)) from error
-        if not container.streams.video:
-            container.close()
-            raise UnreadableVideoError(self._path, "it has no video stream")
-        return container
-
-    def _start(self) -> None:
-        self._stream = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = 1
-        self.fps = float(self._stream.average_rate or 0)
-        self._frames = self._decode()
-
-    def rewind(self) -> None:
-        self._container.close()
-        self._container = self._open()
-        self._start()
-
-    def packet_index(self) -> PacketIndex | None:
-        timestamps, is_keyframe = [], []
-        with self._open() as container:
-            try:
-                for packet in container.demux(container.streams.video[0]):
-                    if packet.is_corrupt:
-                        return None
-                    if packet.size and not packet.is_discard:
-                        timestamps.append(math.nan if packet.pts is None else packet.pts)
-                        is_keyframe.append(packet.is_keyframe)
-            except self._av.FFmpegError:
-                return None
-        return PacketIndex.from_packets(timestamps, is_keyframe)
-
-    def seek(self, timestamp: float) -> None:
-        self._container.seek(int(timestamp), stream=self._stream)
-        self._frames = self._decode()
-
-    def _decode(self) -> Iterator[Any]:
-        packets = self._container.demux(self._stream)
-        while True:
-            # A damaged packet is passed over; each packet is tried once, so this ends.
-            try:
-                packet = next(packets, None)
-                frames = [] if packet is None else packet.decode()
-            except self._av.FFmpegError:
-                continue
-            if packet is None:
-                return
-            yield from frames
-
-    def advance(self) -> float | None:
-        frame = next(self._frames, None)
-        if frame is None:
-            return None
-        self._frame = frame
-        return math.nan if frame.pts is None else frame.pts
-
-    def frame(self) -> Frames:
-        rgb = self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
-        # OpenCV turns a phone's video upright by itself, PyAV does not.
-        return np.asarray(np.rot90(rgb, self._frame.rotation // 90), np.uint8)
-
-    def close(self) -> None:
-        self._container.close()
-
-
-# -------------------------------------------------------------------- what only an MP4's boxes say
-
-
-def _why_not_opened(path: str) -> str:
-    with open(path, "rb") as file:
-        kinds = [kind for kind, _, _ in _boxes(file, 0, os.path.getsize(path))]
-    if kinds[:1] == [b"ftyp"] and b"moov" not in kinds:
-        return "it is truncated: the index of the MP4 file (its moov box) is missing"
-    return "no video is found in it (not a video file, damaged, or an unknown format)"
-
-
-def _edit_list_seconds(path: str) -> float | None:
-    """Seconds of its video track that an MP4 shows; `None` where it has no edit list.
-
-    A file cut without encoding it anew (`ffmpeg -ss ... -c copy`, as many Kinetics copies are)
-    keeps the packets since the last keyframe and hides them with an edit list. Neither the
-    header's count nor OpenCV's packets know of that.
-    """
-    with open(path, "rb") as file:
-        moov = _find(file, [b"moov"], 0, os.path.getsize(path))
-        if moov is None:
-            return None
-        header = _find(file, [b"mvhd"], *moov)
-        for kind, start, end in _boxes(file, *moov):
-            if kind != b"trak" or header is None:
-                continue
-            handler = _find(file, [b"mdia", b"hdlr"], start, end)
-            edits = _find(file, [b"edts", b"elst"], start, end)
-            if handler and edits and _read(file, handler[0] + 8, "4s")[0] == b"vide":
-                return _sum_of_edits(file, edits[0]) / _timescale(file, header[0])
-    return None
-
-
-def _timescale(file: BinaryIO, header: int) -> int:
-    version = _read(file, header, "B")[0]
-    return int(_read(file, header + (20 if version == 1 else 12), "I")[0]) or 1
-
-
-def _sum_of_edits(file: BinaryIO, start: int) -> int:
-    version, count = _read(file, start, "B3xI")
-    layout = "Qqi" if version == 1 else "Iii"
-    size = struct.calcsize(">" + layout)
-    edits = [_read(file, start + 8 + size * i, layout) for i in range(min(count, 1000))]
-    return sum(duration for duration, media_time, _ in edits if media_time >= 0)
-
-
-def _find(file: BinaryIO, kinds: list[bytes], start: int, end: int) -> tuple[int, int] | None:
-    """Start and end of the content of a nested box."""
-    for kind, inner_start, inner_end in _boxes(file, start, end):
-        if kind == kinds[0]:
-            rest = kinds[1:]
-            return _find(file, rest, inner_start, inner_end) if rest else (inner_start, inner_end)
-    return None
-
-
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of the content of each box; stops at what is no box."""
-    while start + 8 <= end:
-        size, kind = _read(file, start, "I4s")
-        content = start + 8
-        if size == 1 and start + 16 <= end:
-            size, content = _read(file, start + 8, "Q")[0], start + 16
-        elif size == 0:
-            size = end - start
-        if start + size > end or start + size < content:
-            return
-        yield kind, content, start + size
-        start += size
-
-
-def _read(file: BinaryIO, offset: int, layout: str) -> tuple[Any, ...]:
-    file.seek(offset)
-    size = struct.calcsize(">" + layout)
-    return struct.unpack(">" + layout, file.read(size).ljust(size, b"\0"))
