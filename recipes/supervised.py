@@ -20,7 +20,8 @@ import command_line  # noqa: E402
 import keras  # noqa: E402
 from feature_cache import write_atomically  # noqa: E402
 from frozen_probe import Clips, ProbeSettings, labels_of  # noqa: E402
-from pretrain import CONFIGS, PretrainConfig, labelled_clips, make_encoder  # noqa: E402
+from pretrain import labelled_clips, make_encoder  # noqa: E402
+from pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
 
 from keras_vjepa import AdamW, VJEPAVideoClassifier, WarmupCosine  # noqa: E402
 from keras_vjepa.data.digit_motion import SETS  # noqa: E402

@@ -16,6 +16,7 @@ import numpy as np
 import pretrain
 import pytest
 from conftest import ROOT
+from pretrain_configs import digit_motion
 from test_recipes import SHRUNK
 
 from keras_vjepa import distribution
@@ -165,7 +166,7 @@ def test_the_recipe_goes_on_with_another_number_of_processes(tmp_path):
         [checkpoint] = (before / "checkpoints").glob(f"step-{step:08d}-*")
         shutil.copy(checkpoint, workdir / "checkpoints")
 
-    config = dataclasses.replace(pretrain.digit_motion(), **fields)
+    config = dataclasses.replace(digit_motion(), **fields)
     pretrain.run(config, whole)
     assert (whole / "preset" / "model.weights.h5").is_file()
     go_on(in_two, whole, step=2)

@@ -11,6 +11,7 @@ import probe_data
 import pytest
 import supervised
 from conftest import GOLDEN
+from pretrain_configs import CONFIGS, digit_motion, digit_motion_long, digit_motion_pixels, vitl16
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer
 from keras_vjepa.data.digit_motion import SETS, prepare_digit_motion, render_digit_motion
@@ -44,7 +45,7 @@ def small_set(tmp_path, monkeypatch):
 
 
 def test_teacher_from_a_preset(tmp_path):
-    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, teacher=str(tmp_path / "it"))
+    config = dataclasses.replace(digit_motion(), **SHRUNK, teacher=str(tmp_path / "it"))
     with pytest.raises(FileNotFoundError, match="`teacher` must be a preset of a trained encoder"):
         pretrain.make_pretrainer(config)
     wider = dataclasses.replace(config, hidden_dim=32, teacher="", seed=7)
@@ -60,7 +61,7 @@ def test_teacher_from_a_preset(tmp_path):
 
 
 def test_start_from_a_preset(tmp_path):
-    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, start_from=str(tmp_path / "it"))
+    config = dataclasses.replace(digit_motion(), **SHRUNK, start_from=str(tmp_path / "it"))
     with pytest.raises(FileNotFoundError, match="`start_from` must be a preset of a trained"):
         pretrain.make_pretrainer(config)
     encoder = pretrain.make_encoder(dataclasses.replace(config, seed=7))
@@ -77,8 +78,12 @@ def test_start_from_a_preset(tmp_path):
     assert max(np.abs(one - other).max() for one, other in pairs) > 1e-3
 
 
-def test_the_long_run_sees_digits_on_black(small_set):
-    config = dataclasses.replace(pretrain.digit_motion_long(), **SHRUNK)
+def test_the_long_run_sees_digits_on_black(small_set, tmp_path):
+    first = dataclasses.replace(digit_motion_pixels(), **SHRUNK)
+    pretrain.make_encoder(first).save_to_preset(tmp_path / "preset")
+    config = digit_motion_long()
+    assert config.start_from == f"workdir/{digit_motion_pixels.__name__}/preset"
+    config = dataclasses.replace(config, **SHRUNK, start_from=str(tmp_path / "preset"))
     pretrainer = pretrain.make_pretrainer(config)
     batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
     batch = next(batches.stream(0, 1))
@@ -92,7 +97,11 @@ def test_the_long_run_sees_digits_on_black(small_set):
 @pytest.mark.slow
 def test_trained_with_labels(small_set, tmp_path, capsys):
     config = dataclasses.replace(
-        pretrain.digit_motion(), **SHRUNK, probe_epochs=80, learning_rate=1e-2, clip_norm=1.0
+        digit_motion(),
+        **SHRUNK,
+        probe_epochs=80,
+        learning_rate=1e-2,
+        clip_norm=1.0,
     )
     # Of the videos that it was trained on, an encoder that learns knows more than chance.
     clips, _ = pretrain.labelled_clips(config)
@@ -105,7 +114,7 @@ def test_trained_with_labels(small_set, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_default_recipe(small_set, tmp_path, capsys):
-    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, probe_epochs=1)
+    config = dataclasses.replace(digit_motion(), **SHRUNK, probe_epochs=1)
     start = pretrain.make_pretrainer(config).encoder
     pretrain.run(config, tmp_path / "run")
     files = {path.name for path in (tmp_path / "run").iterdir()}
@@ -146,7 +155,11 @@ def test_default_recipe(small_set, tmp_path, capsys):
 )
 def test_masks_of_the_config(masks, kinds, context):
     config = dataclasses.replace(
-        pretrain.digit_motion(), **SHRUNK, masks=masks, mask_ratio=0.75, max_context_frames=4
+        digit_motion(),
+        **SHRUNK,
+        masks=masks,
+        mask_ratio=0.75,
+        max_context_frames=4,
     )
     pretrainer = pretrain.make_pretrainer(config)
     assert pretrainer.predictor.num_mask_tokens == kinds
@@ -159,7 +172,7 @@ def test_masks_of_the_config(masks, kinds, context):
 
 
 def test_deviation_of_the_initial_weights():
-    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, initializer_stddev=0.1)
+    config = dataclasses.replace(digit_motion(), **SHRUNK, initializer_stddev=0.1)
     pretrainer = pretrain.make_pretrainer(config)
     for kernel in (
         pretrainer.target_encoder.tubelet_embedding.kernel,
@@ -175,7 +188,7 @@ def test_deviation_of_the_initial_weights():
 def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
     """The paper's configs at their own resolution and masks, with a shrunk network."""
     config = dataclasses.replace(
-        pretrain.CONFIGS[name](),
+        CONFIGS[name](),
         **{**SHRUNK, "steps": 1, "warmup_steps": 0},
         data=str(small_set.folder),
     )
@@ -185,7 +198,7 @@ def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
 
 
 def test_configs_hold_the_numbers_of_table_9():
-    large, huge, high = (pretrain.CONFIGS[n]() for n in ("vitl16", "vith16", "vith16_384"))
+    large, huge, high = (CONFIGS[n]() for n in ("vitl16", "vith16", "vith16_384"))
     for config in (large, huge, high):
         assert (config.steps, config.warmup_steps, config.schedule_scale) == (90000, 12000, 1.25)
         assert (config.num_frames, config.temporal_stride, config.tubelet_size) == (16, 4, 2)
@@ -202,15 +215,13 @@ def test_overrides():
     config, workdir = pretrain.parse_arguments(
         ["--config", "vitl16", "--steps", "7", "--context_budgets", "10,20", "--data", "videos"]
     )
-    assert config == dataclasses.replace(
-        pretrain.vitl16(), steps=7, context_budgets=(10, 20), data="videos"
-    )
+    assert config == dataclasses.replace(vitl16(), steps=7, context_budgets=(10, 20), data="videos")
     assert str(workdir) == "workdir/vitl16"
 
 
 @pytest.mark.parametrize("mode", ["budget", "batch_min"])
 def test_both_truncations_train(mode, small_set, tmp_path):
-    config = dataclasses.replace(pretrain.digit_motion(), **SHRUNK, truncation=mode)
+    config = dataclasses.replace(digit_motion(), **SHRUNK, truncation=mode)
     pretrainer = pretrain.make_pretrainer(config)
     assert pretrainer.padding == (mode == "budget")
     batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
@@ -265,7 +276,7 @@ def test_help_lists_configs_with_their_cost(capsys):
     with pytest.raises(SystemExit):
         pretrain.parse_arguments(["--help"])
     text = capsys.readouterr().out
-    for name in pretrain.CONFIGS:
+    for name in CONFIGS:
         assert f"\n  {name} " in text
     assert "90,000 steps of 3,072 clips" in text
 
@@ -310,7 +321,7 @@ def set_weights_from_numpy(pretrainer):
 
 
 def small_recipe_curve():
-    config = dataclasses.replace(pretrain.digit_motion(), batch_size=4)
+    config = dataclasses.replace(digit_motion(), batch_size=4)
     pretrainer = pretrain.make_pretrainer(config)
     set_weights_from_numpy(pretrainer)
     log = pretrain.LossLog(20)

@@ -14,6 +14,7 @@ import pretrain
 import pytest
 import resumable
 from conftest import ROOT
+from pretrain_configs import digit_motion
 
 from keras_vjepa.data.digit_motion import DigitMotionConfig, prepare_digit_motion
 
@@ -43,13 +44,13 @@ def videos(tmp_path_factory):
 
 @pytest.fixture
 def config(videos):
-    return dataclasses.replace(pretrain.digit_motion(), **SMALL, data=videos)
+    return dataclasses.replace(digit_motion(), **SMALL, data=videos)
 
 
 @pytest.fixture(scope="module")
 def whole(videos, tmp_path_factory):
     """The run that nothing stops."""
-    config = dataclasses.replace(pretrain.digit_motion(), **SMALL, data=videos)
+    config = dataclasses.replace(digit_motion(), **SMALL, data=videos)
     workdir = tmp_path_factory.mktemp("whole")
     pretrain.run(config, workdir)
     return workdir

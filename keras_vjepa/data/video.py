@@ -362,7 +362,7 @@ def open_video(path: str | Path, decoder: str = "auto") -> VideoReader:
     >>> open_video("nowhere.mp4")
     Traceback (most recent call last):
     ...
-    keras_vjepa.data.video.UnreadableVideoError: Cannot read the video nowhere.mp4: no such file
+    keras_vjepa.data.decoders.UnreadableVideoError: Cannot read the video nowhere.mp4: no such file
     """
     if decoder not in ("auto", "opencv", "av"):
         raise ValueError(f'`decoder` must be "auto", "opencv" or "av". Received: {decoder!r}')
