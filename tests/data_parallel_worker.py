@@ -108,6 +108,7 @@ def virtual_devices(number):
 
 def main():
     output, options = sys.argv[1], json.loads(sys.argv[2])
+    distribution.HEARTBEAT_TIMEOUT = options.pop("heartbeat", distribution.HEARTBEAT_TIMEOUT)
     virtual_devices(options.pop("virtual_devices", 1))
     parallel = distribution.setup(options.pop("shard_parameters", False))
     print(parallel, flush=True)

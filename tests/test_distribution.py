@@ -220,7 +220,7 @@ def test_torch_starts_a_process_for_each_device(monkeypatch):
 @pytest.mark.slow
 def test_a_dead_process_ends_the_run(tmp_path):
     """Process 1 dies in its third step; the others end by themselves, not after a timeout."""
-    options = json.dumps({"dying_process": 1})
+    options = json.dumps({"dying_process": 1, "heartbeat": 10})
     command = [str(WORKER), str(tmp_path / "run.npz"), options]
     if BACKEND == "torch":
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
