@@ -22,9 +22,9 @@ from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
 from keras_vjepa.data.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.digit_motion import SETS
 from keras_vjepa.data.index import Sample
-from keras_vjepa.data.labelled import EvaluationBatches, LabelledBatches
+from keras_vjepa.data.labelled import EvaluationBatches, LabelledBatches, evaluation_stream
 from keras_vjepa.data.labels import low_shot
-from keras_vjepa.data.pipeline import ClipSettings
+from keras_vjepa.data.pipeline import Clips, ClipSettings, read_clips
 from keras_vjepa.data.transforms import (
     ImageProbeTransform,
     VideoProbeTransform,
@@ -125,6 +125,19 @@ def clip_batches(
         num_workers=config.num_workers,
         max_bad_share=config.max_bad_share,
     )
+
+
+def read_in_place(samples: Sequence[Sample], seed: int) -> Callable[..., Clips]:
+    """Reads a sample's clips where `clip_batches` of all samples does: where features have them.
+
+    In training the places would otherwise be new in every epoch, which is an augmentation.
+    """
+    positions = {sample.path: position for position, sample in enumerate(samples)}
+
+    def read(path: str, settings: ClipSettings, transform: Any, rng: np.random.Generator) -> Clips:
+        return read_clips(path, settings, transform, evaluation_stream(seed, positions[path]))
+
+    return read
 
 
 def still(transform: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[np.float32]]:
@@ -231,6 +244,7 @@ class Evaluator:
             seed=config.seed,
             num_workers=config.num_workers,
             max_bad_share=config.max_bad_share,
+            reader=read_clips if config.augment else read_in_place(self.train, config.seed),
         )
 
     def evaluation_batches(self, samples: Sequence[Sample], is_test: bool) -> EvaluationBatches:
@@ -240,7 +254,10 @@ class Evaluator:
             batches = evaluation_batches(features, samples, self.sweep.settings)
             return replace(batches, skip_unreadable=config.skip_unreadable)
         num_views = config.num_views if is_test else 1
-        return clip_batches(config, samples, num_views, min(config.batch_size, len(samples)))
+        batches = clip_batches(config, samples, num_views, min(config.batch_size, len(samples)))
+        if not is_test:
+            batches = replace(batches, reader=read_in_place(self.train, config.seed))
+        return batches
 
     def __call__(self, index: int, progress: Path | None = None) -> dict[str, Any]:
         """Train on the split of that number and test.

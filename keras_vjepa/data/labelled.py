@@ -38,6 +38,11 @@ Labels = NDArray[np.int32]
 _EVALUATION_STREAM = 0x6576616C
 
 
+def evaluation_stream(seed: int, position: int) -> np.random.Generator:
+    """What places the clips of the sample at a position of `EvaluationBatches`."""
+    return random_stream(seed, _EVALUATION_STREAM, position)
+
+
 def _inputs(
     videos: NDArray[np.float32], frame_indices: NDArray[np.int32], with_frame_indices: bool
 ) -> Inputs:
@@ -161,7 +166,7 @@ class EvaluationBatches(IndexedBatches[Clips | None, tuple[Inputs, Labels, NDArr
     def _read(self, position: int) -> Clips | None:
         if position >= len(self.samples):
             return None
-        rng = random_stream(self.seed, _EVALUATION_STREAM, position)
+        rng = evaluation_stream(self.seed, position)
         path = self.samples[position].path
         if path in self.bad_files:
             return None
