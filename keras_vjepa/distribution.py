@@ -351,6 +351,18 @@ def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> T
     return jax.shard_map(of_given, mesh=mesh, in_specs=rows, out_specs=rows)(*given)
 
 
+def compiled_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function`, for a run on one device compiled by JAX, which is slow op by op.
+
+    With several devices, the compiled program would need all of them.
+    """
+    if keras.config.backend() != "jax" or keras.distribution.distribution() is not None:
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
 def loss_share(loss: Tensor) -> Tensor:
     """What `compute_loss` is to return for the mean loss of this device's clips.
 

@@ -5,6 +5,7 @@ The loss cannot tell. It falls when all features become one constant, and may ri
 
 import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class FeatureLog(keras.callbacks.Callback):
         self.every = every
         self.videos = videos
         self.path = path
+        self._encode: Callable[..., Any] | None = None
         self.rows = {} if videos is None else _read(path, log.done)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -67,7 +69,9 @@ class FeatureLog(keras.callbacks.Callback):
         weights = distribution.values(encoder.variables)
         if self.videos is None:
             return
-        found = feature_statistics(encode_apart(encoder, weights, self.videos))
+        # Made once, so that it is compiled once.
+        self._encode = self._encode or encode_with(encoder)
+        found = feature_statistics(self._encode(weights, self.videos))
         self.rows[self.log.done] = found
         lines = [",".join(COLUMNS)]
         lines += [f"{n},{row.std:.6g},{row.effective_rank:.6g}" for n, row in self.rows.items()]
@@ -81,22 +85,28 @@ class FeatureLog(keras.callbacks.Callback):
             )
 
 
-def encode_apart(
-    encoder: VJEPABackbone, weights: list[NDArray[Any]], videos: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Features from the given values of `encoder.variables`, on one device and by this process.
+def encode_with(encoder: VJEPABackbone) -> Callable[..., NDArray[np.float32]]:
+    """A function from values of `encoder.variables` and videos to features, by this process alone.
 
     Not by `predict`, in which all devices and processes of a run would have to take part.
     """
     trainable = {id(variable) for variable in encoder.trainable_variables}
-    parts: tuple[list[Any], list[Any]] = ([], [])
-    for variable, value in zip(encoder.variables, weights, strict=True):
-        parts[id(variable) not in trainable].append(ops.convert_to_tensor(value, variable.dtype))
-    features = []
-    for start in range(0, len(videos), CLIPS):
-        found, _ = encoder.stateless_call(*parts, videos[start : start + CLIPS])
-        features.append(ops.convert_to_numpy(ops.cast(found, "float32")))
-    return np.concatenate(features)
+
+    def features_of(*arguments: Any) -> Any:
+        return ops.cast(encoder.stateless_call(*arguments)[0], "float32")
+
+    compiled = distribution.compiled_alone(features_of)
+
+    def encode(weights: list[NDArray[Any]], videos: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts: tuple[list[Any], list[Any]] = ([], [])
+        for variable, value in zip(encoder.variables, weights, strict=True):
+            tensor = ops.convert_to_tensor(value, variable.dtype)
+            parts[id(variable) not in trainable].append(tensor)
+        starts = range(0, len(videos), CLIPS)
+        features = [compiled(*parts, videos[start : start + CLIPS]) for start in starts]
+        return np.concatenate([ops.convert_to_numpy(one) for one in features])
+
+    return encode
 
 
 def _read(path: Path, done: int) -> dict[int, FeatureStatistics]:

@@ -5,7 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
-from feature_log import FeatureLog, encode_apart
+from feature_log import FeatureLog, encode_with
 from resumable import LossLog
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
@@ -50,7 +50,7 @@ def test_features_are_those_of_the_given_weights(pretrainer, videos):
     expected = keras.ops.convert_to_numpy(encoder(videos))
     for variable in encoder.trainable_variables:
         variable.assign(variable + 0.1)
-    np.testing.assert_allclose(encode_apart(encoder, kept, videos), expected, atol=1e-5)
+    np.testing.assert_allclose(encode_with(encoder)(kept, videos), expected, atol=1e-5)
     assert np.abs(keras.ops.convert_to_numpy(encoder(videos)) - expected).max() > 1e-2
 
 
