@@ -132,8 +132,8 @@ def _take_weights(encoder: VJEPABackbone, start: VJEPABackbone, preset: str) -> 
 
 def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     """The model with its optimizer, ready for `fit`."""
-    encoder, teacher = make_encoder(config), load_encoder(config, "teacher")
-    start, target = load_encoder(config, "start_from"), teacher or encoder
+    encoder = make_encoder(config)
+    teacher, start = (load_encoder(config, field) for field in ("teacher", "start_from"))
     if start is not None:
         _take_weights(encoder, start, config.start_from)
     predictor = VJEPAPredictor(
@@ -143,7 +143,9 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
         num_layers=config.predictor_num_layers,
         num_heads=config.num_heads,
         num_mask_tokens=len(mask_kinds(config)),
-        output_dim=encoder.patch_dim if config.target == "pixels" else target.hidden_dim,
+        output_dim=encoder.patch_dim
+        if config.target == "pixels"
+        else (teacher or encoder).hidden_dim,
         remat=config.remat,
         name="predictor",
     )

@@ -97,7 +97,7 @@ class PretrainConfig:
 
     # Steps between two looks at the spread of the features of the run's first clips.
     monitor_every: int = 300
-    monitor_clips: int = 32
+    monitor_clips: int = 8
 
     # Checkpoints. In steps; the reference saves once an epoch, which is 300.
     checkpoint_every: int = 300
@@ -157,6 +157,7 @@ def digit_motion() -> PretrainConfig:
         dtype="float32",
         seed=0,
         monitor_every=25,
+        monitor_clips=32,
         checkpoint_every=25,
     )
 
@@ -193,7 +194,7 @@ def digit_motion_long() -> PretrainConfig:
 
 
 def digit_motion_pixels() -> PretrainConfig:
-    """Learns motion: digit_motion_long with pixels as targets, and longer; 50 minutes of CPU time.
+    """Learns motion: digit_motion_long with pixels as targets, longer; 50 CPU minutes (computed).
 
     Torch, one seed, frames kept in memory: motion .27 -> .63, digit .63 -> .69
     (recipes/README.md). Its encoder is a good `teacher` for the config that it varies.

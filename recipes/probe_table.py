@@ -108,7 +108,8 @@ def make_untrained(config: ProbeConfig, encoder: keras.Model) -> keras.Model:
     Narrow encoders start from weights of a deviation that their config does not tell.
     """
     left = Path(config.preset).parent / "untrained"
-    if left.is_dir():
+    # The preset of a hub has no folder beside it.
+    if Path(config.preset).is_dir() and left.is_dir():
         return load_backbone(str(left), dtype=config.dtype)
     keras.utils.set_random_seed(config.seed)
     return type(encoder).from_config(encoder.get_config())

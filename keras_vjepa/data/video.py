@@ -184,7 +184,7 @@ _indices_lock = threading.Lock()
 def _packet_index(path: str, decoder: Decoder) -> PacketIndex | None:
     """The index, remembered for as long as the file does not change.
 
-    It costs a look at every packet, a third of the time of a clip of a small video, and training
+    It costs a look at every packet, a fifth of the time of a clip of a small video, and training
     comes back to each file in every epoch.
     """
     status = os.stat(path)
