@@ -320,19 +320,23 @@ class ProbeResult:
 
     Attributes:
         accuracy: top-1 on the test clips, for each task.
+        learning_rate: of the probe, the one that was best on the held-out training clips.
         statistics: spread of the test clips' features.
     """
 
     accuracy: dict[str, float]
+    learning_rate: dict[str, float]
     statistics: FeatureStatistics
 
 
 class FrozenProbe:
     """One probe a task, trained anew for every encoder; compiled once.
 
+    The last tenth of the training clips chooses among the candidates.
+
     Args:
         encoder: any of the encoders to compare; all have its architecture.
-        settings: how to train, with one candidate.
+        settings: how to train.
     """
 
     def __init__(self, encoder: VJEPABackbone, settings: ProbeSettings) -> None:
@@ -349,17 +353,30 @@ class FrozenProbe:
             Features(clips.samples, [self.extractor.encode_array(clips.videos)], clips.unreadable)
             for clips in (train, test)
         )
-        batches = feature_batches(train_features, train.samples, settings)
+        held_out = train.samples[-max(1, len(train.samples) // 10) :]
+        training = train.samples[: -len(held_out)]
+        batches = feature_batches(train_features, training, settings)
         steps = settings.epochs * batches.steps_per_epoch
         self.sweep.restart(settings.seed, steps)
         self.sweep.train_on(batches, 0, steps)
-        logits = self.sweep.logits(evaluation_batches(test_features, test.samples, settings))
-        labels = labels_of(test.samples, settings)
-        accuracy = {
-            task: float(np.mean(top_k(logits[task][:, 0], labels[task], 1)))
-            for task in settings.tasks
+        chosen = self._accuracy(train_features, held_out)
+        reached = self._accuracy(test_features, test.samples)
+        accuracy, learning_rate = {}, {}
+        for task in settings.tasks:
+            best = int(np.argmax(chosen[task]))
+            accuracy[task] = float(reached[task][best])
+            learning_rate[task] = settings.candidates[best][0]
+        return ProbeResult(accuracy, learning_rate, feature_statistics(test_features.shards[0]))
+
+    def _accuracy(
+        self, features: Features, samples: Sequence[Sample]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Of every candidate, for each task."""
+        logits = self.sweep.logits(evaluation_batches(features, samples, self.settings))
+        labels = labels_of(samples, self.settings)
+        return {
+            task: top_k(logits[task], labels[task], 1).mean(axis=0) for task in self.settings.tasks
         }
-        return ProbeResult(accuracy, feature_statistics(test_features.shards[0]))
 
 
 def feature_batches(
@@ -417,6 +434,7 @@ def as_dict(result: ProbeResult) -> dict[str, Any]:
     """For a results file."""
     return {
         **{f"{task}_accuracy": accuracy for task, accuracy in result.accuracy.items()},
+        **{f"{task}_probe_learning_rate": rate for task, rate in result.learning_rate.items()},
         "feature_std": result.statistics.std,
         "effective_rank": result.statistics.effective_rank,
     }

@@ -70,6 +70,8 @@ from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
 from keras_vjepa.distribution import ALONE, DataParallel  # noqa: E402
 from keras_vjepa.layers import INITIALIZER_STDDEV  # noqa: E402
 
+# Learning rates and weight decays of the probe at the end, as in `probe_configs.digit_motion`.
+PROBE_CANDIDATES = ((1e-3, 0.01), (3e-3, 0.01), (1e-2, 0.01))
 # Fields that may change when a run goes on. The samples are compared in place of the path to them.
 MAY_DIFFER = (
     "data",
@@ -368,9 +370,8 @@ def evaluate(
 ) -> dict[str, frozen_probe.ProbeResult]:
     """The frozen probe on the built-in set: pretrained, untrained, and on single frames."""
     train, test = labelled_clips(config)
-    probe = frozen_probe.FrozenProbe(
-        pretrained, frozen_probe.ProbeSettings(epochs=config.probe_epochs)
-    )
+    settings = frozen_probe.ProbeSettings(epochs=config.probe_epochs, candidates=PROBE_CANDIDATES)
+    probe = frozen_probe.FrozenProbe(pretrained, settings)
     return {
         "pretrained target encoder": probe(pretrained, train, test),
         "untrained encoder": probe(untrained, train, test),

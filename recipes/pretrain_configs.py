@@ -172,6 +172,8 @@ def digit_motion_long() -> PretrainConfig:
         digit_motion(),
         data="digit_motion_black",
         image_size=32,
+        # 16 of the 18 frames.
+        temporal_stride=2,
         # A token sees one frame: what moves can only be known from several.
         tubelet_size=1,
         random_resize_scale=(1.0, 1.0),

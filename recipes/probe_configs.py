@@ -146,8 +146,14 @@ def digit_motion() -> ProbeConfig:
     )
 
 
+def digit_motion_black() -> ProbeConfig:
+    """The built-in set of the longer recipes: 8,000 training videos of 18 frames of 32 pixels."""
+    return replace(digit_motion(), data="digit_motion_black", image_size=32, temporal_stride=2)
+
+
 CONFIGS: dict[str, Callable[[], ProbeConfig]] = {
-    function.__name__: function for function in (digit_motion, k400, ssv2, in1k, places205, inat21)
+    function.__name__: function
+    for function in (digit_motion, digit_motion_black, k400, ssv2, in1k, places205, inat21)
 }
 
 

@@ -55,6 +55,18 @@ def test_config_changes_the_frames():
     assert reseeded.motion == video.motion
 
 
+def test_fewer_and_smaller_frames_are_those_of_the_whole_video():
+    whole = render_digit_motion("train", 3)
+    video = render_digit_motion("train", 3, DigitMotionConfig(frame_step=4, shrink=2))
+    assert video.frames.shape == (18, 32, 32, 3) and video.label == whole.label
+    squares = whole.frames[::4].reshape(18, 32, 2, 32, 2, 3).astype(float)
+    assert abs(video.frames - squares.mean(axis=(2, 4))).max() <= 0.5
+    for wrong in ({"shrink": 64}, {"frame_step": 5}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"multiple of `{name}`. Received: {wrong[name]}"):
+            DigitMotionConfig(**wrong)
+
+
 def test_no_image_is_in_both_splits(monkeypatch):
     chosen: dict[str, set[bytes]] = {"train": set(), "test": set()}
     enlarge = digit_motion._enlarge

@@ -74,6 +74,9 @@ class DigitMotionConfig:
         background_strength: brightest level of the background, 0 (black) to 255.
         num_training_videos: number of videos in `train.csv`.
         num_test_videos: number of videos in `test.csv`.
+        frame_step: keep one frame of so many; a video then has `num_frames / frame_step`, rounded
+            up. Files of fewer frames are faster to read.
+        shrink: height and width of the squares of pixels that one pixel of the file is the mean of.
         seed: another seed gives other videos of the same digits.
 
     Raises:
@@ -88,16 +91,35 @@ class DigitMotionConfig:
     background_strength: int = 96
     num_training_videos: int = 2000
     num_test_videos: int = 600
+    frame_step: int = 1
+    shrink: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("digit_size", "num_frames", "fps", "num_training_videos", "num_test_videos"):
+        for name in (
+            "digit_size",
+            "num_frames",
+            "fps",
+            "num_training_videos",
+            "num_test_videos",
+            "frame_step",
+            "shrink",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {getattr(self, name)}")
         if self.canvas_size % 2 or self.canvas_size < self.digit_size:
             raise ValueError(
                 "`canvas_size` must be even (video codecs need it) and at least `digit_size`. "
                 f"Received: canvas_size={self.canvas_size}, digit_size={self.digit_size}"
+            )
+        if self.canvas_size % (2 * self.shrink):
+            raise ValueError(
+                f"`canvas_size`={self.canvas_size} must be an even multiple of `shrink`. "
+                f"Received: {self.shrink}"
+            )
+        if self.fps % self.frame_step:
+            raise ValueError(
+                f"`fps`={self.fps} must be a multiple of `frame_step`. Received: {self.frame_step}"
             )
         if not 0 <= self.background_strength <= 255:
             raise ValueError(
@@ -110,11 +132,12 @@ class DigitMotionConfig:
 
 
 # Names under which recipes take a set in place of a path. On black, with larger digits and more
-# videos, a small encoder learns in minutes; see recipes/README.md.
+# videos, a small encoder learns in minutes; see recipes/README.md. Its files have 18 frames of
+# 32 x 32 pixels, because reading them would else take as long as training on them.
 SETS: dict[str, DigitMotionConfig] = {
     "digit_motion": DigitMotionConfig(),
     "digit_motion_black": DigitMotionConfig(
-        background_strength=0, digit_size=32, num_training_videos=8000
+        background_strength=0, digit_size=32, num_training_videos=8000, frame_step=4, shrink=2
     ),
 }
 
@@ -124,7 +147,8 @@ class DigitMotionVideo:
     """One rendered video.
 
     Attributes:
-        frames: uint8 (num_frames, canvas_size, canvas_size, 3), RGB.
+        frames: uint8 (frames, size, size, 3), RGB; `frame_step` and `shrink` divide what
+            `num_frames` and `canvas_size` ask for.
         digit: class of the digit, 0 to 9.
         motion: class of the motion, 0 to 9, an index into `MOTIONS`.
     """
@@ -223,7 +247,8 @@ def render_digit_motion(
     start = rng.integers(config.canvas_size, size=2)
     path = start + _path(motion, config.num_frames, phase=int(rng.integers(CIRCLE_PERIOD)))
     frames = _paste(background, _enlarge(image[..., None] * 16, config.digit_size), colour, path)
-    return DigitMotionVideo(_add_noise(frames, config.noise, rng), digit, motion)
+    frames = _add_noise(frames, config.noise, rng)[:: config.frame_step]
+    return DigitMotionVideo(_shrink(frames, config.shrink), digit, motion)
 
 
 @functools.cache
@@ -294,6 +319,16 @@ def _add_noise(frames: Integers, noise: float, rng: np.random.Generator) -> npt.
     noisy = _noise_quantiles(noise).take(random_bytes).reshape(frames.shape)
     noisy += frames
     return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
+
+
+def _shrink(frames: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
+    """Mean of squares of pixels, rounded; exact on every machine."""
+    if factor == 1:
+        return frames
+    count, size = len(frames), frames.shape[1] // factor
+    squares = frames.reshape(count, size, factor, size, factor, 3)
+    total = squares.sum(axis=(2, 4), dtype=np.int64)
+    return ((total + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
 @functools.cache
@@ -376,7 +411,7 @@ def _render_files(
         split, index = job
         video = render_digit_motion(split, index, config)
         name = f"{split}/{index:05d}{extension}"
-        write(folder / name, video.frames, config.fps)
+        write(folder / name, video.frames, config.fps // config.frame_step)
         return split, f"{name} {video.label}\n"
 
     rows: dict[Split, list[str]] = {"train": [], "test": []}
