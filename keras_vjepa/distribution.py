@@ -19,14 +19,18 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
 Tensor = Any
-Batch = dict[str, Any]
+# Arrays in any structure: what `fit` takes, or a dictionary that is the model's input.
+Batch = Any
+
+BatchesT = TypeVar("BatchesT", bound=Any)
 
 # Seconds after which JAX takes a process that gives no sign of life for dead; by default 100.
 HEARTBEAT_TIMEOUT = 30
@@ -70,28 +74,44 @@ class DataParallel:
             f"on {keras.config.backend()} ({self.engine})"
         )
 
-    def check_batch_size(self, batch_size: int, accumulation_steps: int = 1) -> None:
+    def check_batch_size(
+        self, batch_size: int, accumulation_steps: int = 1, name: str = "batch_size"
+    ) -> None:
         """Raise unless every device gets as many clips in each of its parts of a step.
+
+        Args:
+            batch_size: of all devices together.
+            accumulation_steps: parts of a step.
+            name: of `batch_size` in the message.
 
         Raises:
             ValueError: naming the number that the global batch must be a multiple of.
         """
         divisor = self.device_count * accumulation_steps
+        parts = f" x `accumulation_steps`={accumulation_steps}" if accumulation_steps > 1 else ""
         if batch_size % divisor:
             raise ValueError(
-                f"`batch_size` must be a multiple of {divisor} ({self.device_count} devices x "
-                f"`accumulation_steps`={accumulation_steps}). Received: {batch_size}"
+                f"`{name}` must be a multiple of {divisor} ({self.device_count} devices{parts}). "
+                f"Received: {batch_size}"
             )
+
+    def share(self, batches: BatchesT) -> BatchesT:
+        """The same batches, of which this process makes its slice; for `IndexedBatches`."""
+        return dataclasses.replace(
+            batches, process_index=self.process_index, process_count=self.process_count
+        )
 
     def feed(self, batches: Iterator[Batch]) -> Any:
         """This process's batches, as `fit` takes them.
 
         Args:
-            batches: this process's slice of each global batch, in the order of the processes.
+            batches: this process's slice of each global batch, in the order of the processes: the
+                model's inputs in a dictionary, or a tuple `(inputs, labels)`.
         """
+        given = (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
         if keras.config.backend() == "tensorflow" and self.device_count > 1:
-            return _distributed_dataset(batches, self.device_count // self.process_count)
-        return ((batch,) for batch in batches)
+            return _distributed_dataset(given, self.device_count // self.process_count)
+        return given
 
     def release(self) -> None:
         """Go back to one device for what follows: models made from here on are not distributed."""
@@ -281,11 +301,11 @@ def _setup_tensorflow() -> DataParallel:
         strategy = strategy or tf.distribute.MirroredStrategy(devices)
         index, count, engine = 0, 1, "MirroredStrategy"
     tf.distribute.experimental_set_strategy(strategy)
-    return DataParallel(index, count, strategy.num_replicas_in_sync, engine)
+    return DataParallel(index, count, strategy.numreplicas_in_sync, engine)
 
 
 def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
-    """A dataset with the clips of one replica in each element.
+    """A dataset with the rows of one replica in each element.
 
     From a function, because a dataset handed to `MultiWorkerMirroredStrategy` as it is would be
     taken for the global batch, split once more, and clips be lost without a word.
@@ -293,29 +313,63 @@ def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
     import tensorflow as tf
 
     first = next(batches)
-    clips = len(first["videos"]) // local_replicas
+    rows = len(keras.tree.flatten(first)[0]) // local_replicas
 
-    def replica_batches() -> Iterator[tuple[Batch]]:
+    def replica_batches() -> Iterator[Batch]:
         for batch in itertools.chain([first], batches):
-            for start in range(0, local_replicas * clips, clips):
-                yield ({name: value[start : start + clips] for name, value in batch.items()},)
+            for start in range(0, local_replicas * rows, rows):
+                yield keras.tree.map_structure(itemgetter(slice(start, start + rows)), batch)
 
-    signature = {
+    def description(value: Any) -> Any:
         # The number of tokens may change from batch to batch, the size of a video may not.
-        name: tf.TensorSpec((clips, *(value.shape[1:] if value.ndim > 2 else [None])), value.dtype)
-        for name, value in first.items()
-    }
+        rest = value.shape[1:] if value.ndim != 2 else [None]
+        return tf.TensorSpec((rows, *rest), value.dtype)
+
+    signature = keras.tree.map_structure(description, first)
     dataset = tf.data.Dataset.from_generator(replica_batches, output_signature=(signature,))
     return tf.distribute.get_strategy().distribute_datasets_from_function(lambda context: dataset)
 
 
-def _replicas_in_sync() -> int:
+def replicas_in_sync() -> int:
     """Replicas of TensorFlow's strategy; 1 without one, and on the other backends."""
     if keras.config.backend() != "tensorflow":
         return 1
     import tensorflow as tf
 
-    return tf.distribute.get_strategy().num_replicas_in_sync
+    return tf.distribute.get_strategy().numreplicas_in_sync
+
+
+# --- Between steps -------------------------------------------------------------------------------
+
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """The rows of all processes of torch, in their order; elsewhere the array as it is.
+
+    All processes must call it together, with as many rows each.
+    """
+    processes = _joined_torch_processes()
+    if processes is None:
+        return array
+    own = ops.convert_to_tensor(array)
+    parts = [ops.empty_like(own) for _ in range(processes.get_world_size())]
+    processes.all_gather(parts, own.contiguous())
+    return ops.convert_to_numpy(ops.concatenate(parts))
+
+
+def wait_for_all() -> None:
+    """Return when all processes are here."""
+    processes = _joined_torch_processes()
+    if processes is not None:
+        processes.barrier()
+    elif keras.config.backend() == "jax":
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices("wait_for_all")
+    elif replicas_in_sync() > 1:
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy()
+        strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones(())))
 
 
 # --- Inside the training step --------------------------------------------------------------------
@@ -368,7 +422,7 @@ def loss_share(loss: Tensor) -> Tensor:
 
     Keras' trainer on TensorFlow sums gradients over replicas and multiplies the logged loss.
     """
-    return loss / _replicas_in_sync()
+    return loss / replicas_in_sync()
 
 
 def all_reduce_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -382,7 +436,7 @@ def all_reduce_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         for gradient, work in zip(gradients, waiting, strict=True):
             work.wait()
             gradient.div_(processes.get_world_size())
-    elif _replicas_in_sync() > 1:
+    elif replicas_in_sync() > 1:
         import tensorflow as tf
 
         context = tf.distribute.get_replica_context()
@@ -398,7 +452,7 @@ def reduce_logs(logs: dict[str, Any]) -> dict[str, Any]:
         values = ops.stack([ops.convert_to_tensor(value, "float32") for value in logs.values()])
         processes.all_reduce(values)
         return dict(zip(logs, values / processes.get_world_size(), strict=True))
-    if _replicas_in_sync() > 1:
+    if replicas_in_sync() > 1:
         import tensorflow as tf
 
         if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):

@@ -407,8 +407,14 @@ def _finite_log(values: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def _prediction_loss(predictions: Tensor, targets: Tensor, valid: Tensor, q: float) -> Tensor:
     # eq. 2, with the mean over features: (1/MD) sum_k |s_hat_k - s_k|^q / q
-    error = ops.abs(predictions - targets)
-    error = ops.mean(error if q == 1.0 else ops.power(error, q), axis=-1, keepdims=True) / q
+    error = predictions - targets
+    # A power of a whole array is slow: 3 % of a small model's step.
+    if q == 2.0:
+        error = ops.square(error)
+    else:
+        error = ops.abs(error)
+        error = error if q == 1.0 else ops.power(error, q)
+    error = ops.mean(error, axis=-1, keepdims=True) / q
     return ops.sum(error * valid, axis=(1, 2)) / ops.sum(valid, axis=(1, 2))
 
 

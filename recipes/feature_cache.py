@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa import VJEPAVideoClassifier
+from keras_vjepa import VJEPAVideoClassifier, distribution
 from keras_vjepa.data.decoders import UnreadableVideoError
 from keras_vjepa.data.index import Sample
 from keras_vjepa.data.labelled import EvaluationBatches
 from keras_vjepa.data.pipeline import Clips, ClipSettings
+from keras_vjepa.prediction import Predictor
 
 
 class FeatureExtractor(keras.Model):
@@ -49,15 +51,21 @@ class FeatureExtractor(keras.Model):
     def __init__(self, classifier: VJEPAVideoClassifier) -> None:
         super().__init__()
         self.classifier = classifier
+        self.built = True
+        self.predictor = Predictor(self)
 
     def call(self, videos: Any) -> Any:
         return ops.cast(self.classifier.features(videos), "float32")
 
     def encode(self, batches: EvaluationBatches, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        """Features of each batch, without the rows that only fill the last one."""
-        for step, (videos, _, _) in enumerate(batches.stream(start, stop), start=start):
+        """Features of each batch, without the rows that only fill the last one.
+
+        NaN for samples that could not be read. Of several processes each computes its share, and
+        gets all.
+        """
+        for step, (videos, _, weight) in enumerate(batches.stream(start, stop), start=start):
             left = len(batches.samples) - step * batches.batch_size
-            yield self.predict_on_batch(videos)[:left]
+            yield self.predictor(videos, weight)[:left]
 
     def encode_array(self, videos: NDArray[np.float32], batch_size: int = 64) -> NDArray[Any]:
         """Features of videos in memory."""
@@ -173,11 +181,21 @@ def cached_features(
     write_atomically(folder / "manifest.json", text)
     shards: list[NDArray[Any]] = []
     unreadable: dict[str, str] = {}
-    for number, start in enumerate(range(0, batches.num_steps, batches_per_shard)):
-        path = folder / f"{number:05d}.npy"
-        stop = min(start + batches_per_shard, batches.num_steps)
-        if not path.exists():
-            _write_shard(path, extractor, batches, start, stop, dtype)
+    starts = range(0, batches.num_steps, batches_per_shard)
+    paths = [folder / f"{number:05d}.npy" for number in range(len(starts))]
+    missing = [path for path in paths if not path.exists()]
+    # So that all processes miss the same.
+    distribution.wait_for_all()
+    for path, start in zip(paths, starts, strict=True):
+        if path in missing:
+            stop = min(start + batches_per_shard, batches.num_steps)
+            parts = extractor.encode(batches, start, stop)
+            if batches.process_index == 0:
+                _write_shard(path, parts, batches, start, stop, dtype)
+            else:
+                deque(parts, maxlen=0)
+    distribution.wait_for_all()
+    for path in paths:
         shards.append(np.load(path, mmap_mode="r"))
         unreadable |= json.loads(path.with_suffix(".json").read_text())
     return Features(batches.samples, shards, unreadable)
@@ -185,7 +203,7 @@ def cached_features(
 
 def _write_shard(
     path: Path,
-    extractor: FeatureExtractor,
+    parts: Iterator[NDArray[Any]],
     batches: EvaluationBatches,
     start: int,
     stop: int,
@@ -193,25 +211,36 @@ def _write_shard(
 ) -> None:
     first, last = (min(s * batches.batch_size, len(batches.samples)) for s in (start, stop))
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    array, done = None, 0
+    array, done, unreadable = None, 0, {}
     try:
-        for features in extractor.encode(batches, start, stop):
+        for features in parts:
             if array is None:
                 shape = (last - first, *features.shape[1:])
                 _check_space(path.parent, shape, len(batches.samples) - first, np.dtype(dtype))
                 array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
+            unread = np.isnan(features[:, 0, 0, 0])
+            for row in np.flatnonzero(unread).tolist():
+                position = first + done + row
+                unreadable[batches.samples[position].path] = _why_unreadable(batches, position)
+            features[unread] = 0
             array[done : done + len(features)] = features
             done += len(features)
         assert array is not None
         array.flush()
         del array
-        paths = {sample.path for sample in batches.samples[first:last]}
-        unreadable = {p: reason for p, reason in batches.bad_files.items() if p in paths}
         write_atomically(path.with_suffix(".json"), json.dumps(unreadable, indent=2))
         # Last: a shard is there when its features are.
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _why_unreadable(batches: EvaluationBatches, position: int) -> str:
+    """What the process that writes says of a sample that it or another one could not read."""
+    path = batches.samples[position].path
+    if path not in batches.bad_files:
+        batches._read(position)
+    return batches.bad_files.get(path, f"another process could not read {path}")
 
 
 def _check_space(

@@ -16,13 +16,22 @@ from feature_cache import FeatureExtractor, Features
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa import AdamW, CosineSchedule, VJEPABackbone, VJEPAProbe, VJEPAVideoClassifier
+from keras_vjepa import (
+    AdamW,
+    CosineSchedule,
+    VJEPABackbone,
+    VJEPAProbe,
+    VJEPAVideoClassifier,
+    distribution,
+)
 from keras_vjepa.classifier import combine_predictions
 from keras_vjepa.data.index import Sample
 from keras_vjepa.data.labelled import EvaluationBatches, LabelledBatches
 from keras_vjepa.data.pipeline import ClipSettings
 from keras_vjepa.data.transforms import center_view
+from keras_vjepa.distribution import ALONE, DataParallel
 from keras_vjepa.monitoring import FeatureStatistics, feature_statistics
+from keras_vjepa.prediction import Predictor
 
 # The label of the built-in set is digit * 10 + motion.
 DIGIT_MOTION_TASKS = {"digit": 10, "motion": 10}
@@ -164,8 +173,12 @@ class ProbeSweep(keras.Model):
             settings.clip_norm,
         )
         self.built = True
+        self.predictor = Predictor(self)
         self.compile(optimizer)
         optimizer.build(self.trainable_variables)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing is left to build, and Keras would take a batch from a distributed dataset."""
 
     def _fresh_probe(self, task: str) -> VJEPAProbe:
         settings = self.settings
@@ -223,12 +236,19 @@ class ProbeSweep(keras.Model):
             losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
             # A mean over samples and predictions for each candidate, and the sum of those.
             total += len(self.settings.candidates) * ops.mean(losses)
-        return total
+        return distribution.loss_share(total)
 
-    def train_on(self, batches: LabelledBatches, start: int, stop: int) -> None:
-        """Train on the batches of the steps from `start` to `stop`."""
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        return distribution.reduce_logs(super().compute_metrics(x, y, y_pred, sample_weight))
+
+    def train_on(
+        self, batches: LabelledBatches, start: int, stop: int, parallel: DataParallel = ALONE
+    ) -> None:
+        """Train on this process's batches of the steps from `start` to `stop`."""
         try:
-            stream = batches.stream(start, stop)
+            stream = parallel.feed(batches.stream(start, stop))
             self.fit(stream, steps_per_epoch=stop - start, shuffle=False, verbose=0)
         except Exception:
             # Some backends wrap what the data raised into pages of their own.
@@ -239,13 +259,10 @@ class ProbeSweep(keras.Model):
     def logits(self, batches: EvaluationBatches) -> dict[str, NDArray[np.float32]]:
         """Of every sample once and in order: `(samples, candidates, classes)` for each task.
 
-        Samples that could not be read have NaN, which no class is right for.
+        Samples that could not be read have NaN, which no class is right for. Each of several
+        processes reads its share, and has the logits of all.
         """
-        parts = []
-        for inputs, _, weight in batches.stream():
-            outputs = self.predict_on_batch(inputs)
-            unread = (weight == 0)[:, np.newaxis, np.newaxis]
-            parts.append({task: np.where(unread, np.nan, out) for task, out in outputs.items()})
+        parts = [self.predictor(inputs, weight) for inputs, _, weight in batches.stream()]
         return {
             task: np.concatenate([part[task] for part in parts])[: len(batches.samples)]
             for task in self.settings.tasks

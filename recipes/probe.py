@@ -39,6 +39,7 @@ from probe_evaluation import (  # noqa: E402
     make_evaluator,
 )
 
+from keras_vjepa import distribution  # noqa: E402
 from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
 
 # What recipes/pretrain.py leaves.
@@ -48,37 +49,51 @@ OWN_PRESET = Path("workdir") / probe_data.BUILT_IN / "preset"
 def run(config: ProbeConfig, workdir: Path) -> list[dict[str, Any]]:
     """Evaluate and save; everything goes to `workdir`. A run that was stopped goes on there.
 
+    All devices and processes share the work; the processes see the same disk.
+
     Returns:
-        The result of each split, as `Evaluator` gives it.
+        The result of each split, as `Evaluator` gives it; in the first process.
     """
+    parallel = distribution.setup()
     (workdir / "unfinished").mkdir(parents=True, exist_ok=True)
     keras.config.set_dtype_policy(config.dtype)
     config = with_preset(config)
     encoder = make_encoder(config)
     samples = samples_of(config)
-    print(
-        f"{config.preset} encoder on {keras.config.backend()}: {encoder.count_params():,} "
-        f"parameters, {len(samples[0]):,} training and {len(samples[1]):,} test samples",
-        file=sys.stderr,
-    )
-    evaluator = make_evaluator(config, encoder, samples, cache_of(config, workdir))
+    if parallel.is_first:
+        print(
+            f"{config.preset} encoder: {encoder.count_params():,} parameters, "
+            f"{len(samples[0]):,} training and {len(samples[1]):,} test samples; {parallel}",
+            file=sys.stderr,
+        )
+    cache = cache_of(config, workdir)
+    evaluator = make_evaluator(config, encoder, samples, cache, parallel=parallel)
     key = _key(config, encoder)
     results = []
-    for split in range(config.splits):
-        stored = workdir / "unfinished" / f"{key}-{split}.json"
-        if not stored.exists():
+    stored_splits = [workdir / "unfinished" / f"{key}-{i}.json" for i in range(config.splits)]
+    done = [stored.exists() for stored in stored_splits]
+    # So that all processes find the same ones done.
+    distribution.wait_for_all()
+    for split, stored in enumerate(stored_splits):
+        if not done[split]:
             result = evaluator(split, stored.with_suffix(".npz"))
             if split == 0:
                 save_classifiers(evaluator, encoder, result, workdir)
+            if not parallel.is_first:
+                continue
             write_atomically(stored, json.dumps(result))
             stored.with_suffix(".npz").unlink(missing_ok=True)
-        results.append(json.loads(stored.read_text()))
+        if parallel.is_first:
+            results.append(json.loads(stored.read_text()))
+    parallel.release()
+    if not parallel.is_first:
+        return []
     for task in config.tasks:
         draw_confusion(results[0][task], workdir / f"confusion_{task}.png")
     content = {"config": dataclasses.asdict(config), "splits": results}
     write_atomically(workdir / "result.json", json.dumps(content, indent=1))
-    for split in range(config.splits):
-        (workdir / "unfinished" / f"{key}-{split}.json").unlink()
+    for stored in stored_splits:
+        stored.unlink()
     print(summary(config, results))
     print(f"Saved {workdir}/result.json, with each class's accuracy.", file=sys.stderr)
     return results
@@ -120,7 +135,9 @@ def save_classifiers(
         classifier = make_classifier(evaluator.config, encoder, task)
         best = evaluator.sweep.probes_of(task)[result[task]["best"]]
         classifier.probe.set_weights(best.get_weights())
-        classifier.save_to_preset(workdir / f"classifier_{task}")
+        # Made by all processes, as whatever is on the devices of all; written by one.
+        if evaluator.parallel.is_first:
+            classifier.save_to_preset(workdir / f"classifier_{task}")
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -194,7 +211,9 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Pa
 def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        run(*parse_arguments())
+        config, workdir = parse_arguments()
+        distribution.launch_on_all_devices()
+        run(config, workdir)
     except (ValueError, OSError, TooManyBadFilesError) as error:
         sys.exit(f"probe: {error}")
 

@@ -31,6 +31,7 @@ from keras_vjepa.data.transforms import (
     center_view,
     three_views,
 )
+from keras_vjepa.distribution import ALONE, DataParallel
 from keras_vjepa.presets import load_backbone
 from keras_vjepa.readouts import nearest_neighbors, ridge_classifier
 
@@ -152,6 +153,7 @@ def features_of(
     name: str,
     folder: Path,
     single_frame: bool = False,
+    parallel: DataParallel = ALONE,
 ) -> Features:
     """Features of samples, computed now or found on the disk; `num_views` views for "test"."""
     num_views = config.num_views if name == "test" else 1
@@ -165,7 +167,9 @@ def features_of(
         "short_side": "crop" if config.data in SETS else "256/224",
         "single_frame": single_frame,
     }
-    return cached_features(folder, name, extractor, batches, description, config.feature_dtype)
+    return cached_features(
+        folder, name, extractor, parallel.share(batches), description, config.feature_dtype
+    )
 
 
 # --- One evaluation ------------------------------------------------------------------------------
@@ -220,6 +224,7 @@ class Evaluator:
         train, test: all labelled samples.
         sweep: the probes, on features or, with a classifier, on videos.
         train_features, test_features: None with a classifier.
+        parallel: the processes that share the work.
     """
 
     config: ProbeConfig
@@ -228,13 +233,14 @@ class Evaluator:
     sweep: ProbeSweep
     train_features: Features | None = None
     test_features: Features | None = None
+    parallel: DataParallel = ALONE
 
     def training_batches(self, samples: Sequence[Sample]) -> LabelledBatches:
         """Batches of features, or of augmented clips."""
         config, settings = self.config, self.sweep.settings
         if self.train_features is not None:
-            return feature_batches(self.train_features, samples, settings)
-        return LabelledBatches(
+            return self.parallel.share(feature_batches(self.train_features, samples, settings))
+        batches = LabelledBatches(
             samples,
             settings.batch_size,
             training_transform(config),
@@ -246,18 +252,21 @@ class Evaluator:
             max_bad_share=config.max_bad_share,
             reader=read_clips if config.augment else read_in_place(self.train, config.seed),
         )
+        return self.parallel.share(batches)
 
     def evaluation_batches(self, samples: Sequence[Sample], is_test: bool) -> EvaluationBatches:
         """Every sample once, in as many views as it is tested with."""
         config, features = self.config, self.test_features if is_test else self.train_features
         if features is not None:
-            batches = evaluation_batches(features, samples, self.sweep.settings)
-            return replace(batches, skip_unreadable=config.skip_unreadable)
+            return self.parallel.share(evaluation_batches(features, samples, self.sweep.settings))
         num_views = config.num_views if is_test else 1
-        batches = clip_batches(config, samples, num_views, min(config.batch_size, len(samples)))
+        # As many rows for each device, and not many more than samples.
+        devices = self.parallel.device_count
+        size = min(config.batch_size, -(-len(samples) // devices) * devices)
+        batches = clip_batches(config, samples, num_views, size)
         if not is_test:
             batches = replace(batches, reader=read_in_place(self.train, config.seed))
-        return batches
+        return self.parallel.share(batches)
 
     def __call__(self, index: int, progress: Path | None = None) -> dict[str, Any]:
         """Train on the split of that number and test.
@@ -277,19 +286,22 @@ class Evaluator:
         steps = config.epochs * math.ceil(num_samples / config.batch_size)
         sweep.restart(seed, steps)
         if self.train_features is not None or progress is None:
-            sweep.train_on(batches, 0, steps)
+            sweep.train_on(batches, 0, steps, self.parallel)
         else:
-            train_with_progress(sweep, batches, steps, progress)
+            train_with_progress(sweep, batches, steps, progress, self.parallel)
         tests = self.evaluation_batches(self.test, is_test=True)
         test_logits, validation_logits = sweep.logits(tests), {}
+        num_counted = len(self.test)
+        if config.skip_unreadable:
+            num_counted -= int(np.isnan(test_logits[config.tasks[0]][:, 0, 0]).sum())
         if split.validation:
             validation_logits = sweep.logits(self.evaluation_batches(split.validation, False))
         return {
             task: {
                 **self._report(
-                    task, split, test_logits[task], validation_logits.get(task), tests.num_counted
+                    task, split, test_logits[task], validation_logits.get(task), num_counted
                 ),
-                "readouts": self._readouts(task, split, tests.num_counted),
+                "readouts": self._readouts(task, split, num_counted),
             }
             for task in sweep.settings.tasks
         }
@@ -395,7 +407,11 @@ def confusion_matrix(
 
 
 def train_with_progress(
-    sweep: ProbeSweep, batches: LabelledBatches, steps: int, path: Path
+    sweep: ProbeSweep,
+    batches: LabelledBatches,
+    steps: int,
+    path: Path,
+    parallel: DataParallel = ALONE,
 ) -> None:
     """Train epoch by epoch, and go on after the last epoch that is in `path`."""
     variables = [*sweep.trainable_variables, *sweep.optimizer.variables]
@@ -407,8 +423,10 @@ def train_with_progress(
                 variable.assign(stored[str(i)])
     while done < steps:
         stop = min(done + batches.steps_per_epoch, steps)
-        sweep.train_on(batches, done, stop)
+        sweep.train_on(batches, done, stop, parallel)
         done = stop
+        if not parallel.is_first:
+            continue
         arrays = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
         temporary = path.with_suffix(".unfinished.npz")
         np.savez(temporary, done=done, **arrays)
@@ -422,6 +440,7 @@ def make_evaluator(
     cache: Path,
     single_frame: bool = False,
     sweep: ProbeSweep | None = None,
+    parallel: DataParallel = ALONE,
 ) -> Evaluator:
     """Probes on features from the disk or, with augmentation, on videos.
 
@@ -432,8 +451,14 @@ def make_evaluator(
         cache: folder for features.
         single_frame: show the first frame of each clip for all; only with features.
         sweep: compiled probes on features, to be used again.
+        parallel: the processes that share the work; they see the same disk.
+
+    Raises:
+        ValueError: if the batches cannot be divided among the devices, or a class is missing.
     """
     train, test = samples
+    for name in ("batch_size", "feature_batch_size"):
+        parallel.check_batch_size(getattr(config, name), name=name)
     settings = probe_settings(config)
     for index in range(config.splits):
         # Says now which class is missing, and not when all features have been computed.
@@ -441,10 +466,14 @@ def make_evaluator(
     classifier = make_classifier(config, encoder, config.tasks[0])
     dim, heads = classifier.probe.linear.kernel.shape[0], classifier.probe.num_heads
     if config.augment or config.online:
-        return Evaluator(config, train, test, ProbeSweep(settings, dim, heads, classifier))
+        sweep = ProbeSweep(settings, dim, heads, classifier)
+        return Evaluator(config, train, test, sweep, parallel=parallel)
     extractor = FeatureExtractor(classifier)
-    features = [
-        features_of(config, extractor, part, name, cache, single_frame)
+    features = {
+        f"{name}_features": features_of(
+            config, extractor, part, name, cache, single_frame, parallel
+        )
         for part, name in ((train, "train"), (test, "test"))
-    ]
-    return Evaluator(config, train, test, sweep or ProbeSweep(settings, dim, heads), *features)
+    }
+    sweep = sweep or ProbeSweep(settings, dim, heads)
+    return Evaluator(config, train, test, sweep, parallel=parallel, **features)

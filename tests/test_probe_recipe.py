@@ -547,10 +547,10 @@ def test_an_online_training_goes_on_after_its_last_epoch(videos, encoder, tmp_pa
     straight(0, tmp_path / "a.npz")
     original = ProbeSweep.train_on
 
-    def stop_in_the_second(self, batches, start, stop):
+    def stop_in_the_second(self, batches, start, stop, parallel):
         if start:
             raise KeyboardInterrupt
-        original(self, batches, start, stop)
+        original(self, batches, start, stop, parallel)
 
     with monkeypatch.context() as patch:
         patch.setattr(ProbeSweep, "train_on", stop_in_the_second)
