@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import keras
 import numpy as np
@@ -301,7 +301,7 @@ def _setup_tensorflow() -> DataParallel:
         strategy = strategy or tf.distribute.MirroredStrategy(devices)
         index, count, engine = 0, 1, "MirroredStrategy"
     tf.distribute.experimental_set_strategy(strategy)
-    return DataParallel(index, count, strategy.numreplicas_in_sync, engine)
+    return DataParallel(index, count, strategy.num_replicas_in_sync, engine)
 
 
 def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
@@ -336,7 +336,7 @@ def replicas_in_sync() -> int:
         return 1
     import tensorflow as tf
 
-    return tf.distribute.get_strategy().numreplicas_in_sync
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 # --- Between steps -------------------------------------------------------------------------------
@@ -370,6 +370,20 @@ def wait_for_all() -> None:
 
         strategy = tf.distribute.get_strategy()
         strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones(())))
+
+
+def exit_with_error(message: str) -> NoReturn:
+    """Print and end this process, so that the others of the run notice that it is gone.
+
+    JAX would wait for them at an orderly exit, and they for this one in their next step.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+
+        if jax.process_count() > 1:
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)
+    sys.exit(message)
 
 
 # --- Inside the training step --------------------------------------------------------------------

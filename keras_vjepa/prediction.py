@@ -79,7 +79,7 @@ def _jax_forward(model: keras.Model) -> Forward:
     )
 
     def forward(trainable: Any, non_trainable: Any, inputs: Any, weight: Any) -> Any:
-        outputs, _ = model.stateless_call(trainable, non_trainable, inputs, training=False)
+        outputs, _ = model.stateless_call(trainable, non_trainable, inputs)
         return tree.map_structure(
             lambda array: ops.where(_as_column(weight > 0, array), array, np.nan), outputs
         )
@@ -109,7 +109,7 @@ def _tensorflow_forward(model: keras.Model) -> Forward:
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def forward(inputs: Any, weight: Any) -> Any:
         def of_a_replica(inputs: Any, weight: Any) -> Any:
-            outputs = model(inputs, training=False)
+            outputs = model(inputs)
             return tree.map_structure(
                 lambda array: tf.where(
                     tf.reshape(weight > 0, [-1] + [1] * (len(array.shape) - 1)), array, np.nan

@@ -222,8 +222,8 @@ def _write_shard(
             for row in np.flatnonzero(unread).tolist():
                 position = first + done + row
                 unreadable[batches.samples[position].path] = _why_unreadable(batches, position)
-            features[unread] = 0
-            array[done : done + len(features)] = features
+            rows = array[done : done + len(features)]
+            rows[:], rows[unread] = features, 0
             done += len(features)
         assert array is not None
         array.flush()

@@ -504,7 +504,7 @@ def main() -> None:
     try:
         run(config, workdir)
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
-        sys.exit(f"pretrain: {error}")
+        distribution.exit_with_error(f"pretrain: {error}")
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def main() -> None:
         distribution.launch_on_all_devices()
         run(config, workdir)
     except (ValueError, OSError, TooManyBadFilesError) as error:
-        sys.exit(f"probe: {error}")
+        distribution.exit_with_error(f"probe: {error}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import data_parallel_worker as worker
 import keras
 import numpy as np
 import pretrain
+import probe
 import pytest
 from conftest import ROOT
 from pretrain_configs import digit_motion
@@ -242,46 +243,52 @@ def test_a_dead_process_ends_the_run(tmp_path):
     assert not (tmp_path / "run.npz").exists()
 
 
-def evaluated(tmp_path, name, count, virtual_devices, *arguments):
-    """The results of recipes/probe.py, and what its processes printed."""
-    worker_code = "import data_parallel_worker as w, probe; w.virtual_devices(%d); probe.main()"
-    fields = ["--image_size", "16", "--num_frames", "4", "--temporal_stride", "4", "--seed", "3"]
-    fields += ["--epochs", "2", "--batch_size", "8", "--feature_batch_size", "8", *arguments]
-    fields += ["--data", str(tmp_path / "set"), "--workdir", str(tmp_path / name)]
-    command = ["-c", worker_code % virtual_devices, *fields, "--preset", "untrained"]
-    codes, outputs = finish(launch(command, count, virtual_devices))
-    assert codes == [0] * count, "\n".join(outputs)
-    result = json.loads((tmp_path / name / "result.json").read_text())
-    return result["splits"], "\n".join(outputs)
+def test_one_of_several_processes_leaves_at_once(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="the disk is full"):
+        distribution.exit_with_error("the disk is full")
+    if BACKEND == "jax":
+        codes = []
+        monkeypatch.setattr("jax.process_count", lambda: 2)
+        monkeypatch.setattr(os, "_exit", codes.append)
+        with pytest.raises(SystemExit):
+            distribution.exit_with_error("the disk is full")
+        assert codes == [1] and capsys.readouterr().err == "the disk is full\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("augment", ["false", "true"])
+@pytest.mark.parametrize("augment", [False, True])
 def test_an_evaluation_by_several_equals_one_by_one(augment, tmp_path, monkeypatch):
     """On features and on augmented clips; a test video that cannot be read counts once."""
-    folder = prepare_digit_motion(
-        tmp_path, DigitMotionConfig(num_frames=16, num_training_videos=40, num_test_videos=13), None
-    ).folder
-    shutil.move(folder, tmp_path / "set")
-    for split in ("train", "test"):
-        for video in sorted((tmp_path / "set" / split).iterdir()):
-            label = int(video.stem) % 10
-            video.parent.joinpath(str(label)).mkdir(exist_ok=True)
-            video.rename(video.parent / str(label) / video.name)
-    (tmp_path / "set" / "test" / "3" / "broken.mp4").write_bytes(b"no video")
+    # The built-in set as folders of classes.
+    config = DigitMotionConfig(num_frames=16, num_training_videos=40, num_test_videos=13)
+    folder = prepare_digit_motion(tmp_path, config, None).folder
+    for video in [*folder.glob("*/*.mp4")]:
+        label = video.parent / str(int(video.stem) % 10)
+        label.mkdir(exist_ok=True)
+        video.rename(label / video.name)
+    (folder / "test" / "3" / "broken.mp4").write_bytes(b"no video")
+    options = {"data": folder, "tasks": "motion", "num_classes": 10, "max_bad_share": 0.5}
+    options |= {"image_size": 16, "num_frames": 4, "temporal_stride": 4, "preset": "untrained"}
+    options |= {"batch_size": 8, "feature_batch_size": 8, "epochs": 1, "augment": augment}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    workdirs = [tmp_path / "one", tmp_path / "several"]
+    probe.run(*probe.parse_arguments([*arguments, f"--workdir={workdirs[0]}"]))
+    # Devices of one process with augmentation, processes without.
+    count, devices = (1, 4) if augment and BACKEND != "torch" else (2, 1)
+    code = f"import data_parallel_worker as w, probe; w.virtual_devices({devices}); probe.main()"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    options = ["--config", "digit_motion", "--tasks", "motion", "--num_classes", "10"]
-    options += ["--augment", augment, "--max_bad_share", "0.5"]
-    [alone], _ = evaluated(tmp_path, "one", 1, 1, *options)
-    shapes = [(2, 1)] if BACKEND == "torch" else [(2, 1), (1, 4)]
-    for count, devices in shapes:
-        name = f"{count}x{devices}"
-        [found], output = evaluated(tmp_path, name, count, devices, *options)
-        assert f"{count * devices} devices" in output
-        assert found["motion"]["num_counted"] == 14
-        assert found["motion"]["predictions"] == alone["motion"]["predictions"]
-        assert found["motion"]["candidates"] == alone["motion"]["candidates"]
-        features = [sorted((tmp_path / n).glob("features/*/*.npy")) for n in ("one", name)]
-        assert len(features[0]) == len(features[1]) == (2 if augment == "false" else 0)
-        for expected, array in zip(*features, strict=True):
-            np.testing.assert_allclose(np.load(array), np.load(expected), rtol=0, atol=1e-5)
+    command = ["-c", code, *arguments, f"--workdir={workdirs[1]}"]
+    codes, outputs = finish(launch(command, count, devices))
+    assert codes == [0] * count, "\n".join(outputs)
+    assert f"{count * devices} devices on {BACKEND}" in outputs[0]
+    alone, found = (
+        json.loads((workdir / "result.json").read_text())["splits"][0]["motion"]
+        for workdir in workdirs
+    )
+    assert found["num_counted"] == 14 and found["predictions"].count(None) == 1
+    assert found["predictions"] == alone["predictions"]
+    assert found["candidates"] == alone["candidates"]
+    features = [sorted(workdir.glob("features/*/*.npy")) for workdir in workdirs]
+    assert len(features[0]) == len(features[1]) == (0 if augment else 2)
+    for expected, array in zip(*features, strict=True):
+        np.testing.assert_allclose(np.load(array), np.load(expected), rtol=0, atol=1e-5)
