@@ -12,13 +12,13 @@ The moving average needs nothing: it is the same everywhere, since weights are.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from operator import itemgetter
 from typing import Any, NoReturn, TypeVar
 
@@ -213,7 +213,9 @@ def _join_jax_processes() -> None:
 
     if jax.distributed.is_initialized():
         return
-    join = partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+    join = functools.partial(
+        jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+    )
     for address, number, index in LAUNCHER_VARIABLES:
         if address in os.environ:
             # Keras' variable may list all processes; the first coordinates.
@@ -326,7 +328,7 @@ def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
         return tf.TensorSpec((rows, *rest), value.dtype)
 
     signature = keras.tree.map_structure(description, first)
-    dataset = tf.data.Dataset.from_generator(replica_batches, output_signature=(signature,))
+    dataset = tf.data.Dataset.from_generator(replica_batches, output_signature=signature)
     return tf.distribute.get_strategy().distribute_datasets_from_function(lambda context: dataset)
 
 
@@ -366,10 +368,17 @@ def wait_for_all() -> None:
 
         sync_global_devices("wait_for_all")
     elif replicas_in_sync() > 1:
-        import tensorflow as tf
+        _tensorflow_meeting()()
 
-        strategy = tf.distribute.get_strategy()
-        strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones(())))
+
+@functools.cache
+def _tensorflow_meeting() -> Callable[[], Any]:
+    import tensorflow as tf
+
+    def meet() -> Tensor:
+        return tf.distribute.get_replica_context().all_reduce("SUM", tf.ones(()))
+
+    return tf.function(lambda: tf.distribute.get_strategy().run(meet))
 
 
 def exit_with_error(message: str) -> NoReturn:
