@@ -20,6 +20,20 @@ def golden(name: str) -> Any:
     return np.load(GOLDEN / name)
 
 
+def compiled(function: Any) -> Any:
+    """`function` as one program on JAX, which takes seconds to compile a model's operations singly.
+
+    Of arrays; made anew each time, so that it sees what was changed in a model.
+    """
+    import keras
+
+    if keras.config.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(lambda *arrays: function(*arrays))
+
+
 def channels_last(clip: np.ndarray) -> np.ndarray:
     """(batch, channel, time, height, width) to (batch, time, height, width, channel)."""
     return clip.transpose(0, 2, 3, 4, 1)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import random_batch
+from conftest import compiled, random_batch
 from keras import ops
 
 from keras_vjepa import (
@@ -74,10 +74,10 @@ def test_padding_does_not_change_the_loss():
     for name in batch:
         if name != "videos":
             padded[name] = np.pad(batch[name], ((0, 0), (0, 3)), constant_values=-1)
-    expected, padded_loss = numpy(pretrainer(batch)), numpy(pretrainer(padded))
+    expected, padded_loss = numpy(compiled(pretrainer)(batch)), numpy(compiled(pretrainer)(padded))
     np.testing.assert_allclose(padded_loss, expected, atol=1e-6)
     pretrainer.padding = False
-    np.testing.assert_allclose(numpy(pretrainer(batch)), expected, atol=1e-6)
+    np.testing.assert_allclose(numpy(compiled(pretrainer)(batch)), expected, atol=1e-6)
 
 
 def test_samples_of_unequal_length_count_by_themselves():
@@ -86,12 +86,12 @@ def test_samples_of_unequal_length_count_by_themselves():
     for role, keep in (("context", 4), ("target", 5)):
         for i in range(2):
             batch[f"{role}_indices_{i}"][1, keep:] = -1
-    together = numpy(pretrainer(batch))
+    together = numpy(compiled(pretrainer)(batch))
     alone = {"videos": batch["videos"][1:]}
     for role, keep in (("context", 4), ("target", 5)):
         for i in range(2):
             alone[f"{role}_indices_{i}"] = batch[f"{role}_indices_{i}"][1:, :keep]
-    np.testing.assert_allclose(together[1:], numpy(pretrainer(alone)), atol=1e-6)
+    np.testing.assert_allclose(together[1:], numpy(compiled(pretrainer)(alone)), atol=1e-6)
 
 
 @pytest.mark.parametrize("num_masks", [1, 3])
@@ -220,13 +220,13 @@ def test_pixel_targets_are_normalised_patches():
     predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, output_dim=encoder.patch_dim)
     pretrainer = VJEPAPretrainer(encoder, predictor, target="pixels", loss_exponent=2.0)
     batch = random_batch(0, pretrainer)
-    targets = numpy(pretrainer.targets(batch["videos"]))
+    targets = numpy(compiled(pretrainer.targets)(batch["videos"]))
     # Token 7 of the grid (2, 2, 2): second tubelet, second row, second column.
     patch = batch["videos"][0, 2:4, 16:, 16:].reshape(-1)
     expected = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-5)
     np.testing.assert_allclose(np.sort(targets[0, 7]), np.sort(expected), atol=1e-4)
     pretrainer.normalize_targets = False
-    targets = numpy(pretrainer.targets(batch["videos"]))
+    targets = numpy(compiled(pretrainer.targets)(batch["videos"]))
     np.testing.assert_allclose(np.sort(targets[0, 7]), np.sort(patch), atol=1e-6)
     pretrainer.normalize_targets = True
     pretrainer.compile(AdamW(1e-2))
@@ -244,14 +244,15 @@ def test_terms_on_the_context_keep_features_apart():
     batch = random_batch(1, pretrainer, batch_size=3)
     # Padding has no part in the statistics.
     batch["context_indices_0"][0, -1] = -1
-    features = numpy(pretrainer.encode_context(batch, 0))[batch["context_indices_0"] >= 0]
+    features = numpy(compiled(lambda batch: pretrainer.encode_context(batch, 0))(batch))
+    features = features[batch["context_indices_0"] >= 0]
     covariance = np.cov(features.astype("float64"), rowvar=False)
     variances = np.diag(covariance)
     others = (covariance**2).sum() - (variances**2).sum()
     expected = 0.3 * np.maximum(1 - np.sqrt(variances + 1e-4), 0).mean() + 2.0 * others / 24
-    loss = numpy(pretrainer(batch)).mean()
+    loss = numpy(compiled(pretrainer)(batch)).mean()
     pretrainer.context_variance_weight = pretrainer.context_covariance_weight = 0.0
-    without = numpy(pretrainer(batch)).mean()
+    without = numpy(compiled(pretrainer)(batch)).mean()
     assert expected > 0.1
     np.testing.assert_allclose(loss - without, expected, rtol=1e-4)
     assert VJEPAPretrainer(encoder, predictor, **weights).get_config().items() >= weights.items()
@@ -274,10 +275,11 @@ def test_a_teacher_is_predicted_and_stays_as_it_is(tmp_path):
     predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, output_dim=12)
     pretrainer = VJEPAPretrainer(encoder, predictor, momentum=0.5, teacher=teacher)
     batch = random_batch(0, pretrainer)
-    features = numpy(teacher(batch["videos"]))
+    features = numpy(compiled(teacher)(batch["videos"]))
     deviations = np.sqrt(features.var(axis=-1, keepdims=True) + 1e-5)
     expected = (features - features.mean(axis=-1, keepdims=True)) / deviations
-    np.testing.assert_allclose(numpy(pretrainer.targets(batch["videos"])), expected, atol=1e-4)
+    targets = numpy(compiled(pretrainer.targets)(batch["videos"]))
+    np.testing.assert_allclose(targets, expected, atol=1e-4)
     before = teacher.get_weights(), pretrainer.target_encoder.get_weights()
     pretrainer.compile(AdamW(1e-2))
     losses = fit(pretrainer, batch, epochs=8)
@@ -289,7 +291,8 @@ def test_a_teacher_is_predicted_and_stays_as_it_is(tmp_path):
     assert max(np.abs(one - other).max() for one, other in changes) > 1e-3
     pretrainer.save_to_preset(tmp_path / "preset")
     copy = VJEPAPretrainer.from_preset(tmp_path / "preset")
-    np.testing.assert_allclose(numpy(copy(batch)), numpy(pretrainer(batch)), atol=1e-6)
+    outputs = [numpy(compiled(model)(batch)) for model in (copy, pretrainer)]
+    np.testing.assert_allclose(*outputs, atol=1e-6)
     np.testing.assert_array_equal(copy.teacher.get_weights()[0], teacher.get_weights()[0])
 
 
