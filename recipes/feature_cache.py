@@ -164,21 +164,12 @@ def cached_features(
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"`feature_dtype` must be 'float16' or 'float32'. Received: {dtype!r}")
-    manifest = {
+    description = {
         **description,
-        "backend": keras.config.backend(),
         "dtype": dtype,
-        "encoder": fingerprint(extractor.classifier.backbone),
-        "attend_across_clips": extractor.classifier.attend_across_clips,
-        "clip": vars(batches.clip),
-        "seed": batches.seed,
-        "samples": _hash_of_samples(batches.samples),
         "samples_per_shard": batches_per_shard * batches.batch_size,
     }
-    text = json.dumps(manifest, indent=2, sort_keys=True)
-    folder = folder / f"{name}-{hashlib.blake2b(text.encode()).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", text)
+    folder = _described_folder(folder, name, extractor, batches, description)
     shards: list[NDArray[Any]] = []
     unreadable: dict[str, str] = {}
     starts = range(0, batches.num_steps, batches_per_shard)
@@ -199,6 +190,30 @@ def cached_features(
         shards.append(np.load(path, mmap_mode="r"))
         unreadable |= json.loads(path.with_suffix(".json").read_text())
     return Features(batches.samples, shards, unreadable)
+
+
+def _described_folder(
+    folder: Path,
+    name: str,
+    extractor: FeatureExtractor,
+    batches: EvaluationBatches,
+    description: dict[str, Any],
+) -> Path:
+    """A folder of their own for these features, with the manifest in it."""
+    manifest = {
+        **description,
+        "backend": keras.config.backend(),
+        "encoder": fingerprint(extractor.classifier.backbone),
+        "attend_across_clips": extractor.classifier.attend_across_clips,
+        "clip": vars(batches.clip),
+        "seed": batches.seed,
+        "samples": _hash_of_samples(batches.samples),
+    }
+    text = json.dumps(manifest, indent=2, sort_keys=True)
+    folder = folder / f"{name}-{hashlib.blake2b(text.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "manifest.json", text)
+    return folder
 
 
 def _write_shard(

@@ -26,6 +26,7 @@ FLOORS = {
     "rotary": 0,
     "presets": 0,
     "monitoring": 0,
+    "prediction": 1,
     "readouts": 0,
     "checkpointing": 1,
     "layers": 1,
@@ -41,8 +42,8 @@ FLOORS = {
 }
 # Where files become a model's input.
 MAY_READ_DATA = {"preprocessor"}
-MAY_NAME_A_BACKEND = {"accumulation.py", "activations.py", "attention.py", "distribution.py"}
-MAY_IMPORT_A_BACKEND = {"accumulation.py", "distribution.py"}
+MAY_IMPORT_A_BACKEND = {"accumulation.py", "distribution.py", "prediction.py"}
+MAY_NAME_A_BACKEND = MAY_IMPORT_A_BACKEND | {"activations.py", "attention.py"}
 
 
 def imports(path: Path) -> set[str]:
