@@ -251,11 +251,12 @@ def _write_shard(
 
 
 def _why_unreadable(batches: EvaluationBatches, position: int) -> str:
-    """What the process that writes says of a sample that it or another one could not read."""
+    """What the process that writes says of a sample without features."""
     path = batches.samples[position].path
     if path not in batches.bad_files:
         batches._read(position)
-    return batches.bad_files.get(path, f"another process could not read {path}")
+    other = f"another process could not read {path}, or the encoder's features of it are NaN"
+    return batches.bad_files.get(path, other)
 
 
 def _check_space(

@@ -40,6 +40,7 @@ from probe_evaluation import (  # noqa: E402
 )
 
 from keras_vjepa import distribution  # noqa: E402
+from keras_vjepa.data.digit_motion import SETS  # noqa: E402
 from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
 
 # What recipes/pretrain.py leaves.
@@ -203,7 +204,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Pa
         raise ValueError(f"`variant` must be 'paper' or 'reference'. Received: {variant!r}")
     if variant == "paper":
         config = as_in_the_paper(config)
-    if name != probe_data.BUILT_IN and "data" not in overrides:
+    # Only the configs of the built-in sets know where their data is.
+    if name not in SETS and "data" not in overrides:
         raise ValueError(f"`data` must be given with the config {name}. Received: none")
     return replace(config, **overrides), workdir
 

@@ -429,6 +429,9 @@ def test_command_line():
     assert config.learning_rates == (1e-3, 1e-2) and config.constant_decay and not config.augment
     assert (config.fraction, config.splits, config.data) == (0.05, 3, "a")
     assert str(workdir) == "workdir/probe_in1k"
+    # The built-in sets need no `--data`.
+    config, _ = probe.parse_arguments(["--config", "digit_motion_black"])
+    assert (config.data, config.image_size) == ("digit_motion_black", 32)
 
 
 def refused(arguments, monkeypatch, tmp_path):
