@@ -163,9 +163,10 @@ def digit_motion() -> PretrainConfig:
 
 
 def digit_motion_long() -> PretrainConfig:
-    """Learns motion and digit: 32 px on black, tokens of one frame, targets are pixels.
+    """Learns motion and digit from pixels, 32 px on black; 41 minutes on one CPU core.
 
-    MEASURED
+    Torch, frozen probe, mean of two seeds: motion .26 -> .58 (.81 and .35), digit .67 -> .81
+    (recipes/README.md). A token is one frame's; the two terms on the context are beyond the paper.
     """
     return replace(
         digit_motion(),
@@ -198,9 +199,9 @@ def digit_motion_long() -> PretrainConfig:
 
 
 def digit_motion_features() -> PretrainConfig:
-    """digit_motion_long with features as targets, as V-JEPA: learns the digit.
+    """The same with features as targets, as V-JEPA: learns the digit; 27 minutes on 2 CPU cores.
 
-    MEASURED2
+    Torch, one seed, with files of 64 pixels: digit .67 -> .88, motion .28 -> .34.
     """
     return replace(
         digit_motion_long(),
