@@ -163,7 +163,7 @@ def digit_motion() -> PretrainConfig:
 
 
 def digit_motion_long() -> PretrainConfig:
-    """Learns motion and digit from pixels, 32 px on black; 41 minutes on one CPU core.
+    """Learns motion and digit from pixels, 32 px on black; 41 minutes of one CPU core.
 
     Torch, frozen probe, mean of two seeds: motion .26 -> .58 (.81 and .35), digit .67 -> .81
     (recipes/README.md). A token is one frame's; the two terms on the context are beyond the paper.
