@@ -163,10 +163,11 @@ def digit_motion() -> PretrainConfig:
 
 
 def digit_motion_long() -> PretrainConfig:
-    """Learns motion and digit from pixels, 32 px on black; 41 minutes of one CPU core.
+    """Learns the digit, in one of three seeds the motion, from pixels; 41 minutes of one CPU core.
 
-    Torch, frozen probe, mean of two seeds: motion .26 -> .58 (.81 and .35), digit .67 -> .81
-    (recipes/README.md). A token is one frame's; the two terms on the context are beyond the paper.
+    Torch, frozen probe, mean of three seeds: motion .26 -> .49 (.81, .35, .31), digit .67 -> .82
+    (recipes/README.md). 32 pixels on black, tokens of one frame; the two terms on the context are
+    beyond the paper.
     """
     return replace(
         digit_motion(),
