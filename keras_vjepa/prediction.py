@@ -59,15 +59,16 @@ class Predictor:
         return self._forward_of_one_device
 
     def _forward_of_one_device(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
-        outputs = tree.map_structure(
-            lambda array: np.where(_as_column(weight > 0, array), array, np.nan),
-            self.model.predict_on_batch(inputs),
-        )
+        outputs = _only_rows_with_weight(self.model.predict_on_batch(inputs), weight, np)
         return tree.map_structure(distribution.gather, outputs)
 
 
-def _as_column(rows: Any, array: Any) -> Any:
-    return rows.reshape(-1, *[1] * (len(array.shape) - 1))
+def _only_rows_with_weight(outputs: Any, weight: Any, numerics: Any = ops) -> Any:
+    def of_one(array: Any) -> Any:
+        column = numerics.reshape(weight > 0, (-1,) + (1,) * (len(array.shape) - 1))
+        return numerics.where(column, array, np.nan)
+
+    return tree.map_structure(of_one, outputs)
 
 
 def _jax_forward(model: keras.Model) -> Forward:
@@ -80,9 +81,7 @@ def _jax_forward(model: keras.Model) -> Forward:
 
     def forward(trainable: Any, non_trainable: Any, inputs: Any, weight: Any) -> Any:
         outputs, _ = model.stateless_call(trainable, non_trainable, inputs)
-        return tree.map_structure(
-            lambda array: ops.where(_as_column(weight > 0, array), array, np.nan), outputs
-        )
+        return _only_rows_with_weight(outputs, weight)
 
     # Whole on every device, so that each process can fetch it.
     compiled = jax.jit(forward, out_shardings=whole)
@@ -109,13 +108,7 @@ def _tensorflow_forward(model: keras.Model) -> Forward:
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def forward(inputs: Any, weight: Any) -> Any:
         def of_a_replica(inputs: Any, weight: Any) -> Any:
-            outputs = model(inputs)
-            return tree.map_structure(
-                lambda array: tf.where(
-                    tf.reshape(weight > 0, [-1] + [1] * (len(array.shape) - 1)), array, np.nan
-                ),
-                outputs,
-            )
+            return _only_rows_with_weight(model(inputs), weight)
 
         outputs = strategy.run(of_a_replica, args=(inputs, weight))
         return tree.map_structure(lambda array: strategy.gather(array, axis=0), outputs)

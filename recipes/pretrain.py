@@ -28,6 +28,7 @@ import cv2  # noqa: E402
 import frozen_probe  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import probe_configs  # noqa: E402
 import probe_data  # noqa: E402
 from feature_cache import write_atomically  # noqa: E402
 from feature_log import FeatureLog  # noqa: E402
@@ -70,8 +71,6 @@ from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
 from keras_vjepa.distribution import ALONE, DataParallel  # noqa: E402
 from keras_vjepa.layers import INITIALIZER_STDDEV  # noqa: E402
 
-# Learning rates and weight decays of the probe at the end, as in `probe_configs.digit_motion`.
-PROBE_CANDIDATES = ((1e-3, 0.01), (3e-3, 0.01), (1e-2, 0.01))
 # Fields that may change when a run goes on. The samples are compared in place of the path to them.
 MAY_DIFFER = (
     "data",
@@ -242,7 +241,7 @@ def make_batches(
         ratio=config.random_resize_aspect_ratio,  # type: ignore[arg-type]
         horizontal_flip=config.horizontal_flip,
     )
-    return ClipBatches(
+    batches = ClipBatches(
         list_samples(source),
         config.batch_size,
         transform,
@@ -251,9 +250,8 @@ def make_batches(
         seed=config.seed,
         num_workers=config.num_workers,
         max_bad_share=config.max_bad_share,
-        process_index=parallel.process_index,
-        process_count=parallel.process_count,
     )
+    return parallel.share(batches)
 
 
 # --- The run -------------------------------------------------------------------------------------
@@ -370,8 +368,8 @@ def evaluate(
 ) -> dict[str, frozen_probe.ProbeResult]:
     """The frozen probe on the built-in set: pretrained, untrained, and on single frames."""
     train, test = labelled_clips(config)
-    settings = frozen_probe.ProbeSettings(epochs=config.probe_epochs, candidates=PROBE_CANDIDATES)
-    probe = frozen_probe.FrozenProbe(pretrained, settings)
+    settings = probe_configs.probe_settings(probe_configs.digit_motion())
+    probe = frozen_probe.FrozenProbe(pretrained, replace(settings, epochs=config.probe_epochs))
     return {
         "pretrained target encoder": probe(pretrained, train, test),
         "untrained encoder": probe(untrained, train, test),

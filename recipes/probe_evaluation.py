@@ -258,7 +258,8 @@ class Evaluator:
         """Every sample once, in as many views as it is tested with."""
         config, features = self.config, self.test_features if is_test else self.train_features
         if features is not None:
-            return self.parallel.share(evaluation_batches(features, samples, self.sweep.settings))
+            batches = evaluation_batches(features, samples, self.sweep.settings)
+            return self.parallel.share(replace(batches, skip_unreadable=config.skip_unreadable))
         num_views = config.num_views if is_test else 1
         # As many rows for each device, and not many more than samples.
         devices = self.parallel.device_count

@@ -25,13 +25,9 @@ def compiled(function: Any) -> Any:
 
     Of arrays; made anew each time, so that it sees what was changed in a model.
     """
-    import keras
+    from keras_vjepa import distribution
 
-    if keras.config.backend() != "jax":
-        return function
-    import jax
-
-    return jax.jit(lambda *arrays: function(*arrays))
+    return distribution.compiled_alone(lambda *arrays: function(*arrays))
 
 
 def channels_last(clip: np.ndarray) -> np.ndarray:

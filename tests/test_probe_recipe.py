@@ -371,11 +371,12 @@ def test_an_unreadable_test_video_is_wrong(online, videos, encoder, tmp_path, ca
     test = [*test[:7], Sample(str(tmp_path / "missing.mp4"), 3), *test[7:10]]
     config = small(online=online, max_bad_share=0.5)
     results = {}
-    for skip in (False, True):
+    for skip, verdict in ((False, "Counted as wrong"), (True, "Not counted")):
         changed = dataclasses.replace(config, skip_unreadable=skip)
+        caplog.clear()
         evaluator = probe_evaluation.make_evaluator(changed, encoder, (train, test), tmp_path)
         results[skip] = evaluator(0)["motion"]
-    assert "missing.mp4" in caplog.text
+        assert "missing.mp4" in caplog.text and verdict in caplog.text
     assert [results[skip]["num_counted"] for skip in (False, True)] == [11, 10]
     assert results[False]["predictions"][7] is None
     assert results[False]["predictions"].count(None) == 1
