@@ -294,6 +294,8 @@ class AdamW(_KerasAdamW):
         active = self.iterations >= self.clip_after
         for network in self._network_keys or [set(keys)]:
             members = [i for i, key in enumerate(keys) if key in network]
+            if not members:  # of another group of variables, with its own update
+                continue
             squares = [ops.sum(ops.square(ops.cast(grads[i], "float32"))) for i in members]
             norm = ops.sqrt(sum(squares))
             factor = ops.where(active, ops.minimum(1.0, self.clip_norm / (norm + 1e-6)), 1.0)

@@ -9,6 +9,7 @@ average-pooled features (Tables 3 and 13) is not in the authors' code: mean, the
 V-JEPA 2's probe is `num_layers=4, self_attention="tokens"` (official-behaviour §12).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -134,49 +135,57 @@ class AttentivePooler(keras.layers.Layer):
                 kernel.assign(kernel / math.sqrt(2 * (i + 1)))
             self.blocks.append(block)
 
-    def cross_attention(self, tokens: Tensor) -> Tensor:
+    def folded_query(self) -> Tensor:
+        """The queries of all heads as they meet the normed tokens, `(heads, dim)`.
+
+        One query needs no keys: q (W_k s + b_k) = (W_k' q) s + q b_k, whose last term the softmax
+        cancels. The norm's scale moves past it likewise.
+        """
+        query = ops.reshape(self.query(self._cast(self.query_token)), (self.num_heads, -1))
+        folded = ops.einsum("dhc,hc->hd", self._kernel("key"), query)
+        return folded * self._cast(self.tokens_norm.gamma) / math.sqrt(query.shape[-1])
+
+    def project(self, pooled: Tensor) -> Tensor:
         """What the cross-attention adds to the query, `(batch, 1, dim)`.
 
-        One query needs no keys and values: q (W_k s + b_k) = (W_k' q) s + q b_k, whose last term
-        the softmax cancels, and the weights of a head sum to one, so the tokens are pooled first
-        and projected after. That is `tokens * dim * heads` multiplications in place of
-        `tokens * dim * 2 dim`. The norm's scale and offset are moved past both likewise, so frozen
-        tokens have no gradient to compute.
+        The weights of a head sum to one, so its normed tokens are pooled first, `(batch, heads,
+        dim)`, and projected after; the norm's scale and offset come in between.
         """
-        heads, dtype = self.num_heads, self.compute_dtype
-        dim, attention_dim = tokens.shape[-1], self.query.units
-        head_dim = attention_dim // heads
-        normed = ops.layer_normalization(tokens, epsilon=self.layer_norm_epsilon)
-        normed = ops.cast(normed, dtype)
-        gamma, beta = (ops.cast(x, dtype) for x in (self.tokens_norm.gamma, self.tokens_norm.beta))
-        # (key or value, heads, dim, head_dim)
-        kernel = ops.cast(self.key_value.kernel, dtype)
-        kernel = ops.reshape(kernel, (dim, 2, heads, head_dim))
-        key_kernel, value_kernel = ops.unstack(ops.transpose(kernel, (1, 2, 0, 3)), 2)
-
-        query = self.query(ops.cast(self.query_token, dtype)) / math.sqrt(head_dim)
-        query = ops.reshape(query, (heads, head_dim, 1))
-        folded = ops.squeeze(ops.matmul(key_kernel, query), -1) * gamma
-        logits = ops.matmul(folded, ops.swapaxes(normed, 1, 2))
-        weights = ops.softmax(ops.cast(logits, "float32"), axis=-1)
-        pooled = ops.matmul(ops.cast(weights, dtype), normed) * gamma + beta
-        values = ops.matmul(ops.transpose(pooled, (1, 0, 2)), value_kernel)
-        values = ops.reshape(ops.transpose(values, (1, 0, 2)), (-1, 1, attention_dim))
-        values = ops.add(values, ops.cast(self.key_value.bias[attention_dim:], dtype))
+        norm, attention_dim = self.tokens_norm, self.query.units
+        pooled = pooled * self._cast(norm.gamma) + self._cast(norm.beta)
+        values = ops.einsum("bhd,dhc->bhc", pooled, self._kernel("value"))
+        values = ops.reshape(values, (-1, 1, attention_dim))
+        values = ops.add(values, self._cast(self.key_value.bias[attention_dim:]))
         return values if self.head_dim is None else self.output_projection(values)
+
+    def finish(self, branch: Tensor) -> Tensor:
+        """The result `(batch, dim)` from what the cross-attention adds to the query."""
+        x = ops.add(self._cast(self.query_token), branch)
+        x = ops.add(x, self.mlp_output(gelu(self.mlp_hidden(self.mlp_norm(x)))))
+        if self.self_attention == "query":
+            for block in self.blocks:
+                x = block(x)
+        return ops.squeeze(x, axis=1)
+
+    def cross_attention(self, tokens: Tensor) -> Tensor:
+        """What the query gets from the tokens, `(batch, 1, dim)`."""
+        return self.project(_attend([self], tokens)[0])
+
+    def _kernel(self, part: str) -> Tensor:
+        """That of the keys or of the values, `(dim, heads, head_dim)`."""
+        attention_dim = self.query.units
+        columns = slice(attention_dim) if part == "key" else slice(attention_dim, None)
+        kernel = self._cast(self.key_value.kernel[:, columns])
+        return ops.reshape(kernel, (kernel.shape[0], self.num_heads, -1))
+
+    def _cast(self, weight: Any) -> Tensor:
+        return ops.cast(weight, self.compute_dtype)
 
     def call(self, tokens: Tensor) -> Tensor:
         if self.self_attention == "tokens":
             for block in self.blocks:
                 tokens = block(tokens)
-        query = ops.cast(self.query_token, self.compute_dtype)
-        x = ops.add(query, self.cross_attention(tokens))
-        hidden = gelu(self.mlp_hidden(self.mlp_norm(x)))
-        x = ops.add(x, self.mlp_output(hidden))
-        if self.self_attention == "query":
-            for block in self.blocks:
-                x = block(x)
-        return ops.squeeze(x, axis=1)
+        return self.finish(self.cross_attention(tokens))
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (tokens_shape[0], tokens_shape[-1])
@@ -198,6 +207,23 @@ class _SplitDense(TokenDense):
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
         """Do nothing."""
+
+
+def _attend(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[Tensor]:
+    """What the heads of each pooler attend to in the normed tokens, `(batch, heads, dim)` each.
+
+    That is `tokens * dim * heads` multiplications in place of the `tokens * dim * 2 dim` of keys
+    and values, and frozen tokens have no gradient to compute. The tokens are normed and read once
+    for all poolers, which agree in the norm's epsilon and in precision.
+    """
+    dtype = poolers[0].compute_dtype
+    normed = ops.layer_normalization(tokens, epsilon=poolers[0].layer_norm_epsilon)
+    normed = ops.cast(normed, dtype)
+    queries = ops.concatenate([pooler.folded_query() for pooler in poolers])
+    logits = ops.cast(ops.matmul(queries, ops.swapaxes(normed, 1, 2)), "float32")
+    pooled = ops.matmul(ops.cast(ops.softmax(logits, axis=-1), dtype), normed)
+    ends = itertools.accumulate(pooler.num_heads for pooler in poolers)
+    return [pooled[:, e - p.num_heads : e] for p, e in zip(poolers, ends, strict=True)]
 
 
 def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:
@@ -307,6 +333,26 @@ class VJEPAProbe(keras.Model):
         if self.pooling == "attentive":
             return self.linear(self.pooler(tokens))
         return self.linear(ops.mean(tokens, axis=1))
+
+    @staticmethod
+    def call_together(probes: Sequence["VJEPAProbe"], tokens: Tensor) -> list[Tensor]:
+        """Logits of probes of one kind on the same tokens, each as if it were called alone.
+
+        Args:
+            probes: probes that differ in nothing but their weights and classes.
+            tokens: `(batch, tokens, dim)`.
+
+        Returns:
+            `(batch, num_classes)` of each probe. Attentive probes read the tokens once for all.
+        """
+        first = probes[0]
+        own_blocks = first.num_layers > 1 and first.self_attention == "tokens"
+        if first.pooling != "attentive" or own_blocks:
+            return [probe(tokens) for probe in probes]
+        poolers = [probe.pooler for probe in probes]
+        pooled = _attend(poolers, ops.cast(tokens, first.compute_dtype))
+        branches = [p.project(x) for p, x in zip(poolers, pooled, strict=True)]
+        return [p.linear(p.pooler.finish(x)) for p, x in zip(probes, branches, strict=True)]
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (tokens_shape[0], self.num_classes)

@@ -101,19 +101,24 @@ class SweepAdamW(AdamW):
         # A variable, because runs of different length share one compiled step.
         self.total_steps = self.add_variable((), "ones", name="total_steps")
         steps: Any = self.total_steps
-        self._networks = [
+        self.clip_separately(networks)
+        # Networks with the same numbers are updated at once.
+        groups: dict[tuple[float, float], set[Any]] = {}
+        for network, candidate in zip(networks, candidates, strict=True):
+            groups.setdefault(candidate, set()).update(map(self._var_key, network))
+        self._groups = [
             (
-                {self._var_key(variable) for variable in network},
+                keys,
                 CosineSchedule(learning_rate, 0.0, steps),
                 weight_decay if constant_decay else CosineSchedule(weight_decay, 1e-6, steps),
             )
-            for network, (learning_rate, weight_decay) in zip(networks, candidates, strict=True)
+            for (learning_rate, weight_decay), keys in groups.items()
         ]
 
     def _backend_apply_gradients(
         self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable]
     ) -> None:
-        for keys, learning_rate, weight_decay in self._networks:
+        for keys, learning_rate, weight_decay in self._groups:
             pairs = [
                 (grad, variable)
                 for grad, variable in zip(grads, trainable_variables, strict=True)
@@ -211,10 +216,11 @@ class ProbeSweep(keras.Model):
         features = inputs if self.classifier is None else self.classifier.features(inputs)
         _, predictions, num_tokens, dim = features.shape
         tokens = ops.reshape(features, (-1, num_tokens, dim))
+        together = iter(VJEPAProbe.call_together(self.probes, tokens))
         outputs = {}
         for task, num_classes in self.settings.tasks.items():
             shape = (-1, predictions, num_classes)
-            logits = [ops.reshape(probe(tokens), shape) for probe in self.probes_of(task)]
+            logits = [ops.reshape(next(together), shape) for _ in self.settings.candidates]
             if not training:
                 logits = [combine_predictions(one) for one in logits]
             outputs[task] = ops.stack(logits, axis=1)

@@ -244,3 +244,23 @@ def test_feature_statistics():
     assert collapsed.std == 0.0 and collapsed.effective_rank == pytest.approx(1.0)
     with pytest.raises(ValueError, match="`features` must hold at least 2 vectors"):
         feature_statistics(np.ones((1, 8)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"num_layers": 2},
+        {"num_layers": 2, "self_attention": "tokens"},
+        {"head_dim": 3},
+        {"pooling": "average"},
+    ],
+)
+def test_probes_called_together_are_called_alone(arguments):
+    tokens = np.random.default_rng(0).normal(size=(3, 7, 8)).astype("float32")
+    probes = [VJEPAProbe(classes, num_heads=2, **arguments) for classes in (4, 4, 6)]
+    expected = [numpy(probe(tokens)) for probe in probes]
+    assert not np.allclose(expected[0], expected[1], atol=1e-2)
+    together = VJEPAProbe.call_together(probes, ops.convert_to_tensor(tokens))
+    for found, alone in zip(together, expected, strict=True):
+        np.testing.assert_allclose(numpy(found), alone, atol=1e-6)
