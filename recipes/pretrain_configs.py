@@ -163,11 +163,11 @@ def digit_motion() -> PretrainConfig:
 
 
 def digit_motion_long() -> PretrainConfig:
-    """Learns the digit, in one of three seeds the motion, from pixels; 41 minutes of one CPU core.
+    """Learns motion and digit from pixels, in 42 minutes of one CPU core.
 
-    Torch, frozen probe, mean of three seeds: motion .26 -> .49 (.81, .35, .31), digit .67 -> .82
-    (recipes/README.md). 32 pixels on black, tokens of one frame; the two terms on the context are
-    beyond the paper.
+    Torch, frozen probe, mean of three seeds: motion .27 -> .82 (.89, .82, .74), digit .64 -> .77
+    (.72, .81, .78; recipes/README.md). 32 pixels on black, tokens of one frame; the two terms on
+    the context are beyond the paper.
     """
     return replace(
         digit_motion(),
@@ -187,7 +187,8 @@ def digit_motion_long() -> PretrainConfig:
         clip_after=100,
         clip_norm=1.0,
         start_learning_rate=2e-4,
-        learning_rate=2e-3,
+        # With 2e-3 two of three runs do not find the motion.
+        learning_rate=1e-3,
         target="pixels",
         # An even background then weighs nothing.
         normalize_targets=False,
@@ -210,7 +211,6 @@ def digit_motion_features() -> PretrainConfig:
         normalize_targets=True,
         loss_exponent=1.0,
         steps=6000,
-        learning_rate=1e-3,
         start_momentum=0.998,
     )
 
