@@ -223,7 +223,9 @@ def _attend(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[Tensor]:
     logits = ops.cast(ops.matmul(queries, ops.swapaxes(normed, 1, 2)), "float32")
     pooled = ops.matmul(ops.cast(ops.softmax(logits, axis=-1), dtype), normed)
     ends = itertools.accumulate(pooler.num_heads for pooler in poolers)
-    return [pooled[:, e - p.num_heads : e] for p, e in zip(poolers, ends, strict=True)]
+    return [
+        pooled[:, end - pooler.num_heads : end] for pooler, end in zip(poolers, ends, strict=True)
+    ]
 
 
 def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:
@@ -324,15 +326,18 @@ class VJEPAProbe(keras.Model):
         self.built = True
 
     def call(self, tokens: Tensor) -> Tensor:
+        self._check_width(tokens)
+        if self.pooling == "attentive":
+            return self.linear(self.pooler(tokens))
+        return self.linear(ops.mean(tokens, axis=1))
+
+    def _check_width(self, tokens: Tensor) -> None:
         dim = _token_width(tokens.shape)
         if dim != self.linear.kernel.shape[0]:
             raise ValueError(
                 f"The width of the tokens must be {self.linear.kernel.shape[0]}, which the probe "
                 f"was built for. Received: {dim}"
             )
-        if self.pooling == "attentive":
-            return self.linear(self.pooler(tokens))
-        return self.linear(ops.mean(tokens, axis=1))
 
     @staticmethod
     def call_together(probes: Sequence["VJEPAProbe"], tokens: Tensor) -> list[Tensor]:
@@ -344,15 +349,32 @@ class VJEPAProbe(keras.Model):
 
         Returns:
             `(batch, num_classes)` of each probe. Attentive probes read the tokens once for all.
+
+        Raises:
+            ValueError: for tokens of another rank, or of another width than the probes'.
+
+        Example:
+
+        >>> import numpy as np
+        >>> from keras_vjepa import VJEPAProbe
+        >>> probes = [VJEPAProbe(classes, num_heads=2) for classes in (4, 6)]
+        >>> for probe in probes:
+        ...     probe.build((None, None, 8))
+        >>> tokens = np.ones((3, 5, 8), "float32")
+        >>> [tuple(logits.shape) for logits in VJEPAProbe.call_together(probes, tokens)]
+        [(3, 4), (3, 6)]
         """
         first = probes[0]
         own_blocks = first.num_layers > 1 and first.self_attention == "tokens"
         if first.pooling != "attentive" or own_blocks:
             return [probe(tokens) for probe in probes]
+        first._check_width(tokens)
         poolers = [probe.pooler for probe in probes]
+        logits = []
         pooled = _attend(poolers, ops.cast(tokens, first.compute_dtype))
-        branches = [p.project(x) for p, x in zip(poolers, pooled, strict=True)]
-        return [p.linear(p.pooler.finish(x)) for p, x in zip(probes, branches, strict=True)]
+        for probe, pooler, one in zip(probes, poolers, pooled, strict=True):
+            logits.append(probe.linear(pooler.finish(pooler.project(one))))
+        return logits
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (tokens_shape[0], self.num_classes)
