@@ -199,9 +199,12 @@ class ProbeSweep(keras.Model):
 
     def probes_of(self, task: str) -> list[VJEPAProbe]:
         """The probes of a task, in the order of the candidates."""
+        return self.probes[self._places_of(task)]
+
+    def _places_of(self, task: str) -> slice:
         count = len(self.settings.candidates)
         start = list(self.settings.tasks).index(task) * count
-        return self.probes[start : start + count]
+        return slice(start, start + count)
 
     def restart(self, seed: int, total_steps: int) -> None:
         """Give all probes of a task the same fresh weights, for a training of that many steps."""
@@ -216,11 +219,11 @@ class ProbeSweep(keras.Model):
         features = inputs if self.classifier is None else self.classifier.features(inputs)
         _, predictions, num_tokens, dim = features.shape
         tokens = ops.reshape(features, (-1, num_tokens, dim))
-        together = iter(VJEPAProbe.call_together(self.probes, tokens))
+        together = VJEPAProbe.call_together(self.probes, tokens)
         outputs = {}
         for task, num_classes in self.settings.tasks.items():
             shape = (-1, predictions, num_classes)
-            logits = [ops.reshape(next(together), shape) for _ in self.settings.candidates]
+            logits = [ops.reshape(one, shape) for one in together[self._places_of(task)]]
             if not training:
                 logits = [combine_predictions(one) for one in logits]
             outputs[task] = ops.stack(logits, axis=1)
