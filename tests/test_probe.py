@@ -254,6 +254,7 @@ def test_feature_statistics():
         {"num_layers": 2, "self_attention": "tokens"},
         {"head_dim": 3},
         {"pooling": "average"},
+        {"dtype": "mixed_bfloat16"},
     ],
 )
 def test_probes_called_together_are_called_alone(arguments):
