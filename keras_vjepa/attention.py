@@ -1,7 +1,8 @@
 """Scaled dot-product attention, one function for every backend (§3.3).
 
 Three ways to compute the same numbers stand here, and one table that says which is used where. The
-choice was made by measurement (`tools/bench.py --attention` repeats it); see `_PREFERRED`.
+choice was made by measurement (`tools/bench.py --attention` repeats it); see
+`_PREFERRED_ON_CPU`.
 
 Shapes: B batch, N queries, M keys, H heads, C channels of a head.
 """
@@ -14,7 +15,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vjepa.distribution import on_each_device
+from keras_vjepa.distribution import has_accelerator, on_each_device
 
 Tensor = Any
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -30,7 +31,13 @@ def fused_attention(
 ) -> Tensor:
     """Attention by the backend's own kernel. Arguments and result as in `attention`."""
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    return ops.dot_product_attention(query, key, value, mask=mask)
+    if keras.config.backend() != "torch":
+        return ops.dot_product_attention(query, key, value, mask=mask)
+    from torch.nn.functional import scaled_dot_product_attention
+
+    # Keras would copy the three first.
+    query, key, value = (ops.convert_to_tensor(x).transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 def plain_attention(
@@ -157,9 +164,9 @@ def _bias(key_mask: Tensor, dtype: Any) -> Tensor:
 # The fastest, forward and backward, where it is not the backend's own kernel. On 2 CPU cores at
 # ViT-B's shape (1568 tokens, 12 heads of 64), milliseconds: JAX 520 own kernel, 580 plain, 250 by
 # head; TensorFlow 190 own kernel, 170 plain; torch 170 own kernel (fused), 360 plain.
-_PREFERRED: dict[tuple[str, str], Attention] = {
-    ("jax", "cpu"): attention_by_head,
-    ("tensorflow", "cpu"): plain_attention,
+_PREFERRED_ON_CPU: dict[str, Attention] = {
+    "jax": attention_by_head,
+    "tensorflow": plain_attention,
 }
 
 
@@ -183,16 +190,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
     >>> tuple(attention(x, x, x).shape)
     (1, 5, 2, 4)
     """
-    implementation = _PREFERRED.get((keras.config.backend(), _device_type()), fused_attention)
+    implementation = fused_attention
+    if not has_accelerator():
+        implementation = _PREFERRED_ON_CPU.get(keras.config.backend(), fused_attention)
     if implementation is attention_by_head and not _worth_a_loop(query.shape, key.shape):
         implementation = plain_attention
     return implementation(query, key, value, key_mask)
-
-
-def _device_type() -> str:
-    if keras.config.backend() == "torch":
-        return "any"
-    return "cpu" if keras.distribution.list_devices()[0].startswith("cpu") else "accelerator"
 
 
 def _worth_a_loop(query_shape: Any, key_shape: Any) -> bool:

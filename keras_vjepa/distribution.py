@@ -178,6 +178,32 @@ def values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
     return [ops.convert_to_numpy(variable) for variable in variables]
 
 
+def has_accelerator() -> bool:
+    """Whether models run on something other than the processor."""
+    if keras.config.backend() == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return not keras.distribution.list_devices()[0].startswith("cpu")
+
+
+def peak_device_memory() -> int | None:
+    """Most bytes held so far on this process's first accelerator; None without one."""
+    if not has_accelerator():
+        return None
+    if keras.config.backend() == "torch":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
 # --- JAX -----------------------------------------------------------------------------------------
 
 

@@ -8,17 +8,17 @@ from a normal distribution of deviation 0.02 at every depth; GELU is exact (erf)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa.activations import gelu
 from keras_vjepa.attention import Tensor, attention
 from keras_vjepa.distribution import on_each_device
 from keras_vjepa.rotary import rotate
+from keras_vjepa.token_ops import gelu, linear, merge_heads, normalize, split_heads
 
 INITIALIZER_STDDEV = 0.02
 
@@ -30,24 +30,33 @@ def weight_initializer() -> keras.initializers.Initializer:
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class TokenDense(keras.layers.Dense):
-    """`keras.layers.Dense` as a product of two plain matrices, whatever axes lead.
-
-    The numbers are the same. XLA on CPU takes up to three times as long for the gradient of a
-    product with a batch axis (64 samples of 64 tokens, 128 to 512 channels: 48 ms against 16).
-    """
+    """`keras.layers.Dense` in the form that each backend is best at, see `linear`."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        return _as_matrix(lambda rows: super(TokenDense, self).call(rows, training), inputs)
+        return linear(inputs, self.kernel, self.bias)
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
         """As `Dense`, which would leave out its subclasses."""
         super().quantize(mode, type_check=False, config=config)
 
 
-def _as_matrix(product: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """Apply `product`, `(rows, dim)` to `(rows, units)`, to `(..., dim)`."""
-    rows = product(ops.reshape(tokens, (-1, tokens.shape[-1])))
-    return ops.reshape(rows, (*ops.shape(tokens)[:-1], rows.shape[-1]))
+@keras.saving.register_keras_serializable("keras_vjepa")
+class TokenNorm(keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization` over the last axis, see `normalize`."""
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return normalize(inputs, self.gamma, self.beta, self.epsilon)
+
+
+def call_within(parent: keras.layers.Layer, layer: keras.layers.Layer, *inputs: Any) -> Tensor:
+    """`layer(*inputs)` as a part of `parent.call`, without what `parent` has seen to already.
+
+    Keras' preparation of a call (types, checks, scopes) takes longer than a small layer itself where
+    a backend runs op by op. A part with a type of its own, such as a quantized one, gets it.
+    """
+    if layer.dtype_policy is parent.dtype_policy:
+        return layer.call(*inputs)
+    return layer(*inputs)
 
 
 def dense(units: int, name: str, dtype: Any) -> TokenDense:
@@ -267,7 +276,7 @@ class TubeletEmbedding(keras.layers.Layer):
         if token_indices is not None:
             patches = gather_tokens(patches, token_indices)
         kernel = ops.reshape(self.kernel, (patches.shape[-1], self.hidden_dim))
-        return _as_matrix(lambda rows: ops.add(ops.matmul(rows, kernel), self.bias), patches)
+        return linear(patches, kernel, self.bias)
 
     def compute_output_shape(
         self,
@@ -336,14 +345,12 @@ class SelfAttention(keras.layers.Layer):
     def call(
         self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
     ) -> Tensor:
-        batch, tokens, dim = ops.shape(inputs)
-        packed = self.query_key_value(inputs)
-        packed = ops.reshape(packed, (batch, tokens, 3, self.num_heads, dim // self.num_heads))
-        query, key, value = (packed[:, :, i] for i in range(3))
+        packed = call_within(self, self.query_key_value, inputs)
+        query, key, value = split_heads(packed, self.num_heads)
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
         outputs = attention(query, key, value, padding_mask)
-        return self.output_projection(ops.reshape(outputs, (batch, tokens, dim)))
+        return call_within(self, self.output_projection, merge_heads(outputs))
 
     def compute_output_shape(
         self,
@@ -406,14 +413,15 @@ class TransformerBlock(keras.layers.Layer):
         self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
     ) -> Tensor:
         """What the attention adds to the residual stream, `(batch, tokens, dim)`."""
-        return self.attention(self.attention_norm(inputs), padding_mask, angles)
+        normed = call_within(self, self.attention_norm, inputs)
+        return call_within(self, self.attention, normed, padding_mask, angles)
 
     def call(
         self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
     ) -> Tensor:
-        x = ops.add(inputs, self.attention_branch(inputs, padding_mask, angles))
-        hidden = gelu(self.mlp_hidden(self.mlp_norm(x)))
-        return ops.add(x, self.mlp_output(hidden))
+        x = inputs + self.attention_branch(inputs, padding_mask, angles)
+        hidden = call_within(self, self.mlp_hidden, call_within(self, self.mlp_norm, x))
+        return x + call_within(self, self.mlp_output, gelu(hidden))
 
     def compute_output_shape(
         self,
@@ -432,8 +440,8 @@ class TransformerBlock(keras.layers.Layer):
         }
 
 
-def layer_norm(epsilon: float, name: str, dtype: Any) -> keras.layers.LayerNormalization:
-    return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=dtype)
+def layer_norm(epsilon: float, name: str, dtype: Any) -> TokenNorm:
+    return TokenNorm(epsilon=epsilon, name=name, dtype=dtype)
 
 
 def apply_blocks(

@@ -17,6 +17,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_vjepa import updates
 from keras_vjepa.attention import Tensor
 from keras_vjepa.distribution import all_reduce_gradients
 
@@ -106,7 +107,8 @@ class CosineSchedule(LearningRateSchedule):
         s = ops.cast(step, "float32") + 1.0
         value = self.final + (self.start - self.final) * _half_cosine(s / self.total_steps)
         clamp = ops.maximum if self.final <= self.start else ops.minimum
-        return clamp(value, self.final)
+        # Op by op, a number alone would be copied to the device in every step.
+        return clamp(value, ops.zeros_like(value) + self.final)
 
     def get_config(self) -> dict[str, Any]:
         return {"start": self.start, "final": self.final, "total_steps": self.total_steps}
@@ -247,6 +249,9 @@ class AdamW(_KerasAdamW):
         grads = all_reduce_gradients(grads)
         if self.clip_norm is not None:
             grads = self._clip_by_network(grads, trainable_variables)
+        if self._is_updated_at_once:
+            super()._backend_apply_gradients(grads, trainable_variables)
+            return
         # Keras multiplies what it asks for: the decay by the learning rate, and that by its rounded
         # correction. Asked once a variable, but evaluated once a step: the graph stays small.
         correction = self._rounding_correction(trainable_variables[0].dtype)
@@ -291,17 +296,47 @@ class AdamW(_KerasAdamW):
     ) -> list[Tensor]:
         clipped = list(grads)
         keys = [self._var_key(v) for v in variables]
-        active = self.iterations >= self.clip_after
+        active = ops.convert_to_tensor(self.iterations) >= self.clip_after
         for network in self._network_keys or [set(keys)]:
             members = [i for i, key in enumerate(keys) if key in network]
             if not members:  # of another group of variables, with its own update
                 continue
-            squares = [ops.sum(ops.square(ops.cast(grads[i], "float32"))) for i in members]
-            norm = ops.sqrt(sum(squares))
-            factor = ops.where(active, ops.minimum(1.0, self.clip_norm / (norm + 1e-6)), 1.0)
-            for i in members:
-                clipped[i] = grads[i] * ops.cast(factor, grads[i].dtype)
+            whole = [grads[i] for i in members]
+            # At most 1, and exactly 1 before its time; a number would be copied to the device.
+            allowed = self.clip_norm / (updates.norm(whole) + 1e-6)
+            one = ops.ones_like(allowed)
+            factor = ops.where(active, ops.minimum(one, allowed), one)
+            for i, grad in zip(members, updates.scaled(whole, factor), strict=True):
+                clipped[i] = grad
         return clipped
+
+    @property
+    def _is_updated_at_once(self) -> bool:
+        return updates.all_at_once() and not self.amsgrad
+
+    def _apply_weight_decay(self, trainable_variables: Sequence[keras.Variable]) -> None:
+        if not self._is_updated_at_once:
+            super()._apply_weight_decay(trainable_variables)
+            return
+        decayed = [v for v in trainable_variables if self._use_weight_decay(v)]
+        updates.decay(decayed, self.learning_rate * self.weight_decay)
+
+    def _parallel_update_step(
+        self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> None:
+        """Called by Keras where a backend runs op by op, and there alone."""
+        if not self._is_updated_at_once:
+            super()._parallel_update_step(grads, variables, learning_rate)
+            return
+        momentums, velocities = (
+            [slots[self._get_variable_index(variable)] for variable in variables]
+            for slots in (self._momentums, self._velocities)
+        )
+        betas = self.beta_1, self.beta_2
+        step = self.iterations.value
+        updates.adam(
+            variables, grads, momentums, velocities, step, learning_rate, betas, self._epsilon
+        )
 
     def _use_weight_decay(self, variable: Any) -> bool:
         return len(variable.shape) > 1 and super()._use_weight_decay(variable)

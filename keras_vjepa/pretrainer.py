@@ -23,7 +23,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_vjepa import distribution
+from keras_vjepa import distribution, updates
 from keras_vjepa.accumulation import accumulated_train_step
 from keras_vjepa.attention import Tensor
 from keras_vjepa.backbone import VJEPABackbone
@@ -172,7 +172,7 @@ class VJEPAPretrainer(Preset, keras.Model):
         """
         indices, mask = batch[f"context_indices_{mask_index}"], None
         if self.padding:
-            indices, mask = ops.maximum(indices, 0), indices >= 0
+            indices, mask = _without_padding(indices), indices >= 0
         return self.encoder(batch["videos"], indices, mask)
 
     def predictions(self, batch: Batch, mask_index: int, context: Tensor | None = None) -> Tensor:
@@ -188,8 +188,8 @@ class VJEPAPretrainer(Preset, keras.Model):
         tokens_mask = None
         if self.padding:
             tokens_mask = ops.concatenate([context_indices >= 0, target_indices >= 0], axis=1)
-            context_indices = ops.maximum(context_indices, 0)
-            target_indices = ops.maximum(target_indices, 0)
+            context_indices = _without_padding(context_indices)
+            target_indices = _without_padding(target_indices)
         predictions = self.predictor(
             context, context_indices, target_indices, tokens_mask, mask_index=mask_index
         )
@@ -208,7 +208,7 @@ class VJEPAPretrainer(Preset, keras.Model):
             predictions = self.predictions(batch, i, context)
             indices = batch[f"target_indices_{i}"]
             valid = ops.cast(ops.expand_dims(indices >= 0, -1), "float32")
-            wanted = gather_tokens(targets, ops.maximum(indices, 0))
+            wanted = gather_tokens(targets, _without_padding(indices))
             loss = _prediction_loss(predictions, wanted, valid, self.loss_exponent)
             losses.append(loss + self._context_penalty(context, batch[f"context_indices_{i}"]))
             deviations.append(_deviation(predictions, valid))
@@ -319,18 +319,15 @@ class VJEPAPretrainer(Preset, keras.Model):
 
     def update_target_encoder(self) -> None:
         """target = momentum * target + (1 - momentum) * encoder, over all variables."""
-        rate = self._update_rate()
-        for target, online in zip(
-            self.target_encoder.variables, self.encoder.variables, strict=True
-        ):
-            change = rate * (ops.cast(online, "float32") - ops.cast(target, "float32"))
-            target.assign_add(ops.cast(change, target.dtype))
+        updates.move_towards(
+            self.target_encoder.variables, self.encoder.variables, self._update_rate()
+        )
 
     def _update_rate(self) -> Tensor:
         if not isinstance(self.momentum, LinearSchedule):
             return 1.0 - self.momentum
         # The optimizer has counted its step already: the first update sees iteration 1.
-        return self.momentum.complement(self.optimizer.iterations - 1)
+        return self.momentum.complement(ops.convert_to_tensor(self.optimizer.iterations) - 1)
 
     def _with_updated_target(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
         trainable, non_trainable, optimizer, metrics = state
@@ -401,8 +398,13 @@ def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
 
 
 def _finite_log(values: Sequence[Tensor]) -> dict[str, Tensor]:
-    total = sum(ops.sum(ops.cast(value, "float32")) for value in values)
-    return distribution.reduce_logs({"finite": ops.cast(ops.isfinite(total), "float32")})
+    return distribution.reduce_logs({"finite": updates.all_finite(values)})
+
+
+def _without_padding(indices: Tensor) -> Tensor:
+    # Not `maximum(indices, 0)`: op by op, that number is copied to the device in every step, which
+    # waits for it.
+    return ops.maximum(indices, ops.zeros_like(indices))
 
 
 def _prediction_loss(predictions: Tensor, targets: Tensor, valid: Tensor, q: float) -> Tensor:
@@ -423,7 +425,7 @@ def _deviation(predictions: Tensor, valid: Tensor) -> Tensor:
     count = ops.sum(valid, axis=1)
     mean = ops.sum(predictions * valid, axis=1) / count
     squares = ops.square(predictions - ops.expand_dims(mean, 1)) * valid
-    variance = ops.sum(squares, axis=1) / ops.maximum(count - 1.0, 1.0)
+    variance = ops.sum(squares, axis=1) / ops.maximum(count - 1.0, ops.ones_like(count))
     return ops.sqrt(variance + VARIANCE_EPSILON)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vjepa.activations import gelu
+from keras_vjepa.token_ops import gelu
 from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import (
     INITIALIZER_STDDEV,

@@ -6,7 +6,7 @@ import pytest
 from conftest import golden
 from keras import ops
 
-from keras_vjepa.activations import gelu
+from keras_vjepa.token_ops import gelu
 from keras_vjepa.layers import (
     SelfAttention,
     TransformerBlock,

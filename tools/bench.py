@@ -2,9 +2,9 @@
 
     KERAS_BACKEND=jax python tools/bench.py --size base --batch-size 2
 
-Prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory, and
-useful FLOP/s over the peak of a large matrix product, measured in the same process. `--attention`
-times the ways to compute attention instead; `--eager-einsum` trains with the plainest of them, not
+Prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory (of the
+accelerator if there is one, else of the process), and useful FLOP/s over the peak of a large matrix
+product of the same type, measured in the same process. `--attention` times the ways to compute attention instead; `--eager-einsum` trains with the plainest of them, not
 compiled; `--no-padding` leaves the key masks out. `--precision` compares features instead, of
 random weights and a random clip, with float32's. Several devices or processes are joined as by
 the recipe, for example under `torchrun`. Not a test: machines differ.
@@ -55,9 +55,11 @@ def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
     return total
 
 
-def matmul_peak(size: int = 2048, repeats: int = 8) -> float:
-    """FLOP/s of a large float32 matrix product on this device, the best of some."""
-    x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(size, size)).astype("float32"))
+def matmul_peak(repeats: int = 8) -> float:
+    """FLOP/s of a large matrix product of the models' type on this device, the best of some."""
+    size = 8192 if distribution.has_accelerator() else 2048
+    x = np.random.default_rng(0).normal(size=(size, size)).astype("float32")
+    x = ops.cast(ops.convert_to_tensor(x), keras.config.dtype_policy().compute_dtype)
     best = min(_seconds(lambda: ops.matmul(x, x)) for _ in range(repeats))
     return 2 * size**3 / best
 
@@ -105,7 +107,7 @@ def bench_training(arguments: argparse.Namespace) -> None:
     parallel = distribution.setup()
     pretrainer = make_pretrainer(arguments.size, not arguments.no_padding, arguments.remat)
     if arguments.eager_einsum:
-        attention_module._PREFERRED.clear()
+        attention_module._PREFERRED_ON_CPU.clear()
         attention_module.fused_attention = attention_module.plain_attention
     pretrainer.compile(AdamW(1e-4), run_eagerly=arguments.eager_einsum)
     times = _StepTimes()
@@ -120,12 +122,15 @@ def bench_training(arguments: argparse.Namespace) -> None:
     step = float(np.median(durations[2:]))
     peak = max(peak, matmul_peak())
     flops = arguments.batch_size * training_flops(pretrainer.encoder, pretrainer.predictor)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = distribution.peak_device_memory()
+    if memory is None:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     print(
         f"{parallel}; {arguments.size}, batch {arguments.batch_size} a process: "
         f"compile {durations[0] - step:6.1f} s, step {step:7.3f} s "
         f"({durations[2:].min():.3f} to {durations[2:].max():.3f}), "
-        f"{parallel.process_count * arguments.batch_size / step:6.3f} clips/s, {memory:5.1f} GiB, "
+        f"{parallel.process_count * arguments.batch_size / step:6.3f} clips/s, "
+        f"{memory / 2**30:5.1f} GiB, "
         f"{flops / step / 1e9:6.1f} of {peak / 1e9:6.1f} GFLOP/s = {flops / step / peak:.0%}"
     )
     if arguments.checkpoint:
@@ -213,6 +218,7 @@ def main() -> None:
     parser.add_argument("--size", default="base", choices=list(SIZES))
     parser.add_argument("--batch-size", type=int, default=1, help="clips of a process")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "mixed_bfloat16"])
     parser.add_argument("--remat", action="store_true", help="activations computed twice")
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
@@ -222,6 +228,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.batch_size, arguments.steps) < 1:
         sys.exit("bench: --batch-size and --steps must be at least 1")
+    keras.config.set_dtype_policy(arguments.dtype)
     if arguments.attention:
         bench_attention(arguments)
     elif arguments.precision:
