@@ -44,7 +44,9 @@ def _part(parts: Batch, index: Any) -> Batch:
 
 
 def _logs(model: Any, batch: Batch, loss: Tensor) -> dict[str, Any]:
-    model._loss_tracker.update_state(loss, sample_weight=ops.shape(batch["videos"])[0])
+    # As a tensor: torch would copy a number to the device, and wait for it.
+    weight = ops.ones_like(loss) * ops.shape(batch["videos"])[0]
+    model._loss_tracker.update_state(loss, sample_weight=weight)
     return model.compute_metrics(batch, None, ops.reshape(loss, (1,)))
 
 

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa.attention import Tensor, attention
+from keras_vjepa.attention import Tensor, attention, prepared
 from keras_vjepa.distribution import on_each_device
 from keras_vjepa.rotary import rotate
 from keras_vjepa.token_ops import gelu, linear, merge_heads, normalize, split_heads
@@ -51,8 +51,8 @@ class TokenNorm(keras.layers.LayerNormalization):
 def call_within(parent: keras.layers.Layer, layer: keras.layers.Layer, *inputs: Any) -> Tensor:
     """`layer(*inputs)` as a part of `parent.call`, without what `parent` has seen to already.
 
-    Keras' preparation of a call (types, checks, scopes) takes longer than a small layer itself where
-    a backend runs op by op. A part with a type of its own, such as a quantized one, gets it.
+    Keras' preparation of a call (types, checks, scopes) takes longer than a small layer itself
+    where a backend runs op by op. A part with a type of its own, such as a quantized one, gets it.
     """
     if layer.dtype_policy is parent.dtype_policy:
         return layer.call(*inputs)
@@ -456,6 +456,7 @@ def apply_blocks(
     With `remat` only the tokens between two blocks are kept for the backward pass, which computes
     what happened inside a block again: less memory, the same numbers.
     """
+    padding_mask = prepared(padding_mask)
     for block in blocks:
 
         def call(x: Tensor, block: TransformerBlock = block) -> Tensor:

@@ -211,6 +211,9 @@ class AdamW(_KerasAdamW):
         )
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"`clip_norm` must be positive or None. Received: {clip_norm}")
+        if updates.all_at_once():
+            # The variable that Keras made, in its place among the others: only it counts otherwise.
+            self._iterations.__class__ = updates.StepCount
         self.clip_norm = clip_norm
         self.clip_after = clip_after
         self._network_keys: list[set[Any]] = []

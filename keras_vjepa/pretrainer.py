@@ -306,7 +306,8 @@ class VJEPAPretrainer(Preset, keras.Model):
         The logs tell in `finite`, 1.0 or 0.0, whether it left finite weights: a gradient that is
         not finite shows in the step that made it.
         """
-        if self.accumulation_steps > 1:
+        # Where a step runs op by op, Keras' own would wait for the device in the middle.
+        if self.accumulation_steps > 1 or updates.all_at_once():
             result = accumulated_train_step(self, self.accumulation_steps, *args)
         else:
             result = super().train_step(*args)

@@ -17,7 +17,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vjepa.token_ops import gelu
 from keras_vjepa.attention import Tensor
 from keras_vjepa.layers import (
     INITIALIZER_STDDEV,
@@ -27,6 +26,7 @@ from keras_vjepa.layers import (
     layer_norm,
     weight_initializer,
 )
+from keras_vjepa.token_ops import gelu
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")

@@ -20,6 +20,13 @@ def all_at_once() -> bool:
     return keras.config.backend() == "torch"
 
 
+class StepCount(keras.Variable):
+    """Counts on its device; Keras would copy the 1 there, and torch wait for that."""
+
+    def assign_add(self, value: int) -> Any:
+        return self.assign(self.value + value)
+
+
 def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -> None:
     """targets += rate * (sources - targets), in float32.
 

@@ -6,7 +6,21 @@ import pytest
 from keras import ops
 
 from keras_vjepa import attention as module
-from keras_vjepa.attention import attention, attention_by_head, fused_attention, plain_attention
+from keras_vjepa.attention import (
+    attention,
+    attention_by_head,
+    attention_to_first_keys,
+    fused_attention,
+    ordered_keys,
+    plain_attention,
+)
+
+
+def to_first_keys(query, key, value, key_mask):
+    """What an NVIDIA device computes with its own kernel, with JAX's on any device."""
+    if keras.config.backend() != "jax":
+        pytest.skip("a kernel of JAX")
+    return attention_to_first_keys(query, key, value, ordered_keys(key_mask), "xla")
 
 
 def numpy(x):
@@ -41,6 +55,16 @@ def test_equals_numpy(function, masked):
     np.testing.assert_allclose(numpy(actual), reference(query, key, value, mask), atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    "function", [fused_attention, plain_attention, attention_by_head, to_first_keys]
+)
+def test_any_keys_may_be_left_out(function):
+    query, key, value, _ = inputs()
+    mask = np.array([[False, True, True, False, True, False, True], [True] * 3 + [False] * 4])
+    actual = function(*map(ops.convert_to_tensor, (query, key, value, mask)))
+    np.testing.assert_allclose(numpy(actual), reference(query, key, value, mask), atol=2e-6)
+
+
 class Attend(keras.layers.Layer):
     def __init__(self, function, arrays):
         super().__init__()
@@ -70,7 +94,10 @@ def test_gradients_agree(queries_per_chunk, monkeypatch):
     monkeypatch.setattr(module, "_QUERIES_PER_CHUNK", queries_per_chunk)
     expected = weights_after_one_step(plain_attention)
     assert np.abs(expected[0] - inputs()[0]).max() > 1e-3
-    for function in (fused_attention, attention_by_head):
+    functions = [fused_attention, attention_by_head]
+    if keras.config.backend() == "jax":
+        functions.append(to_first_keys)
+    for function in functions:
         for actual, wanted in zip(weights_after_one_step(function), expected, strict=True):
             np.testing.assert_allclose(actual, wanted, atol=1e-5)
 

@@ -6,7 +6,6 @@ import pytest
 from conftest import golden
 from keras import ops
 
-from keras_vjepa.token_ops import gelu
 from keras_vjepa.layers import (
     SelfAttention,
     TransformerBlock,
@@ -16,6 +15,7 @@ from keras_vjepa.layers import (
     resample_position_table,
 )
 from keras_vjepa.probe import AttentivePooler
+from keras_vjepa.token_ops import gelu
 
 
 def numpy(x):

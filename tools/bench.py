@@ -3,11 +3,12 @@
     KERAS_BACKEND=jax python tools/bench.py --size base --batch-size 2
 
 Prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory (of the
-accelerator if there is one, else of the process), and useful FLOP/s over the peak of a large matrix
-product of the same type, measured in the same process. `--attention` times the ways to compute attention instead; `--eager-einsum` trains with the plainest of them, not
-compiled; `--no-padding` leaves the key masks out. `--precision` compares features instead, of
-random weights and a random clip, with float32's. Several devices or processes are joined as by
-the recipe, for example under `torchrun`. Not a test: machines differ.
+accelerator if there is one, else of the process), and useful FLOP/s over the peak of large matrix
+products of the same type, measured in the same process. `--attention` times the ways to compute
+attention instead; `--eager-einsum` trains with the plainest of them, not compiled; `--no-padding`
+leaves the key masks out. `--precision` compares features instead, of random weights and a random
+clip, with float32's. Several devices or processes are joined as by the recipe, for example under
+`torchrun`. Not a test: machines differ.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -56,19 +56,23 @@ def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
 
 
 def matmul_peak(repeats: int = 8) -> float:
-    """FLOP/s of a large matrix product of the models' type on this device, the best of some."""
-    size = 8192 if distribution.has_accelerator() else 2048
+    """FLOP/s of large matrix products of the models' type on this device, the best of some."""
+    size, products = (8192, 16) if distribution.has_accelerator() else (2048, 1)
     x = np.random.default_rng(0).normal(size=(size, size)).astype("float32")
     x = ops.cast(ops.convert_to_tensor(x), keras.config.dtype_policy().compute_dtype)
-    best = min(_seconds(lambda: ops.matmul(x, x)) for _ in range(repeats))
-    return 2 * size**3 / best
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        outputs = [ops.matmul(x, x) for _ in range(products)]
+        _wait_for(outputs[-1][0, 0])
+        return time.perf_counter() - start
+
+    return products * 2 * size**3 / min(seconds() for _ in range(repeats))
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _wait_for(scalar: Any) -> None:
     # A number on the host: every backend has finished by then.
-    float(ops.convert_to_numpy(ops.sum(function()[:1, :1])))
-    return time.perf_counter() - start
+    float(ops.convert_to_numpy(ops.cast(scalar, "float32")))
 
 
 def make_pretrainer(size: str, padding: bool, remat: bool = False) -> VJEPAPretrainer:
@@ -94,13 +98,35 @@ def make_batch(batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 class _StepTimes(keras.callbacks.Callback):
-    def __init__(self) -> None:
+    """When steps ended: each of the first `warm_up`, then the last of every `block`.
+
+    Within a block nothing waits for the device, as in a run of the recipe.
+    """
+
+    def __init__(self, warm_up: int = 2, block: int = 1) -> None:
         super().__init__()
-        self.ends: list[float] = [time.perf_counter()]
+        self.warm_up = warm_up
+        self.block = block
+        self.done = 0
+        self.ends: list[float] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.ends = self.ends or [time.perf_counter()]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        float(np.mean(logs["loss"]))
-        self.ends.append(time.perf_counter())
+        self.done += 1
+        if self.done <= self.warm_up or (self.done - self.warm_up) % self.block == 0:
+            _wait_for(logs["loss"])
+            self.ends.append(time.perf_counter())
+
+    @property
+    def first(self) -> float:
+        return self.ends[1] - self.ends[0]
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Seconds of a step in each block."""
+        return np.diff(self.ends)[self.warm_up :] / self.block
 
 
 def bench_training(arguments: argparse.Namespace) -> None:
@@ -110,16 +136,16 @@ def bench_training(arguments: argparse.Namespace) -> None:
         attention_module._PREFERRED_ON_CPU.clear()
         attention_module.fused_attention = attention_module.plain_attention
     pretrainer.compile(AdamW(1e-4), run_eagerly=arguments.eager_einsum)
-    times = _StepTimes()
-    num_steps = arguments.steps + 2
+    # On a processor there is nothing that a step could run beside.
+    block = 10 if distribution.has_accelerator() else 1
+    times = _StepTimes(block=block)
+    num_steps = times.warm_up + arguments.steps * block
     data = parallel.feed(itertools.repeat(make_batch(arguments.batch_size), num_steps))
     peak = matmul_peak()
-    times.ends = [time.perf_counter()]
     pretrainer.fit(data, steps_per_epoch=num_steps, verbose=0, shuffle=False, callbacks=[times])
     if not parallel.is_first:
         return
-    durations = np.diff(times.ends)
-    step = float(np.median(durations[2:]))
+    step = float(np.median(times.steps))
     peak = max(peak, matmul_peak())
     flops = arguments.batch_size * training_flops(pretrainer.encoder, pretrainer.predictor)
     memory = distribution.peak_device_memory()
@@ -127,8 +153,8 @@ def bench_training(arguments: argparse.Namespace) -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     print(
         f"{parallel}; {arguments.size}, batch {arguments.batch_size} a process: "
-        f"compile {durations[0] - step:6.1f} s, step {step:7.3f} s "
-        f"({durations[2:].min():.3f} to {durations[2:].max():.3f}), "
+        f"compile {times.first - step:6.1f} s, step {step:7.3f} s "
+        f"({times.steps.min():.3f} to {times.steps.max():.3f}), "
         f"{parallel.process_count * arguments.batch_size / step:6.3f} clips/s, "
         f"{memory / 2**30:5.1f} GiB, "
         f"{flops / step / 1e9:6.1f} of {peak / 1e9:6.1f} GFLOP/s = {flops / step / peak:.0%}"
@@ -167,10 +193,9 @@ def bench_attention(arguments: argparse.Namespace) -> None:
         model = keras.Sequential([layer])
         model.compile(keras.optimizers.SGD(1e-3), loss=lambda y, p: ops.mean(ops.square(p)))
         x, y = np.zeros((1, 1), "float32"), np.zeros((1, 1), "float32")
-        times.ends = [time.perf_counter()]
-        for _ in range(arguments.steps + 2):
+        for _ in range(arguments.steps + times.warm_up):
             model.fit(x, y, verbose=0, callbacks=[times])
-        print(f"{function.__name__:20s} {np.median(np.diff(times.ends)[2:]) * 1e3:7.0f} ms")
+        print(f"{function.__name__:20s} {np.median(times.steps) * 1e3:7.0f} ms")
 
 
 def bench_precision(arguments: argparse.Namespace) -> None:
@@ -217,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES))
     parser.add_argument("--batch-size", type=int, default=1, help="clips of a process")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="on accelerators: tens of steps")
     parser.add_argument("--dtype", default="float32", choices=["float32", "mixed_bfloat16"])
     parser.add_argument("--remat", action="store_true", help="activations computed twice")
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
