@@ -262,7 +262,7 @@ class VJEPABackbone(Preset, keras.Model):
         padding_mask: Tensor | None = None,
     ) -> Tensor:
         x, angles = self.embed(videos, token_indices), self.angles(videos, token_indices)
-        x = apply_blocks(self.blocks, x, padding_mask, angles, self.remat)
+        x = apply_blocks(self, self.blocks, x, padding_mask, angles, self.remat)
         return self.norm(x)
 
     def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:

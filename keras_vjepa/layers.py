@@ -18,7 +18,14 @@ from keras import ops
 from keras_vjepa.attention import Tensor, attention, prepared
 from keras_vjepa.distribution import on_each_device
 from keras_vjepa.rotary import rotate
-from keras_vjepa.token_ops import gelu, linear, merge_heads, normalize, split_heads
+from keras_vjepa.token_ops import (
+    gelu,
+    linear,
+    merge_heads,
+    normalize,
+    runs_op_by_op,
+    split_heads,
+)
 
 INITIALIZER_STDDEV = 0.02
 
@@ -51,12 +58,15 @@ class TokenNorm(keras.layers.LayerNormalization):
 def call_within(parent: keras.layers.Layer, layer: keras.layers.Layer, *inputs: Any) -> Tensor:
     """`layer(*inputs)` as a part of `parent.call`, without what `parent` has seen to already.
 
-    Keras' preparation of a call (types, checks, scopes) takes longer than a small layer itself
-    where a backend runs op by op. A part with a type of its own, such as a quantized one, gets it.
+    Keras' preparation of a call (types, checks, scopes) takes longer than many a layer itself,
+    which counts where a backend runs op by op. A part with a type of its own, such as a quantized
+    one, gets it, and one with hooks.
     """
-    if layer.dtype_policy is parent.dtype_policy:
-        return layer.call(*inputs)
-    return layer(*inputs)
+    if not runs_op_by_op() or layer.dtype_policy is not parent.dtype_policy:
+        return layer(*inputs)
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return layer(*inputs)
+    return layer.call(*inputs)
 
 
 def dense(units: int, name: str, dtype: Any) -> TokenDense:
@@ -420,8 +430,9 @@ class TransformerBlock(keras.layers.Layer):
         self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
     ) -> Tensor:
         x = inputs + self.attention_branch(inputs, padding_mask, angles)
-        hidden = call_within(self, self.mlp_hidden, call_within(self, self.mlp_norm, x))
-        return x + call_within(self, self.mlp_output, gelu(hidden))
+        normed = call_within(self, self.mlp_norm, x)
+        hidden = gelu(call_within(self, self.mlp_hidden, normed))
+        return x + call_within(self, self.mlp_output, hidden)
 
     def compute_output_shape(
         self,
@@ -445,13 +456,16 @@ def layer_norm(epsilon: float, name: str, dtype: Any) -> TokenNorm:
 
 
 def apply_blocks(
+    parent: keras.layers.Layer,
     blocks: Sequence[TransformerBlock],
     tokens: Tensor,
     padding_mask: Tensor | None = None,
     angles: Tensor | None = None,
     remat: bool = False,
 ) -> Tensor:
-    """One block after the other, `(batch, tokens, dim)` to the same; other arguments as a block's.
+    """`parent`'s blocks, one after the other, `(batch, tokens, dim)` to the same.
+
+    Other arguments are as a block's.
 
     With `remat` only the tokens between two blocks are kept for the backward pass, which computes
     what happened inside a block again: less memory, the same numbers.
@@ -460,7 +474,7 @@ def apply_blocks(
     for block in blocks:
 
         def call(x: Tensor, block: TransformerBlock = block) -> Tensor:
-            return block(x, padding_mask, angles)
+            return call_within(parent, block, x, padding_mask, angles)
 
         tokens = (keras.remat(call) if remat else call)(tokens)
     return tokens

@@ -20,6 +20,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_vjepa import updates
 from keras_vjepa.attention import Tensor
 from keras_vjepa.distribution import all_reduce_gradients
+from keras_vjepa.token_ops import runs_op_by_op
 
 
 def _half_cosine(progress: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class AdamW(_KerasAdamW):
         )
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"`clip_norm` must be positive or None. Received: {clip_norm}")
-        if updates.all_at_once():
+        if runs_op_by_op():
             # The variable that Keras made, in its place among the others: only it counts otherwise.
             self._iterations.__class__ = updates.StepCount
         self.clip_norm = clip_norm
@@ -315,7 +316,7 @@ class AdamW(_KerasAdamW):
 
     @property
     def _is_updated_at_once(self) -> bool:
-        return updates.all_at_once() and not self.amsgrad
+        return runs_op_by_op() and not self.amsgrad
 
     def _apply_weight_decay(self, trainable_variables: Sequence[keras.Variable]) -> None:
         if not self._is_updated_at_once:

@@ -164,7 +164,7 @@ class VJEPAPredictor(Preset, keras.Model):
             x = ops.add(x, ops.take(table, indices, axis=0))
         else:
             angles = rotary_angles(indices, self.grid_shape, self.hidden_dim // self.num_heads)
-        x = apply_blocks(self.blocks, x, padding_mask, angles, self.remat)
+        x = apply_blocks(self, self.blocks, x, padding_mask, angles, self.remat)
         return self.output_projection(self.norm(x[:, ops.shape(context_indices)[1] :]))
 
     def compute_output_shape(

@@ -31,6 +31,7 @@ from keras_vjepa.layers import gather_tokens
 from keras_vjepa.optimization import AdamW, LinearSchedule
 from keras_vjepa.predictor import VJEPAPredictor
 from keras_vjepa.presets import CONFIG_FILE, WEIGHTS_FILE, Preset
+from keras_vjepa.token_ops import runs_op_by_op
 
 TARGET_NORM_EPSILON = 1e-5
 VARIANCE_EPSILON = 1e-4
@@ -307,7 +308,7 @@ class VJEPAPretrainer(Preset, keras.Model):
         not finite shows in the step that made it.
         """
         # Where a step runs op by op, Keras' own would wait for the device in the middle.
-        if self.accumulation_steps > 1 or updates.all_at_once():
+        if self.accumulation_steps > 1 or runs_op_by_op():
             result = accumulated_train_step(self, self.accumulation_steps, *args)
         else:
             result = super().train_step(*args)

@@ -10,6 +10,14 @@ from keras import ops
 from keras_vjepa.attention import Tensor
 
 
+def runs_op_by_op() -> bool:
+    """Whether the backend runs each op as it comes (torch), rather than a compiled step.
+
+    Then the time between two ops counts, and what could be one op should be.
+    """
+    return keras.config.backend() == "torch"
+
+
 def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """`tokens @ kernel + bias`, as a product of two plain matrices, whatever axes lead.
 
@@ -32,7 +40,7 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     >>> float(linear(x, np.eye(2, dtype="float32"), np.ones(2, "float32"))[0, 0])
     2.0
     """
-    if keras.config.backend() != "torch":
+    if not runs_op_by_op():
         rows = ops.reshape(tokens, (-1, tokens.shape[-1]))
         rows = ops.add(ops.matmul(rows, kernel), bias)
         return ops.reshape(rows, (*ops.shape(tokens)[:-1], rows.shape[-1]))
@@ -45,7 +53,7 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     """Query, key and value `(batch, tokens, heads, head_dim)` of `(batch, tokens, 3 * dim)`."""
-    if keras.config.backend() == "torch":
+    if runs_op_by_op():
         return packed.unflatten(-1, (3, num_heads, -1)).unbind(2)
     head_dim = packed.shape[-1] // (3 * num_heads)
     packed = ops.reshape(packed, (*ops.shape(packed)[:2], 3, num_heads, head_dim))
@@ -54,7 +62,7 @@ def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
 
 def merge_heads(outputs: Tensor) -> Tensor:
     """`(batch, tokens, heads * head_dim)` of `(batch, tokens, heads, head_dim)`."""
-    if keras.config.backend() == "torch":
+    if runs_op_by_op():
         return outputs.flatten(2)
     dim = outputs.shape[2] * outputs.shape[3]
     return ops.reshape(outputs, (*ops.shape(outputs)[:2], dim))
@@ -80,7 +88,7 @@ def normalize(tokens: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Te
     >>> float(normalize(x, np.ones(2, "float32"), np.zeros(2, "float32"), 0.0)[0, 1])
     1.0
     """
-    if keras.config.backend() != "torch":
+    if not runs_op_by_op():
         return ops.layer_normalization(tokens, gamma, beta, axis=-1, epsilon=epsilon)
     import torch
 
@@ -106,7 +114,7 @@ def gelu(inputs: Tensor) -> Tensor:
     >>> round(float(gelu(np.ones(1, "float32"))[0]), 4)
     0.8413
     """
-    if keras.config.backend() == "torch":
+    if runs_op_by_op():
         import torch
 
         return torch.nn.functional.gelu(_as_tensor(inputs))

@@ -11,13 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.token_ops import runs_op_by_op
+
 Tensor = Any
 Variables = Sequence[keras.Variable]
-
-
-def all_at_once() -> bool:
-    """Whether `adam` and `decay` are for the active backend; elsewhere Keras' own are as good."""
-    return keras.config.backend() == "torch"
 
 
 class StepCount(keras.Variable):
@@ -35,7 +32,7 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
         sources: as many, of the same shapes.
         rate: scalar.
     """
-    if all_at_once():
+    if runs_op_by_op():
         import torch
 
         with torch.no_grad():
@@ -54,7 +51,7 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all numbers in `tensors` together, a float32 scalar."""
-    if all_at_once():
+    if runs_op_by_op():
         import torch
 
         norms = torch._foreach_norm(list(tensors), 2, torch.float32)
@@ -64,16 +61,17 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
     """Each of `tensors` times a scalar, in its own type."""
-    if all_at_once():
+    if runs_op_by_op():
         import torch
 
-        return list(torch._foreach_mul(list(tensors), factor))
+        products = torch._foreach_mul(list(tensors), factor)
+        return [product.to(x.dtype) for product, x in zip(products, tensors, strict=True)]
     return [x * ops.cast(factor, x.dtype) for x in tensors]
 
 
 def all_finite(values: Sequence[Tensor]) -> Tensor:
     """1.0 if there is no infinity and no NaN in `values`, else 0.0."""
-    if all_at_once():
+    if runs_op_by_op():
         total = norm([ops.convert_to_tensor(value) for value in values])
     else:
         total = sum(ops.sum(ops.cast(value, "float32")) for value in values)

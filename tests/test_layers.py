@@ -15,7 +15,7 @@ from keras_vjepa.layers import (
     resample_position_table,
 )
 from keras_vjepa.probe import AttentivePooler
-from keras_vjepa.token_ops import gelu
+from keras_vjepa.token_ops import gelu, linear, merge_heads, normalize, split_heads
 
 
 def numpy(x):
@@ -175,3 +175,46 @@ def test_gelu_equals_keras_own(dtype, bound):
     assert keras.backend.standardize_dtype(actual.dtype) == dtype
     difference = ops.subtract(ops.cast(actual, "float32"), ops.cast(expected, "float32"))
     assert float(ops.max(ops.abs(difference))) <= bound
+
+
+def test_linear_equals_numpy():
+    rng = np.random.default_rng(0)
+    tokens, kernel, bias = (rng.normal(size=s).astype("float32") for s in [(2, 3, 4), (4, 5), (5,)])
+    for shape in [(2, 3, 4), (6, 4)]:
+        actual = numpy(linear(*map(ops.convert_to_tensor, (tokens.reshape(shape), kernel, bias))))
+        expected = tokens.reshape(shape) @ kernel + bias
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype,bound", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_normalize_equals_numpy(dtype, bound):
+    """Also far from zero, where statistics in half precision would be lost."""
+    rng = np.random.default_rng(0)
+    tokens = (rng.normal(size=(2, 3, 512)) + 20.0).astype("float32")
+    tokens = numpy(ops.cast(ops.cast(tokens, dtype), "float32"))
+    gamma, beta = rng.integers(1, 4, size=(2, 512)).astype("float32")
+    actual = normalize(*(ops.cast(x, dtype) for x in (tokens, gamma, beta)), 1e-6)
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
+    centered = tokens.astype("float64") - tokens.mean(-1, keepdims=True, dtype="float64")
+    expected = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * gamma + beta
+    error = np.abs(numpy(ops.cast(actual, "float32")) - expected) / (1.0 + np.abs(expected))
+    assert error.max() <= bound
+
+
+def test_heads_are_split_as_the_reference_packs_them():
+    packed = np.arange(2 * 3 * 24).reshape(2, 3, 24).astype("float32")
+    parts = split_heads(ops.convert_to_tensor(packed), num_heads=2)
+    for part, expected in zip(parts, np.split(packed, 3, axis=-1), strict=True):
+        assert tuple(part.shape) == (2, 3, 2, 4)
+        np.testing.assert_array_equal(numpy(merge_heads(part)), expected)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="torch's hooks")
+def test_what_has_hooks_is_called_whole():
+    block = TransformerBlock(num_heads=2, mlp_dim=8)
+    x = ops.ones((1, 3, 4))
+    expected, seen = numpy(block(x)), []
+    for layer in (block.attention, block.mlp_hidden, block.mlp_norm):
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(layer.name))
+    np.testing.assert_array_equal(numpy(block(x)), expected)
+    assert seen == ["attention", "mlp_norm", "mlp_hidden"]

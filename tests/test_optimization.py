@@ -88,6 +88,21 @@ def test_config_round_trip():
     assert (restored.clip_norm, restored.clip_after) == (3.0, 7)
 
 
+def test_amsgrad_is_keras_own():
+    """The largest second moment so far: a small gradient after a large one moves less."""
+
+    def moved(amsgrad):
+        optimizer = AdamW(0.1, 0.0, beta_1=0.0, beta_2=0.5, amsgrad=amsgrad)
+        variable = keras.Variable(np.zeros((1, 1), "float32"))
+        optimizer.build([variable])
+        for gradient in (4.0, 0.1, 0.1, 0.1):
+            optimizer.apply([keras.ops.full((1, 1), gradient)], [variable])
+        # The first step is the same for both: the learning rate.
+        return -0.1 - float(keras.ops.convert_to_numpy(variable)[0, 0])
+
+    assert 0.0 < moved(True) < 0.6 * moved(False)
+
+
 def test_the_backend_keeps_its_fused_update():
     """On torch a subclass of `keras.optimizers.AdamW` itself would update one by one."""
     assert isinstance(AdamW(), type(keras.optimizers.AdamW()))

@@ -13,6 +13,7 @@ from keras_vjepa import (
     VJEPABackbone,
     VJEPAPredictor,
     VJEPAPretrainer,
+    WarmupCosine,
 )
 from keras_vjepa.data.masks import LONG_RANGE, SHORT_RANGE, MaskSampler
 
@@ -159,6 +160,43 @@ def test_one_compilation_in_200_batches():
         assert pretrainer.train_function.experimental_get_tracing_count() == 1
     if hasattr(pretrainer.train_function, "_cache_size"):
         assert pretrainer.train_function._cache_size() == 1
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
+def test_a_step_neither_waits_nor_copies_from_the_host(monkeypatch):
+    """Not a number goes to the device, or comes from it, which would stop both."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waits = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                waits.append("a number is asked for")
+            return function(*args, **(kwargs or {}))
+
+    def watched(make):
+        def made(data, *args, **kwargs):
+            if not isinstance(data, torch.Tensor):
+                waits.append(f"{data} is copied")
+            return make(data, *args, **kwargs)
+
+        return made
+
+    pretrainer = small_pretrainer(
+        momentum=LinearSchedule(0.5, 1.0, 4.0), variance_weight=0.1, context_variance_weight=0.1
+    )
+    schedules = WarmupCosine(1e-3, 1e-2, 1e-4, 2, 8), CosineSchedule(0.1, 0.5, 8)
+    pretrainer.compile(AdamW(*schedules, clip_norm=1.0, clip_after=1))
+    batch = {k: ops.convert_to_tensor(v) for k, v in random_batch(0, pretrainer).items()}
+    pretrainer.train_step((batch,))
+    for name in ("as_tensor", "tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, watched(getattr(torch, name)))
+    with Watch():
+        pretrainer.train_step((batch,))
+    assert waits == []
+    assert int(pretrainer.optimizer.iterations.value) == 2
 
 
 def test_save_and_load_with_the_optimizer(tmp_path):
