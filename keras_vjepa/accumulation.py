@@ -58,8 +58,8 @@ def _torch_step(model: Any, num_parts: int, data: Any) -> dict[str, Any]:
     model.zero_grad()
     for i in range(num_parts):
         loss = model.compute_loss(y_pred=model(_part(parts, i))) / num_parts
-        # Adds to what the variables hold.
-        loss.backward()
+        # Adds to what the variables hold. The scale is for float16, whose gradients underflow.
+        model.optimizer.scale_loss(loss).backward()
         total = total + loss.detach()
     weights = model.trainable_weights
     with torch.no_grad():
@@ -77,6 +77,7 @@ def _tensorflow_step(model: Any, num_parts: int, data: Any) -> dict[str, Any]:
         with tf.GradientTape() as tape:
             losses = model(_part(parts, i))
             share = model.compute_loss(y_pred=losses) / num_parts
+            share = model.optimizer.scale_loss(share)
         added = [a + b for a, b in zip(gradients, tape.gradient(share, weights), strict=True)]
         return i + 1, loss + tf.reduce_mean(losses) / num_parts, added
 

@@ -46,15 +46,18 @@ def ordered_keys(key_mask: Tensor) -> OrderedKeys:
     return OrderedKeys(key_mask, order, ops.sum(ops.cast(key_mask, "int32"), axis=1))
 
 
-def prepared(key_mask: Tensor | None) -> Tensor | OrderedKeys | None:
+def prepared(key_mask: Tensor | OrderedKeys | None) -> Tensor | OrderedKeys | None:
     """A mask in the form that `attention` is best at here, for many calls with the same one."""
-    return ordered_keys(key_mask) if key_mask is not None and _has_cudnn() else key_mask
+    if key_mask is None or isinstance(key_mask, OrderedKeys) or not _has_cudnn():
+        return key_mask
+    return ordered_keys(key_mask)
 
 
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | OrderedKeys | None = None
 ) -> Tensor:
     """Attention by the backend's own kernel. Arguments and result as in `attention`."""
+    key_mask = prepared(key_mask)
     if isinstance(key_mask, OrderedKeys):
         half = keras.backend.standardize_dtype(query.dtype) in ("bfloat16", "float16")
         if half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
@@ -256,9 +259,9 @@ def attention(
     >>> tuple(attention(x, x, x).shape)
     (1, 5, 2, 4)
     """
-    implementation = fused_attention
-    if not has_accelerator():
-        implementation = _PREFERRED_ON_CPU.get(keras.config.backend(), fused_attention)
+    implementation = _PREFERRED_ON_CPU.get(keras.config.backend(), fused_attention)
+    if implementation is not fused_attention and has_accelerator():
+        implementation = fused_attention
     if implementation is attention_by_head and not _worth_a_loop(query.shape, key.shape):
         implementation = plain_attention
     return implementation(query, key, value, key_mask)

@@ -162,6 +162,22 @@ def test_one_compilation_in_200_batches():
         assert pretrainer.train_function._cache_size() == 1
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_float16_steps_are_as_long_as_those_of_float32(accumulation_steps):
+    """Keras scales the loss for float16, and the gradients back; a part must do so too."""
+
+    def change(dtype):
+        pretrainer = small_pretrainer(dtype=dtype)
+        pretrainer.compile(keras.optimizers.SGD(1.0), accumulation_steps)
+        before = pretrainer.encoder.get_weights()
+        fit(pretrainer, random_batch(0, pretrainer, batch_size=2))
+        after = pretrainer.encoder.get_weights()
+        return np.concatenate([(b - a).ravel() for a, b in zip(before, after, strict=True)])
+
+    expected, actual = change("float32"), change("mixed_float16")
+    assert np.linalg.norm(actual - expected) < 0.05 * np.linalg.norm(expected)
+
+
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
 def test_a_step_neither_waits_nor_copies_from_the_host(monkeypatch):
     """Not a number goes to the device, or comes from it, which would stop both."""
