@@ -146,7 +146,8 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         transform: of the clips; each subclass says what it is called with.
         clip: how to choose frames.
         seed: of everything random here.
-        num_workers: decoding threads.
+        num_workers: decoding threads. Where a clip takes but a millisecond or two, more than two or
+            three wait for Python's lock: 930 clips/s with 2 of them, 470 with 16 (2 cores).
         read_ahead: batches prepared in advance.
         max_bad_share: stop when more than this share of the samples cannot be read.
         process_index, process_count: this process's slice of the global batch.
