@@ -44,9 +44,9 @@ def _part(parts: Batch, index: Any) -> Batch:
 
 
 def _logs(model: Any, batch: Batch, loss: Tensor) -> dict[str, Any]:
-    # As a tensor: torch would copy a number to the device, and wait for it.
-    weight = ops.ones_like(loss) * ops.shape(batch["videos"])[0]
-    model._loss_tracker.update_state(loss, sample_weight=weight)
+    # Counted on the device: torch would copy a number there, and wait for it.
+    num_samples = ops.sum(ops.ones_like(batch["videos"][:, 0, 0, 0, 0]))
+    model._loss_tracker.update_state(loss, sample_weight=num_samples)
     return model.compute_metrics(batch, None, ops.reshape(loss, (1,)))
 
 
