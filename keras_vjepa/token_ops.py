@@ -52,7 +52,15 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 
 def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """Query, key and value `(batch, tokens, heads, head_dim)` of `(batch, tokens, 3 * dim)`."""
+    """Query, key and value `(batch, tokens, heads, head_dim)` of `(batch, tokens, 3 * dim)`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from keras_vjepa.token_ops import split_heads
+    >>> [tuple(part.shape) for part in split_heads(ops.ones((1, 5, 24)), num_heads=2)]
+    [(1, 5, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4)]
+    """
     if runs_op_by_op():
         return packed.unflatten(-1, (3, num_heads, -1)).unbind(2)
     head_dim = packed.shape[-1] // (3 * num_heads)

@@ -31,6 +31,15 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
         targets: variables to change.
         sources: as many, of the same shapes.
         rate: scalar.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.updates import move_towards
+    >>> target, source = keras.Variable([0.0, 0.0]), keras.Variable([4.0, 8.0])
+    >>> move_towards([target], [source], 0.25)
+    >>> keras.ops.convert_to_numpy(target).tolist()
+    [1.0, 2.0]
     """
     if runs_op_by_op():
         import torch
@@ -50,7 +59,15 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all numbers in `tensors` together, a float32 scalar."""
+    """Euclidean norm of all numbers in `tensors` together, a float32 scalar.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from keras_vjepa.updates import norm
+    >>> round(float(norm([ops.ones((2, 4)), ops.ones((8,))])), 4)
+    4.0
+    """
     if runs_op_by_op():
         import torch
 
