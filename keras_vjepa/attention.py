@@ -222,8 +222,10 @@ def _logits(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits + bias
 
 
-def _bias(key_mask: Tensor, dtype: Any) -> Tensor:
+def _bias(key_mask: Tensor | OrderedKeys, dtype: Any) -> Tensor:
     """What a mask adds to the logits."""
+    if isinstance(key_mask, OrderedKeys):
+        key_mask = key_mask.mask
     return ops.where(key_mask, ops.cast(0.0, dtype), ops.cast(_MASKED_LOGIT, dtype))
 
 

@@ -296,7 +296,8 @@ def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     copying = torch.cuda.Stream()
 
     def moved(array: Any) -> Tensor:
-        return torch.as_tensor(array).pin_memory().to("cuda", non_blocking=True)
+        # Not "cuda": this runs in a thread, which has a current device of its own.
+        return torch.as_tensor(array).pin_memory().to(copying.device, non_blocking=True)
 
     def next_batch() -> tuple[Batch, Any] | None:
         batch = next(batches, None)

@@ -37,7 +37,7 @@ def weight_initializer() -> keras.initializers.Initializer:
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class TokenDense(keras.layers.Dense):
-    """`keras.layers.Dense` in the form that each backend is best at, see `linear`."""
+    """`keras.layers.Dense` as each backend does it best, see `linear`; with bias, no activation."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return linear(inputs, self.kernel, self.bias)
@@ -49,7 +49,7 @@ class TokenDense(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class TokenNorm(keras.layers.LayerNormalization):
-    """`keras.layers.LayerNormalization` over the last axis, see `normalize`."""
+    """`keras.layers.LayerNormalization` over the last axis, scaled and shifted: see `normalize`."""
 
     def call(self, inputs: Tensor) -> Tensor:
         return normalize(inputs, self.gamma, self.beta, self.epsilon)

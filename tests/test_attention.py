@@ -65,6 +65,14 @@ def test_any_keys_may_be_left_out(function):
     np.testing.assert_allclose(numpy(actual), reference(query, key, value, mask), atol=2e-6)
 
 
+@pytest.mark.parametrize("function", [fused_attention, plain_attention, attention_by_head])
+def test_each_way_takes_a_prepared_mask(function):
+    query, key, value, mask = inputs()
+    arrays = map(ops.convert_to_tensor, (query, key, value))
+    actual = function(*arrays, ordered_keys(ops.convert_to_tensor(mask)))
+    np.testing.assert_allclose(numpy(actual), reference(query, key, value, mask), atol=2e-6)
+
+
 class Attend(keras.layers.Layer):
     def __init__(self, function, arrays):
         super().__init__()
