@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.token_ops import weight_copies
+
 Tensor = Any
 Batch = dict[str, Tensor]
 
@@ -56,11 +58,13 @@ def _torch_step(model: Any, num_parts: int, data: Any) -> dict[str, Any]:
     batch = keras.utils.unpack_x_y_sample_weight(data)[0]
     parts, total = _parts(batch, num_parts), 0.0
     model.zero_grad()
-    for i in range(num_parts):
-        loss = model.compute_loss(y_pred=model(_part(parts, i))) / num_parts
-        # Adds to what the variables hold. The scale is for float16, whose gradients underflow.
-        model.optimizer.scale_loss(loss).backward()
-        total = total + loss.detach()
+    with weight_copies() as copies:
+        for i in range(num_parts):
+            loss = model.compute_loss(y_pred=model(_part(parts, i))) / num_parts
+            # Adds to what the variables hold. The scale is for float16, whose gradients underflow.
+            model.optimizer.scale_loss(loss).backward()
+            copies.hand_over_gradients()
+            total = total + loss.detach()
     weights = model.trainable_weights
     with torch.no_grad():
         model.optimizer.apply([weight.value.grad for weight in weights], weights)

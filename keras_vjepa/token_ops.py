@@ -1,7 +1,9 @@
 """What a block does to each token: linear map, norm, exact GELU (§3.3, App. B), as each backend
 does it best."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -16,6 +18,65 @@ def runs_op_by_op() -> bool:
     Then the time between two ops counts, and what could be one op should be.
     """
     return keras.config.backend() == "torch"
+
+
+class WeightCopies:
+    """Weights in the type that is computed in, cast by their first use and kept. torch only.
+
+    A step uses a weight once for each kind of mask; cast anew each time it would take hundreds of
+    calls, and as many in the backward pass.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.token_ops import WeightCopies
+    >>> copies, weight = WeightCopies(), keras.Variable([1.0])
+    >>> copies.of(weight) is copies.of(weight)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, variable: keras.Variable) -> Tensor:
+        """`variable.value`, as it was when it was asked for first."""
+        entry = self._copies.get(id(variable))
+        if entry is None:
+            weight, copy = variable._value, variable.value
+            if copy is not weight:
+                copy = copy.detach().requires_grad_(weight.requires_grad)
+            entry = self._copies[id(variable)] = weight, copy
+        return entry[1]
+
+    def hand_over_gradients(self) -> None:
+        """Add what the copies gathered in a backward pass to the weights' own gradients."""
+        import torch
+
+        found = [(weight, copy) for weight, copy in self._copies.values() if copy is not weight]
+        found = [(weight, copy) for weight, copy in found if copy.grad is not None]
+        new = [(weight, copy) for weight, copy in found if weight.grad is None]
+        old = [(weight, copy) for weight, copy in found if weight.grad is not None]
+        for weight, _ in new:
+            weight.grad = torch.empty_like(weight)
+        for add, pairs in ((torch._foreach_copy_, new), (torch._foreach_add_, old)):
+            if pairs:
+                add([weight.grad for weight, _ in pairs], [copy.grad for _, copy in pairs])
+        for _, copy in found:
+            copy.grad = None
+
+
+_copies: WeightCopies | None = None
+
+
+@contextlib.contextmanager
+def weight_copies() -> Iterator[WeightCopies]:
+    """A scope in which no weight changes, and `linear` and `normalize` use copies of them."""
+    global _copies
+    before, _copies = _copies, WeightCopies()
+    try:
+        yield _copies
+    finally:
+        _copies = before
 
 
 def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -135,5 +196,5 @@ def gelu(inputs: Tensor) -> Tensor:
 def _as_tensor(x: Any) -> Tensor:
     """`ops.convert_to_tensor`, faster for what is a tensor or a variable already."""
     if isinstance(x, keras.Variable):
-        return x.value
+        return x.value if _copies is None else _copies.of(x)
     return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
