@@ -57,7 +57,10 @@ def _torch_step(model: Any, num_parts: int, data: Any) -> dict[str, Any]:
 
     batch = keras.utils.unpack_x_y_sample_weight(data)[0]
     parts, total = _parts(batch, num_parts), 0.0
-    model.zero_grad()
+    variables = model.trainable_variables
+    weights = [variable.value for variable in variables]
+    for weight in weights:
+        weight.grad = None
     with weight_copies() as copies:
         for i in range(num_parts):
             loss = model.compute_loss(y_pred=model(_part(parts, i))) / num_parts
@@ -65,9 +68,8 @@ def _torch_step(model: Any, num_parts: int, data: Any) -> dict[str, Any]:
             model.optimizer.scale_loss(loss).backward()
             copies.hand_over_gradients()
             total = total + loss.detach()
-    weights = model.trainable_weights
     with torch.no_grad():
-        model.optimizer.apply([weight.value.grad for weight in weights], weights)
+        model.optimizer.apply([weight.grad for weight in weights], variables)
     return _logs(model, batch, total)
 
 

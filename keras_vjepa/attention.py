@@ -71,7 +71,10 @@ def fused_attention(
     from torch.nn.functional import scaled_dot_product_attention
 
     # Keras would copy the three first.
-    query, key, value = (ops.convert_to_tensor(x).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (
+        (x if ops.is_tensor(x) else ops.convert_to_tensor(x)).transpose(1, 2)
+        for x in (query, key, value)
+    )
     return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 

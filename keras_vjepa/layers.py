@@ -472,11 +472,15 @@ def apply_blocks(
     """
     padding_mask = prepared(padding_mask)
     for block in blocks:
+        if not remat:
+            tokens = call_within(parent, block, tokens, padding_mask, angles)
+            continue
 
+        # Called in full: in the backward pass it is within nothing that `parent` has seen to.
         def call(x: Tensor, block: TransformerBlock = block) -> Tensor:
-            return call_within(parent, block, x, padding_mask, angles)
+            return block(x, padding_mask, angles)
 
-        tokens = (keras.remat(call) if remat else call)(tokens)
+        tokens = keras.remat(call)(tokens)
     return tokens
 
 

@@ -24,6 +24,11 @@ class StepCount(keras.Variable):
         return self.assign(self.value + value)
 
 
+def _values(variables: Sequence[Any]) -> list[Tensor]:
+    """Their tensors. What `value` asks for first, scopes of types and states, no update is in."""
+    return [x._value if isinstance(x, keras.Variable) else x for x in variables]
+
+
 def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -> None:
     """targets += rate * (sources - targets), in float32.
 
@@ -45,9 +50,9 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
         import torch
 
         with torch.no_grad():
-            values = [target.value for target in targets]
+            values = _values(targets)
             changes = torch._foreach_sub(
-                [source.value.to(torch.float32) for source in sources],
+                [value.to(torch.float32) for value in _values(sources)],
                 [value.to(torch.float32) for value in values],
             )
             torch._foreach_mul_(changes, rate)
@@ -89,7 +94,7 @@ def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
 def all_finite(values: Sequence[Tensor]) -> Tensor:
     """1.0 if there is no infinity and no NaN in `values`, else 0.0."""
     if runs_op_by_op():
-        total = norm([ops.convert_to_tensor(value) for value in values])
+        total = norm(_values(values))
     else:
         total = sum(ops.sum(ops.cast(value, "float32")) for value in values)
     return ops.cast(ops.isfinite(total), "float32")
@@ -101,7 +106,7 @@ def decay(variables: Variables, rate: Tensor | float) -> None:
 
     if variables:
         with torch.no_grad():
-            torch._foreach_mul_([variable.value for variable in variables], 1.0 - rate)
+            torch._foreach_mul_(_values(variables), 1.0 - rate)
 
 
 def adam(
@@ -129,16 +134,13 @@ def adam(
     import torch
     from torch.optim.adam import adam as torch_adam
 
-    def values(tensors: Variables) -> list[Tensor]:
-        return [variable.value for variable in tensors]
-
     steps = iterations.to(torch.float32).repeat(len(variables))
     with torch.no_grad():
         torch_adam(
-            values(variables),
+            _values(variables),
             list(gradients),
-            values(momentums),
-            values(velocities),
+            _values(momentums),
+            _values(velocities),
             [],
             list(steps.unbind()),
             fused=True,

@@ -215,6 +215,45 @@ def test_a_step_neither_waits_nor_copies_from_the_host(monkeypatch):
     assert int(pretrainer.optimizer.iterations.value) == 2
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_step_casts_each_weight_once(remat, accumulation_steps):
+    """Gradients reach the weights through one copy of each, whatever uses it how often."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    pretrainer = small_pretrainer(dtype="mixed_bfloat16")
+    for network in (pretrainer.encoder, pretrainer.predictor):
+        network.remat = remat
+    batch = {k: ops.convert_to_tensor(v) for k, v in random_batch(0, pretrainer).items()}
+    weights = [v.value for v in pretrainer.trainable_variables]
+    ops.mean(pretrainer(batch)).backward()
+    expected = [weight.grad for weight in weights]
+
+    kernels = {
+        layer.kernel.value.data_ptr(): 0
+        for layer in pretrainer._flatten_layers()
+        if isinstance(layer, keras.layers.Dense)
+    }
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in kernels:
+                kernels[args[0].data_ptr()] += 1
+            return function(*args, **(kwargs or {}))
+
+    applied = []
+    pretrainer.compile(keras.optimizers.SGD(1.0), accumulation_steps)
+    pretrainer.optimizer.apply = lambda gradients, variables: applied.extend(gradients)
+    with Casts():
+        pretrainer.train_step((batch,))
+    assert set(kernels.values()) == {1}
+    for gradient, weight, other in zip(applied, weights, expected, strict=True):
+        assert gradient.dtype == weight.dtype == torch.float32
+        assert torch.linalg.norm(gradient - other) <= 0.02 * torch.linalg.norm(other)
+
+
 def test_save_and_load_with_the_optimizer(tmp_path):
     pretrainer = small_pretrainer(momentum=LinearSchedule(0.9, 1.0, 10.0))
     pretrainer.compile(
