@@ -1,0 +1,217 @@
+"""A training step in plain PyTorch, to time `tools/bench.py` against (§3.1, §3.3, App. B, C).
+
+    KERAS_BACKEND=torch python tools/plain_torch_step.py --size base --steps 5
+
+It does what the authors' step is described to do, with the batch of `tools/bench.py`: modules and
+their fused attention, an encoder pass for each kind of mask, autocast and loss scaling on a GPU, no
+padding, AdamW in groups, the moving average weight by weight. Their step also measures every
+weight's gradient and both of its moments, and reads each number back; `--unmeasured` leaves that
+out. Weights are random and the schedules stand still: neither changes the time of a step.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS, make_batch
+from torch import nn
+from torch.nn import functional
+
+from keras_vjepa.backbone import SIZES
+
+Tensors = list[torch.Tensor]
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.output_projection = nn.Linear(dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp_hidden = nn.Linear(dim, 4 * dim)
+        self.mlp_output = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        packed = self.query_key_value(self.attention_norm(x))
+        packed = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(packed[0], packed[1], packed[2])
+        x = x + self.output_projection(attended.transpose(1, 2).flatten(2))
+        hidden = functional.gelu(self.mlp_hidden(self.mlp_norm(x)))
+        return x + self.mlp_output(hidden)
+
+
+def take(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Rows `(batch, picked, dim)` of each sample."""
+    indices = indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+    return torch.gather(tokens.expand(len(indices), -1, -1), 1, indices)
+
+
+class Encoder(nn.Module):
+    """`(batch, channels, frames, height, width)` to tokens, of the patches asked for."""
+
+    def __init__(self, dim: int, num_layers: int, num_heads: int, num_tokens: int = TOKENS) -> None:
+        super().__init__()
+        self.tubelet_embedding = nn.Conv3d(3, dim, (2, 16, 16), (2, 16, 16))
+        self.position_table = nn.Parameter(0.02 * torch.randn(1, num_tokens, dim), False)
+        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, videos: torch.Tensor, indices: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.tubelet_embedding(videos).flatten(2).transpose(1, 2) + self.position_table
+        if indices is not None:
+            x = take(x, indices)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Predictor(nn.Module):
+    def __init__(
+        self,
+        encoder_dim: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_tokens: int = TOKENS,
+        num_mask_tokens: int = 2,
+    ) -> None:
+        super().__init__()
+        self.input_projection = nn.Linear(encoder_dim, dim)
+        self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, dim) for _ in range(num_mask_tokens))
+        self.position_table = nn.Parameter(0.02 * torch.randn(1, num_tokens, dim), False)
+        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.output_projection = nn.Linear(dim, encoder_dim)
+
+    def forward(
+        self, context: torch.Tensor, at: torch.Tensor, wanted: torch.Tensor, mask_index: int
+    ) -> torch.Tensor:
+        x = self.input_projection(context) + take(self.position_table, at)
+        x = torch.cat([x, self.mask_tokens[mask_index] + take(self.position_table, wanted)], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.output_projection(self.norm(x)[:, context.shape[1] :])
+
+
+class Training:
+    """Networks, optimizer and one step of them."""
+
+    def __init__(self, encoder: Encoder, predictor: Predictor, half: bool, measured: bool) -> None:
+        self.encoder, self.predictor, self.measured = encoder, predictor, measured
+        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.device = encoder.position_table.device
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [w for w in self.weights() if w.ndim > 1], "weight_decay": 0.04},
+                {"params": [w for w in self.weights() if w.ndim == 1], "weight_decay": 0.0},
+            ],
+            lr=1e-4,
+        )
+
+    def weights(self) -> Tensors:
+        networks = (self.encoder, self.predictor)
+        return [w for network in networks for w in network.parameters() if w.requires_grad]
+
+    def loss(self, videos: torch.Tensor, context: Tensors, target: Tensors) -> torch.Tensor:
+        with torch.no_grad():
+            features = self.target_encoder(videos)
+            features = functional.layer_norm(features, features.shape[-1:])
+            wanted = [take(features, indices) for indices in target]
+        losses, deviations = [], []
+        for i, indices in enumerate(context):
+            encoded = self.encoder(videos, indices)
+            predicted = self.predictor(encoded, indices, target[i], i)
+            losses.append((predicted - wanted[i]).abs().mean())
+            deviations.append((predicted.var(dim=1) + 1e-4).sqrt())
+        # Of weight zero in the paper's runs, but computed.
+        variance_loss = functional.relu(1.0 - sum(deviations) / len(deviations)).mean()
+        return sum(losses) / len(losses) + 0.0 * variance_loss
+
+    def step(self, videos: torch.Tensor, context: Tensors, target: Tensors) -> float:
+        """One step on a batch in host memory; the loss, when all is done."""
+        videos, *indices = (
+            x.to(self.device, non_blocking=True) for x in (videos, *context, *target)
+        )
+        with self.autocast:
+            loss = self.loss(videos, indices[: len(context)], indices[len(context) :])
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.measured:
+            self.measure()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            pairs = zip(self.encoder.parameters(), self.target_encoder.parameters(), strict=True)
+            for weight, follower in pairs:
+                follower.mul_(0.998).add_(0.002 * weight)
+        return float(loss.detach())
+
+    def measure(self) -> list[float]:
+        """Gradient norms of matrices and mean sizes of all moments, each read back at once."""
+        numbers = [float(torch.norm(w.grad)) for w in self.weights() if w.ndim > 1]  # type: ignore[arg-type]
+        for state in self.optimizer.state.values():
+            numbers += [float(state[name].abs().mean()) for name in ("exp_avg", "exp_avg_sq")]
+        return numbers
+
+
+def host_batch(batch: dict[str, np.ndarray], pinned: bool) -> tuple[torch.Tensor, Tensors, Tensors]:
+    """The arguments of a step, from a batch of `keras_vjepa`."""
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        made = torch.from_numpy(np.ascontiguousarray(array))
+        return made.pin_memory() if pinned else made
+
+    def indices(kind: str) -> Tensors:
+        names: Iterable[str] = sorted(name for name in batch if name.startswith(kind))
+        return [tensor(batch[name].astype("int64")) for name in names]
+
+    videos = tensor(batch["videos"].transpose(0, 4, 1, 2, 3))
+    return videos, indices("context_indices_"), indices("target_indices_")
+
+
+def seconds(function: Callable[[], float], steps: int) -> list[float]:
+    times = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return times[2:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="base", choices=list(SIZES))
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "mixed_bfloat16"])
+    parser.add_argument("--unmeasured", action="store_true", help="no numbers of each weight")
+    arguments = parser.parse_args()
+    if min(arguments.batch_size, arguments.steps) < 1:
+        sys.exit("plain_torch_step: --batch-size and --steps must be at least 1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = SIZES[arguments.size]
+    encoder = Encoder(size.hidden_dim, size.num_layers, size.num_heads).to(device)
+    predictor = Predictor(size.hidden_dim, 384, 12, size.num_heads).to(device)
+    half = arguments.dtype == "mixed_bfloat16"
+    training = Training(encoder, predictor, half, not arguments.unmeasured)
+    batch = host_batch(make_batch(arguments.batch_size), device == "cuda")
+    times = seconds(lambda: training.step(*batch), arguments.steps)
+    step = float(np.median(times))
+    print(
+        f"plain PyTorch on {device}; {arguments.size}, batch {arguments.batch_size}, tokens "
+        f"{CONTEXT_TOKENS} and {TARGET_TOKENS}: step {step:7.3f} s ({min(times):.3f} to "
+        f"{max(times):.3f}), {arguments.batch_size / step:6.3f} clips/s"
+    )
+
+
+if __name__ == "__main__":
+    main()
