@@ -28,13 +28,15 @@ def variables(seed, dtype="float32"):
 
 @pytest.mark.parametrize("rate", [0.25, np.float32(0.25)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_move_towards(rate, dtype):
-    targets, sources = variables(0), variables(1, dtype)
+@pytest.mark.parametrize("target_dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_move_towards(rate, dtype, target_dtype, tolerance):
+    targets, sources = variables(0, target_dtype), variables(1, dtype)
     before = [numpy(source) for source in sources]
     rate = rate if isinstance(rate, float) else ops.convert_to_tensor(rate)
     updates.move_towards(targets, sources, rate)
     for target, source, start in zip(targets, before, arrays(0), strict=True):
-        np.testing.assert_allclose(numpy(target), start + 0.25 * (source - start), atol=1e-6)
+        expected = start + 0.25 * (source - start)
+        np.testing.assert_allclose(numpy(target), expected, rtol=0, atol=tolerance)
     for source, unchanged in zip(sources, before, strict=True):
         np.testing.assert_array_equal(numpy(source), unchanged)
 
