@@ -53,6 +53,11 @@ def prepared(key_mask: Tensor | OrderedKeys | None) -> Tensor | OrderedKeys | No
     return ordered_keys(key_mask)
 
 
+def as_tensor(x: Any) -> Tensor:
+    """`ops.convert_to_tensor`, faster for what is a tensor already."""
+    return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
+
+
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | OrderedKeys | None = None
 ) -> Tensor:
@@ -71,10 +76,7 @@ def fused_attention(
     from torch.nn.functional import scaled_dot_product_attention
 
     # Keras would copy the three first.
-    query, key, value = (
-        (x if ops.is_tensor(x) else ops.convert_to_tensor(x)).transpose(1, 2)
-        for x in (query, key, value)
-    )
+    query, key, value = (as_tensor(x).transpose(1, 2) for x in (query, key, value))
     return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 

@@ -472,15 +472,11 @@ def apply_blocks(
     """
     padding_mask = prepared(padding_mask)
     for block in blocks:
-        if not remat:
+        if remat:
+            # Called in full: in the backward pass it is within nothing that `parent` has seen to.
+            tokens = keras.remat(lambda x, block=block: block(x, padding_mask, angles))(tokens)
+        else:
             tokens = call_within(parent, block, tokens, padding_mask, angles)
-            continue
-
-        # Called in full: in the backward pass it is within nothing that `parent` has seen to.
-        def call(x: Tensor, block: TransformerBlock = block) -> Tensor:
-            return block(x, padding_mask, angles)
-
-        tokens = keras.remat(call)(tokens)
     return tokens
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vjepa.attention import Tensor
+from keras_vjepa.attention import Tensor, as_tensor
 
 
 def runs_op_by_op() -> bool:
@@ -52,8 +52,11 @@ class WeightCopies:
         """Add what the copies gathered in a backward pass to the weights' own gradients."""
         import torch
 
-        found = [(weight, copy) for weight, copy in self._copies.values() if copy is not weight]
-        found = [(weight, copy) for weight, copy in found if copy.grad is not None]
+        found = [
+            (weight, copy)
+            for weight, copy in self._copies.values()
+            if copy is not weight and copy.grad is not None
+        ]
         new = [(weight, copy) for weight, copy in found if weight.grad is None]
         old = [(weight, copy) for weight, copy in found if weight.grad is not None]
         for weight, _ in new:
@@ -194,7 +197,7 @@ def gelu(inputs: Tensor) -> Tensor:
 
 
 def _as_tensor(x: Any) -> Tensor:
-    """`ops.convert_to_tensor`, faster for what is a tensor or a variable already."""
+    """`as_tensor`, with the copies of variables that `weight_copies` keeps."""
     if isinstance(x, keras.Variable):
         return x.value if _copies is None else _copies.of(x)
-    return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
+    return as_tensor(x)

@@ -13,7 +13,7 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ def host_batch(batch: dict[str, np.ndarray], pinned: bool) -> tuple[torch.Tensor
         return made.pin_memory() if pinned else made
 
     def indices(kind: str) -> Tensors:
-        names: Iterable[str] = sorted(name for name in batch if name.startswith(kind))
+        names = sorted(name for name in batch if name.startswith(kind))
         return [tensor(batch[name].astype("int64")) for name in names]
 
     videos = tensor(batch["videos"].transpose(0, 4, 1, 2, 3))
