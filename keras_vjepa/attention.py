@@ -7,6 +7,7 @@ accelerators have kernels of their own.
 Shapes: B batch, N queries, M keys, H heads, C channels of a head.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -26,31 +27,75 @@ _QUERIES_PER_CHUNK = 800
 _MASKED_LOGIT = -1e9
 
 
-class OrderedKeys(NamedTuple):
-    """A key mask, with an order in which the keys that are left out come last.
+class LeadingKeys(NamedTuple):
+    """A key mask in which the keys that take part come first.
 
     Attributes:
         mask: bool `(batch, keys)`, True where a key takes part; in each sample at least one.
-        order: int `(batch, keys)`, the keys that take part, then the others.
-        count: int `(batch,)`, how many take part.
+        count: int32 `(batch,)`, how many take part.
+        edges: int32 `(2 * batch + 1,)`: with all samples' keys in one row, where those that take
+            part and those that do not begin and end.
     """
 
     mask: Tensor
-    order: Tensor
     count: Tensor
+    edges: Tensor
 
 
-def ordered_keys(key_mask: Tensor) -> OrderedKeys:
-    """The order that goes with a mask."""
-    order = ops.argsort(ops.logical_not(key_mask), axis=1)
-    return OrderedKeys(key_mask, order, ops.sum(ops.cast(key_mask, "int32"), axis=1))
+class TokenOrder(NamedTuple):
+    """How to bring the tokens that a mask leaves in to the front, and back.
+
+    Attributes:
+        order: int `(batch, tokens)`, the tokens that take part, then the others.
+        inverse: int `(batch, tokens)`, where each token is in that order.
+        keys: the mask, of tokens in that order.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    keys: LeadingKeys
 
 
-def prepared(key_mask: Tensor | OrderedKeys | None) -> Tensor | OrderedKeys | None:
-    """A mask in the form that `attention` is best at here, for many calls with the same one."""
-    if key_mask is None or isinstance(key_mask, OrderedKeys) or not _has_cudnn():
-        return key_mask
-    return ordered_keys(key_mask)
+def token_order(mask: Tensor) -> TokenOrder:
+    """The order that goes with a mask, bool `(batch, tokens)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from keras_vjepa.attention import token_order
+    >>> found = token_order(ops.convert_to_tensor(np.array([[True, False, True]])))
+    >>> ops.convert_to_numpy(found.order).tolist(), ops.convert_to_numpy(found.keys.edges).tolist()
+    ([[0, 2, 1]], [0, 2, 3])
+    """
+    left_out = ops.logical_not(mask)
+    order = ops.argsort(left_out, axis=1)
+    counts = [ops.sum(ops.cast(x, "int32"), axis=1) for x in (mask, left_out)]
+    ends = ops.cumsum(ops.reshape(ops.stack(counts, axis=1), (-1,)))
+    keys = LeadingKeys(
+        ops.take_along_axis(mask, order, axis=1),
+        ops.cast(counts[0], "int32"),
+        ops.cast(ops.pad(ends, ((1, 0),)), "int32"),
+    )
+    return TokenOrder(order, ops.argsort(order, axis=1), keys)
+
+
+def wants_leading_keys(dtype: Any, num_tokens: int, head_dim: int) -> bool:
+    """Whether there is a kernel here that skips the keys left out, if they come last.
+
+    Others take a mask for each query and key, and with it twice the time: 2.3 ms instead of 1.2
+    (JAX, 24 samples of 1120 tokens, 16 heads of 24, both ways, H200).
+    """
+    if not is_half(dtype) or head_dim % 8 or head_dim > 128:
+        return False
+    # The gradient of JAX's takes an even number of tokens.
+    is_even = keras.config.backend() != "jax" or num_tokens % 2 == 0
+    return is_even and _has_kernel_for_leading_keys()
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether it is a type of 16 bits."""
+    return keras.backend.standardize_dtype(dtype) in ("bfloat16", "float16")
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -59,16 +104,15 @@ def as_tensor(x: Any) -> Tensor:
 
 
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | OrderedKeys | None = None
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | LeadingKeys | None = None
 ) -> Tensor:
     """Attention by the backend's own kernel. Arguments and result as in `attention`."""
-    key_mask = prepared(key_mask)
-    if isinstance(key_mask, OrderedKeys):
-        half = keras.backend.standardize_dtype(query.dtype) in ("bfloat16", "float16")
-        if half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
-            return attention_to_first_keys(query, key, value, key_mask, "cudnn")
-        key_mask = key_mask.mask
     mask: Any = key_mask
+    if isinstance(key_mask, LeadingKeys):
+        same_tokens = query.shape[1] == key.shape[1]
+        if same_tokens and wants_leading_keys(query.dtype, query.shape[1], query.shape[-1]):
+            return attention_to_leading_keys(query, key, value, key_mask)
+        mask = key_mask.mask
     if mask is not None:
         mask = mask[:, None, None, :]
     if keras.config.backend() != "torch":
@@ -80,35 +124,53 @@ def fused_attention(
     return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-def attention_to_first_keys(
-    query: Tensor, key: Tensor, value: Tensor, keys: OrderedKeys, implementation: Any
+def attention_to_leading_keys(
+    query: Tensor, key: Tensor, value: Tensor, keys: LeadingKeys, implementation: Any = "cudnn"
 ) -> Tensor:
-    """Attention by a kernel of JAX that takes the number of keys in place of a mask.
+    """Attention of tokens to themselves by a kernel that skips those which are left out.
 
-    It skips keys that are left out; a mask it would have to be given for each query and key, and
-    took 2.3 ms with one and 1.2 ms so (24 samples of 1120 tokens, 16 heads of 24, both ways, H200).
-    Arguments and result as in `attention`; `implementation` is `"cudnn"` or `"xla"`.
+    Arguments and result as in `attention`; what comes out of tokens that are left out holds no
+    meaning. `implementation` is JAX's: `"cudnn"` or `"xla"`.
     """
+    if keras.config.backend() == "torch":
+        return _attention_in_one_row(query, key, value, keys.edges)
     import jax
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, order: Tensor, count: Tensor) -> Tensor:
-        rows = ops.expand_dims(ops.arange(order.shape[0]), 1)
-        key, value = (
-            x.at[rows, order].get(mode="promise_in_bounds", unique_indices=True)
-            for x in (key, value)
-        )
+    def attend(query: Tensor, key: Tensor, value: Tensor, count: Tensor) -> Tensor:
         return jax.nn.dot_product_attention(
             query, key, value, key_value_seq_lengths=count, implementation=implementation
         )
 
-    return on_each_device(attend, query, key, value, keys.order, keys.count)
+    return on_each_device(attend, query, key, value, keys.count)
 
 
-def _has_cudnn() -> bool:
-    """Whether this is JAX on a device of NVIDIA."""
-    if keras.config.backend() != "jax":
+def _attention_in_one_row(query: Tensor, key: Tensor, value: Tensor, edges: Tensor) -> Tensor:
+    """All samples' tokens in one row, and attention within each part of it. torch only.
+
+    A sample has two parts, of tokens that take part and of the others, so that shapes stay the
+    same whatever the mask.
+    """
+    import torch
+
+    batch, num_tokens = query.shape[:2]
+    rows = (x.flatten(0, 1) for x in (query, key, value))
+    outputs = torch.ops.aten._flash_attention_forward(
+        *rows, edges, edges, num_tokens, num_tokens, 0.0, False, False
+    )
+    return outputs[0].unflatten(0, (batch, num_tokens))
+
+
+@functools.cache
+def _has_kernel_for_leading_keys() -> bool:
+    if keras.config.backend() == "jax":
+        return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+    if keras.config.backend() != "torch" or not has_accelerator():
         return False
-    return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+    import torch
+
+    return torch.backends.cuda.is_flash_attention_available() and (
+        torch.cuda.get_device_capability() >= (8, 0)
+    )
 
 
 def plain_attention(
@@ -227,9 +289,9 @@ def _logits(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits + bias
 
 
-def _bias(key_mask: Tensor | OrderedKeys, dtype: Any) -> Tensor:
+def _bias(key_mask: Tensor | LeadingKeys, dtype: Any) -> Tensor:
     """What a mask adds to the logits."""
-    if isinstance(key_mask, OrderedKeys):
+    if isinstance(key_mask, LeadingKeys):
         key_mask = key_mask.mask
     return ops.where(key_mask, ops.cast(0.0, dtype), ops.cast(_MASKED_LOGIT, dtype))
 
@@ -244,7 +306,7 @@ _PREFERRED_ON_CPU: dict[str, Attention] = {
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | OrderedKeys | None = None
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | LeadingKeys | None = None
 ) -> Tensor:
     """Multi-head softmax attention, in the way that is fastest on this backend and device.
 
@@ -252,8 +314,8 @@ def attention(
         query: `(batch, queries, heads, head_dim)`.
         key: `(batch, keys, heads, head_dim)`.
         value: `(batch, keys, heads, head_dim)`.
-        key_mask: optional bool `(batch, keys)`; keys that are False take no part. Or what
-            `prepared` makes of it.
+        key_mask: optional bool `(batch, keys)`; keys that are False take no part. `LeadingKeys`,
+            where queries and keys are of the same tokens.
 
     Returns:
         `(batch, queries, heads, head_dim)`.

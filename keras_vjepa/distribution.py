@@ -343,6 +343,11 @@ def _joined_torch_processes() -> Any:
     return distributed if distributed.is_available() and distributed.is_initialized() else None
 
 
+def is_alone() -> bool:
+    """Whether no other process of torch takes part in a step."""
+    return _joined_torch_processes() is None
+
+
 # --- TensorFlow ----------------------------------------------------------------------------------
 
 

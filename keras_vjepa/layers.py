@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa.attention import Tensor, attention, prepared
+from keras_vjepa.attention import Tensor, attention, token_order, wants_leading_keys
 from keras_vjepa.distribution import on_each_device
 from keras_vjepa.rotary import rotate
 from keras_vjepa.token_ops import (
@@ -470,14 +470,29 @@ def apply_blocks(
     With `remat` only the tokens between two blocks are kept for the backward pass, which computes
     what happened inside a block again: less memory, the same numbers.
     """
-    padding_mask = prepared(padding_mask)
+    num_tokens, dim = tokens.shape[1:]
+    order = None
+    if padding_mask is not None and wants_leading_keys(
+        tokens.dtype, num_tokens, dim // blocks[0].num_heads
+    ):
+        order = token_order(padding_mask)
+        padding_mask = order.keys
+        tokens, angles = _reordered(order.order, tokens, angles)
     for block in blocks:
         if remat:
             # Called in full: in the backward pass it is within nothing that `parent` has seen to.
             tokens = keras.remat(lambda x, block=block: block(x, padding_mask, angles))(tokens)
         else:
             tokens = call_within(parent, block, tokens, padding_mask, angles)
-    return tokens
+    return tokens if order is None else gather_tokens(tokens, order.inverse)
+
+
+def _reordered(order: Tensor, tokens: Tensor, angles: Tensor | None) -> tuple[Tensor, Any]:
+    """Both in an order of the tokens; `angles` may be one sample's, for all."""
+    if angles is not None:
+        angles = ops.broadcast_to(angles, (*ops.shape(tokens)[:2], angles.shape[-1]))
+        angles = gather_tokens(angles, order)
+    return gather_tokens(tokens, order), angles
 
 
 def transformer_blocks(

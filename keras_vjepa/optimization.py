@@ -323,7 +323,8 @@ class AdamW(_KerasAdamW):
             super()._apply_weight_decay(trainable_variables)
             return
         decayed = [v for v in trainable_variables if self._use_weight_decay(v)]
-        updates.decay(decayed, self.learning_rate * self.weight_decay)
+        # A variable times a number would copy the number to the device.
+        updates.decay(decayed, ops.convert_to_tensor(self.learning_rate) * self.weight_decay)
 
     def _parallel_update_step(
         self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor

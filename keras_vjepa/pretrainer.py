@@ -31,6 +31,7 @@ from keras_vjepa.layers import gather_tokens
 from keras_vjepa.optimization import AdamW, LinearSchedule
 from keras_vjepa.predictor import VJEPAPredictor
 from keras_vjepa.presets import CONFIG_FILE, WEIGHTS_FILE, Preset
+from keras_vjepa.recording import RecordedStep
 from keras_vjepa.token_ops import runs_op_by_op
 
 TARGET_NORM_EPSILON = 1e-5
@@ -264,6 +265,10 @@ class VJEPAPretrainer(Preset, keras.Model):
     ) -> None:
         """As `keras.Model.compile`, without a loss.
 
+        What a step reads from attributes (`momentum`, weights of losses, `trainable`) is constant
+        until the next call: compilers, and `RecordedStep` for torch on a GPU, keep it. With
+        `run_eagerly` nothing is kept.
+
         Args:
             optimizer: default: `AdamW`.
             accumulation_steps: parts in which a device works through its share of a batch, one
@@ -285,6 +290,7 @@ class VJEPAPretrainer(Preset, keras.Model):
         # variables find their place.
         self.optimizer.build(self.trainable_variables)
         distribution.broadcast([*self.variables, *self.optimizer.variables])
+        self._recorded_step = RecordedStep(self._step, self._variables_of_step)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing is left to build, and Keras would take a batch from a distributed dataset."""
@@ -307,6 +313,12 @@ class VJEPAPretrainer(Preset, keras.Model):
         The logs tell in `finite`, 1.0 or 0.0, whether it left finite weights: a gradient that is
         not finite shows in the step that made it.
         """
+        if runs_op_by_op():
+            batch = keras.utils.unpack_x_y_sample_weight(args[0])[0]
+            return self._step(batch) if self.run_eagerly else self._recorded_step(batch)
+        return self._step(*args)
+
+    def _step(self, *args: Any) -> Any:
         # Where a step runs op by op, Keras' own would wait for the device in the middle.
         if self.accumulation_steps > 1 or runs_op_by_op():
             result = accumulated_train_step(self, self.accumulation_steps, *args)
@@ -318,6 +330,9 @@ class VJEPAPretrainer(Preset, keras.Model):
         # A stateless backend: variables are values in `state`, to be passed on.
         logs, state = result
         return {**logs, **_finite_log(state[0])}, self._with_updated_target(state)
+
+    def _variables_of_step(self) -> list[keras.Variable]:
+        return [*self.variables, *self.optimizer.variables, *self.metrics_variables]
 
     def update_target_encoder(self) -> None:
         """target = momentum * target + (1 - momentum) * encoder, over all variables."""

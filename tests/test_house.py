@@ -22,6 +22,7 @@ FLOORS = {
     "attention": 0,
     "token_ops": 0,
     "updates": 0,
+    "recording": 0,
     "distribution": 0,
     "downloads": 0,
     "rotary": 0,
@@ -48,6 +49,7 @@ MAY_IMPORT_A_BACKEND = {
     "attention.py",
     "distribution.py",
     "prediction.py",
+    "recording.py",
     "token_ops.py",
     "updates.py",
 }

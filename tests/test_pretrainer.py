@@ -14,6 +14,8 @@ from keras_vjepa import (
     VJEPAPredictor,
     VJEPAPretrainer,
     WarmupCosine,
+    distribution,
+    layers,
 )
 from keras_vjepa.data.masks import LONG_RANGE, SHORT_RANGE, MaskSampler
 
@@ -153,9 +155,12 @@ def test_one_compilation_in_200_batches():
     lengths = {tuple((sampler(s, 2)["context_indices_0"] >= 0).sum(axis=1)) for s in range(200)}
     assert len(lengths) > 5
     pretrainer.fit(Stream(sampler, 200), epochs=1, verbose=0)
-    # Torch runs the code in every step; compiled backends once, and once more for shapes alone.
-    compiled = keras.config.backend() != "torch"
-    assert len(traces) <= 2 if compiled else len(traces) == 200
+    # Torch runs the code in every step; compiled backends once, and once more for shapes alone, and
+    # torch on a GPU twice, and once more to record it.
+    if keras.config.backend() == "torch":
+        assert len(traces) == (3 if distribution.has_accelerator() else 200)
+    else:
+        assert len(traces) <= 2
     if hasattr(pretrainer.train_function, "experimental_get_tracing_count"):
         assert pretrainer.train_function.experimental_get_tracing_count() == 1
     if hasattr(pretrainer.train_function, "_cache_size"):
@@ -166,7 +171,8 @@ def test_float16_steps_are_as_long_as_those_of_float32():
     """Keras scales the loss for float16, and the gradients back; a part must do so too."""
 
     def change(dtype, accumulation_steps=1):
-        pretrainer = small_pretrainer(dtype=dtype)
+        # Not the mean of sizes: a prediction close to its target would pull the other way.
+        pretrainer = small_pretrainer(dtype=dtype, loss_exponent=2.0)
         pretrainer.compile(keras.optimizers.SGD(1.0), accumulation_steps)
         before = pretrainer.encoder.get_weights()
         fit(pretrainer, random_batch(0, pretrainer, batch_size=2))
@@ -180,7 +186,9 @@ def test_float16_steps_are_as_long_as_those_of_float32():
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
-def test_a_step_neither_waits_nor_copies_from_the_host(monkeypatch):
+@pytest.mark.parametrize("leading_keys", [False, True])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_step_neither_waits_nor_copies_from_the_host(scheduled, leading_keys, monkeypatch):
     """Not a number goes to the device, or comes from it, which would stop both."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,11 +209,15 @@ def test_a_step_neither_waits_nor_copies_from_the_host(monkeypatch):
 
         return made
 
+    monkeypatch.setattr(layers, "wants_leading_keys", lambda *_: leading_keys)
+    momentum, rates = 0.9, (1e-3, 0.1)
+    if scheduled:
+        momentum = LinearSchedule(0.5, 1.0, 4.0)
+        rates = WarmupCosine(1e-3, 1e-2, 1e-4, 2, 8), CosineSchedule(0.1, 0.5, 8)
     pretrainer = small_pretrainer(
-        momentum=LinearSchedule(0.5, 1.0, 4.0), variance_weight=0.1, context_variance_weight=0.1
+        momentum=momentum, variance_weight=0.1, context_variance_weight=0.1
     )
-    schedules = WarmupCosine(1e-3, 1e-2, 1e-4, 2, 8), CosineSchedule(0.1, 0.5, 8)
-    pretrainer.compile(AdamW(*schedules, clip_norm=1.0, clip_after=1))
+    pretrainer.compile(AdamW(*rates, clip_norm=1.0, clip_after=1))
     batch = {k: ops.convert_to_tensor(v) for k, v in random_batch(0, pretrainer).items()}
     pretrainer.train_step((batch,))
     for name in ("as_tensor", "tensor", "from_numpy"):
