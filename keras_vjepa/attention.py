@@ -148,7 +148,8 @@ def _attention_in_one_row(query: Tensor, key: Tensor, value: Tensor, edges: Tens
     """All samples' tokens in one row, and attention within each part of it. torch only.
 
     A sample has two parts, of tokens that take part and of the others, so that shapes stay the
-    same whatever the mask.
+    same whatever the mask. The op is what `torch.nn.attention.varlen` calls, which torch 2.6 does
+    not have yet.
     """
     import torch
 

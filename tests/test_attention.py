@@ -137,6 +137,18 @@ def weights_after_one_step(function, arrays=None):
     return [numpy(a) for a in layer.arrays]
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="an op of torch")
+def test_that_kernel_of_torch_takes_what_it_is_given():
+    """It has no public name in all versions; a new version may change it, and CI has no GPU."""
+    import torch
+
+    arguments = torch.ops.aten._flash_attention_forward.default._schema.arguments
+    assert [a.name for a in arguments if not a.kwarg_only] == (
+        ["query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k"]
+        + ["dropout_p", "is_causal", "return_debug_mask"]
+    )
+
+
 @pytest.mark.parametrize("head_dim", [24, 64])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_of_tokens_in_that_order(dtype, head_dim):
