@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -22,10 +22,11 @@ STEPS = {
     "style": ({}, [sys.executable, "-m", "ruff", "check", "."]),
     "format": ({}, [sys.executable, "-m", "ruff", "format", "--check", "."]),
     "types": ({}, [sys.executable, "-m", "mypy"]),
-    "data": ({"KERAS_BACKEND": "torch"}, [*PYTEST, "-m", "data"]),
+    # The longest first.
     "jax": ({"KERAS_BACKEND": "jax"}, SUITE),
-    "torch": ({"KERAS_BACKEND": "torch"}, SUITE),
     "tensorflow": ({"KERAS_BACKEND": "tensorflow"}, SUITE),
+    "torch": ({"KERAS_BACKEND": "torch"}, SUITE),
+    "data": ({"KERAS_BACKEND": "torch"}, [*PYTEST, "-m", "data"]),
     # A folder that stands in for TensorFlow and cannot be imported comes first on the path.
     "without_tensorflow": (
         {"KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT / "tests" / "without_tensorflow")},
@@ -40,7 +41,9 @@ def run(name: str) -> tuple[str, int, float, str]:
     start = time.perf_counter()
     # The suite's processes on JAX compile many programs more than once: a fifth of their time.
     with tempfile.TemporaryDirectory() as cache:
-        compile_once = {
+        shared = {
+            # Two steps at a time: threads that wait for each other would take the other's core.
+            "OMP_NUM_THREADS": "1",
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -48,7 +51,7 @@ def run(name: str) -> tuple[str, int, float, str]:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **compile_once, **environment},
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **shared, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -64,7 +67,8 @@ def main() -> None:
     failed = []
     # Two at a time: compilation and Python leave a core idle otherwise.
     with ThreadPoolExecutor(2) as pool:
-        for name, code, seconds, output in pool.map(run, names):
+        for done in as_completed([pool.submit(run, name) for name in names]):
+            name, code, seconds, output = done.result()
             print(f"===== {name}: {'passed' if code == 0 else 'FAILED'} in {seconds:.0f} s")
             print(output if code else "\n".join(output.splitlines()[-8:]), flush=True)
             if code:
