@@ -169,9 +169,9 @@ def _has_kernel_for_leading_keys() -> bool:
         return False
     import torch
 
-    return torch.backends.cuda.is_flash_attention_available() and (
-        torch.cuda.get_device_capability() >= (8, 0)
-    )
+    # Seen to work on NVIDIA's devices only; its kernels need Ampere.
+    is_ampere = torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
+    return is_ampere and torch.backends.cuda.is_flash_attention_available()
 
 
 def plain_attention(

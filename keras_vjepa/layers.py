@@ -468,7 +468,8 @@ def apply_blocks(
     Other arguments are as a block's.
 
     With `remat` only the tokens between two blocks are kept for the backward pass, which computes
-    what happened inside a block again: less memory, the same numbers.
+    what happened inside a block again: less memory, the same numbers. For a kernel that skips keys
+    at the end, the tokens are brought in that order before, and back after.
     """
     num_tokens, dim = tokens.shape[1:]
     order = None
