@@ -32,7 +32,7 @@ STEPS, BATCH_SIZE = 5, 8
 def make_pretrainer(remat=False, accumulation_steps=1, seed=0):
     """Clipping bites, weight decay and momentum move; 16 wide, so that 4 devices divide it."""
     keras.utils.set_random_seed(seed)
-    sizes = {"num_layers": 1, "num_heads": 2, "remat": remat}
+    sizes = {"num_layers": 2, "num_heads": 2, "remat": remat}
     encoder = VJEPABackbone(16, 4, patch_size=8, hidden_dim=16, name="encoder", **sizes)
     predictor = VJEPAPredictor(
         16, encoder.position_axes, 8, num_mask_tokens=1, name="predictor", **sizes

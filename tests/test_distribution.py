@@ -276,7 +276,7 @@ def test_an_evaluation_by_several_equals_one_by_one(augment, tmp_path, monkeypat
     workdirs = [tmp_path / "one", tmp_path / "several"]
     probe.run(*probe.parse_arguments([*arguments, f"--workdir={workdirs[0]}"]))
     # Devices of one process with augmentation, processes without.
-    count, devices = (1, 2) if augment and BACKEND != "torch" else (2, 1)
+    count, devices = (1, 4) if augment and BACKEND != "torch" else (2, 1)
     code = f"import data_parallel_worker as w, probe; w.virtual_devices({devices}); probe.main()"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     command = ["-c", code, *arguments, f"--workdir={workdirs[1]}"]

@@ -27,7 +27,7 @@ def numpy(x):
 def small_pretrainer(image_size=32, num_frames=4, dtype=None, num_masks=2, **arguments):
     keras.utils.set_random_seed(0)
     encoder = VJEPABackbone(
-        image_size, num_frames, hidden_dim=24, num_layers=1, num_heads=2, dtype=dtype
+        image_size, num_frames, hidden_dim=24, num_layers=2, num_heads=2, dtype=dtype
     )
     predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, num_masks, dtype=dtype)
     return VJEPAPretrainer(encoder, predictor, dtype=dtype, **arguments)
