@@ -70,13 +70,11 @@ def token_order(mask: Tensor) -> TokenOrder:
     """
     left_out = ops.logical_not(mask)
     order = ops.argsort(left_out, axis=1)
-    counts = [ops.sum(ops.cast(x, "int32"), axis=1) for x in (mask, left_out)]
-    ends = ops.cumsum(ops.reshape(ops.stack(counts, axis=1), (-1,)))
-    keys = LeadingKeys(
-        ops.take_along_axis(mask, order, axis=1),
-        ops.cast(counts[0], "int32"),
-        ops.cast(ops.pad(ends, ((1, 0),)), "int32"),
-    )
+    # Of bool, Keras' sum is int32.
+    count, rest = (ops.sum(x, axis=1) for x in (mask, left_out))
+    ends = ops.cumsum(ops.reshape(ops.stack([count, rest], axis=1), (-1,)))
+    edges = ops.pad(ends, ((1, 0),))
+    keys = LeadingKeys(ops.take_along_axis(mask, order, axis=1), count, edges)
     return TokenOrder(order, ops.argsort(order, axis=1), keys)
 
 

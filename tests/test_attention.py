@@ -73,6 +73,7 @@ def test_tokens_that_take_part_come_first_and_go_back():
     np.testing.assert_array_equal(numpy(keys.mask), np.arange(8) < np.array([[4], [8], [1]]))
     np.testing.assert_array_equal(np.take_along_axis(order, inverse, 1), [range(8)] * 3)
     assert numpy(keys.count).tolist() == [4, 8, 1]
+    assert {keras.backend.standardize_dtype(x.dtype) for x in keys[1:]} == {"int32"}
     # Token 8 * i + j of all is token j of sample i.
     assert numpy(keys.edges).tolist() == [0, 4, 8, 16, 16, 17, 24]
 

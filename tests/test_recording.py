@@ -158,7 +158,6 @@ def test_a_step_that_waits_is_not_recorded_and_trains(caplog):
     pretrainer, losses = train(6, dtype="mixed_float16", optimizer=waiting)
     assert pretrainer._recorded_step._recording is None
     assert [r.getMessage().split(":")[0] for r in caplog.records] == ["The step runs op by op"]
-    plain, expected = train(
-        6, True, "mixed_float16", keras.optimizers.LossScaleOptimizer(AdamW(1e-3))
-    )
+    waiting = keras.optimizers.LossScaleOptimizer(AdamW(1e-3))
+    _, expected = train(6, True, "mixed_float16", waiting)
     np.testing.assert_allclose(losses, expected, atol=1e-2)
