@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.variables import get_autocast_scope
 
 from keras_vjepa.attention import Tensor, attention, token_order, wants_leading_keys
 from keras_vjepa.distribution import on_each_device
@@ -60,13 +61,23 @@ def call_within(parent: keras.layers.Layer, layer: keras.layers.Layer, *inputs: 
 
     Keras' preparation of a call (types, checks, scopes) takes longer than many a layer itself,
     which counts where a backend runs op by op. A part with a type of its own, such as a quantized
-    one, gets it, and one with hooks.
+    one, gets it, and one with hooks; and every part where `parent.call` runs without that
+    preparation itself, as in `stateless_call`, which casts no weights.
     """
     if not runs_op_by_op() or layer.dtype_policy is not parent.dtype_policy:
+        return layer(*inputs)
+    if not _casts_weights(parent):
         return layer(*inputs)
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         return layer(*inputs)
     return layer.call(*inputs)
+
+
+def _casts_weights(layer: keras.layers.Layer) -> bool:
+    """Whether weights that are read now have the type that `layer` computes in."""
+    scope = get_autocast_scope()
+    read_as = layer.variable_dtype if scope is None else scope.dtype
+    return read_as == layer.compute_dtype
 
 
 def dense(units: int, name: str, dtype: Any) -> TokenDense:

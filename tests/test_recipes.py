@@ -211,12 +211,11 @@ def test_deviation_of_the_initial_weights():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vitl16", "vith16", "vith16_384"])
 def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
-    """The paper's configs at their own resolution and masks, with a shrunk network."""
-    config = dataclasses.replace(
-        CONFIGS[name](),
-        **{**SHRUNK, "steps": 1, "warmup_steps": 0},
-        data=str(small_set.folder),
-    )
+    """The paper's configs at their own resolution, masks and precision, with a shrunk network."""
+    config = CONFIGS[name]()
+    shrunk = {**SHRUNK, "steps": 1, "warmup_steps": 0, "dtype": config.dtype}
+    config = dataclasses.replace(config, **shrunk, data=str(small_set.folder))
+    assert config.dtype == "mixed_bfloat16"
     pretrain.run(config, tmp_path / "run")
     assert (tmp_path / "run" / "preset" / "model.weights.h5").is_file()
     assert not (tmp_path / "run" / "probe.json").exists()
