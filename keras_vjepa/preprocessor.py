@@ -18,12 +18,19 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.decoders import Indices
-from keras_vjepa.data.image import read_image
-from keras_vjepa.data.index import is_image
-from keras_vjepa.data.transforms import center_view, three_views
-from keras_vjepa.data.video import VideoReader, clip_frame_indices, open_video
-from keras_vjepa.presets import CONFIG_FILE, PresetName, PresetNames, find_preset, read_config
+from keras_vjepa.data.reading.clip_indices import clip_frame_indices
+from keras_vjepa.data.reading.decoders import Indices
+from keras_vjepa.data.reading.image import read_image
+from keras_vjepa.data.reading.video import VideoReader, open_video
+from keras_vjepa.data.sources.samples import is_image
+from keras_vjepa.data.transforms.views import center_view, three_views
+from keras_vjepa.presets.preset import (
+    CONFIG_FILE,
+    PresetName,
+    PresetNames,
+    find_preset,
+    read_config,
+)
 
 Frames = NDArray[np.uint8]
 Clips = NDArray[np.float32]

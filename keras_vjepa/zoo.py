@@ -21,14 +21,14 @@ from typing import Any
 
 import keras
 
-from keras_vjepa.backbone import SIZES, VJEPABackbone
-from keras_vjepa.checkpoints import CheckpointError, convert, convert_classifier
-from keras_vjepa.classifier import VJEPAVideoClassifier
-from keras_vjepa.downloads import RemoteFile, cache_folder, downloaded
-from keras_vjepa.predictor import VJEPAPredictor
+from keras_vjepa.conversion import CheckpointError, convert, convert_classifier
+from keras_vjepa.models.backbone import SIZES, VJEPABackbone
+from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.preprocessor import PREPROCESSOR_FILE, VJEPAVideoPreprocessor
-from keras_vjepa.presets import BUILT_IN, CONFIG_FILE, CONVERTERS, METADATA_FILE
-from keras_vjepa.pretrainer import VJEPAPretrainer
+from keras_vjepa.presets.downloads import RemoteFile, cache_folder, downloaded
+from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS, METADATA_FILE
+from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
 Arguments = Mapping[str, Any]
 Configs = dict[str, dict[str, Any]]

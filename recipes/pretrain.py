@@ -23,27 +23,15 @@ from typing import Any
 # Without it TensorFlow's start fills the screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import command_line  # noqa: E402
 import cv2  # noqa: E402
-import frozen_probe  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-import probe_configs  # noqa: E402
-import probe_data  # noqa: E402
-from feature_cache import write_atomically  # noqa: E402
-from feature_log import FeatureLog  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
-from resumable import (  # noqa: E402
-    LossLog,
-    NotFiniteError,
-    SaveCheckpoints,
-    StopSignals,
-    check_same_run,
-    describe_run,
-    resume,
-    stop_signals,
+from keras_vjepa.recipes import (
+    command_line,  # noqa: E402
+    probe_configs,  # noqa: E402
 )
+from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
 from keras_vjepa import (  # noqa: E402
     AdamW,
@@ -53,23 +41,43 @@ from keras_vjepa import (  # noqa: E402
     VJEPAPredictor,
     VJEPAPretrainer,
     WarmupCosine,
-    distribution,
 )
-from keras_vjepa.checkpointing import Checkpoints  # noqa: E402
-from keras_vjepa.data.digit_motion import SETS, prepare_digit_motion  # noqa: E402
-from keras_vjepa.data.index import list_samples  # noqa: E402
-from keras_vjepa.data.masks import (  # noqa: E402
+from keras_vjepa.backend import (
+    collectives,
+    distribution,  # noqa: E402
+)
+from keras_vjepa.backend.distribution import ALONE, DataParallel  # noqa: E402
+from keras_vjepa.data.batches.indexed import ClipSettings, TooManyBadFilesError  # noqa: E402
+from keras_vjepa.data.batches.mask_kinds import (  # noqa: E402
     CausalMultiBlockMask,
     Mask,
-    MaskSampler,
     MultiBlockMask,
     RandomTokenMask,
     RandomTubeMask,
 )
-from keras_vjepa.data.pipeline import ClipBatches, ClipSettings, TooManyBadFilesError  # noqa: E402
-from keras_vjepa.data.transforms import PretrainTransform  # noqa: E402
-from keras_vjepa.distribution import ALONE, DataParallel  # noqa: E402
-from keras_vjepa.layers import INITIALIZER_STDDEV  # noqa: E402
+from keras_vjepa.data.batches.mask_sampler import MaskSampler  # noqa: E402
+from keras_vjepa.data.batches.pretraining import ClipBatches  # noqa: E402
+from keras_vjepa.data.sources import labelled_sets  # noqa: E402
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion  # noqa: E402
+from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
+from keras_vjepa.data.sources.samples import list_samples  # noqa: E402
+from keras_vjepa.data.transforms.training import PretrainTransform  # noqa: E402
+from keras_vjepa.evaluation import (
+    frozen_probe,  # noqa: E402
+)
+from keras_vjepa.evaluation.features import write_atomically  # noqa: E402
+from keras_vjepa.layers.dense import INITIALIZER_STDDEV  # noqa: E402
+from keras_vjepa.monitoring.feature_log import FeatureLog  # noqa: E402
+from keras_vjepa.training.resumable import (  # noqa: E402
+    LossLog,
+    NotFiniteError,
+    SaveCheckpoints,
+    check_same_run,
+    describe_run,
+    resume,
+)
+from keras_vjepa.training.run_state import Checkpoints  # noqa: E402
+from keras_vjepa.training.signals import StopSignals, stop_signals  # noqa: E402
 
 # Fields that may change when a run goes on. The samples are compared in place of the path to them.
 MAY_DIFFER = (
@@ -355,7 +363,7 @@ def write_losses(losses: Sequence[float], workdir: Path) -> None:
 def labelled_clips(config: PretrainConfig) -> tuple[frozen_probe.Clips, frozen_probe.Clips]:
     """One clip of each of the first labelled videos of a built-in set, and of the test videos."""
     clip = ClipSettings(config.num_frames, config.temporal_stride)
-    train, test = probe_data.train_and_test(config.data)
+    train, test = labelled_sets.train_and_test(config.data)
     first, second = (
         frozen_probe.read_clips(samples, clip, config.image_size, config.num_workers)
         for samples in (train[: config.probe_videos], test)
@@ -418,7 +426,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
                 file=sys.stderr,
             )
         losses = train(config, pretrainer, batches, workdir, signals, parallel)
-        weights = distribution.values(pretrainer.weights)
+        weights = collectives.values(pretrainer.weights)
         parallel.release()
         if not parallel.is_first:
             return
@@ -502,7 +510,7 @@ def main() -> None:
     try:
         run(config, workdir)
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
-        distribution.exit_with_error(f"pretrain: {error}")
+        collectives.exit_with_error(f"pretrain: {error}")
 
 
 if __name__ == "__main__":

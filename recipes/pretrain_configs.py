@@ -6,7 +6,7 @@ A config is a function that returns a `PretrainConfig`; a variant changes fields
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from keras_vjepa.layers import INITIALIZER_STDDEV
+from keras_vjepa.layers.dense import INITIALIZER_STDDEV
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,12 @@ from typing import Any
 # Without it TensorFlow's start fills the screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import command_line  # noqa: E402
 import cv2  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-import probe_data  # noqa: E402
-from feature_cache import fingerprint, write_atomically  # noqa: E402
-from probe_configs import CONFIGS, ProbeConfig, as_in_the_paper  # noqa: E402
-from probe_evaluation import (  # noqa: E402
+from keras_vjepa.recipes import command_line  # noqa: E402
+from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper  # noqa: E402
+from keras_vjepa.recipes.probe_evaluation import (  # noqa: E402
     UNTRAINED,
     Evaluator,
     confusion_matrix,
@@ -39,12 +37,17 @@ from probe_evaluation import (  # noqa: E402
     make_evaluator,
 )
 
-from keras_vjepa import distribution  # noqa: E402
-from keras_vjepa.data.digit_motion import SETS  # noqa: E402
-from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
+from keras_vjepa.backend import (
+    collectives,
+    distribution,  # noqa: E402
+)
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
+from keras_vjepa.data.sources import labelled_sets  # noqa: E402
+from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
+from keras_vjepa.evaluation.features import fingerprint, write_atomically  # noqa: E402
 
 # What recipes/pretrain.py leaves.
-OWN_PRESET = Path("workdir") / probe_data.BUILT_IN / "preset"
+OWN_PRESET = Path("workdir") / labelled_sets.BUILT_IN / "preset"
 
 
 def run(config: ProbeConfig, workdir: Path) -> list[dict[str, Any]]:
@@ -74,7 +77,7 @@ def run(config: ProbeConfig, workdir: Path) -> list[dict[str, Any]]:
     stored_splits = [workdir / "unfinished" / f"{key}-{i}.json" for i in range(config.splits)]
     done = [stored.exists() for stored in stored_splits]
     # So that all processes find the same ones done.
-    distribution.wait_for_all()
+    collectives.wait_for_all()
     for split, stored in enumerate(stored_splits):
         if not done[split]:
             result = evaluator(split, stored.with_suffix(".npz"))
@@ -104,7 +107,7 @@ def with_preset(config: ProbeConfig) -> ProbeConfig:
     """The config with its encoder named."""
     if config.preset:
         return config
-    found = config.data == probe_data.BUILT_IN and (OWN_PRESET / "config.json").is_file()
+    found = config.data == labelled_sets.BUILT_IN and (OWN_PRESET / "config.json").is_file()
     return replace(config, preset=str(OWN_PRESET) if found else UNTRAINED)
 
 
@@ -112,7 +115,7 @@ def samples_of(config: ProbeConfig) -> tuple[list[Any], list[Any]]:
     """Training and test samples that the config names."""
     kind: Any = "image" if config.images else "video"
     sources = (config.data, config.test_data, config.videos, config.label_names)
-    return probe_data.train_and_test(*sources, kind=kind)
+    return labelled_sets.train_and_test(*sources, kind=kind)
 
 
 def cache_of(config: ProbeConfig, workdir: Path) -> Path:
@@ -217,7 +220,7 @@ def main() -> None:
         distribution.launch_on_all_devices()
         run(config, workdir)
     except (ValueError, OSError, TooManyBadFilesError) as error:
-        distribution.exit_with_error(f"probe: {error}")
+        collectives.exit_with_error(f"probe: {error}")
 
 
 if __name__ == "__main__":

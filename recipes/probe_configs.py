@@ -7,8 +7,8 @@ in every one of them and cannot be chosen here is in `keras_vjepa/probe.py`, "De
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from frozen_probe import DIGIT_MOTION_TASKS, ProbeSettings
-from probe_data import BUILT_IN
+from keras_vjepa.data.sources.labelled_sets import BUILT_IN
+from keras_vjepa.evaluation.sweep import DIGIT_MOTION_TASKS, ProbeSettings
 
 
 @dataclass(frozen=True)

@@ -13,27 +13,29 @@ from typing import Any
 
 import keras
 import numpy as np
-from feature_cache import FeatureExtractor, Features, cached_features
-from frozen_probe import ProbeSweep, evaluation_batches, feature_batches, labels_of, top_k
+from keras_vjepa.recipes.probe_configs import ProbeConfig, probe_settings
 from numpy.typing import NDArray
-from probe_configs import ProbeConfig, probe_settings
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
-from keras_vjepa.data.augmentation import AutoAugment, RandAugment
-from keras_vjepa.data.digit_motion import SETS
-from keras_vjepa.data.index import Sample
-from keras_vjepa.data.labelled import EvaluationBatches, LabelledBatches, evaluation_stream
-from keras_vjepa.data.labels import low_shot
-from keras_vjepa.data.pipeline import Clips, ClipSettings, read_clips
-from keras_vjepa.data.transforms import (
-    ImageProbeTransform,
-    VideoProbeTransform,
-    center_view,
-    three_views,
+from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.data.batches.indexed import Clips, ClipSettings, read_clips
+from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches, evaluation_stream
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.labels import low_shot
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
+from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
+from keras_vjepa.data.transforms.views import center_view, three_views
+from keras_vjepa.evaluation.features import FeatureExtractor, Features, cached_features
+from keras_vjepa.evaluation.readouts import nearest_neighbors, ridge_classifier
+from keras_vjepa.evaluation.sweep import (
+    ProbeSweep,
+    evaluation_batches,
+    feature_batches,
+    labels_of,
+    top_k,
 )
-from keras_vjepa.distribution import ALONE, DataParallel
-from keras_vjepa.presets import load_backbone
-from keras_vjepa.readouts import nearest_neighbors, ridge_classifier
+from keras_vjepa.presets.preset import load_backbone
 
 UNTRAINED = "untrained"
 

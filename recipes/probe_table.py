@@ -20,16 +20,27 @@ from typing import Any
 # Without it TensorFlow's start fills the screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import command_line  # noqa: E402
 import keras  # noqa: E402
-import probe  # noqa: E402
-from feature_cache import fingerprint, write_atomically  # noqa: E402
-from frozen_probe import ProbeSweep  # noqa: E402
-from probe_configs import ProbeConfig, digit_motion, digit_motion_black  # noqa: E402
-from probe_evaluation import UNTRAINED, Evaluator, make_encoder, make_evaluator  # noqa: E402
+from keras_vjepa.recipes import (
+    command_line,  # noqa: E402
+    probe,  # noqa: E402
+)
+from keras_vjepa.recipes.probe_configs import (  # noqa: E402
+    ProbeConfig,
+    digit_motion,
+    digit_motion_black,
+)
+from keras_vjepa.recipes.probe_evaluation import (  # noqa: E402
+    UNTRAINED,
+    Evaluator,
+    make_encoder,
+    make_evaluator,
+)
 
-from keras_vjepa.data.pipeline import TooManyBadFilesError  # noqa: E402
-from keras_vjepa.presets import load_backbone  # noqa: E402
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
+from keras_vjepa.evaluation.features import fingerprint, write_atomically  # noqa: E402
+from keras_vjepa.evaluation.sweep import ProbeSweep  # noqa: E402
+from keras_vjepa.presets.preset import load_backbone  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,16 @@ from pathlib import Path
 # Without it TensorFlow's start fills the screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import command_line  # noqa: E402
 import keras  # noqa: E402
-from feature_cache import write_atomically  # noqa: E402
-from frozen_probe import Clips, ProbeSettings, labels_of  # noqa: E402
-from pretrain import labelled_clips, make_encoder  # noqa: E402
-from pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
+from keras_vjepa.recipes import command_line  # noqa: E402
+from keras_vjepa.recipes.pretrain import labelled_clips, make_encoder  # noqa: E402
+from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
 
 from keras_vjepa import AdamW, VJEPAVideoClassifier, WarmupCosine  # noqa: E402
-from keras_vjepa.data.digit_motion import SETS  # noqa: E402
+from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
+from keras_vjepa.evaluation.features import write_atomically  # noqa: E402
+from keras_vjepa.evaluation.frozen_probe import Clips  # noqa: E402
+from keras_vjepa.evaluation.sweep import ProbeSettings, labels_of  # noqa: E402
 
 BATCH_SIZE = 32
 

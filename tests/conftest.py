@@ -1,71 +1,18 @@
-"""Golden data and models shared by the tests."""
+"""Fixtures shared by the tests."""
 
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.support import GOLDEN
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-ROOT = Path(__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden"
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "recipes")]
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-
-
-def golden(name: str) -> Any:
-    """Arrays of the authors' code; `tests/golden/README.md` says what each is."""
-    return np.load(GOLDEN / name)
-
-
-def compiled(function: Any) -> Any:
-    """`function` as one program on JAX, which takes seconds to compile a model's operations singly.
-
-    Of arrays; made anew each time, so that it sees what was changed in a model.
-    """
-    from keras_vjepa import distribution
-
-    return distribution.compiled_alone(lambda *arrays: function(*arrays))
-
-
-def channels_last(clip: np.ndarray) -> np.ndarray:
-    """(batch, channel, time, height, width) to (batch, time, height, width, channel)."""
-    return clip.transpose(0, 2, 3, 4, 1)
-
-
-def reference_batch(arrays: Any, step: int | None = None) -> dict[str, np.ndarray]:
-    """The batch of forward.npz, or of one step of train5.npz."""
-    middle = "" if step is None else f"_{step}"
-    batch = {"videos": channels_last(arrays["clip" + middle])}
-    for role in ("context", "target"):
-        for i in range(2):
-            indices = arrays[f"mask_{role}{middle}_{i}"]
-            batch[f"{role}_indices_{i}"] = indices.astype("int32")
-    return batch
-
-
-def random_batch(
-    seed: int, pretrainer: Any, batch_size: int = 2, context: int = 3, target: int = 4
-) -> dict[str, np.ndarray]:
-    """Random clips and masks that fit a pretrainer."""
-    rng = np.random.default_rng(seed)
-    encoder = pretrainer.encoder
-    size = encoder.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (batch_size, encoder.num_frames, height, width, encoder.num_channels)
-    batch = {"videos": rng.normal(size=shape).astype("float32")}
-    for i in range(pretrainer.predictor.num_mask_tokens):
-        order = np.argsort(rng.random((batch_size, encoder.num_tokens)), axis=1).astype("int32")
-        batch[f"context_indices_{i}"] = np.sort(order[:, :context], axis=1)
-        batch[f"target_indices_{i}"] = np.sort(order[:, context : context + target], axis=1)
-    return batch
 
 
 @pytest.fixture
 def tiny_pretrainer() -> Any:
     """The pretrainer of tests/golden/tiny.pth.tar, fresh for each test."""
-    from keras_vjepa.checkpoints import convert
+    from keras_vjepa.conversion import convert
 
     return convert(GOLDEN / "tiny.pth.tar", num_heads=4)

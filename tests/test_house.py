@@ -7,100 +7,155 @@ import inspect
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import keras_vjepa
+from tests.support import ROOT
 
 PACKAGE = ROOT / "keras_vjepa"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-CODE = MODULES + sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "tools").glob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
+CODE = MODULES + RECIPES + TOOLS
 BACKENDS = {"jax", "torch", "tensorflow"}
 
-# A module may import from floors below its own.
-FLOORS = {
-    "accumulation": 0,
-    "attention": 0,
-    "token_ops": 0,
-    "updates": 0,
-    "recording": 0,
-    "distribution": 0,
-    "downloads": 0,
-    "rotary": 0,
-    "presets": 0,
-    "monitoring": 0,
-    "prediction": 1,
-    "readouts": 0,
-    "checkpointing": 1,
-    "layers": 1,
-    "optimization": 1,
-    "backbone": 2,
-    "predictor": 2,
-    "pretrainer": 3,
-    "probe": 3,
-    "classifier": 4,
-    "checkpoints": 5,
-    "preprocessor": 5,
-    "zoo": 6,
-}
-# Where files become a model's input.
-MAY_READ_DATA = {"preprocessor"}
-MAY_IMPORT_A_BACKEND = {
-    "accumulation.py",
-    "attention.py",
-    "distribution.py",
-    "prediction.py",
-    "recording.py",
-    "token_ops.py",
-    "updates.py",
-}
+# Lowest first. A module belongs to the longest name here that its own begins with; it imports from
+# floors below its own, and from its own folder.
+FLOORS = (
+    "types",
+    "files",
+    "data.random_streams",
+    "data.reading",
+    "data.sources",
+    "data.transforms",
+    "data.batches",
+    "data",
+    "backend",
+    "layers",
+    "presets",
+    "models",
+    "training",
+    "tasks",
+    "monitoring.statistics",
+    "evaluation",
+    "monitoring",
+    "preprocessor",
+    "conversion",
+    "zoo",
+    "",
+    "recipes",
+    "tools",
+)
+# What the model side knows of data is the batch, and nothing else.
+KNOW_NO_DATA = ("backend", "layers", "presets", "models", "tasks")
 
 
-def imports(path: Path) -> set[str]:
-    """Absolute names of what a file imports, anywhere in it."""
+def module_name(path: Path) -> str:
+    """Its name below the package, "" for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "keras_vjepa" else parts
+    return ".".join(parts).removesuffix("__init__").rstrip(".")
+
+
+def floor(module: str) -> str:
+    """The floor that a module stands on."""
+    return max((f for f in FLOORS if (module + ".").startswith(f + ".") or f == ""), key=len)
+
+
+def imports(source: str) -> set[str]:
+    """Absolute names of what a file imports, anywhere in it; of the package, modules and names."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module)
+            assert node.level == 0, "relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def imported_modules(source: str) -> set[str]:
+    """Modules of the package that a file imports, as `module_name` has them."""
+    known = {module_name(path) for path in CODE}
+    found = set()
+    for name in imports(source):
+        if name.split(".")[0] != "keras_vjepa":
+            continue
+        inner = name.removeprefix("keras_vjepa").lstrip(".")
+        # The module itself, or the module that holds the name.
+        found.add(inner if inner in known else inner.rpartition(".")[0])
+    return found
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "data").glob("*.py")), ids=name)
-def test_the_data_side_knows_no_model(path):
-    roots = {module.split(".")[0] for module in imports(path)}
-    assert not roots & (BACKENDS | {"keras"})
-    ours = {module for module in imports(path) if module.startswith("keras_vjepa")}
-    assert all(module.startswith("keras_vjepa.data") for module in ours)
+def upward_imports(module: str, source: str) -> list[str]:
+    """What a module imports from its own floor or above, its own folder aside."""
+    own = floor(module)
+    return [
+        below
+        for below in sorted(imported_modules(source))
+        if not (
+            FLOORS.index(floor(below)) < FLOORS.index(own)
+            or (floor(below) == own and own != "" and below != module)
+        )
+    ]
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.parent.name != "data"], ids=name)
+@pytest.mark.parametrize("path", CODE, ids=name)
 def test_imports_point_down(path):
-    found = imports(path)
-    assert not any(module.split(".")[0] in {"recipes", "tools", "tests"} for module in found)
-    if path == PACKAGE / "__init__.py":
-        return
-    floor = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    for module in found:
-        if module.startswith("keras_vjepa."):
-            below = module.split(".")[1]
-            if below == "data":
-                assert floor in MAY_READ_DATA, "the batch is the only contract"
-                continue
-            assert FLOORS[below] <= FLOORS[floor], f"{floor} imports {below}"
+    assert upward_imports(module_name(path), path.read_text()) == []
+    roots = {module.split(".")[0] for module in imports(path.read_text())}
+    assert not roots & {"recipes", "tools", "tests"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
-def test_no_backend_names_in_model_code(path):
-    if path.name not in MAY_IMPORT_A_BACKEND:
-        assert not {module.split(".")[0] for module in imports(path)} & BACKENDS
-    if path.name in MAY_IMPORT_A_BACKEND:
-        return
+def test_an_upward_import_is_found():
+    assert upward_imports("layers.dense", "from keras_vjepa.models.backbone import SIZES")
+    lazy = "def f():\n    from keras_vjepa import VJEPABackbone"
+    assert upward_imports("training.optimizer", lazy) == [""]
+    assert upward_imports("data.reading.video", "from keras_vjepa.data.batches import indexed")
+    assert not upward_imports("layers.dense", "from keras_vjepa.backend import token_ops")
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import themselves by way of others."""
+    found = []
+    for start in graph:
+        seen: set[str] = set()
+        ahead = list(graph[start])
+        while ahead:
+            module = ahead.pop()
+            if module not in seen:
+                seen.add(module)
+                ahead += graph.get(module, ())
+        if start in seen:
+            found.append(start)
+    return found
+
+
+def test_no_circle():
+    graph = {module_name(path): imported_modules(path.read_text()) for path in CODE}
+    assert circles(graph) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "data").rglob("*.py")), ids=name)
+def test_the_data_side_knows_no_model(path):
+    roots = {module.split(".")[0] for module in imports(path.read_text())}
+    assert not roots & (BACKENDS | {"keras"})
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if module_name(p).startswith(KNOW_NO_DATA)], ids=name
+)
+def test_the_model_side_knows_no_data(path):
+    assert not {m for m in imported_modules(path.read_text()) if m.split(".")[0] == "data"}
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name != "backend"], ids=name)
+def test_no_backend_names_outside_the_seam(path):
+    assert not {module.split(".")[0] for module in imports(path.read_text())} & BACKENDS
     strings = {
         node.value
         for node in ast.walk(ast.parse(path.read_text()))
@@ -118,7 +173,7 @@ def test_functions_fit_on_a_screen_and_are_annotated(path):
             assert node.returns is not None, f"{path.name}: {node.name} has no return annotation"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__main__.py"], ids=name)
 def test_modules_name_their_sections(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring
@@ -151,7 +206,7 @@ def test_the_public_api():
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_examples_in_docstrings(path):
-    module = importlib.import_module(
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    )
-    assert doctest.testmod(module).failed == 0
+    if path.name == "__main__.py":
+        return
+    dotted = f"keras_vjepa.{module_name(path)}".rstrip(".")
+    assert doctest.testmod(importlib.import_module(dotted)).failed == 0

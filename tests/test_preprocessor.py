@@ -10,11 +10,12 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, VJEPAVideoPreprocessor
-from keras_vjepa.data.decoders import UnreadableVideoError
-from keras_vjepa.data.digit_motion import write_motion_jpeg
-from keras_vjepa.data.image import read_image
-from keras_vjepa.data.transforms import center_view, normalize, three_views
-from keras_vjepa.data.video import VideoReader, read_frames
+from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.image import read_image
+from keras_vjepa.data.reading.video import VideoReader, read_frames
+from keras_vjepa.data.sources.video_writing import write_motion_jpeg
+from keras_vjepa.data.transforms.crops import normalize
+from keras_vjepa.data.transforms.views import center_view, three_views
 
 NUM_FRAMES = 150
 

@@ -12,7 +12,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import keras
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT, channels_last, golden
 from keras import ops
 
 import keras_vjepa
@@ -23,9 +22,10 @@ from keras_vjepa import (
     VJEPAVideoClassifier,
     VJEPAVideoPreprocessor,
 )
-from keras_vjepa.downloads import TRUST_VARIABLE, RemoteFile
-from keras_vjepa.presets import BUILT_IN
+from keras_vjepa.presets.downloads import TRUST_VARIABLE, RemoteFile
+from keras_vjepa.presets.preset import BUILT_IN
 from keras_vjepa.zoo import ClassifierEntry, PretrainedEntry
+from tests.support import GOLDEN, ROOT, channels_last, golden
 
 CHECKPOINT, PROBE = "tiny/tiny.pth.tar", "tiny/probe.pth.tar"
 

@@ -23,11 +23,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, distribution
-from keras_vjepa import attention as attention_module
-from keras_vjepa.backbone import SIZES
-from keras_vjepa.checkpointing import Checkpoints, copy_training_state
-from keras_vjepa.optimization import AdamW
+from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa.backend import attention as attention_module
+from keras_vjepa.backend import device, distribution
+from keras_vjepa.models.backbone import SIZES
+from keras_vjepa.training.optimizer import AdamW
+from keras_vjepa.training.run_state import Checkpoints, copy_training_state
 
 # Mean token counts of the reference at 224 pixels and a per-device batch of 24, short and long
 # range (official-behaviour §6).
@@ -57,7 +58,7 @@ def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
 
 def matmul_peak(repeats: int = 8) -> float:
     """FLOP/s of large matrix products of the models' type on this device, the best of some."""
-    size, products = (8192, 16) if distribution.has_accelerator() else (2048, 1)
+    size, products = (8192, 16) if device.has_accelerator() else (2048, 1)
     x = np.random.default_rng(0).normal(size=(size, size)).astype("float32")
     x = ops.cast(ops.convert_to_tensor(x), keras.config.dtype_policy().compute_dtype)
 
@@ -137,9 +138,9 @@ def bench_training(arguments: argparse.Namespace) -> None:
         attention_module.fused_attention = attention_module.plain_attention
     pretrainer.compile(AdamW(1e-4), run_eagerly=arguments.eager_einsum)
     # On a processor there is nothing that a step could run beside.
-    block = 10 if distribution.has_accelerator() else 1
+    block = 10 if device.has_accelerator() else 1
     # The third step of torch on a GPU is recorded.
-    times = _StepTimes(warm_up=3 if distribution.has_accelerator() else 2, block=block)
+    times = _StepTimes(warm_up=3 if device.has_accelerator() else 2, block=block)
     num_steps = times.warm_up + arguments.steps * block
     data = parallel.feed(itertools.repeat(make_batch(arguments.batch_size), num_steps))
     peak = matmul_peak()
@@ -149,7 +150,7 @@ def bench_training(arguments: argparse.Namespace) -> None:
     step = float(np.median(times.steps))
     peak = max(peak, matmul_peak())
     flops = arguments.batch_size * training_flops(pretrainer.encoder, pretrainer.predictor)
-    memory = distribution.peak_device_memory()
+    memory = device.peak_device_memory()
     if memory is None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     print(

@@ -14,7 +14,7 @@ the work, and says what is checked.
 import argparse
 import sys
 
-from keras_vjepa.checkpoints import CheckpointError, convert
+from keras_vjepa.conversion import CheckpointError, convert
 
 
 def main() -> None:

@@ -14,12 +14,8 @@ import sys
 from typing import Any
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer, VJEPAVideoClassifier
-from keras_vjepa.checkpoints import (
-    export_checkpoint,
-    export_hugging_face,
-    export_probe,
-)
-from keras_vjepa.presets import find_preset
+from keras_vjepa.conversion import export_checkpoint, export_hugging_face, export_probe
+from keras_vjepa.presets.preset import find_preset
 
 
 def load(preset: str) -> Any:

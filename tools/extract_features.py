@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor
-from keras_vjepa.data.decoders import UnreadableVideoError
-from keras_vjepa.data.index import files_below
-from keras_vjepa.presets import load_backbone
+from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.sources.samples import files_below
+from keras_vjepa.presets.preset import load_backbone
 
 Features = NDArray[np.float32]
 

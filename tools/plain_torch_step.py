@@ -17,11 +17,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS, make_batch
+from keras_vjepa.tools.bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS, make_batch
 from torch import nn
 from torch.nn import functional
 
-from keras_vjepa.backbone import SIZES
+from keras_vjepa.models.backbone import SIZES
 
 Tensors = list[torch.Tensor]
 

@@ -16,16 +16,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.masks import (
+from keras_vjepa.data.batches.mask_kinds import (
     LONG_RANGE,
     SHORT_RANGE,
     CausalMultiBlockMask,
     Grid,
     Mask,
-    MaskSampler,
     RandomTokenMask,
     RandomTubeMask,
 )
+from keras_vjepa.data.batches.mask_sampler import MaskSampler
 
 MASKS: dict[str, Mask] = {
     "short": SHORT_RANGE,

@@ -1,1 +1,1 @@
-"""Files to batches, in NumPy: nothing here imports Keras or a backend (§3.4)."""
+"""From files to batches, with NumPy and OpenCV alone."""

@@ -1,0 +1,1 @@
+"""The one folder that knows which engine runs: torch, JAX or TensorFlow."""

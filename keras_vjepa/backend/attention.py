@@ -1,0 +1,341 @@
+"""Scaled dot-product attention, one function for every backend (§3.3).
+
+Three ways to compute the same numbers stand here, and one table that says which is used where. The
+choice was made by measurement (`tools/bench.py --attention` repeats it), see `_PREFERRED_ON_CPU`;
+accelerators have kernels of their own.
+
+Shapes: B batch, N queries, M keys, H heads, C channels of a head.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_vjepa.backend.device import has_accelerator, on_each_device
+from keras_vjepa.types import Tensor
+
+Attention = Callable[..., Tensor]
+
+# Heads with fewer logits than this are not worth a loop.
+_MIN_LOGITS_FOR_LOOP = 128 * 128
+_QUERIES_PER_CHUNK = 800
+_MASKED_LOGIT = -1e9
+
+
+class LeadingKeys(NamedTuple):
+    """A key mask in which the keys that take part come first.
+
+    Attributes:
+        mask: bool `(batch, keys)`, True where a key takes part; in each sample at least one.
+        count: int32 `(batch,)`, how many take part.
+        edges: int32 `(2 * batch + 1,)`: with all samples' keys in one row, where those that take
+            part and those that do not begin and end.
+    """
+
+    mask: Tensor
+    count: Tensor
+    edges: Tensor
+
+
+class TokenOrder(NamedTuple):
+    """How to bring the tokens that a mask leaves in to the front, and back.
+
+    Attributes:
+        order: int `(batch, tokens)`, the tokens that take part, then the others.
+        inverse: int `(batch, tokens)`, where each token is in that order.
+        keys: the mask, of tokens in that order.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    keys: LeadingKeys
+
+
+def token_order(mask: Tensor) -> TokenOrder:
+    """The order that goes with a mask, bool `(batch, tokens)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from keras_vjepa.backend.attention import token_order
+    >>> found = token_order(ops.convert_to_tensor(np.array([[True, False, True]])))
+    >>> ops.convert_to_numpy(found.order).tolist(), ops.convert_to_numpy(found.keys.edges).tolist()
+    ([[0, 2, 1]], [0, 2, 3])
+    """
+    left_out = ops.logical_not(mask)
+    order = ops.argsort(left_out, axis=1)
+    # Of bool, Keras' sum is int32.
+    count, rest = (ops.sum(x, axis=1) for x in (mask, left_out))
+    ends = ops.cumsum(ops.reshape(ops.stack([count, rest], axis=1), (-1,)))
+    edges = ops.pad(ends, ((1, 0),))
+    keys = LeadingKeys(ops.take_along_axis(mask, order, axis=1), count, edges)
+    return TokenOrder(order, ops.argsort(order, axis=1), keys)
+
+
+def wants_leading_keys(dtype: Any, num_tokens: int, head_dim: int) -> bool:
+    """Whether there is a kernel here that skips the keys left out, if they come last.
+
+    Others take a mask for each query and key, and with it twice the time: 2.3 ms instead of 1.2
+    (JAX, 24 samples of 1120 tokens, 16 heads of 24, both ways, H200).
+    """
+    if not is_half(dtype) or head_dim % 8 or head_dim > 128:
+        return False
+    # The gradient of JAX's takes an even number of tokens.
+    is_even = keras.config.backend() != "jax" or num_tokens % 2 == 0
+    return is_even and _has_kernel_for_leading_keys()
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether it is a type of 16 bits."""
+    return keras.backend.standardize_dtype(dtype) in ("bfloat16", "float16")
+
+
+def as_tensor(x: Any) -> Tensor:
+    """`ops.convert_to_tensor`, faster for what is a tensor already."""
+    return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | LeadingKeys | None = None
+) -> Tensor:
+    """Attention by the backend's own kernel. Arguments and result as in `attention`."""
+    mask: Any = key_mask
+    if isinstance(key_mask, LeadingKeys):
+        same_tokens = query.shape[1] == key.shape[1]
+        if same_tokens and wants_leading_keys(query.dtype, query.shape[1], query.shape[-1]):
+            return attention_to_leading_keys(query, key, value, key_mask)
+        mask = key_mask.mask
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    if keras.config.backend() != "torch":
+        return ops.dot_product_attention(query, key, value, mask=mask)
+    from torch.nn.functional import scaled_dot_product_attention
+
+    # Keras would copy the three first.
+    query, key, value = (as_tensor(x).transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def attention_to_leading_keys(
+    query: Tensor, key: Tensor, value: Tensor, keys: LeadingKeys, implementation: Any = "cudnn"
+) -> Tensor:
+    """Attention of tokens to themselves by a kernel that skips those which are left out.
+
+    Arguments and result as in `attention`; what comes out of tokens that are left out holds no
+    meaning. `implementation` is JAX's: `"cudnn"` or `"xla"`.
+    """
+    if keras.config.backend() == "torch":
+        return _attention_in_one_row(query, key, value, keys.edges)
+    import jax
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, count: Tensor) -> Tensor:
+        return jax.nn.dot_product_attention(
+            query, key, value, key_value_seq_lengths=count, implementation=implementation
+        )
+
+    return on_each_device(attend, query, key, value, keys.count)
+
+
+def _attention_in_one_row(query: Tensor, key: Tensor, value: Tensor, edges: Tensor) -> Tensor:
+    """All samples' tokens in one row, and attention within each part of it. torch only.
+
+    A sample has two parts, of tokens that take part and of the others, so that shapes stay the
+    same whatever the mask. The op is what `torch.nn.attention.varlen` calls, which torch 2.6 does
+    not have yet.
+    """
+    import torch
+
+    batch, num_tokens = query.shape[:2]
+    rows = (x.flatten(0, 1) for x in (query, key, value))
+    outputs = torch.ops.aten._flash_attention_forward(
+        *rows, edges, edges, num_tokens, num_tokens, 0.0, False, False
+    )
+    return outputs[0].unflatten(0, (batch, num_tokens))
+
+
+@functools.cache
+def _has_kernel_for_leading_keys() -> bool:
+    if keras.config.backend() == "jax":
+        return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+    if keras.config.backend() != "torch" or not has_accelerator():
+        return False
+    import torch
+
+    # Seen to work on NVIDIA's devices only; its kernels need Ampere.
+    is_ampere = torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
+    return is_ampere and torch.backends.cuda.is_flash_attention_available()
+
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
+) -> Tensor:
+    """Attention as two matrix products around a softmax. Arguments and result as in `attention`."""
+    bias = None if key_mask is None else _bias(key_mask, "float32")[:, None, None, :]
+    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+    weights = ops.softmax(_logits(query, key, bias), axis=-1)
+    return ops.transpose(ops.matmul(ops.cast(weights, value.dtype), value), (0, 2, 1, 3))
+
+
+def attention_by_head(
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
+) -> Tensor:
+    """Attention one head of one sample after the other, as products of plain matrices.
+
+    The logits of a chunk of queries stay in cache, and are computed again in the backward pass, so
+    memory grows with N, not with N x M. The gradient is written out: with the logarithm of each
+    softmax's sum kept, one exponential gives the weights back, without a maximum or a sum.
+    Arguments and result as in `attention`; shapes must be known.
+    """
+    return on_each_device(_attend_samples, query, key, value, key_mask)
+
+
+def _attend_samples(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+    batch, num_queries, num_heads, head_dim = query.shape
+
+    def one_head_a_row(x: Tensor) -> Tensor:
+        x = ops.transpose(x, (0, 2, 1, 3))
+        return ops.reshape(x, (batch * num_heads, x.shape[2], head_dim))
+
+    if key_mask is None:
+        bias = ops.zeros((batch * num_heads, 1, key.shape[1]), "float32")
+    else:
+        bias = ops.expand_dims(ops.repeat(_bias(key_mask, "float32"), num_heads, axis=0), 1)
+    outputs = _attend_heads(*(one_head_a_row(x) for x in (query, key, value)), bias)
+    outputs = ops.reshape(outputs, (batch, num_heads, num_queries, head_dim))
+    return ops.transpose(outputs, (0, 2, 1, 3))
+
+
+@ops.custom_gradient
+def _attend_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Any:
+    """Attention with one head in a row of each `(rows, tokens, head_dim)`."""
+    inputs = (query, key, value, bias)
+    outputs, log_sums = ops.map(lambda head: _attend_head(*head), inputs)
+
+    def gradient(*arguments: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
+        # Keras hands it over by name where it passes the inputs too, alone otherwise.
+        if upstream is None:
+            (upstream,) = arguments
+        rows = (*inputs, outputs, log_sums, upstream)
+        gradients = ops.map(lambda head: _attend_head_gradient(*head), rows)
+        return (*gradients, ops.zeros_like(bias))
+
+    return outputs, gradient
+
+
+def _attend_head(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One head's output `(queries, head_dim)` and log-sums of its softmax `(queries, 1)`."""
+    outputs, log_sums = [], []
+    for chunk in _query_chunks(query):
+        logits = _logits(query[chunk], key, bias)
+        top = ops.max(logits, axis=-1, keepdims=True)
+        weights = ops.exp(logits - top)
+        total = ops.sum(weights, axis=-1, keepdims=True)
+        pooled = ops.matmul(ops.cast(weights, value.dtype), value)
+        outputs.append(ops.cast(pooled / ops.cast(total, pooled.dtype), value.dtype))
+        log_sums.append(top + ops.log(total))
+    return ops.concatenate(outputs), ops.concatenate(log_sums)
+
+
+def _attend_head_gradient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
+    upstream: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one head with respect to its query, key and value."""
+    dtype = query.dtype
+    shared = ops.sum(ops.cast(output * upstream, "float32"), axis=-1, keepdims=True)
+    scale = ops.cast(_scale(query), dtype)
+    query_gradients: list[Tensor] = []
+    key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)
+    for chunk in _query_chunks(query):
+        weights = ops.exp(_logits(query[chunk], key, bias) - log_sum[chunk])
+        of_weights = ops.cast(ops.matmul(upstream[chunk], ops.transpose(value)), "float32")
+        of_logits = ops.cast(weights * (of_weights - shared[chunk]), dtype)
+        query_gradients.append(ops.matmul(of_logits, key) * scale)
+        key_gradient += ops.matmul(ops.transpose(of_logits), query[chunk] * scale)
+        value_gradient += ops.matmul(ops.transpose(ops.cast(weights, dtype)), upstream[chunk])
+    return ops.concatenate(query_gradients), key_gradient, value_gradient
+
+
+def _query_chunks(query: Tensor) -> list[slice]:
+    """Nearly equal parts of a head's queries whose logits fit into the processor's cache."""
+    num_queries = query.shape[0]
+    parts = max(1, round(num_queries / _QUERIES_PER_CHUNK))
+    edges = [num_queries * i // parts for i in range(parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(edges)]
+
+
+def _scale(query: Tensor) -> float:
+    return 1.0 / math.sqrt(query.shape[-1])
+
+
+def _logits(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Scaled and masked logits, float32 whatever the inputs are."""
+    query = query * ops.cast(_scale(query), query.dtype)
+    # Softmax over half-precision logits would lose what the float32 accumulation of the matrix
+    # product kept.
+    logits = ops.cast(ops.matmul(query, ops.swapaxes(key, -1, -2)), "float32")
+    return logits if bias is None else logits + bias
+
+
+def _bias(key_mask: Tensor | LeadingKeys, dtype: Any) -> Tensor:
+    """What a mask adds to the logits."""
+    if isinstance(key_mask, LeadingKeys):
+        key_mask = key_mask.mask
+    return ops.where(key_mask, ops.cast(0.0, dtype), ops.cast(_MASKED_LOGIT, dtype))
+
+
+# The fastest, forward and backward, where it is not the backend's own kernel. On 2 CPU cores at
+# ViT-B's shape (1568 tokens, 12 heads of 64), milliseconds: JAX 520 own kernel, 580 plain, 250 by
+# head; TensorFlow 190 own kernel, 170 plain; torch 170 own kernel (fused), 360 plain.
+_PREFERRED_ON_CPU: dict[str, Attention] = {
+    "jax": attention_by_head,
+    "tensorflow": plain_attention,
+}
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | LeadingKeys | None = None
+) -> Tensor:
+    """Multi-head softmax attention, in the way that is fastest on this backend and device.
+
+    Args:
+        query: `(batch, queries, heads, head_dim)`.
+        key: `(batch, keys, heads, head_dim)`.
+        value: `(batch, keys, heads, head_dim)`.
+        key_mask: optional bool `(batch, keys)`; keys that are False take no part. `LeadingKeys`,
+            where queries and keys are of the same tokens.
+
+    Returns:
+        `(batch, queries, heads, head_dim)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.attention import attention
+    >>> x = np.ones((1, 5, 2, 4), "float32")
+    >>> tuple(attention(x, x, x).shape)
+    (1, 5, 2, 4)
+    """
+    implementation = _PREFERRED_ON_CPU.get(keras.config.backend(), fused_attention)
+    if implementation is not fused_attention and has_accelerator():
+        implementation = fused_attention
+    if implementation is attention_by_head and not _worth_a_loop(query.shape, key.shape):
+        implementation = plain_attention
+    return implementation(query, key, value, key_mask)
+
+
+def _worth_a_loop(query_shape: Any, key_shape: Any) -> bool:
+    if None in (*query_shape, *key_shape):
+        return False
+    return query_shape[1] * key_shape[1] >= _MIN_LOGITS_FOR_LOOP

@@ -1,0 +1,75 @@
+"""What the machine has, and work done on each device by itself (App. C)."""
+
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+from keras_vjepa.types import Tensor
+
+
+def has_accelerator() -> bool:
+    """Whether models run on something other than the processor."""
+    if keras.config.backend() == "torch":
+        # Where Keras puts a tensor; `KERAS_TORCH_DEVICE` may say the processor.
+        return ops.zeros(()).device.type == "cuda"
+    return not keras.distribution.list_devices()[0].startswith("cpu")
+
+
+def peak_device_memory() -> int | None:
+    """Most bytes held so far on this process's first accelerator; None without one."""
+    if not has_accelerator():
+        return None
+    if keras.config.backend() == "torch":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> Tensor:
+    """`function(*arrays)`, where rows (the first axis) have nothing to do with each other.
+
+    JAX divides one program among its devices, and takes loops and gathers over rows for something
+    that all of them need whole: each would do all rows, and everything after that. Here each does
+    its own. On the other backends a device sees only its own rows as it is.
+
+    Args:
+        function: of as many arrays; gives an array with as many rows.
+        arrays: with the same number of rows each, or None.
+    """
+    current = keras.distribution.distribution() if keras.config.backend() == "jax" else None
+    if current is None:
+        return function(*arrays)
+    import jax
+
+    mesh, axis = current.device_mesh.backend_mesh, current.batch_dim_name
+    given = [array for array in arrays if array is not None]
+    # Outside of a compiled step arrays may lie anywhere, and have any number of rows.
+    if not isinstance(given[0], jax.core.Tracer) or given[0].shape[0] % mesh.shape[axis]:
+        return function(*arrays)
+
+    def of_given(*own: Tensor) -> Tensor:
+        rest = iter(own)
+        return function(*(None if array is None else next(rest) for array in arrays))
+
+    rows = jax.sharding.PartitionSpec(axis)
+    return jax.shard_map(of_given, mesh=mesh, in_specs=rows, out_specs=rows)(*given)
+
+
+def compiled_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function`, for a run on one device compiled by JAX, which is slow op by op.
+
+    With several devices, the compiled program would need all of them.
+    """
+    if keras.config.backend() != "jax" or keras.distribution.distribution() is not None:
+        return function
+    import jax
+
+    return jax.jit(function)

@@ -1,0 +1,341 @@
+"""Data-parallel training with each backend's own engine (App. C: 128 devices of 24 clips).
+
+`setup` finds the devices and processes, `DataParallel.feed` hands a process's clips to `fit`. What
+the processes do together in a step stands in `collectives.py`.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+
+from keras_vjepa.backend.collectives import joined_torch_processes
+from keras_vjepa.backend.device import has_accelerator
+from keras_vjepa.types import Tensor
+
+# Arrays in any structure: what `fit` takes, or a dictionary that is the model's input.
+Batch = Any
+
+BatchesT = TypeVar("BatchesT", bound=Any)
+
+# Seconds after which JAX takes a process that gives no sign of life for dead; by default 100.
+HEARTBEAT_TIMEOUT = 30
+# What tells a process of JAX where the first one listens, how many there are, and which it is.
+LAUNCHER_VARIABLES = (
+    ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    (
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES",
+        "KERAS_DISTRIBUTION_PROCESS_ID",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataParallel:
+    """What `setup` found.
+
+    Attributes:
+        process_index: number of this process.
+        process_count: processes of the run.
+        device_count: devices of all processes together.
+        engine: what joins them, in words.
+    """
+
+    process_index: int
+    process_count: int
+    device_count: int
+    engine: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.process_index == 0
+
+    def __str__(self) -> str:
+        processes = "process" if self.process_count == 1 else "processes"
+        devices = "device" if self.device_count == 1 else "devices"
+        return (
+            f"{self.process_count} {processes}, {self.device_count} {devices} "
+            f"on {keras.config.backend()} ({self.engine})"
+        )
+
+    def check_batch_size(
+        self, batch_size: int, accumulation_steps: int = 1, name: str = "batch_size"
+    ) -> None:
+        """Raise unless every device gets as many clips in each of its parts of a step.
+
+        Args:
+            batch_size: of all devices together.
+            accumulation_steps: parts of a step.
+            name: of `batch_size` in the message.
+
+        Raises:
+            ValueError: naming the number that the global batch must be a multiple of.
+        """
+        divisor = self.device_count * accumulation_steps
+        parts = f" x `accumulation_steps`={accumulation_steps}" if accumulation_steps > 1 else ""
+        if batch_size % divisor:
+            raise ValueError(
+                f"`{name}` must be a multiple of {divisor} ({self.device_count} devices{parts}). "
+                f"Received: {batch_size}"
+            )
+
+    def share(self, batches: BatchesT) -> BatchesT:
+        """The same batches, of which this process makes its slice; for `IndexedBatches`."""
+        return dataclasses.replace(
+            batches, process_index=self.process_index, process_count=self.process_count
+        )
+
+    def feed(self, batches: Iterator[Batch]) -> Any:
+        """This process's batches, as `fit` takes them.
+
+        Args:
+            batches: this process's slice of each global batch, in the order of the processes: the
+                model's inputs in a dictionary, or a tuple `(inputs, labels)`.
+        """
+        given = (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
+        if keras.config.backend() == "tensorflow" and self.device_count > 1:
+            return _distributed_dataset(given, self.device_count // self.process_count)
+        if keras.config.backend() == "torch" and has_accelerator():
+            return _moved_ahead(given)
+        return given
+
+    def release(self) -> None:
+        """Go back to one device for what follows: models made from here on are not distributed."""
+        processes = joined_torch_processes()
+        if processes is not None:
+            processes.destroy_process_group()
+        elif keras.config.backend() == "jax":
+            keras.distribution.set_distribution(None)
+        elif keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            tf.distribute.experimental_set_strategy(None)
+
+
+ALONE = DataParallel(0, 1, 1, "one device")
+
+
+def setup(shard_parameters: bool = False) -> DataParallel:
+    """Join all devices of this machine, and all processes of a launcher, for training.
+
+    Call it before anything else is computed: models made afterwards are trained on all devices.
+    Several processes of JAX get one random seed.
+    What starts several processes is the backend's own launcher, found by the environment:
+
+    - JAX: Slurm's `srun`; or `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
+      or Keras' `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `..._NUM_PROCESSES` and `..._PROCESS_ID`;
+    - torch: `torchrun`, one process per device;
+    - TensorFlow: `TF_CONFIG`.
+
+    Args:
+        shard_parameters: split weights, their moving average and the optimizer's state over the
+            devices instead of keeping a copy on each. JAX only.
+
+    Returns:
+        What was found; print it.
+
+    Raises:
+        ValueError: for `shard_parameters` on another backend.
+
+    Example:
+
+    >>> from keras_vjepa.backend import distribution
+    >>> distribution.setup().process_count
+    1
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        return _setup_jax(shard_parameters)
+    if shard_parameters:
+        raise ValueError(f"`shard_parameters` must be False on {backend}. Received: True")
+    return _setup_torch() if backend == "torch" else _setup_tensorflow()
+
+
+# --- JAX -----------------------------------------------------------------------------------------
+
+
+def _setup_jax(shard_parameters: bool) -> DataParallel:
+    import jax
+
+    _join_jax_processes()
+    devices = keras.distribution.list_devices()
+    engine = "one device"
+    if len(devices) > 1:
+        mesh = keras.distribution.DeviceMesh((len(devices),), ("batch",), devices)
+        # Each process makes its own slice of a batch, so Keras must not split it once more.
+        if shard_parameters:
+            engine = "ModelParallel, parameters sharded"
+            # The kernels of the blocks are nearly all of the parameters; what the optimizer keeps
+            # of each follows it.
+            layout = keras.distribution.LayoutMap(mesh)
+            layout[r".*/block_\d+/.*kernel"] = ("batch", None)
+            parallel: Any = keras.distribution.ModelParallel(
+                layout_map=layout, batch_dim_name="batch", auto_shard_dataset=False
+            )
+        else:
+            engine = "DataParallel"
+            parallel = keras.distribution.DataParallel(mesh, auto_shard_dataset=False)
+        keras.distribution.set_distribution(parallel)
+    return DataParallel(jax.process_index(), jax.process_count(), len(devices), engine)
+
+
+def _join_jax_processes() -> None:
+    """As `keras.distribution.initialize`, but a lost process is noticed sooner."""
+    import jax
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    if jax.distributed.is_initialized():
+        return
+    join = functools.partial(
+        jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+    )
+    for address, number, index in LAUNCHER_VARIABLES:
+        if address in os.environ:
+            # Keras' variable may list all processes; the first coordinates.
+            first = os.environ[address].split(",")[0]
+            join(first, _integer(number, address), _integer(index, address))
+            break
+    else:
+        # Of this step: a script outside `srun` sees the job's number of tasks, yet is alone.
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+            return
+        join()
+    # The same weights everywhere: JAX takes no array that differs between processes. From Python's
+    # generator, so that a seed that was set decides this one.
+    seed = broadcast_one_to_all(np.uint32(random.getrandbits(31)))
+    keras.utils.set_random_seed(int(seed))
+
+
+def _integer(name: str, beside: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise ValueError(f"`{name}` must be a number beside `{beside}`. Received: {value!r}")
+    return int(value)
+
+
+# --- torch ---------------------------------------------------------------------------------------
+
+
+def _setup_torch() -> DataParallel:
+    import torch
+
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ALONE
+    accelerated = torch.cuda.is_available()
+    if accelerated:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if accelerated else "gloo")
+    engine = f"all-reduce by {torch.distributed.get_backend()}"
+    return DataParallel(torch.distributed.get_rank(), count, count, engine)
+
+
+def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches on the device, each copied there while the step before it runs.
+
+    The other backends copy without waiting. Here a step would begin with a copy, and wait for it.
+    """
+    import torch
+
+    copying = torch.cuda.Stream()
+
+    def moved(array: Any) -> Tensor:
+        # Not "cuda": this runs in a thread, which has a current device of its own.
+        return torch.as_tensor(array).pin_memory().to(copying.device, non_blocking=True)
+
+    def next_batch() -> tuple[Batch, Any] | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(copying):
+            return keras.tree.map_structure(moved, batch), copying.record_event()
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next_batch)
+        while (found := coming.result()) is not None:
+            batch, is_there = found
+            coming = pool.submit(next_batch)
+            stream = torch.cuda.current_stream()
+            stream.wait_event(is_there)
+            for tensor in keras.tree.flatten(batch):
+                # Its memory may be used anew only when the step is done with it.
+                tensor.record_stream(stream)
+            yield batch
+
+
+def launch_on_all_devices() -> None:
+    """On torch, start the running script anew under `torchrun` if that is what it takes.
+
+    Elsewhere one process drives all devices of a machine. Does nothing under a launcher.
+    """
+    if keras.config.backend() != "torch" or "WORLD_SIZE" in os.environ:
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+
+
+# --- TensorFlow ----------------------------------------------------------------------------------
+
+
+def _setup_tensorflow() -> DataParallel:
+    import tensorflow as tf
+
+    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    count = sum(len(addresses) for addresses in cluster.values())
+    strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+    if count > 1:
+        strategy = strategy or tf.distribute.MultiWorkerMirroredStrategy()
+        index = strategy.cluster_resolver.task_id
+        engine = "MultiWorkerMirroredStrategy"
+    else:
+        kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+        devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        if len(devices) == 1:
+            return ALONE
+        strategy = strategy or tf.distribute.MirroredStrategy(devices)
+        index, count, engine = 0, 1, "MirroredStrategy"
+    tf.distribute.experimental_set_strategy(strategy)
+    return DataParallel(index, count, strategy.num_replicas_in_sync, engine)
+
+
+def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
+    """A dataset with the rows of one replica in each element.
+
+    From a function, because a dataset handed to `MultiWorkerMirroredStrategy` as it is would be
+    taken for the global batch, split once more, and clips be lost without a word.
+    """
+    import tensorflow as tf
+
+    first = next(batches)
+    rows = len(keras.tree.flatten(first)[0]) // local_replicas
+
+    def replica_batches() -> Iterator[Batch]:
+        for batch in itertools.chain([first], batches):
+            for start in range(0, local_replicas * rows, rows):
+                yield keras.tree.map_structure(itemgetter(slice(start, start + rows)), batch)
+
+    def description(value: Any) -> Any:
+        # The number of tokens may change from batch to batch, the size of a video may not.
+        rest = value.shape[1:] if value.ndim != 2 else [None]
+        return tf.TensorSpec((rows, *rest), value.dtype)
+
+    signature = keras.tree.map_structure(description, first)
+    dataset = tf.data.Dataset.from_generator(replica_batches, output_signature=signature)
+    return tf.distribute.get_strategy().distribute_datasets_from_function(lambda context: dataset)

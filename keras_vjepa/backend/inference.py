@@ -1,0 +1,126 @@
+"""A model's outputs for a batch that all devices and processes share (§4.3, the evaluations).
+
+Keras' `predict` is made for one process: under several, JAX cannot fetch what lies on another
+machine, and TensorFlow gives every replica the same rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+from numpy.typing import NDArray
+
+from keras_vjepa.backend import collectives
+
+Forward = Callable[[Any, NDArray[np.float32]], Any]
+
+
+class Predictor:
+    """The outputs of a model in inference, compiled, on all devices that `setup` found.
+
+    Args:
+        model: built; its outputs are arrays with a row for each row of its inputs.
+
+    Call arguments:
+        inputs: this process's rows, arrays in any structure.
+        weight: `(rows,)`, 0 for rows that hold nothing.
+
+    Returns:
+        The outputs as NumPy arrays with the rows of all processes, in their order, on each of them;
+        NaN where the weight is 0.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_vjepa.backend.inference import Predictor
+    >>> model = keras.Sequential([keras.layers.Flatten()])
+    >>> Predictor(model)(np.ones((2, 3), "float32"), np.array([1, 0], "float32"))
+    array([[ 1.,  1.,  1.],
+           [nan, nan, nan]], dtype=float32)
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+        self._forward: Forward | None = None
+
+    def __call__(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
+        if self._forward is None:
+            self._forward = self._make_forward()
+        return self._forward(inputs, weight)
+
+    def _make_forward(self) -> Forward:
+        backend = keras.config.backend()
+        if backend == "jax" and keras.distribution.distribution() is not None:
+            return _jax_forward(self.model)
+        if collectives.replicas_in_sync() > 1:
+            return _tensorflow_forward(self.model)
+        return self._forward_of_one_device
+
+    def _forward_of_one_device(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
+        outputs = _only_rows_with_weight(self.model.predict_on_batch(inputs), weight, np)
+        return tree.map_structure(collectives.gather, outputs)
+
+
+def _only_rows_with_weight(outputs: Any, weight: Any, numerics: Any = ops) -> Any:
+    def of_one(array: Any) -> Any:
+        column = numerics.reshape(weight > 0, (-1,) + (1,) * (len(array.shape) - 1))
+        return numerics.where(column, array, np.nan)
+
+    return tree.map_structure(of_one, outputs)
+
+
+def _jax_forward(model: keras.Model) -> Forward:
+    import jax
+
+    current = keras.distribution.distribution()
+    whole = jax.sharding.NamedSharding(
+        current.device_mesh.backend_mesh, jax.sharding.PartitionSpec()
+    )
+
+    def forward(trainable: Any, non_trainable: Any, inputs: Any, weight: Any) -> Any:
+        outputs, _ = model.stateless_call(trainable, non_trainable, inputs)
+        return _only_rows_with_weight(outputs, weight)
+
+    # Whole on every device, so that each process can fetch it.
+    compiled = jax.jit(forward, out_shardings=whole)
+
+    def on_all_devices(array: Any) -> Any:
+        layout = current.get_data_layout(array.shape).backend_layout
+        return jax.make_array_from_process_local_data(layout, array)
+
+    def predict(inputs: Any, weight: NDArray[np.float32]) -> Any:
+        variables = (model.trainable_variables, model.non_trainable_variables)
+        values = ([variable.value for variable in part] for part in variables)
+        rows = tree.map_structure(on_all_devices, (inputs, weight))
+        return tree.map_structure(np.asarray, compiled(*values, *rows))
+
+    return predict
+
+
+def _tensorflow_forward(model: keras.Model) -> Forward:
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    local_count = len(strategy.extended.worker_devices)
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def forward(inputs: Any, weight: Any) -> Any:
+        def of_a_replica(inputs: Any, weight: Any) -> Any:
+            return _only_rows_with_weight(model(inputs), weight)
+
+        outputs = strategy.run(of_a_replica, args=(inputs, weight))
+        return tree.map_structure(lambda array: strategy.gather(array, axis=0), outputs)
+
+    def predict(inputs: Any, weight: NDArray[np.float32]) -> Any:
+        def own_rows(array: Any) -> Any:
+            parts = np.split(np.asarray(array), local_count)
+            return strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(parts[context.replica_id_in_sync_group % local_count])
+            )
+
+        outputs = forward(*tree.map_structure(own_rows, (inputs, weight)))
+        return tree.map_structure(lambda array: array.numpy(), outputs)
+
+    return predict

@@ -1,0 +1,209 @@
+"""What a block does to each token: linear map, norm, exact GELU (§3.3, App. B), as each backend
+does it best."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vjepa.backend.attention import as_tensor, is_half
+from keras_vjepa.backend.device import has_accelerator
+from keras_vjepa.types import Tensor
+
+
+def runs_op_by_op() -> bool:
+    """Whether the backend runs each op as it comes (torch), rather than a compiled step.
+
+    Then the time between two ops counts, and what could be one op should be.
+    """
+    return keras.config.backend() == "torch"
+
+
+class WeightCopies:
+    """Weights in the type that is computed in, cast by their first use and kept. torch only.
+
+    A step uses a weight once for each kind of mask; cast anew each time it would take hundreds of
+    calls, and as many in the backward pass.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.backend.token_ops import WeightCopies
+    >>> copies, weight = WeightCopies(), keras.Variable([1.0])
+    >>> copies.of(weight) is copies.of(weight)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, variable: keras.Variable) -> Tensor:
+        """`variable.value`, as it was when it was asked for first."""
+        entry = self._copies.get(id(variable))
+        if entry is None:
+            weight, copy = variable._value, variable.value
+            if copy is not weight:
+                copy = copy.detach().requires_grad_(weight.requires_grad)
+            entry = self._copies[id(variable)] = weight, copy
+        return entry[1]
+
+    def hand_over_gradients(self) -> None:
+        """Add what the copies gathered in a backward pass to the weights' own gradients."""
+        import torch
+
+        found = [
+            (weight, copy)
+            for weight, copy in self._copies.values()
+            if copy is not weight and copy.grad is not None
+        ]
+        new = [(weight, copy) for weight, copy in found if weight.grad is None]
+        old = [(weight, copy) for weight, copy in found if weight.grad is not None]
+        for weight, _ in new:
+            weight.grad = torch.empty_like(weight)
+        for add, pairs in ((torch._foreach_copy_, new), (torch._foreach_add_, old)):
+            if pairs:
+                add([weight.grad for weight, _ in pairs], [copy.grad for _, copy in pairs])
+        for _, copy in found:
+            copy.grad = None
+
+
+_copies: WeightCopies | None = None
+
+
+@contextlib.contextmanager
+def weight_copies() -> Iterator[WeightCopies]:
+    """A scope in which no weight changes, and `linear` and `normalize` use copies of them."""
+    global _copies
+    before, _copies = _copies, WeightCopies()
+    try:
+        yield _copies
+    finally:
+        _copies = before
+
+
+def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """`tokens @ kernel + bias`, as a product of two plain matrices, whatever axes lead.
+
+    XLA on CPU takes up to three times as long for the gradient of a product with a batch axis (64
+    samples of 64 tokens, 128 to 512 channels: 48 ms against 16).
+
+    Args:
+        tokens: `(..., dim)`.
+        kernel: `(dim, units)`, of the same type.
+        bias: `(units,)`, of the same type.
+
+    Returns:
+        `(..., units)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.token_ops import linear
+    >>> x = np.ones((3, 2), "float32")
+    >>> float(linear(x, np.eye(2, dtype="float32"), np.ones(2, "float32"))[0, 0])
+    2.0
+    """
+    if not runs_op_by_op():
+        rows = ops.reshape(tokens, (-1, tokens.shape[-1]))
+        rows = ops.add(ops.matmul(rows, kernel), bias)
+        return ops.reshape(rows, (*ops.shape(tokens)[:-1], rows.shape[-1]))
+    import torch
+
+    # One kernel for product and sum, and no reshaping, which costs a call of Keras 0.1 ms.
+    tokens, kernel, bias = map(_as_tensor, (tokens, kernel, bias))
+    return torch.nn.functional.linear(tokens, kernel.t(), bias)
+
+
+def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """Query, key and value `(batch, tokens, heads, head_dim)` of `(batch, tokens, 3 * dim)`.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from keras_vjepa.backend.token_ops import split_heads
+    >>> [tuple(part.shape) for part in split_heads(ops.ones((1, 5, 24)), num_heads=2)]
+    [(1, 5, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4)]
+    """
+    if runs_op_by_op():
+        return packed.unflatten(-1, (3, num_heads, -1)).unbind(2)
+    head_dim = packed.shape[-1] // (3 * num_heads)
+    packed = ops.reshape(packed, (*ops.shape(packed)[:2], 3, num_heads, head_dim))
+    return tuple(packed[:, :, i] for i in range(3))
+
+
+def merge_heads(outputs: Tensor) -> Tensor:
+    """`(batch, tokens, heads * head_dim)` of `(batch, tokens, heads, head_dim)`."""
+    if runs_op_by_op():
+        return outputs.flatten(2)
+    dim = outputs.shape[2] * outputs.shape[3]
+    return ops.reshape(outputs, (*ops.shape(outputs)[:2], dim))
+
+
+def normalize(tokens: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
+    """Layer norm over the last axis; statistics are float32 at least, whatever the type.
+
+    Args:
+        tokens: `(..., dim)`.
+        gamma: scale, `(dim,)`.
+        beta: offset, `(dim,)`.
+        epsilon: added to the variance.
+
+    Returns:
+        The shape and type of `tokens`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.token_ops import normalize
+    >>> x = np.array([[1.0, 3.0]], "float32")
+    >>> float(normalize(x, np.ones(2, "float32"), np.zeros(2, "float32"), 0.0)[0, 1])
+    1.0
+    """
+    if not runs_op_by_op():
+        return ops.layer_normalization(tokens, gamma, beta, axis=-1, epsilon=epsilon)
+    import torch
+
+    # Keras would write all tokens in float32 before and after; the kernel does so inside.
+    tokens, gamma, beta = map(_as_tensor, (tokens, gamma, beta))
+    gamma, beta = gamma.to(tokens.dtype), beta.to(tokens.dtype)
+    return torch.nn.functional.layer_norm(tokens, gamma.shape, gamma, beta, epsilon)
+
+
+def gelu(inputs: Tensor) -> Tensor:
+    """x times the normal distribution's cumulative at x, not its tanh approximation.
+
+    Args:
+        inputs: any shape.
+
+    Returns:
+        The same shape.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.token_ops import gelu
+    >>> round(float(gelu(np.ones(1, "float32"))[0]), 4)
+    0.8413
+    """
+    if runs_op_by_op():
+        import torch
+
+        return torch.nn.functional.gelu(_as_tensor(inputs))
+    if keras.config.backend() == "jax" and not (is_half(inputs.dtype) and has_accelerator()):
+        return ops.gelu(inputs, approximate=False)
+    # Keras' own is made of erfc, which TensorFlow's exported formats do not have, and which takes a
+    # GPU longer than erf (JAX, H100, an MLP of ViT-L on 24 clips: 1.4 ms instead of 1.2). What JAX
+    # exports of erf, in turn, TensorFlow 2.21 cannot read. In float32, or half precision would lose
+    # the small values.
+    x = ops.cast(inputs, "float32")
+    return ops.cast(0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5))), inputs.dtype)
+
+
+def _as_tensor(x: Any) -> Tensor:
+    """`as_tensor`, with the copies of variables that `weight_copies` keeps."""
+    if isinstance(x, keras.Variable):
+        return x.value if _copies is None else _copies.of(x)
+    return as_tensor(x)

@@ -1,0 +1,399 @@
+"""Checkpoints in the authors' layout (App. C, App. D.1; official-behaviour §10, §12).
+
+A pretraining file holds the networks `encoder`, `predictor` and `target_encoder`, a probe file
+`classifier`, or `classifiers` for V-JEPA 2, of which the first counts. Architectures are read from
+the shapes. Strict both ways: an unknown key, a missing key or a wrong shape is an error that names
+it.
+
+A V-JEPA 2 file is told from its predictor, which has ten mask tokens; or, without one, from the
+missing position table. It may hold a table all the same, which its model does not use.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vjepa.conversion.entries import (
+    PATCH_KERNEL,
+    SAME,
+    TUBELET_KERNEL,
+    WITHOUT_BATCH,
+    Entry,
+    linear_entries,
+    load_entries,
+    norm_entries,
+)
+from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor, read_checkpoint
+from keras_vjepa.layers.positions import position_table
+from keras_vjepa.models.backbone import SIZES, VJEPABackbone
+from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
+from keras_vjepa.tasks.probe import VJEPAProbe
+
+# A table that went through the moving average is up to 6.5e-5 off (official-behaviour §2).
+_TABLE_TOLERANCE = 1e-3
+_PREFIXES = ("module.", "backbone.")
+# In every probe file of the authors, used by none of their probes (official-behaviour §1).
+_CROSS_ATTENTION = "pooler.cross_attention_block"
+DEAD_KEYS = (f"{_CROSS_ATTENTION}.xattn.proj.weight", f"{_CROSS_ATTENTION}.xattn.proj.bias")
+_TABLES = {"pos_embed", "predictor_pos_embed"}
+# What no shape of a V-JEPA 2 file tells (official-behaviour §12).
+_MASK_TOKENS = 10
+_INPUT = {"image_size": 256, "num_frames": 64}
+_PREDICTOR_HEADS, _PROBE_HEADS = 12, 16
+
+Tensors = dict[str, LazyTensor]
+
+
+def state_dict(checkpoint: dict[str, Any], name: str) -> Tensors:
+    """One network's tensors, without the wrappers' prefixes.
+
+    Raises:
+        CheckpointError: if the network is missing or holds something else than tensors.
+    """
+    network = checkpoint.get(name)
+    if name == "classifiers" and isinstance(network, list) and network:
+        network = network[0]
+    if not isinstance(network, dict):
+        raise CheckpointError(
+            f"the checkpoint has no `{name}`. Received keys: {sorted(map(str, checkpoint))}"
+        )
+    tensors = {}
+    for key, tensor in network.items():
+        if not isinstance(tensor, LazyTensor):
+            raise CheckpointError(f"`{name}.{key}` must be a tensor. Received: {type(tensor)}")
+        for prefix in _PREFIXES:
+            key = key.replace(prefix, "")
+        tensors[key] = tensor
+    return tensors
+
+
+def networks(
+    checkpoint: dict[str, Any], names: Iterable[str], position_embedding: str | None
+) -> tuple[list[Tensors], str]:
+    """The tensors of some networks that their model uses, and its `position_embedding`."""
+    found = [state_dict(checkpoint, name) for name in names]
+    if position_embedding is None:
+        keys = {
+            *found[0],
+            *(state_dict(checkpoint, "predictor") if "predictor" in checkpoint else ()),
+        }
+        is_rotary = _count(keys, "mask_tokens") == _MASK_TOKENS or not keys & _TABLES
+        position_embedding = "rotary" if is_rotary else "sincos"
+    if position_embedding == "rotary":
+        found = [{k: t for k, t in network.items() if k not in _TABLES} for network in found]
+    return found, position_embedding
+
+
+# --- The authors' names --------------------------------------------------------------------------
+
+
+def _block(name: str, block: Any) -> Iterator[Entry]:
+    yield from norm_entries(f"{name}.norm1", block.attention_norm)
+    yield from linear_entries([f"{name}.attn.qkv"], block.attention.query_key_value)
+    yield from linear_entries([f"{name}.attn.proj"], block.attention.output_projection)
+    yield from norm_entries(f"{name}.norm2", block.mlp_norm)
+    yield from linear_entries([f"{name}.mlp.fc1"], block.mlp_hidden)
+    yield from linear_entries([f"{name}.mlp.fc2"], block.mlp_output)
+
+
+def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
+    """The authors' name of every tensor of an encoder."""
+    kernel = PATCH_KERNEL if encoder.is_image_model else TUBELET_KERNEL
+    if encoder.position_embedding == "sincos":
+        yield Entry(("pos_embed",), encoder.position_table, WITHOUT_BATCH)
+    yield Entry(("patch_embed.proj.weight",), encoder.tubelet_embedding.kernel, kernel)
+    yield Entry(("patch_embed.proj.bias",), encoder.tubelet_embedding.bias, SAME)
+    for i, block in enumerate(encoder.blocks):
+        yield from _block(f"blocks.{i}", block)
+    yield from norm_entries("norm", encoder.norm)
+
+
+def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
+    """As `encoder_entries`, for the predictor."""
+    if predictor.position_embedding == "sincos":
+        yield Entry(("predictor_pos_embed",), predictor.position_table, WITHOUT_BATCH)
+    yield from linear_entries(["predictor_embed"], predictor.input_projection)
+    for i, mask_token in enumerate(predictor.mask_tokens):
+        yield Entry((f"mask_tokens.{i}",), mask_token, SAME)
+    for i, block in enumerate(predictor.blocks):
+        yield from _block(f"predictor_blocks.{i}", block)
+    yield from norm_entries("predictor_norm", predictor.norm)
+    yield from linear_entries(["predictor_proj"], predictor.output_projection)
+
+
+def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
+    """As `encoder_entries`, for a built probe; without V-JEPA's dead projection."""
+    pooler = probe.pooler
+    yield Entry(("pooler.query_tokens",), pooler.query_token, SAME)
+    yield from norm_entries(f"{_CROSS_ATTENTION}.norm1", pooler.tokens_norm)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.xattn.q"], pooler.query)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.xattn.kv"], pooler.key_value)
+    yield from norm_entries(f"{_CROSS_ATTENTION}.norm2", pooler.mlp_norm)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.mlp.fc1"], pooler.mlp_hidden)
+    yield from linear_entries([f"{_CROSS_ATTENTION}.mlp.fc2"], pooler.mlp_output)
+    for i, block in enumerate(pooler.blocks):
+        yield from _block(f"pooler.blocks.{i}", block)
+    yield from linear_entries(["linear"], probe.linear)
+
+
+# --- The architecture, from shapes ---------------------------------------------------------------
+
+
+def _count(keys: Iterable[str], prefix: str) -> int:
+    return len({key.split(".")[1] for key in keys if key.startswith(prefix + ".")})
+
+
+def _required(network: str, tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
+    if key not in tensors:
+        raise CheckpointError(f"`{network}` misses keys: {key}")
+    if len(tensors[key].shape) != rank and not (key == "patch_embed.proj.weight" and rank == 5):
+        raise CheckpointError(
+            f"`{network}.{key}` must have {rank} axes. Received shape: {tensors[key].shape}"
+        )
+    return tensors[key].shape
+
+
+def _grid_of_table(table: np.ndarray, is_image_model: bool) -> tuple[tuple[int, int, int], bool]:
+    """The token grid and `uniform_power` whose fresh position table this is."""
+    num_tokens, hidden_dim = table.shape
+    for time in range(1, num_tokens + 1):
+        side = math.isqrt(num_tokens // time)
+        if time * side * side != num_tokens or (is_image_model and time > 1):
+            continue
+        axes = (side, side) if is_image_model else (time, side, side)
+        for uniform_power in (True, False):
+            if not uniform_power and hidden_dim % 8:
+                continue
+            fresh = position_table(hidden_dim, axes, uniform_power)
+            if np.abs(fresh - table).max() < _TABLE_TOLERANCE:
+                return (time, side, side), uniform_power
+    raise CheckpointError(
+        f"`encoder.pos_embed` with {num_tokens} tokens is no sine-cosine table of a square clip"
+    )
+
+
+def _num_heads(hidden_dim: int, num_heads: int | None, is_rotary: bool = False) -> int:
+    # Two giants are as wide as each other.
+    unlikely = "giant" if is_rotary else "giant_xformers"
+    known = {s.hidden_dim: s.num_heads for name, s in SIZES.items() if name != unlikely}
+    if num_heads is None and hidden_dim not in known:
+        raise CheckpointError(
+            f"the number of heads cannot be read from shapes, and a width of {hidden_dim} is no "
+            "usual size: pass `num_heads`"
+        )
+    return num_heads if num_heads is not None else known[hidden_dim]
+
+
+def encoder_config(
+    tensors: Tensors, num_heads: int | None, position_embedding: str = "sincos"
+) -> dict[str, Any]:
+    """Arguments of `VJEPABackbone`, from the shapes of `encoder`."""
+    patch = _required("encoder", tensors, "patch_embed.proj.weight", 5)
+    mlp_dim = _required("encoder", tensors, "blocks.0.mlp.fc1.weight", 2)[0]
+    hidden_dim, is_image_model = patch[0], len(patch) == 4
+    tubelet_size, is_rotary = 1 if is_image_model else patch[2], position_embedding == "rotary"
+    clip: dict[str, Any] = {**_INPUT, **({"num_frames": 1} if is_image_model else {})}
+    if not is_rotary:
+        _required("encoder", tensors, "pos_embed", 3)
+        grid, uniform_power = _grid_of_table(tensors["pos_embed"].read()[0], is_image_model)
+        clip = {"image_size": grid[1] * patch[-1], "num_frames": grid[0] * tubelet_size}
+        clip["uniform_power"] = uniform_power
+    return {
+        **clip,
+        "patch_size": patch[-1],
+        "tubelet_size": tubelet_size,
+        "hidden_dim": hidden_dim,
+        "num_layers": _count(tensors, "blocks"),
+        "num_heads": _num_heads(hidden_dim, num_heads, is_rotary),
+        "mlp_ratio": _ratio(mlp_dim, hidden_dim),
+        "num_channels": patch[1],
+        "position_embedding": position_embedding,
+    }
+
+
+def _ratio(mlp_dim: int, hidden_dim: int) -> float:
+    """A ratio that gives `mlp_dim` back: `int(hidden_dim * ratio)`."""
+    ratio = mlp_dim / hidden_dim
+    return ratio if int(hidden_dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
+
+
+def predictor_config(
+    tensors: Tensors, encoder: VJEPABackbone, num_heads: int | None
+) -> dict[str, Any]:
+    """Arguments of `VJEPAPredictor`, from the shapes of `predictor`."""
+    hidden_dim = _required("predictor", tensors, "predictor_embed.weight", 2)[0]
+    mlp_dim = _required("predictor", tensors, "predictor_blocks.0.mlp.fc1.weight", 2)[0]
+    is_rotary = encoder.position_embedding == "rotary"
+    usual_heads = _PREDICTOR_HEADS if is_rotary else encoder.num_heads
+    return {
+        "encoder_dim": encoder.hidden_dim,
+        "grid_shape": encoder.position_axes,
+        "hidden_dim": hidden_dim,
+        "num_layers": _count(tensors, "predictor_blocks"),
+        "num_heads": usual_heads if num_heads is None else num_heads,
+        "num_mask_tokens": _count(tensors, "mask_tokens"),
+        "mlp_ratio": _ratio(mlp_dim, hidden_dim),
+        "position_embedding": encoder.position_embedding,
+        "uniform_power": encoder.uniform_power,
+    }
+
+
+def probe_config(name: str, tensors: Tensors, num_heads: int) -> dict[str, Any]:
+    """Arguments of `VJEPAProbe`, from the shapes of its tensors."""
+    num_classes, dim = _required(name, tensors, "linear.weight", 2)
+    mlp_dim = _required(name, tensors, f"{_CROSS_ATTENTION}.mlp.fc1.weight", 2)[0]
+    blocks = {key.split(".")[2] for key in tensors if key.startswith("pooler.blocks.")}
+    return {
+        "num_classes": num_classes,
+        "num_heads": num_heads,
+        "num_layers": 1 + len(blocks),
+        "mlp_ratio": _ratio(mlp_dim, dim),
+    }
+
+
+# --- From file to model --------------------------------------------------------------------------
+
+
+def convert(
+    path: str | Path,
+    probe: str | Path | None = None,
+    num_heads: int | None = None,
+    predictor_num_heads: int | None = None,
+    probe_num_heads: int | None = None,
+    **arguments: Any,
+) -> VJEPAPretrainer | VJEPAVideoClassifier:
+    """The pretrainer that a checkpoint holds, or with a probe's beside it the classifier.
+
+    Args:
+        path: a pretraining checkpoint in the authors' layout.
+        probe: None, or a probe checkpoint in the authors' layout.
+        num_heads: heads of the encoder; needed only where its width is no usual size.
+        predictor_num_heads: heads of the predictor; if None the encoder's, as in the paper, or 12
+            for V-JEPA 2.
+        probe_num_heads: heads of the probe; if None the encoder's, as in the reference, or 16 for
+            V-JEPA 2.
+        arguments: further ones of `VJEPABackbone`, which count more than what the file says. A
+            V-JEPA 2 file says nothing of `image_size` and `num_frames`: 256 and 64 if not given.
+
+    Raises:
+        CheckpointError: if anything in the files does not fit.
+    """
+    if probe is not None:
+        backbone = convert_backbone(path, num_heads=num_heads, **arguments)
+        return convert_classifier(backbone, probe, probe_num_heads)
+    (online, predicting, averaged), positions = networks(
+        read_checkpoint(path),
+        ("encoder", "predictor", "target_encoder"),
+        arguments.get("position_embedding"),
+    )
+    encoder = _built(VJEPABackbone, **{**encoder_config(online, num_heads, positions), **arguments})
+    predictor = _built(VJEPAPredictor, **predictor_config(predicting, encoder, predictor_num_heads))
+    pretrainer = VJEPAPretrainer(encoder, predictor)
+    load_entries("encoder", online, encoder_entries(encoder))
+    load_entries("predictor", predicting, predictor_entries(predictor))
+    load_entries("target_encoder", averaged, encoder_entries(pretrainer.target_encoder))
+    return pretrainer
+
+
+def convert_backbone(
+    path: str | Path,
+    network: str = "target_encoder",
+    num_heads: int | None = None,
+    **arguments: Any,
+) -> VJEPABackbone:
+    """One encoder of a checkpoint; nothing else of the file is read.
+
+    Args:
+        path: as in `convert`.
+        network: `"target_encoder"`, which is the one that the authors' evaluations take, or
+            `"encoder"`.
+        num_heads: as in `convert`.
+        arguments: as in `convert`.
+
+    Raises:
+        CheckpointError: if anything in that part of the file does not fit.
+    """
+    checkpoint, wanted = read_checkpoint(path), arguments.get("position_embedding")
+    [tensors], positions = networks(checkpoint, [network], wanted)
+    config = encoder_config(tensors, num_heads, positions)
+    encoder = _built(VJEPABackbone, **{**config, **arguments})
+    load_entries(network, tensors, encoder_entries(encoder))
+    return encoder
+
+
+def _built(cls: Any, **arguments: Any) -> Any:
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
+    """The probe that a probe checkpoint holds; it takes tokens `(batch, tokens, dim)`.
+
+    Args:
+        path: a probe checkpoint in the authors' layout.
+        num_heads: heads of the probe. If None, those of an encoder of that width, as in the
+            reference, or 16 for V-JEPA 2.
+
+    Raises:
+        CheckpointError: if anything in the file does not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    name = "classifiers" if "classifiers" in checkpoint else "classifier"
+    tensors = state_dict(checkpoint, name)
+    dim = _required(name, tensors, "linear.weight", 2)[1]
+    if name == "classifier":
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in DEAD_KEYS}
+        num_heads, self_attention = _num_heads(dim, num_heads), "query"
+    else:
+        num_heads, self_attention = num_heads or _PROBE_HEADS, "tokens"
+    config = probe_config(name, tensors, num_heads)
+    probe = _built(VJEPAProbe, **config, self_attention=self_attention)
+    try:
+        probe.build((None, None, dim))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    load_entries(name, tensors, probe_entries(probe))
+    return probe
+
+
+def convert_classifier(
+    backbone: VJEPABackbone, path: str | Path, num_heads: int | None = None, **arguments: Any
+) -> VJEPAVideoClassifier:
+    """A classifier of a backbone and the probe of a probe checkpoint.
+
+    Args:
+        backbone: what the probe was trained on, e.g. `convert_backbone(...)`.
+        path: a probe checkpoint in the authors' layout.
+        num_heads: heads of the probe; if None the backbone's, as in the reference, or 16 for
+            V-JEPA 2.
+        arguments: further ones of `VJEPAVideoClassifier`, e.g. `num_clips`.
+
+    Raises:
+        CheckpointError: if anything in the file does not fit, or not with the backbone.
+    """
+    if num_heads is None and backbone.position_embedding == "sincos":
+        num_heads = backbone.num_heads
+    probe = convert_probe(path, num_heads)
+    width = probe.linear.kernel.shape[0]
+    if width != backbone.hidden_dim:
+        raise CheckpointError(
+            f"the probe must be {backbone.hidden_dim} wide, as the encoder. Received: {width}"
+        )
+    classifier = VJEPAVideoClassifier(
+        backbone,
+        probe.num_classes,
+        num_heads=None if probe.num_heads == backbone.num_heads else probe.num_heads,
+        num_layers=probe.num_layers,
+        mlp_ratio=probe.mlp_ratio,
+        self_attention=probe.self_attention,
+        **arguments,
+    )
+    classifier.probe.set_weights(probe.get_weights())
+    return classifier

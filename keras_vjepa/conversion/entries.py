@@ -1,0 +1,104 @@
+"""Which foreign tensor is which variable, and how its values are rearranged (App. B, App. D.1)."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Rearrangement:
+    """A change of axes from the foreign layout to ours; `inverse` leads back."""
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return self.forward(array)
+
+
+SAME = Rearrangement(lambda x: x, lambda x: x)
+TRANSPOSED = Rearrangement(np.transpose, np.transpose)
+WITHOUT_BATCH = Rearrangement(lambda x: x[0], lambda x: x[None])
+# [out, channel, (time,) row, column] to (time, row, column, channel, out)
+TUBELET_KERNEL = Rearrangement(
+    lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)
+)
+PATCH_KERNEL = Rearrangement(
+    lambda x: x.transpose(2, 3, 1, 0)[None], lambda x: x[0].transpose(3, 2, 0, 1)
+)
+
+
+class Entry(NamedTuple):
+    """A variable and the foreign tensors that make it, side by side along its last axis."""
+
+    names: tuple[str, ...]
+    variable: Any
+    rearrange: Rearrangement
+
+
+def linear_entries(names: Iterable[str], layer: Any) -> Iterator[Entry]:
+    """A dense layer that one or several linear layers of the foreign model make."""
+    names = tuple(names)
+    yield Entry(tuple(f"{name}.weight" for name in names), layer.kernel, TRANSPOSED)
+    yield Entry(tuple(f"{name}.bias" for name in names), layer.bias, SAME)
+
+
+def norm_entries(name: str, layer: Any) -> Iterator[Entry]:
+    """A layer norm."""
+    yield Entry((f"{name}.weight",), layer.gamma, SAME)
+    yield Entry((f"{name}.bias",), layer.beta, SAME)
+
+
+def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable[Entry]) -> None:
+    """Assign every tensor to its variable, after checking that all fit.
+
+    Raises:
+        CheckpointError: naming keys that are missing, unknown, or of a wrong shape.
+    """
+    entries = list(entries)
+    expected = {name for entry in entries for name in entry.names}
+    for problem, keys in (
+        ("misses", sorted(expected - set(tensors))),
+        ("has unknown", sorted(set(tensors) - expected)),
+    ):
+        if keys:
+            raise CheckpointError(f"`{network}` {problem} keys: {', '.join(keys)}")
+    for entry in entries:
+        _check_shapes(network, tensors, entry)
+    for names, variable, rearrange in entries:
+        parts = [rearrange(tensors[name].read()) for name in names]
+        variable.assign(np.concatenate(parts, axis=-1, dtype="float32", casting="unsafe"))
+
+
+def foreign_tensors(entries: Iterable[Entry]) -> dict[str, LazyTensor]:
+    """The way back: every foreign tensor, float32, read from its variable when asked for."""
+
+    def tensor(entry: Entry, part: int) -> LazyTensor:
+        def read() -> np.ndarray:
+            value = ops.convert_to_numpy(ops.cast(entry.variable, "float32"))
+            return entry.rearrange.inverse(np.split(value, len(entry.names), axis=-1)[part])
+
+        return LazyTensor(_foreign_shape(entry), read)
+
+    return {name: tensor(entry, part) for entry in entries for part, name in enumerate(entry.names)}
+
+
+def _foreign_shape(entry: Entry) -> tuple[int, ...]:
+    shape = tuple(entry.variable.shape)
+    share = (*shape[:-1], shape[-1] // len(entry.names))
+    # Shapes alone, without memory: a view of one number.
+    return entry.rearrange.inverse(np.broadcast_to(np.float32(0), share)).shape
+
+
+def _check_shapes(network: str, tensors: dict[str, LazyTensor], entry: Entry) -> None:
+    expected = _foreign_shape(entry)
+    for name in entry.names:
+        if tensors[name].shape != expected:
+            raise CheckpointError(
+                f"`{network}.{name}` must have shape {expected}. Received: {tensors[name].shape}"
+            )

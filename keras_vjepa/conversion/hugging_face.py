@@ -1,0 +1,277 @@
+"""V-JEPA 2 folders of the transformers package (App. D.1; official-behaviour §12).
+
+A folder holds `config.json` and `model.safetensors`, in one file or in several with an index. It is
+a `VJEPA2Model` (encoder and predictor) or a `VJEPA2ForVideoClassification`. Strict both ways: an
+unknown key, a missing key or a wrong shape is an error that names it. Reading needs the package
+safetensors, writing (`tools/export_checkpoint.py`) too; neither needs PyTorch or transformers.
+
+That package counts positions of clips of another size in the grid of `crop_size`, V-JEPA 2's own
+code in the clip's grid. So does what is converted here; `position_mode="index"` gives the former.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vjepa.conversion.entries import (
+    SAME,
+    TUBELET_KERNEL,
+    Entry,
+    linear_entries,
+    load_entries,
+    norm_entries,
+)
+from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor
+from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
+from keras_vjepa.tasks.probe import VJEPAProbe
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+# Their values where config.json does not give them.
+DEFAULTS = {
+    "patch_size": 16,
+    "crop_size": 256,
+    "frames_per_clip": 64,
+    "tubelet_size": 2,
+    "hidden_size": 1024,
+    "in_chans": 3,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "mlp_ratio": 4.0,
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+    "num_pooler_layers": 3,
+    "pred_hidden_size": 384,
+    "pred_num_attention_heads": 12,
+    "pred_num_hidden_layers": 12,
+    "pred_num_mask_tokens": 10,
+    "pred_mlp_ratio": 4.0,
+}
+# A classifier holds the whole model under this name.
+MODEL_PREFIX = "vjepa2."
+MASK_TOKENS = "predictor.embeddings.mask_tokens"
+
+Tensors = dict[str, LazyTensor]
+
+
+def safetensors() -> Any:
+    """The package of that name.
+
+    Raises:
+        CheckpointError: if it is not installed.
+    """
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise CheckpointError(
+            "this layout needs the package safetensors: pip install 'keras-vjepa[safetensors]'"
+        ) from None
+    return safetensors
+
+
+def read_folder(folder: str | Path) -> tuple[dict[str, Any], Tensors]:
+    """The configuration, completed by defaults, and all tensors.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or it is no V-JEPA 2 model.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no readable {CONFIG_FILE} ({error})") from None
+    if not isinstance(config, dict) or config.get("model_type") != "vjepa2":
+        raise CheckpointError(f"{folder}/{CONFIG_FILE} must be of `model_type` vjepa2")
+    config = {**DEFAULTS, **config}
+    if config["hidden_act"] != "gelu":
+        raise CheckpointError(f"`hidden_act` must be 'gelu'. Received: {config['hidden_act']!r}")
+    index, tensors = folder / f"{WEIGHTS_FILE}.index.json", {}
+    names = {WEIGHTS_FILE}
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    for name in sorted(names):
+        # Beside the index, whatever it says.
+        tensors.update(_read_safetensors(folder / Path(name).name))
+    return config, tensors
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    if not path.is_file():
+        raise CheckpointError(f"no such file: {path}")
+    library = safetensors()
+    try:
+        file = library.safe_open(path, "numpy")
+        keys = list(file.keys())
+    except library.SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from None
+
+    def lazy(key: str) -> LazyTensor:
+        return LazyTensor(tuple(file.get_slice(key).get_shape()), lambda: file.get_tensor(key))
+
+    return {key: lazy(key) for key in keys}
+
+
+# --- The names of that package -------------------------------------------------------------------
+
+
+def _block(name: str, block: Any) -> Iterator[Entry]:
+    parts = [f"{name}.attention.{part}" for part in ("query", "key", "value")]
+    yield from norm_entries(f"{name}.norm1", block.attention_norm)
+    yield from linear_entries(parts, block.attention.query_key_value)
+    yield from linear_entries([f"{name}.attention.proj"], block.attention.output_projection)
+    yield from norm_entries(f"{name}.norm2", block.mlp_norm)
+    yield from _mlp(name, block)
+
+
+def _mlp(name: str, block: Any) -> Iterator[Entry]:
+    yield from linear_entries([f"{name}.mlp.fc1"], block.mlp_hidden)
+    yield from linear_entries([f"{name}.mlp.fc2"], block.mlp_output)
+
+
+def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
+    """That package's name of every tensor of an encoder."""
+    patches = "encoder.embeddings.patch_embeddings.proj"
+    yield Entry((f"{patches}.weight",), encoder.tubelet_embedding.kernel, TUBELET_KERNEL)
+    yield Entry((f"{patches}.bias",), encoder.tubelet_embedding.bias, SAME)
+    for i, block in enumerate(encoder.blocks):
+        yield from _block(f"encoder.layer.{i}", block)
+    yield from norm_entries("encoder.layernorm", encoder.norm)
+
+
+def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
+    """As `encoder_entries`, for the predictor; its mask tokens one by one."""
+    projection = "predictor.embeddings.predictor_embeddings"
+    yield from linear_entries([projection], predictor.input_projection)
+    for i, mask_token in enumerate(predictor.mask_tokens):
+        yield Entry((f"{MASK_TOKENS}.{i}",), mask_token, SAME)
+    for i, block in enumerate(predictor.blocks):
+        yield from _block(f"predictor.layer.{i}", block)
+    yield from norm_entries("predictor.layernorm", predictor.norm)
+    yield from linear_entries(["predictor.proj"], predictor.output_projection)
+
+
+def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
+    """As `encoder_entries`, for a built probe."""
+    pooler, cross = probe.pooler, "pooler.cross_attention_layer"
+    yield Entry(("pooler.query_tokens",), pooler.query_token, SAME)
+    yield from norm_entries(f"{cross}.layer_norm1", pooler.tokens_norm)
+    yield from linear_entries([f"{cross}.cross_attn.q_proj"], pooler.query)
+    parts = [f"{cross}.cross_attn.{part}_proj" for part in ("k", "v")]
+    yield from linear_entries(parts, pooler.key_value)
+    yield from norm_entries(f"{cross}.layer_norm2", pooler.mlp_norm)
+    yield from _mlp(cross, pooler)
+    for i, block in enumerate(pooler.blocks):
+        name = f"pooler.self_attention_layers.{i}"
+        parts = [f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v")]
+        yield from norm_entries(f"{name}.layer_norm1", block.attention_norm)
+        yield from linear_entries(parts, block.attention.query_key_value)
+        yield from linear_entries([f"{name}.self_attn.out_proj"], block.attention.output_projection)
+        yield from norm_entries(f"{name}.layer_norm2", block.mlp_norm)
+        yield from _mlp(name, block)
+    yield from linear_entries(["classifier"], probe.linear)
+
+
+# --- From folder to model ------------------------------------------------------------------------
+
+
+def convert(folder: str | Path, **arguments: Any) -> VJEPAPretrainer | VJEPAVideoClassifier:
+    """The model of a folder: a pretrainer of a `VJEPA2Model`, else a classifier.
+
+    Args:
+        folder: what `save_pretrained` of that package wrote, or a download of such.
+        arguments: further ones of `VJEPABackbone`, which count more than what the folder says.
+
+    Raises:
+        CheckpointError: if anything in the folder does not fit.
+    """
+    config, tensors = read_folder(folder)
+    encoder = _encoder(config, tensors, arguments)
+    if any(key.startswith(MODEL_PREFIX) for key in tensors):
+        return _classifier(config, tensors, encoder)
+    predictor = VJEPAPredictor(
+        encoder.hidden_dim,
+        encoder.position_axes,
+        config["pred_hidden_size"],
+        config["pred_num_hidden_layers"],
+        config["pred_num_attention_heads"],
+        config["pred_num_mask_tokens"],
+        config["pred_mlp_ratio"],
+        "rotary",
+        layer_norm_epsilon=config["layer_norm_eps"],
+    )
+    rest = {key: t for key, t in tensors.items() if not key.startswith("encoder.")}
+    load_entries("predictor", _with_single_mask_tokens(rest), predictor_entries(predictor))
+    return VJEPAPretrainer(encoder, predictor)
+
+
+def convert_backbone(folder: str | Path, **arguments: Any) -> VJEPABackbone:
+    """The encoder of a folder; nothing else of it is read. Arguments as in `convert`.
+
+    Raises:
+        CheckpointError: if anything in that part of the folder does not fit.
+    """
+    return _encoder(*read_folder(folder), arguments)
+
+
+def _encoder(config: dict[str, Any], tensors: Tensors, arguments: dict[str, Any]) -> VJEPABackbone:
+    tensors = {key.removeprefix(MODEL_PREFIX): t for key, t in tensors.items()}
+    tensors = {key: t for key, t in tensors.items() if key.startswith("encoder.")}
+    try:
+        encoder = VJEPABackbone(**{**encoder_config(config), **arguments})
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    load_entries("encoder", tensors, encoder_entries(encoder))
+    return encoder
+
+
+def encoder_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `VJEPABackbone`, from config.json."""
+    return {
+        "image_size": config["crop_size"],
+        "num_frames": config["frames_per_clip"],
+        "patch_size": config["patch_size"],
+        "tubelet_size": config["tubelet_size"],
+        "hidden_dim": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "mlp_ratio": config["mlp_ratio"],
+        "num_channels": config["in_chans"],
+        "layer_norm_epsilon": config["layer_norm_eps"],
+        "position_embedding": "rotary",
+    }
+
+
+def _classifier(
+    config: dict[str, Any], tensors: Tensors, encoder: VJEPABackbone
+) -> VJEPAVideoClassifier:
+    # The predictor is saved with it, and used by nothing in it.
+    rest = {key: t for key, t in tensors.items() if not key.startswith(MODEL_PREFIX)}
+    if "classifier.bias" not in rest:
+        raise CheckpointError("`classifier` misses keys: classifier.bias")
+    classifier = VJEPAVideoClassifier(
+        encoder,
+        rest["classifier.bias"].shape[0],
+        num_layers=1 + config["num_pooler_layers"],
+        layer_norm_epsilon=config["layer_norm_eps"],
+        self_attention="tokens",
+    )
+    load_entries("classifier", rest, probe_entries(classifier.probe))
+    return classifier
+
+
+def _with_single_mask_tokens(tensors: Tensors) -> Tensors:
+    """The mask tokens of the predictor, which are one tensor `[tokens, 1, 1, dim]`, one by one."""
+    stacked = tensors.get(MASK_TOKENS)
+    if stacked is None or not stacked.shape:
+        return tensors
+
+    def single(i: int) -> LazyTensor:
+        return LazyTensor(stacked.shape[1:], lambda: np.asarray(stacked.read())[i])
+
+    singles = {f"{MASK_TOKENS}.{i}": single(i) for i in range(stacked.shape[0])}
+    return {**{k: t for k, t in tensors.items() if k != MASK_TOKENS}, **singles}

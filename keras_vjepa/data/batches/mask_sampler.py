@@ -1,0 +1,250 @@
+"""Context and target tokens of every sample of a batch (§3.2, App. C Table 9).
+
+Departure (the authors' code is followed rather than the paper's text): every list of a batch is cut
+to a common length, so that context and target are no longer complements of each other. Cutting
+removes the end of the list, the latest time steps, and lifts what the encoder does not see to the
+paper's "about 90 %".
+
+The truncation "budget" is ours: it cuts to a fixed length instead of to the batch's shortest
+sample, so that compiled backends see one shape. And each sample has a random stream of its own;
+in the authors' code all devices draw the same positions.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.batches.mask_kinds import (
+    BLOCK_SIZE_STREAM,
+    FIRST_POSITION_STREAM,
+    MAX_DRAWS,
+    Mask,
+    check_at_least_one,
+)
+
+Grid = tuple[int, int, int]
+
+PADDING = -1
+
+# "mask" in ASCII: keeps these draws apart from others made from the same seed and step.
+MASK_STREAM = 0x6D61736B
+
+
+class MaskSampler:
+    """Draws the context and target indices of a batch, as a pure function of the step (§3.2).
+
+    Args:
+        masks: mask kinds, in the order of the predictor's mask tokens.
+        grid: tokens per axis (Nt, Nh, Nw).
+        truncation: "budget" cuts or pads every list to a fixed number of tokens; "batch_min" cuts
+            to the shortest list of the batch, as the authors' code does. Either way the first
+            indices stay.
+        context_budgets: tokens per context, one number per mask kind. Needed by "budget" unless
+            the kind has one count, as `RandomTubeMask` does; then it defaults to that. `None`, or
+            `None` for that kind.
+        target_budgets: tokens per target, likewise.
+        seed: non-negative.
+
+    Raises:
+        ValueError: if a mask does not fit the grid, or a budget is missing or too large.
+
+    Example:
+
+    >>> from keras_vjepa.data.batches.mask_kinds import LONG_RANGE, SHORT_RANGE
+    >>> sampler = MaskSampler([SHORT_RANGE, LONG_RANGE], (8, 14, 14), "budget",
+    ...                       context_budgets=(368, 96), target_budgets=(752, 1104))
+    >>> batch = sampler(step=0, batch_size=4)
+    >>> {name: indices.shape for name, indices in batch.items()}  # doctest: +NORMALIZE_WHITESPACE
+    {'context_indices_0': (4, 368), 'target_indices_0': (4, 752),
+     'context_indices_1': (4, 96), 'target_indices_1': (4, 1104)}
+    """
+
+    def __init__(
+        self,
+        masks: Sequence[Mask],
+        grid: Grid,
+        truncation: Literal["budget", "batch_min"] = "budget",
+        context_budgets: Sequence[int | None] | None = None,
+        target_budgets: Sequence[int | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not masks:
+            raise ValueError("`masks` must hold at least one mask. Received: none")
+        if len(grid) != 3 or min(grid) < 1:
+            raise ValueError(f"`grid` must be three positive numbers. Received: {grid}")
+        if truncation not in ("budget", "batch_min"):
+            raise ValueError(
+                f'`truncation` must be "budget" or "batch_min". Received: {truncation!r}'
+            )
+        if seed < 0:
+            raise ValueError(f"`seed` must not be negative. Received: {seed}")
+        if truncation == "batch_min" and (context_budgets or target_budgets):
+            raise ValueError(
+                "`context_budgets` and `target_budgets` must be None with "
+                f'`truncation`="batch_min". Received: {context_budgets} and {target_budgets}'
+            )
+        for mask in masks:
+            mask.check_grid(grid)
+        self.masks = tuple(masks)
+        self.grid = grid
+        self.seed = seed
+        self.context_budgets: tuple[int, ...] | None = None
+        self.target_budgets: tuple[int, ...] | None = None
+        if truncation == "budget":
+            self.context_budgets = self._budgets("context_budgets", context_budgets)
+            self.target_budgets = self._budgets("target_budgets", target_budgets)
+
+    def __call__(self, step: int, batch_size: int, start: int = 0) -> dict[str, NDArray[np.int32]]:
+        """Draw the masks of `batch_size` samples.
+
+        Args:
+            step: number of the training step, from 0.
+            batch_size: number of samples that this process draws.
+            start: position of its first sample in the global batch. With "budget", the parts of
+                a batch drawn by several processes equal the batch drawn by one; with "batch_min"
+                every process cuts to its own shortest sample, as in the authors' code.
+
+        Returns:
+            `context_indices_{i}` and `target_indices_{i}` for mask kind i: ascending indices into
+            the time-major flattened tokens, int32, shape (batch_size, tokens). With "budget",
+            lists that are too short end in -1.
+
+        Raises:
+            ValueError: if an argument is out of range, or if a mask hides everything again and
+                again.
+        """
+        if step < 0 or start < 0:
+            raise ValueError(
+                f"`step` and `start` must not be negative. Received: {step} and {start}"
+            )
+        check_at_least_one("batch_size", batch_size)
+        batch = {}
+        for kind in range(len(self.masks)):
+            visible = self.draw_visible(kind, step, batch_size, start)
+            num_context, num_target = self._list_lengths(kind, visible)
+            batch[f"context_indices_{kind}"] = _first_indices(visible, num_context)
+            batch[f"target_indices_{kind}"] = _first_indices(~visible, num_target)
+        return batch
+
+    def draw_visible(
+        self, kind: int, step: int, batch_size: int, start: int = 0
+    ) -> NDArray[np.bool_]:
+        """Draw what the encoder would see of each sample before any truncation.
+
+        Args:
+            kind: position of the mask in `masks`.
+            step: as in `__call__`, like the other arguments.
+
+        Returns:
+            Shape (batch_size, tokens); at least one token of each sample is visible.
+        """
+        mask = self.masks[kind]
+        size_draws = np.random.Generator(self._random(step, BLOCK_SIZE_STREAM, 0)).random(3)
+        num_draws = mask.num_draws(self.grid)
+        # Philox jumps to any place of its stream, in units of four draws: each sample owns such
+        # units, so that its draws depend on its position in the global batch alone.
+        num_units = -(-num_draws // 4)
+        visible = np.zeros((batch_size, *self.grid), np.bool_)
+        pending = np.arange(batch_size)
+        for attempt in range(MAX_DRAWS):
+            stream = self._random(step, FIRST_POSITION_STREAM + kind, attempt)
+            stream.advance(start * num_units)
+            draws = np.random.Generator(stream).random((batch_size, 4 * num_units))
+            visible[pending] = mask.visible(self.grid, size_draws, draws[pending, :num_draws])
+            pending = pending[~visible[pending].any(axis=(1, 2, 3))]
+            if not pending.size:
+                return visible.reshape(batch_size, -1)
+        raise ValueError(
+            f"`masks` must leave something visible on the grid {self.grid}, but {MAX_DRAWS} draws "
+            f"hid everything: use fewer or smaller blocks. Received: {mask}"
+        )
+
+    def _budgets(self, name: str, budgets: Sequence[int | None] | None) -> tuple[int, ...]:
+        """The given budgets, completed by the exact counts of the kinds that have such."""
+        if budgets is None:
+            budgets = [None] * len(self.masks)
+        if len(budgets) != len(self.masks):
+            raise ValueError(
+                f"`{name}` must hold one number per mask ({len(self.masks)}). Received: {budgets}"
+            )
+        is_context = name == "context_budgets"
+        resolved = []
+        for mask, budget in zip(self.masks, budgets, strict=True):
+            most = math.prod(self.grid)
+            if is_context and mask.max_keep is not None:
+                most = min(most, mask.max_keep)
+            counts = mask.token_counts(self.grid)
+            if budget is None and counts is not None:
+                budget = min(most, counts[0 if is_context else 1])
+            if budget is None or not 1 <= budget <= most:
+                raise ValueError(
+                    f"`{name}` must be in [1, {most}] (tokens of the grid, or `max_keep`) for "
+                    f"{type(mask).__name__}; `mean_counts` estimates it. Received: {budget}"
+                )
+            resolved.append(budget)
+        return tuple(resolved)
+
+    def _list_lengths(self, kind: int, visible: NDArray[np.bool_]) -> tuple[int, int]:
+        if self.context_budgets is not None and self.target_budgets is not None:
+            return self.context_budgets[kind], self.target_budgets[kind]
+        num_visible = visible.sum(axis=1)
+        max_keep = self.masks[kind].max_keep
+        num_context = int(num_visible.min())
+        if max_keep is not None:
+            num_context = min(num_context, max_keep)
+        return num_context, visible.shape[1] - int(num_visible.max())
+
+    def _random(self, step: int, stream: int, attempt: int) -> np.random.Philox:
+        key = np.random.SeedSequence(self.seed, spawn_key=(MASK_STREAM, step, stream, attempt))
+        return np.random.Philox(key)
+
+
+def mean_counts(
+    masks: Sequence[Mask], grid: Grid, batch_size: int, num_batches: int = 1000, seed: int = 0
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Mean context and target counts after truncation to the batch minimum: sensible budgets.
+
+    Args:
+        masks: mask kinds.
+        grid: tokens per axis (Nt, Nh, Nw).
+        batch_size: samples per device, among which the authors' code takes the minimum.
+        num_batches: batches to average over.
+        seed: non-negative; the result is a function of the arguments.
+
+    Returns:
+        Context counts and target counts, one per mask kind, each the multiple of Nt nearest to
+        the mean. To be used as `context_budgets` and `target_budgets` of `MaskSampler`.
+
+    Raises:
+        ValueError: as `MaskSampler` does.
+
+    Example:
+
+    >>> from keras_vjepa.data.batches.mask_kinds import RandomTubeMask
+    >>> mean_counts([RandomTubeMask(ratio=0.9)], (8, 14, 14), batch_size=2, num_batches=3)
+    ((152,), (1416,))
+    """
+    check_at_least_one("num_batches", num_batches)
+    sampler = MaskSampler(masks, grid, truncation="batch_min", seed=seed)
+    counts = [
+        [
+            sampler._list_lengths(kind, sampler.draw_visible(kind, step, batch_size))
+            for step in range(num_batches)
+        ]
+        for kind in range(len(masks))
+    ]
+    mean_steps = np.mean(counts, axis=1) / grid[0]
+    rounded = grid[0] * np.maximum(1, np.rint(mean_steps)).astype(int)
+    return tuple(rounded[:, 0].tolist()), tuple(rounded[:, 1].tolist())
+
+
+def _first_indices(chosen: NDArray[np.bool_], num_indices: int) -> NDArray[np.int32]:
+    """Positions of the first `num_indices` true entries of each row, padded at the end."""
+    indices = np.full((len(chosen), num_indices), PADDING, np.int32)
+    for row, chosen_row in zip(indices, chosen, strict=True):
+        found = chosen_row.nonzero()[0][:num_indices]
+        row[: len(found)] = found
+    return indices

@@ -1,0 +1,88 @@
+"""Labelled samples of an evaluation: lists, class folders, the published annotations (App. D).
+
+`data` and `test_data` of a config are one of
+
+    a list of rows `path label`, or a folder with one folder for each class;
+    the published csv of Kinetics, with `videos`, the folder where they are;
+    the published json of Something-Something v2, with `videos` and `label_names`, its labels.json.
+
+`data` alone may be a folder that has `train` and `val` (or `test`) in it.
+"""
+
+from pathlib import Path
+
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.manifests import (
+    kinetics_class_names,
+    kinetics_samples,
+    something_something_samples,
+)
+from keras_vjepa.data.sources.samples import (
+    Kind,
+    Sample,
+    class_folders,
+    list_class_folders,
+    list_samples,
+)
+
+BUILT_IN = "digit_motion"
+
+
+def train_and_test(
+    data: str, test_data: str = "", videos: str = "", label_names: str = "", kind: Kind = "video"
+) -> tuple[list[Sample], list[Sample]]:
+    """Training and test samples of an evaluation.
+
+    Args:
+        data: of training, or the name of a built-in set.
+        test_data: of testing.
+        videos: folder of the videos, for published annotations.
+        label_names: labels.json of Something-Something v2.
+        kind: what to look for in class folders.
+
+    Raises:
+        FileNotFoundError: if something does not exist.
+        ValueError: if `test_data` or `videos` is missing, or what is read is not as it must be.
+    """
+    if data in SETS:
+        files = prepare_digit_motion(config=SETS[data])
+        return list_samples(files.train), list_samples(files.test)
+    if not test_data and Path(data, "train").is_dir():
+        names = [name for name in ("val", "test") if Path(data, name).is_dir()]
+        if names:
+            data, test_data = str(Path(data, "train")), str(Path(data, names[0]))
+    if not test_data:
+        raise ValueError(
+            "`test_data` must be given with `data`, unless `data` is a folder that holds `train` "
+            f"and `val`. Received: none for {data}"
+        )
+    if Path(data).is_dir():
+        class_names = class_folders(data)
+        test = list_class_folders(test_data, class_names, kind)
+        return list_class_folders(data, class_names, kind), test
+    if Path(data).suffix == ".json":
+        _check_given("videos", videos, data)
+        _check_given("label_names", label_names, data)
+        train, test = (
+            something_something_samples(path, label_names, videos) for path in (data, test_data)
+        )
+        return train, test
+    if _is_kinetics(data):
+        _check_given("videos", videos, data)
+        class_names = kinetics_class_names(data)
+        train, test = (kinetics_samples(path, videos, class_names) for path in (data, test_data))
+        return train, test
+    return list_samples(data, kind), list_samples(test_data, kind)
+
+
+def _is_kinetics(path: str) -> bool:
+    if not Path(path).is_file():
+        return False
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return "youtube_id" in file.readline().split(",")
+
+
+def _check_given(name: str, value: str, data: str) -> None:
+    if not value:
+        raise ValueError(f"`{name}` must be given for the annotations {data}. Received: none")

@@ -1,0 +1,148 @@
+"""The annotation files that Kinetics and Something-Something v2 come with (App. D, Table 10).
+
+A video that is annotated but not there stays in the list, with the path where it should be: the
+reader names it, and an evaluation counts it.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa.data.sources.samples import Sample, files_below
+
+
+def kinetics_class_names(annotations: str | Path) -> list[str]:
+    """Names of the classes in a Kinetics annotation file, sorted; the place is the class number.
+
+    Args:
+        annotations: `train.csv` as published.
+
+    Returns:
+        The names: 400 for Kinetics-400.
+
+    Raises:
+        ValueError: if the file has no column `label`.
+    """
+    rows = _kinetics_rows(annotations)
+    if "label" not in rows[0]:
+        raise ValueError(f"{annotations} must have a column `label`. Use the training list's.")
+    return sorted({row["label"] for row in rows})
+
+
+def kinetics_samples(
+    annotations: str | Path, folder: str | Path, class_names: Sequence[str] | None = None
+) -> list[Sample]:
+    """List a Kinetics set (400, 600 or 700) as published.
+
+    Args:
+        annotations: csv with a header: `label` (not in the test set's), `youtube_id`,
+            `time_start`, `time_end` and others.
+        folder: where the videos are, at any depth, named `<youtube_id>_<start>_<end>.<extension>`
+            with six digits each, or `<youtube_id>.<extension>`.
+        class_names: in the order of the class numbers; `None` is `kinetics_class_names`. Give
+            the training set's for every other split.
+
+    Returns:
+        A sample for each row, in order; without a label where the file has none.
+
+    Raises:
+        ValueError: if a column is missing, or a label is not in `class_names`.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     annotations = Path(folder, "val.csv")
+    ...     _ = annotations.write_text(
+    ...         "label,youtube_id,time_start,time_end,split\\n"
+    ...         '"playing ukulele",-6l2Y,3,13,validate\\n'
+    ...     )
+    ...     sample = kinetics_samples(annotations, "/videos", ["archery", "playing ukulele"])[0]
+    >>> sample
+    Sample(path='/videos/-6l2Y_000003_000013.mp4', label=1)
+    """
+    rows = _kinetics_rows(annotations)
+    if class_names is None and "label" in rows[0]:
+        class_names = kinetics_class_names(annotations)
+    numbers = {name: number for number, name in enumerate(class_names or ())}
+    files = {os.path.splitext(os.path.basename(path))[0]: path for path in files_below(folder)}
+    samples = []
+    for row in rows:
+        start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+        name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
+        missing = os.path.join(folder, f"{name}.mp4")
+        path = files.get(name) or files.get(row["youtube_id"]) or missing
+        label = row.get("label")
+        if label is not None and label not in numbers:
+            raise ValueError(f"`class_names` must hold {label!r}, a label in {annotations}.")
+        samples.append(Sample(path, None if label is None else numbers[label]))
+    return samples
+
+
+def _kinetics_rows(annotations: str | Path) -> list[dict[str, str]]:
+    with open(annotations, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"No videos in {annotations}. It must be a Kinetics csv with a header.")
+    for name in ("youtube_id", "time_start", "time_end"):
+        if name not in rows[0]:
+            raise ValueError(f"{annotations} must have a column `{name}`. Use the published csv.")
+    return rows
+
+
+def something_something_samples(
+    annotations: str | Path, labels: str | Path, folder: str | Path
+) -> list[Sample]:
+    """List a split of Something-Something v2 as published.
+
+    Args:
+        annotations: json list of `id` and `template` (no `template` in the test set's).
+        labels: json object from a template without its brackets to the class number.
+        folder: where the videos are, named `<id>.webm`.
+
+    Returns:
+        A sample for each entry, in order; without a label where it has no template.
+
+    Raises:
+        ValueError: if an entry has no `id`, or its template is not in `labels`.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     annotations, labels = Path(folder, "val.json"), Path(folder, "labels.json")
+    ...     _ = annotations.write_text('[{"id": "7", "template": "Holding [something]"}]')
+    ...     _ = labels.write_text('{"Holding something": "37"}')
+    ...     sample = something_something_samples(annotations, labels, "/videos")[0]
+    >>> sample
+    Sample(path='/videos/7.webm', label=37)
+    """
+    entries, numbers = _load_json(annotations, list), _load_json(labels, dict)
+    samples = []
+    for entry in entries:
+        if "id" not in entry:
+            raise ValueError(f"Every entry of {annotations} must have an `id`. Received: {entry}")
+        template = entry.get("template")
+        label = None
+        if template is not None:
+            plain = template.replace("[", "").replace("]", "")
+            if plain not in numbers:
+                raise ValueError(f"{labels} must hold {plain!r}, a template in {annotations}.")
+            label = int(numbers[plain])
+        samples.append(Sample(os.path.join(folder, f"{entry['id']}.webm"), label))
+    if not samples:
+        raise ValueError(f"No videos in {annotations}. Use the published json.")
+    return samples
+
+
+def _load_json(path: str | Path, kind: type) -> Any:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold a JSON {kind.__name__}. Use the published file.")
+    return content

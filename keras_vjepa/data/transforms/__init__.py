@@ -1,0 +1,1 @@
+"""From frames to clips that a model takes."""

@@ -1,0 +1,211 @@
+"""RandAugment and AutoAugment: policies that draw picture operations (App. D.1, Table 10).
+
+Sources of the numbers: "AutoAugment" (arXiv 1805.09501, Table 9) for the 25 sub-policies;
+"RandAugment" (arXiv 1909.13719) and the "increasing" ranges that timm documents as `inc1`.
+
+Departure: Table 10 says no augmentation for the video probes; the authors' code has RandAugment.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.transforms.operations import (
+    MAX_MAGNITUDE,
+    OPERATIONS,
+    Operation,
+    apply_operations,
+)
+
+Frames = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+
+# --------------------------------------------------------------------------------- policies
+
+
+def increasing_argument(name: str, magnitude: float, sign: int) -> float:
+    """RandAugment's argument of an operation: the larger the magnitude, the stronger.
+
+    Args:
+        name: a key of `OPERATIONS`.
+        magnitude: 0 to 10.
+        sign: 1 or -1, the direction where there are two.
+
+    Example:
+
+    >>> increasing_argument("rotate", 7.0, -1), increasing_argument("posterize", 7.0, 1)
+    (-21.0, 2)
+    """
+    share = magnitude / MAX_MAGNITUDE
+    if name == "posterize":
+        return 4 - int(share * 4)
+    if name == "solarize":
+        return 256 - int(share * 256)
+    if name == "solarize_add":
+        return int(share * 110)
+    if name in ("color", "contrast", "brightness", "sharpness"):
+        return max(0.1, 1 + sign * share * 0.9)
+    return sign * share * _REACH[name] if name in _REACH else 0.0
+
+
+def original_argument(name: str, magnitude: float, sign: int) -> float:
+    """AutoAugment's argument of an operation, in the ranges of its paper.
+
+    Args:
+        name: a key of `OPERATIONS`.
+        magnitude: 0 to 10.
+        sign: 1 or -1, the direction where there are two.
+
+    Example:
+
+    >>> original_argument("posterize", 8, 1), original_argument("color", 0, 1)
+    (7, 0.1)
+    """
+    share = magnitude / MAX_MAGNITUDE
+    if name == "posterize":
+        return int(share * 4) + 4
+    if name == "solarize":
+        return int(share * 256)
+    if name in ("color", "contrast", "brightness", "sharpness"):
+        return share * 1.8 + 0.1
+    return sign * share * _REACH[name] if name in _REACH else 0.0
+
+
+# Arguments at the largest magnitude.
+_REACH = {
+    "rotate": 30.0,
+    "shear_x": 0.3,
+    "shear_y": 0.3,
+    "translate_x": 0.45,
+    "translate_y": 0.45,
+}
+
+
+def _random_sign(rng: np.random.Generator) -> int:
+    return 1 if rng.random() < 0.5 else -1
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """RandAugment as the authors train their video probes: timm's `rand-m7-n4-mstd0.5-inc1`.
+
+    Each clip draws `num_operations` of the 15 operations, with replacement; each is applied with
+    `probability`, at a magnitude drawn from a normal distribution and clipped to [0, 10].
+
+    Args:
+        num_operations: operations drawn for a clip.
+        magnitude: mean of the magnitudes, 0 to 10.
+        magnitude_std: their standard deviation.
+        probability: of each operation drawn.
+        fill: colour of what rotation, shear and translation bring into view.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> augment = RandAugment()
+    >>> clip = augment(np.zeros((4, 32, 48, 3), np.uint8), np.random.default_rng(0))
+    >>> clip.shape, clip.dtype
+    ((4, 32, 48, 3), dtype('uint8'))
+    """
+
+    num_operations: int = 4
+    magnitude: float = 7.0
+    magnitude_std: float = 0.5
+    probability: float = 0.5
+    fill: Colour = (128, 128, 128)
+
+    def __post_init__(self) -> None:
+        if self.num_operations < 0:
+            raise ValueError(
+                f"`num_operations` must be at least 0. Received: {self.num_operations}"
+            )
+        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
+            raise ValueError(f"`magnitude` must be in [0, 10]. Received: {self.magnitude}")
+        if self.magnitude_std < 0:
+            raise ValueError(f"`magnitude_std` must be at least 0. Received: {self.magnitude_std}")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"`probability` must be in [0, 1]. Received: {self.probability}")
+
+    def draw(self, rng: np.random.Generator) -> list[Operation]:
+        """Draw the operations of one clip; between none and `num_operations` of them."""
+        names = list(OPERATIONS)
+        drawn = []
+        for index in rng.integers(len(names), size=self.num_operations):
+            if rng.random() < self.probability:
+                magnitude = rng.normal(self.magnitude, self.magnitude_std)
+                magnitude = float(np.clip(magnitude, 0.0, MAX_MAGNITUDE))
+                argument = increasing_argument(names[index], magnitude, _random_sign(rng))
+                drawn.append(Operation(names[index], argument))
+        return drawn
+
+    def __call__(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """Augment one clip, uint8 (time, height, width, 3)."""
+        return apply_operations(frames, self.draw(rng), self.fill)
+
+
+# AutoAugment's Table 9 (ImageNet): (operation, probability, magnitude), twice.
+_SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
+IMAGENET_POLICY: tuple[_SubPolicy, ...] = (
+    (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
+    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 5)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
+    (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("equalize", 0.4, 4), ("rotate", 0.8, 8)),
+    (("solarize", 0.6, 3), ("equalize", 0.6, 7)),
+    (("posterize", 0.8, 5), ("equalize", 1.0, 2)),
+    (("rotate", 0.2, 3), ("solarize", 0.6, 8)),
+    (("equalize", 0.6, 8), ("posterize", 0.4, 6)),
+    (("rotate", 0.8, 8), ("color", 0.4, 0)),
+    (("rotate", 0.4, 9), ("equalize", 0.6, 2)),
+    (("equalize", 0.0, 7), ("equalize", 0.8, 8)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("rotate", 0.8, 8), ("color", 1.0, 2)),
+    (("color", 0.8, 8), ("solarize", 0.8, 7)),
+    (("sharpness", 0.4, 7), ("invert", 0.6, 8)),
+    (("shear_x", 0.6, 5), ("equalize", 1.0, 9)),
+    (("color", 0.4, 0), ("equalize", 0.6, 3)),
+    (("equalize", 0.4, 7), ("solarize", 0.2, 4)),
+    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 5)),
+    (("invert", 0.6, 4), ("equalize", 1.0, 8)),
+    (("color", 0.6, 4), ("contrast", 1.0, 8)),
+    (("equalize", 0.8, 8), ("equalize", 0.6, 3)),
+)
+
+
+@dataclass(frozen=True)
+class AutoAugment:
+    """AutoAugment with the policy found on ImageNet: timm's `original` (image probes, Table 10).
+
+    Each clip draws one of the 25 sub-policies; each of its two operations is applied with its
+    probability, in a random direction where there are two.
+
+    Args:
+        fill: colour of what rotation and shear bring into view; the default is ImageNet's mean.
+
+    Example:
+
+    >>> augment = AutoAugment()
+    >>> augment.draw(np.random.default_rng(0))
+    [Operation(name='solarize', argument=128), Operation(name='auto_contrast', argument=0.0)]
+    """
+
+    fill: Colour = (124, 116, 104)
+
+    def draw(self, rng: np.random.Generator) -> list[Operation]:
+        """Draw the operations of one clip; none, one or two of them."""
+        sub_policy = IMAGENET_POLICY[rng.integers(len(IMAGENET_POLICY))]
+        return [
+            Operation(name, original_argument(name, magnitude, _random_sign(rng)))
+            for name, probability, magnitude in sub_policy
+            if rng.random() < probability
+        ]
+
+    def __call__(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """Augment one clip, uint8 (time, height, width, 3)."""
+        return apply_operations(frames, self.draw(rng), self.fill)

@@ -1,0 +1,122 @@
+"""Evaluation views: the middle of the frame, or three squares along its longer side (App. D.1).
+
+Frames are uint8 RGB of shape (time, height, width, 3); views are float32 of the same layout.
+
+Departure (the authors' code is followed where the paper is silent): views are resized in 8 bits and
+so rounded to whole grey levels.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.transforms.crops import check_frames, normalize
+from keras_vjepa.data.transforms.resampling import resize_antialiased
+
+
+def resize_short_side(
+    frames: NDArray[np.uint8], short_side: int, antialias: bool = False
+) -> NDArray[np.uint8]:
+    """Resize so that the shorter side has `short_side` pixels, in 8 bits, bilinear.
+
+    Args:
+        frames: (time, height, width, 3).
+        short_side: at least 1. The longer side keeps the proportions, rounded down.
+        antialias: resize as Pillow does (images) instead of OpenCV (videos).
+
+    Raises:
+        ValueError: if `frames` are not uint8 RGB or `short_side` is out of range.
+
+    Example:
+
+    >>> resize_short_side(np.zeros((2, 48, 64, 3), np.uint8), 32).shape
+    (2, 32, 42, 3)
+    """
+    check_frames(frames)
+    if short_side < 1:
+        raise ValueError(f"`short_side` must be at least 1. Received: {short_side}")
+    height, width = frames.shape[1:3]
+    short = min(height, width)
+    if short == short_side:
+        return frames
+    size = (short_side * height // short, short_side * width // short)
+    if antialias:
+        return np.stack([resize_antialiased(frame, size) for frame in frames])
+    resized = np.empty((len(frames), *size, 3), np.uint8)
+    for frame, out in zip(frames, resized, strict=True):
+        cv2.resize(frame, size[::-1], out)
+    return resized
+
+
+def center_view(
+    frames: NDArray[np.uint8],
+    crop_size: int | tuple[int, int],
+    short_side: int | None = None,
+    antialias: bool = False,
+) -> NDArray[np.float32]:
+    """The single-view evaluation transform: resize, central crop, normalise (App. D).
+
+    Args:
+        frames: (time, height, width, 3).
+        crop_size: side, or (height, width), of the crop.
+        short_side: of the resized frames, so that they hold the crop. Default: the least with
+            which they hold crop_size * 256 / 224, rounded down.
+        antialias: of the resizing; `True` is the transform of the image tasks.
+
+    Returns:
+        (time, *crop_size, 3), normalised.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+
+    >>> center_view(np.zeros((2, 48, 64, 3), np.uint8), crop_size=28).shape
+    (2, 28, 28, 3)
+    """
+    height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    check_frames(frames)
+    if short_side is None:
+        short = min(frames.shape[1:3])
+        sides = zip((height, width), frames.shape[1:3], strict=True)
+        short_side = max(-(-(side * 256 // 224) * short // have) for side, have in sides)
+    if not 1 <= min(height, width) <= short_side:
+        raise ValueError(
+            f"`crop_size` must be in [1, `short_side`={short_side}]. Received: {crop_size}"
+        )
+    frames = resize_short_side(frames, short_side, antialias)
+    if height > frames.shape[1] or width > frames.shape[2]:
+        raise ValueError(
+            f"`short_side`={short_side} must give frames that hold `crop_size`={crop_size}. "
+            f"Received frames of {frames.shape[1]}x{frames.shape[2]}"
+        )
+    top, left = round((frames.shape[1] - height) / 2), round((frames.shape[2] - width) / 2)
+    return normalize(frames[:, top : top + height, left : left + width])
+
+
+def three_views(frames: NDArray[np.uint8], crop_size: int) -> NDArray[np.float32]:
+    """The three-view evaluation transform: crops at both ends and the middle of the long side.
+
+    Args:
+        frames: (time, height, width, 3).
+        crop_size: side of the crops, and short side of the resized frames.
+
+    Returns:
+        (3, time, crop_size, crop_size, 3), normalised; left to right, or top to bottom.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+
+    >>> three_views(np.zeros((2, 48, 64, 3), np.uint8), crop_size=28).shape
+    (3, 2, 28, 28, 3)
+    """
+    frames = resize_short_side(frames, crop_size)
+    height, width = frames.shape[1:3]
+    stride = (max(height, width) - crop_size) // 2
+    long_axis = 1 if height > width else 2
+    crops = [
+        frames.take(range(start, start + crop_size), long_axis) for start in (0, stride, 2 * stride)
+    ]
+    return normalize(np.stack(crops))

@@ -1,0 +1,141 @@
+"""Tubelet embedding and the choice of tokens (§3.3, App. B).
+
+Shapes: a video is (batch, frames, height, width, channels), its token grid (frames / tubelet,
+height / patch, width / patch), flattened time first, then row, then column.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vjepa.backend.device import on_each_device
+from keras_vjepa.backend.token_ops import (
+    linear,
+)
+from keras_vjepa.layers.dense import weight_initializer
+from keras_vjepa.types import Tensor
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Pick tokens of every sample.
+
+    Args:
+        tokens: `(batch, tokens, dim)`.
+        indices: int `(batch, picked)`, each in `[0, tokens)`.
+
+    Returns:
+        `(batch, picked, dim)`.
+    """
+    return on_each_device(_gather_rows, tokens, indices)
+
+
+def _gather_rows(tokens: Tensor, indices: Tensor) -> Tensor:
+    batch, num_tokens, dim = ops.shape(tokens)
+    indices = ops.cast(indices, "int32")
+    # One flat gather of whole rows: every backend does this as a copy of rows, whereas a gather
+    # along an axis is one look-up per number on TensorFlow and torch.
+    offsets = ops.expand_dims(ops.arange(batch, dtype="int32") * num_tokens, 1)
+    flat = ops.reshape(tokens, (batch * num_tokens, dim))
+    picked = ops.take(flat, ops.reshape(indices + offsets, (-1,)), axis=0)
+    return ops.reshape(picked, (batch, -1, dim))
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class TubeletEmbedding(keras.layers.Layer):
+    """Linear embedding of non-overlapping space-time patches (§3.3, App. B).
+
+    The same map as a 3-D convolution whose kernel equals its stride, computed as one matrix
+    product. With `token_indices` only the patches asked for are embedded.
+
+    Args:
+        hidden_dim: width of a token.
+        patch_size: height and width of a patch, in pixels.
+        tubelet_size: frames in a patch; 1 for image models.
+
+    Call arguments:
+        videos: `(batch, frames, height, width, channels)`.
+        token_indices: optional int `(batch, picked)`.
+
+    Returns:
+        `(batch, tokens, hidden_dim)`, or `(batch, picked, hidden_dim)`.
+
+    Raises:
+        ValueError: if frames, height or width are not multiples of the patch.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.layers.embedding import TubeletEmbedding
+    >>> tuple(TubeletEmbedding(hidden_dim=12)(np.zeros((1, 4, 32, 48, 3), "float32")).shape)
+    (1, 12, 12)
+    """
+
+    def __init__(
+        self, hidden_dim: int, patch_size: int = 16, tubelet_size: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.patch_size = patch_size
+        self.tubelet_size = tubelet_size
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        kernel_shape = (self.tubelet_size, self.patch_size, self.patch_size, input_shape[-1])
+        self.kernel = self.add_weight(
+            shape=(*kernel_shape, self.hidden_dim), initializer=weight_initializer(), name="kernel"
+        )
+        self.bias = self.add_weight(shape=(self.hidden_dim,), initializer="zeros", name="bias")
+
+    def grid_shape(self, video_shape: Sequence[int | None]) -> tuple[int, int, int]:
+        """Token grid `(time, row, column)` of videos of this shape (batch axis included)."""
+        names = ("num_frames", "height", "width")
+        sizes = (self.tubelet_size, self.patch_size, self.patch_size)
+        for name, size, step in zip(names, video_shape[1:4], sizes, strict=True):
+            if size is None or size <= 0 or size % step:
+                what = "tubelet_size" if name == "num_frames" else "patch_size"
+                raise ValueError(
+                    f"`{name}` must be a multiple of `{what}`={step}. Received: {size}"
+                )
+        time, row, column = (n // s for n, s in zip(video_shape[1:4], sizes, strict=True))  # type: ignore[operator]
+        return time, row, column
+
+    def patches(self, videos: Tensor) -> Tensor:
+        """Flattened patches `(batch, tokens, tubelet * patch * patch * channels)`."""
+        if len(videos.shape) != 5 or videos.shape[-1] != self.kernel.shape[3]:
+            raise ValueError(
+                "`videos` must be (batch, frames, height, width, "
+                f"{self.kernel.shape[3]} channels). Received shape: {tuple(videos.shape)}"
+            )
+        grid = self.grid_shape(videos.shape)
+        tubelet, patch, _, channels, _ = self.kernel.shape
+        # Axes that stay neighbours go as one: LiteRT transposes no more than six.
+        x = ops.reshape(videos, (-1, tubelet, grid[1], patch, grid[2], patch * channels))
+        x = ops.transpose(x, (0, 2, 4, 1, 3, 5))
+        return ops.reshape(x, (-1, math.prod(grid), tubelet * patch * patch * channels))
+
+    def call(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
+        patches = self.patches(videos)
+        if token_indices is not None:
+            patches = gather_tokens(patches, token_indices)
+        kernel = ops.reshape(self.kernel, (patches.shape[-1], self.hidden_dim))
+        return linear(patches, kernel, self.bias)
+
+    def compute_output_shape(
+        self,
+        videos_shape: Sequence[int | None],
+        token_indices_shape: Sequence[int | None] | None = None,
+    ) -> tuple[int | None, ...]:
+        tokens: int | None = math.prod(self.grid_shape(videos_shape))
+        if token_indices_shape is not None:
+            tokens = token_indices_shape[1]
+        return (videos_shape[0], tokens, self.hidden_dim)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "patch_size": self.patch_size,
+            "tubelet_size": self.tubelet_size,
+        }

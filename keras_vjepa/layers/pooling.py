@@ -1,0 +1,233 @@
+"""Attentive pooling: one learnable query reads all tokens (§4.3, App. D.1).
+
+Departures from the paper's text, as in the authors' code: queries, keys and values are projected,
+with bias, and attention has the encoder's heads (the paper's 12 of width 12 are `num_heads=12,
+head_dim=12`); the MLP is pre-norm; the cross-attention has no output projection, unless `head_dim`
+makes one necessary.
+
+V-JEPA 2's pooler is `num_layers=4, self_attention="tokens"` (official-behaviour §12).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vjepa.backend.token_ops import gelu
+from keras_vjepa.layers.dense import (
+    INITIALIZER_STDDEV,
+    TokenDense,
+    dense,
+    layer_norm,
+    weight_initializer,
+)
+from keras_vjepa.layers.transformer import TransformerBlock
+from keras_vjepa.types import Tensor
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class AttentivePooler(keras.layers.Layer):
+    """Pool tokens into one vector by a learnable query (App. D.1).
+
+    q = q0 + cross_attention(q0, norm(tokens)); q = q + MLP(norm(q)). If `num_layers` > 1, ordinary
+    transformer blocks on the query follow, or others on all tokens come first.
+
+    Args:
+        num_heads: attention heads; the encoder's in the reference.
+        num_layers: 1 for the cross-attention alone.
+        mlp_ratio: width of the MLP's hidden layer over the tokens' width.
+        layer_norm_epsilon: epsilon of every norm; larger than the encoder's, as in the reference.
+        head_dim: width of a head of the cross-attention. None shares the tokens' width among the
+            heads; a number adds an output projection, which brings the heads back to that width.
+        self_attention: what the further layers see: `"query"`, after the cross-attention (V-JEPA),
+            or `"tokens"`, all of them before it (V-JEPA 2).
+
+    Call arguments:
+        tokens: `(batch, tokens, dim)`.
+
+    Returns:
+        `(batch, dim)`.
+
+    Raises:
+        ValueError: if `num_heads` does not divide the tokens' width, and `head_dim` is None.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import AttentivePooler
+    >>> tuple(AttentivePooler(num_heads=2)(np.ones((3, 5, 8), "float32")).shape)
+    (3, 8)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_layers: int = 1,
+        mlp_ratio: float = 4.0,
+        layer_norm_epsilon: float = 1e-5,
+        head_dim: int | None = None,
+        self_attention: str = "query",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if self_attention not in ("query", "tokens"):
+            raise ValueError(
+                f"`self_attention` must be 'query' or 'tokens'. Received: {self_attention!r}"
+            )
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.mlp_ratio = mlp_ratio
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.head_dim = head_dim
+        self.self_attention = self_attention
+
+    def build(self, tokens_shape: Sequence[int | None]) -> None:
+        dim, policy, epsilon = tokens_shape[-1], self.dtype_policy, self.layer_norm_epsilon
+        if dim is None or (self.head_dim is None and dim % self.num_heads):
+            raise ValueError(
+                f"The width of the tokens must be a multiple of `num_heads`={self.num_heads}. "
+                f"Received: {dim}"
+            )
+        one, mlp_dim = (None, 1, dim), int(dim * self.mlp_ratio)
+        attention_dim = dim if self.head_dim is None else self.num_heads * self.head_dim
+        self.query_token = self.add_weight(
+            shape=(1, 1, dim),
+            initializer=keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV),
+            name="query_token",
+        )
+        self.tokens_norm = layer_norm(epsilon, "tokens_norm", policy)
+        self.query = dense(attention_dim, "query", policy)
+        self.key_value = _SplitDense(
+            2 * attention_dim,
+            kernel_initializer=weight_initializer(),
+            name="key_value",
+            dtype=policy,
+        )
+        self.mlp_norm = layer_norm(epsilon, "mlp_norm", policy)
+        self.mlp_hidden = dense(mlp_dim, "mlp_hidden", policy)
+        self.mlp_output = _residual_dense(dim, "mlp_output", policy)
+        self.tokens_norm.build(tokens_shape)
+        self.key_value.build(tokens_shape)
+        for layer in (self.query, self.mlp_norm, self.mlp_hidden):
+            layer.build(one)
+        self.mlp_output.build((None, 1, mlp_dim))
+        if self.head_dim is not None:
+            self.output_projection = _residual_dense(dim, "output_projection", policy)
+            self.output_projection.build((None, 1, attention_dim))
+        self._build_blocks(dim, mlp_dim)
+
+    def _build_blocks(self, dim: int, mlp_dim: int) -> None:
+        self.blocks = []
+        for i in range(1, self.num_layers):
+            block = TransformerBlock(
+                self.num_heads,
+                mlp_dim,
+                self.layer_norm_epsilon,
+                name=f"block_{i}",
+                dtype=self.dtype_policy,
+            )
+            block.build((None, 1 if self.self_attention == "query" else None, dim))
+            for kernel in (block.attention.output_projection.kernel, block.mlp_output.kernel):
+                kernel.assign(kernel / math.sqrt(2 * (i + 1)))
+            self.blocks.append(block)
+
+    def folded_query(self) -> Tensor:
+        """The queries of all heads as they meet the normed tokens, `(heads, dim)`.
+
+        One query needs no keys: q (W_k s + b_k) = (W_k' q) s + q b_k, whose last term the softmax
+        cancels. The norm's scale moves past it likewise.
+        """
+        query = ops.reshape(self.query(self._cast(self.query_token)), (self.num_heads, -1))
+        folded = ops.einsum("dhc,hc->hd", self._kernel("key"), query)
+        return folded * self._cast(self.tokens_norm.gamma) / math.sqrt(query.shape[-1])
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """What the cross-attention adds to the query, `(batch, 1, dim)`.
+
+        The weights of a head sum to one, so its normed tokens are pooled first, `(batch, heads,
+        dim)`, and projected after; the norm's scale and offset come in between.
+        """
+        norm, attention_dim = self.tokens_norm, self.query.units
+        pooled = pooled * self._cast(norm.gamma) + self._cast(norm.beta)
+        values = ops.einsum("bhd,dhc->bhc", pooled, self._kernel("value"))
+        values = ops.reshape(values, (-1, 1, attention_dim))
+        values = ops.add(values, self._cast(self.key_value.bias[attention_dim:]))
+        return values if self.head_dim is None else self.output_projection(values)
+
+    def finish(self, branch: Tensor) -> Tensor:
+        """The result `(batch, dim)` from what the cross-attention adds to the query."""
+        x = ops.add(self._cast(self.query_token), branch)
+        x = ops.add(x, self.mlp_output(gelu(self.mlp_hidden(self.mlp_norm(x)))))
+        if self.self_attention == "query":
+            for block in self.blocks:
+                x = block(x)
+        return ops.squeeze(x, axis=1)
+
+    def cross_attention(self, tokens: Tensor) -> Tensor:
+        """What the query gets from the tokens, `(batch, 1, dim)`."""
+        return self.project(attend_together([self], tokens)[0])
+
+    def _kernel(self, part: str) -> Tensor:
+        """That of the keys or of the values, `(dim, heads, head_dim)`."""
+        attention_dim = self.query.units
+        columns = slice(attention_dim) if part == "key" else slice(attention_dim, None)
+        kernel = self._cast(self.key_value.kernel[:, columns])
+        return ops.reshape(kernel, (kernel.shape[0], self.num_heads, -1))
+
+    def _cast(self, weight: Any) -> Tensor:
+        return ops.cast(weight, self.compute_dtype)
+
+    def call(self, tokens: Tensor) -> Tensor:
+        if self.self_attention == "tokens":
+            for block in self.blocks:
+                tokens = block(tokens)
+        return self.finish(self.cross_attention(tokens))
+
+    def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return (tokens_shape[0], tokens_shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "num_layers": self.num_layers,
+            "mlp_ratio": self.mlp_ratio,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "head_dim": self.head_dim,
+            "self_attention": self.self_attention,
+        }
+
+
+class _SplitDense(TokenDense):
+    """Keys and values. The pooling takes its kernel apart, so that it stays in floating point."""
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """Do nothing."""
+
+
+def attend_together(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[Tensor]:
+    """What the heads of each pooler attend to in the normed tokens, `(batch, heads, dim)` each.
+
+    That is `tokens * dim * heads` multiplications in place of the `tokens * dim * 2 dim` of keys
+    and values, and frozen tokens have no gradient to compute. The tokens are normed and read once
+    for all poolers, which agree in the norm's epsilon and in precision.
+    """
+    dtype = poolers[0].compute_dtype
+    normed = ops.layer_normalization(tokens, epsilon=poolers[0].layer_norm_epsilon)
+    normed = ops.cast(normed, dtype)
+    queries = ops.concatenate([pooler.folded_query() for pooler in poolers])
+    logits = ops.cast(ops.matmul(queries, ops.swapaxes(normed, 1, 2)), "float32")
+    pooled = ops.matmul(ops.cast(ops.softmax(logits, axis=-1), dtype), normed)
+    ends = itertools.accumulate(pooler.num_heads for pooler in poolers)
+    return [
+        pooled[:, end - pooler.num_heads : end] for pooler, end in zip(poolers, ends, strict=True)
+    ]
+
+
+def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:
+    """The last layer of a branch. Depth scaling counts here, unlike in pretraining."""
+    initializer = keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV / math.sqrt(2))
+    return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)

@@ -1,0 +1,356 @@
+"""The video encoder: x-encoder and y-encoder share this architecture (§3.3, App. B, App. C).
+
+Departures from the paper's text, as in the authors' code: the position table is stored with the
+weights, so the moving average of the target encoder passes through it; the final norm is applied
+to context, target and evaluation features alike; drop path does not exist.
+
+V-JEPA 2's encoder is the same network with rotary positions in every attention instead of the table
+(official-behaviour §12). Departure from its authors' code: initial weights are not scaled by depth.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vjepa.layers.dense import layer_norm
+from keras_vjepa.layers.embedding import TubeletEmbedding
+from keras_vjepa.layers.positions import position_table, resample_position_table
+from keras_vjepa.layers.rotary import rotary_angles
+from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
+from keras_vjepa.presets.preset import Preset
+from keras_vjepa.types import Tensor
+
+Size = int | tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSize:
+    hidden_dim: int
+    num_layers: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+# App. C for large and huge; the others are the field's usual sizes (official-behaviour §2).
+SIZES = {
+    "tiny": EncoderSize(192, 12, 3),
+    "small": EncoderSize(384, 12, 6),
+    "base": EncoderSize(768, 12, 12),
+    "large": EncoderSize(1024, 24, 16),
+    "huge": EncoderSize(1280, 32, 16),
+    "giant": EncoderSize(1408, 40, 16, mlp_ratio=48 / 11),
+    # V-JEPA 2's giant.
+    "giant_xformers": EncoderSize(1408, 40, 22, mlp_ratio=48 / 11),
+}
+POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPABackbone(Preset, keras.Model):
+    """Vision transformer over video clips, the encoder E of V-JEPA (§3.3).
+
+    Args:
+        image_size: height and width of the clips in pixels, one int for squares. Positions are
+            made for this size; other sizes can be passed too (see `position_mode`).
+        num_frames: frames of a clip; 1 makes an image model (2-D position table, tubelets of one
+            frame).
+        patch_size: height and width of a patch in pixels.
+        tubelet_size: frames in a patch.
+        hidden_dim: width of a token.
+        num_layers: transformer blocks.
+        num_heads: attention heads; must divide `hidden_dim`.
+        mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
+        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
+            and keys rotated in every attention (V-JEPA 2).
+        uniform_power: equal share of the table's channels for time, row and column.
+        position_mode: what to do with clips of another size. For tables `"resample"`, the default,
+            stretches the stored one (as the reference's encoder does), `"fresh"` makes one anew for
+            that size (as its evaluations do). For rotary positions `"fresh"`, the default, counts
+            in the clip's own grid (as the authors' code does), `"index"` in the grid of
+            `image_size` whatever the clip's is (as the transformers package does).
+        layer_norm_epsilon: epsilon of every norm.
+        remat: compute what happens inside a block again in the backward pass instead of keeping it
+            (activation checkpointing): less memory, more time, the same numbers.
+        num_channels: colour channels.
+
+    Call arguments:
+        videos: float `(batch, frames, height, width, channels)`, normalised; image models also
+            take `(batch, height, width, channels)`.
+        token_indices: optional int `(batch, picked)`: encode only these tokens.
+        padding_mask: optional bool `(batch, picked)`; tokens that are False are not attended to.
+
+    Returns:
+        `(batch, tokens, hidden_dim)`, after the final norm; the tokens of a clip are ordered by
+        time, then row, then column, or as in `token_indices`.
+
+    Raises:
+        ValueError: for sizes that the patch does not divide and dims that the heads do not.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPABackbone
+    >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> tuple(backbone(np.zeros((1, 4, 32, 32, 3), "float32")).shape)
+    (1, 8, 24)
+    """
+
+    def __init__(
+        self,
+        image_size: Size = 224,
+        num_frames: int = 16,
+        patch_size: int = 16,
+        tubelet_size: int = 2,
+        hidden_dim: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        position_embedding: str = "sincos",
+        uniform_power: bool = True,
+        position_mode: str | None = None,
+        layer_norm_epsilon: float = 1e-6,
+        num_channels: int = 3,
+        remat: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        modes = position_modes(position_embedding)
+        position_mode = modes[0] if position_mode is None else position_mode
+        if position_mode not in modes:
+            raise ValueError(
+                f"`position_mode` must be {modes[0]!r} or {modes[1]!r} for `position_embedding`="
+                f"{position_embedding!r}. Received: {position_mode!r}"
+            )
+        # A tuple again when it comes out of a JSON file as a list.
+        self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
+        self.num_frames = num_frames
+        self.patch_size = patch_size
+        self.tubelet_size = tubelet_size
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.position_embedding = position_embedding
+        self.uniform_power = uniform_power
+        self.position_mode = position_mode
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.remat = remat
+        self.num_channels = num_channels
+        # Built here, so that a backbone has its weights from the start; through `build`, which
+        # gives every variable a path of its own.
+        height, width = _height_width(image_size)
+        self.build((None, num_frames, height, width, num_channels))
+
+    def build(self, video_shape: Sequence[int | None]) -> None:
+        policy = self.dtype_policy
+        tokens_shape = (None, None, self.hidden_dim)
+        self.tubelet_embedding = TubeletEmbedding(
+            self.hidden_dim,
+            self.patch_size,
+            1 if self.is_image_model else self.tubelet_size,
+            name="tubelet_embedding",
+            dtype=policy,
+        )
+        self.grid_shape = self.tubelet_embedding.grid_shape(video_shape)
+        self.tubelet_embedding.build(video_shape)
+        if self.position_embedding == "sincos":
+            table = self._table(self.grid_shape)
+            self.position_table = self.add_weight(
+                shape=table.shape, initializer="zeros", trainable=False, name="position_table"
+            )
+            self.position_table.assign(table)
+        self.blocks = transformer_blocks(
+            self.num_layers,
+            self.hidden_dim,
+            self.num_heads,
+            int(self.hidden_dim * self.mlp_ratio),
+            self.layer_norm_epsilon,
+            policy,
+        )
+        self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
+        self.norm.build(tokens_shape)
+
+    @classmethod
+    def from_size(cls, size: str, **kwargs: Any) -> Self:
+        """A backbone of a named size: tiny, small, base, large, huge, giant or giant_xformers.
+
+        Example:
+
+        >>> from keras_vjepa import VJEPABackbone
+        >>> VJEPABackbone.from_size("tiny", image_size=32, num_frames=2).hidden_dim
+        192
+        """
+        if size not in SIZES:
+            raise ValueError(f"`size` must be one of {', '.join(SIZES)}. Received: {size!r}")
+        return cls(**{**dataclasses.asdict(SIZES[size]), **kwargs})
+
+    @property
+    def is_image_model(self) -> bool:
+        return self.num_frames == 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a clip of the size that the backbone was made for."""
+        return math.prod(self.grid_shape)
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one tubelet of pixels."""
+        return math.prod(self.tubelet_embedding.kernel.shape[:-1])
+
+    @property
+    def position_axes(self) -> tuple[int, ...]:
+        """The grid that positions count: `(time, row, column)`, `(row, column)` for images."""
+        return self._axes(self.grid_shape)
+
+    def _axes(self, grid_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        return grid_shape[1:] if self.is_image_model else grid_shape
+
+    def _table(self, grid_shape: tuple[int, int, int]) -> np.ndarray:
+        return position_table(self.hidden_dim, self._axes(grid_shape), self.uniform_power)
+
+    def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
+        """Position table `(tokens, hidden_dim)` for clips of this token grid; sincos only."""
+        if grid_shape == self.grid_shape:
+            return ops.convert_to_tensor(self.position_table)
+        if self.position_mode == "fresh":
+            return ops.convert_to_tensor(self._table(grid_shape))
+        return resample_position_table(
+            ops.convert_to_tensor(self.position_table), self.position_axes, self._axes(grid_shape)
+        )
+
+    def angles(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor | None:
+        """Rotary angles `(batch or 1, tokens or picked, head_dim)`; None for sincos."""
+        if self.position_embedding == "sincos":
+            return None
+        grid_shape = self.tubelet_embedding.grid_shape(self._with_time(videos).shape)
+        if token_indices is None:
+            token_indices = ops.expand_dims(ops.arange(math.prod(grid_shape), dtype="int32"), 0)
+        if self.position_mode == "index":
+            grid_shape = self.grid_shape
+        return rotary_angles(token_indices, grid_shape, self.hidden_dim // self.num_heads)
+
+    def _with_time(self, videos: Tensor) -> Tensor:
+        is_image = self.is_image_model and len(videos.shape) == 4
+        return ops.expand_dims(videos, 1) if is_image else videos
+
+    def embed(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
+        """Patch tokens `(batch, tokens or picked, hidden_dim)`, the table's positions added."""
+        videos = self._with_time(videos)
+        tokens = self.tubelet_embedding(videos, token_indices)
+        if self.position_embedding == "rotary":
+            return tokens
+        positions = self.positions(self.tubelet_embedding.grid_shape(videos.shape))
+        positions = ops.expand_dims(ops.cast(positions, tokens.dtype), 0)
+        if token_indices is not None:
+            positions = ops.take(positions[0], token_indices, axis=0)
+        return ops.add(tokens, positions)
+
+    def call(
+        self,
+        videos: Tensor,
+        token_indices: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        x, angles = self.embed(videos, token_indices), self.angles(videos, token_indices)
+        x = apply_blocks(self, self.blocks, x, padding_mask, angles, self.remat)
+        return self.norm(x)
+
+    def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Outputs of some blocks, each passed through the final norm (App. D.2).
+
+        Args:
+            videos: as in the call.
+            layers: 0-based block numbers, in any order.
+
+        Returns:
+            One `(batch, tokens, hidden_dim)` per entry of `layers`.
+
+        Raises:
+            ValueError: for a block that does not exist.
+        """
+        unknown = [i for i in layers if not 0 <= i < self.num_layers]
+        if unknown:
+            raise ValueError(
+                f"`layers` must be between 0 and {self.num_layers - 1}. Received: {list(layers)}"
+            )
+        x, angles, outputs = self.embed(videos), self.angles(videos), {}
+        for i, block in enumerate(self.blocks):
+            x = block(x, None, angles)
+            if i in layers:
+                outputs[i] = self.norm(x)
+        return [outputs[i] for i in layers]
+
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        batch_size: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.export`, for batches of clips of the size that the backbone is made for.
+
+        Args:
+            filepath: what to write.
+            format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`; the README says which
+                backend offers which.
+            batch_size: clips at a time; shapes are fixed.
+            kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
+        """
+        shape = (batch_size, self.num_frames, *_height_width(self.image_size), self.num_channels)
+        signature = [keras.InputSpec(shape=shape, dtype="float32", name="videos")]
+        super().export(filepath, format=format, **{"input_signature": signature, **kwargs})
+
+    def compute_output_shape(
+        self,
+        videos_shape: Sequence[int | None],
+        token_indices_shape: Sequence[int | None] | None = None,
+        padding_mask_shape: Sequence[int | None] | None = None,
+    ) -> tuple[int | None, ...]:
+        if len(videos_shape) == 4:
+            videos_shape = (videos_shape[0], 1, *videos_shape[1:])
+        return self.tubelet_embedding.compute_output_shape(videos_shape, token_indices_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "num_frames": self.num_frames,
+            "patch_size": self.patch_size,
+            "tubelet_size": self.tubelet_size,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "position_embedding": self.position_embedding,
+            "uniform_power": self.uniform_power,
+            "position_mode": self.position_mode,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "remat": self.remat,
+            "num_channels": self.num_channels,
+        }
+
+
+def position_modes(position_embedding: str) -> tuple[str, ...]:
+    """The values of `position_mode` that go with a `position_embedding`, the default first.
+
+    Raises:
+        ValueError: if there is no such `position_embedding`.
+    """
+    if position_embedding not in POSITION_MODES:
+        raise ValueError(
+            f"`position_embedding` must be 'sincos' or 'rotary'. Received: {position_embedding!r}"
+        )
+    return POSITION_MODES[position_embedding]
+
+
+def _height_width(image_size: Size) -> tuple[int, int]:
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width

@@ -1,0 +1,193 @@
+"""The predictor: target features from context features and positions (§3.3, App. B).
+
+Departures from the paper's text, as in the authors' code: one learnable mask token per kind of
+mask (two with the paper's masks) rather than a single shared one, zero at first; context and target
+tokens are not sorted, positions enter through the table only.
+
+V-JEPA 2's predictor has rotary positions instead of the table (official-behaviour §12). Its authors
+sort the tokens by position before the blocks and back after them; attention does not depend on the
+order, so it is not done here.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vjepa.layers.dense import dense, layer_norm
+from keras_vjepa.layers.positions import position_table
+from keras_vjepa.layers.rotary import rotary_angles
+from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
+from keras_vjepa.presets.preset import Preset
+from keras_vjepa.types import Tensor
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAPredictor(Preset, keras.Model):
+    """Narrow transformer P that predicts the features of the target tokens (§3.3).
+
+    Args:
+        encoder_dim: width of the encoder's tokens.
+        grid_shape: the clip's token grid `(time, row, column)`, or `(row, column)` of an image: the
+            encoder's `position_axes`.
+        hidden_dim: width of the predictor (Table 9: 384).
+        num_layers: transformer blocks (Table 9: 12).
+        num_heads: attention heads, the encoder's in the paper; must divide `hidden_dim`.
+        num_mask_tokens: kinds of masks, each with a learnable token of its own.
+        mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
+        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
+            and keys rotated in every attention (V-JEPA 2).
+        uniform_power: equal share of the table's channels for time, row and column.
+        layer_norm_epsilon: epsilon of every norm.
+        remat: compute what happens inside a block again in the backward pass instead of keeping it
+            (activation checkpointing): less memory, more time, the same numbers.
+        output_dim: width of the predictions; `encoder_dim` if None. A patch's number of values
+            for the pixel targets of Table 1.
+
+    Call arguments:
+        context: `(batch, context, encoder_dim)`, the encoder's output.
+        context_indices: int `(batch, context)`, where each context token stands in the clip.
+        target_indices: int `(batch, targets)`, the positions to predict.
+        padding_mask: optional bool `(batch, context + targets)`; False entries are not attended to.
+        mask_index: which kind of mask; taken modulo `num_mask_tokens`. By keyword.
+
+    Returns:
+        `(batch, targets, output_dim)`, in the order of `target_indices`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPAPredictor
+    >>> predictor = VJEPAPredictor(24, (2, 2, 2), hidden_dim=12, num_layers=1, num_heads=2)
+    >>> indices = np.array([[0, 1, 2]])
+    >>> tuple(predictor(np.zeros((1, 3, 24), "float32"), indices, indices + 3).shape)
+    (1, 3, 24)
+    """
+
+    config_file = "predictor.json"
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        grid_shape: Sequence[int],
+        hidden_dim: int = 384,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        num_mask_tokens: int = 2,
+        mlp_ratio: float = 4.0,
+        position_embedding: str = "sincos",
+        uniform_power: bool = True,
+        layer_norm_epsilon: float = 1e-6,
+        output_dim: int | None = None,
+        remat: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if num_mask_tokens < 1:
+            raise ValueError(f"`num_mask_tokens` must be at least 1. Received: {num_mask_tokens}")
+        if position_embedding not in ("sincos", "rotary"):
+            raise ValueError(
+                "`position_embedding` must be 'sincos' or 'rotary'. "
+                f"Received: {position_embedding!r}"
+            )
+        self.encoder_dim = encoder_dim
+        self.grid_shape = tuple(grid_shape)
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.num_mask_tokens = num_mask_tokens
+        self.mlp_ratio = mlp_ratio
+        self.position_embedding = position_embedding
+        self.uniform_power = uniform_power
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.remat = remat
+        self.output_dim = output_dim or encoder_dim
+        # Through `build`, which gives every variable a path of its own.
+        self.build((None, None, encoder_dim))
+
+    def build(self, context_shape: Sequence[int | None]) -> None:
+        policy, tokens_shape = self.dtype_policy, (None, None, self.hidden_dim)
+        self.input_projection = dense(self.hidden_dim, "input_projection", policy)
+        self.input_projection.build(context_shape)
+        self.mask_tokens = [
+            self.add_weight(
+                shape=(1, 1, self.hidden_dim), initializer="zeros", name=f"mask_token_{i}"
+            )
+            for i in range(self.num_mask_tokens)
+        ]
+        if self.position_embedding == "sincos":
+            table = position_table(self.hidden_dim, self.grid_shape, self.uniform_power)
+            self.position_table = self.add_weight(
+                shape=table.shape, initializer="zeros", trainable=False, name="position_table"
+            )
+            self.position_table.assign(table)
+        self.blocks = transformer_blocks(
+            self.num_layers,
+            self.hidden_dim,
+            self.num_heads,
+            int(self.hidden_dim * self.mlp_ratio),
+            self.layer_norm_epsilon,
+            policy,
+        )
+        self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
+        self.norm.build(tokens_shape)
+        self.output_projection = dense(self.output_dim, "output_projection", policy)
+        self.output_projection.build(tokens_shape)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a clip."""
+        return math.prod(self.grid_shape)
+
+    def call(
+        self,
+        context: Tensor,
+        context_indices: Tensor,
+        target_indices: Tensor,
+        padding_mask: Tensor | None = None,
+        mask_index: int = 0,
+    ) -> Tensor:
+        x = self.input_projection(context)
+        mask_token = ops.cast(self.mask_tokens[mask_index % self.num_mask_tokens], x.dtype)
+        targets = ops.broadcast_to(mask_token, (*ops.shape(target_indices), self.hidden_dim))
+        x = ops.concatenate([x, targets], axis=1)
+        indices = ops.concatenate([context_indices, target_indices], axis=1)
+        angles = None
+        if self.position_embedding == "sincos":
+            table = ops.cast(self.position_table, x.dtype)
+            x = ops.add(x, ops.take(table, indices, axis=0))
+        else:
+            angles = rotary_angles(indices, self.grid_shape, self.hidden_dim // self.num_heads)
+        x = apply_blocks(self, self.blocks, x, padding_mask, angles, self.remat)
+        return self.output_projection(self.norm(x[:, ops.shape(context_indices)[1] :]))
+
+    def compute_output_shape(
+        self,
+        context_shape: Sequence[int | None],
+        context_indices_shape: Sequence[int | None],
+        target_indices_shape: Sequence[int | None],
+        padding_mask_shape: Sequence[int | None] | None = None,
+    ) -> tuple[int | None, ...]:
+        return (context_shape[0], target_indices_shape[1], self.output_dim)
+
+    def preset_files(self) -> dict[str, Any]:
+        return {self.config_file: self, "predictor.weights.h5": self}
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "encoder_dim": self.encoder_dim,
+            "grid_shape": self.grid_shape,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_mask_tokens": self.num_mask_tokens,
+            "mlp_ratio": self.mlp_ratio,
+            "position_embedding": self.position_embedding,
+            "uniform_power": self.uniform_power,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "remat": self.remat,
+            "output_dim": self.output_dim,
+        }

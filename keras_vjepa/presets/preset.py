@@ -1,0 +1,286 @@
+"""Presets: folders that hold a model, and the calls that write and read them (App. C).
+
+The grammar and the layout are keras-hub's:
+
+    config.json           the backbone's class and arguments
+    metadata.json         library versions, number of parameters
+    preprocessor.json     if a preprocessor was saved beside the model
+    model.weights.h5      the backbone's weights
+    pretrainer.json       only for a pretrainer: its class and arguments
+    encoder.weights.h5    the weights of its encoder
+    predictor.json, predictor.weights.h5    its predictor
+    teacher.weights.h5    the weights of its teacher, if it has one
+    task.json             only for a classifier: its class and arguments, its backbone's among them
+    task.weights.h5       the weights of its probe
+
+The backbone of a pretrainer's preset is its target encoder, the one that is evaluated (App. D.1).
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import keras
+
+from keras_vjepa.presets.downloads import is_address, preset_from_hub
+
+CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE = "config.json", "metadata.json", "model.weights.h5"
+
+PresetName = str | os.PathLike[str]
+
+
+# --- Names ---------------------------------------------------------------------------------------
+
+
+class BuiltInPreset(Protocol):
+    """What a name stands for; `zoo.py`, which knows how to make these folders, lists them."""
+
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that list it among their `presets`."""
+
+    def describe(self) -> dict[str, Any]:
+        """What `list_presets` says of it."""
+
+    def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
+        """Its preset folder in the cache, made now if need be."""
+
+
+BUILT_IN: dict[str, BuiltInPreset] = {}
+
+# Folders of another package, by the `model_type` in their config.json, and what makes presets of
+# them; `zoo.py` adds what it can convert.
+CONVERTERS: dict[str, Callable[[Path], Path]] = {}
+
+
+def list_presets(cls: type | None = None) -> dict[str, dict[str, Any]]:
+    """Names that `from_preset` takes without a folder, and what is known of each.
+
+    Args:
+        cls: only those of this class; the same as its `presets`. None for all.
+
+    Returns:
+        A dictionary for each name: `description`, `parameters`, `input`, `licence`, `source`,
+        `files` (each with its address and its SHA-256, None while it is not yet known), and
+        `scores`, as the paper reports them, in per cent.
+
+    Example:
+
+    >>> import keras_vjepa
+    >>> keras_vjepa.list_presets()["vjepa_large_patch16_224"]["licence"]
+    'CC BY-NC 4.0'
+    """
+    return {
+        name: entry.describe()
+        for name, entry in BUILT_IN.items()
+        if cls is None or cls.__name__ in entry.classes()
+    }
+
+
+class PresetNames:
+    """The attribute `presets` of a class: `list_presets` of that class."""
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, dict[str, Any]]:
+        return list_presets(owner)
+
+
+def find_preset(
+    preset: PresetName, load_weights: bool = True, trust_on_first_use: bool = False
+) -> Path:
+    """The folder that a preset's name stands for, downloaded or made if need be.
+
+    Args:
+        preset: a name of `list_presets`, a folder, `hf://user/repo` (or `hf://user/repo@revision`),
+            or `kaggle://user/model/framework/variation`.
+        load_weights: False fetches what describes the model, and no weights.
+        trust_on_first_use: as in `Preset.from_preset`.
+
+    Raises:
+        ValueError: if there is no such name, or what it stands for cannot be fetched.
+    """
+    name = os.fspath(preset)
+    if is_address(name):
+        folder = preset_from_hub(name, load_weights)
+        if not load_weights and _converter(folder):
+            folder = preset_from_hub(name, load_weights=True)
+        return _as_preset(folder)
+    if name in BUILT_IN:
+        return BUILT_IN[name].folder(name, load_weights, trust_on_first_use)
+    folder = Path(name).expanduser()
+    if not folder.exists() and isinstance(preset, str) and len(folder.parts) == 1:
+        raise ValueError(
+            "`preset` must be a folder, hf://user/repo, kaggle://user/model/framework/variation "
+            f"or one of {', '.join(BUILT_IN)}. Received: {name!r}"
+        )
+    return _as_preset(folder)
+
+
+def _converter(folder: Path) -> Callable[[Path], Path] | None:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        return CONVERTERS.get(config.get("model_type", ""))
+    except (OSError, ValueError, AttributeError):  # a preset without a backbone, or none at all
+        return None
+
+
+def _as_preset(folder: Path) -> Path:
+    converter = _converter(folder)
+    return folder if converter is None else converter(folder)
+
+
+# --- Models --------------------------------------------------------------------------------------
+
+
+class Preset:
+    """Adds `presets`, `from_preset` and `save_to_preset` to a model.
+
+    As it stands, for a backbone. A model that has parts with files of their own says which.
+    """
+
+    presets = PresetNames()
+    config_file = CONFIG_FILE
+
+    # A method: Keras takes a property that returns a model for another place to save it in.
+    def preset_files(self) -> dict[str, Any]:
+        """The files of this model's preset, and whose arguments or weights are in each."""
+        return {CONFIG_FILE: self, WEIGHTS_FILE: self}
+
+    def save_to_preset(self, folder: PresetName) -> None:
+        """Write this model as a preset folder; a folder of that name must not exist, or be empty.
+
+        The folder appears complete or not at all. A preset that is there is replaced whole, its
+        preprocessor too: save that after the model.
+
+        Raises:
+            FileExistsError: if the folder holds something else than a preset.
+            OSError: if it cannot be written.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / METADATA_FILE).exists():
+            raise FileExistsError(
+                f"`folder` must not exist, be empty or be a preset. Received: {folder}"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            self._write_preset(temporary)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _write_preset(self, folder: Path) -> None:
+        files = self.preset_files()
+        for name, model in files.items():
+            if name.endswith(".json"):
+                (folder / name).write_text(json.dumps(_described(model), indent=2))
+            else:
+                model.save_weights(folder / name)
+        metadata = {
+            "keras_version": keras.__version__,
+            "backend": keras.config.backend(),
+            "parameter_count": files.get(CONFIG_FILE, self).count_params(),
+        }
+        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: PresetName,
+        load_weights: bool = True,
+        trust_on_first_use: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Restore a model from a preset.
+
+        Args:
+            preset: one of `presets`, a folder that `save_to_preset` wrote, `hf://user/repo`, or
+                `kaggle://user/model/framework/variation`. A V-JEPA 2 folder or repository of the
+                transformers package is converted into the cache.
+            load_weights: False gives the architecture with fresh weights; nothing large is
+                downloaded for it.
+            trust_on_first_use: accept the authors' file of one of `presets` although its SHA-256
+                is not yet known, and keep its hash: another file at that address is an error from
+                then on. The same as the environment variable `KERAS_VJEPA_TRUST_ON_FIRST_USE=1`.
+            overrides: constructor arguments to change; unknown names are an error. Weights whose
+                shape an override changes cannot be loaded.
+
+        Raises:
+            FileNotFoundError: if the folder is no preset, or not of this class.
+            ValueError: if `preset` or `overrides` do not exist, or a download fails.
+        """
+        folder = find_preset(preset, load_weights, trust_on_first_use)
+        model = _read_model(folder, cls, cls.config_file, overrides)
+        if load_weights:
+            load_preset_weights(model, folder)
+        return model
+
+
+def load_backbone(
+    preset: PresetName,
+    load_weights: bool = True,
+    trust_on_first_use: bool = False,
+    **overrides: Any,
+) -> Any:
+    """The backbone of any preset, whatever its class. Arguments as in `Preset.from_preset`."""
+    folder = find_preset(preset, load_weights, trust_on_first_use)
+    backbone = _read_model(folder, keras.Model, CONFIG_FILE, overrides)
+    if load_weights:
+        keras.saving.load_weights(backbone, _existing(folder, WEIGHTS_FILE))
+    return backbone
+
+
+def load_preset_weights(model: Any, folder: Path) -> None:
+    """Load a model's weights from its preset folder."""
+    for name, part in model.preset_files().items():
+        if not name.endswith(".json"):
+            keras.saving.load_weights(part, _existing(folder, name))
+
+
+def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
+    """A class and its arguments, as a preset folder holds them.
+
+    Raises:
+        FileNotFoundError: if the folder does not.
+    """
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"`preset` must be a folder that holds {name}, for {class_name}. Received: {folder}"
+        )
+    return json.loads((folder / name).read_text())
+
+
+def _read_model(folder: Path, cls: type, name: str, overrides: dict[str, Any]) -> Any:
+    config = read_config(folder, name, cls.__name__)
+    unknown = set(overrides) - set(config["config"])
+    if unknown:
+        raise ValueError(
+            f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
+        )
+    config["config"].update(overrides)
+    model = keras.saving.deserialize_keras_object(config)
+    if not isinstance(model, cls):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}.")
+    return model
+
+
+def _existing(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"The preset {folder} holds no {name}; pass `load_weights=False`.")
+    return folder / name
+
+
+def _described(model: Any) -> dict[str, Any]:
+    config = keras.saving.serialize_keras_object(model)
+    for key in ("compile_config", "build_config"):
+        config.pop(key, None)
+    if "trainable" in config["config"]:
+        # Frozen where it comes from (a target encoder, a classifier's backbone), not for ever.
+        config["config"]["trainable"] = True
+    return config

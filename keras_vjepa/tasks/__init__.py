@@ -1,0 +1,1 @@
+"""What is trained: the pretrainer, the probe and the classifier."""

@@ -1,0 +1,411 @@
+"""Classification of videos and images: clips, views, backbone and probe (§4.3, App. D.1).
+
+Departures from the paper's text, as in the authors' code: the optional table of frame numbers. From
+the authors' code: that table gives every view the same positions, where theirs thins the frame
+numbers out once more for each further view; the loss of an evaluation is that of the combined
+prediction.
+
+Shapes: a video is `(batch, clips, views, frames, height, width, channels)`, all views of a clip
+showing the same frames; clips follow each other in time.
+"""
+
+import math
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from keras_vjepa.layers.positions import position_table
+from keras_vjepa.presets.preset import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Preset,
+    PresetName,
+    find_preset,
+    load_backbone,
+    read_config,
+)
+from keras_vjepa.tasks.probe import VJEPAProbe
+from keras_vjepa.types import Tensor
+
+# What of the constructor's arguments decides the probe's weights.
+PROBE_ARGUMENTS = (
+    "num_classes",
+    "pooling",
+    "num_heads",
+    "head_dim",
+    "num_layers",
+    "mlp_ratio",
+    "layer_norm_epsilon",
+    "self_attention",
+)
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAVideoClassifier(Preset, keras.Model):
+    """A backbone, frozen unless told otherwise, and a probe that learns (§4.3, App. D.1).
+
+    Compile it with a loss on logits and metrics, and call `fit`. All clips and views pass the
+    backbone as one batch. The tokens of all clips of a view then pass the probe together, which
+    gives one prediction a view; without `attend_across_clips`, every clip of every view gives one.
+    Several predictions are combined as the mean of their softmax; in training the loss is the mean
+    of their losses.
+
+    Args:
+        backbone: any Keras model that returns `(batch, tokens, dim)`. It gets the value of
+            `trainable_backbone` as its `trainable`. One that takes single images, as a
+            `VJEPABackbone` of one frame, is applied to every frame, and the tokens of all frames of
+            a clip are concatenated.
+        num_classes: width of the logits.
+        num_clips: clips of a video.
+        num_views: spatial views of a clip in evaluation. Videos of one view are always taken, so
+            that training can see one and validation all.
+        pooling: `"attentive"` or `"average"`; this and the next six as in `VJEPAProbe`.
+        num_heads: heads of the probe; the backbone's if None, as in the reference.
+        head_dim: width of a head of the probe.
+        num_layers: layers of the probe.
+        mlp_ratio: width of the hidden layer of the probe's MLP.
+        layer_norm_epsilon: epsilon of every norm of the probe.
+        self_attention: what the probe's further layers see, `"query"` or `"tokens"`.
+        attend_across_clips: whether the clips of a view make one prediction.
+        max_frames: None, or the number of rows of a sine-cosine table whose row n is added to the
+            tokens of a tubelet that begins at frame n of the source video. Off in the reference's
+            runs.
+        trainable_backbone: True to fine-tune the backbone as well.
+
+    Call arguments:
+        inputs: float videos, normalised, `(batch, frames, height, width, channels)` for one clip;
+            `(batch, clips, frames, height, width, channels)`;
+            `(batch, clips, views, frames, height, width, channels)`; or images
+            `(batch, height, width, channels)`, repeated to the frames of the backbone. With
+            `max_frames` a dictionary of such `videos` and `frame_indices`, int `(batch, frames)` or
+            `(batch, clips, frames)`, each in `[0, max_frames)`.
+
+    Returns:
+        Logits `(batch, num_classes)`: the probe's where there is one prediction, else the logarithm
+        of the mean of the softmax. In training several predictions are returned one by one,
+        `(batch, predictions, num_classes)`, views before clips.
+
+    Raises:
+        ValueError: for wrong ranks, numbers of clips, views or frame indices.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+    >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> classifier = VJEPAVideoClassifier(backbone, num_classes=7, num_clips=2, num_views=3)
+    >>> tuple(classifier(np.zeros((1, 2, 3, 4, 32, 32, 3), "float32")).shape)
+    (1, 7)
+    """
+
+    config_file = "task.json"
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        num_classes: int,
+        num_clips: int = 1,
+        num_views: int = 1,
+        pooling: str = "attentive",
+        num_heads: int | None = None,
+        head_dim: int | None = None,
+        num_layers: int = 1,
+        mlp_ratio: float = 4.0,
+        layer_norm_epsilon: float = 1e-5,
+        self_attention: str = "query",
+        attend_across_clips: bool = True,
+        max_frames: int | None = None,
+        trainable_backbone: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, number in (("num_clips", num_clips), ("num_views", num_views)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {number}")
+        if max_frames is not None and not hasattr(backbone, "tubelet_size"):
+            raise ValueError("`max_frames` must be None for a backbone without a `tubelet_size`.")
+        self.num_classes = num_classes
+        self.num_clips = num_clips
+        self.num_views = num_views
+        self.pooling = pooling
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.num_layers = num_layers
+        self.mlp_ratio = mlp_ratio
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.self_attention = self_attention
+        self.attend_across_clips = attend_across_clips
+        self.max_frames = max_frames
+        self.trainable_backbone = trainable_backbone
+        self.backbone = backbone
+        # Both ways: an assignment that changes nothing does not reach the layers on every backend,
+        # and those of a backbone that was made with `trainable=False` are still trainable.
+        backbone.trainable = not trainable_backbone
+        backbone.trainable = trainable_backbone
+        self.probe = VJEPAProbe(
+            num_classes,
+            num_heads if num_heads is not None else getattr(backbone, "num_heads", None),
+            num_layers,
+            pooling,
+            mlp_ratio,
+            layer_norm_epsilon,
+            head_dim,
+            self_attention,
+            name="probe",
+            dtype=self.dtype_policy,
+        )
+        # Built here, so that presets and optimizers find the weights.
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        dim = getattr(self.backbone, "hidden_dim", None) or self.backbone.outputs[0].shape[-1]
+        self.probe.build((None, None, dim))
+        if self.max_frames is not None:
+            self.frame_table = self.add_weight(
+                shape=(self.max_frames, dim),
+                initializer="zeros",
+                trainable=False,
+                name="frame_table",
+            )
+            self.frame_table.assign(position_table(dim, (self.max_frames,)))
+        self.built = True
+
+    # --- From videos to logits -------------------------------------------------------------------
+
+    def features(
+        self, videos: Tensor, frame_indices: Tensor | None = None, training: bool = False
+    ) -> Tensor:
+        """Tokens by the backbone, as the probe takes them for each of its predictions.
+
+        Args:
+            videos: as in the call.
+            frame_indices: as in the call; only with `max_frames`.
+            training: passed on to a backbone that is trained.
+
+        Returns:
+            `(batch, predictions, tokens, dim)`; without gradient from a frozen backbone.
+        """
+        if (frame_indices is None) != (self.max_frames is None):
+            raise ValueError(
+                "`frame_indices` must be given if, and only if, `max_frames` is set. "
+                f"Received: `max_frames`={self.max_frames}"
+            )
+        videos = self._with_clips_and_views(videos)
+        _, clips, views, frames = videos.shape[:4]
+        tokens = self._tokens(ops.reshape(videos, (-1, *videos.shape[3:])), training)
+        _, num_tokens, dim = tokens.shape
+        tokens = ops.reshape(tokens, (-1, clips, views, num_tokens, dim))
+        if frame_indices is not None:
+            tokens = self._add_frame_positions(tokens, frame_indices, frames)
+        tokens = ops.transpose(tokens, (0, 2, 1, 3, 4))
+        if self.attend_across_clips:
+            return ops.reshape(tokens, (-1, views, clips * num_tokens, dim))
+        return ops.reshape(tokens, (-1, views * clips, num_tokens, dim))
+
+    def _with_clips_and_views(self, videos: Tensor) -> Tensor:
+        rank = len(videos.shape)
+        if rank == 4:
+            videos = ops.repeat(ops.expand_dims(videos, 1), self._frames_of_an_image(), axis=1)
+        if rank in (4, 5):
+            videos = ops.expand_dims(videos, (1, 2))
+        elif rank == 6:
+            videos = ops.expand_dims(videos, 2)
+        elif rank != 7:
+            raise ValueError(
+                "`videos` must be (batch, [clips, [views,]] frames, height, width, channels), or "
+                f"images (batch, height, width, channels). Received {rank} axes"
+            )
+        clips, views = videos.shape[1:3]
+        if clips != self.num_clips:
+            raise ValueError(
+                f"`videos` must hold `num_clips`={self.num_clips} clips. Received: {clips}"
+            )
+        if views not in (1, self.num_views):
+            raise ValueError(
+                f"`videos` must hold 1 view or `num_views`={self.num_views}. Received: {views}"
+            )
+        return videos
+
+    def _takes_images(self) -> bool:
+        flag = getattr(self.backbone, "is_image_model", None)
+        return len(self.backbone.inputs[0].shape) == 4 if flag is None else flag
+
+    def _frames_of_an_image(self) -> int:
+        if self._takes_images():
+            return 1
+        frames = getattr(self.backbone, "num_frames", None)
+        return self.backbone.inputs[0].shape[1] if frames is None else frames
+
+    def _tokens(self, clips: Tensor, training: bool) -> Tensor:
+        """`(clips, tokens, dim)` of `(clips, frames, height, width, channels)`."""
+        frames = clips.shape[1] if self._takes_images() else None
+        if frames is not None:
+            clips = ops.reshape(clips, (-1, *clips.shape[2:]))
+        inputs = clips
+        # Models of keras-hub name their only input.
+        if hasattr(self.backbone, "inputs") and isinstance(self.backbone.input, dict):
+            inputs = dict.fromkeys(self.backbone.input, clips)
+        tokens = self.backbone(inputs, training=training and self.trainable_backbone)
+        if len(tokens.shape) != 3:
+            raise ValueError(
+                "`backbone` must return (batch, tokens, dim). "
+                f"Received an output of shape: {tuple(tokens.shape)}"
+            )
+        if frames is not None:
+            tokens = ops.reshape(tokens, (-1, frames * tokens.shape[1], tokens.shape[2]))
+        # Frozen variables alone would not stop the backward pass on every backend.
+        return tokens if self.trainable_backbone else ops.stop_gradient(tokens)
+
+    def _add_frame_positions(self, tokens: Tensor, frame_indices: Tensor, frames: int) -> Tensor:
+        """Add the table's row of each tubelet's first frame to its tokens."""
+        if len(frame_indices.shape) == 2:
+            frame_indices = ops.expand_dims(frame_indices, 1)
+        if tuple(frame_indices.shape[1:]) != (self.num_clips, frames):
+            raise ValueError(
+                f"`frame_indices` must be (batch, `num_clips`={self.num_clips}, {frames} frames). "
+                f"Received shape: {tuple(frame_indices.shape)}"
+            )
+        tubelet = 1 if self._takes_images() else self.backbone.tubelet_size
+        _, clips, views, num_tokens, dim = tokens.shape
+        steps = frames // tubelet
+        rows = ops.take(self.frame_table, frame_indices[:, :, ::tubelet], axis=0)
+        rows = ops.cast(ops.reshape(rows, (-1, clips, 1, steps, 1, dim)), tokens.dtype)
+        by_step = ops.reshape(tokens, (-1, clips, views, steps, num_tokens // steps, dim))
+        return ops.reshape(by_step + rows, (-1, clips, views, num_tokens, dim))
+
+    def call(self, inputs: Tensor | dict[str, Tensor], training: bool = False) -> Tensor:
+        if not isinstance(inputs, dict):
+            inputs = {"videos": inputs}
+        unknown = set(inputs) - {"videos", "frame_indices"}
+        if unknown or "videos" not in inputs:
+            raise ValueError(
+                "`inputs` must be a dictionary of `videos` and `frame_indices`. "
+                f"Received keys: {sorted(inputs)}"
+            )
+        tokens = self.features(**inputs, training=training)
+        _, predictions, num_tokens, dim = tokens.shape
+        logits = self.probe(ops.reshape(tokens, (-1, num_tokens, dim)))
+        if predictions == 1:
+            return logits
+        logits = ops.reshape(logits, (-1, predictions, self.num_classes))
+        return logits if training else combine_predictions(logits)
+
+    # --- Several predictions in training ---------------------------------------------------------
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """As Keras'; several predictions of a video count as so many samples (App. D.1)."""
+        if len(y_pred.shape) == 3:
+            predictions = y_pred.shape[1]
+            y_pred = ops.reshape(y_pred, (-1, self.num_classes))
+            y = ops.repeat(y, predictions, axis=0)
+            if sample_weight is not None:
+                sample_weight = ops.repeat(sample_weight, predictions, axis=0)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """As Keras', on the combined prediction."""
+        if len(y_pred.shape) == 3:
+            y_pred = combine_predictions(y_pred)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    # --- Configuration ---------------------------------------------------------------------------
+
+    def preset_files(self) -> dict[str, Any]:
+        return {
+            CONFIG_FILE: self.backbone,
+            WEIGHTS_FILE: self.backbone,
+            self.config_file: self,
+            "task.weights.h5": self.probe,
+        }
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: PresetName,
+        load_weights: bool = True,
+        trust_on_first_use: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """A classifier from its own preset, or from that of a backbone or pretrainer.
+
+        Args:
+            preset, load_weights, trust_on_first_use: as in `Preset.from_preset`. From a backbone's
+                or pretrainer's preset, the probe is fresh.
+            overrides: constructor arguments. `num_classes` is needed where the preset holds no
+                classifier. `dtype` is the backbone's as well.
+
+        Raises:
+            FileNotFoundError: if the folder is no preset.
+            ValueError: without `num_classes` for a preset that holds no classifier, and for
+                overrides that the probe's weights do not fit.
+        """
+        folder = find_preset(preset, load_weights, trust_on_first_use)
+        precision = {name: overrides[name] for name in ("dtype",) if name in overrides}
+        if not (folder / cls.config_file).is_file():
+            backbone = load_backbone(folder, load_weights, **precision)
+            if "num_classes" not in overrides:
+                raise ValueError(
+                    f"`num_classes` must be given for a preset that holds no {cls.config_file}. "
+                    f"Received: {folder}"
+                )
+            return cls(backbone, **overrides)
+        stored = read_config(folder, cls.config_file, cls.__name__)["config"]
+        for name in PROBE_ARGUMENTS:
+            if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
+                raise ValueError(
+                    f"`{name}` must be {stored.get(name)!r}, as the probe of {folder}, or pass its "
+                    f"backbone to {cls.__name__} for a fresh one. Received: {overrides[name]!r}"
+                )
+        overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
+        return super().from_preset(folder, load_weights, **overrides)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "num_classes": self.num_classes,
+            "num_clips": self.num_clips,
+            "num_views": self.num_views,
+            "pooling": self.pooling,
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "num_layers": self.num_layers,
+            "mlp_ratio": self.mlp_ratio,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "self_attention": self.self_attention,
+            "attend_across_clips": self.attend_across_clips,
+            "max_frames": self.max_frames,
+            "trainable_backbone": self.trainable_backbone,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        backbone = config["backbone"]
+        if isinstance(backbone, dict):
+            backbone = keras.saving.deserialize_keras_object(
+                backbone, custom_objects=custom_objects
+            )
+        return cls(**{**config, "backbone": backbone})
+
+
+def combine_predictions(logits: Tensor) -> Tensor:
+    """Logarithm of the mean of the softmax of several predictions (App. D.1).
+
+    Args:
+        logits: `(batch, predictions, classes)`.
+
+    Returns:
+        `(batch, classes)`, which are logits of that mean.
+    """
+    log_probabilities = ops.log_softmax(logits, axis=-1)
+    return ops.logsumexp(log_probabilities, axis=1) - math.log(logits.shape[1])

@@ -1,0 +1,422 @@
+"""The joint-embedding predictive objective and its training step (§3.1 eq. 1, App. B eq. 2).
+
+Departures from the paper's text, as in the authors' code: targets pass through a LayerNorm without
+parameters; the loss is a mean over features too (the paper's is the sum, larger by the width); an
+optional variance regulariser exists, with weight 0 in all of the paper's runs.
+
+Beyond both, off by default, for small models on little data: variance and covariance terms on the
+context encoder's features, as in VICReg (Bardes, Ponce and LeCun, 2022); pixel targets that are not
+normalised; a frozen teacher in place of the moving average (SALT: Li et al., 2025).
+
+One batch is a dictionary (the only contract with `keras_vjepa.data`):
+
+    videos             float32 (batch, frames, height, width, channels), normalised
+    context_indices_i  int32 (batch, context tokens), for each kind of mask i = 0, 1, ...
+    target_indices_i   int32 (batch, target tokens)
+
+Indices count tokens by time, then row, then column; -1 marks padding at the end of a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend.cuda_graph import RecordedStep
+from keras_vjepa.backend.token_ops import runs_op_by_op
+from keras_vjepa.backend.train_step import accumulated_train_step
+from keras_vjepa.layers.embedding import gather_tokens
+from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.presets.preset import CONFIG_FILE, WEIGHTS_FILE, Preset
+from keras_vjepa.tasks.objective import (
+    deviation_of_features,
+    prediction_loss,
+    spread_losses,
+    without_padding,
+)
+from keras_vjepa.training.optimizer import AdamW
+from keras_vjepa.training.schedules import LinearSchedule
+from keras_vjepa.types import Batch, Tensor
+
+TARGET_NORM_EPSILON = 1e-5
+TARGETS = ("features", "pixels")
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAPretrainer(Preset, keras.Model):
+    """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
+
+    Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
+    this module. The target encoder starts as a copy of the encoder and follows it after every
+    optimizer step, inside the compiled step.
+
+    Args:
+        encoder: the x-encoder.
+        predictor: its `encoder_dim` must be the encoder's `hidden_dim`.
+        momentum: schedule of the moving average, or a float.
+        loss_exponent: q in mean(|z - h|^q) / q; 1 in the paper.
+        variance_weight: weight of the variance regulariser; 0 in the paper.
+        target: what is predicted: `"features"` of the target encoder, or `"pixels"`, the baseline
+            of Table 1 (there with `loss_exponent=2`). The predictor's `output_dim` must fit. The
+            target encoder follows the encoder either way.
+        normalize_targets: whether each token's targets are normalised by their own mean and
+            deviation, as in the paper's runs. Pixels that are not keep what is bright apart from
+            what is dark: an even background then weighs nothing.
+        context_variance_weight: weight of mean(relu(1 - deviation)) over the features of the
+            context encoder, the deviation taken over the tokens of a device's batch.
+        context_covariance_weight: weight of the sum of the squared covariances of different
+            features, over the width. Both keep the features apart where the loss does not.
+        teacher: None, or a trained encoder, of any size but with the same grid of tokens, whose
+            features are predicted in place of the target encoder's. It stays as it is.
+        padding: whether batches may hold padding (-1). Without it no attention is masked, which is
+            faster where the backend's fused attention takes no mask.
+
+    Call arguments:
+        inputs: a batch.
+
+    Returns:
+        The loss of each sample, `(batch,)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+    >>> encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> predictor = VJEPAPredictor(24, (2, 2, 2), 12, 1, 2, num_mask_tokens=1)
+    >>> pretrainer = VJEPAPretrainer(encoder, predictor)
+    >>> pretrainer.compile(optimizer="adam")
+    >>> batch = {"videos": np.zeros((2, 4, 32, 32, 3), "float32")}
+    >>> batch["context_indices_0"] = np.array([[0, 3], [1, 2]], "int32")
+    >>> batch["target_indices_0"] = np.array([[4, 5, 6], [6, 7, -1]], "int32")
+    >>> tuple(pretrainer(batch).shape)
+    (2,)
+    """
+
+    config_file = "pretrainer.json"
+
+    def __init__(
+        self,
+        encoder: VJEPABackbone,
+        predictor: VJEPAPredictor,
+        momentum: float | LinearSchedule = 0.998,
+        loss_exponent: float = 1.0,
+        variance_weight: float = 0.0,
+        target: str = "features",
+        normalize_targets: bool = True,
+        context_variance_weight: float = 0.0,
+        context_covariance_weight: float = 0.0,
+        teacher: VJEPABackbone | None = None,
+        padding: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if target not in TARGETS:
+            raise ValueError(f"`target` must be one of {TARGETS}. Received: {target!r}")
+        if predictor.encoder_dim != encoder.hidden_dim:
+            raise ValueError(
+                f"The predictor's `encoder_dim` must be the encoder's `hidden_dim`="
+                f"{encoder.hidden_dim}. Received: {predictor.encoder_dim}"
+            )
+        if predictor.grid_shape != encoder.position_axes:
+            raise ValueError(
+                f"The predictor's `grid_shape` must be the encoder's {encoder.position_axes}. "
+                f"Received: {predictor.grid_shape}"
+            )
+        if teacher is not None and target != "features":
+            raise ValueError(f"`target` must be 'features' with a `teacher`. Received: {target!r}")
+        if teacher is not None and teacher.position_axes != encoder.position_axes:
+            raise ValueError(
+                f"The teacher's grid of tokens must be the encoder's {encoder.position_axes}. "
+                f"Received: {teacher.position_axes}"
+            )
+        target_dim = (teacher or encoder).hidden_dim if target == "features" else encoder.patch_dim
+        if predictor.output_dim != target_dim:
+            raise ValueError(
+                f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "
+                f"Received: {predictor.output_dim}"
+            )
+        self.encoder = encoder
+        self.predictor = predictor
+        self.momentum = momentum
+        self.loss_exponent = loss_exponent
+        self.variance_weight = variance_weight
+        self.target = target
+        self.normalize_targets = normalize_targets
+        self.context_variance_weight = context_variance_weight
+        self.context_covariance_weight = context_covariance_weight
+        self.padding = padding
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.trainable = False
+        self.target_encoder = _copy_of(encoder)
+        self.built = True
+
+    # --- The objective ---------------------------------------------------------------------------
+
+    def targets(self, videos: Tensor) -> Tensor:
+        """What the tokens of `videos` are to be predicted as, float32, without gradient.
+
+        Features of the target encoder or the teacher, `(batch, tokens, hidden_dim)`, or pixels,
+        `(batch, tokens, patch_dim)`; both normalised in each token, unless told otherwise.
+        """
+        if self.target == "features":
+            values = (self.teacher or self.target_encoder)(videos)
+        else:
+            values = self.encoder.tubelet_embedding.patches(videos)
+        values = ops.cast(values, "float32")
+        if self.normalize_targets:
+            values = ops.layer_normalization(values, axis=-1, epsilon=TARGET_NORM_EPSILON)
+        return ops.stop_gradient(values)
+
+    def encode_context(self, batch: Batch, mask_index: int) -> Tensor:
+        """Features of the tokens that one kind of mask leaves visible.
+
+        `(batch, context, hidden_dim)`; rows of padding hold no meaning.
+        """
+        indices, mask = batch[f"context_indices_{mask_index}"], None
+        if self.padding:
+            indices, mask = without_padding(indices), indices >= 0
+        return self.encoder(batch["videos"], indices, mask)
+
+    def predictions(self, batch: Batch, mask_index: int, context: Tensor | None = None) -> Tensor:
+        """Predictions for the targets of one kind of mask, float32.
+
+        `(batch, targets, output_dim)`; rows of padded targets hold no meaning. `context` is what
+        `encode_context` gave, if it was called already.
+        """
+        if context is None:
+            context = self.encode_context(batch, mask_index)
+        context_indices = batch[f"context_indices_{mask_index}"]
+        target_indices = batch[f"target_indices_{mask_index}"]
+        tokens_mask = None
+        if self.padding:
+            tokens_mask = ops.concatenate([context_indices >= 0, target_indices >= 0], axis=1)
+            context_indices = without_padding(context_indices)
+            target_indices = without_padding(target_indices)
+        predictions = self.predictor(
+            context, context_indices, target_indices, tokens_mask, mask_index=mask_index
+        )
+        return ops.cast(predictions, "float32")
+
+    def sample_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Prediction loss and variance regulariser of each sample, two `(batch,)`.
+
+        The loss holds the terms on the context's features, if they have a weight.
+        """
+        targets = self.targets(batch["videos"])
+        num_masks = sum(name.startswith("target_indices_") for name in batch)
+        losses, deviations = [], []
+        for i in range(num_masks):
+            context = self.encode_context(batch, i)
+            predictions = self.predictions(batch, i, context)
+            indices = batch[f"target_indices_{i}"]
+            valid = ops.cast(ops.expand_dims(indices >= 0, -1), "float32")
+            wanted = gather_tokens(targets, without_padding(indices))
+            loss = prediction_loss(predictions, wanted, valid, self.loss_exponent)
+            losses.append(loss + self._context_penalty(context, batch[f"context_indices_{i}"]))
+            deviations.append(deviation_of_features(predictions, valid))
+        # Every kind of mask counts equally, whatever its number of tokens.
+        deviation = sum(deviations) / num_masks
+        variance_loss = ops.mean(ops.relu(1.0 - deviation), axis=-1)
+        return sum(losses) / num_masks, variance_loss
+
+    def _context_penalty(self, context: Tensor, indices: Tensor) -> Tensor | float:
+        if not (self.context_variance_weight or self.context_covariance_weight):
+            return 0.0
+        valid = ops.cast(ops.reshape(indices >= 0, (-1, 1)), "float32")
+        variance_loss, covariance_loss = spread_losses(
+            ops.reshape(ops.cast(context, "float32"), (-1, context.shape[-1])), valid
+        )
+        return (
+            self.context_variance_weight * variance_loss
+            + self.context_covariance_weight * covariance_loss
+        )
+
+    def call(self, inputs: Batch) -> Tensor:
+        loss, variance_loss = self.sample_losses(inputs)
+        if self.variance_weight:
+            loss = loss + self.variance_weight * variance_loss
+        return loss
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        return collectives.loss_share(ops.mean(y_pred))
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """As Keras', whose `loss` is the epoch's mean so far, with this step's own beside it."""
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
+        logs = {**logs, "step_loss": ops.mean(ops.stop_gradient(y_pred))}
+        return collectives.reduce_logs(logs)
+
+    def compute_output_shape(self, input_shape: dict[str, Sequence[int | None]]) -> Any:
+        return (input_shape["videos"][0],)
+
+    # --- The training step -----------------------------------------------------------------------
+
+    def compile(  # type: ignore[override]
+        self, optimizer: Any = None, accumulation_steps: int = 1, **kwargs: Any
+    ) -> None:
+        """As `keras.Model.compile`, without a loss.
+
+        What a step reads from attributes (`momentum`, weights of losses, `trainable`) is constant
+        until the next call: compilers, and `RecordedStep` for torch on a GPU, keep it. With
+        `run_eagerly` nothing is kept.
+
+        Args:
+            optimizer: default: `AdamW`.
+            accumulation_steps: parts in which a device works through its share of a batch, one
+                after the other, before the optimizer's step. The numbers stay the same.
+            kwargs: as in Keras.
+        """
+        if accumulation_steps < 1:
+            raise ValueError(
+                f"`accumulation_steps` must be at least 1. Received: {accumulation_steps}"
+            )
+        self.accumulation_steps = accumulation_steps
+        optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
+        if isinstance(optimizer, AdamW):
+            optimizer.clip_separately(
+                [self.encoder.trainable_variables, self.predictor.trainable_variables]
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+        # Now rather than in the first step: that step is then traced once, and saved optimizer
+        # variables find their place.
+        self.optimizer.build(self.trainable_variables)
+        collectives.broadcast([*self.variables, *self.optimizer.variables])
+        self._recorded_step = RecordedStep(self._step, self._variables_of_step)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing is left to build, and Keras would take a batch from a distributed dataset."""
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        if not self.compiled:
+            return None
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "accumulation_steps": self.accumulation_steps,
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+        self.compile(optimizer, config["accumulation_steps"])
+
+    def train_step(self, *args: Any) -> Any:
+        """One optimizer step, then the target encoder's (App. B).
+
+        The logs tell in `finite`, 1.0 or 0.0, whether it left finite weights: a gradient that is
+        not finite shows in the step that made it.
+        """
+        if runs_op_by_op():
+            batch = keras.utils.unpack_x_y_sample_weight(args[0])[0]
+            return self._step(batch) if self.run_eagerly else self._recorded_step(batch)
+        return self._step(*args)
+
+    def _step(self, *args: Any) -> Any:
+        # Where a step runs op by op, Keras' own would wait for the device in the middle.
+        if self.accumulation_steps > 1 or runs_op_by_op():
+            result = accumulated_train_step(self, self.accumulation_steps, *args)
+        else:
+            result = super().train_step(*args)
+        if len(args) == 1:
+            self.update_target_encoder()
+            return {**result, **_finite_log(self.trainable_variables)}
+        # A stateless backend: variables are values in `state`, to be passed on.
+        logs, state = result
+        return {**logs, **_finite_log(state[0])}, self._with_updated_target(state)
+
+    def _variables_of_step(self) -> list[keras.Variable]:
+        return [*self.variables, *self.optimizer.variables, *self.metrics_variables]
+
+    def update_target_encoder(self) -> None:
+        """target = momentum * target + (1 - momentum) * encoder, over all variables."""
+        updates.move_towards(
+            self.target_encoder.variables, self.encoder.variables, self._update_rate()
+        )
+
+    def _update_rate(self) -> Tensor:
+        if not isinstance(self.momentum, LinearSchedule):
+            return 1.0 - self.momentum
+        # The optimizer has counted its step already: the first update sees iteration 1.
+        return self.momentum.complement(ops.convert_to_tensor(self.optimizer.iterations) - 1)
+
+    def _with_updated_target(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        trainable, non_trainable, optimizer, metrics = state
+        values = [
+            *zip(self.trainable_variables, trainable, strict=True),
+            *zip(self.non_trainable_variables, non_trainable, strict=True),
+            *zip(self.optimizer.variables, optimizer, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=values) as scope:
+            self.update_target_encoder()
+        non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
+        return trainable, non_trainable, optimizer, metrics
+
+    # --- Configuration ---------------------------------------------------------------------------
+
+    def preset_files(self) -> dict[str, Any]:
+        files: dict[str, Any] = {
+            CONFIG_FILE: self.target_encoder,
+            WEIGHTS_FILE: self.target_encoder,
+            self.config_file: self,
+            "encoder.weights.h5": self.encoder,
+            **self.predictor.preset_files(),
+        }
+        if self.teacher is not None:
+            files["teacher.weights.h5"] = self.teacher
+        return files
+
+    def get_config(self) -> dict[str, Any]:
+        momentum: Any = self.momentum
+        if isinstance(momentum, LinearSchedule):
+            momentum = keras.saving.serialize_keras_object(momentum)
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "predictor": keras.saving.serialize_keras_object(self.predictor),
+            "momentum": momentum,
+            "loss_exponent": self.loss_exponent,
+            "variance_weight": self.variance_weight,
+            "target": self.target,
+            "normalize_targets": self.normalize_targets,
+            "context_variance_weight": self.context_variance_weight,
+            "context_covariance_weight": self.context_covariance_weight,
+            "teacher": self.teacher and keras.saving.serialize_keras_object(self.teacher),
+            "padding": self.padding,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        parts: dict[str, Any] = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            for name in ("encoder", "predictor", "momentum", "teacher")
+            # Presets of before there were teachers do not name one.
+            if name in config
+        }
+        return cls(**{**config, **parts})
+
+
+def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
+    config = encoder.get_config()
+    if encoder.dtype_policy.variable_dtype != "float32":
+        # Half-precision variables would stand still: their steps round to nothing.
+        config["dtype"] = f"mixed_{encoder.dtype_policy.compute_dtype}"
+    target = VJEPABackbone.from_config({**config, "name": f"target_{encoder.name}"})
+    target.trainable = False
+    # Through NumPy: a shared buffer would break the donation of the training state.
+    target.set_weights(collectives.values(encoder.weights))
+    return target
+
+
+def _finite_log(values: Sequence[Tensor]) -> dict[str, Tensor]:
+    return collectives.reduce_logs({"finite": updates.all_finite(values)})

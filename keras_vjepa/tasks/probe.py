@@ -1,0 +1,183 @@
+"""Probe on frozen features: attentive or average pooling, then a linear layer (§4.3, App. D.1).
+
+Departures from the paper's text, as in the authors' code: those of `layers/pooling.py`; nothing
+stands between the pooler and the linear layer. The probe on average-pooled features (Tables 3 and
+13) is not in the authors' code: mean, then linear layer.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vjepa.layers.pooling import AttentivePooler, attend_together
+from keras_vjepa.types import Tensor
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class VJEPAProbe(keras.Model):
+    """Classify tokens: pool them, then a linear layer (§4.3, App. D.1).
+
+    A model by itself, to be fitted on features that were computed once; the part that learns of a
+    `VJEPAVideoClassifier`. The weights are made when it is first called, or by `build`.
+
+    Args:
+        num_classes: width of the logits.
+        num_heads: attention heads, the encoder's in the reference; not used by average pooling.
+        num_layers: 1 for the cross-attention alone; each more is a transformer block.
+        pooling: `"attentive"`, or `"average"` for the mean over the tokens (Tables 3 and 13).
+        mlp_ratio: width of the MLP's hidden layer over the tokens' width.
+        layer_norm_epsilon: epsilon of every norm.
+        head_dim: width of a head; see `AttentivePooler`.
+        self_attention: `"query"` or `"tokens"`; see `AttentivePooler`.
+
+    Call arguments:
+        tokens: `(batch, tokens, dim)`.
+
+    Returns:
+        Logits `(batch, num_classes)`, in the dtype of the weights also under mixed precision.
+
+    Raises:
+        ValueError: for tokens of another rank, or of another width than those it was built for.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import VJEPAProbe
+    >>> probe = VJEPAProbe(num_classes=4, num_heads=2)
+    >>> tuple(probe(np.ones((3, 5, 8), "float32")).shape)
+    (3, 4)
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_heads: int | None = None,
+        num_layers: int = 1,
+        pooling: str = "attentive",
+        mlp_ratio: float = 4.0,
+        layer_norm_epsilon: float = 1e-5,
+        head_dim: int | None = None,
+        self_attention: str = "query",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, number in (("num_classes", num_classes), ("num_layers", num_layers)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {number}")
+        if pooling not in ("attentive", "average"):
+            raise ValueError(f"`pooling` must be 'attentive' or 'average'. Received: {pooling!r}")
+        if pooling == "attentive" and num_heads is None:
+            raise ValueError("`num_heads` must be given for attentive pooling. Received: None")
+        self.num_classes = num_classes
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.pooling = pooling
+        self.mlp_ratio = mlp_ratio
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.head_dim = head_dim
+        self.self_attention = self_attention
+
+    def build(self, tokens_shape: Sequence[int | None]) -> None:
+        dim = _token_width(tokens_shape)
+        if self.pooling == "attentive":
+            self.pooler = AttentivePooler(
+                self.num_heads,  # type: ignore[arg-type]
+                self.num_layers,
+                self.mlp_ratio,
+                self.layer_norm_epsilon,
+                self.head_dim,
+                self.self_attention,
+                name="pooler",
+                dtype=self.dtype_policy,
+            )
+            self.pooler.build(tokens_shape)
+        # As the reference's framework starts a linear layer, unlike all the other ones.
+        uniform = keras.initializers.RandomUniform(-1 / math.sqrt(dim), 1 / math.sqrt(dim))
+        self.linear = keras.layers.Dense(
+            self.num_classes,
+            kernel_initializer=uniform,
+            bias_initializer=uniform.clone(),
+            name="linear",
+            # Logits in half precision would cost the loss its small differences.
+            dtype=self.dtype_policy.variable_dtype,
+        )
+        self.linear.build((None, dim))
+        self.built = True
+
+    def call(self, tokens: Tensor) -> Tensor:
+        self._check_width(tokens)
+        if self.pooling == "attentive":
+            return self.linear(self.pooler(tokens))
+        return self.linear(ops.mean(tokens, axis=1))
+
+    def _check_width(self, tokens: Tensor) -> None:
+        dim = _token_width(tokens.shape)
+        if dim != self.linear.kernel.shape[0]:
+            raise ValueError(
+                f"The width of the tokens must be {self.linear.kernel.shape[0]}, which the probe "
+                f"was built for. Received: {dim}"
+            )
+
+    @staticmethod
+    def call_together(probes: Sequence["VJEPAProbe"], tokens: Tensor) -> list[Tensor]:
+        """Logits of probes of one kind on the same tokens, each as if it were called alone.
+
+        Args:
+            probes: probes that differ in nothing but their weights and classes.
+            tokens: `(batch, tokens, dim)`.
+
+        Returns:
+            `(batch, num_classes)` of each probe. Attentive probes read the tokens once for all.
+
+        Raises:
+            ValueError: for tokens of another rank, or of another width than the probes'.
+
+        Example:
+
+        >>> import numpy as np
+        >>> from keras_vjepa import VJEPAProbe
+        >>> probes = [VJEPAProbe(classes, num_heads=2) for classes in (4, 6)]
+        >>> for probe in probes:
+        ...     probe.build((None, None, 8))
+        >>> tokens = np.ones((3, 5, 8), "float32")
+        >>> [tuple(logits.shape) for logits in VJEPAProbe.call_together(probes, tokens)]
+        [(3, 4), (3, 6)]
+        """
+        first = probes[0]
+        own_blocks = first.num_layers > 1 and first.self_attention == "tokens"
+        if first.pooling != "attentive" or own_blocks:
+            return [probe(tokens) for probe in probes]
+        first._check_width(tokens)
+        poolers = [probe.pooler for probe in probes]
+        logits = []
+        pooled = attend_together(poolers, ops.cast(tokens, first.compute_dtype))
+        for probe, pooler, one in zip(probes, poolers, pooled, strict=True):
+            logits.append(probe.linear(pooler.finish(pooler.project(one))))
+        return logits
+
+    def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return (tokens_shape[0], self.num_classes)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "num_heads": self.num_heads,
+            "num_layers": self.num_layers,
+            "pooling": self.pooling,
+            "mlp_ratio": self.mlp_ratio,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "head_dim": self.head_dim,
+            "self_attention": self.self_attention,
+        }
+
+
+def _token_width(tokens_shape: Sequence[int | None]) -> int:
+    if len(tokens_shape) != 3 or tokens_shape[-1] is None:
+        raise ValueError(
+            f"`tokens` must be (batch, tokens, dim). Received shape: {tuple(tokens_shape)}"
+        )
+    return tokens_shape[-1]

@@ -1,0 +1,1 @@
+"""How it is trained: optimizer, schedules, and the state of a run."""

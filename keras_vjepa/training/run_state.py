@@ -1,0 +1,304 @@
+"""Checkpoints from which a long run goes on as if it had never stopped (App. C, 90,000 steps).
+
+A checkpoint is one file, `step-00000300-<hash>.npz`: every variable that training reads, by its
+path, and a description. The hash of the content is in the name, so one rename publishes both, any
+damage shows, and two runs that agree bit for bit have files of the same name.
+
+Keras' own ways were not enough: its weight files are written from the live model, so not beside
+the training; `BackupAndRestore` begins an epoch anew; Orbax needs JAX whatever the backend.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.backend.collectives import values
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_LOG = logging.getLogger(__name__)
+
+_DESCRIPTION = "description"
+_PATTERN, _UNFINISHED = "step-[0-9]*-*.npz", ".step-*.unfinished"
+
+
+# --- A model's state -----------------------------------------------------------------------------
+
+
+def training_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """All that the next training step depends on, by path.
+
+    Weights, position tables, random seeds, optimizer slots and iteration, from which the schedules
+    follow. Metrics are not among it: an epoch starts them anew.
+
+    Raises:
+        ValueError: if the optimizer is not built, or two variables have one path.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
+        raise ValueError("`model` must be compiled and its optimizer built. Received: one without")
+    variables = [
+        *model.trainable_variables,
+        *model.non_trainable_variables,
+        *optimizer.variables,
+    ]
+    named = {variable.path: variable for variable in variables}
+    if len(named) < len(variables):
+        raise ValueError(
+            f"The variables of `model` must have paths of their own. Received: {len(variables)} "
+            f"variables with {len(named)} paths"
+        )
+    return named
+
+
+def copy_training_state(model: keras.Model, into: Arrays | None = None) -> dict[str, NDArray[Any]]:
+    """The values of `training_variables` in memory of their own.
+
+    In a callback take `self.model`, which is up to date on every backend. All processes must call
+    it together if the state is sharded over them.
+
+    Args:
+        model: compiled.
+        into: what this gave before for the same model, to be overwritten. Fresh memory can cost
+            many times the copy itself.
+    """
+    variables, into = training_variables(model), into or {}
+    state = {}
+    for path, value in zip(variables, values(list(variables.values())), strict=True):
+        # NumPy's files do not know bfloat16; in float32 it is exact.
+        dtype = np.float32 if value.dtype.name == "bfloat16" else value.dtype
+        # A copy, since arrays may be views of what the next step overwrites.
+        state[path] = into[path] if path in into else np.empty(value.shape, dtype)
+        np.copyto(state[path], value, casting="unsafe")
+    return state
+
+
+def restore_training_state(model: keras.Model, arrays: Arrays) -> None:
+    """Assign what `copy_training_state` gave.
+
+    Raises:
+        ValueError: unless names and shapes are those of the model. Nothing is assigned then.
+    """
+    variables = training_variables(model)
+    shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
+    stored = {path: array.shape for path, array in arrays.items()}
+    for path in sorted(shapes.keys() | stored.keys()):
+        if shapes.get(path) != stored.get(path):
+            raise ValueError(
+                f"The checkpoint must be of this model: {path} has the shape "
+                f"{shapes.get(path, 'of nothing')} in the model and "
+                f"{stored.get(path, 'of nothing')} in the checkpoint."
+            )
+    for path, variable in variables.items():
+        variable.assign(arrays[path])
+
+
+# --- Files ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved.
+
+    Attributes:
+        path: the file.
+        step: number of steps done.
+        arrays: named arrays.
+        description: whatever JSON holds.
+    """
+
+    path: Path
+    step: int
+    arrays: dict[str, NDArray[Any]]
+    description: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder, written by a thread, read only if undamaged.
+
+    A file gets its name when it is complete and on the disk: a process that is killed, or a disk
+    that is full, leaves those before it as they were.
+
+    Args:
+        folder: a local or mounted folder; made when the first checkpoint is written.
+        keep_last: the newest so many stay. There must be room for one more.
+        keep_every: those whose step is a multiple stay for good; 0 for none.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from keras_vjepa.training.run_state import Checkpoints
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoints = Checkpoints(folder)
+    ...     checkpoints.save(300, {"weights": np.ones(3)}, {"seed": 0})
+    ...     checkpoints.wait()
+    ...     found = Checkpoints(folder).latest()
+    >>> found.step, found.arrays["weights"].tolist(), found.description
+    (300, [1.0, 1.0, 1.0], {'seed': 0})
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], keep_last: int = 2, keep_every: int = 0
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"`keep_last` must be at least 1. Received: {keep_last}")
+        if keep_every < 0:
+            raise ValueError(f"`keep_every` must not be negative. Received: {keep_every}")
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+        self._damaged: set[Path] = set()
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, arrays: Arrays, description: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint; waits first for the one before it.
+
+        Args:
+            step: number of steps done.
+            arrays: named arrays, not to be changed afterwards.
+            description: whatever JSON holds.
+
+        Raises:
+            OSError, FloatingPointError: see `wait`.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._write, step, arrays, description)
+
+    def wait(self) -> None:
+        """Return once everything is on the disk.
+
+        Raises:
+            OSError: if a checkpoint could not be written.
+            FloatingPointError: if its arrays are not finite; such are not saved.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def check(self) -> None:
+        """Raise what `wait` would raise, as far as it is known; never waits."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints in the folder, ascending, damaged or not."""
+        return [_step_of(path) for path in self._paths()]
+
+    def latest(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint, or None where nothing was ever saved.
+
+        Damaged ones are named in the log. They are removed when a new one is written.
+
+        Raises:
+            OSError: if there are checkpoints, all of them damaged.
+        """
+        paths = self._paths()
+        for path in reversed(paths):
+            try:
+                if _hash_of(path) == path.stem.split("-")[-1]:
+                    return _read(path)
+                problem = "its content does not fit the hash in its name"
+                self._damaged.add(path)
+            except OSError as error:
+                problem = error.strerror or str(error)
+            _LOG.warning("Damaged checkpoint, the one before it is used: %s: %s", path, problem)
+        if paths:
+            raise OSError(
+                f"None of the {len(paths)} checkpoints in {self.folder} can be read. "
+                "Move that folder away to begin anew."
+            )
+        return None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(_PATTERN))
+
+    def _write(self, step: int, arrays: Arrays, description: Mapping[str, Any]) -> None:
+        _check_finite(step, arrays)
+        text = json.dumps(description, sort_keys=True)
+        arrays = {**arrays, _DESCRIPTION: np.frombuffer(text.encode(), np.uint8)}
+        temporary = self.folder / f".step-{step:08d}.unfinished"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # What a killed process left takes up room.
+            for leftover in self.folder.glob(_UNFINISHED):
+                leftover.unlink()
+            with open(temporary, "w+b") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            path = self.folder / f"step-{step:08d}-{_hash_of(temporary)}.npz"
+            temporary.replace(path)
+            _sync_folder(self.folder)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            steps = self.steps()
+            last = f"The last one is of step {steps[-1]}." if steps else "There is none before it."
+            raise OSError(
+                f"The checkpoint of step {step} cannot be written to {self.folder}: "
+                f"{error.strerror or error}. {last}"
+            ) from error
+        self._remove_old(path)
+
+    def _remove_old(self, newest: Path) -> None:
+        good = [path for path in self._paths() if path not in self._damaged or path == newest]
+        steps = sorted({_step_of(path) for path in good})
+        kept = set(steps[-self.keep_last :])
+        if self.keep_every:
+            kept |= {step for step in steps if step % self.keep_every == 0}
+        for path in self._paths():
+            replaced = _step_of(path) == _step_of(newest) and path != newest
+            if path not in good or replaced or _step_of(path) not in kept:
+                with suppress(OSError):
+                    path.unlink()
+        self._damaged.clear()
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def _hash_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _read(path: Path) -> Checkpoint:
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    description = json.loads(arrays.pop(_DESCRIPTION).tobytes())
+    return Checkpoint(path, _step_of(path), arrays, description)
+
+
+def _check_finite(step: int, arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FloatingPointError(
+                f"{name} is not finite after step {step}; no checkpoint was written."
+            )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; not every file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,139 @@
+"""Schedules of learning rate, weight decay and momentum (App. C).
+
+Departure from the paper's text, as in the authors' code: weight decay follows a cosine, not a line.
+"""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_vjepa.types import Tensor
+
+
+def _half_cosine(progress: Tensor) -> Tensor:
+    """(1 + cos(pi * progress)) / 2, as a square: no cancellation in float32 near the end."""
+    return ops.square(ops.cos(progress * (math.pi / 2)))
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class WarmupCosine(LearningRateSchedule):
+    """Linear warm-up, then half a cosine (App. C).
+
+    Iteration s counts from 1; Keras passes s - 1. The value is not clamped beyond `total_steps`,
+    where it rises again, as in the reference.
+
+    Args:
+        start: value at s = 0.
+        peak: value at s = `warmup_steps`.
+        final: value at s = `total_steps`.
+        warmup_steps: iterations of warm-up, at least 0.
+        total_steps: length of the schedule, not of the run: the paper stretches it by 1.25.
+
+    Example:
+
+    >>> from keras_vjepa.training.schedules import WarmupCosine
+    >>> schedule = WarmupCosine(2e-4, 6.25e-4, 1e-6, warmup_steps=12000, total_steps=112500)
+    >>> round(float(schedule(12000 - 1)), 6)
+    0.000625
+    """
+
+    def __init__(
+        self, start: float, peak: float, final: float, warmup_steps: int, total_steps: int
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(
+                f"`warmup_steps` must be in [0, total_steps={total_steps}). "
+                f"Received: {warmup_steps}"
+            )
+        self.start = start
+        self.peak = peak
+        self.final = final
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+
+    def __call__(self, step: Tensor) -> Tensor:
+        s = ops.cast(step, "float32") + 1.0
+        warmup = self.start + s / max(self.warmup_steps, 1) * (self.peak - self.start)
+        progress = (s - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        decay = self.final + (self.peak - self.final) * _half_cosine(progress)
+        return ops.where(s < self.warmup_steps, warmup, decay)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "start": self.start,
+            "peak": self.peak,
+            "final": self.final,
+            "warmup_steps": self.warmup_steps,
+            "total_steps": self.total_steps,
+        }
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class CosineSchedule(LearningRateSchedule):
+    """Half a cosine from `start` to `final`, which it never passes; for weight decay (App. C).
+
+    Args:
+        start: value at s = 0, where s counts iterations from 1.
+        final: value at s = `total_steps`.
+        total_steps: length of the schedule.
+
+    Example:
+
+    >>> from keras_vjepa.training.schedules import CosineSchedule
+    >>> round(float(CosineSchedule(0.04, 0.4, 112500)(90000 - 1)), 5)
+    0.36562
+    """
+
+    def __init__(self, start: float, final: float, total_steps: int) -> None:
+        super().__init__()
+        self.start = start
+        self.final = final
+        self.total_steps = total_steps
+
+    def __call__(self, step: Tensor) -> Tensor:
+        s = ops.cast(step, "float32") + 1.0
+        value = self.final + (self.start - self.final) * _half_cosine(s / self.total_steps)
+        clamp = ops.maximum if self.final <= self.start else ops.minimum
+        # Op by op, a number alone would be copied to the device in every step.
+        return clamp(value, ops.zeros_like(value) + self.final)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"start": self.start, "final": self.final, "total_steps": self.total_steps}
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class LinearSchedule(LearningRateSchedule):
+    """A straight line from `start`, reached at the first iteration, towards `final` (App. C).
+
+    Args:
+        start: value at s = 1, where s counts iterations from 1.
+        final: value `total_steps` later.
+        total_steps: length; a float, since the reference does not round it here.
+
+    Example:
+
+    >>> from keras_vjepa.training.schedules import LinearSchedule
+    >>> round(float(LinearSchedule(0.998, 1.0, 112500.0)(45000 - 1)), 6)
+    0.9988
+    """
+
+    def __init__(self, start: float, final: float, total_steps: float) -> None:
+        super().__init__()
+        self.start = start
+        self.final = final
+        self.total_steps = total_steps
+
+    def __call__(self, step: Tensor) -> Tensor:
+        return 1.0 - self.complement(step)
+
+    def complement(self, step: Tensor) -> Tensor:
+        """1 - value, without the rounding of a float32 value close to 1."""
+        slope = (self.final - self.start) / self.total_steps
+        return (1.0 - self.start) - ops.cast(step, "float32") * slope
+
+    def get_config(self) -> dict[str, Any]:
+        return {"start": self.start, "final": self.final, "total_steps": self.total_steps}

@@ -1,0 +1,133 @@
+"""One process of a data-parallel run; `test_distribution.py` starts it, alone or several.
+
+    python -m tests.backend.data_parallel_worker OUTPUT.npz '{"virtual_devices": 4, "accumulation_steps": 1}'
+
+Trains a tiny pretrainer for 5 steps on the same global batches however many processes there are,
+and writes everything that it then holds.
+"""
+
+import json
+import os
+import sys
+import time
+
+import keras
+import numpy as np
+
+from keras_vjepa import (
+    AdamW,
+    CosineSchedule,
+    LinearSchedule,
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+)
+from keras_vjepa.backend import attention as attention_module
+from keras_vjepa.backend import collectives, distribution
+from tests.support import random_batch
+
+STEPS, BATCH_SIZE = 5, 8
+
+
+def make_pretrainer(remat=False, accumulation_steps=1, seed=0):
+    """Clipping bites, weight decay and momentum move; 16 wide, so that 4 devices divide it."""
+    keras.utils.set_random_seed(seed)
+    sizes = {"num_layers": 2, "num_heads": 2, "remat": remat}
+    encoder = VJEPABackbone(16, 4, patch_size=8, hidden_dim=16, name="encoder", **sizes)
+    predictor = VJEPAPredictor(
+        16, encoder.position_axes, 8, num_mask_tokens=1, name="predictor", **sizes
+    )
+    pretrainer = VJEPAPretrainer(encoder, predictor, momentum=LinearSchedule(0.9, 1.0, 10.0))
+    pretrainer.compile(
+        AdamW(1e-3, CosineSchedule(0.04, 0.4, 10), epsilon=1e-6, clip_norm=0.01, clip_after=2),
+        accumulation_steps,
+    )
+    return pretrainer
+
+
+def global_batches(pretrainer):
+    return [random_batch(step, pretrainer, BATCH_SIZE) for step in range(STEPS)]
+
+
+class Losses(keras.callbacks.Callback):
+    """Keeps what is logged; after the second step the process that was told to dies or stalls."""
+
+    def __init__(self, dies=False):
+        super().__init__()
+        self.dies, self.logged = dies, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logged.append([float(np.squeeze(logs[name])) for name in ("loss", "step_loss")])
+        if self.dies and batch == 1:
+            os._exit(17)
+
+
+def train(parallel, pretrainer, dies=False):
+    """The losses of 5 steps."""
+    index, count = parallel.process_index, parallel.process_count
+    part = slice(index * BATCH_SIZE // count, (index + 1) * BATCH_SIZE // count)
+    batches = (
+        {name: value[part] for name, value in batch.items()} for batch in global_batches(pretrainer)
+    )
+    log = Losses(dies)
+    pretrainer.fit(
+        parallel.feed(batches), steps_per_epoch=STEPS, shuffle=False, verbose=0, callbacks=[log]
+    )
+    return np.array(log.logged)
+
+
+def state(pretrainer):
+    """Weights, target encoder and optimizer state by name, without the biases of the keys.
+
+    Those have no gradient; Adam makes steps of rounding noise out of that.
+    """
+    variables = [*pretrainer.variables, *pretrainer.optimizer.variables]
+    named = {}
+    for variable, value in zip(variables, collectives.values(variables), strict=True):
+        named[variable.path] = value = value.copy()
+        if "query_key_value" in variable.path and value.ndim == 1:
+            value[len(value) // 3 : 2 * len(value) // 3] = 0
+    return named
+
+
+def share_held(pretrainer):
+    """Share of all values, the optimizer's included, that a device of JAX holds."""
+    arrays = [v.value for v in [*pretrainer.variables, *pretrainer.optimizer.variables]]
+    return sum(a.addressable_shards[0].data.size for a in arrays) / sum(a.size for a in arrays)
+
+
+def virtual_devices(number):
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        [cpu] = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * number
+        )
+
+
+def main():
+    output, options = sys.argv[1], json.loads(sys.argv[2])
+    distribution.HEARTBEAT_TIMEOUT = options.pop("heartbeat", distribution.HEARTBEAT_TIMEOUT)
+    virtual_devices(options.pop("virtual_devices", 1))
+    parallel = distribution.setup(options.pop("shard_parameters", False))
+    print(parallel, flush=True)
+    if options.pop("by_head", False):
+        attention_module._MIN_LOGITS_FOR_LOOP = 0
+    dies = parallel.process_index == options.pop("dying_process", -1)
+    print(f"drawn: {float(keras.random.uniform(())):.9f}")
+    # The first process's weights are everyone's; JAX takes no others.
+    seed = 0 if keras.config.backend() == "jax" else parallel.process_index
+    pretrainer = make_pretrainer(**options, seed=seed)
+    start = time.perf_counter()
+    losses = train(parallel, pretrainer, dies)
+    if keras.config.backend() == "jax":
+        print(f"share held: {share_held(pretrainer):.3f}")
+    seconds = time.perf_counter() - start
+    values = {f"state:{path}": value for path, value in state(pretrainer).items()}
+    if parallel.is_first:
+        np.savez(output, losses=losses, seconds=seconds, **values)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Data-parallel runs equal one process on one device, on loopback; and stop when a process dies."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from keras_vjepa.recipes import pretrain, probe
+from keras_vjepa.recipes.pretrain_configs import digit_motion
+
+from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+from tests.backend import data_parallel_worker as worker
+from tests.recipes.test_pretrain_recipe import SHRUNK
+from tests.support import ROOT
+
+BACKEND = keras.config.backend()
+WORKER = ["-m", "tests.backend.data_parallel_worker"]
+# How each backend's own machinery names process 1.
+DEATH_NOTICE = {"torch": "rank      : 1", "jax": "Task 1 heartbeat timeout", "tensorflow": "task:1"}
+RECIPE = ROOT / "recipes" / "pretrain.py"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(command, count=1, virtual_devices=1, flags=""):
+    """Start the processes of a run, each as its backend's launcher would."""
+    ports = [free_port() for _ in range(count)]
+    flags += f" --xla_force_host_platform_device_count={virtual_devices}"
+    running = []
+    for index in range(count):
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        several = {
+            "jax": {
+                "JAX_COORDINATOR_ADDRESS": addresses[0],
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(index),
+            },
+            "torch": {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(ports[0]),
+                "WORLD_SIZE": str(count),
+                "RANK": str(index),
+                "LOCAL_RANK": str(index),
+            },
+            "tensorflow": {"TF_CONFIG": json.dumps(task)},
+        }[BACKEND]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, "XLA_FLAGS": flags, **(several if count > 1 else {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return running
+
+
+def finish(running, timeout=240):
+    """Exit codes and outputs; no process is left behind."""
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], outputs
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Losses and final state of one process on one device."""
+    pretrainer = worker.make_pretrainer()
+    losses = worker.train(distribution.setup(), pretrainer)
+    return losses, worker.state(pretrainer)
+
+
+def assert_equal(losses, state, alone):
+    expected_losses, expected = alone
+    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-6)
+    assert set(state) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(state[name], value, rtol=0, atol=1e-6, err_msg=name)
+
+
+def run(tmp_path, count=1, flags="", **options):
+    command = [*WORKER, str(tmp_path / "run.npz"), json.dumps(options)]
+    codes, outputs = finish(launch(command, count, options.get("virtual_devices", 1), flags))
+    assert codes == [0] * count, "\n".join(outputs)
+    arrays = np.load(tmp_path / "run.npz")
+    state = {name[6:]: arrays[name] for name in arrays if name.startswith("state:")}
+    return arrays["losses"], state, outputs
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(alone, tmp_path):
+    losses, state, outputs = run(tmp_path, count=2, accumulation_steps=2)
+    assert_equal(losses, state, alone)
+    assert all(f"2 processes, 2 devices on {BACKEND}" in output for output in outputs)
+    if BACKEND == "jax":
+        # Neither process was seeded, yet both make the same weights.
+        drawn = [re.search(r"drawn: (\S+)", output).group(1) for output in outputs]
+        assert drawn[0] == drawn[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND == "torch", reason="torch has a process per device")
+def test_four_devices_equal_one(alone, tmp_path):
+    dump = tmp_path / "programs"
+    flags = f"--xla_dump_to={dump} --xla_dump_hlo_module_re=jit_train_step.*"
+    losses, state, [output] = run(
+        tmp_path, virtual_devices=4, by_head=True, flags=flags if BACKEND == "jax" else ""
+    )
+    assert_equal(losses, state, alone)
+    assert f"1 process, 4 devices on {BACKEND}" in output
+    if BACKEND == "jax":
+        # A device that gathers others' rows does their work again.
+        [program] = dump.glob("*after_optimizations.txt")
+        assert "all-reduce(" in program.read_text()
+        assert "all-gather(" not in program.read_text()
+
+
+@pytest.mark.slow
+def test_remat_and_accumulation_give_the_same_numbers(alone):
+    pretrainer = worker.make_pretrainer(remat=True, accumulation_steps=4)
+    losses = worker.train(distribution.ALONE, pretrainer)
+    assert_equal(losses, worker.state(pretrainer), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards parameters")
+def test_sharded_parameters_give_the_same_numbers(alone, tmp_path):
+    losses, state, outputs = run(tmp_path, count=2, virtual_devices=2, shard_parameters=True)
+    assert_equal(losses, state, alone)
+    assert all("2 processes, 4 devices on jax (ModelParallel" in output for output in outputs)
+    # A quarter of the blocks' kernels and of what goes with them, all of the rest.
+    kernels = sum(v.size for name, v in state.items() if re.search(r"block_\d+.*kernel", name))
+    expected = 1 - 0.75 * kernels / sum(v.size for v in state.values())
+    shares = [float(output.split("share held: ")[1].split()[0]) for output in outputs]
+    assert shares == pytest.approx([expected] * 2, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_recipe_goes_on_with_another_number_of_processes(tmp_path):
+    """One, two, one: the losses of a run that one process did, and one that writes and speaks."""
+    videos = prepare_digit_motion(
+        tmp_path, DigitMotionConfig(num_training_videos=8, num_test_videos=4), None
+    ).folder
+    steps = {"steps": 6, "checkpoint_every": 2, "keep_last": 3}
+    fields = {**SHRUNK, **steps, "data": str(videos)}
+    whole, in_two, alone_again = (tmp_path / name for name in ("whole", "in_two", "alone_again"))
+
+    def go_on(workdir, before, step):
+        (workdir / "checkpoints").mkdir(parents=True)
+        [checkpoint] = (before / "checkpoints").glob(f"step-{step:08d}-*")
+        shutil.copy(checkpoint, workdir / "checkpoints")
+
+    config = dataclasses.replace(digit_motion(), **fields)
+    pretrain.run(config, whole)
+    assert (whole / "preset" / "model.weights.h5").is_file()
+    go_on(in_two, whole, step=2)
+    options = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
+    codes, outputs = finish(launch([str(RECIPE), *options, "--workdir", str(in_two)], count=2))
+    assert codes == [0, 0], "\n".join(outputs)
+    assert [output.count("Saved") for output in outputs] == [1, 0]
+    assert "Going on from step 2" in outputs[0]
+    assert (in_two / "preset" / "model.weights.h5").is_file()
+    go_on(alone_again, in_two, step=4)
+    pretrain.run(config, alone_again)
+    expected, *losses = (
+        np.loadtxt(workdir / "loss.csv", delimiter=",", skiprows=1)
+        for workdir in (whole, in_two, alone_again)
+    )
+    assert len(expected) == 6
+    np.testing.assert_allclose(losses, [expected] * 2, rtol=0, atol=1e-5)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_named():
+    parallel = distribution.DataParallel(0, 2, 8, "an engine")
+    parallel.check_batch_size(32, accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"`batch_size` must be a multiple of 16 .* Received: 24"):
+        parallel.check_batch_size(24, accumulation_steps=2)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX shards parameters")
+def test_sharding_elsewhere_is_an_error():
+    with pytest.raises(ValueError, match="`shard_parameters` must be False on "):
+        distribution.setup(shard_parameters=True)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="one process drives all devices elsewhere")
+def test_torch_starts_a_process_for_each_device(monkeypatch):
+    import torch
+
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["recipes/pretrain.py", "--steps", "5"])
+    distribution.launch_on_all_devices()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    distribution.launch_on_all_devices()
+    [arguments] = started
+    assert arguments[3:] == ["--standalone", "--nproc_per_node=8", "recipes/pretrain.py"] + [
+        "--steps",
+        "5",
+    ]
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_run(tmp_path):
+    """Process 1 dies in its third step; the others end by themselves, not after a timeout."""
+    options = json.dumps({"dying_process": 1, "heartbeat": 10})
+    command = [*WORKER, str(tmp_path / "run.npz"), options]
+    if BACKEND == "torch":
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        running = [
+            subprocess.Popen(
+                [sys.executable, *launcher, *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        ]
+    else:
+        running = launch(command, count=2)
+    start = time.monotonic()
+    codes, outputs = finish(running, timeout=240)
+    print(f"{time.monotonic() - start:.0f} s", outputs[0][-6000:])
+    assert 0 not in codes
+    assert DEATH_NOTICE[BACKEND] in outputs[0]
+    assert not (tmp_path / "run.npz").exists()
+
+
+def test_one_of_several_processes_leaves_at_once(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="the disk is full"):
+        collectives.exit_with_error("the disk is full")
+    if BACKEND == "jax":
+        codes = []
+        monkeypatch.setattr("jax.process_count", lambda: 2)
+        monkeypatch.setattr(os, "_exit", codes.append)
+        with pytest.raises(SystemExit):
+            collectives.exit_with_error("the disk is full")
+        assert codes == [1] and capsys.readouterr().err == "the disk is full\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_evaluation_by_several_equals_one_by_one(augment, tmp_path, monkeypatch):
+    """On features and on augmented clips; a test video that cannot be read counts once."""
+    # The built-in set as folders of classes.
+    config = DigitMotionConfig(num_frames=16, num_training_videos=40, num_test_videos=13)
+    folder = prepare_digit_motion(tmp_path, config, None).folder
+    for video in [*folder.glob("*/*.mp4")]:
+        label = video.parent / str(int(video.stem) % 10)
+        label.mkdir(exist_ok=True)
+        video.rename(label / video.name)
+    (folder / "test" / "3" / "broken.mp4").write_bytes(b"no video")
+    options = {"data": folder, "tasks": "motion", "num_classes": 10, "max_bad_share": 0.5}
+    options |= {"image_size": 16, "num_frames": 4, "temporal_stride": 4, "preset": "untrained"}
+    options |= {"batch_size": 8, "feature_batch_size": 8, "epochs": 1, "augment": augment}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    workdirs = [tmp_path / "one", tmp_path / "several"]
+    probe.run(*probe.parse_arguments([*arguments, f"--workdir={workdirs[0]}"]))
+    # Devices of one process with augmentation, processes without.
+    count, devices = (1, 4) if augment and BACKEND != "torch" else (2, 1)
+    code = (
+        "from tests.backend import data_parallel_worker as worker; "
+        "from keras_vjepa.recipes import probe; "
+        f"worker.virtual_devices({devices}); probe.main()"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    command = ["-c", code, *arguments, f"--workdir={workdirs[1]}"]
+    codes, outputs = finish(launch(command, count, devices))
+    assert codes == [0] * count, "\n".join(outputs)
+    assert f"{count * devices} devices on {BACKEND}" in outputs[0]
+    alone, found = (
+        json.loads((workdir / "result.json").read_text())["splits"][0]["motion"]
+        for workdir in workdirs
+    )
+    assert found["num_counted"] == 14 and found["predictions"].count(None) == 1
+    assert found["predictions"] == alone["predictions"]
+    assert found["candidates"] == alone["candidates"]
+    features = [sorted(workdir.glob("features/*/*.npy")) for workdir in workdirs]
+    assert len(features[0]) == len(features[1]) == (0 if augment else 2)
+    for expected, array in zip(*features, strict=True):
+        np.testing.assert_allclose(np.load(array), np.load(expected), rtol=0, atol=1e-5)

@@ -1,0 +1,62 @@
+"""Images of several kinds, and files that are none."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.image import UnreadableImageError, read_image
+
+pytestmark = pytest.mark.data
+
+RGB = np.random.default_rng(0).integers(256, size=(6, 9, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp", "tif"])
+def test_lossless_formats(tmp_path, extension):
+    path = tmp_path / f"ü 1.{extension}"
+    Image.fromarray(RGB).save(path)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, RGB)
+
+
+def test_jpeg_as_pillow_decodes_it(tmp_path):
+    smooth = cv2.resize(RGB, (90, 60), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=90)
+    theirs = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
+    # The same pixels up to the rounding of two builds of one codec.
+    assert np.abs(read_image(tmp_path / "a.jpg") - theirs).max() <= 2
+
+
+def test_grey_and_transparent(tmp_path):
+    Image.fromarray(RGB[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), RGB[..., :1].repeat(3, -1))
+    Image.fromarray(RGB).convert("RGBA").save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), RGB)
+
+
+def test_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    Image.fromarray(np.full((40, 80, 3), 128, np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (80, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no such file"), (b"", "the file is empty"), (b"text", "no image is found in it")],
+)
+def test_unreadable(tmp_path, content, reason):
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=f"Cannot read the image .*a.png: {reason}"):
+        read_image(path)
+    assert issubclass(UnreadableImageError, UnreadableVideoError)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(UnreadableImageError, match="directory"):
+        read_image(tmp_path)

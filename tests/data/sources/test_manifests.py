@@ -1,0 +1,95 @@
+"""The published annotation files of Kinetics and Something-Something v2."""
+
+import json
+
+import pytest
+
+from keras_vjepa.data.sources.manifests import (
+    kinetics_class_names,
+    kinetics_samples,
+    something_something_samples,
+)
+from keras_vjepa.data.sources.samples import Sample
+
+pytestmark = pytest.mark.data
+
+HEADER = "label,youtube_id,time_start,time_end,split,is_cc\n"
+
+
+def test_kinetics(tmp_path):
+    videos = tmp_path / "videos"
+    for name in ("train/abseiling/-4w_000118_000128.mp4", "xyz.mkv"):
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).touch()
+    train = tmp_path / "train.csv"
+    train.write_text(
+        HEADER
+        + '"yoga, hot",xyz,3,13,train,0\n'
+        + '"abseiling",-4w,118,128,train,0\n'
+        + '"abseiling",gone,5.0,15.0,train,1\n'
+    )
+    assert kinetics_class_names(train) == ["abseiling", "yoga, hot"]
+    assert kinetics_samples(train, videos) == [
+        Sample(str(videos / "xyz.mkv"), 1),
+        Sample(str(videos / "train/abseiling/-4w_000118_000128.mp4"), 0),
+        # Not there: kept, so that reading names it and an evaluation counts it.
+        Sample(str(videos / "gone_000005_000015.mp4"), 0),
+    ]
+    labels = [s.label for s in kinetics_samples(train, videos, ["x", "yoga, hot", "abseiling"])]
+    assert labels == [1, 2, 2]
+    with pytest.raises(ValueError, match="`class_names` must hold 'yoga, hot', a label in .*csv"):
+        kinetics_samples(train, videos, ["abseiling"])
+
+
+def test_kinetics_test_set_has_no_labels(tmp_path):
+    test = tmp_path / "test.csv"
+    test.write_text("youtube_id,time_start,time_end,split\n--a,1,11,test\n")
+    assert kinetics_samples(test, "/v") == [Sample("/v/--a_000001_000011.mp4", None)]
+    with pytest.raises(ValueError, match="must have a column `label`"):
+        kinetics_class_names(test)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "No videos in"), ("a.mp4 1\nb.mp4 2\n", "must have a column `youtube_id`")],
+)
+def test_no_kinetics_list(tmp_path, content, message):
+    path = tmp_path / "list.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        kinetics_samples(path, tmp_path)
+
+
+def write_json(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_something_something(tmp_path):
+    labels = write_json(tmp_path / "labels.json", {"Holding something next to something": "37"})
+    template = "Holding [something] next to [something]"
+    entries = [{"id": "78687", "label": "holding potato", "template": template}, {"id": "1"}]
+    annotations = write_json(tmp_path / "val.json", entries)
+    assert something_something_samples(annotations, labels, "/v") == [
+        Sample("/v/78687.webm", 37),
+        Sample("/v/1.webm", None),
+    ]
+    unknown = write_json(tmp_path / "odd.json", [{"id": "2", "template": "Eating [something]"}])
+    with pytest.raises(ValueError, match="labels.json must hold 'Eating something', a template in"):
+        something_something_samples(unknown, labels, "/v")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "val.json is not a JSON file"),
+        ({"a": 1}, "val.json must hold a JSON list"),
+        ([], "No videos in .*val.json"),
+        ([{"template": "x"}], "val.json must have an `id`. Received: {'template': 'x'}"),
+    ],
+)
+def test_no_something_something_list(tmp_path, content, message):
+    labels = write_json(tmp_path / "labels.json", {})
+    annotations = write_json(tmp_path / "val.json", content)
+    with pytest.raises(ValueError, match=message):
+        something_something_samples(annotations, labels, "/v")

@@ -1,0 +1,81 @@
+"""The spread of features over a run (§3.1): what is written, by which weights, and going on."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa.monitoring.feature_log import FeatureLog, encode_with
+from keras_vjepa.monitoring.statistics import feature_statistics
+from keras_vjepa.training.resumable import LossLog
+
+
+@pytest.fixture
+def videos():
+    return np.random.default_rng(0).normal(size=(10, 4, 32, 32, 3)).astype("float32")
+
+
+@pytest.fixture
+def pretrainer():
+    keras.utils.set_random_seed(0)
+    encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    predictor = VJEPAPredictor(24, (2, 2, 2), 12, 1, 2, num_mask_tokens=1)
+    pretrainer = VJEPAPretrainer(encoder, predictor, momentum=0.5)
+    pretrainer.compile(AdamW(1e-2))
+    return pretrainer
+
+
+def fit(pretrainer, videos, log, path, steps):
+    rows = np.arange(2)[:, None]
+    batch = {
+        "videos": videos[:2],
+        "context_indices_0": (rows + np.arange(3)).astype("int32"),
+        "target_indices_0": (rows + np.arange(3, 6)).astype("int32"),
+    }
+    callbacks = [log, FeatureLog(log, 2, videos, path)]
+    data = ((batch,) for _ in range(steps))
+    pretrainer.fit(data, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
+
+
+def rows_of(path):
+    with open(path) as file:
+        return {int(row["step"]): float(row["effective_rank"]) for row in csv.DictReader(file)}
+
+
+def test_features_are_those_of_the_given_weights(pretrainer, videos):
+    encoder = pretrainer.encoder
+    kept = [np.array(keras.ops.convert_to_numpy(v)) for v in encoder.variables]
+    expected = keras.ops.convert_to_numpy(encoder(videos))
+    for variable in encoder.trainable_variables:
+        variable.assign(variable + 0.1)
+    np.testing.assert_allclose(encode_with(encoder)(kept, videos), expected, atol=1e-5)
+    assert np.abs(keras.ops.convert_to_numpy(encoder(videos)) - expected).max() > 1e-2
+
+
+def test_rows_are_of_the_weights_of_their_step(pretrainer, videos, tmp_path):
+    path = tmp_path / "features.csv"
+    first = keras.ops.convert_to_numpy(pretrainer.target_encoder(videos))
+    fit(pretrainer, videos, LossLog(3, shown=False), path, 3)
+    last = keras.ops.convert_to_numpy(pretrainer.target_encoder(videos))
+    rows = rows_of(path)
+    assert list(rows) == [0, 2, 3]
+    assert rows[0] == pytest.approx(feature_statistics(first).effective_rank, rel=1e-3)
+    assert rows[3] == pytest.approx(feature_statistics(last).effective_rank, rel=1e-3)
+    assert len(set(rows.values())) == 3
+
+
+def test_a_run_that_goes_on_keeps_the_rows_of_what_is_done(pretrainer, videos, tmp_path):
+    path = tmp_path / "features.csv"
+    path.write_text("step,feature_std,effective_rank\n0,1,7\n2,1,8\n4,1,9\n")
+    fit(pretrainer, videos, LossLog(4, losses=[0.5, 0.5, 0.5], shown=False), path, 1)
+    rows = rows_of(path)
+    assert list(rows) == [0, 2, 4]
+    assert (rows[0], rows[2]) == (7, 8)
+    assert rows[4] != 9
+
+
+def test_at_least_one_step_between_rows(videos, tmp_path):
+    with pytest.raises(ValueError, match="`monitor_every` must be at least 1. Received: 0"):
+        FeatureLog(LossLog(3), 0, videos, tmp_path / "features.csv")

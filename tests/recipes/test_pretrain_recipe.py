@@ -1,0 +1,366 @@
+"""The recipes, shrunk: run, results, bad input; and the small recipe's golden curve."""
+
+import dataclasses
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras_vjepa.recipes import pretrain, supervised
+from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
+
+from keras_vjepa import VJEPABackbone, VJEPAPretrainer
+from keras_vjepa.data.reading.clip_indices import clip_frame_indices
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import SETS, render_digit_motion
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.training import PretrainTransform
+from keras_vjepa.evaluation.frozen_probe import Clips, FrozenProbe
+from keras_vjepa.evaluation.sweep import ProbeSettings
+from tests.support import GOLDEN
+
+SHRUNK = {
+    "hidden_dim": 24,
+    "num_layers": 1,
+    "num_heads": 2,
+    "predictor_hidden_dim": 12,
+    "predictor_num_layers": 1,
+    "batch_size": 2,
+    "steps": 2,
+    "warmup_steps": 1,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def small_set(tmp_path, monkeypatch):
+    """The built-in set with a few videos."""
+
+    def prepare(config=SETS["digit_motion"]):
+        config = dataclasses.replace(config, num_training_videos=8, num_test_videos=4)
+        return prepare_digit_motion(tmp_path / "cache", config, None)
+
+    for module in (pretrain, labelled_sets):
+        monkeypatch.setattr(module, "prepare_digit_motion", prepare)
+    return prepare()
+
+
+def test_teacher_from_a_preset(tmp_path):
+    config = dataclasses.replace(digit_motion(), **SHRUNK, teacher=str(tmp_path / "it"))
+    with pytest.raises(FileNotFoundError, match="`teacher` must be a preset of a trained encoder"):
+        pretrain.make_pretrainer(config)
+    wider = dataclasses.replace(config, hidden_dim=32, teacher="", seed=7)
+    teacher = pretrain.make_encoder(wider)
+    teacher.save_to_preset(tmp_path / "it")
+    pretrainer = pretrain.make_pretrainer(config)
+    videos = np.random.default_rng(0).normal(size=(1, 8, 64, 64, 3)).astype("float32")
+    expected = keras.ops.convert_to_numpy(teacher(videos))
+    expected = (expected - expected.mean(-1, keepdims=True)) / expected.std(-1, keepdims=True)
+    found = keras.ops.convert_to_numpy(pretrainer.targets(videos))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9999
+
+
+def test_start_from_a_preset(tmp_path):
+    config = dataclasses.replace(digit_motion(), **SHRUNK, start_from=str(tmp_path / "it"))
+    with pytest.raises(FileNotFoundError, match="`start_from` must be a preset of a trained"):
+        pretrain.make_pretrainer(config)
+    encoder = pretrain.make_encoder(dataclasses.replace(config, seed=7))
+    encoder.save_to_preset(tmp_path / "it")
+    pretrainer = pretrain.make_pretrainer(config)
+    for model in (pretrainer.encoder, pretrainer.target_encoder):
+        for found, expected in zip(model.get_weights(), encoder.get_weights(), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    other = dataclasses.replace(config, num_layers=2)
+    with pytest.raises(ValueError, match="architecture, with `num_layers`=2. Received: 1 in"):
+        pretrain.make_pretrainer(other)
+    # What the probe compares with is still what random weights give.
+    pairs = zip(pretrain.make_encoder(config).get_weights(), encoder.get_weights(), strict=True)
+    assert max(np.abs(one - other).max() for one, other in pairs) > 1e-3
+
+
+def test_the_long_run_sees_digits_on_black(small_set):
+    config = dataclasses.replace(digit_motion_long(), **SHRUNK)
+    pretrainer = pretrain.make_pretrainer(config)
+    batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
+    batch = next(batches.stream(0, 1))
+    assert batch["videos"].shape == (2, 8, 32, 32, 3)
+    # A quarter of 8 x 4 x 4 tokens, one frame each.
+    assert batch["context_indices_0"].shape == (2, 32)
+    black = (0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    assert np.abs(np.median(batch["videos"], axis=(0, 1, 2, 3)) - black).max() < 0.1
+
+
+@pytest.mark.slow
+def test_trained_with_labels(small_set, tmp_path, capsys):
+    config = dataclasses.replace(
+        digit_motion(),
+        **SHRUNK,
+        probe_epochs=80,
+        learning_rate=1e-2,
+        clip_norm=1.0,
+    )
+    # Of the videos that it was trained on, an encoder that learns knows more than chance.
+    clips, _ = pretrain.labelled_clips(config)
+    assert supervised.train(config, "motion", clips, clips) > 0.7
+    supervised.run(dataclasses.replace(config, probe_epochs=1), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"]
+    assert set(found) == {"digit", "motion"}
+    assert "motion: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_default_recipe(small_set, tmp_path, capsys):
+    config = dataclasses.replace(digit_motion(), **SHRUNK, probe_epochs=1)
+    start = pretrain.make_pretrainer(config).encoder
+    pretrain.run(config, tmp_path / "run")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {
+        "checkpoints",
+        "config.json",
+        "features.csv",
+        "loss.csv",
+        "loss.png",
+        "preset",
+        "probe.json",
+        "untrained",
+    }
+    assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 1 + config.steps
+    assert VJEPABackbone.from_preset(tmp_path / "run" / "preset").hidden_dim == 24
+    untrained = VJEPABackbone.from_preset(tmp_path / "run" / "untrained")
+    for found, expected in zip(untrained.get_weights(), start.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert VJEPAPretrainer.from_preset(tmp_path / "run" / "preset").predictor.num_layers == 1
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in table[1:]] == [
+        "pretrained target encoder",
+        "untrained encoder",
+        "single frame, pretrained",
+    ]
+    results = json.loads((tmp_path / "run" / "probe.json").read_text())
+    assert set(results["untrained encoder"]) == {
+        "digit_accuracy",
+        "motion_accuracy",
+        "digit_probe_learning_rate",
+        "motion_probe_learning_rate",
+        "feature_std",
+        "effective_rank",
+    }
+
+
+def test_the_probes_rate_is_chosen_on_held_out_training_clips():
+    config = dataclasses.replace(digit_motion(), **SHRUNK)
+    rng = np.random.default_rng(0)
+    labels = rng.permuted(np.tile([0, 11], 40))
+
+    def clips(labels, level):
+        videos = np.zeros((len(labels), 8, 64, 64, 3), "float32")
+        videos[:] = level * labels.reshape(-1, 1, 1, 1, 1) / 11
+        samples = [Sample(f"{level} {i}", int(label)) for i, label in enumerate(labels)]
+        return Clips(samples, videos, {})
+
+    settings = ProbeSettings(candidates=((1e-9, 0.01), (1e-2, 0.01)), epochs=6, batch_size=8)
+    encoder = pretrain.make_encoder(config)
+    probe = FrozenProbe(encoder, settings)
+    train, test = clips(labels, 1.0), clips(labels[:20], 1.0)
+    result = probe(encoder, train, test)
+    assert result.learning_rate == {"digit": 1e-2, "motion": 1e-2}
+    assert result.accuracy == {"digit": 1.0, "motion": 1.0}
+    # On these the rate that teaches nothing would be the better one, if they were asked.
+    wrong = Clips([Sample(s.path, 11 - s.label) for s in test.samples], test.videos, {})
+    result = probe(encoder, train, wrong)
+    assert result.learning_rate == {"digit": 1e-2, "motion": 1e-2}
+    assert result.accuracy == {"digit": 0.0, "motion": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("masks", "kinds", "context"),
+    [("causal_multi_block", 2, 116), ("random_tube", 1, 64), ("random_tokens", 1, 64)],
+)
+def test_masks_of_the_config(masks, kinds, context):
+    config = dataclasses.replace(
+        digit_motion(),
+        **SHRUNK,
+        masks=masks,
+        mask_ratio=0.75,
+        max_context_frames=4,
+    )
+    pretrainer = pretrain.make_pretrainer(config)
+    assert pretrainer.predictor.num_mask_tokens == kinds
+    batch = pretrain.make_masks(config, pretrainer.encoder.grid_shape)(0, 2)
+    assert len(batch) == 2 * kinds and batch["context_indices_0"].shape == (2, context)
+    # 4 of 8 frames are 2 of 4 time steps of 64 tokens.
+    assert (batch["context_indices_0"].max() < 128) == (masks == "causal_multi_block")
+    with pytest.raises(ValueError, match="`masks` must be one of .*random_tokens. Received: 'x'"):
+        pretrain.make_masks(dataclasses.replace(config, masks="x"), (4, 8, 8))
+
+
+def test_deviation_of_the_initial_weights():
+    config = dataclasses.replace(digit_motion(), **SHRUNK, initializer_stddev=0.1)
+    pretrainer = pretrain.make_pretrainer(config)
+    for kernel in (
+        pretrainer.target_encoder.tubelet_embedding.kernel,
+        pretrainer.encoder.blocks[0].mlp_hidden.kernel,
+        pretrainer.predictor.blocks[0].mlp_output.kernel,
+    ):
+        assert 0.08 < np.std(keras.ops.convert_to_numpy(kernel)) < 0.12
+    assert not np.any(keras.ops.convert_to_numpy(pretrainer.predictor.mask_tokens[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vitl16", "vith16", "vith16_384"])
+def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
+    """The paper's configs at their own resolution, masks and precision, with a shrunk network."""
+    config = CONFIGS[name]()
+    shrunk = {**SHRUNK, "steps": 1, "warmup_steps": 0, "dtype": config.dtype}
+    config = dataclasses.replace(config, **shrunk, data=str(small_set.folder))
+    assert config.dtype == "mixed_bfloat16"
+    pretrain.run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "preset" / "model.weights.h5").is_file()
+    assert not (tmp_path / "run" / "probe.json").exists()
+
+
+def test_configs_hold_the_numbers_of_table_9():
+    large, huge, high = (CONFIGS[n]() for n in ("vitl16", "vith16", "vith16_384"))
+    for config in (large, huge, high):
+        assert (config.steps, config.warmup_steps, config.schedule_scale) == (90000, 12000, 1.25)
+        assert (config.num_frames, config.temporal_stride, config.tubelet_size) == (16, 4, 2)
+        assert (config.mask_num_blocks, config.mask_spatial_scale) == ((8, 2), (0.15, 0.7))
+        assert (config.predictor_num_layers, config.predictor_hidden_dim) == (12, 384)
+        assert (config.start_weight_decay, config.final_weight_decay) == (0.04, 0.4)
+        assert (config.start_momentum, config.final_momentum) == (0.998, 1.0)
+    assert [c.image_size for c in (large, huge, high)] == [224, 224, 384]
+    assert [c.batch_size for c in (large, huge, high)] == [3072, 3072, 2400]
+    assert [c.hidden_dim for c in (large, huge, high)] == [1024, 1280, 1280]
+
+
+def test_overrides():
+    config, workdir = pretrain.parse_arguments(
+        ["--config", "vitl16", "--steps", "7", "--context_budgets", "10,20", "--data", "videos"]
+    )
+    assert config == dataclasses.replace(vitl16(), steps=7, context_budgets=(10, 20), data="videos")
+    assert str(workdir) == "workdir/vitl16"
+
+
+@pytest.mark.parametrize("mode", ["budget", "batch_min"])
+def test_both_truncations_train(mode, small_set, tmp_path):
+    config = dataclasses.replace(digit_motion(), **SHRUNK, truncation=mode)
+    pretrainer = pretrain.make_pretrainer(config)
+    assert pretrainer.padding == (mode == "budget")
+    batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
+    assert np.isfinite(pretrain.pretrain(config, pretrainer, batches).losses).all()
+
+
+def refused(arguments, tmp_path):
+    """What `main` prints for bad input, in this process."""
+    with pytest.raises(SystemExit) as exit_info, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pretrain.py", *arguments])
+        patch.chdir(tmp_path)
+        pretrain.main()
+    assert exit_info.value.code not in (0, None)
+    return str(exit_info.value.code)
+
+
+def test_bad_data_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.csv").write_text("a.mp4 one\n")
+    small = ["--hidden_dim", "24", "--num_layers", "1", "--num_heads", "2"]
+    for data in ("empty", "list.csv", "nowhere"):
+        message = refused(["--data", str(tmp_path / data), *small], tmp_path)
+        assert message.startswith("pretrain: ") and data in message
+        assert len(message.splitlines()) == 1
+
+
+def test_broken_videos_stop_the_run(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_text("no video")
+    small = ["--hidden_dim", "24", "--num_layers", "1", "--num_heads", "2", "--steps", "30"]
+    message = refused(["--data", str(tmp_path / "videos"), *small], tmp_path)
+    assert "1 of 1 videos cannot be read" in message and len(message.splitlines()) == 1
+
+
+def test_bad_settings_are_named(tmp_path):
+    assert "`num_heads`=5" in refused(["--num_heads", "5"], tmp_path)
+    assert "`warmup_steps` must be in" in refused(["--steps", "5"], tmp_path)
+    (tmp_path / "file").write_text("")
+    message = refused(["--workdir", str(tmp_path / "file")], tmp_path)
+    assert message.startswith("pretrain: ") and "file" in message
+
+
+def test_unknown_names_are_errors(capsys):
+    for arguments in (["--config", "vitx"], ["--step", "5"], ["--steps", "many"]):
+        with pytest.raises(SystemExit) as exit_info:
+            pretrain.parse_arguments(arguments)
+        assert exit_info.value.code == 2
+        assert arguments[0] in capsys.readouterr().err
+
+
+def test_help_lists_configs_with_their_cost(capsys):
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    for name in CONFIGS:
+        assert f"\n  {name} " in text
+    assert "90,000 steps of 3,072 clips" in text
+
+
+# --- The golden curve ----------------------------------------------------------------------------
+
+
+class RenderedBatches(keras.utils.PyDataset):
+    """Batches of the small recipe from rendered frames: no codec stands between machines."""
+
+    def __init__(self, config, grid_shape, steps):
+        super().__init__()
+        self.config, self.steps = config, steps
+        self.masks = pretrain.make_masks(config, grid_shape)
+        self.transform = PretrainTransform(
+            config.image_size, config.random_resize_scale, horizontal_flip=0.0
+        )
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, step):
+        config, clips = self.config, []
+        for i in range(config.batch_size):
+            rng = np.random.default_rng([step, i])
+            video = render_digit_motion("train", step * config.batch_size + i)
+            [indices] = clip_frame_indices(
+                len(video.frames), config.num_frames, config.temporal_stride, rng=rng
+            )
+            clips.append(self.transform(video.frames[indices], rng))
+        return ({"videos": np.stack(clips), **self.masks(step, config.batch_size)},)
+
+
+def set_weights_from_numpy(pretrainer):
+    """The same initial weights on every backend; biases and norms stay as they are."""
+    rng = np.random.default_rng(0)
+    for network in (pretrainer.encoder, pretrainer.predictor):
+        for variable in network.trainable_variables:
+            if variable.path.endswith("kernel"):
+                variable.assign(0.02 * rng.normal(size=variable.shape))
+    pretrainer.target_encoder.set_weights(pretrainer.encoder.get_weights())
+
+
+def small_recipe_curve():
+    config = dataclasses.replace(digit_motion(), batch_size=4)
+    pretrainer = pretrain.make_pretrainer(config)
+    set_weights_from_numpy(pretrainer)
+    log = pretrain.LossLog(20)
+    batches = RenderedBatches(config, pretrainer.encoder.grid_shape, 20)
+    pretrainer.fit(batches, shuffle=False, verbose=0, callbacks=[log])
+    return log.losses
+
+
+@pytest.mark.slow
+def test_golden_curve_of_the_small_recipe():
+    """20 steps; written by `python tests/test_recipes.py` on one backend, met by all."""
+    expected = json.loads((GOLDEN / "small_recipe_curve.json").read_text())
+    np.testing.assert_allclose(small_recipe_curve(), expected, rtol=0, atol=1e-4)
+
+
+if __name__ == "__main__":
+    (GOLDEN / "small_recipe_curve.json").write_text(json.dumps(small_recipe_curve(), indent=1))

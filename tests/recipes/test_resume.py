@@ -1,0 +1,218 @@
+"""A run that is stopped by anything goes on, and ends as if it had not been."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import signal
+import time
+
+import keras
+import numpy as np
+import pytest
+from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes.pretrain_configs import digit_motion
+from keras_vjepa.tools import check_resume
+
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+from keras_vjepa.training import resumable, signals
+from tests.support import ROOT
+
+SMALL = {
+    "hidden_dim": 24,
+    "num_layers": 1,
+    "num_heads": 2,
+    "predictor_hidden_dim": 12,
+    "predictor_num_layers": 1,
+    "patch_size": 16,
+    "context_budgets": (28, 8),
+    "target_budgets": (20, 44),
+    "batch_size": 2,
+    "steps": 6,
+    "warmup_steps": 1,
+    "clip_after": 2,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    config = DigitMotionConfig(num_training_videos=5, num_test_videos=4)
+    files = prepare_digit_motion(tmp_path_factory.mktemp("cache"), config, None)
+    return str(files.folder / "train")
+
+
+@pytest.fixture
+def config(videos):
+    return dataclasses.replace(digit_motion(), **SMALL, data=videos)
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+    """The run that nothing stops."""
+    config = dataclasses.replace(digit_motion(), **SMALL, data=videos)
+    workdir = tmp_path_factory.mktemp("whole")
+    pretrain.run(config, workdir)
+    return workdir
+
+
+def assert_same_result(workdir, whole):
+    assert check_resume.result_of(workdir) == check_resume.result_of(whole)
+    assert len(check_resume.result_of(workdir)[0]) == 1 + SMALL["steps"]
+
+
+def at_step(monkeypatch, step, action):
+    """Do something in the middle of a run, once."""
+    original, done = resumable.LossLog.on_train_batch_end, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        original(self, batch, logs)
+        if self.done == step and not done:
+            done.append(True)
+            action()
+
+    monkeypatch.setattr(resumable.LossLog, "on_train_batch_end", on_train_batch_end)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch, capsys):
+    # Not at steps that would be saved anyway.
+    for number, step in ((signal.SIGTERM, 3), (signal.SIGINT, 5)):
+        handler = signal.getsignal(number)
+        at_step(monkeypatch, step, functools.partial(os.kill, os.getpid(), number))
+        with pytest.raises(SystemExit) as exit_info:
+            pretrain.run(config, tmp_path)
+        assert exit_info.value.code == 75
+        assert f"Stopped by {number.name}. Step {step} is saved" in capsys.readouterr().err
+        assert signal.getsignal(number) == handler
+        assert not (tmp_path / "preset").exists()
+    # What does not change the numbers may change.
+    pretrain.run(dataclasses.replace(config, num_workers=1, keep_last=3), tmp_path)
+    assert "Going on from step 5" in capsys.readouterr().err
+    assert_same_result(tmp_path, whole)
+
+
+def test_a_damaged_checkpoint_costs_a_few_steps(config, whole, tmp_path, caplog):
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    newest = max((tmp_path / "checkpoints").iterdir())
+    os.truncate(newest, 1000)
+    pretrain.run(config, tmp_path)
+    assert str(newest) in caplog.text
+    assert_same_result(tmp_path, whole)
+
+
+def test_a_finished_run_says_so(config, whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    pretrain.run(config, whole)
+    assert "holds this run, finished: 6 steps" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_training_that_is_done_is_not_done_again(config, whole, tmp_path, monkeypatch):
+    """Stopped while it wrote its results."""
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    monkeypatch.setattr(pretrain.VJEPAPretrainer, "fit", None)
+    pretrain.run(config, tmp_path)
+    assert (tmp_path / "preset" / "config.json").is_file()
+    assert_same_result(tmp_path, whole)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_config_is_an_error_with_the_difference(finished, config, whole, tmp_path):
+    if not finished:
+        shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+        whole = tmp_path
+    other = dataclasses.replace(config, learning_rate=1e-3, context_budgets=(24, 8))
+    with pytest.raises(ValueError) as error:
+        pretrain.run(other, whole)
+    assert (
+        "holds a run of another config: "
+        "context_budgets [28, 8] -> [24, 8], learning_rate 0.0005 -> 0.001. Take"
+    ) in str(error.value)
+
+
+def test_other_samples_are_another_run(config, whole, videos, tmp_path):
+    """They are the same wherever the folder is."""
+    shutil.copytree(whole / "checkpoints", tmp_path / "run" / "checkpoints")
+    shutil.copytree(videos, tmp_path / "videos")
+    moved = dataclasses.replace(config, data=str(tmp_path / "videos"))
+    pretrain.run(moved, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "preset")
+    next((tmp_path / "videos").rglob("*.*")).unlink()
+    with pytest.raises(ValueError, match="another config: samples 5 files, .* -> 4 files, "):
+        pretrain.run(moved, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+    make_batches = pretrain.make_batches
+
+    def spoiled(*arguments):
+        batches = make_batches(*arguments)
+        assembled = batches._assembled
+
+        def with_nan(step, items):
+            batch = assembled(step, items)
+            batch["videos"][0, 0, 0, 0, 0] = np.nan if step == 3 else 0.0
+            return batch
+
+        batches._assembled = with_nan
+        return batches
+
+    write = pretrain.Checkpoints._write
+
+    def slowly(*arguments):
+        time.sleep(1)
+        write(*arguments)
+
+    monkeypatch.setattr(pretrain, "make_batches", spoiled)
+    # The message counts with a checkpoint that is still being written.
+    monkeypatch.setattr(pretrain.Checkpoints, "_write", slowly)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 4: .*step 2 is kept") as e:
+        pretrain.run(config, tmp_path)
+    assert len(str(e.value).splitlines()) == 1
+    listed = (tmp_path / "not_finite_step_4.txt").read_text().splitlines()
+    grid_shape = pretrain.make_pretrainer(config).encoder.grid_shape
+    read = make_batches(config, grid_shape)
+    assert listed == [read._read(position)[0].path for position in read._positions(3)]
+
+
+def test_gradients_that_are_not_finite_are_seen_in_their_step(config, tmp_path):
+    wild = dataclasses.replace(config, start_learning_rate=1e38, learning_rate=1e38)
+    with pytest.raises(FloatingPointError, match="not finite at step 1: .*no checkpoint"):
+        pretrain.run(wild, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_paths_that_are_no_folders_are_refused(config):
+    with pytest.raises(ValueError, match="`workdir` must be a local or a mounted path"):
+        pretrain.run(config, pretrain.Path("gs://bucket/run"))
+
+
+def test_a_signal_outside_training_ends_the_process_at_once(capsys):
+    with pytest.raises(SystemExit) as exit_info, signals.stop_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not reached")
+    assert exit_info.value.code == 75
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(videos, tmp_path, monkeypatch, capsys):
+    """At length: `tools/check_resume.py`."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    if keras.config.backend() != "tensorflow":
+        # Keras would import it where it finds it, in every process.
+        without = str(ROOT / "tests" / "without_tensorflow")
+        monkeypatch.setenv("PYTHONPATH", without, prepend=os.pathsep)
+    # Four processes, one compilation.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    options = [
+        f"--{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in {**SMALL, "steps": 16, "data": videos}.items()
+    ]
+    with pytest.raises(SystemExit) as exit_info:
+        check_resume.main([str(tmp_path / "check"), "--kills", "2", *options])
+    output = capsys.readouterr().out
+    assert exit_info.value.code == 0, output
+    assert "2 kills" in output and "0 of them different" in output

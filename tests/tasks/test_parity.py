@@ -1,0 +1,210 @@
+"""The authors' numbers, from their checkpoint through our converter (§3.1, §3.3)."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vjepa.conversion.authors import encoder_entries, predictor_entries
+from keras_vjepa.training.optimizer import AdamW
+from keras_vjepa.training.schedules import CosineSchedule, LinearSchedule, WarmupCosine
+from tests.support import GOLDEN, channels_last, golden, reference_batch
+
+FORWARD_TOLERANCE = 2e-5
+LOSS_TOLERANCE = 3e-6
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def assert_close(actual, expected, tolerance):
+    actual = numpy(actual)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance
+
+
+def test_encoder(tiny_pretrainer):
+    reference = golden("forward.npz")
+    encoder, clip = tiny_pretrainer.encoder, channels_last(reference["clip"])
+    assert_close(encoder.tubelet_embedding(clip), reference["patch_embed"], FORWARD_TOLERANCE)
+    x = encoder.embed(clip)
+    branch = encoder.blocks[0].attention_branch(x)
+    assert_close(branch, reference["block0_attn_branch"], FORWARD_TOLERANCE)
+    for i, block in enumerate(encoder.blocks):
+        x = block(x)
+        assert_close(x, reference[f"encoder_block_{i}_full"], FORWARD_TOLERANCE)
+    assert_close(encoder(clip), reference["encoder_full"], FORWARD_TOLERANCE)
+
+
+def test_target_encoder(tiny_pretrainer):
+    reference = golden("forward.npz")
+    clip = channels_last(reference["clip"])
+    features = tiny_pretrainer.target_encoder(clip)
+    assert_close(features, reference["target_full"], FORWARD_TOLERANCE)
+    targets = tiny_pretrainer.targets(clip)
+    assert_close(targets, reference["target_full_layernormed"], FORWARD_TOLERANCE)
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_masked_encoder_and_predictor(tiny_pretrainer, padding):
+    reference = golden("forward.npz")
+    batch = reference_batch(reference)
+    tiny_pretrainer.padding = padding
+    for i in range(2):
+        context = tiny_pretrainer.encoder(batch["videos"], batch[f"context_indices_{i}"])
+        assert_close(context, reference[f"encoder_masked_{i}"], FORWARD_TOLERANCE)
+        predictions = tiny_pretrainer.predictions(batch, i)
+        assert_close(predictions, reference[f"predictor_{i}"], FORWARD_TOLERANCE)
+
+
+def test_losses(tiny_pretrainer):
+    reference = golden("forward.npz")
+    batch = reference_batch(reference)
+    loss, variance_loss = tiny_pretrainer.sample_losses(batch)
+    assert abs(numpy(loss).mean() - reference["loss"]) <= LOSS_TOLERANCE
+    assert abs(numpy(variance_loss).mean() - reference["loss_reg"]) <= LOSS_TOLERANCE
+    tiny_pretrainer.loss_exponent = 2.0
+    loss, _ = tiny_pretrainer.sample_losses(batch)
+    assert abs(numpy(loss).mean() - reference["loss_exp2"]) <= LOSS_TOLERANCE
+
+
+def test_norm_epsilons(tiny_pretrainer):
+    reference = golden("forward.npz")
+    encoder, predictor = tiny_pretrainer.encoder, tiny_pretrainer.predictor
+    small = reference["lnprobe_input"]
+    norm = encoder.blocks[0].attention_norm
+    assert_close(norm(small), reference["lnprobe_encoder_block0_norm1"], 1e-5)
+    assert_close(encoder.norm(small), reference["lnprobe_encoder_norm"], 1e-5)
+    narrow = reference["lnprobe_predictor_input"]
+    assert_close(predictor.norm(narrow), reference["lnprobe_predictor_norm"], 1e-5)
+
+
+class RecordGradients(keras.optimizers.Optimizer):
+    """Keeps the gradients of the last step, and changes nothing."""
+
+    def __init__(self):
+        super().__init__(learning_rate=0.0)
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.gradients = self.add_optimizer_variables(variables, "gradient")
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(self.gradients[self._get_variable_index(variable)], gradient)
+
+
+def test_every_gradient(tiny_pretrainer):
+    tiny_pretrainer.compile(optimizer=RecordGradients())
+    batch = reference_batch(golden("forward.npz"))
+    tiny_pretrainer.fit(batch, batch_size=2, epochs=1, verbose=0)
+    variables = tiny_pretrainer.trainable_variables
+    found = {
+        id(v): numpy(g) for v, g in zip(variables, tiny_pretrainer.optimizer.gradients, strict=True)
+    }
+    reference, compared = golden("grads.npz"), 0
+    for network, entries in (
+        ("encoder", encoder_entries(tiny_pretrainer.encoder)),
+        ("predictor", predictor_entries(tiny_pretrainer.predictor)),
+    ):
+        for (name,), variable, rearrange in entries:
+            if not variable.trainable:
+                continue
+            expected = rearrange(reference[f"{network}/{name}"])
+            error = np.abs(found[id(variable)] - expected).max()
+            assert error <= 1e-5 * np.abs(expected).max(), f"{network}/{name}"
+            compared += 1
+    assert compared == len(variables)
+
+
+class Batches(keras.utils.PyDataset):
+    """The five batches of train5.npz, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.arrays = golden("train5.npz")
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return (reference_batch(self.arrays, index),)
+
+
+class History(keras.callbacks.Callback):
+    """Loss of every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(float(logs["step_loss"]))
+
+
+def test_five_training_steps(tiny_pretrainer):
+    settings = json.loads((GOLDEN / "train5.json").read_text())["settings"]
+    reference, history = golden("train5.npz"), History()
+    tiny_pretrainer.momentum = LinearSchedule(*settings["ema"], 5 * settings["ipe_scale"])
+    tiny_pretrainer.compile(
+        optimizer=AdamW(
+            WarmupCosine(settings["start_lr"], settings["lr"], settings["final_lr"], 2, 6),
+            CosineSchedule(settings["weight_decay"], settings["final_weight_decay"], 6),
+            clip_norm=settings["clip_grad"],
+            clip_after=3,
+        )
+    )
+    tiny_pretrainer.fit(Batches(), epochs=1, shuffle=False, verbose=0, callbacks=[history])
+    np.testing.assert_allclose(history.losses, reference["losses"], rtol=0, atol=LOSS_TOLERANCE)
+    _assert_trajectory_ends_as(tiny_pretrainer, reference)
+
+
+def _assert_trajectory_ends_as(pretrainer, reference):
+    checksums = json.loads((GOLDEN / "train5.json").read_text())["final_checksums"]
+    entries = {
+        "encoder": encoder_entries(pretrainer.encoder),
+        "predictor": predictor_entries(pretrainer.predictor),
+        "target_encoder": encoder_entries(pretrainer.target_encoder),
+    }
+    compared = 0
+    for network, (name,), variable, rearrange in (
+        (part, *entry) for part in entries for entry in entries[part]
+    ):
+        value = numpy(variable)
+        tolerance = 1e-4 if name == "patch_embed.proj.weight" else 5e-5
+        # Key biases have no true gradient: Adam turns their rounding noise into steps.
+        if name.endswith("qkv.bias"):
+            continue
+        # Checksums cover every parameter; some are there in full.
+        expected_sum = checksums[network][name]["abs_sum"]
+        assert abs(np.abs(value.astype("float64")).sum() - expected_sum) <= (
+            tolerance * value.size
+        ), f"{network}/{name}"
+        if f"final/{network}/{name}" in reference:
+            expected = rearrange(reference[f"final/{network}/{name}"])
+            assert np.abs(value - expected).max() <= tolerance, f"{network}/{name}"
+            compared += 1
+    assert compared > 30
+
+
+@pytest.mark.parametrize("name", ["paper", "eval_video_k400", "short"])
+def test_schedules(name):
+    run = json.loads((GOLDEN / "schedules.json").read_text())[name]
+    s = run["settings"]
+    learning_rate = WarmupCosine(
+        s["start_lr"], s["lr"], s["final_lr"], s["warmup_steps"], s["T_max"]
+    )
+    weight_decay = CosineSchedule(s["weight_decay"], s["final_weight_decay"], s["T_max"])
+    for row in run["rows"]:
+        step = row["iteration"] - 1
+        assert float(learning_rate(step)) == pytest.approx(row["lr"], rel=1e-6, abs=1e-11)
+        assert float(weight_decay(step)) == pytest.approx(row["weight_decay"], rel=1e-6, abs=1e-11)
+        if row["momentum"] is not None:
+            steps = s["ipe"] * s["epochs"] * s["ipe_scale"]
+            momentum = LinearSchedule(*s["ema"], steps)
+            assert float(momentum(step)) == pytest.approx(row["momentum"], abs=1e-7)
+            complement = float(momentum.complement(step))
+            assert complement == pytest.approx(1 - row["momentum"], rel=1e-4, abs=1e-9)

@@ -1,0 +1,80 @@
+"""The sweep runs every combination once, goes on where it was, and ranks by the mean gain."""
+
+import json
+import subprocess
+
+import pytest
+from keras_vjepa.tools import sweep
+
+pytestmark = pytest.mark.data
+
+
+def write_result(folder, motion, digit):
+    folder.mkdir(parents=True)
+    results = {
+        sweep.PRETRAINED: {"motion_accuracy": motion, "digit_accuracy": digit},
+        sweep.UNTRAINED: {"motion_accuracy": 0.5, "digit_accuracy": 0.25},
+    }
+    results[sweep.PRETRAINED]["effective_rank"] = 7.0
+    (folder / "probe.json").write_text(json.dumps(results))
+
+
+class Recipe:
+    """Stands in for the recipe: gains as the learning rate says, and one that fails."""
+
+    def __init__(self):
+        self.commands = []
+
+    def __call__(self, command, **kwargs):
+        self.commands.append(command)
+        options = dict(zip(command[2::2], command[3::2], strict=True))
+        rate = float(options["--learning_rate"])
+        if rate < 0:
+            return subprocess.CompletedProcess(command, 1, stderr="page\npretrain: too low\n")
+        folder = sweep.Path(options["--workdir"])
+        write_result(folder, 0.5 + rate, 0.25 + rate * int(options["--seed"]))
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    recipe = Recipe()
+    monkeypatch.setattr(sweep.subprocess, "run", recipe)
+    return recipe
+
+
+def arguments(folder, *values):
+    return [str(folder), "--vary", "learning_rate", *values, "--seeds", "1", "2", "--steps", "5"]
+
+
+def test_table_is_ranked_and_names_failures(tmp_path, recipe, capsys):
+    sweep.main(arguments(tmp_path, "0.1", "-1", "0.2"))
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "learning_rate=0.2",
+        "learning_rate=0.1",
+        "learning_rate=-1",
+    ]
+    # Digit gains 0.2 and 0.4 over the two seeds.
+    assert "0.300 ± 0.141" in lines[2]
+    assert "0; pretrain: too low" in lines[4]
+    assert capsys.readouterr().out.splitlines() == lines
+    assert all("--steps" in command for command in recipe.commands)
+
+
+def test_goes_on_where_it_was(tmp_path, recipe):
+    sweep.main(arguments(tmp_path, "0.1"))
+    assert len(recipe.commands) == 2
+    # A folder without a result is what an interruption leaves.
+    (tmp_path / "learning_rate=0.3" / "1").mkdir(parents=True)
+    sweep.main(arguments(tmp_path, "0.1", "0.3"))
+    assert len(recipe.commands) == 4
+
+
+def test_wrong_option_stops_the_sweep(tmp_path, monkeypatch):
+    def refuse(command, **kwargs):
+        return subprocess.CompletedProcess(command, 2, stderr="usage\npretrain.py: error: no --x\n")
+
+    monkeypatch.setattr(sweep.subprocess, "run", refuse)
+    with pytest.raises(SystemExit, match="no --x"):
+        sweep.main(arguments(tmp_path, "0.1"))
