@@ -47,7 +47,8 @@ from keras_vjepa.backend import (
     distribution,  # noqa: E402
 )
 from keras_vjepa.backend.distribution import ALONE, DataParallel  # noqa: E402
-from keras_vjepa.data.batches.indexed import ClipSettings, TooManyBadFilesError  # noqa: E402
+from keras_vjepa.data.batches.clips import ClipSettings  # noqa: E402
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
 from keras_vjepa.data.batches.mask_kinds import (  # noqa: E402
     CausalMultiBlockMask,
     Mask,

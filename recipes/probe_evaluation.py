@@ -18,15 +18,22 @@ from numpy.typing import NDArray
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
 from keras_vjepa.backend.distribution import ALONE, DataParallel
-from keras_vjepa.data.batches.indexed import Clips, ClipSettings, read_clips
-from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches, evaluation_stream
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.features import Features
+from keras_vjepa.data.batches.labelled import (
+    ClipPlaces,
+    EvaluationBatches,
+    LabelledBatches,
+    OrderedBatches,
+    TrainingBatches,
+)
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.labels import low_shot
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
 from keras_vjepa.data.transforms.views import center_view, three_views
-from keras_vjepa.evaluation.features import FeatureExtractor, Features, cached_features
+from keras_vjepa.evaluation.features import FeatureExtractor, cached_features
 from keras_vjepa.evaluation.readouts import nearest_neighbors, ridge_classifier
 from keras_vjepa.evaluation.sweep import (
     ProbeSweep,
@@ -130,19 +137,6 @@ def clip_batches(
     )
 
 
-def read_in_place(samples: Sequence[Sample], seed: int) -> Callable[..., Clips]:
-    """Reads a sample's clips where `clip_batches` of all samples does: where features have them.
-
-    In training the places would otherwise be new in every epoch, which is an augmentation.
-    """
-    positions = {sample.path: position for position, sample in enumerate(samples)}
-
-    def read(path: str, settings: ClipSettings, transform: Any, rng: np.random.Generator) -> Clips:
-        return read_clips(path, settings, transform, evaluation_stream(seed, positions[path]))
-
-    return read
-
-
 def still(transform: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[np.float32]]:
     """A transform that shows the first frame for all: no motion is left to see."""
     return lambda frames: transform(np.broadcast_to(frames[:1], frames.shape).copy())
@@ -237,7 +231,7 @@ class Evaluator:
     test_features: Features | None = None
     parallel: DataParallel = ALONE
 
-    def training_batches(self, samples: Sequence[Sample]) -> LabelledBatches:
+    def training_batches(self, samples: Sequence[Sample]) -> TrainingBatches[Any]:
         """Batches of features, or of augmented clips."""
         config, settings = self.config, self.sweep.settings
         if self.train_features is not None:
@@ -252,23 +246,23 @@ class Evaluator:
             seed=config.seed,
             num_workers=config.num_workers,
             max_bad_share=config.max_bad_share,
-            reader=read_clips if config.augment else read_in_place(self.train, config.seed),
+            places=None if config.augment else ClipPlaces(self.train, config.seed),
         )
         return self.parallel.share(batches)
 
-    def evaluation_batches(self, samples: Sequence[Sample], is_test: bool) -> EvaluationBatches:
+    def evaluation_batches(self, samples: Sequence[Sample], is_test: bool) -> OrderedBatches[Any]:
         """Every sample once, in as many views as it is tested with."""
         config, features = self.config, self.test_features if is_test else self.train_features
         if features is not None:
-            batches = evaluation_batches(features, samples, self.sweep.settings)
-            return self.parallel.share(replace(batches, skip_unreadable=config.skip_unreadable))
+            stored = evaluation_batches(features, samples, self.sweep.settings)
+            return self.parallel.share(replace(stored, skip_unreadable=config.skip_unreadable))
         num_views = config.num_views if is_test else 1
         # As many rows for each device, and not many more than samples.
         devices = self.parallel.device_count
         size = min(config.batch_size, -(-len(samples) // devices) * devices)
         batches = clip_batches(config, samples, num_views, size)
         if not is_test:
-            batches = replace(batches, reader=read_in_place(self.train, config.seed))
+            batches = replace(batches, places=ClipPlaces(self.train, config.seed))
         return self.parallel.share(batches)
 
     def __call__(self, index: int, progress: Path | None = None) -> dict[str, Any]:
@@ -411,7 +405,7 @@ def confusion_matrix(
 
 def train_with_progress(
     sweep: ProbeSweep,
-    batches: LabelledBatches,
+    batches: TrainingBatches[Any],
     steps: int,
     path: Path,
     parallel: DataParallel = ALONE,

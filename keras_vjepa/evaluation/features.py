@@ -17,8 +17,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,8 @@ from numpy.typing import NDArray
 
 from keras_vjepa.backend import collectives
 from keras_vjepa.backend.inference import Predictor
-from keras_vjepa.data.batches.indexed import Clips, ClipSettings
+from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
@@ -78,56 +76,6 @@ class FeatureExtractor(keras.Model):
             padded = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
             parts.append(self.predict_on_batch(padded)[: len(batch)])
         return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of samples, to be read in the place of their clips.
-
-    `read` is a `reader` for `LabelledBatches` and `EvaluationBatches`: what they are to samples,
-    order, labels and unreadable files, they then are to features as well.
-
-    Attributes:
-        samples: whose features these are.
-        shards: arrays `(samples, predictions, tokens, dim)`, all of one length but the last.
-        unreadable: paths that could not be read, with the reason.
-    """
-
-    samples: Sequence[Sample]
-    shards: Sequence[NDArray[Any]]
-    unreadable: dict[str, str]
-
-    def __post_init__(self) -> None:
-        places = {sample.path: place for place, sample in enumerate(self.samples)}
-        object.__setattr__(self, "_places", places)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample: `(predictions, tokens, dim)`."""
-        return self.shards[0].shape[1:]
-
-    def read(
-        self,
-        path: str,
-        settings: ClipSettings,
-        transform: Callable[..., Any],
-        rng: np.random.Generator,
-    ) -> Clips:
-        """The features of a file; the arguments but the first were used when they were made."""
-        if path in self.unreadable:
-            raise UnreadableVideoError(path, self.unreadable[path])
-        shard, row = divmod(self._places[path], len(self.shards[0]))  # type: ignore[attr-defined]
-        features = np.asarray(self.shards[shard][row], np.float32)
-        return Clips(features, np.zeros((1, 1), np.int32))
-
-    def pooled(self) -> NDArray[np.float32]:
-        """The mean over predictions and tokens of each sample, `(samples, dim)`."""
-        means = [np.asarray(shard, np.float32).mean(axis=(1, 2)) for shard in self.shards]
-        return np.concatenate(means)
-
-    def black(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """A `transform` for batches of features: what stands in for a file without any."""
-        return np.zeros(self.shape, np.float32)
 
 
 def fingerprint(encoder: keras.Model) -> str:
@@ -254,10 +202,8 @@ def _write_shard(
 def _why_unreadable(batches: EvaluationBatches, position: int) -> str:
     """What the process that writes says of a sample without features."""
     path = batches.samples[position].path
-    if path not in batches.bad_files:
-        batches._read(position)
     other = f"another process could not read {path}, or the encoder's features of it are NaN"
-    return batches.bad_files.get(path, other)
+    return batches.why_unreadable(position) or other
 
 
 def _check_space(

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.batches.indexed import ClipSettings
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.views import center_view
-from keras_vjepa.evaluation.features import FeatureExtractor, Features
+from keras_vjepa.evaluation.features import FeatureExtractor
 from keras_vjepa.evaluation.sweep import (
     DIGIT_MOTION_TASKS,
     ProbeSettings,

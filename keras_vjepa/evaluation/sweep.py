@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from keras_vjepa.backend import collectives
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.backend.inference import Predictor
-from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches
+from keras_vjepa.data.batches.features import (
+    EvaluationFeatureBatches,
+    Features,
+    LabelledFeatureBatches,
+)
+from keras_vjepa.data.batches.labelled import OrderedBatches, TrainingBatches
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.evaluation.features import Features
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier, combine_predictions
 from keras_vjepa.tasks.probe import VJEPAProbe
 from keras_vjepa.training.optimizer import AdamW
@@ -246,7 +250,7 @@ class ProbeSweep(keras.Model):
         return collectives.reduce_logs(super().compute_metrics(x, y, y_pred, sample_weight))
 
     def train_on(
-        self, batches: LabelledBatches, start: int, stop: int, parallel: DataParallel = ALONE
+        self, batches: TrainingBatches[Any], start: int, stop: int, parallel: DataParallel = ALONE
     ) -> None:
         """Train on this process's batches of the steps from `start` to `stop`."""
         try:
@@ -258,7 +262,7 @@ class ProbeSweep(keras.Model):
                 raise batches.error from None
             raise
 
-    def logits(self, batches: EvaluationBatches) -> dict[str, NDArray[np.float32]]:
+    def logits(self, batches: OrderedBatches[Any]) -> dict[str, NDArray[np.float32]]:
         """Of every sample once and in order: `(samples, candidates, classes)` for each task.
 
         Samples that could not be read have NaN, which no class is right for. Each of several
@@ -295,31 +299,23 @@ def top_k(logits: NDArray[np.float32], labels: NDArray[np.int32], k: int) -> NDA
 
 def feature_batches(
     features: Features, samples: Sequence[Sample], settings: ProbeSettings
-) -> LabelledBatches:
+) -> LabelledFeatureBatches:
     """Training batches of features: in the order that the clips themselves would have."""
-    return LabelledBatches(
+    return LabelledFeatureBatches(
         samples,
         settings.batch_size,
-        features.black,
+        features,
         num_classes=settings.num_labels,
         # With several tasks, not every combination need occur.
         allow_absent_classes=True,
         seed=settings.seed,
-        reader=features.read,
-        # It was asked for when the features were made.
-        max_bad_share=1.0,
     )
 
 
 def evaluation_batches(
     features: Features, samples: Sequence[Sample], settings: ProbeSettings
-) -> EvaluationBatches:
+) -> EvaluationFeatureBatches:
     """Every sample's features once."""
-    return EvaluationBatches(
-        samples,
-        settings.batch_size,
-        features.black,
-        num_classes=settings.num_labels,
-        reader=features.read,
-        max_bad_share=1.0,
+    return EvaluationFeatureBatches(
+        samples, settings.batch_size, features, num_classes=settings.num_labels
     )

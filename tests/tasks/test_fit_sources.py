@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vjepa.data.batches.indexed import ClipSettings
+from keras_vjepa.data.batches.clips import ClipSettings
 from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import VideoProbeTransform

@@ -1,8 +1,8 @@
 """Batches as a function of the step: shuffled, sharded, resumable (§3.4, App. C).
 
 `batch(step)` depends on the settings and the step alone, so a run that resumes at step s sees what
-it would have seen. Threads read ahead: decoding releases the interpreter's lock. `pretraining.py`
-and `labelled.py` say what a batch holds.
+it would have seen. Threads read ahead: decoding releases the interpreter's lock. `pretraining.py`,
+`labelled.py` and `features.py` say what a batch holds.
 
 Departure from the authors' code: a file that cannot be read is named in the log, and its place is
 taken by a clip that the seed and the position name; theirs puts a random one there, unlogged.
@@ -10,7 +10,7 @@ taken by a clip that the seed and the position name; theirs puts a random one th
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -20,15 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.random_streams import random_stream
-from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import UnreadableVideoError
-from keras_vjepa.data.reading.image import read_image
-from keras_vjepa.data.reading.video import open_video
-from keras_vjepa.data.sources.samples import Sample, is_image
+from keras_vjepa.data.sources.samples import Sample
 
-Batch = dict[str, NDArray[np.generic]]
 BatchT = TypeVar("BatchT")
 ItemT = TypeVar("ItemT")
+ContentT = TypeVar("ContentT")
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,88 +39,6 @@ class TooManyBadFilesError(RuntimeError):
     """More of the files cannot be read than the settings allow."""
 
 
-@dataclass(frozen=True)
-class ClipSettings:
-    """How clips are taken from a video (App. B, App. D.1, Table 9).
-
-    Args:
-        frames_per_clip: frames of a clip; an image is repeated as often.
-        frame_step: source frames per clip frame; a clip spans `frames_per_clip * frame_step`.
-        num_clips: equal segments of the video, with one clip in each.
-        allow_clip_overlap: let clips overlap where the segments are too short (evaluation).
-    """
-
-    frames_per_clip: int = 16
-    frame_step: int = 4
-    num_clips: int = 1
-    allow_clip_overlap: bool = False
-
-
-@dataclass(frozen=True)
-class Clips:
-    """The transformed clips of one sample.
-
-    Attributes:
-        videos: float32 (frames, height, width, 3); in front of it (views,) if the transform makes
-            views, and in front of that (clips,) if there are views or several clips.
-        frame_indices: int32 (clips, frames), which frames of the video they are.
-    """
-
-    videos: NDArray[np.float32]
-    frame_indices: NDArray[np.int32]
-
-
-def read_clips(
-    path: str,
-    settings: ClipSettings,
-    transform: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-    rng: np.random.Generator,
-) -> Clips:
-    """Read and transform the clips of a video, or an image repeated to one.
-
-    Args:
-        path: the file; its extension tells images.
-        settings: how to choose frames.
-        transform: (frames, height, width, 3) to (frames, height, width, 3) or, in several views,
-            (views, frames, height, width, 3).
-        rng: source of the clips' places.
-
-    Returns:
-        The clips.
-
-    Raises:
-        UnreadableVideoError: if the file cannot be read or has fewer frames than clips.
-        ValueError: for several clips of an image.
-    """
-    if is_image(path):
-        if settings.num_clips > 1:
-            raise ValueError(
-                f"`num_clips` must be 1 for images, such as {path}. Received: {settings.num_clips}"
-            )
-        view = transform(read_image(path)[np.newaxis])
-        clips = np.repeat(view, settings.frames_per_clip, axis=-4)[np.newaxis]
-        indices = np.zeros((1, settings.frames_per_clip), np.int64)
-    else:
-        with open_video(path) as video:
-            if video.num_frames < settings.num_clips:
-                raise UnreadableVideoError(
-                    path, f"{video.num_frames} frames are not enough for {settings.num_clips} clips"
-                )
-            indices = clip_frame_indices(
-                video.num_frames,
-                settings.frames_per_clip,
-                settings.frame_step,
-                settings.num_clips,
-                settings.allow_clip_overlap,
-                rng,
-            )
-            # In one go: overlapping clips share frames, and none is decoded twice.
-            frames = video.read(indices.ravel())
-        clips = np.stack([transform(clip) for clip in np.split(frames, len(indices))])
-    single = len(clips) == 1 and clips.ndim == 5
-    return Clips(clips[0] if single else clips, indices.astype(np.int32))
-
-
 @dataclass
 class IndexedBatches(Generic[ItemT, BatchT]):
     """Batches addressed by their step. A subclass says what is at a position and in a batch.
@@ -131,16 +46,12 @@ class IndexedBatches(Generic[ItemT, BatchT]):
     Args:
         samples: what to read; see `list_samples`.
         batch_size: samples in the global batch.
-        transform: of the clips; each subclass says what it is called with.
-        clip: how to choose frames.
         seed: of everything random here.
         num_workers: decoding threads. Where a clip takes but a millisecond or two, more than two or
             three wait for Python's lock: 930 clips/s with 2 of them, 470 with 16 (2 cores).
         read_ahead: batches prepared in advance.
         max_bad_share: stop when more than this share of the samples cannot be read.
         process_index, process_count: this process's slice of the global batch.
-        reader: makes the clips of a file, called as `read_clips` is. Features that were computed
-            from the clips can come in their place.
 
     Attributes:
         bad_files: files that could not be read, with the reason.
@@ -153,15 +64,12 @@ class IndexedBatches(Generic[ItemT, BatchT]):
 
     samples: Sequence[Sample]
     batch_size: int
-    transform: Callable[..., NDArray[np.float32]]
-    clip: ClipSettings = field(default=ClipSettings(), kw_only=True)
     seed: int = field(default=0, kw_only=True)
     num_workers: int = field(default=2, kw_only=True)
     read_ahead: int = field(default=4, kw_only=True)
     max_bad_share: float = field(default=0.05, kw_only=True)
     process_index: int = field(default=0, kw_only=True)
     process_count: int = field(default=1, kw_only=True)
-    reader: Callable[..., Clips] = field(default=read_clips, kw_only=True)
     bad_files: dict[str, str] = field(default_factory=dict, init=False)
     error: Exception | None = field(default=None, init=False)
 
@@ -235,25 +143,29 @@ class IndexedBatches(Generic[ItemT, BatchT]):
 
 
 @dataclass
-class ShuffledBatches(IndexedBatches[tuple[Sample, Clips], BatchT]):
+class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
     """Endless training batches: every epoch is a new permutation of the samples.
 
     Batches run on across the end of an epoch, so none is partial. With several processes each
-    makes its own slice of the global batch. `transform` is called with the frames of a clip and a
-    generator, and makes one view.
+    makes its own slice of the global batch. A subclass says what the content of a sample is: its
+    clips, or features of them.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
-    def _read(self, position: int) -> tuple[Sample, Clips]:
-        """The sample at a position of the endless stream, or one in its place, and its clips."""
+    def _content(self, sample: Sample, rng: np.random.Generator) -> ContentT:
+        """Read a sample; `UnreadableVideoError` where that cannot be done."""
+        raise NotImplementedError
+
+    def _read(self, position: int) -> tuple[Sample, ContentT]:
+        """The sample at a position of the endless stream, or one in its place, and its content."""
         for sample in self._candidates(position):
             if sample.path not in self.bad_files:
                 rng = random_stream(self.seed, _CLIP_STREAM, position, 0)
                 try:
-                    return sample, self._read_clips(sample.path, rng)
+                    return sample, self._content(sample, rng)
                 except UnreadableVideoError as error:
                     self._note_bad_file(
                         sample.path, str(error), "Skipped, another clip takes its place"
@@ -279,9 +191,6 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, Clips], BatchT]):
         substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
         for _ in range(_MAX_SUBSTITUTES - 1):
             yield self.samples[int(substitutes.integers(len(self.samples)))]
-
-    def _read_clips(self, path: str, rng: np.random.Generator) -> Clips:
-        return self.reader(path, self.clip, lambda frames: self.transform(frames, rng), rng)
 
     def _sample_index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.samples))

@@ -14,71 +14,69 @@ place in the list name them; theirs pads the test set with duplicates that count
 fill the last batch have no weight; theirs puts another video where one cannot be read.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.batches.indexed import (
-    Batch,
-    Clips,
-    IndexedBatches,
-    ShuffledBatches,
-)
+from keras_vjepa.data.batches.clips import Clips, OfClips, read_clips
+from keras_vjepa.data.batches.indexed import ContentT, IndexedBatches, ShuffledBatches
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.decoders import UnreadableVideoError
 from keras_vjepa.data.sources.labels import check_all_classes_occur, check_labels
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.types import Batch
 
 Inputs = NDArray[np.float32] | Batch
 Labels = NDArray[np.int32]
+SampleWeight = NDArray[np.float32]
 
 # "eval" in ASCII: keeps these draws apart from others made from the same seed.
 _EVALUATION_STREAM = 0x6576616C
 
 
-def evaluation_stream(seed: int, position: int) -> np.random.Generator:
-    """What places the clips of the sample at a position of `EvaluationBatches`."""
-    return random_stream(seed, _EVALUATION_STREAM, position)
+@dataclass(frozen=True)
+class ClipPlaces:
+    """Where the clips of each sample lie, once for all.
+
+    They lie where `EvaluationBatches` of all these samples has them: a training in which every
+    epoch sees the same clips sees those that features were computed of.
+
+    Args:
+        samples: all of them; the batches may hold a part.
+        seed: of the places.
+    """
+
+    samples: Sequence[Sample]
+    seed: int
+
+    def __post_init__(self) -> None:
+        positions = {sample.path: position for position, sample in enumerate(self.samples)}
+        object.__setattr__(self, "_positions", positions)
+
+    def generator(self, sample: Sample) -> np.random.Generator:
+        """Return what places the clips of a sample, in its first state."""
+        position = self._positions[sample.path]  # type: ignore[attr-defined]
+        return random_stream(self.seed, _EVALUATION_STREAM, position)
 
 
-def _inputs(
-    videos: NDArray[np.float32], frame_indices: NDArray[np.int32], with_frame_indices: bool
-) -> Inputs:
-    if with_frame_indices:
-        return {"videos": videos, "frame_indices": frame_indices}
-    return videos
+# --- What all labelled batches have in common ----------------------------------------------------
 
 
 @dataclass
-class LabelledBatches(ShuffledBatches[tuple[Inputs, Labels]]):
-    """Endless training batches `(videos, labels)`; see `IndexedBatches` for the other arguments.
+class TrainingBatches(ShuffledBatches[ContentT, tuple[Inputs, Labels]]):
+    """Endless training batches `(inputs, labels)`; a subclass says what the inputs are.
 
     Shuffled, sharded and resumable as in pretraining. A file that cannot be read is named, and
     another sample takes its place, with its own label.
 
     Args:
         num_classes: number of classes; labels, int32 (batch,), are below it.
-        with_frame_indices: `videos` becomes a dictionary of `videos` and `frame_indices`, int32
-            (batch, clips, frames), the frames of the source that they are.
         allow_absent_classes: train although a class has no sample.
-
-    Raises:
-        ValueError: if a label is missing or out of range, a class has no sample, or sizes do not
-            fit.
-
-    Example:
-
-    >>> from keras_vjepa.data.transforms.training import VideoProbeTransform
-    >>> LabelledBatches([Sample("a.mp4", 3)], 8, VideoProbeTransform(224), num_classes=3)
-    Traceback (most recent call last):
-    ...
-    ValueError: `label` must be in [0, `num_classes`=3). Received: 3 for a.mp4
     """
 
-    num_classes: int
-    with_frame_indices: bool = field(default=False, kw_only=True)
+    num_classes: int = field(kw_only=True)
     allow_absent_classes: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -92,16 +90,18 @@ class LabelledBatches(ShuffledBatches[tuple[Inputs, Labels]]):
         """Batches in which every sample has been seen once, the last one reaching beyond."""
         return -(-len(self.samples) // self.batch_size)
 
-    def _assembled(self, step: int, items: list[tuple[Sample, Clips]]) -> tuple[Inputs, Labels]:
-        videos = np.stack([clips.videos for _, clips in items])
-        frame_indices = np.stack([clips.frame_indices for _, clips in items])
+    def _inputs(self, contents: list[ContentT]) -> Inputs:
+        """What a model takes, of the contents of several samples."""
+        raise NotImplementedError
+
+    def _assembled(self, step: int, items: list[tuple[Sample, ContentT]]) -> tuple[Inputs, Labels]:
         labels = np.array([sample.label for sample, _ in items], np.int32)
-        return _inputs(videos, frame_indices, self.with_frame_indices), labels
+        return self._inputs([content for _, content in items]), labels
 
 
 @dataclass
-class EvaluationBatches(IndexedBatches[Clips | None, tuple[Inputs, Labels, NDArray[np.float32]]]):
-    """Every sample once and in order: `(videos, labels, sample_weight)`.
+class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, SampleWeight]]):
+    """Every sample once and in order: `(inputs, labels, sample_weight)`.
 
     All batches have the same shape and every process has the same number of them. Rows that fill
     the last batch, and those of files that cannot be read, are zeros with label 0 and weight 0; the
@@ -110,36 +110,21 @@ class EvaluationBatches(IndexedBatches[Clips | None, tuple[Inputs, Labels, NDArr
         accuracy = sum(sample_weight * correct) / num_counted
 
     with `num_counted` at the end. It counts unreadable files as wrong, unless `skip_unreadable`.
+    A subclass says what the inputs are.
 
     Args:
         num_classes: number of classes; labels, int32 (batch,), are below it.
-        with_frame_indices: as in `LabelledBatches`.
         skip_unreadable: leave files that cannot be read out of `num_counted`.
         read_ahead: batches prepared in advance; one sample of 16x8x3 at 224 pixels has 231 MB.
-
-    `transform` is called with the frames of a clip, for example
-    `functools.partial(three_views, crop_size=224)`. See `IndexedBatches` for the other arguments.
-
-    Raises:
-        ValueError: if a label is missing or out of range, or sizes do not fit.
-
-    Example:
-
-    >>> samples = [Sample(f"{i}.mp4", 0) for i in range(10)]
-    >>> batches = EvaluationBatches(samples, 4, transform=None, num_classes=5)
-    >>> batches.num_steps, batches.num_counted
-    (3, 10)
     """
 
-    num_classes: int
-    with_frame_indices: bool = field(default=False, kw_only=True)
+    num_classes: int = field(kw_only=True)
     skip_unreadable: bool = field(default=False, kw_only=True)
     read_ahead: int = field(default=2, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_labels(self.samples, self.num_classes)
-        self._shape: tuple[int, ...] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -159,46 +144,160 @@ class EvaluationBatches(IndexedBatches[Clips | None, tuple[Inputs, Labels, NDArr
 
     def stream(
         self, start: int = 0, stop: int | None = None
-    ) -> Generator[tuple[Inputs, Labels, NDArray[np.float32]], None, None]:
+    ) -> Generator[tuple[Inputs, Labels, SampleWeight], None, None]:
         """Batches from step `start` to `stop`, or to the last, read ahead by threads."""
         return super().stream(start, self.num_steps if stop is None else min(stop, self.num_steps))
 
-    def _read(self, position: int) -> Clips | None:
+    def why_unreadable(self, position: int) -> str | None:
+        """Return why the sample at a position cannot be read, or None if it can.
+
+        With several processes, also for samples that another one was to read.
+        """
+        self._read(position)
+        return self.bad_files.get(self.samples[position].path)
+
+    def _content(self, position: int) -> ContentT:
+        """Read the sample at a position; `UnreadableVideoError` where that cannot be done."""
+        raise NotImplementedError
+
+    def _empty(self) -> ContentT:
+        """The content of a row without a sample."""
+        raise NotImplementedError
+
+    def _inputs(self, contents: list[ContentT]) -> Inputs:
+        """What a model takes, of the contents of several samples."""
+        raise NotImplementedError
+
+    def _read(self, position: int) -> ContentT | None:
         if position >= len(self.samples):
             return None
-        rng = evaluation_stream(self.seed, position)
         path = self.samples[position].path
         if path in self.bad_files:
             return None
         try:
-            return self.reader(path, self.clip, self.transform, rng)
+            return self._content(position)
         except UnreadableVideoError as error:
             verdict = "Not counted" if self.skip_unreadable else "Counted as wrong"
             self._note_bad_file(path, str(error), verdict)
             return None
 
     def _assembled(
-        self, step: int, items: list[Clips | None]
-    ) -> tuple[Inputs, Labels, NDArray[np.float32]]:
-        videos = np.zeros((len(items), *self._shape_of_videos(items)), np.float32)
-        indices_shape = (len(items), self.clip.num_clips, self.clip.frames_per_clip)
-        frame_indices = np.zeros(indices_shape, np.int32)
+        self, step: int, items: list[ContentT | None]
+    ) -> tuple[Inputs, Labels, SampleWeight]:
         labels = np.zeros(len(items), np.int32)
         sample_weight = np.zeros(len(items), np.float32)
-        for row, (position, clips) in enumerate(zip(self._positions(step), items, strict=True)):
-            if clips is not None:
-                videos[row] = clips.videos
-                frame_indices[row] = clips.frame_indices
+        for row, (position, content) in enumerate(zip(self._positions(step), items, strict=True)):
+            if content is not None:
                 labels[row] = self.samples[position].label or 0
                 sample_weight[row] = 1
-        inputs = _inputs(videos, frame_indices, self.with_frame_indices)
-        return inputs, labels, sample_weight
+        contents = [self._empty() if content is None else content for content in items]
+        return self._inputs(contents), labels, sample_weight
 
-    def _shape_of_videos(self, items: list[Clips | None]) -> tuple[int, ...]:
-        if self._shape is None:
-            found = next((clips.videos.shape for clips in items if clips is not None), None)
-            self._shape = found or self._shape_of_black_video()
-        return self._shape
+
+# --- Of clips ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _LabelledClips(OfClips):
+    """What batches of clips to train on and to evaluate have in common.
+
+    Args:
+        with_frame_indices: `videos` becomes a dictionary of `videos` and `frame_indices`, int32
+            (batch, clips, frames), the frames of the source that they are.
+        places: where the clips lie, if the batches are not to decide it.
+    """
+
+    with_frame_indices: bool = field(default=False, kw_only=True)
+    places: ClipPlaces | None = field(default=None, kw_only=True)
+
+    def _inputs(self, contents: list[Clips]) -> Inputs:
+        videos = np.stack([clips.videos for clips in contents])
+        if not self.with_frame_indices:
+            return videos
+        frame_indices = np.stack([clips.frame_indices for clips in contents])
+        return {"videos": videos, "frame_indices": frame_indices}
+
+
+@dataclass
+class LabelledBatches(_LabelledClips, TrainingBatches[Clips]):
+    """Endless training batches `(videos, labels)`; see `IndexedBatches` for the other arguments.
+
+    Shuffled, sharded and resumable as in pretraining. A file that cannot be read is named, and
+    another sample takes its place, with its own label.
+
+    Args:
+        transform: called with the frames of a clip and a generator, makes one view.
+        clip: how to choose frames.
+        num_classes: number of classes; labels, int32 (batch,), are below it.
+        with_frame_indices: `videos` becomes a dictionary of `videos` and `frame_indices`, int32
+            (batch, clips, frames), the frames of the source that they are.
+        places: where the clips lie in every epoch; None places them anew in each.
+        allow_absent_classes: train although a class has no sample.
+
+    Raises:
+        ValueError: if a label is missing or out of range, a class has no sample, or sizes do not
+            fit.
+
+    Example:
+
+    >>> from keras_vjepa.data.transforms.training import VideoProbeTransform
+    >>> LabelledBatches([Sample("a.mp4", 3)], 8, VideoProbeTransform(224), num_classes=3)
+    Traceback (most recent call last):
+    ...
+    ValueError: `label` must be in [0, `num_classes`=3). Received: 3 for a.mp4
+    """
+
+    def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
+        rng = rng if self.places is None else self.places.generator(sample)
+        return self._training_clips(sample, rng)
+
+
+@dataclass
+class EvaluationBatches(_LabelledClips, OrderedBatches[Clips]):
+    """Every sample's clips once and in order: `(videos, labels, sample_weight)`.
+
+    See `OrderedBatches` for what rows weigh and how they are counted, and `IndexedBatches` for the
+    other arguments.
+
+    Args:
+        transform: called with the frames of a clip, for example
+            `functools.partial(three_views, crop_size=224)`.
+        clip: how to choose frames.
+        num_classes: number of classes; labels, int32 (batch,), are below it.
+        with_frame_indices: as in `LabelledBatches`.
+        places: where the clips lie; None has the seed and the place in the list of samples say it.
+        skip_unreadable: leave files that cannot be read out of `num_counted`.
+        read_ahead: batches prepared in advance; one sample of 16x8x3 at 224 pixels has 231 MB.
+
+    Raises:
+        ValueError: if a label is missing or out of range, or sizes do not fit.
+
+    Example:
+
+    >>> samples = [Sample(f"{i}.mp4", 0) for i in range(10)]
+    >>> batches = EvaluationBatches(samples, 4, transform=None, num_classes=5)
+    >>> batches.num_steps, batches.num_counted
+    (3, 10)
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._shape: tuple[int, ...] | None = None
+
+    def _content(self, position: int) -> Clips:
+        sample = self.samples[position]
+        if self.places is None:
+            rng = random_stream(self.seed, _EVALUATION_STREAM, position)
+        else:
+            rng = self.places.generator(sample)
+        clips = read_clips(sample.path, self.clip, self.transform, rng)
+        self._shape = clips.videos.shape
+        return clips
+
+    def _empty(self) -> Clips:
+        indices = np.zeros((self.clip.num_clips, self.clip.frames_per_clip), np.int32)
+        videos = np.broadcast_to(np.float32(0), self._shape or self._shape_of_black_video())
+        return Clips(videos, indices)
 
     def _shape_of_black_video(self) -> tuple[int, ...]:
         """What reading would give: a process may have no readable file in its first batch."""

@@ -6,10 +6,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.batches.indexed import Clips, ShuffledBatches
+from keras_vjepa.data.batches.clips import Clips, OfClips
+from keras_vjepa.data.batches.indexed import ShuffledBatches
 from keras_vjepa.data.sources.samples import Sample
-
-Batch = dict[str, NDArray[np.generic]]
+from keras_vjepa.types import Batch
 
 
 class MaskIndices(Protocol):
@@ -21,10 +21,11 @@ class MaskIndices(Protocol):
 
 
 @dataclass
-class ClipBatches(ShuffledBatches[Batch]):
+class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
     """Endless pretraining batches of clips and masks; see `IndexedBatches` for the arguments.
 
     A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks.
+    `transform` is called with the frames of a clip and a generator.
 
     Args:
         masks: index arrays of a batch, for example a `MaskSampler`.
@@ -49,6 +50,9 @@ class ClipBatches(ShuffledBatches[Batch]):
             raise ValueError(
                 f"`num_clips` must be 1 in pretraining. Received: {self.clip.num_clips}"
             )
+
+    def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
+        return self._training_clips(sample, rng)
 
     def _assembled(self, step: int, items: list[tuple[Sample, Clips]]) -> Batch:
         start = self.process_index * len(items)

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from keras_vjepa.data.batches.indexed import ClipSettings, TooManyBadFilesError
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from keras_vjepa.data.batches.indexed import ClipSettings, TooManyBadFilesError
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.mask_kinds import LONG_RANGE, SHORT_RANGE
 from keras_vjepa.data.batches.mask_sampler import MaskSampler
 from keras_vjepa.data.batches.pretraining import ClipBatches

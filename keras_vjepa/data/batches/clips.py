@@ -1,0 +1,115 @@
+"""Clips of a sample: how they are taken from its file, and batches made of them (App. B, App. D.1).
+
+A clip is `frames_per_clip` frames, `frame_step` frames apart; a video gives one or several of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.reading.clip_indices import clip_frame_indices
+from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.image import read_image
+from keras_vjepa.data.reading.video import open_video
+from keras_vjepa.data.sources.samples import Sample, is_image
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are taken from a video (App. B, App. D.1, Table 9).
+
+    Args:
+        frames_per_clip: frames of a clip; an image is repeated as often.
+        frame_step: source frames per clip frame; a clip spans `frames_per_clip * frame_step`.
+        num_clips: equal segments of the video, with one clip in each.
+        allow_clip_overlap: let clips overlap where the segments are too short (evaluation).
+    """
+
+    frames_per_clip: int = 16
+    frame_step: int = 4
+    num_clips: int = 1
+    allow_clip_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The transformed clips of one sample.
+
+    Attributes:
+        videos: float32 (frames, height, width, 3); in front of it (views,) if the transform makes
+            views, and in front of that (clips,) if there are views or several clips.
+        frame_indices: int32 (clips, frames), which frames of the video they are.
+    """
+
+    videos: NDArray[np.float32]
+    frame_indices: NDArray[np.int32]
+
+
+def read_clips(
+    path: str,
+    settings: ClipSettings,
+    transform: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    rng: np.random.Generator,
+) -> Clips:
+    """Read and transform the clips of a video, or an image repeated to one.
+
+    Args:
+        path: the file; its extension tells images.
+        settings: how to choose frames.
+        transform: (frames, height, width, 3) to (frames, height, width, 3) or, in several views,
+            (views, frames, height, width, 3).
+        rng: source of the clips' places.
+
+    Returns:
+        The clips.
+
+    Raises:
+        UnreadableVideoError: if the file cannot be read or has fewer frames than clips.
+        ValueError: for several clips of an image.
+    """
+    if is_image(path):
+        if settings.num_clips > 1:
+            raise ValueError(
+                f"`num_clips` must be 1 for images, such as {path}. Received: {settings.num_clips}"
+            )
+        view = transform(read_image(path)[np.newaxis])
+        clips = np.repeat(view, settings.frames_per_clip, axis=-4)[np.newaxis]
+        indices = np.zeros((1, settings.frames_per_clip), np.int64)
+    else:
+        with open_video(path) as video:
+            if video.num_frames < settings.num_clips:
+                raise UnreadableVideoError(
+                    path, f"{video.num_frames} frames are not enough for {settings.num_clips} clips"
+                )
+            indices = clip_frame_indices(
+                video.num_frames,
+                settings.frames_per_clip,
+                settings.frame_step,
+                settings.num_clips,
+                settings.allow_clip_overlap,
+                rng,
+            )
+            # In one go: overlapping clips share frames, and none is decoded twice.
+            frames = video.read(indices.ravel())
+        clips = np.stack([transform(clip) for clip in np.split(frames, len(indices))])
+    single = len(clips) == 1 and clips.ndim == 5
+    return Clips(clips[0] if single else clips, indices.astype(np.int32))
+
+
+@dataclass
+class OfClips:
+    """Adds to indexed batches how the clips of a sample are taken and transformed.
+
+    Args:
+        transform: of the clips; each kind of batches says what it is called with.
+        clip: how to choose frames.
+    """
+
+    transform: Callable[..., NDArray[np.float32]]
+    clip: ClipSettings = field(default=ClipSettings(), kw_only=True)
+
+    def _training_clips(self, sample: Sample, rng: np.random.Generator) -> Clips:
+        """The clips of a sample; the generator places and augments them."""
+        return read_clips(sample.path, self.clip, lambda frames: self.transform(frames, rng), rng)
