@@ -17,6 +17,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.backend.device import has_accelerator, on_each_device
+from keras_vjepa.backend.keras_internals import flash_attention
 from keras_vjepa.types import Tensor
 
 Attention = Callable[..., Tensor]
@@ -146,17 +147,11 @@ def _attention_in_one_row(query: Tensor, key: Tensor, value: Tensor, edges: Tens
     """All samples' tokens in one row, and attention within each part of it. torch only.
 
     A sample has two parts, of tokens that take part and of the others, so that shapes stay the
-    same whatever the mask. The op is what `torch.nn.attention.varlen` calls, which torch 2.6 does
-    not have yet.
+    same whatever the mask.
     """
-    import torch
-
     batch, num_tokens = query.shape[:2]
-    rows = (x.flatten(0, 1) for x in (query, key, value))
-    outputs = torch.ops.aten._flash_attention_forward(
-        *rows, edges, edges, num_tokens, num_tokens, 0.0, False, False
-    )
-    return outputs[0].unflatten(0, (batch, num_tokens))
+    rows = [x.flatten(0, 1) for x in (query, key, value)]
+    return flash_attention(rows, edges, num_tokens).unflatten(0, (batch, num_tokens))
 
 
 @functools.cache

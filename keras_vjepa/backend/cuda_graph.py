@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_vjepa.backend.collectives import is_alone
 from keras_vjepa.backend.device import has_accelerator
+from keras_vjepa.backend.keras_internals import stored_value
 from keras_vjepa.backend.token_ops import runs_op_by_op
 from keras_vjepa.types import Batch, Tensor
 
@@ -97,7 +98,7 @@ class _CudaGraph:
     def __init__(self, step: Step, batch: Batch, variables: Sequence[keras.Variable]) -> None:
         import torch
 
-        self._memory = [(variable, variable._value) for variable in variables]
+        self._memory = [(variable, stored_value(variable)) for variable in variables]
         for _, value in self._memory:
             value.grad = None
         # What earlier backward passes were made of would run in their streams, which cannot be
@@ -125,7 +126,7 @@ class _CudaGraph:
     def fits(self, batch: Batch) -> bool:
         """Whether a replay is what the step would do."""
         return _shapes(batch) == _shapes(self._batch) and all(
-            variable._value is value for variable, value in self._memory
+            stored_value(variable) is value for variable, value in self._memory
         )
 
     def replay(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_vjepa.backend.attention import as_tensor, is_half
 from keras_vjepa.backend.device import has_accelerator
+from keras_vjepa.backend.keras_internals import foreach, stored_value
 from keras_vjepa.types import Tensor
 
 
@@ -44,7 +45,7 @@ class WeightCopies:
         """`variable.value`, as it was when it was asked for first."""
         entry = self._copies.get(id(variable))
         if entry is None:
-            weight, copy = variable._value, variable.value
+            weight, copy = stored_value(variable), variable.value
             if copy is not weight:
                 copy = copy.detach().requires_grad_(weight.requires_grad)
             entry = self._copies[id(variable)] = weight, copy
@@ -63,9 +64,9 @@ class WeightCopies:
         old = [(weight, copy) for weight, copy in found if weight.grad is not None]
         for weight, _ in new:
             weight.grad = torch.empty_like(weight)
-        for add, pairs in ((torch._foreach_copy_, new), (torch._foreach_add_, old)):
+        for add, pairs in (("copy_", new), ("add_", old)):
             if pairs:
-                add([weight.grad for weight, _ in pairs], [copy.grad for _, copy in pairs])
+                foreach(add, [weight.grad for weight, _ in pairs], [c.grad for _, c in pairs])
         for _, copy in found:
             copy.grad = None
 

@@ -11,10 +11,15 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.backend.keras_internals import foreach, stored_value
 from keras_vjepa.backend.token_ops import runs_op_by_op
 from keras_vjepa.types import Tensor
 
 Variables = Sequence[keras.Variable]
+
+
+def _stored(variables: Sequence[Any]) -> list[Tensor]:
+    return [stored_value(variable) for variable in variables]
 
 
 class StepCount(keras.Variable):
@@ -22,11 +27,6 @@ class StepCount(keras.Variable):
 
     def assign_add(self, value: int) -> Any:
         return self.assign(self.value + value)
-
-
-def _values(variables: Sequence[Any]) -> list[Tensor]:
-    """Their tensors. What `value` asks for first, scopes of types and states, no update is in."""
-    return [x._value if isinstance(x, keras.Variable) else x for x in variables]
 
 
 def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -> None:
@@ -50,16 +50,16 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
         import torch
 
         with torch.no_grad():
-            values = _values(targets)
-            wanted = [value.to(torch.float32) for value in _values(sources)]
+            values = _stored(targets)
+            wanted = [value.to(torch.float32) for value in _stored(sources)]
             if all(value.is_cpu and value.dtype == torch.float32 for value in values):
                 # One pass, where memory is slow: ViT-L's weights in 0.08 s instead of 0.5.
                 for value, source in zip(values, wanted, strict=True):
                     value.lerp_(source, rate)
                 return
-            changes = torch._foreach_sub(wanted, [value.to(torch.float32) for value in values])
-            torch._foreach_mul_(changes, rate)
-            torch._foreach_add_(values, changes)
+            changes = foreach("sub", wanted, [value.to(torch.float32) for value in values])
+            foreach("mul_", changes, rate)
+            foreach("add_", values, changes)
         return
     for target, source in zip(targets, sources, strict=True):
         change = rate * (ops.cast(source, "float32") - ops.cast(target, "float32"))
@@ -79,7 +79,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     if runs_op_by_op():
         import torch
 
-        norms = torch._foreach_norm(list(tensors), 2, torch.float32)
+        norms = foreach("norm", list(tensors), 2, torch.float32)
         return torch.linalg.vector_norm(torch.stack(norms))
     return ops.sqrt(sum(ops.sum(ops.square(ops.cast(x, "float32"))) for x in tensors))
 
@@ -87,9 +87,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
     """Each of `tensors` times a scalar, in its own type."""
     if runs_op_by_op():
-        import torch
-
-        products = torch._foreach_mul(list(tensors), factor)
+        products = foreach("mul", list(tensors), factor)
         return [product.to(x.dtype) for product, x in zip(products, tensors, strict=True)]
     return [x * ops.cast(factor, x.dtype) for x in tensors]
 
@@ -97,7 +95,7 @@ def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
 def all_finite(values: Sequence[Tensor]) -> Tensor:
     """1.0 if there is no infinity and no NaN in `values`, else 0.0."""
     if runs_op_by_op():
-        total = norm(_values(values))
+        total = norm(_stored(values))
     else:
         total = sum(ops.sum(ops.cast(value, "float32")) for value in values)
     return ops.cast(ops.isfinite(total), "float32")
@@ -109,7 +107,7 @@ def decay(variables: Variables, rate: Tensor | float) -> None:
 
     if variables:
         with torch.no_grad():
-            torch._foreach_mul_(_values(variables), 1.0 - rate)
+            foreach("mul_", _stored(variables), 1.0 - rate)
 
 
 def adam(
@@ -140,10 +138,10 @@ def adam(
     steps = iterations.to(torch.float32).repeat(len(variables))
     with torch.no_grad():
         torch_adam(
-            _values(variables),
+            _stored(variables),
             list(gradients),
-            _values(momentums),
-            _values(velocities),
+            _stored(momentums),
+            _stored(velocities),
             [],
             list(steps.unbind()),
             fused=True,

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa.backend import collectives
+from keras_vjepa.backend import collectives, keras_internals
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.backend.inference import Predictor
 from keras_vjepa.data.batches.features import (
@@ -131,7 +131,7 @@ class SweepAdamW(AdamW):
         self.total_steps.assign(total_steps)
 
 
-class ProbeSweep(keras.Model):
+class ProbeSweep(keras_internals.Overrides, keras.Model):
     """Independent probes on the same features; the loss is the sum of theirs.
 
     Ready for `fit` with labels `(batch,)`; compiled once for any number of trainings, on features
@@ -178,9 +178,6 @@ class ProbeSweep(keras.Model):
         self.predictor = Predictor(self)
         self.compile(optimizer)
         optimizer.build(self.trainable_variables)
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing is left to build, and Keras would take a batch from a distributed dataset."""
 
     def _fresh_probe(self, task: str) -> VJEPAProbe:
         settings = self.settings

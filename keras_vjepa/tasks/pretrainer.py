@@ -23,7 +23,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend import collectives, keras_internals, updates
 from keras_vjepa.backend.cuda_graph import RecordedStep
 from keras_vjepa.backend.token_ops import runs_op_by_op
 from keras_vjepa.backend.train_step import accumulated_train_step
@@ -46,7 +46,7 @@ TARGETS = ("features", "pixels")
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPretrainer(Preset, keras.Model):
+class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
     """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
 
     Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
@@ -283,6 +283,7 @@ class VJEPAPretrainer(Preset, keras.Model):
             raise ValueError(
                 f"`accumulation_steps` must be at least 1. Received: {accumulation_steps}"
             )
+        keras_internals.check()
         self.accumulation_steps = accumulation_steps
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
         if isinstance(optimizer, AdamW):
@@ -295,9 +296,6 @@ class VJEPAPretrainer(Preset, keras.Model):
         self.optimizer.build(self.trainable_variables)
         collectives.broadcast([*self.variables, *self.optimizer.variables])
         self._recorded_step = RecordedStep(self._step, self._variables_of_step)
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing is left to build, and Keras would take a batch from a distributed dataset."""
 
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:

@@ -1,6 +1,6 @@
 """One process of a data-parallel run; `test_distribution.py` starts it, alone or several.
 
-    python -m tests.backend.data_parallel_worker OUTPUT.npz '{"virtual_devices": 4, "accumulation_steps": 1}'
+    python -m tests.backend.data_parallel_worker OUTPUT.npz '{"virtual_devices": 4}'
 
 Trains a tiny pretrainer for 5 steps on the same global batches however many processes there are,
 and writes everything that it then holds.

@@ -1,0 +1,209 @@
+"""Every private name of Keras and torch that the package leans on, in one table (§3.1, App. C).
+
+A private name can be gone in the next release, and some are missed without an error: a method that
+overrides nothing is simply never called. So each name stands here and nowhere else, `check` looks
+for all of them when a model is compiled, and names the one that is gone. The table below is the
+list to go through for a new release of Keras or torch.
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_vjepa.types import Tensor
+
+# What was tested; pyproject.toml has the same.
+KERAS_VERSIONS = "keras>=3.15,<3.17"
+TORCH_VERSIONS = "torch>=2.6"
+
+ALL_ENGINES = ("jax", "tensorflow", "torch")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivateName:
+    """One attribute of Keras or torch that is not part of their public interface.
+
+    Attributes:
+        name: of the attribute.
+        owner: in words, for the error message.
+        find_owner: returns the class, module or instance that has the attribute.
+        parameters: arguments that we pass to it, or that it passes to the method that overrides it.
+        engines: those on which it is used.
+        since: first version of Keras that has it; an older one does without.
+        requirement: what to install where it is gone.
+    """
+
+    name: str
+    owner: str
+    find_owner: Callable[[], Any]
+    parameters: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ALL_ENGINES
+    since: tuple[int, int] = (0, 0)
+    requirement: str = KERAS_VERSIONS
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the running engine and the installed Keras are among those that it is for."""
+        return keras.config.backend() in self.engines and keras_version() >= self.since
+
+    def check(self) -> None:
+        """Raise unless the attribute is there and takes the arguments.
+
+        Raises:
+            RuntimeError: naming the attribute and the versions that have it.
+        """
+        owner = self.find_owner()
+        if hasattr(owner, self.name):
+            found = getattr(owner, self.name)
+            if not self.parameters or {*self.parameters} <= {*inspect.signature(found).parameters}:
+                return
+        wanted = f"{self.owner}.{self.name}"
+        if self.parameters:
+            wanted += f"({', '.join(self.parameters)})"
+        raise RuntimeError(
+            f"keras_vjepa needs `{wanted}`. Found Keras {keras.__version__}{_torch_version()} "
+            f"without it: pip install '{self.requirement}'"
+        )
+
+
+def keras_version() -> tuple[int, int]:
+    """Major and minor version of the installed Keras."""
+    major, minor = re.findall(r"\d+", keras.__version__)[:2]
+    return int(major), int(minor)
+
+
+def _torch_version() -> str:
+    if keras.config.backend() != "torch":
+        return ""
+    import torch
+
+    return f" and torch {torch.__version__}"
+
+
+@functools.cache
+def _a_variable() -> keras.Variable:
+    return keras.Variable(0.0)
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+def _of_torch(*names: str) -> list[PrivateName]:
+    return [
+        PrivateName(name, "torch", _torch, engines=("torch",), requirement=TORCH_VERSIONS)
+        for name in names
+    ]
+
+
+PRIVATE_NAMES: list[PrivateName] = [
+    PrivateName("_value", "keras.Variable", _a_variable),
+    # A step for all weights in a few calls.
+    *_of_torch(
+        "_foreach_add_",
+        "_foreach_copy_",
+        "_foreach_mul",
+        "_foreach_mul_",
+        "_foreach_norm",
+        "_foreach_sub",
+    ),
+    PrivateName(
+        "_flash_attention_forward",
+        "torch.ops.aten",
+        lambda: _torch().ops.aten,
+        engines=("torch",),
+        requirement=TORCH_VERSIONS,
+    ),
+    # Overridden, see `Overrides`.
+    PrivateName(
+        "_maybe_symbolic_build",
+        "keras.Model",
+        lambda: keras.Model,
+        ("iterator", "data_batch"),
+        engines=("tensorflow",),
+    ),
+    PrivateName(
+        "_initialize_ddp", "keras.Model", lambda: keras.Model, engines=("torch",), since=(3, 16)
+    ),
+]
+
+
+def check() -> None:
+    """Raise unless the installed Keras and torch have every private name that is used here.
+
+    Called when a model is compiled; takes less than a millisecond.
+
+    Raises:
+        RuntimeError: for the first name that is gone.
+
+    Example:
+
+    >>> from keras_vjepa.backend import keras_internals
+    >>> keras_internals.check()
+    """
+    for private in PRIVATE_NAMES:
+        if private.is_used:
+            private.check()
+
+
+# --- What is read or called ----------------------------------------------------------------------
+
+
+def stored_value(variable: Any) -> Tensor:
+    """Tensor that a variable holds, in the type that it is kept in; of a tensor, itself.
+
+    `variable.value` looks first for scopes of types and of states, which takes longer than much
+    that is done with the result, and casts within the former.
+    """
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def foreach(operation: str, *arguments: Any) -> Any:
+    """torch's `operation` for all tensors of a list, in one call.
+
+    Args:
+        operation: `"add_"`, `"copy_"`, `"mul"`, `"mul_"`, `"norm"` or `"sub"`.
+        arguments: lists of tensors, and what goes with all of them.
+    """
+    return getattr(_torch(), f"_foreach_{operation}")(*arguments)
+
+
+def flash_attention(rows: Sequence[Tensor], edges: Tensor, most_tokens: int) -> Tensor:
+    """Attention within the parts of one long row of tokens, by torch's kernel for NVIDIA's devices.
+
+    It is what `torch.nn.attention.varlen` calls, which torch 2.6 does not have yet.
+
+    Args:
+        rows: query, key and value `(tokens, heads, head_dim)`.
+        edges: int32 `(parts + 1,)`, where each part begins, and where the last one ends.
+        most_tokens: of a part.
+
+    Returns:
+        `(tokens, heads, head_dim)`.
+    """
+    kernel = _torch().ops.aten._flash_attention_forward
+    return kernel(*rows, edges, edges, most_tokens, most_tokens, 0.0, False, False)[0]
+
+
+# --- What is overridden --------------------------------------------------------------------------
+
+
+class Overrides:
+    """Methods of `keras.Model` that the package replaces, for the models that it trains.
+
+    A mixin, before `keras.Model` among the bases of a model that is built when it is compiled and
+    whose step averages the gradients of all processes itself.
+    """
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Do nothing: the model is built, and Keras would take a batch from the data for it."""
+
+    def _initialize_ddp(self) -> None:
+        """Do nothing: Keras 3.16 would average the gradients of torch's processes once more."""
