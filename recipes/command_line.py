@@ -1,10 +1,16 @@
-"""The command line of a recipe: a named config, any field of which is an option."""
+"""The command line of a recipe: a named config, all options of which can be given."""
 
 import argparse
-import dataclasses
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from keras_vjepa.configuration import Option, nearest, options
+
+# Between the items of a tuple, and of a tuple in it.
+SEPARATORS = ",:"
 
 
 def parse(
@@ -14,7 +20,10 @@ def parse(
     arguments: list[str] | None = None,
     prefix: str = "",
 ) -> tuple[str, dict[str, Any], Path]:
-    """Which config a command line asks for, which of its fields it changes, and the workdir.
+    """Which config a command line asks for, the options that it sets, and the workdir.
+
+    `keras_vjepa.configuration.replace` makes the config of the first two. Bad input ends the
+    process with exit code 2 and one line that names the option.
 
     Args:
         program: file name of the recipe.
@@ -24,46 +33,167 @@ def parse(
         arguments: those of the process if None.
         prefix: of the workdir's name, in front of the config's.
     """
-    default, example = next(iter(configs)), next(iter(configs.values()))()
-    width = max(map(len, configs)) + 2
-    costs = "\n".join(
-        f"  {name:{width}s}{(function.__doc__ or '').splitlines()[0]}"
-        for name, function in configs.items()
-    )
-    fields = "\n".join(f"  --{name} {value}" for name, value in vars(example).items())
-    parser = argparse.ArgumentParser(
+    default = next(iter(configs))
+    known = options(configs[default]())
+    parser = _Parser(
         prog=program,
-        usage=f"{program} [--config NAME] [--data PATH] [--workdir FOLDER] [--FIELD VALUE ...]",
+        usage=f"{program} [--config NAME] [--data PATH] [--workdir FOLDER] [--OPTION VALUE ...]",
         description=description.splitlines()[0],
-        epilog=f"configs:\n{costs}\n\nfields, as {default} has them (tuples: 1,2):\n{fields}",
+        epilog=f"Values in brackets are those of {default}. Tuples are written 1,2.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", default=default, choices=list(configs))
-    parser.add_argument("--workdir", type=Path, help=f"default: workdir/{prefix}<config>")
-    for field in dataclasses.fields(example):
-        value = getattr(example, field.name)
-        parser.add_argument(
-            f"--{field.name}", type=_parser_of(value), help=argparse.SUPPRESS, metavar="VALUE"
+    costs = "\n".join(
+        f"{name:{max(map(len, configs)) + 2}s}{(function.__doc__ or '').splitlines()[0]}"
+        for name, function in configs.items()
+    )
+    parser.add_argument_group("configs", costs)
+    parser.add_argument(
+        "--config", default=default, type=_one_of("config", configs), metavar="NAME",
+        help=f"the config to begin with [{default}]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir", type=Path, metavar="FOLDER",
+        help=f"for all results [workdir/{prefix}<config>]",
+    )  # fmt: skip
+    _add_options(parser, known)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        kind = "option" if name.startswith("-") else "argument"
+        everything = [f"--{option}" for option in ("config", "workdir", *known)]
+        parser.error(f"unknown {kind} {name}{nearest(name, everything)}")
+    given = vars(parsed)
+    name, workdir = given.pop("config"), given.pop("workdir")
+    return name, given, workdir or Path("workdir") / f"{prefix}{name}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with one line, without the usage."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -> None:
+    groups: dict[str, Any] = {}
+    for option in known.values():
+        title = "options" if option.argument is None else f"options: {option.field}"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        value = option.derived if option.value is None and option.derived else text_of(option.value)
+        text = f"{option.description} ({_words_for(option.annotation)}) [{value}]"
+        groups[title].add_argument(
+            f"--{option.name}",
+            type=_reader_of(option.annotation),
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            # argparse takes a per cent sign for its own.
+            help=text.strip().replace("%", "%%"),
         )
-    values = vars(parser.parse_args(arguments))
-    name, workdir = values.pop("config"), values.pop("workdir")
-    overrides = {key: value for key, value in values.items() if value is not None}
-    return name, overrides, workdir or Path("workdir") / f"{prefix}{name}"
 
 
-def _parser_of(value: Any) -> Callable[[str], Any]:
-    if isinstance(value, tuple):
-        kind = type(value[0])
+def _one_of(what: str, known: Mapping[str, Any]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in known:
+            hint = nearest(text, known) or f"; there are {', '.join(known)}"
+            raise argparse.ArgumentTypeError(f"unknown {what} {text}{hint}")
+        return text
 
-        def items(text: str) -> tuple[Any, ...]:
-            return tuple(kind(part) for part in text.split(","))
-
-        return items
-    return _true_or_false if isinstance(value, bool) else type(value)
+    return read
 
 
-def _true_or_false(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false. Received: {text}")
-    return text.lower() == "true"
+def _reader_of(annotation: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return read_value(text, annotation)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+# --- Values as text ------------------------------------------------------------------------------
+
+
+def text_of(value: Any) -> str:
+    """A value as it is given on the command line."""
+    if isinstance(value, tuple | list):
+        inner = [text_of(item).replace(SEPARATORS[0], SEPARATORS[1]) for item in value]
+        return SEPARATORS[0].join(inner)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def read_value(text: str, annotation: Any, separators: str = SEPARATORS) -> Any:
+    """Read a value of an annotated type: numbers, text, true or false, none, tuples of them.
+
+    Args:
+        text: what stands on the command line.
+        annotation: a type. Of several the first that can hold the value counts, text last.
+        separators: between the items of a tuple, and of a tuple in it.
+
+    Raises:
+        ValueError: saying what the text must be.
+
+    Example:
+
+    >>> from keras_vjepa.recipes.command_line import read_value
+    >>> read_value("64,96", int | tuple[int, int]), read_value("none", float | None)
+    ((64, 96), None)
+    """
+    for member in sorted(_members(annotation), key=lambda one: one is str):
+        try:
+            return _read_one(text, member, separators)
+        except ValueError:
+            continue
+    raise ValueError(f"must be {_words_for(annotation)}. Received: {text}")
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _read_one(text: str, kind: Any, separators: str) -> Any:
+    named: dict[Any, dict[str, Any]] = {
+        type(None): {"none": None},
+        bool: {"true": True, "false": False},
+        typing.Literal: {str(value): value for value in typing.get_args(kind)},
+    }
+    origin = typing.get_origin(kind) or kind
+    if origin in named:
+        lowered = text if origin is typing.Literal else text.lower()
+        if lowered not in named[origin]:
+            raise ValueError(text)
+        return named[origin][lowered]
+    if _is_tuple(kind):
+        items = text.split(separators[0])
+        item_types = typing.get_args(kind)
+        if len(item_types) == 1 or item_types[-1] is Ellipsis:
+            item_types = item_types[:1] * len(items)
+        return tuple(
+            read_value(item, item_type, separators[1:])
+            for item, item_type in zip(items, item_types, strict=True)
+        )
+    if kind in (int, float, str):
+        return kind(text)
+    raise ValueError(f"{kind} cannot be given on a command line")
+
+
+def _is_tuple(kind: Any) -> bool:
+    return typing.get_origin(kind) in (tuple, Sequence)
+
+
+def _words_for(annotation: Any) -> str:
+    """What a type is called in help and errors."""
+    words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    found = []
+    for kind in _members(annotation):
+        items = [_words_for(one) for one in typing.get_args(kind) if one is not Ellipsis]
+        if typing.get_origin(kind) is typing.Literal:
+            found += [str(value) for value in typing.get_args(kind)]
+        elif _is_tuple(kind):
+            # A tuple of two has two types; one of any length has one.
+            found.append(",".join(items) if len(items) > 1 else f"{items[0]},...")
+        else:
+            found.append("none" if kind is type(None) else words.get(kind, ""))
+    return " or ".join(filter(None, found))

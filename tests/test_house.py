@@ -23,6 +23,7 @@ BACKENDS = {"jax", "torch", "tensorflow"}
 FLOORS = (
     "types",
     "files",
+    "configuration",
     "data.random_streams",
     "data.reading",
     "data.sources",

@@ -1,0 +1,329 @@
+"""Configs made of parts whose arguments are the constructors' own (App. C, App. D.1, Tables 9, 10).
+
+A config is a frozen dataclass. A field holds a plain value, or a `Part`: a constructor and some
+arguments for it. Which arguments there are, of which type, and what they mean is read from the
+constructor's signature and docstring. So an argument that is added to a model can be set in every
+config that has the model as a part, and on the command line, without being named anywhere else.
+
+`options` lists everything that can be set in a config, flat, by name; `replace` sets it.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import GenericAlias
+from typing import Any, TypeVar
+
+ConfigT = TypeVar("ConfigT", bound=Any)
+
+
+class Part:
+    """A constructor and arguments for it.
+
+    Arguments that are given are attributes, as are all others with the constructor's default.
+
+    Args:
+        constructors: a class or function; or several of which one is chosen when the object is
+            made, for example kinds of masks. The part then has the arguments of all of them, and
+            each gets its own.
+        prefix: stands in front of the arguments' names in the names of their options.
+        names: option names that are not the prefix and the argument's name, by argument.
+        supplied: arguments that are no options: whoever makes the object knows them.
+        derived: arguments that follow from the rest of the config unless they are given, each with
+            the words that say so. None leaves them derived.
+        each: arguments with a value for each of several objects, in a tuple; see `make_each`.
+        arguments: the config's values.
+
+    Raises:
+        ValueError: for a name that is not an argument of any constructor.
+
+    Example:
+
+    >>> from keras_vjepa.configuration import Part
+    >>> def tower(height: int, width: int = 2) -> str:
+    ...     return f"{height} x {width}"
+    >>> part = Part(tower, arguments={"height": 3})
+    >>> part.height, part.width, part.make(), part.replace(width=5).make()
+    (3, 2, '3 x 2', '3 x 5')
+    """
+
+    def __init__(
+        self,
+        *constructors: Callable[..., Any],
+        prefix: str = "",
+        names: Mapping[str, str] | None = None,
+        supplied: Collection[str] = (),
+        derived: Mapping[str, str] | None = None,
+        each: Collection[str] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.constructors = constructors
+        self.prefix = prefix
+        self.names = dict(names or {})
+        self.supplied = frozenset(supplied)
+        self.derived = dict(derived or {})
+        self.each = frozenset(each)
+        self.arguments = dict(arguments or {})
+        self.parameters: dict[str, inspect.Parameter] = {}
+        for constructor in constructors:
+            self.parameters = {**_parameters(constructor), **self.parameters}
+        for name in {*self.names, *self.supplied, *self.derived, *self.each, *self.arguments}:
+            if name not in self.parameters:
+                kinds = " or ".join(constructor.__name__ for constructor in constructors)
+                raise ValueError(
+                    f"`{name}` must be an argument of {kinds}{nearest(name, self.parameters)}."
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        parameters = self.__dict__.get("parameters", {})
+        if name not in parameters or name in self.supplied:
+            raise AttributeError(f"{type(self).__name__} has no argument {name!r}")
+        return self.arguments.get(name, self.default(name))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Part) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.constructors, self.prefix))
+
+    def __repr__(self) -> str:
+        kinds = " | ".join(constructor.__name__ for constructor in self.constructors)
+        return f"Part({kinds}, {self.arguments})"
+
+    def default(self, name: str) -> Any:
+        """The constructor's default of an argument; None where it is derived or has none."""
+        default = self.parameters[name].default
+        return None if name in self.derived or default is inspect.Parameter.empty else default
+
+    def option_name(self, argument: str) -> str:
+        """The name of the option that sets an argument."""
+        return self.names.get(argument, self.prefix + argument)
+
+    def replace(self, **arguments: Any) -> "Part":
+        """Copy the part with other arguments."""
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return Part(*self.constructors, **settings, arguments={**self.arguments, **arguments})
+
+    def make(self, constructor: Callable[..., Any] | None = None, /, **known: Any) -> Any:
+        """Call the constructor.
+
+        Args:
+            constructor: which one, if the part has several.
+            known: supplied and derived arguments. Those that the config sets count before them;
+                those that the chosen constructor does not have are left out.
+
+        Raises:
+            ValueError: what the constructor raises, with the options' names in it.
+        """
+        constructor = constructor or self.constructors[0]
+        own = {
+            name: value
+            for name, value in self.arguments.items()
+            if not (value is None and name in self.derived)
+        }
+        taken = set(_parameters(constructor))
+        if len(self.constructors) == 1:
+            # A keyword like `name` that goes to a base class.
+            taken |= known.keys()
+        try:
+            return constructor(**{k: v for k, v in {**known, **own}.items() if k in taken})
+        except ValueError as error:
+            raise type(error)(self._with_option_names(str(error))) from error
+
+    def make_each(
+        self, constructor: Callable[..., Any] | None = None, /, **known: Any
+    ) -> list[Any]:
+        """Make an object for each value of the arguments in `each`, of a constructor that has them.
+
+        Args:
+            constructor: as in `make`; with none of those arguments it makes one object.
+            known: as in `make`, the same for all.
+
+        Raises:
+            ValueError: if the arguments do not hold as many values each.
+        """
+        constructor = constructor or self.constructors[0]
+        several = sorted(self.each & _parameters(constructor).keys())
+        if not several:
+            return [self.make(constructor, **known)]
+        values = {name: tuple(getattr(self, name)) for name in several}
+        if len({len(column) for column in values.values()}) > 1:
+            given = ", ".join(f"`{self.option_name(k)}`={v}" for k, v in values.items())
+            raise ValueError(f"There must be as many values in each. Received: {given}")
+        rows = zip(*values.values(), strict=True)
+        return [
+            self.replace(**dict(zip(several, row, strict=True))).make(constructor, **known)
+            for row in rows
+        ]
+
+    def _with_option_names(self, message: str) -> str:
+        for argument in self.parameters:
+            message = message.replace(f"`{argument}`", f"`{self.option_name(argument)}`")
+        return message
+
+
+# The indented lines below a heading.
+_ARGUMENTS = r"^(?:Args|Attributes):\n((?: +.*\n|\n)*)"
+_SETTINGS = ("prefix", "names", "supplied", "derived", "each")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One thing that can be set in a config.
+
+    Attributes:
+        name: the option's, without dashes.
+        field: of the config.
+        argument: of the part that the field holds; None if the field is the value itself.
+        annotation: the types that a value may have.
+        value: the config's.
+        default: the value where nobody sets one: the constructor's own default.
+        derived: in words, where the value comes from while it is None; or empty.
+        description: from the docstring.
+    """
+
+    name: str
+    field: str
+    argument: str | None
+    annotation: Any
+    value: Any
+    default: Any
+    derived: str
+    description: str
+
+
+def options(config: Any) -> dict[str, Option]:
+    """List what can be set in a config: its plain fields, and the arguments of its parts.
+
+    Args:
+        config: an instance of a dataclass.
+
+    Raises:
+        ValueError: if two options have one name.
+
+    Example:
+
+    >>> import dataclasses
+    >>> from keras_vjepa.configuration import Part, options, replace, values
+    >>> def tower(height: int, width: int = 2) -> str:
+    ...     return f"{height} x {width}"
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     seed: int = 0
+    ...     tower: Part = Part(tower, prefix="tower_", arguments={"height": 3})
+    >>> list(options(Config()))
+    ['seed', 'tower_height', 'tower_width']
+    >>> values(replace(Config(), tower_height=9))
+    {'seed': 0, 'tower_height': 9, 'tower_width': 2}
+    """
+    types, described = typing.get_type_hints(type(config)), descriptions(type(config))
+    found: dict[str, Option] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Part):
+            new = _options_of(field.name, value)
+        else:
+            description = described.get(field.name, "")
+            kind, default = types[field.name], field.default
+            new = [Option(field.name, field.name, None, kind, value, default, "", description)]
+        for option in new:
+            if option.name in found:
+                raise ValueError(f"Two options are called `{option.name}`.")
+            found[option.name] = option
+    return found
+
+
+def _options_of(field: str, part: Part) -> list[Option]:
+    types: dict[str, Any] = {}
+    described: dict[str, str] = {}
+    for constructor in reversed(part.constructors):
+        types |= _annotations(constructor)
+        described |= descriptions(constructor)
+    return [
+        Option(
+            part.option_name(name),
+            field,
+            name,
+            GenericAlias(tuple, (types[name], ...)) if name in part.each else types[name],
+            getattr(part, name),
+            part.default(name),
+            part.derived.get(name, ""),
+            described.get(name, ""),
+        )
+        for name in part.parameters
+        if name not in part.supplied
+    ]
+
+
+def replace(config: ConfigT, **changes: Any) -> ConfigT:
+    """Copy a config with other values of some options, wherever in the config they are.
+
+    Args:
+        config: an instance of a dataclass.
+        changes: values by the names of `options`.
+
+    Raises:
+        ValueError: for a name that is not an option.
+    """
+    known = options(config)
+    plain: dict[str, Any] = {}
+    arguments: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"There is no option `{name}`{nearest(name, known)}.")
+        option = known[name]
+        if option.argument is None:
+            plain[name] = value
+        else:
+            arguments.setdefault(option.field, {})[option.argument] = value
+    parts = {field: getattr(config, field).replace(**new) for field, new in arguments.items()}
+    return dataclasses.replace(config, **plain, **parts)
+
+
+def values(config: Any) -> dict[str, Any]:
+    """The value of every option by name; None for those that are derived."""
+    return {name: option.value for name, option in options(config).items()}
+
+
+def defaults(config: Any) -> dict[str, Any]:
+    """The value that every option has where nobody sets it: what it was before it existed."""
+    return {name: option.default for name, option in options(config).items()}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" with the known name that is most like this one, or nothing."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def descriptions(documented: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring says of each argument, under "Args:" or "Attributes:".
+
+    Of a class also what its base classes say, of arguments that it does not describe itself.
+    """
+    found: dict[str, str] = {}
+    for one in reversed(getattr(documented, "__mro__", (documented,))):
+        text = inspect.cleandoc(one.__doc__ or "") + "\n"
+        section = re.search(_ARGUMENTS, text, re.MULTILINE)
+        entries = re.split(r"^ {4}(?=\w)", section[1] if section else "", flags=re.MULTILINE)
+        for entry in entries[1:]:
+            names, _, text = entry.partition(":")
+            found |= dict.fromkeys(re.split(r",\s*", names), " ".join(text.split()))
+    return found
+
+
+def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments that a constructor names itself; Keras' own, like `name`, go by `**kwargs`."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+
+
+def _annotations(constructor: Any) -> dict[str, Any]:
+    is_class = isinstance(constructor, type)
+    return typing.get_type_hints(constructor.__init__ if is_class else constructor)
