@@ -22,6 +22,7 @@ from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
 from keras_vjepa.layers.rotary import rotary_angles
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
+from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.presets.preset import Preset
 from keras_vjepa.types import Tensor
 
@@ -260,6 +261,21 @@ class VJEPABackbone(Preset, keras.Model):
         x, angles = self.embed(videos, token_indices), self.angles(videos, token_indices)
         x = apply_blocks(self, self.blocks, x, padding_mask, angles, self.remat)
         return self.norm(x)
+
+    def clip_tokens(self, clips: Tensor, training: bool = False) -> Tensor:
+        """Return the tokens of clips, as tasks ask every backbone for them; see `TokenEncoder`.
+
+        Args:
+            clips: `(batch, frames, height, width, channels)`, also for an image model, which then
+                encodes every frame by itself.
+            training: whether the backbone is trained.
+
+        Returns:
+            `(batch, tokens, hidden_dim)`, ordered by time.
+        """
+        if self.is_image_model:
+            return frame_by_frame(clips, self)
+        return self(clips, training=training)
 
     def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Outputs of some blocks, each passed through the final norm (App. D.2).

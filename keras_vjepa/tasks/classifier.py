@@ -16,6 +16,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.layers.positions import position_table
+from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -28,7 +29,7 @@ from keras_vjepa.presets.preset import (
 from keras_vjepa.tasks.probe import VJEPAProbe
 from keras_vjepa.types import Tensor
 
-# What of the constructor's arguments decides the probe's weights.
+# Constructor arguments that determine the shapes of the probe's weights, or what they mean.
 PROBE_ARGUMENTS = (
     "num_classes",
     "pooling",
@@ -52,10 +53,10 @@ class VJEPAVideoClassifier(Preset, keras.Model):
     of their losses.
 
     Args:
-        backbone: any Keras model that returns `(batch, tokens, dim)`. It gets the value of
-            `trainable_backbone` as its `trainable`. One that takes single images, as a
-            `VJEPABackbone` of one frame, is applied to every frame, and the tokens of all frames of
-            a clip are concatenated.
+        backbone: any Keras model that returns `(batch, tokens, dim)`; see
+            `keras_vjepa.models.adapters`. It gets the value of `trainable_backbone` as its
+            `trainable`. One that takes single images, as a `VJEPABackbone` of one frame, is applied
+            to every frame, and the tokens of all frames of a clip are concatenated.
         num_classes: width of the logits.
         num_clips: clips of a video.
         num_views: spatial views of a clip in evaluation. Videos of one view are always taken, so
@@ -87,7 +88,8 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         `(batch, predictions, num_classes)`, views before clips.
 
     Raises:
-        ValueError: for wrong ranks, numbers of clips, views or frame indices.
+        ValueError: for a backbone that offers too little, and for wrong ranks, numbers of clips,
+            views or frame indices.
 
     Example:
 
@@ -123,7 +125,8 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         for name, number in (("num_clips", num_clips), ("num_views", num_views)):
             if number < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {number}")
-        if max_frames is not None and not hasattr(backbone, "tubelet_size"):
+        encoder = as_token_encoder(backbone)
+        if max_frames is not None and encoder.tubelet_size is None:
             raise ValueError("`max_frames` must be None for a backbone without a `tubelet_size`.")
         self.num_classes = num_classes
         self.num_clips = num_clips
@@ -145,7 +148,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         backbone.trainable = trainable_backbone
         self.probe = VJEPAProbe(
             num_classes,
-            num_heads if num_heads is not None else getattr(backbone, "num_heads", None),
+            encoder.num_heads if num_heads is None else num_heads,
             num_layers,
             pooling,
             mlp_ratio,
@@ -159,7 +162,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        dim = getattr(self.backbone, "hidden_dim", None) or self.backbone.outputs[0].shape[-1]
+        dim = self.token_encoder().hidden_dim
         self.probe.build((None, None, dim))
         if self.max_frames is not None:
             self.frame_table = self.add_weight(
@@ -170,6 +173,11 @@ class VJEPAVideoClassifier(Preset, keras.Model):
             )
             self.frame_table.assign(position_table(dim, (self.max_frames,)))
         self.built = True
+
+    # A method: Keras takes a property that returns a model for another place to save it in.
+    def token_encoder(self) -> TokenEncoder:
+        """Return what offers the backbone's tokens: the backbone itself, or an adapter."""
+        return as_token_encoder(self.backbone)
 
     # --- From videos to logits -------------------------------------------------------------------
 
@@ -193,7 +201,12 @@ class VJEPAVideoClassifier(Preset, keras.Model):
             )
         videos = self._with_clips_and_views(videos)
         _, clips, views, frames = videos.shape[:4]
-        tokens = self._tokens(ops.reshape(videos, (-1, *videos.shape[3:])), training)
+        tokens = self.token_encoder().clip_tokens(
+            ops.reshape(videos, (-1, *videos.shape[3:])), training and self.trainable_backbone
+        )
+        if not self.trainable_backbone:
+            # Frozen variables alone would not stop the backward pass on every backend.
+            tokens = ops.stop_gradient(tokens)
         _, num_tokens, dim = tokens.shape
         tokens = ops.reshape(tokens, (-1, clips, views, num_tokens, dim))
         if frame_indices is not None:
@@ -206,7 +219,12 @@ class VJEPAVideoClassifier(Preset, keras.Model):
     def _with_clips_and_views(self, videos: Tensor) -> Tensor:
         rank = len(videos.shape)
         if rank == 4:
-            videos = ops.repeat(ops.expand_dims(videos, 1), self._frames_of_an_image(), axis=1)
+            frames = self.token_encoder().num_frames
+            if frames is None:
+                raise ValueError(
+                    "`videos` must be videos for a backbone without a `num_frames`. Received images"
+                )
+            videos = ops.repeat(ops.expand_dims(videos, 1), frames, axis=1)
         if rank in (4, 5):
             videos = ops.expand_dims(videos, (1, 2))
         elif rank == 6:
@@ -227,36 +245,6 @@ class VJEPAVideoClassifier(Preset, keras.Model):
             )
         return videos
 
-    def _takes_images(self) -> bool:
-        flag = getattr(self.backbone, "is_image_model", None)
-        return len(self.backbone.inputs[0].shape) == 4 if flag is None else flag
-
-    def _frames_of_an_image(self) -> int:
-        if self._takes_images():
-            return 1
-        frames = getattr(self.backbone, "num_frames", None)
-        return self.backbone.inputs[0].shape[1] if frames is None else frames
-
-    def _tokens(self, clips: Tensor, training: bool) -> Tensor:
-        """`(clips, tokens, dim)` of `(clips, frames, height, width, channels)`."""
-        frames = clips.shape[1] if self._takes_images() else None
-        if frames is not None:
-            clips = ops.reshape(clips, (-1, *clips.shape[2:]))
-        inputs = clips
-        # Models of keras-hub name their only input.
-        if hasattr(self.backbone, "inputs") and isinstance(self.backbone.input, dict):
-            inputs = dict.fromkeys(self.backbone.input, clips)
-        tokens = self.backbone(inputs, training=training and self.trainable_backbone)
-        if len(tokens.shape) != 3:
-            raise ValueError(
-                "`backbone` must return (batch, tokens, dim). "
-                f"Received an output of shape: {tuple(tokens.shape)}"
-            )
-        if frames is not None:
-            tokens = ops.reshape(tokens, (-1, frames * tokens.shape[1], tokens.shape[2]))
-        # Frozen variables alone would not stop the backward pass on every backend.
-        return tokens if self.trainable_backbone else ops.stop_gradient(tokens)
-
     def _add_frame_positions(self, tokens: Tensor, frame_indices: Tensor, frames: int) -> Tensor:
         """Add the table's row of each tubelet's first frame to its tokens."""
         if len(frame_indices.shape) == 2:
@@ -266,7 +254,9 @@ class VJEPAVideoClassifier(Preset, keras.Model):
                 f"`frame_indices` must be (batch, `num_clips`={self.num_clips}, {frames} frames). "
                 f"Received shape: {tuple(frame_indices.shape)}"
             )
-        tubelet = 1 if self._takes_images() else self.backbone.tubelet_size
+        encoder = self.token_encoder()
+        # The constructor has refused videos without a tubelet size.
+        tubelet = 1 if encoder.is_image_model or not encoder.tubelet_size else encoder.tubelet_size
         _, clips, views, num_tokens, dim = tokens.shape
         steps = frames // tubelet
         rows = ops.take(self.frame_table, frame_indices[:, :, ::tubelet], axis=0)

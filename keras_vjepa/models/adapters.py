@@ -1,0 +1,255 @@
+"""What a backbone must offer to tasks, and adapters for backbones from elsewhere (§4.3, App. D.1).
+
+A task asks a backbone for the tokens of clips, and for a few facts about it: `TokenEncoder` lists
+them. `VJEPABackbone` offers them itself. `as_token_encoder` finds the adapter of any other model:
+
+- of a functional model, which may name its only input as those of keras-hub do, it reads off the
+  shapes what the model does not say itself;
+- of any other Keras model, which must say it itself.
+
+A further kind of backbone is one class with `register_adapter` above it.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import keras
+from keras import ops
+
+from keras_vjepa.types import Tensor
+
+Size = int | tuple[int, int]
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """What tasks ask of a backbone.
+
+    Attributes:
+        hidden_dim: width of a token.
+        num_heads: attention heads, those of a probe on it unless the probe says otherwise; None for
+            a backbone without any.
+        is_image_model: whether it takes single images; it is then applied to every frame.
+        num_frames: frames of the clips that it takes, 1 for an image model; None for any number.
+        tubelet_size: frames of a clip that share their tokens, or None where that is not known.
+        image_size: height and width of what it takes, one int for squares; None for any size.
+    """
+
+    hidden_dim: int
+    num_heads: int | None
+    is_image_model: bool
+    num_frames: int | None
+    tubelet_size: int | None
+    image_size: Size | None
+
+    def clip_tokens(self, clips: Tensor, training: bool = False) -> Tensor:
+        """Return the tokens of clips, ordered by time.
+
+        Args:
+            clips: float `(batch, frames, height, width, channels)`, also for an image model.
+            training: whether the backbone itself is trained.
+
+        Returns:
+            `(batch, tokens, hidden_dim)`.
+
+        Raises:
+            ValueError: if the backbone returns something else.
+        """
+        ...
+
+
+class Adapter(Protocol):
+    """Makes a `TokenEncoder` of a kind of backbone."""
+
+    @staticmethod
+    def fits(backbone: keras.Model) -> bool:
+        """Whether the backbone is of this kind."""
+        ...
+
+    def __call__(self, backbone: keras.Model) -> TokenEncoder:
+        """Adapt the backbone."""
+        ...
+
+
+AdapterT = TypeVar("AdapterT", bound=Any)
+
+_ADAPTERS: list[Adapter] = []
+
+
+def register_adapter(adapter: AdapterT) -> AdapterT:
+    """Have `as_token_encoder` try a class before those that were registered earlier.
+
+    Args:
+        adapter: a class with a static method `fits(backbone)`, which is called with a backbone that
+            fits and is then a `TokenEncoder`.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.models.adapters import DeclaredBackbone, register_adapter
+    >>> class Reservoir(keras.Model):
+    ...     width = 7
+    >>> @register_adapter
+    ... class ReservoirAdapter(DeclaredBackbone):
+    ...     @staticmethod
+    ...     def fits(backbone):
+    ...         return type(backbone).__name__ == "Reservoir"
+    ...
+    ...     def facts(self):
+    ...         return {"hidden_dim": self.backbone.width, "is_image_model": True}
+    >>> as_token_encoder(Reservoir()).hidden_dim
+    7
+    """
+    _ADAPTERS.insert(0, adapter)
+    return adapter
+
+
+def as_token_encoder(backbone: keras.Model) -> TokenEncoder:
+    """Return what offers a backbone's tokens to tasks: the backbone itself, or an adapter.
+
+    Args:
+        backbone: any Keras model that returns `(batch, tokens, dim)`.
+
+    Raises:
+        ValueError: if it offers too little; the message says what is missing.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.models.adapters import as_token_encoder
+    >>> images = keras.Input((16, 16, 3))
+    >>> tokens = keras.layers.Dense(10)(keras.layers.Reshape((-1, 48))(images))
+    >>> encoder = as_token_encoder(keras.Model(images, tokens))
+    >>> encoder.hidden_dim, encoder.is_image_model, encoder.image_size
+    (10, True, 16)
+    """
+    if isinstance(backbone, TokenEncoder):
+        return backbone
+    return next(adapter for adapter in _ADAPTERS if adapter.fits(backbone))(backbone)
+
+
+def frame_by_frame(clips: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Encode every frame by itself, and put the tokens of a clip one after the other.
+
+    Args:
+        clips: `(batch, frames, height, width, channels)`.
+        encode: takes `(images, height, width, channels)`, returns `(images, tokens, dim)`.
+
+    Returns:
+        `(batch, frames * tokens, dim)`.
+    """
+    frames = clips.shape[1]
+    tokens = encode(ops.reshape(clips, (-1, *clips.shape[2:])))
+    return ops.reshape(tokens, (-1, frames * tokens.shape[1], tokens.shape[2]))
+
+
+# --- Backbones from elsewhere --------------------------------------------------------------------
+
+
+@register_adapter
+class DeclaredBackbone:
+    """Adapts a Keras model that says itself what it is, by attributes with the protocol's names.
+
+    `hidden_dim` and `is_image_model` must be among them. A subclass for a kind of model overrides
+    `facts`, which are those of the model's attributes that it does not have, and, if the model is
+    not simply called with the clips, `encode`.
+
+    Args:
+        backbone: the model.
+
+    Raises:
+        ValueError: if an attribute is missing.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("hidden_dim", "is_image_model")
+    optional: ClassVar[tuple[str, ...]] = ("num_heads", "num_frames", "tubelet_size", "image_size")
+
+    hidden_dim: int
+    num_heads: int | None
+    is_image_model: bool
+    num_frames: int | None
+    tubelet_size: int | None
+    image_size: Size | None
+
+    def __init__(self, backbone: keras.Model) -> None:
+        self.backbone = backbone
+        names = (*self.required, *self.optional)
+        declared = {name: getattr(backbone, name, None) for name in names}
+        facts = self.facts()
+        known = {n: facts.get(n) if declared[n] is None else declared[n] for n in names}
+        missing = [f"`{name}`" for name in self.required if known[name] is None]
+        if missing:
+            raise ValueError(
+                f"`backbone` must have the attribute {' and '.join(missing)}, or an adapter (see "
+                f"`register_adapter`). Received: a {type(backbone).__name__} without"
+            )
+        if known["is_image_model"]:
+            known["num_frames"] = 1
+        vars(self).update(known)
+
+    @staticmethod
+    def fits(backbone: keras.Model) -> bool:
+        """Any model: the last one to be tried."""
+        return True
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the model beside its attributes, by the protocol's names."""
+        return {}
+
+    def encode(self, inputs: Tensor, training: bool) -> Tensor:
+        """Call the model with clips or, if it is an image model, images."""
+        return self.backbone(inputs, training=training)
+
+    def clip_tokens(self, clips: Tensor, training: bool = False) -> Tensor:
+        """Return the tokens of clips; see `TokenEncoder`."""
+
+        def encode(inputs: Tensor) -> Tensor:
+            tokens = self.encode(inputs, training)
+            if len(tokens.shape) != 3:
+                raise ValueError(
+                    "`backbone` must return (batch, tokens, dim). "
+                    f"Received an output of shape: {tuple(tokens.shape)}"
+                )
+            return tokens
+
+        return frame_by_frame(clips, encode) if self.is_image_model else encode(clips)
+
+
+@register_adapter
+class FunctionalBackbone(DeclaredBackbone):
+    """Adapts a functional or sequential model with one input, as those of keras-hub are.
+
+    What the model does not say by attributes is read off the shapes of its input and output.
+    """
+
+    @staticmethod
+    def fits(backbone: keras.Model) -> bool:
+        """Models whose inputs and outputs are known before they are called."""
+        return hasattr(backbone, "inputs") and bool(backbone.inputs)
+
+    def facts(self) -> dict[str, Any]:
+        """What the shapes say."""
+        if len(self.backbone.inputs) != 1:
+            names = ", ".join(tensor.name for tensor in self.backbone.inputs)
+            raise ValueError(f"`backbone` must have one input. Received one with: {names}")
+        shape = self.backbone.inputs[0].shape
+        if len(shape) not in (4, 5):
+            raise ValueError(
+                "`backbone` must take (batch, frames, height, width, channels) or, without frames, "
+                f"images. Received one with an input of shape: {tuple(shape)}"
+            )
+        height, width = shape[-3:-1]
+        return {
+            "hidden_dim": self.backbone.outputs[0].shape[-1],
+            "is_image_model": len(shape) == 4,
+            "num_frames": shape[1],
+            "image_size": height if height == width else (height, width),
+        }
+
+    def encode(self, inputs: Tensor, training: bool) -> Tensor:
+        """Call the model, by the name of its input if it has one."""
+        # Sequential models have no `input`, only `inputs`.
+        structure = getattr(self.backbone, "input", None)
+        if isinstance(structure, dict):
+            inputs = dict.fromkeys(structure, inputs)
+        return super().encode(inputs, training)
