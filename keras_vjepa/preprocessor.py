@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.image import read_image
@@ -250,10 +251,8 @@ class VJEPAVideoPreprocessor:
 
     def save_to_preset(self, folder: PresetName) -> None:
         """Write `preprocessor.json` into a preset folder, beside the model that it goes with."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         described = keras.saving.serialize_keras_object(self)
-        (folder / PREPROCESSOR_FILE).write_text(json.dumps(described, indent=2))
+        files.write_text(Path(folder) / PREPROCESSOR_FILE, json.dumps(described, indent=2))
 
     @classmethod
     def from_preset(cls, preset: PresetName, **overrides: Any) -> Self:

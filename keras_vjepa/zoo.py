@@ -12,7 +12,6 @@ package was made. So each must be trusted once, by the user; see `downloads.py`.
 import hashlib
 import inspect
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,11 +20,12 @@ from typing import Any
 
 import keras
 
+from keras_vjepa import files
 from keras_vjepa.conversion import CheckpointError, convert, convert_classifier
 from keras_vjepa.models.backbone import SIZES, VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.preprocessor import PREPROCESSOR_FILE, VJEPAVideoPreprocessor
-from keras_vjepa.presets.downloads import RemoteFile, cache_folder, downloaded
+from keras_vjepa.presets.downloads import RemoteFile, downloaded
 from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS, METADATA_FILE
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
@@ -53,34 +53,25 @@ class Entry:
 
     def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
         """Its preset in the cache; without weights, a folder of descriptions alone."""
-        folder = cache_folder() / "presets" / name
+        cache = files.cache_folder()
+        folder = cache / "presets" / name
         if folder.exists():
             return folder
         if not load_weights:
-            return self._write_descriptions(cache_folder() / "descriptions" / name)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
-            unfinished = Path(temporary) / "preset"
+            return self._write_descriptions(cache / "descriptions" / name)
+        with files.unfinished_folder(folder, existing="keep") as unfinished:
             with _float32():
                 self.write_models(unfinished, trust_on_first_use)
             self.preprocessor().save_to_preset(unfinished)
             metadata = json.loads((unfinished / METADATA_FILE).read_text())
             metadata = {**metadata, **self.describe()}
             (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not folder.exists():  # otherwise another process was faster: take its files
-                    raise
         return folder
 
     def _write_descriptions(self, folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
         preprocessor = keras.saving.serialize_keras_object(self.preprocessor())
         for name, config in {**self.configs(), PREPROCESSOR_FILE: preprocessor}.items():
-            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-                file.write(json.dumps(config, indent=2))
-            Path(file.name).replace(folder / name)
+            files.write_text(folder / name, json.dumps(config, indent=2))
         return folder
 
 
@@ -254,12 +245,12 @@ def convert_folder(folder: Path) -> Path:
     Raises:
         CheckpointError: if anything in the folder does not fit.
     """
-    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
-    key = hashlib.sha256(f"{folder.resolve()} {files}".encode()).hexdigest()[:16]
-    preset = cache_folder() / "converted" / key
+    content = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
+    key = hashlib.sha256(f"{folder.resolve()} {content}".encode()).hexdigest()[:16]
+    preset = files.cache_folder() / "converted" / key
     if not preset.exists():
-        with _float32():
-            convert(folder).save_to_preset(preset)
+        with files.unfinished_folder(preset, existing="keep") as unfinished, _float32():
+            convert(folder).save_to_preset(unfinished)
     return preset
 
 

@@ -41,6 +41,7 @@ from keras_vjepa import (  # noqa: E402
     VJEPAPredictor,
     VJEPAPretrainer,
     WarmupCosine,
+    files,
 )
 from keras_vjepa.backend import (
     collectives,
@@ -66,7 +67,6 @@ from keras_vjepa.data.transforms.training import PretrainTransform  # noqa: E402
 from keras_vjepa.evaluation import (
     frozen_probe,  # noqa: E402
 )
-from keras_vjepa.evaluation.features import write_atomically  # noqa: E402
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV  # noqa: E402
 from keras_vjepa.monitoring.feature_log import FeatureLog  # noqa: E402
 from keras_vjepa.training.resumable import (  # noqa: E402
@@ -328,7 +328,7 @@ def train(
         pretrain(config, pretrainer, batches, parallel, log, [watching, saving])
     except NotFiniteError as error:
         path = workdir / f"not_finite_step_{error.step}.txt"
-        write_atomically(path, "\n".join(batches.paths(error.step - 1)) + "\n")
+        files.write_text(path, "\n".join(batches.paths(error.step - 1)) + "\n")
         # One may still be on its way to the disk.
         with suppress(OSError, FloatingPointError):
             checkpoints.wait()
@@ -358,7 +358,7 @@ def first_clips(batches: ClipBatches, count: int) -> NDArray[np.float32]:
 def write_losses(losses: Sequence[float], workdir: Path) -> None:
     """The loss of every step as a table."""
     rows = "".join(f"{i},{loss:.9g}\n" for i, loss in enumerate(losses, start=1))
-    write_atomically(workdir / "loss.csv", "step,loss\n" + rows)
+    files.write_text(workdir / "loss.csv", "step,loss\n" + rows)
 
 
 def labelled_clips(config: PretrainConfig) -> tuple[frozen_probe.Clips, frozen_probe.Clips]:
@@ -400,8 +400,7 @@ def draw_curve(losses: list[float], path: Path, height: int = 320, width: int = 
         (f"loss, steps 1 to {len(losses)}", (60, height - 8)),
     ):
         cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"cannot write {path}")
+    files.write_picture(path, image)
 
 
 def run(config: PretrainConfig, workdir: Path) -> None:
@@ -448,7 +447,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
             return
         results = evaluate(config, pretrainer.target_encoder, encoder)
         summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
-        write_atomically(workdir / "probe.json", json.dumps(summary, indent=2))
+        files.write_text(workdir / "probe.json", json.dumps(summary, indent=2))
         print(frozen_probe.table(results))
 
 
@@ -456,7 +455,7 @@ def save(
     config: PretrainConfig, workdir: Path, losses: list[float], pretrainer: VJEPAPretrainer
 ) -> None:
     """Write the config, the loss of every step, its picture and the preset."""
-    write_atomically(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
+    files.write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2))
     write_losses(losses, workdir)
     draw_curve(losses, workdir / "loss.png")
     pretrainer.save_to_preset(workdir / "preset")

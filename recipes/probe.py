@@ -37,6 +37,7 @@ from keras_vjepa.recipes.probe_evaluation import (  # noqa: E402
     make_evaluator,
 )
 
+from keras_vjepa import files  # noqa: E402
 from keras_vjepa.backend import (
     collectives,
     distribution,  # noqa: E402
@@ -44,7 +45,7 @@ from keras_vjepa.backend import (
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
 from keras_vjepa.data.sources import labelled_sets  # noqa: E402
 from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
-from keras_vjepa.evaluation.features import fingerprint, write_atomically  # noqa: E402
+from keras_vjepa.evaluation.features import fingerprint  # noqa: E402
 
 # What recipes/pretrain.py leaves.
 OWN_PRESET = Path("workdir") / labelled_sets.BUILT_IN / "preset"
@@ -85,7 +86,7 @@ def run(config: ProbeConfig, workdir: Path) -> list[dict[str, Any]]:
                 save_classifiers(evaluator, encoder, result, workdir)
             if not parallel.is_first:
                 continue
-            write_atomically(stored, json.dumps(result))
+            files.write_text(stored, json.dumps(result))
             stored.with_suffix(".npz").unlink(missing_ok=True)
         if parallel.is_first:
             results.append(json.loads(stored.read_text()))
@@ -95,7 +96,7 @@ def run(config: ProbeConfig, workdir: Path) -> list[dict[str, Any]]:
     for task in config.tasks:
         draw_confusion(results[0][task], workdir / f"confusion_{task}.png")
     content = {"config": dataclasses.asdict(config), "splits": results}
-    write_atomically(workdir / "result.json", json.dumps(content, indent=1))
+    files.write_text(workdir / "result.json", json.dumps(content, indent=1))
     for stored in stored_splits:
         stored.unlink()
     print(summary(config, results))
@@ -188,8 +189,7 @@ def draw_confusion(result: dict[str, Any], path: Path, side: int = 600) -> None:
         for i in range(len(confusion)):
             _write(image, str(i), (4, 30 + i * cell + cell // 2))
     _write(image, "rows: classes, columns: predictions, per cent of the row", (42, 20))
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"cannot write {path}")
+    files.write_picture(path, image)
 
 
 def _write(image: Any, text: str, place: tuple[int, int], colour: int = 0) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from keras_vjepa.recipes.probe_configs import ProbeConfig, probe_settings
 from numpy.typing import NDArray
 
-from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, files
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.data.batches.clips import ClipSettings
 from keras_vjepa.data.batches.features import Features
@@ -425,9 +425,8 @@ def train_with_progress(
         if not parallel.is_first:
             continue
         arrays = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
-        temporary = path.with_suffix(".unfinished.npz")
-        np.savez(temporary, done=done, **arrays)
-        temporary.rename(path)
+        with files.unfinished_file(path) as unfinished:
+            np.savez(unfinished, done=done, **arrays)
 
 
 def make_evaluator(

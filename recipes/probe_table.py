@@ -37,8 +37,9 @@ from keras_vjepa.recipes.probe_evaluation import (  # noqa: E402
     make_evaluator,
 )
 
+from keras_vjepa import files  # noqa: E402
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
-from keras_vjepa.evaluation.features import fingerprint, write_atomically  # noqa: E402
+from keras_vjepa.evaluation.features import fingerprint  # noqa: E402
 from keras_vjepa.evaluation.sweep import ProbeSweep  # noqa: E402
 from keras_vjepa.presets.preset import load_backbone  # noqa: E402
 
@@ -105,7 +106,7 @@ def run(config: ProbeConfig, workdir: Path) -> str:
             evaluator = replace(evaluators[key], config=one)
             stored.parent.mkdir(exist_ok=True)
             found = [evaluator(split) for split in range(one.splits)]
-            write_atomically(stored, json.dumps(found))
+            files.write_text(stored, json.dumps(found))
         results = json.loads(stored.read_text())
         cells = [
             probe.mean_and_deviation([result[task]["top1"] for result in results])
@@ -114,7 +115,7 @@ def run(config: ProbeConfig, workdir: Path) -> str:
         lines.append(f"| {' | '.join((row.name, *cells))} |")
         print(f"{lines[-1]}  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     table = "\n".join(lines) + "\n"
-    write_atomically(workdir / "table.md", table)
+    files.write_text(workdir / "table.md", table)
     return table
 
 

@@ -21,9 +21,13 @@ from keras_vjepa.recipes import command_line  # noqa: E402
 from keras_vjepa.recipes.pretrain import labelled_clips, make_encoder  # noqa: E402
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
 
-from keras_vjepa import AdamW, VJEPAVideoClassifier, WarmupCosine  # noqa: E402
+from keras_vjepa import (  # noqa: E402
+    AdamW,
+    VJEPAVideoClassifier,
+    WarmupCosine,
+    files,
+)
 from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
-from keras_vjepa.evaluation.features import write_atomically  # noqa: E402
 from keras_vjepa.evaluation.frozen_probe import Clips  # noqa: E402
 from keras_vjepa.evaluation.sweep import ProbeSettings, labels_of  # noqa: E402
 
@@ -67,7 +71,7 @@ def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
         print(f"{task}: {found[task]:.3f} with {len(training.samples):,} labels", flush=True)
     workdir.mkdir(parents=True, exist_ok=True)
     content = {"config": asdict(config), "accuracy": found}
-    write_atomically(workdir / "result.json", json.dumps(content, indent=1))
+    files.write_text(workdir / "result.json", json.dumps(content, indent=1))
     return found
 
 

@@ -1,5 +1,6 @@
 """Golden data and batches shared by the tests."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,12 @@ def random_batch(
         batch[f"context_indices_{i}"] = np.sort(order[:, :context], axis=1)
         batch[f"target_indices_{i}"] = np.sort(order[:, context : context + target], axis=1)
     return batch
+
+
+def left_over(folder: Path) -> Path:
+    """What a killed process leaves in a folder, as `keras_vjepa.files` would have written it."""
+    # No Linux has a process of this number.
+    path = folder / f".unfinished-{2**22 + 1}-0-{socket.gethostname()}"
+    path.mkdir(parents=True)
+    (path / "half").write_text("half of a file")
+    return path

@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,164 @@ def test_no_backend_names_outside_the_seam(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert not strings & BACKENDS
+
+
+# What writes, and which of its arguments (0: the first) it writes to. "self" is the object before
+# the dot. A second argument such as "w" writes to the first, whatever the function is called.
+WRITES = {
+    "write_text": "self",
+    "write_bytes": "self",
+    "touch": "self",
+    "symlink_to": "self",
+    "hardlink_to": "self",
+    "rename": 0,
+    "os.rename": 1,
+    "os.replace": 1,
+    "os.link": 1,
+    "os.open": 0,
+    "shutil.move": 1,
+    "shutil.copy": 1,
+    "shutil.copy2": 1,
+    "shutil.copyfile": 1,
+    "shutil.copytree": 1,
+    "np.save": 0,
+    "np.savez": 0,
+    "np.savez_compressed": 0,
+    "np.savetxt": 0,
+    "tofile": 0,
+    "cv2.imwrite": 0,
+    "cv2.VideoWriter": 0,
+    "save_weights": 0,
+    "save_model": 1,
+    "save_file": 1,
+    "tempfile.mkdtemp": 0,
+    "tempfile.mkstemp": 0,
+    "tempfile.NamedTemporaryFile": 0,
+}
+# What `files.py` lends paths under, and who does.
+LENT, LENDERS = (
+    {"unfinished", "scratch"},
+    {"unfinished_file", "unfinished_folder", "scratch_folder"},
+)
+# A log that is read while another process writes it.
+WRITTEN_OPENLY = {("tools.check_resume", "self.output")}
+
+
+def target_of(call: ast.Call) -> ast.expr | None:
+    """What a call writes to, None if it does not write."""
+    called = ast.unparse(call.func)
+    if called.startswith("files."):
+        return None
+    positional = dict(enumerate(call.args))
+    mode = positional.get(1, next((k.value for k in call.keywords if k.arg == "mode"), None))
+    method = isinstance(call.func, ast.Attribute)
+    if method and call.func.attr == "open" and called != "os.open" and len(call.args) == 1:
+        mode = mode or call.args[0]  # path.open("w")
+        positional = {0: call.func.value}
+    place = WRITES.get(called, WRITES.get(called.rpartition(".")[2]) if method else None)
+    if method and call.func.attr == "replace" and len(call.args) == 1 and not call.keywords:
+        place = 0  # of a path; a text's and a dataclass's have more arguments
+    if called == "tempfile.TemporaryDirectory" and any(k.arg == "dir" for k in call.keywords):
+        return call
+    if isinstance(mode, ast.Constant) and re.fullmatch(
+        r"[bt]*[wax][bt+]*|r[bt]*\+[bt]*", str(mode.value)
+    ):
+        place = 0 if place is None else place
+    if place is None:
+        return None
+    return call.func.value if place == "self" else positional.get(place, call)
+
+
+def root_of(path: ast.expr) -> str:
+    """The name that an expression of a path begins with: `folder` of `str(folder / "a")`."""
+    while not isinstance(path, ast.Name):
+        if isinstance(path, ast.BinOp):
+            path = path.left
+        elif isinstance(path, ast.Call) and ast.unparse(path.func) in ("str", "Path", "os.fspath"):
+            path = path.args[0]
+        elif isinstance(path, ast.Attribute):
+            path = path.value
+        else:
+            return ast.unparse(path)
+    return path.id
+
+
+def borrowed(node: ast.AST) -> list[ast.expr]:
+    """The names that a statement gives to paths that `files.py` lends."""
+    if isinstance(node, ast.With):
+        calls = [item for item in node.items if isinstance(item.context_expr, ast.Call)]
+        lent = [c for c in calls if ast.unparse(c.context_expr.func).split(".")[-1] in LENDERS]
+        return [item.optional_vars for item in lent if item.optional_vars is not None]
+    if isinstance(node, ast.Assign) and root_of(node.value) in LENT:
+        return node.targets
+    return []
+
+
+def open_writes(module: str, source: str) -> list[str]:
+    """Lines of a file that write elsewhere than to what `files.py` lends."""
+    nodes = list(ast.walk(ast.parse(source)))
+    lent = {id(name) for node in nodes for name in borrowed(node)}
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            wrong = node.id in LENT and id(node) not in lent
+        elif isinstance(node, ast.ImportFrom):
+            wrong = any(f"{node.module}.{alias.name}" in WRITES for alias in node.names)
+            wrong |= node.module in ("tempfile", "shutil", "numpy", "cv2")
+        elif isinstance(node, ast.Call) and (target := target_of(node)) is not None:
+            allowed = (module, ast.unparse(target)) in WRITTEN_OPENLY
+            wrong = root_of(target) not in LENT and not allowed
+        else:
+            continue
+        if wrong:
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in CODE if module_name(p) != "files"], ids=name)
+def test_one_writer(path):
+    assert open_writes(module_name(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "path.write_text('a')",
+        "(folder / 'a').write_bytes(b'a')",
+        "open(path, 'w')",
+        "open(file=path, mode='ab')",
+        "path.open('r+b')",
+        "np.savez(path, a=1)",
+        "cv2.imwrite(str(folder / 'a.png'), image)",
+        "os.replace(unfinished, path)",
+        "unfinished.rename(path)",
+        "temporary.replace(path)",
+        "zipfile.ZipFile(path, 'w')",
+        "model.save_weights(path)",
+        "tempfile.mkdtemp(dir=folder)",
+        "tempfile.TemporaryDirectory(dir=folder)",
+        "from os import replace",
+        "from tempfile import mkdtemp",
+        "unfinished = folder / 'a'",
+        "with somebody.lends(folder) as unfinished: pass",
+    ],
+)
+def test_a_second_writer_is_found(planted):
+    assert len(open_writes("tasks.probe", planted)) == 1
+    assert len(open_writes("tools.check_resume", planted)) == 1
+
+
+def test_what_files_lends_may_be_written():
+    source = """
+with files.scratch_folder(folder) as scratch, files.unfinished_file(path) as unfinished:
+    np.savez(unfinished, a=1)
+    (unfinished / 'a').write_text(text.replace('a', 'b'))
+    unfinished = scratch / 'b'
+    np.lib.format.open_memmap(unfinished, 'w+', dtype, shape)
+    with open(path, 'rb') as file, tempfile.TemporaryDirectory() as elsewhere:
+        changed = dataclasses.replace(config, a=1)
+"""
+    assert open_writes("tasks.probe", source) == []
 
 
 @pytest.mark.parametrize("path", CODE, ids=name)

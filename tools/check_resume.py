@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_vjepa import files
+
 RECIPE = Path(__file__).parent.parent / "recipes" / "pretrain.py"
 READY = " parameters, "
 POLL_SECONDS = 0.0005
@@ -46,7 +48,7 @@ class Process:
 
     def is_writing(self) -> bool:
         """Whether a checkpoint is being written, or was when the process died."""
-        return any(self.checkpoints.glob(".step-*.unfinished"))
+        return bool(files.unfinished_in(self.checkpoints))
 
     def wait_for(self, event: Callable[[], bool]) -> bool:
         """Until something happens; False if the process ended before."""

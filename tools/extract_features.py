@@ -24,7 +24,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa import VJEPAVideoPreprocessor
+from keras_vjepa import VJEPAVideoPreprocessor, files
 from keras_vjepa.data.reading.decoders import UnreadableVideoError
 from keras_vjepa.data.sources.samples import files_below
 from keras_vjepa.presets.preset import load_backbone
@@ -77,19 +77,13 @@ class Extractor:
 
 def write_rows(path: Path, count: int, batches: Iterator[Features]) -> None:
     """Write an .npy file batch by batch; it appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            for i, batch in enumerate(batches):
-                if i == 0:
-                    header = {"descr": "<f4", "fortran_order": False}
-                    shape = {"shape": (count, *batch.shape[1:])}
-                    np.lib.format.write_array_header_1_0(file, {**header, **shape})
-                file.write(batch.astype("<f4").tobytes())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with files.unfinished_file(path) as unfinished, open(unfinished, "wb") as file:
+        for i, batch in enumerate(batches):
+            if i == 0:
+                header = {"descr": "<f4", "fortran_order": False}
+                shape = {"shape": (count, *batch.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, {**header, **shape})
+            file.write(batch.astype("<f4").tobytes())
 
 
 def extract_all(extractor: Extractor, source: Path, output: Path) -> dict[str, str]:
@@ -127,8 +121,7 @@ def keep_settings(output: Path, settings: dict[str, Any]) -> None:
     path = output / SETTINGS_FILE
     settings = json.loads(json.dumps(settings))
     if not path.exists():
-        output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2))
+        files.write_text(path, json.dumps(settings, indent=2))
         return
     found = json.loads(path.read_text())
     changed = [name for name in settings if found.get(name) != settings[name]]

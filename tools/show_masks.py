@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.data.batches.mask_kinds import (
     LONG_RANGE,
     SHORT_RANGE,
@@ -106,8 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
         picture = draw_batch(sampler, options.batch_size)
     except ValueError as error:
         parser.error(str(error))
-    if not cv2.imwrite(str(options.output), picture):
-        parser.error(f"--output cannot be written. Received: {options.output}")
+    try:
+        files.write_picture(options.output, picture)
+    except OSError as error:
+        parser.error(f"--output cannot be written: {error}")
     return 0
 
 

@@ -19,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_vjepa import files
+
 RECIPE = Path(__file__).parent.parent / "recipes" / "pretrain.py"
 TASKS = ("motion", "digit")
 PRETRAINED, UNTRAINED = "pretrained target encoder", "untrained encoder"
@@ -54,8 +56,7 @@ def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> N
     if done.returncode == WRONG_USAGE:
         sys.exit(f"sweep: {reason}")
     if done.returncode:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "failure.txt").write_text(reason)
+        files.write_text(folder / "failure.txt", reason)
 
 
 def result_of(folder: Path) -> dict[str, float] | None:
@@ -116,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{i}/{len(runs)}: {name_of(point)}, seed {seed}", file=sys.stderr, flush=True)
         run_point(parsed.workdir / name_of(point) / str(seed), point, seed, common)
         text = table(parsed.workdir, combinations, parsed.seeds)
-        (parsed.workdir / "table.md").write_text(text)
+        files.write_text(parsed.workdir / "table.md", text)
     print(text, end="")
 
 

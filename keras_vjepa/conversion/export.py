@@ -4,14 +4,13 @@ Weights are written bit by bit as they are. What the other layout cannot say is 
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_vjepa import files
 from keras_vjepa.conversion import authors, hugging_face
 from keras_vjepa.conversion.entries import Entry, foreign_tensors
 from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor, write_checkpoint
@@ -126,17 +125,11 @@ def export_hugging_face(
         raise FileExistsError(f"`folder` must not exist. Received: {folder}")
     config, tensors = _hugging_face_model(model)
     arrays = {key: np.ascontiguousarray(tensor.read()) for key, tensor in tensors.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with files.unfinished_folder(folder) as unfinished:
         (unfinished / hugging_face.CONFIG_FILE).write_text(json.dumps(config, indent=2))
-        weights = unfinished / hugging_face.WEIGHTS_FILE
-        library.numpy.save_file(arrays, weights, metadata={"format": "pt"})
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        library.numpy.save_file(
+            arrays, unfinished / hugging_face.WEIGHTS_FILE, metadata={"format": "pt"}
+        )
 
 
 def _hugging_face_model(model: Any) -> tuple[dict[str, Any], Tensors]:

@@ -19,6 +19,8 @@ from zipfile import BadZipFile
 import ml_dtypes
 import numpy as np
 
+from keras_vjepa import files
+
 _DTYPES: dict[str, Any] = {
     "torch.DoubleStorage": np.float64,
     "torch.FloatStorage": np.float32,
@@ -281,18 +283,13 @@ def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         content: nested dictionaries and lists of numbers and float32 `LazyTensor`s; one that stands
             in two places is written once.
     """
-    path, index = Path(path), _Index(content)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with zipfile.ZipFile(unfinished, "w") as archive:
-            archive.writestr("archive/data.pkl", index.data)
-            archive.writestr("archive/byteorder", "little")
-            for key, tensor in enumerate(index.tensors):
-                archive.writestr(f"archive/data/{key}", tensor.read().astype("<f4").tobytes())
-            archive.writestr("archive/version", "3\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    index = _Index(content)
+    with files.unfinished_file(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        archive.writestr("archive/data.pkl", index.data)
+        archive.writestr("archive/byteorder", "little")
+        for key, tensor in enumerate(index.tensors):
+            archive.writestr(f"archive/data/{key}", tensor.read().astype("<f4").tobytes())
+        archive.writestr("archive/version", "3\n")
 
 
 class _Index:

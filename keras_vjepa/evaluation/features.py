@@ -26,6 +26,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.backend import collectives
 from keras_vjepa.backend.inference import Predictor
 from keras_vjepa.data.batches.features import Features
@@ -160,8 +161,7 @@ def _described_folder(
     }
     text = json.dumps(manifest, indent=2, sort_keys=True)
     folder = folder / f"{name}-{hashlib.blake2b(text.encode()).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "manifest.json", text)
+    files.write_text(folder / "manifest.json", text)
     return folder
 
 
@@ -174,14 +174,13 @@ def _write_shard(
     dtype: str,
 ) -> None:
     first, last = (min(s * batches.batch_size, len(batches.samples)) for s in (start, stop))
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     array, done, unreadable = None, 0, {}
-    try:
+    with files.unfinished_file(path) as unfinished:
         for features in parts:
             if array is None:
                 shape = (last - first, *features.shape[1:])
                 _check_space(path.parent, shape, len(batches.samples) - first, np.dtype(dtype))
-                array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
+                array = np.lib.format.open_memmap(unfinished, "w+", np.dtype(dtype), shape)
             unread = np.isnan(features[:, 0, 0, 0])
             for row in np.flatnonzero(unread).tolist():
                 position = first + done + row
@@ -192,11 +191,8 @@ def _write_shard(
         assert array is not None
         array.flush()
         del array
-        write_atomically(path.with_suffix(".json"), json.dumps(unreadable, indent=2))
-        # Last: a shard is there when its features are.
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        # Before the block ends: a shard is there when its features are.
+        files.write_text(path.with_suffix(".json"), json.dumps(unreadable, indent=2))
 
 
 def _why_unreadable(batches: EvaluationBatches, position: int) -> str:
@@ -225,10 +221,3 @@ def _hash_of_samples(samples: Sequence[Sample]) -> str:
         size = os.path.getsize(sample.path) if os.path.exists(sample.path) else -1
         digest.update(f"{sample.path}\0{size}\n".encode())
     return digest.hexdigest()[:32]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there complete or not at all."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text)
-    temporary.rename(path)

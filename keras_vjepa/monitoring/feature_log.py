@@ -14,8 +14,8 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.backend import collectives, device
-from keras_vjepa.evaluation.features import write_atomically
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
 from keras_vjepa.training.resumable import LossLog
@@ -76,7 +76,7 @@ class FeatureLog(keras.callbacks.Callback):
         self.rows[self.log.done] = found
         lines = [",".join(COLUMNS)]
         lines += [f"{n},{row.std:.6g},{row.effective_rank:.6g}" for n, row in self.rows.items()]
-        write_atomically(self.path, "\n".join(lines) + "\n")
+        files.write_text(self.path, "\n".join(lines) + "\n")
         if self.log.shown:
             print(
                 f"step {self.log.done}: feature std {found.std:.3f}, "

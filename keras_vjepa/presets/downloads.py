@@ -9,7 +9,6 @@ never half a file under its final name.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +16,10 @@ from pathlib import Path
 
 import keras
 
+from keras_vjepa import files
+
 TRUST_VARIABLE = "KERAS_VJEPA_TRUST_ON_FIRST_USE"
 _HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
-
-
-def cache_folder() -> Path:
-    """`KERAS_VJEPA_CACHE`, or `~/.cache/keras_vjepa`."""
-    default = Path.home() / ".cache" / "keras_vjepa"
-    return Path(os.environ.get("KERAS_VJEPA_CACHE") or default).expanduser()
 
 
 # --- A file on a web server ----------------------------------------------------------------------
@@ -50,7 +45,7 @@ class RemoteFile:
     def _trusted(self) -> Path:
         """Where the hash of the first download is kept, in the layout of `sha256sum`."""
         readable = self.address.split("://", 1)[-1].replace("/", "_")
-        return cache_folder() / "trusted" / f"{readable}.sha256"
+        return files.cache_folder() / "trusted" / f"{readable}.sha256"
 
     def known_sha256(self) -> str | None:
         """The hash that the file must have: the stated one, else that of the first download."""
@@ -60,15 +55,7 @@ class RemoteFile:
 
     def trust(self, sha256: str) -> None:
         """Keep the hash of the first download, unless there is one."""
-        self._trusted.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # All at once: another process must not read half a hash.
-            with tempfile.NamedTemporaryFile("w", dir=self._trusted.parent) as file:
-                file.write(f"{sha256}  {self.address}\n")
-                file.flush()
-                os.link(file.name, self._trusted)
-        except FileExistsError:
-            pass
+        files.write_text(self._trusted, f"{sha256}  {self.address}\n", existing="keep")
 
 
 @contextmanager
@@ -97,10 +84,9 @@ def downloaded(file: RemoteFile, trust_on_first_use: bool = False) -> Iterator[P
             "downloaded is the authors' file. To accept it once and pin its hash, pass "
             f"`trust_on_first_use=True` or set {TRUST_VARIABLE}=1."
         )
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
-        path = _fetch(file, Path(folder))
+    # The system's temporary folder may be too small for it.
+    with files.scratch_folder(files.cache_folder()) as folder:
+        path = _fetch(file, folder)
         with open(path, "rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
         if known is not None and sha256 != known:

@@ -18,14 +18,13 @@ The backbone of a pretrainer's preset is its target encoder, the one that is eva
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import keras
 
+from keras_vjepa import files
 from keras_vjepa.presets.downloads import is_address, preset_from_hub
 
 CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE = "config.json", "metadata.json", "model.weights.h5"
@@ -163,31 +162,22 @@ class Preset:
             raise FileExistsError(
                 f"`folder` must not exist, be empty or be a preset. Received: {folder}"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            self._write_preset(temporary)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with files.unfinished_folder(folder, existing="replace") as unfinished:
+            self._write_preset(unfinished)
 
-    def _write_preset(self, folder: Path) -> None:
-        files = self.preset_files()
-        for name, model in files.items():
+    def _write_preset(self, unfinished: Path) -> None:
+        contents = self.preset_files()
+        for name, model in contents.items():
             if name.endswith(".json"):
-                (folder / name).write_text(json.dumps(_described(model), indent=2))
+                (unfinished / name).write_text(json.dumps(_described(model), indent=2))
             else:
-                model.save_weights(folder / name)
+                model.save_weights(unfinished / name)
         metadata = {
             "keras_version": keras.__version__,
             "backend": keras.config.backend(),
-            "parameter_count": files.get(CONFIG_FILE, self).count_params(),
+            "parameter_count": contents.get(CONFIG_FILE, self).count_params(),
         }
-        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
+        (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
 
     @classmethod
     def from_preset(

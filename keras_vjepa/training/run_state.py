@@ -23,6 +23,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.backend.collectives import values
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -30,7 +31,7 @@ Arrays = Mapping[str, NDArray[Any]]
 _LOG = logging.getLogger(__name__)
 
 _DESCRIPTION = "description"
-_PATTERN, _UNFINISHED = "step-[0-9]*-*.npz", ".step-*.unfinished"
+_PATTERN = "step-[0-9]*-*.npz"
 
 
 # --- A model's state -----------------------------------------------------------------------------
@@ -232,22 +233,13 @@ class Checkpoints:
         _check_finite(step, arrays)
         text = json.dumps(description, sort_keys=True)
         arrays = {**arrays, _DESCRIPTION: np.frombuffer(text.encode(), np.uint8)}
-        temporary = self.folder / f".step-{step:08d}.unfinished"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # What a killed process left takes up room.
-            for leftover in self.folder.glob(_UNFINISHED):
-                leftover.unlink()
-            with open(temporary, "w+b") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            path = self.folder / f"step-{step:08d}-{_hash_of(temporary)}.npz"
-            temporary.replace(path)
-            _sync_folder(self.folder)
+            with files.scratch_folder(self.folder) as scratch:
+                unfinished = scratch / "checkpoint.npz"
+                np.savez(unfinished, **arrays)  # type: ignore[arg-type]
+                path = self.folder / f"step-{step:08d}-{_hash_of(unfinished)}.npz"
+                files.move_file(unfinished, path, durable=True)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
             steps = self.steps()
             last = f"The last one is of step {steps[-1]}." if steps else "There is none before it."
             raise OSError(
@@ -292,13 +284,3 @@ def _check_finite(step: int, arrays: Arrays) -> None:
             raise FloatingPointError(
                 f"{name} is not finite after step {step}; no checkpoint was written."
             )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; not every file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -17,7 +17,7 @@ from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
 from keras_vjepa.data.reading.decoders import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
-from tests.support import ROOT
+from tests.support import ROOT, left_over
 
 
 @pytest.fixture
@@ -83,14 +83,14 @@ def test_tokens_of_overlapping_windows_and_images_of_one_tubelet(preset, videos,
 
 
 def test_finished_files_are_not_repeated(preset, videos, tmp_path, capsys):
+    killed = left_over(tmp_path / "out")
     run(preset, videos, tmp_path / "out")
     (tmp_path / "out" / "image.png.npy").unlink()
-    (tmp_path / "out" / ".image.png.npy.unfinished").write_bytes(b"what a kill left behind")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.avi.npy")}
     assert run(preset, videos, tmp_path / "out") == 1
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.avi.npy")}
     assert np.load(tmp_path / "out" / "image.png.npy").shape == (1, 24)
-    assert not list((tmp_path / "out").rglob("*.unfinished"))
+    assert not killed.exists()
     # Other settings would mix with what is there.
     capsys.readouterr()
     assert run(preset, videos, tmp_path / "out", "--stride", 3) == 2

@@ -15,7 +15,7 @@ from keras_vjepa.training.run_state import (
     restore_training_state,
     training_variables,
 )
-from tests.support import random_batch
+from tests.support import left_over, random_batch
 
 
 def state(step):
@@ -158,7 +158,7 @@ def test_a_disk_that_fails_where_nothing_can_be_mounted(tmp_path, monkeypatch):
 
 @pytest.mark.data
 def test_what_a_killed_process_left_goes_away(tmp_path):
-    (tmp_path / ".step-00000003.unfinished").write_text("half a checkpoint")
+    left_over(tmp_path)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
     save(checkpoints, 3)

@@ -8,9 +8,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from keras_vjepa import files
 from keras_vjepa.data.sources.digit_motion_rendering import (
     RENDERING_VERSION,
     DigitMotionConfig,
@@ -63,8 +62,7 @@ def prepare_digit_motion(
     """Render the set into a cache folder, unless it is there already.
 
     The videos are H.264 (`.mp4`) if PyAV is installed, else Motion JPEG (`.avi`). They appear
-    all at once or not at all: they are rendered into a temporary folder beside the final one,
-    which is then renamed. Two processes at a time do the work twice, and both get the same files.
+    all at once or not at all. Two processes at a time do the work twice, and get the same files.
 
     Args:
         cache_dir: root of the cache; `None` is the environment variable `KERAS_VJEPA_CACHE`, or
@@ -79,32 +77,19 @@ def prepare_digit_motion(
         OSError: if the cache folder cannot be written.
     """
     config = config or DigitMotionConfig()
-    if cache_dir is None:
-        cache_dir = os.environ.get("KERAS_VJEPA_CACHE") or Path.home() / ".cache" / "keras_vjepa"
     use_h264 = importlib.util.find_spec("av") is not None
     described = f"{RENDERING_VERSION} {dataclasses.asdict(config)} {use_h264=}"
     name = hashlib.sha256(described.encode()).hexdigest()[:16]
-    folder = Path(cache_dir).expanduser() / "digit_motion" / name
-    files = DigitMotionFiles(folder, folder / "train.csv", folder / "test.csv")
-    if folder.exists():
-        return files
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
-        _render_files(unfinished, config, use_h264, progress)
-        unfinished.chmod(0o755)  # mkdtemp's folders are private, a cache may be shared
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.exists():  # otherwise another process was faster: take its files
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return files
+    cache = files.cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    folder = cache / "digit_motion" / name
+    if not folder.exists():
+        with files.unfinished_folder(folder, existing="keep") as unfinished:
+            _render_files(unfinished, config, use_h264, progress)
+    return DigitMotionFiles(folder, folder / "train.csv", folder / "test.csv")
 
 
 def _render_files(
-    folder: Path,
+    unfinished: Path,
     config: DigitMotionConfig,
     use_h264: bool,
     progress: Callable[[int, int], None] | None,
@@ -120,16 +105,16 @@ def _render_files(
         split, index = job
         video = render_digit_motion(split, index, config)
         name = f"{split}/{index:05d}{extension}"
-        write(folder / name, video.frames, config.fps // config.frame_step)
+        write(unfinished / name, video.frames, config.fps // config.frame_step)
         return split, f"{name} {video.label}\n"
 
     rows: dict[Split, list[str]] = {"train": [], "test": []}
     for split in rows:
-        (folder / split).mkdir()
+        (unfinished / split).mkdir()
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         for num_done, (split, row) in enumerate(executor.map(render, jobs), start=1):
             rows[split].append(row)
             if progress is not None:
                 progress(num_done, len(jobs))
     for split, lines in rows.items():
-        (folder / f"{split}.csv").write_text("".join(lines))
+        (unfinished / f"{split}.csv").write_text("".join(lines))

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from keras_vjepa import files
+
 
 def write_h264(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
     """Write an H.264 file with PyAV, at a quality at which one frame hides the motion.
@@ -24,7 +26,7 @@ def write_h264(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
     # around the digit a linear readout gets 0.28 where chance is 0.10. At crf 10 it gets 0.11.
     options = {"crf": "10", "preset": "veryfast"}
     reformatter = av.video.reformatter.VideoReformatter()
-    with av.open(str(path), "w") as container:
+    with files.unfinished_file(path) as unfinished, av.open(str(unfinished), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -53,12 +55,12 @@ def write_motion_jpeg(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> No
         OSError: if the file cannot be written.
     """
     height, width = frames.shape[1:3]
-    writer = cv2.VideoWriter(
-        str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter.fourcc(*"MJPG"), fps, (width, height)
-    )
-    if not writer.isOpened():
-        raise OSError(f"OpenCV cannot write the video {path}")
-    writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 80)
-    for image in frames:
-        writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    writer.release()
+    codec = cv2.VideoWriter.fourcc(*"MJPG")
+    with files.unfinished_file(path) as unfinished:
+        writer = cv2.VideoWriter(str(unfinished), cv2.CAP_OPENCV_MJPEG, codec, fps, (width, height))
+        if not writer.isOpened():
+            raise OSError(f"OpenCV cannot write the video {path}")
+        writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 80)
+        for image in frames:
+            writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        writer.release()

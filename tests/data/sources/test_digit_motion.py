@@ -279,7 +279,7 @@ def test_killed_rendering_is_not_trusted(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:  # a killed process does not clean up
-        killed.setattr(digit_motion.shutil, "rmtree", lambda *arguments, **options: None)
+        killed.setattr(digit_motion.files.shutil, "rmtree", lambda *arguments, **options: None)
         with pytest.raises(KeyboardInterrupt):
             prepare_digit_motion(tmp_path, SMALL, progress=fail)
     (left_over,) = (tmp_path / "digit_motion").iterdir()

@@ -1,0 +1,295 @@
+"""Files and folders are written complete or not at all."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from keras_vjepa import files
+from tests.support import left_over
+
+pytestmark = pytest.mark.data
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- A file --------------------------------------------------------------------------------------
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "made" / "on the way" / "name.weights.h5"
+    with files.unfinished_file(path) as unfinished:
+        # Libraries look at the ending.
+        assert unfinished.name == path.name
+        unfinished.write_text("content")
+        assert not path.exists()
+    assert path.read_text() == "content" and names(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), files.unfinished_file(path) as unfinished:
+        unfinished.write_text("half of the new")
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["file"]
+
+
+def test_what_happens_to_a_file_of_that_name(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    files.write_text(path, "kept", existing="keep")
+    assert path.read_text() == "old"
+    with pytest.raises(FileExistsError, match=f"must not exist. Received: {path}"):
+        files.write_text(path, "refused", existing="refuse")
+    assert path.read_text() == "old"
+    files.write_text(path, "new")
+    assert path.read_text() == "new" and names(tmp_path) == ["file"]
+    other = tmp_path / "other"
+    files.write_text(other, "first", existing="keep")
+    assert other.read_text() == "first"
+
+
+def test_a_file_that_appears_in_the_meantime_is_kept_or_refused(tmp_path):
+    for existing in ("keep", "refuse"):
+        path = tmp_path / existing
+        block = files.unfinished_file(path, existing=existing)
+        with block if existing == "keep" else pytest.raises(FileExistsError) as unfinished:
+            if existing == "refuse":
+                with block as unfinished:
+                    unfinished.write_text("late")
+                    path.write_text("early")
+            else:
+                unfinished.write_text("late")
+                path.write_text("early")
+        assert path.read_text() == "early"
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def link(source, target):
+        raise OSError(files.errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    files.write_text(tmp_path / "file", "first", existing="keep")
+    files.write_text(tmp_path / "file", "second", existing="keep")
+    assert (tmp_path / "file").read_text() == "first"
+    with pytest.raises(FileExistsError, match="must not exist"):
+        files.move_file(tmp_path / "file", tmp_path / "file", existing="refuse")
+
+
+def test_only_files_are_written_over(tmp_path):
+    with pytest.raises(OSError, match="must be that of a file. Received: /dev/null"):
+        files.write_text("/dev/null", "would replace it for everyone")
+    with pytest.raises(OSError, match="must be that of a file"):
+        files.write_text(tmp_path, "a folder")
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "other disk").mkdir()
+    link = tmp_path / "file"
+    link.symlink_to(tmp_path / "other disk" / "file")
+    files.write_text(link, "content")
+    assert link.is_symlink() and (tmp_path / "other disk" / "file").read_text() == "content"
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    for umask, file_mode, folder_mode in ((0o022, 0o644, 0o755), (0o077, 0o600, 0o700)):
+        before = os.umask(umask)
+        try:
+            files.write_text(tmp_path / "file", "content")
+            with files.unfinished_folder(tmp_path / "folder", existing="replace") as unfinished:
+                (unfinished / "inner").write_text("content")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == file_mode
+        assert (tmp_path / "folder").stat().st_mode & 0o777 == folder_mode
+        assert (tmp_path / "folder" / "inner").stat().st_mode & 0o777 == file_mode
+
+
+def test_names_that_are_not_utf_8_are_written_as_they_are(tmp_path):
+    files.write_text(tmp_path / "list.txt", "gr\u00fc\u00dfe\n" + os.fsdecode(b"\xff.mp4"))
+    assert (tmp_path / "list.txt").read_bytes() == "gr\u00fc\u00dfe\n".encode() + b"\xff.mp4"
+
+
+def test_a_picture(tmp_path):
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    files.write_picture(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png")), pixels)
+    with pytest.raises(OSError, match="cannot be written"):
+        files.write_picture(tmp_path / "a.unknown", pixels)
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_durable_files_are_synchronised_before_they_get_their_name(tmp_path, monkeypatch):
+    synchronised = []
+    monkeypatch.setattr(files, "_sync", lambda path: synchronised.append((path, path.exists())))
+    path = tmp_path / "file"
+    with files.unfinished_file(path, durable=True) as unfinished:
+        unfinished.write_text("content")
+    assert synchronised == [(unfinished, True), (tmp_path, True)]
+    synchronised.clear()
+    with files.unfinished_folder(tmp_path / "folder", durable=True) as unfinished:
+        (unfinished / "inner").mkdir()
+        (unfinished / "inner" / "file").write_text("content")
+    inner = unfinished / "inner"
+    expected = {unfinished, inner, inner / "file", tmp_path}
+    assert {path for path, _ in synchronised} == expected
+    files.write_text(path, "not durable")
+    assert len(synchronised) == len(expected)
+
+
+def test_a_disk_that_does_not_synchronise_is_an_error(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(files.errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="no space left"):
+        files.write_text(tmp_path / "file", "content", durable=True)
+    assert names(tmp_path) == []
+
+
+# --- A folder ------------------------------------------------------------------------------------
+
+
+def test_a_folder_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "made" / "folder"
+    with files.unfinished_folder(path) as unfinished:
+        (unfinished / "a").write_text("1")
+        assert not path.exists()
+    assert names(path) == ["a"] and names(path.parent) == ["folder"]
+
+
+def test_what_happens_to_a_folder_of_that_name(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    # An empty one is none.
+    with files.unfinished_folder(path) as unfinished:
+        (unfinished / "old").touch()
+    with pytest.raises(FileExistsError, match="must not exist, or be empty"):
+        files.unfinished_folder(path).__enter__()
+    with files.unfinished_folder(path, existing="keep") as unfinished:
+        (unfinished / "late").touch()
+    assert names(path) == ["old"]
+    with files.unfinished_folder(path, existing="replace") as unfinished:
+        (unfinished / "new").touch()
+        assert names(path) == ["old"]
+    assert names(path) == ["new"] and names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    with files.unfinished_folder(path) as unfinished:
+        (unfinished / "old").touch()
+    rename = os.rename
+
+    def fail(source, target):
+        if ".replaced" not in str(source) and Path(target) == path:
+            raise OSError(files.errno.EIO, "the disk is gone")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with (
+        pytest.raises(OSError, match="the disk is gone"),
+        files.unfinished_folder(path, existing="replace") as unfinished,
+    ):
+        (unfinished / "new").touch()
+    assert names(path) == ["old"] and names(tmp_path) == ["folder"]
+
+
+def test_of_several_writers_one_wins_and_all_see_it_complete(tmp_path):
+    path, barrier, contents = tmp_path / "folder", threading.Barrier(4), []
+
+    def write(number):
+        with files.unfinished_folder(path, existing="keep") as unfinished:
+            for name in "abc":
+                (unfinished / name).write_text(str(number))
+            barrier.wait()
+        contents.append([(path / name).read_text() for name in "abc"])
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(contents) == 4 and all(content == [contents[0][0]] * 3 for content in contents)
+    assert names(tmp_path) == ["folder"]
+
+
+# --- What killed processes leave -----------------------------------------------------------------
+
+
+KILLED = """
+import os, sys
+from keras_vjepa import files
+with files.unfinished_folder(sys.argv[1]) as unfinished:
+    (unfinished / "half").write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "folder")], check=False)
+    [killed] = files.unfinished_in(tmp_path)
+    assert names(tmp_path) == [killed.name] and names(killed) == ["folder"]
+    files.write_text(tmp_path / "file", "content")
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_living_processes_write_is_left_alone(tmp_path):
+    ours = tmp_path / f".unfinished-{os.getppid()}-0-{socket.gethostname()}"
+    elsewhere, long_ago = (tmp_path / f".unfinished-7-{i}-another-host" for i in range(2))
+    before_us = tmp_path / f".unfinished-{os.getpid()}-0-{socket.gethostname()}"
+    for folder in (ours, elsewhere, long_ago, before_us):
+        folder.mkdir()
+    yesterday = time.time() - 25 * 60 * 60
+    for folder in (ours, long_ago):
+        os.utime(folder, (yesterday, yesterday))
+    left_over(tmp_path)
+    files.write_text(tmp_path / "file", "content")
+    assert names(tmp_path) == sorted([ours.name, elsewhere.name, "file"])
+
+
+def test_a_process_does_not_remove_what_it_writes_itself(tmp_path):
+    with files.unfinished_file(tmp_path / "slow") as unfinished:
+        files.write_text(tmp_path / "fast", "content")
+        unfinished.write_text("content")
+    assert names(tmp_path) == ["fast", "slow"]
+
+
+def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
+    """Killed between the two renames: the old folder lies beside the new one."""
+    killed = left_over(tmp_path)
+    (killed / ".replaced" / "folder").mkdir(parents=True)
+    (killed / ".replaced" / "folder" / "old").touch()
+    files.write_text(tmp_path / "file", "content")
+    assert names(tmp_path) == ["file", "folder"] and names(tmp_path / "folder") == ["old"]
+
+
+# --- The cache -----------------------------------------------------------------------------------
+
+
+def test_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_VJEPA_CACHE", raising=False)
+    assert files.cache_folder() == tmp_path / ".cache" / "keras_vjepa"
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", "~/elsewhere")
+    assert files.cache_folder() == tmp_path / "elsewhere"
+    monkeypatch.delenv("KERAS_VJEPA_CACHE")
+
+    def home():
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(OSError, match="KERAS_VJEPA_CACHE must name a folder"):
+        files.cache_folder()
