@@ -10,6 +10,8 @@ from keras_vjepa.backend import device
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+# Files of older code; its README.md says what is there. Tests that write work in a copy.
+BEFORE_THE_HOUSE = GOLDEN / "before_the_house"
 
 
 def golden(name: str) -> Any:
