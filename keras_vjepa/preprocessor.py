@@ -23,7 +23,7 @@ from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.video import VideoReader, open_video
-from keras_vjepa.data.sources.samples import is_image
+from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.transforms.views import center_view, three_views
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,

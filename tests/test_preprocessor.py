@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, VJEPAVideoPreprocessor
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.video import VideoReader, read_frames
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor, files
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
-from keras_vjepa.data.sources.samples import files_below
+from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.presets.preset import load_backbone
 
 Features = NDArray[np.float32]
@@ -97,8 +97,8 @@ def extract_all(extractor: Extractor, source: Path, output: Path) -> dict[str, s
     else:
         root = source
         # Images last: in fewer frames they are another shape, to be compiled once.
-        paths = [*sorted(map(Path, files_below(source, "video")))]
-        paths += sorted(map(Path, files_below(source, "image")))
+        found = search_folder(source, "video", "image").paths
+        paths = [Path(path) for path in sorted(found, key=lambda path: (is_image(path), path))]
     progress, bad_files = keras.utils.Progbar(len(paths), unit_name="file"), {}
     for i, path in enumerate(paths, start=1):
         relative = path.relative_to(root)

@@ -14,7 +14,7 @@ from keras import ops
 from keras_vjepa.tools import extract_features
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from tests.support import ROOT, left_over

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.video import open_video
-from keras_vjepa.data.sources.samples import Sample, is_image
+from keras_vjepa.data.sources.folders import is_image
+from keras_vjepa.data.sources.samples import Sample
 
 
 @dataclass(frozen=True)

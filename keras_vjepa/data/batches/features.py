@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.batches.labelled import Inputs, OrderedBatches, TrainingBatches
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.samples import Sample
 
 FeatureArray = NDArray[np.float32]

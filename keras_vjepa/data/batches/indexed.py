@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.random_streams import random_stream
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.samples import Sample
 
 BatchT = TypeVar("BatchT")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from keras_vjepa.data.batches.clips import Clips, OfClips, read_clips
 from keras_vjepa.data.batches.indexed import ContentT, IndexedBatches, ShuffledBatches
 from keras_vjepa.data.random_streams import random_stream
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.labels import check_all_classes_occur, check_labels
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.types import Batch

@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.mp4_boxes import edit_list_seconds, kinds_of_boxes
 
 Frames = npt.NDArray[np.uint8]
@@ -21,23 +21,6 @@ Indices = npt.NDArray[np.int64]
 
 # A damaged packet makes a grab fail though good frames follow; so does the end of the file.
 MAX_FAILED_GRABS = 32
-
-
-class UnreadableVideoError(ValueError):
-    """A file that cannot be read as a video, with the reason, in one line.
-
-    Attributes:
-        path: the file.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)  # both arguments, so that it survives pickling
-        self.path = str(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"Cannot read the video {self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
-
-
-class UnreadableImageError(UnreadableVideoError):
-    """A file that cannot be read as an image, with the reason, in one line.
-
-    Attributes:
-        path: the file.
-        reason: what is wrong with it.
-    """
-
-    def __str__(self) -> str:
-        return f"Cannot read the image {self.path}: {self.reason}"
+from keras_vjepa.data.reading.errors import UnreadableImageError
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

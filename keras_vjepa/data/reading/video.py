@@ -40,8 +40,8 @@ from keras_vjepa.data.reading.decoders import (
     Indices,
     OpenCVDecoder,
     PacketIndex,
-    UnreadableVideoError,
 )
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 
 # OpenCV begins its seek this many frames before the wanted one, so only an earlier keyframe helps.
 SEEK_MARGIN = 16

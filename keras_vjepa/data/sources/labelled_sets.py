@@ -2,7 +2,8 @@
 
 `data` and `test_data` of a config are one of
 
-    a list of rows `path label`, or a folder with one folder for each class;
+    a list of rows `path label`, with the number or the name of a class as label;
+    a folder with one folder for each class;
     the published csv of Kinetics, with `videos`, the folder where they are;
     the published json of Something-Something v2, with `videos` and `label_names`, its labels.json.
 
@@ -24,6 +25,7 @@ from keras_vjepa.data.sources.samples import (
     class_folders,
     list_class_folders,
     list_samples,
+    listed_class_names,
 )
 
 BUILT_IN = "digit_motion"
@@ -73,7 +75,8 @@ def train_and_test(
         class_names = kinetics_class_names(data)
         train, test = (kinetics_samples(path, videos, class_names) for path in (data, test_data))
         return train, test
-    return list_samples(data, kind), list_samples(test_data, kind)
+    names = listed_class_names(data)
+    return list_samples(data, kind, names), list_samples(test_data, kind, names)
 
 
 def _is_kinetics(path: str) -> bool:

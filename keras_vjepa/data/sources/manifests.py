@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_vjepa.data.sources.samples import Sample, files_below
+from keras_vjepa.data.sources.folders import search_folder
+from keras_vjepa.data.sources.samples import Sample
+
+# Of each row, beside the columns: where it ends in the file.
+_LINE = "line of the file"
 
 
 def kinetics_class_names(annotations: str | Path) -> list[str]:
@@ -68,10 +72,17 @@ def kinetics_samples(
     if class_names is None and "label" in rows[0]:
         class_names = kinetics_class_names(annotations)
     numbers = {name: number for number, name in enumerate(class_names or ())}
-    files = {os.path.splitext(os.path.basename(path))[0]: path for path in files_below(folder)}
+    found = search_folder(folder).paths
+    files = {os.path.splitext(os.path.basename(path))[0]: path for path in found}
     samples = []
     for row in rows:
-        start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+        try:
+            start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{annotations}:{row[_LINE]}: `time_start` and `time_end` must be numbers. "
+                f"Received: {row['time_start']!r} and {row['time_end']!r}"
+            ) from error
         name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
         missing = os.path.join(folder, f"{name}.mp4")
         path = files.get(name) or files.get(row["youtube_id"]) or missing
@@ -83,13 +94,21 @@ def kinetics_samples(
 
 
 def _kinetics_rows(annotations: str | Path) -> list[dict[str, str]]:
-    with open(annotations, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(annotations, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [{**row, _LINE: str(reader.line_num)} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{annotations} must be a Kinetics csv in UTF-8: {error}") from error
     if not rows:
         raise ValueError(f"No videos in {annotations}. It must be a Kinetics csv with a header.")
     for name in ("youtube_id", "time_start", "time_end"):
         if name not in rows[0]:
             raise ValueError(f"{annotations} must have a column `{name}`. Use the published csv.")
+    for row in rows:
+        for name in ("youtube_id", "time_start", "time_end", "label"):
+            if name in rows[0] and not row[name]:
+                raise ValueError(f"{annotations}:{row[_LINE]}: `{name}` must not be empty.")
     return rows
 
 
@@ -123,7 +142,7 @@ def something_something_samples(
     entries, numbers = _load_json(annotations, list), _load_json(labels, dict)
     samples = []
     for entry in entries:
-        if "id" not in entry:
+        if not isinstance(entry, dict) or "id" not in entry:
             raise ValueError(f"Every entry of {annotations} must have an `id`. Received: {entry}")
         template = entry.get("template")
         label = None
@@ -131,11 +150,17 @@ def something_something_samples(
             plain = template.replace("[", "").replace("]", "")
             if plain not in numbers:
                 raise ValueError(f"{labels} must hold {plain!r}, a template in {annotations}.")
-            label = int(numbers[plain])
+            label = _class_number(numbers[plain], labels)
         samples.append(Sample(os.path.join(folder, f"{entry['id']}.webm"), label))
     if not samples:
         raise ValueError(f"No videos in {annotations}. Use the published json.")
     return samples
+
+
+def _class_number(number: Any, labels: str | Path) -> int:
+    if isinstance(number, bool) or not str(number).isdecimal():
+        raise ValueError(f"{labels} must hold class numbers, at least 0. Received: {number!r}")
+    return int(number)
 
 
 def _load_json(path: str | Path, kind: type) -> Any:

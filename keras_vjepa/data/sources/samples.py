@@ -1,20 +1,17 @@
 """Folders and lists of videos or images, as lists of samples (§3.4, App. D)."""
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-VIDEO_EXTENSIONS = frozenset(
-    ".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv".split()
-)
-IMAGE_EXTENSIONS = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+from keras_vjepa.data.sources.folders import EXTENSIONS, Kind, check_kind, search_folder
+from keras_vjepa.data.sources.rows import Row, path_from_list, read_rows
 
-Kind = Literal["video", "image"]
-_EXTENSIONS: dict[str, frozenset[str]] = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,21 +27,26 @@ class Sample:
     label: int | None = None
 
 
-def list_samples(source: str | Path, kind: Kind = "video") -> list[Sample]:
+def list_samples(
+    source: str | Path, kind: Kind = "video", class_names: Sequence[str] | None = None
+) -> list[Sample]:
     """List the videos or images of a folder or of a manifest.
 
     Args:
         source: one of
             a folder, searched recursively for files with a fitting extension, in sorted order;
+            the log says in one line what else is in it (see `search_folder`);
             a `.csv` or `.txt` list without a header, one row `path label` for each file, in
             the order of the list;
             a `.npy` array of paths.
         kind: `"video"` or `"image"`, what to look for in a folder.
+        class_names: names of the classes in the order of their numbers, where the labels of a list
+            are names: `listed_class_names` of the training list, for every other list. `None` is
+            those of `source` itself.
 
-    A row is split at its last space, so paths may contain spaces; `path::label` and `path,label`
-    are understood too. The label may be missing: a row that ends with an extension of either kind,
-    or has nothing to split at, is a path alone. A relative path is taken from the working directory
-    if it exists there, otherwise from the folder of the list.
+    Paths may contain spaces and be quoted; `path::label`, `path,label`, `path;label`, tabs and
+    `label,path` are understood too. The label may be missing. A relative path is taken from the
+    working directory if it exists there, otherwise from the folder of the list.
 
     Returns:
         The samples, never an empty list. That their files exist is not checked: in large sets
@@ -53,7 +55,8 @@ def list_samples(source: str | Path, kind: Kind = "video") -> list[Sample]:
     Raises:
         FileNotFoundError: if `source` does not exist.
         ValueError: if `kind` is unknown, or `source` is of another type, cannot be read, holds
-            nothing, or a label that is not a whole number; the message names the file and the row.
+            nothing, a row that can mean several things, or a label that is neither a whole number
+            nor one of `class_names`; the message begins with the file and the line.
 
     Example:
 
@@ -64,24 +67,59 @@ def list_samples(source: str | Path, kind: Kind = "video") -> list[Sample]:
     ...     list_samples(manifest)
     [Sample(path='/videos/a cat.mp4', label=3), Sample(path='/videos/b.mp4', label=0)]
     """
-    _check_kind(kind)
-    source = Path(source)
-    if not source.exists():
-        raise FileNotFoundError(f"`source` must be an existing folder or list. Received: {source}")
+    check_kind(kind)
+    source = _existing(source)
     if source.is_dir():
-        samples = [Sample(path) for path in sorted(files_below(source, kind))]
-        remedy = f"Its files must end with one of {' '.join(sorted(_EXTENSIONS[kind]))}"
+        samples = [Sample(path) for path in search_folder(source, kind).paths]
+        remedy = f"Its files must end with one of {' '.join(sorted(EXTENSIONS[kind]))}"
     elif source.suffix.lower() in (".csv", ".txt"):
-        samples = list(_samples_of_list(source))
+        samples = _samples_of_list(source, class_names)
         remedy = f"Write one row `path label` for each {kind}"
     elif source.suffix.lower() == ".npy":
-        samples = [Sample(_resolve(path, source)) for path in _paths_of_array(source)]
+        paths = _paths_of_array(source)
+        samples = [Sample(path_from_list(path, source.parent)) for path in paths]
         remedy = "Save an array of paths"
     else:
         raise ValueError(f"`source` must be a folder, .csv, .txt or .npy. Received: {source}")
     if not samples:
         raise ValueError(f"No {kind}s in {source}. {remedy}.")
     return samples
+
+
+def listed_class_names(source: str | Path) -> list[str]:
+    """Names of the classes in a list whose labels are names, sorted.
+
+    Args:
+        source: a `.csv` or `.txt` list, as `list_samples` takes it.
+
+    Returns:
+        The names; the place in the list is the class number. Empty if the labels are numbers, if
+        there are none, or if `source` is not a list.
+
+    Raises:
+        FileNotFoundError: if `source` does not exist.
+        ValueError: as `list_samples` does.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     manifest = Path(folder, "train.csv")
+    ...     _ = manifest.write_text("/v/a.mp4 juggling\\n/v/b.mp4,playing guitar\\n")
+    ...     listed_class_names(manifest)
+    ['juggling', 'playing guitar']
+    """
+    source = _existing(source)
+    if source.is_dir() or source.suffix.lower() not in (".csv", ".txt"):
+        return []
+    return _class_names_of_rows(_rows_of_list(source))
+
+
+def _existing(source: str | Path) -> Path:
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"`source` must be an existing folder or list. Received: {source}")
+    return source
 
 
 def class_folders(root: str | Path) -> list[str]:
@@ -133,7 +171,7 @@ def list_class_folders(
     ...     [sample.label for sample in list_class_folders(root, kind="image")]
     [0, 1]
     """
-    _check_kind(kind)
+    check_kind(kind)
     found = class_folders(root)
     numbers = {name: number for number, name in enumerate(class_names or found)}
     unknown = [name for name in found if name not in numbers]
@@ -142,68 +180,52 @@ def list_class_folders(
             f"`class_names` must hold the name of every folder in {root}. Received: none of "
             f"{', '.join(map(repr, unknown[:3]))}{' ...' if len(unknown) > 3 else ''}"
         )
-    samples = [
-        Sample(path, numbers[name])
-        for name in found
-        for path in sorted(files_below(Path(root) / name, kind))
-    ]
+    samples, classless = [], 0
+    for path in search_folder(root, kind).paths:
+        name, *below = Path(path).relative_to(root).parts
+        if below:
+            samples.append(Sample(path, numbers[name]))
+        else:
+            classless += 1
+    if classless:
+        _LOG.warning("Left out of %s: %d %s(s) in no class folder", root, classless, kind)
     if not samples:
         raise ValueError(f"No {kind}s below the class folders of {root}.")
     return samples
 
 
-def is_image(path: str) -> bool:
-    """Whether a file is an image by its extension."""
-    return _extension(path) in IMAGE_EXTENSIONS
+def _samples_of_list(source: Path, class_names: Sequence[str] | None) -> list[Sample]:
+    rows = _rows_of_list(source)
+    names = _class_names_of_rows(rows) if class_names is None else class_names
+    numbers: dict[str | int, int] = {name: number for number, name in enumerate(names)}
+    samples = []
+    for row in rows:
+        label = row.label
+        if label is not None and (numbers or isinstance(label, str)):
+            if label not in numbers:
+                raise ValueError(
+                    f"{row.where}: The label must be one of `class_names`, which are those of the "
+                    f"training list. Received: {label!r}"
+                )
+            label = numbers[label]
+        samples.append(Sample(row.path, label))
+    return samples
 
 
-def files_below(folder: str | Path, kind: Kind = "video") -> Iterator[str]:
-    """Paths of all videos or images in a folder and in the folders in it, in any order."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            # Hidden files are left out: macOS puts a "._clip.mp4" that is no video next to each.
-            if not name.startswith(".") and _extension(name) in _EXTENSIONS[kind]:
-                yield os.path.join(parent, name)
+def _rows_of_list(source: Path) -> list[Row]:
+    """Rows whose labels are all numbers or all names."""
+    rows = list(read_rows(source))
+    names = [row for row in rows if isinstance(row.label, str)]
+    if names and any(isinstance(row.label, int) for row in rows):
+        raise ValueError(
+            f"{names[0].where}: The labels of a list must all be whole numbers, at least 0, or all "
+            f"names of classes. Received: {names[0].label!r} beside numbers"
+        )
+    return rows
 
 
-def _extension(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in _EXTENSIONS:
-        raise ValueError(f'`kind` must be "video" or "image". Received: {kind!r}')
-
-
-def _samples_of_list(source: Path) -> Iterator[Sample]:
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not a text file. Save the list as UTF-8 text.") from error
-    except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error.strerror}.") from error
-    if "\0" in text:
-        raise ValueError(f"{source} is not a text file. Save the list as UTF-8 text.")
-    # Not splitlines(): that would also cut a path at rarer separators, such as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            path, label = _parse_row(line.strip(), f"{source}, row {number}")
-            yield Sample(_resolve(path, source), label)
-
-
-def _parse_row(row: str, where: str) -> tuple[str, int | None]:
-    splits = [row.rsplit(separator, maxsplit=1) for separator in (None, "::", ",")]
-    candidates = [parts for parts in splits if len(parts) == 2]
-    for path, label in candidates:
-        if label.strip().isdecimal():
-            # A comma followed by a space was split at the space.
-            return path.rstrip(", ").strip('"'), int(label)
-    if not candidates or _extension(row.strip('"')) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
-        return row.strip('"'), None
-    raise ValueError(
-        "The label of a row must be a whole number, at least 0 (and a list has no header). "
-        f"Received: {candidates[-1][1].strip()!r} in {where}"
-    )
+def _class_names_of_rows(rows: Sequence[Row]) -> list[str]:
+    return sorted({row.label for row in rows if isinstance(row.label, str)})
 
 
 def _paths_of_array(source: Path) -> list[str]:
@@ -219,9 +241,3 @@ def _paths_of_array(source: Path) -> list[str]:
             f"Received: shape {paths.shape}, dtype {paths.dtype}"
         )
     return [os.fsdecode(path) for path in paths.tolist()]
-
-
-def _resolve(path: str, source: Path) -> str:
-    if os.path.isabs(path) or os.path.exists(path):
-        return path
-    return str(source.parent / path)

@@ -11,7 +11,7 @@ from keras_vjepa.data.batches.features import (
     LabelledFeatureBatches,
 )
 from keras_vjepa.data.batches.labelled import ClipPlaces, EvaluationBatches, LabelledBatches
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.samples import Sample
 
 pytestmark = pytest.mark.data

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vjepa.data.reading.decoders import UnreadableVideoError
-from keras_vjepa.data.reading.image import UnreadableImageError, read_image
+from keras_vjepa.data.reading.errors import UnreadableImageError, UnreadableVideoError
+from keras_vjepa.data.reading.image import read_image
 
 pytestmark = pytest.mark.data
 

@@ -18,7 +18,8 @@ import pytest
 
 from keras_vjepa.data.reading import video as video_module
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices, frame_step_for_duration
-from keras_vjepa.data.reading.decoders import OpenCVDecoder, PacketIndex, UnreadableVideoError
+from keras_vjepa.data.reading.decoders import OpenCVDecoder, PacketIndex
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader, open_video, read_frames, video_info
 from tests.support import GOLDEN
 

@@ -60,6 +60,29 @@ def test_no_kinetics_list(tmp_path, content, message):
         kinetics_samples(path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("yoga,xyz,three,13,train,0", "`time_start` and `time_end` must be numbers.*'three'"),
+        ("yoga,xyz,inf,13,train,0", "must be numbers"),
+        ("yoga,,3,13,train,0", "`youtube_id` must not be empty"),
+        ("yoga,xyz", "`time_start` must not be empty"),
+    ],
+)
+def test_kinetics_rows_that_are_none(tmp_path, row, reason):
+    path = tmp_path / "list.csv"
+    path.write_text(HEADER + "yoga,abc,3,13,train,0\n" + row + "\n")
+    with pytest.raises(ValueError, match=f"list.csv:3: .*{reason}"):
+        kinetics_samples(path, tmp_path)
+
+
+def test_kinetics_in_another_encoding(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes(HEADER.encode() + b"caf\xe9,abc,3,13,train,0\n")
+    with pytest.raises(ValueError, match="list.csv must be a Kinetics csv in UTF-8"):
+        kinetics_samples(path, tmp_path)
+
+
 def write_json(path, content):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
@@ -79,6 +102,14 @@ def test_something_something(tmp_path):
         something_something_samples(unknown, labels, "/v")
 
 
+@pytest.mark.parametrize("number", ["x", -1, True, None, 1.5])
+def test_something_something_labels_that_are_no_numbers(tmp_path, number):
+    labels = write_json(tmp_path / "labels.json", {"Holding something": number})
+    annotations = write_json(tmp_path / "a.json", [{"id": 1, "template": "Holding [something]"}])
+    with pytest.raises(ValueError, match="labels.json must hold class numbers, at least 0"):
+        something_something_samples(annotations, labels, "/v")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -86,6 +117,7 @@ def test_something_something(tmp_path):
         ({"a": 1}, "val.json must hold a JSON list"),
         ([], "No videos in .*val.json"),
         ([{"template": "x"}], "val.json must have an `id`. Received: {'template': 'x'}"),
+        (["7"], "val.json must have an `id`. Received: 7"),
     ],
 )
 def test_no_something_something_list(tmp_path, content, message):

@@ -1,0 +1,141 @@
+"""Search folders for videos and images, and say what is left out (§3.4, App. D)."""
+
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from keras_vjepa.data.reading.errors import printable
+
+VIDEO_EXTENSIONS = frozenset(
+    (
+        ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .ivf .m1v .m2t .m2ts .m2v .m4v .mjpeg .mjpg .mkv "
+        ".mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m"
+    ).split()
+)
+IMAGE_EXTENSIONS = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+
+Kind = Literal["video", "image"]
+EXTENSIONS: dict[str, frozenset[str]] = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
+
+_LOG = logging.getLogger(__name__)
+# Types named in the log of a listing, and folders that cannot be read.
+_MOST_NAMED = 5
+
+
+@dataclass
+class FolderContents:
+    """What a search of a folder found, and what it passed over.
+
+    Attributes:
+        paths: files with a fitting extension, sorted.
+        other_types: number of files for each extension that does not fit, "" for none.
+        unreadable_folders: reason for each folder that cannot be read.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    other_types: Counter[str] = field(default_factory=Counter)
+    unreadable_folders: dict[str, str] = field(default_factory=dict)
+
+    def left_out(self) -> str:
+        """Describe in one line what was left out; nothing was if it is empty."""
+        parts = []
+        if self.other_types:
+            count, most = self.other_types.total(), self.other_types.most_common(_MOST_NAMED)
+            types = ", ".join(f"{printable(name) or 'none'} ({many})" for name, many in most)
+            more = ", ..." if len(self.other_types) > _MOST_NAMED else ""
+            parts.append(f"{_counted(count, 'file')} of other types: {types}{more}")
+        if self.unreadable_folders:
+            named = list(self.unreadable_folders.items())[:_MOST_NAMED]
+            folders = ", ".join(f"{printable(path)} ({reason})" for path, reason in named)
+            more = ", ..." if len(self.unreadable_folders) > _MOST_NAMED else ""
+            count = len(self.unreadable_folders)
+            parts.append(f"{_counted(count, 'folder')} that cannot be read: {folders}{more}")
+        return "; ".join(parts)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def search_folder(folder: str | Path, *kinds: Kind) -> FolderContents:
+    """Find all videos or images in a folder and in the folders in it.
+
+    Folders are entered once, wherever links lead to them; one that can be reached without a link
+    is listed under its own name. Hidden files and folders are passed over: macOS puts a
+    "._clip.mp4" that is no video next to each, and editors keep copies in hidden folders. What else
+    is left out is said in one line of the log.
+
+    Args:
+        folder: where to search.
+        kinds: `"video"`, `"image"` or both; videos if none is given.
+
+    Returns:
+        The files, and what was left out.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a.mp4", "b.srt", ".c.mp4"):
+    ...         Path(folder, name).touch()
+    ...     contents = search_folder(folder)
+    >>> len(contents.paths), contents.left_out()
+    (1, '1 file of other types: .srt (1)')
+    """
+    extensions = frozenset[str]().union(*(EXTENSIONS[kind] for kind in kinds or ("video",)))
+    contents, entered, links = FolderContents(), set[tuple[int, int]](), list[str]()
+    ahead = [str(folder)]
+    while ahead or links:
+        # Links last: what they lead to may have a place of its own.
+        parent = ahead.pop() if ahead else links.pop(0)
+        try:
+            status = os.stat(parent)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(parent) as entries:
+                visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
+        except OSError as error:
+            contents.unreadable_folders[parent] = error.strerror or type(error).__name__
+            continue
+        for entry in visible:
+            if _is_folder(entry):
+                (links if entry.is_symlink() else ahead).append(entry.path)
+            elif extension(entry.name) in extensions:
+                contents.paths.append(entry.path)
+            else:
+                contents.other_types[extension(entry.name)] += 1
+    contents.paths.sort()
+    if contents.left_out():
+        _LOG.warning("Left out of %s: %s", printable(str(folder)), contents.left_out())
+    return contents
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: read as a file, it is named
+        return False
+
+
+def extension(path: str) -> str:
+    """Extension of a file's name, in lower case, with its dot."""
+    return os.path.splitext(path)[1].lower()
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its extension."""
+    return extension(path) in IMAGE_EXTENSIONS
+
+
+def check_kind(kind: str) -> None:
+    """Check that `kind` is one of those that a folder can be searched for.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if kind not in EXTENSIONS:
+        raise ValueError(f'`kind` must be "video" or "image". Received: {kind!r}')

@@ -1,0 +1,199 @@
+"""Rows of a list of files: a path, and the number or the name of its class (§3.4, App. D).
+
+Other tools write lists in many ways. A row is read where only one meaning is possible and refused,
+with its file and line, where it is not: no row becomes the name of a file that nobody meant.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.sources.folders import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+
+_SEPARATOR = r"(?:\s|,|;|::)"
+_EXTENSION = "|".join(re.escape(name) for name in sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
+# Up to the last known extension that a separator or the end of the row follows.
+_PATH = re.compile(rf"(.*(?:{_EXTENSION}))(?=$|{_SEPARATOR})", re.IGNORECASE | re.DOTALL)
+_QUOTED = re.compile(rf"""(["'])((?:(?!\1).|\1\1)+)\1(?=$|{_SEPARATOR})""", re.DOTALL)
+_QUOTED_LAST = re.compile(rf"""([^"']+?){_SEPARATOR}+(["'])(.*(?:{_EXTENSION}))\2""", re.IGNORECASE)
+# What stands before a path: it may hold spaces where something else separates the two.
+_FIRST_OF_COLUMNS = re.compile(r"([^/\\,;\t]+?)\s*(?:,|;|\t|::)\s*(.+)", re.DOTALL)
+_FIRST_WORD = re.compile(r"([^/\\\s]+)\s+(.+)", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a list.
+
+    Attributes:
+        path: the file, as a path from the working directory.
+        label: number of the class, name of the class, or `None` where there is neither.
+        where: the list and the line, to be put in front of what is wrong with it.
+    """
+
+    path: str
+    label: int | str | None
+    where: str
+
+
+def read_rows(source: Path) -> Iterator[Row]:
+    """Read the rows of a text file that are not blank.
+
+    A relative path is taken from the working directory if it exists there, otherwise from the
+    folder of the list.
+
+    Args:
+        source: the list.
+
+    Returns:
+        Its rows, in order.
+
+    Raises:
+        ValueError: if it is not a text file, or a row can mean several things or nothing; the
+            message begins with the file and the line.
+    """
+    try:
+        # Names of files need not be UTF-8; those that are not must exist.
+        text = source.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror}.") from error
+    if "\0" in text:
+        raise ValueError(f"{source} is not a text file. Save the list as UTF-8 text.")
+    # Not splitlines(): that would also cut a path at rarer separators, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{source}:{number}"
+            try:
+                path, label = _parsed(line.strip(), source.parent)
+            except ValueError as error:
+                reason = f"{where}: {error} Received: '{printable(line.strip())}'"
+                raise ValueError(reason) from error
+            yield Row(path_from_list(path, source.parent), label, where)
+
+
+def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
+    """Path and label of a row.
+
+    Raises:
+        ValueError: if it can mean several things or nothing.
+    """
+    quoted = _QUOTED.match(row)
+    if quoted:
+        path, rest = quoted[2].replace(quoted[1] * 2, quoted[1]), row[quoted.end() :]
+        if not rest and not _PATH.fullmatch(path):
+            return _parsed(path, folder)  # all of the row is quoted
+    elif last := _QUOTED_LAST.fullmatch(row):
+        return last[3].replace(last[2] * 2, last[2]), _label(last[1])
+    elif known := _PATH.match(row):
+        path, rest = known[1], row[known.end() :]
+    else:
+        path, rest = _split_at_last_separator(row)
+    label = _label(rest)
+    if not quoted:
+        path, label = _label_first(path, label, folder)
+    if not (_is_utf8(f"{label}") and (_is_utf8(path) or _exists(path, folder))):
+        raise ValueError("It is not UTF-8, nor is there such a file. Save the list as UTF-8 text.")
+    return path, label
+
+
+def _split_at_last_separator(row: str) -> tuple[str, str]:
+    """Path and rest of a row without a known extension: what is last must be a whole number."""
+    splits = [row.rsplit(separator, maxsplit=1) for separator in (None, "::", ",", ";")]
+    candidates = [parts for parts in splits if len(parts) == 2]
+    for path, label in candidates:
+        if _unquoted(label).isdecimal():
+            # A comma followed by a space was split at the space.
+            path = _unquoted(path.rstrip(", ;"))
+            if re.search(rf"{_SEPARATOR}\d+$", path):
+                raise ValueError("Two numbers follow the path. Write rows `path label`.")
+            return path, label
+    if candidates:
+        raise ValueError(_not_a_label(_unquoted(candidates[-1][1])))
+    return _unquoted(row), ""
+
+
+def _label(rest: str) -> int | str | None:
+    """The label in what follows a path."""
+    rest = re.sub(rf"^{_SEPARATOR}+", "", rest).strip()
+    label = _unquoted(rest)
+    if not label:
+        return None
+    if label.isdecimal():
+        return int(label)
+    if label != rest:
+        return label  # quoted, so all of it is a name
+    words = [word for word in re.split(_SEPARATOR, rest) if word]
+    if len(words) == 1 and _NUMBER.fullmatch(label):
+        raise ValueError(_not_a_label(label))
+    if any(_NUMBER.fullmatch(word) for word in words) or re.search(r"[,;\t]|::", rest):
+        raise ValueError(
+            "More than one thing follows the path. Write rows `path label`, and a name with "
+            'numbers in it as "name".'
+        )
+    return label
+
+
+def _label_first(path: str, label: int | str | None, folder: Path) -> tuple[str, int | str | None]:
+    """Path and label, for a path that does not exist and may have a label in front of it."""
+    columns = _FIRST_OF_COLUMNS.fullmatch(path)
+    parts = columns or _FIRST_WORD.fullmatch(path)
+    if not parts or _exists(path, folder):
+        return path, label
+    first, rest = _unquoted(parts[1]), _unquoted(parts[2])
+    is_number = bool(_NUMBER.fullmatch(first))
+    if not _exists(rest, folder):
+        if not columns:
+            return path, label  # "7 wonders.mp4", a file that is missing
+        if not is_number:
+            raise ValueError(
+                f"Is {first!r} a label or a part of the name? There is neither file. "
+                'Write rows `path label`, and a path that holds a separator as "path".'
+            )
+    if label is not None:
+        raise ValueError("Something stands before the path and after it. Write rows `path label`.")
+    if is_number and not first.isdecimal():
+        raise ValueError(_not_a_label(first))
+    return rest, int(first) if is_number else first
+
+
+def _not_a_label(found: str) -> str:
+    return (
+        f"The label of a row must be a whole number, at least 0, or the name of a class behind a "
+        f"path with a known extension (and a list has no header). Found {found!r}."
+    )
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    for quote in "\"'":
+        if len(text) > 1 and text[0] == text[-1] == quote:
+            return text[1:-1].replace(quote * 2, quote)
+    return text
+
+
+def _exists(path: str, folder: Path) -> bool:
+    return os.path.exists(path_from_list(path, folder))
+
+
+def path_from_list(path: str, folder: Path) -> str:
+    """Path of a file that a list names, from the working directory or from the list's folder.
+
+    Args:
+        path: as it stands in the list.
+        folder: where the list is.
+    """
+    if os.path.isabs(path) or os.path.exists(path):
+        return path
+    return str(folder / path)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
