@@ -1,16 +1,24 @@
-"""V-JEPA in Keras 3: one code for torch, JAX and TensorFlow."""
+"""V-JEPA in Keras 3: one code for torch, JAX and TensorFlow.
 
-import keras_vjepa.zoo  # noqa: F401  (fills in the names of the presets)
-from keras_vjepa.layers.pooling import AttentivePooler
-from keras_vjepa.models.backbone import VJEPABackbone
-from keras_vjepa.models.predictor import VJEPAPredictor
-from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
-from keras_vjepa.presets.preset import list_presets
-from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
-from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
-from keras_vjepa.tasks.probe import VJEPAProbe
-from keras_vjepa.training.optimizer import AdamW
-from keras_vjepa.training.schedules import CosineSchedule, LinearSchedule, WarmupCosine
+Where nobody has chosen Keras' backend and only one is installed, importing this package chooses it.
+"""
+
+from keras_vjepa.backend import choice
+
+# `keras-vjepa --help` needs no backend; other commands ask for the rest when they know that.
+if not choice.is_deferred:
+    choice.prepare()
+    import keras_vjepa.zoo  # noqa: F401  (fills in the names of the presets)
+    from keras_vjepa.layers.pooling import AttentivePooler
+    from keras_vjepa.models.backbone import VJEPABackbone
+    from keras_vjepa.models.predictor import VJEPAPredictor
+    from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
+    from keras_vjepa.presets.preset import list_presets
+    from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+    from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
+    from keras_vjepa.tasks.probe import VJEPAProbe
+    from keras_vjepa.training.optimizer import AdamW
+    from keras_vjepa.training.schedules import CosineSchedule, LinearSchedule, WarmupCosine
 
 __version__ = "0.1.0"
 

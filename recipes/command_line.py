@@ -1,6 +1,8 @@
 """The command line of a recipe: a named config, all options of which can be given."""
 
 import argparse
+import itertools
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +28,7 @@ def parse(
     process with exit code 2 and one line that names the option.
 
     Args:
-        program: file name of the recipe.
+        program: what the recipe was called as.
         description: its docstring; the first line is shown.
         configs: functions that return a config, by name; the first is the default. Their
             docstrings are shown.
@@ -35,7 +37,7 @@ def parse(
     """
     default = next(iter(configs))
     known = options(configs[default]())
-    parser = _Parser(
+    parser = OneLineParser(
         prog=program,
         usage=f"{program} [--config NAME] [--data PATH] [--workdir FOLDER] [--OPTION VALUE ...]",
         description=description.splitlines()[0],
@@ -57,21 +59,35 @@ def parse(
         help=f"for all results [workdir/{prefix}<config>]",
     )  # fmt: skip
     _add_options(parser, known)
-    parsed, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        name = unknown[0].split("=")[0]
-        kind = "option" if name.startswith("-") else "argument"
-        everything = [f"--{option}" for option in ("config", "workdir", *known)]
-        parser.error(f"unknown {kind} {name}{nearest(name, everything)}")
-    given = vars(parsed)
+    given = vars(parser.parse_all(arguments))
     name, workdir = given.pop("config"), given.pop("workdir")
     return name, given, workdir or Path("workdir") / f"{prefix}{name}"
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of a command line that answers bad input with one line, and exit code 2."""
+
     def error(self, message: str) -> NoReturn:
-        """End with one line, without the usage."""
+        """End the process with one line, without the usage."""
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def parse_all(self, arguments: list[str] | None = None) -> argparse.Namespace:
+        """Parse a command line; an option that there is not is answered with the nearest one.
+
+        Args:
+            arguments: those of the process if None.
+        """
+        arguments = sys.argv[1:] if arguments is None else arguments
+        known = [option for action in self._actions for option in action.option_strings]
+        # Before parsing, which would complain of the required option that was misspelt.
+        for argument in itertools.takewhile(lambda text: text != "--", arguments):
+            name = argument.split("=")[0]
+            if name.startswith("--") and name not in known:
+                self.error(f"unknown option {name}{nearest(name, known)}")
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}")
+        return parsed
 
 
 def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -> None:

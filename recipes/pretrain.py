@@ -20,20 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Without it TensorFlow's start fills the screen.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
 
-import cv2  # noqa: E402
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from keras_vjepa.recipes import (
-    command_line,  # noqa: E402
-    probe_configs,  # noqa: E402
-)
-from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+# isort: split
+import cv2
+import keras
+import numpy as np
+from numpy.typing import NDArray
 
-from keras_vjepa import (  # noqa: E402
+from keras_vjepa import (
     AdamW,
     CosineSchedule,
     LinearSchedule,
@@ -43,33 +39,30 @@ from keras_vjepa import (  # noqa: E402
     WarmupCosine,
     files,
 )
-from keras_vjepa.backend import (
-    collectives,
-    distribution,  # noqa: E402
-)
-from keras_vjepa.backend.distribution import ALONE, DataParallel  # noqa: E402
-from keras_vjepa.data.batches.clips import ClipSettings  # noqa: E402
-from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
-from keras_vjepa.data.batches.mask_kinds import (  # noqa: E402
+from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.data.batches.mask_kinds import (
     CausalMultiBlockMask,
     Mask,
     MultiBlockMask,
     RandomTokenMask,
     RandomTubeMask,
 )
-from keras_vjepa.data.batches.mask_sampler import MaskSampler  # noqa: E402
-from keras_vjepa.data.batches.pretraining import ClipBatches  # noqa: E402
-from keras_vjepa.data.sources import labelled_sets  # noqa: E402
-from keras_vjepa.data.sources.digit_motion import prepare_digit_motion  # noqa: E402
-from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
-from keras_vjepa.data.sources.samples import list_samples  # noqa: E402
-from keras_vjepa.data.transforms.training import PretrainTransform  # noqa: E402
-from keras_vjepa.evaluation import (
-    frozen_probe,  # noqa: E402
-)
-from keras_vjepa.layers.dense import INITIALIZER_STDDEV  # noqa: E402
-from keras_vjepa.monitoring.feature_log import FeatureLog  # noqa: E402
-from keras_vjepa.training.resumable import (  # noqa: E402
+from keras_vjepa.data.batches.mask_sampler import MaskSampler
+from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.samples import list_samples
+from keras_vjepa.data.transforms.training import PretrainTransform
+from keras_vjepa.evaluation import frozen_probe
+from keras_vjepa.layers.dense import INITIALIZER_STDDEV
+from keras_vjepa.monitoring.feature_log import FeatureLog
+from keras_vjepa.recipes import command_line, probe_configs
+from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig
+from keras_vjepa.training.resumable import (
     LossLog,
     NotFiniteError,
     SaveCheckpoints,
@@ -77,8 +70,8 @@ from keras_vjepa.training.resumable import (  # noqa: E402
     describe_run,
     resume,
 )
-from keras_vjepa.training.run_state import Checkpoints  # noqa: E402
-from keras_vjepa.training.signals import StopSignals, stop_signals  # noqa: E402
+from keras_vjepa.training.run_state import Checkpoints
+from keras_vjepa.training.signals import StopSignals, stop_signals
 
 # Fields that may change when a run goes on. The samples are compared in place of the path to them.
 MAY_DIFFER = (
@@ -497,20 +490,23 @@ def _make_writable(workdir: Path) -> None:
 # --- The command line ----------------------------------------------------------------------------
 
 
-def parse_arguments(arguments: list[str] | None = None) -> tuple[PretrainConfig, Path]:
+def parse_arguments(
+    arguments: list[str] | None = None, program: str = "pretrain.py"
+) -> tuple[PretrainConfig, Path]:
     """The config and the workdir that a command line asks for."""
-    name, overrides, workdir = command_line.parse("pretrain.py", __doc__ or "", CONFIGS, arguments)
+    name, overrides, workdir = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
     return replace(CONFIGS[name](), **overrides), workdir
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, program: str = "pretrain.py") -> None:
+    """Run the recipe as a command; `program` stands in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    config, workdir = parse_arguments()
+    config, workdir = parse_arguments(arguments, program)
     distribution.launch_on_all_devices()
     try:
         run(config, workdir)
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
-        collectives.exit_with_error(f"pretrain: {error}")
+        collectives.exit_with_error(f"{program}: {error}")
 
 
 if __name__ == "__main__":

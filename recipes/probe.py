@@ -13,22 +13,29 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Without it TensorFlow's start fills the screen.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
 
-import cv2  # noqa: E402
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from keras_vjepa.recipes import command_line  # noqa: E402
-from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper  # noqa: E402
-from keras_vjepa.recipes.probe_evaluation import (  # noqa: E402
+# isort: split
+import cv2
+import keras
+import numpy as np
+
+from keras_vjepa import files
+from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.evaluation.features import fingerprint
+from keras_vjepa.recipes import command_line
+from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper
+from keras_vjepa.recipes.probe_evaluation import (
     UNTRAINED,
     Evaluator,
     confusion_matrix,
@@ -36,16 +43,6 @@ from keras_vjepa.recipes.probe_evaluation import (  # noqa: E402
     make_encoder,
     make_evaluator,
 )
-
-from keras_vjepa import files  # noqa: E402
-from keras_vjepa.backend import (
-    collectives,
-    distribution,  # noqa: E402
-)
-from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
-from keras_vjepa.data.sources import labelled_sets  # noqa: E402
-from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
-from keras_vjepa.evaluation.features import fingerprint  # noqa: E402
 
 # What recipes/pretrain.py leaves.
 OWN_PRESET = Path("workdir") / labelled_sets.BUILT_IN / "preset"
@@ -196,10 +193,12 @@ def _write(image: Any, text: str, place: tuple[int, int], colour: int = 0) -> No
     cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
 
 
-def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Path]:
+def parse_arguments(
+    arguments: list[str] | None = None, program: str = "probe.py"
+) -> tuple[ProbeConfig, Path]:
     """The config and the workdir that a command line asks for."""
     name, overrides, workdir = command_line.parse(
-        "probe.py", __doc__ or "", CONFIGS, arguments, prefix="probe_"
+        program, __doc__ or "", CONFIGS, arguments, prefix="probe_"
     )
     config = CONFIGS[name]()
     variant = overrides.get("variant", config.variant)
@@ -213,14 +212,15 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Pa
     return replace(config, **overrides), workdir
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, program: str = "probe.py") -> None:
+    """Run the recipe as a command; `program` stands in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        config, workdir = parse_arguments()
+        config, workdir = parse_arguments(arguments, program)
         distribution.launch_on_all_devices()
         run(config, workdir)
     except (ValueError, OSError, TooManyBadFilesError) as error:
-        collectives.exit_with_error(f"probe: {error}")
+        collectives.exit_with_error(f"{program}: {error}")
 
 
 if __name__ == "__main__":

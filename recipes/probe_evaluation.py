@@ -13,7 +13,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras_vjepa.recipes.probe_configs import ProbeConfig, probe_settings
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, files
@@ -43,6 +42,7 @@ from keras_vjepa.evaluation.sweep import (
     top_k,
 )
 from keras_vjepa.presets.preset import load_backbone
+from keras_vjepa.recipes.probe_configs import ProbeConfig, probe_settings
 
 UNTRAINED = "untrained"
 

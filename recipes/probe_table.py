@@ -10,38 +10,35 @@ config is an option, as in `recipes/probe.py`; what a row is about is set by the
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# Without it TensorFlow's start fills the screen.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
 
-import keras  # noqa: E402
-from keras_vjepa.recipes import (
-    command_line,  # noqa: E402
-    probe,  # noqa: E402
-)
-from keras_vjepa.recipes.probe_configs import (  # noqa: E402
+# isort: split
+import keras
+
+from keras_vjepa import files
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.evaluation.features import fingerprint
+from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.presets.preset import load_backbone
+from keras_vjepa.recipes import command_line, probe
+from keras_vjepa.recipes.probe_configs import (
     ProbeConfig,
     digit_motion,
     digit_motion_black,
 )
-from keras_vjepa.recipes.probe_evaluation import (  # noqa: E402
+from keras_vjepa.recipes.probe_evaluation import (
     UNTRAINED,
     Evaluator,
     make_encoder,
     make_evaluator,
 )
-
-from keras_vjepa import files  # noqa: E402
-from keras_vjepa.data.batches.indexed import TooManyBadFilesError  # noqa: E402
-from keras_vjepa.evaluation.features import fingerprint  # noqa: E402
-from keras_vjepa.evaluation.sweep import ProbeSweep  # noqa: E402
-from keras_vjepa.presets.preset import load_backbone  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -137,23 +134,26 @@ def _hash(config: ProbeConfig, row: Row, encoder: keras.Model) -> str:
     return hashlib.blake2b(json.dumps(about).encode()).hexdigest()[:16]
 
 
-def parse_arguments(arguments: list[str] | None = None) -> tuple[ProbeConfig, Path]:
+def parse_arguments(
+    arguments: list[str] | None = None, program: str = "probe_table.py"
+) -> tuple[ProbeConfig, Path]:
     """The config of the first row and the workdir that a command line asks for."""
     name, overrides, workdir = command_line.parse(
-        "probe_table.py", __doc__ or "", CONFIGS, arguments, "probe_table_"
+        program, __doc__ or "", CONFIGS, arguments, "probe_table_"
     )
     return replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **overrides}), workdir
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
+    """Run the recipe as a command; `program` stands in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        config, workdir = parse_arguments()
+        config, workdir = parse_arguments(arguments, program)
         if config.preset == UNTRAINED:
             print("The encoder is untrained: the rows say what the data gives away.")
         print(run(config, workdir), end="")
     except (ValueError, OSError, TooManyBadFilesError) as error:
-        sys.exit(f"probe_table: {error}")
+        sys.exit(f"{program}: {error}")
 
 
 if __name__ == "__main__":

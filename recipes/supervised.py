@@ -8,28 +8,28 @@ scratch, once for each task of the built-in set; prints the accuracy on the test
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-# Without it TensorFlow's start fills the screen.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
 
-import keras  # noqa: E402
-from keras_vjepa.recipes import command_line  # noqa: E402
-from keras_vjepa.recipes.pretrain import labelled_clips, make_encoder  # noqa: E402
-from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig  # noqa: E402
+# isort: split
+import keras
 
-from keras_vjepa import (  # noqa: E402
+from keras_vjepa import (
     AdamW,
     VJEPAVideoClassifier,
     WarmupCosine,
     files,
 )
-from keras_vjepa.data.sources.digit_motion_rendering import SETS  # noqa: E402
-from keras_vjepa.evaluation.frozen_probe import Clips  # noqa: E402
-from keras_vjepa.evaluation.sweep import ProbeSettings, labels_of  # noqa: E402
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.evaluation.frozen_probe import Clips
+from keras_vjepa.evaluation.sweep import ProbeSettings, labels_of
+from keras_vjepa.recipes import command_line
+from keras_vjepa.recipes.pretrain import labelled_clips, make_encoder
+from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig
 
 BATCH_SIZE = 32
 
@@ -75,14 +75,15 @@ def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, program: str = "supervised.py") -> None:
+    """Run the recipe as a command; `program` stands in front of its messages."""
     name, overrides, workdir = command_line.parse(
-        "supervised.py", __doc__ or "", CONFIGS, prefix="supervised_"
+        program, __doc__ or "", CONFIGS, arguments, prefix="supervised_"
     )
     try:
         run(replace(CONFIGS[name](), **overrides), workdir)
     except (ValueError, OSError) as error:
-        sys.exit(f"supervised: {error}")
+        sys.exit(f"{program}: {error}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ FLOORS = (
     "",
     "recipes",
     "tools",
+    "__main__",
 )
 # What the model side knows of data is the batch, and nothing else.
 KNOW_NO_DATA = ("backend", "layers", "presets", "models", "tasks")

@@ -14,11 +14,14 @@ clip, with float32's. Several devices or processes are joined as by the recipe, 
 import argparse
 import itertools
 import resource
-import sys
 import tempfile
 import time
 from typing import Any
 
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
+
+# isort: split
 import keras
 import numpy as np
 from keras import ops
@@ -27,6 +30,7 @@ from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import device, distribution
 from keras_vjepa.models.backbone import SIZES
+from keras_vjepa.recipes.command_line import OneLineParser
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state
 
@@ -240,8 +244,9 @@ class _AttentionLayer(keras.layers.Layer):
         return ops.mean(outputs, axis=(1, 2, 3))[:1, None] + 0.0 * inputs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES))
     parser.add_argument("--batch-size", type=int, default=1, help="clips of a process")
     parser.add_argument("--steps", type=int, default=5, help="on accelerators: tens of steps")
@@ -252,16 +257,16 @@ def main() -> None:
     parser.add_argument("--checkpoint", action="store_true", help="time a checkpoint too")
     parser.add_argument("--attention", action="store_true", help="time attention alone")
     parser.add_argument("--precision", action="store_true", help="features in other types")
-    arguments = parser.parse_args()
-    if min(arguments.batch_size, arguments.steps) < 1:
-        sys.exit("bench: --batch-size and --steps must be at least 1")
-    keras.config.set_dtype_policy(arguments.dtype)
-    if arguments.attention:
-        bench_attention(arguments)
-    elif arguments.precision:
-        bench_precision(arguments)
+    options = parser.parse_all(arguments)
+    if min(options.batch_size, options.steps) < 1:
+        parser.error("--batch-size and --steps must be at least 1")
+    keras.config.set_dtype_policy(options.dtype)
+    if options.attention:
+        bench_attention(options)
+    elif options.precision:
+        bench_precision(options)
     else:
-        bench_training(arguments)
+        bench_training(options)
 
 
 if __name__ == "__main__":

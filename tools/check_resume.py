@@ -10,7 +10,6 @@ must have the loss of every step, and the last checkpoint, of the one that was l
 bit: a checkpoint's name holds the hash of its content. Exit code 1 if any differs.
 """
 
-import argparse
 import random
 import shutil
 import subprocess
@@ -21,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_vjepa import files
+from keras_vjepa.recipes.command_line import OneLineParser
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "pretrain.py"
+RECIPE = ("-m", "keras_vjepa", "pretrain")
 READY = " parameters, "
 POLL_SECONDS = 0.0005
 
@@ -38,7 +38,7 @@ class Process:
         self.checkpoints = self.workdir / "checkpoints"
         self.output = self.workdir.with_suffix(".txt")
         self.before = self.written()
-        command = [sys.executable, str(RECIPE), *self.options, "--workdir", str(self.workdir)]
+        command = [sys.executable, *RECIPE, *self.options, "--workdir", str(self.workdir)]
         with open(self.output, "w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file)
 
@@ -126,8 +126,10 @@ def kill_once(
     return process.kill()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+def main(arguments: list[str] | None = None, program: str = "check_resume.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(
+        prog=program,
         description=(__doc__ or "").splitlines()[0],
         epilog="All other options go to recipes/pretrain.py, for example --data or --steps.",
     )

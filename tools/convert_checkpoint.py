@@ -7,18 +7,19 @@
 
 The first writes the pretrainer of a pretraining checkpoint in the authors' layout; the second a
 classifier: the target encoder of that checkpoint, with the probe of a probe checkpoint. The third
-is a V-JEPA 2 file, the fourth a folder of the transformers package. `keras_vjepa.checkpoints` does
+is a V-JEPA 2 file, the fourth a folder of the transformers package. `keras_vjepa.conversion` does
 the work, and says what is checked.
 """
 
-import argparse
 import sys
 
 from keras_vjepa.conversion import CheckpointError, convert
+from keras_vjepa.recipes.command_line import OneLineParser
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="file, e.g. vitl16.pth.tar, or transformers folder")
     parser.add_argument("preset", help="folder to write")
     parser.add_argument("--num-heads", type=int, help="if the encoder's width is no usual size")
@@ -29,15 +30,14 @@ def main() -> None:
     parser.add_argument("--probe-num-heads", type=int, help="default: the encoder's; V-JEPA 2: 16")
     parser.add_argument("--image-size", type=int, help="of a V-JEPA 2 file; default: 256")
     parser.add_argument("--num-frames", type=int, help="of a V-JEPA 2 file; default: 64")
-    arguments = parser.parse_args()
+    options = vars(parser.parse_all(arguments))
     try:
-        options = {**vars(arguments)}
         checkpoint, preset = options.pop("checkpoint"), options.pop("preset")
         given = {name: value for name, value in options.items() if value is not None}
         model = convert(checkpoint, **given)
         model.save_to_preset(preset)
     except (CheckpointError, OSError) as error:
-        sys.exit(f"convert_checkpoint: {error}")
+        sys.exit(f"{program}: {error}")
     print(f"Wrote {preset}: {model.count_params():,} parameters.")
 
 

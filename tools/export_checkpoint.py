@@ -6,16 +6,16 @@
 
 The authors' layout has one file for encoder and predictor and one for a probe. The layout of the
 transformers package, which knows V-JEPA 2 only, is a folder, of a classifier too.
-`keras_vjepa.checkpoints` does the work.
+`keras_vjepa.conversion` does the work.
 """
 
-import argparse
 import sys
 from typing import Any
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer, VJEPAVideoClassifier
 from keras_vjepa.conversion import export_checkpoint, export_hugging_face, export_probe
 from keras_vjepa.presets.preset import find_preset
+from keras_vjepa.recipes.command_line import OneLineParser
 
 
 def load(preset: str) -> Any:
@@ -28,27 +28,28 @@ def load(preset: str) -> Any:
     return VJEPABackbone.from_preset(preset)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None, program: str = "export_checkpoint.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("preset", help="folder or name to read")
     parser.add_argument("output", help="file to write, or folder for transformers")
     parser.add_argument("--layout", choices=("authors", "transformers"), default="authors")
     parser.add_argument("--probe", help="file to write a classifier's probe to")
-    arguments = parser.parse_args()
+    options = parser.parse_all(arguments)
     try:
-        model = load(arguments.preset)
-        if arguments.layout == "transformers":
-            export_hugging_face(model, arguments.output)
+        model = load(options.preset)
+        if options.layout == "transformers":
+            export_hugging_face(model, options.output)
         else:
             is_classifier = isinstance(model, VJEPAVideoClassifier)
-            if is_classifier != (arguments.probe is not None):
+            if is_classifier != (options.probe is not None):
                 raise ValueError("--probe must be given for a classifier, and only for one")
-            export_checkpoint(model.backbone if is_classifier else model, arguments.output)
+            export_checkpoint(model.backbone if is_classifier else model, options.output)
             if is_classifier:
-                export_probe(model.probe, arguments.probe)
+                export_probe(model.probe, options.probe)
     except (OSError, ValueError) as error:
-        sys.exit(f"export_checkpoint: {error}")
-    print(f"Wrote {arguments.output}.")
+        sys.exit(f"{program}: {error}")
+    print(f"Wrote {options.output}.")
 
 
 if __name__ == "__main__":

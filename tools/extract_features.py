@@ -19,6 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
+
+# isort: split
 import cv2
 import keras
 import numpy as np
@@ -28,6 +32,7 @@ from keras_vjepa import VJEPAVideoPreprocessor, files
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.presets.preset import load_backbone
+from keras_vjepa.recipes.command_line import OneLineParser
 
 Features = NDArray[np.float32]
 
@@ -133,9 +138,9 @@ def keep_settings(output: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, help="a folder of videos and images, or one file")
     parser.add_argument("--preset", required=True, help="what `from_preset` takes")
@@ -149,13 +154,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time (default: 4)")
     parser.add_argument("--dtype", default="float32", help="of the model, such as bfloat16")
     parser.add_argument("--trust-on-first-use", action="store_true", help="see the README")
-    options = parser.parse_args(arguments)
+    options = parser.parse_all(arguments)
     if not options.source.exists():
-        parser.exit(2, f"extract_features: no such file or folder: {options.source}\n")
+        parser.error(f"no such file or folder: {options.source}")
     for name in ("batch_size", "stride"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             value, option = getattr(options, name), name.replace("_", "-")
-            parser.exit(2, f"extract_features: --{option} must be at least 1. Received: {value}\n")
+            parser.error(f"--{option} must be at least 1. Received: {value}")
     return options
 
 
@@ -190,19 +195,19 @@ def prepare(options: argparse.Namespace) -> Extractor:
     return extractor
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
-    options = parse(arguments)
+def main(arguments: list[str] | None = None, program: str = "extract_features.py") -> int:
+    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    options = parse(arguments, program)
     try:
         extractor = prepare(options)
         bad_files = extract_all(extractor, options.source, options.output)
     except (ImportError, OSError, ValueError) as error:
-        print(f"extract_features: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     for reason in bad_files.values():
         print(reason, file=sys.stderr)
     if bad_files:
-        print(f"extract_features: {len(bad_files)} files cannot be read.", file=sys.stderr)
+        print(f"{program}: {len(bad_files)} files cannot be read.", file=sys.stderr)
     return 1 if bad_files else 0
 
 

@@ -9,19 +9,18 @@ weight's gradient and both of its moments, and reads each number back; `--unmeas
 out. Weights are random and the schedules stand still: neither changes the time of a step.
 """
 
-import argparse
 import copy
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from keras_vjepa.tools.bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS, make_batch
 from torch import nn
 from torch.nn import functional
 
 from keras_vjepa.models.backbone import SIZES
+from keras_vjepa.recipes.command_line import OneLineParser
+from keras_vjepa.tools.bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS, make_batch
 
 Tensors = list[torch.Tensor]
 
@@ -187,29 +186,30 @@ def seconds(function: Callable[[], float], steps: int) -> list[float]:
     return times[2:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None, program: str = "plain_torch_step.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES))
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "mixed_bfloat16"])
     parser.add_argument("--unmeasured", action="store_true", help="no numbers of each weight")
-    arguments = parser.parse_args()
-    if min(arguments.batch_size, arguments.steps) < 1:
-        sys.exit("plain_torch_step: --batch-size and --steps must be at least 1")
+    options = parser.parse_all(arguments)
+    if min(options.batch_size, options.steps) < 1:
+        parser.error("--batch-size and --steps must be at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = SIZES[arguments.size]
+    size = SIZES[options.size]
     encoder = Encoder(size.hidden_dim, size.num_layers, size.num_heads).to(device)
     predictor = Predictor(size.hidden_dim, 384, 12, size.num_heads).to(device)
-    half = arguments.dtype == "mixed_bfloat16"
-    training = Training(encoder, predictor, half, not arguments.unmeasured)
-    batch = host_batch(make_batch(arguments.batch_size), device == "cuda")
-    times = seconds(lambda: training.step(*batch), arguments.steps)
+    half = options.dtype == "mixed_bfloat16"
+    training = Training(encoder, predictor, half, not options.unmeasured)
+    batch = host_batch(make_batch(options.batch_size), device == "cuda")
+    times = seconds(lambda: training.step(*batch), options.steps)
     step = float(np.median(times))
     print(
-        f"plain PyTorch on {device}; {arguments.size}, batch {arguments.batch_size}, tokens "
+        f"plain PyTorch on {device}; {options.size}, batch {options.batch_size}, tokens "
         f"{CONTEXT_TOKENS} and {TARGET_TOKENS}: step {step:7.3f} s ({min(times):.3f} to "
-        f"{max(times):.3f}), {arguments.batch_size / step:6.3f} clips/s"
+        f"{max(times):.3f}), {options.batch_size / step:6.3f} clips/s"
     )
 
 

@@ -10,7 +10,6 @@ of the batch and are in neither.
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from keras_vjepa.data.batches.mask_kinds import (
     RandomTubeMask,
 )
 from keras_vjepa.data.batches.mask_sampler import MaskSampler
+from keras_vjepa.recipes.command_line import OneLineParser
 
 MASKS: dict[str, Mask] = {
     "short": SHORT_RANGE,
@@ -39,13 +39,6 @@ NUM_FRAMES, TUBELET_SIZE, PATCH_SIZE = 16, 2, 16
 # OpenCV's order: blue, green, red.
 BACKGROUND, NEITHER, CONTEXT, TARGET = (60, 60, 60), (150, 150, 150), (255, 255, 255), (200, 90, 30)
 TOKEN_PIXELS, FRAME_GAP, KIND_GAP = 4, 4, 24
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Reports an error without repeating the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def draw_sample(
@@ -80,17 +73,17 @@ def draw_batch(sampler: MaskSampler, batch_size: int) -> NDArray[np.uint8]:
     return np.hstack(columns[:-1])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Returns the exit code."""
+def main(arguments: list[str] | None = None, program: str = "show_masks.py") -> int:
+    """Run the command; `program` stands in front of its messages. Returns the exit code."""
     parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, help="the picture to write, .png")
     parser.add_argument("--mask", nargs="+", choices=MASKS, default=["short", "long"])
     parser.add_argument("--resolution", type=int, default=224, help="pixels, a multiple of 16")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    options = parser.parse_all(arguments)
     if options.resolution < PATCH_SIZE or options.resolution % PATCH_SIZE:
         parser.error(
             f"--resolution must be a positive multiple of {PATCH_SIZE}. "

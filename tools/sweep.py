@@ -9,7 +9,6 @@ Ends with `table.md`: mean and standard deviation over the seeds, the best motio
 the untrained encoder first, runs that failed with their reason.
 """
 
-import argparse
 import itertools
 import json
 import shutil
@@ -20,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_vjepa import files
+from keras_vjepa.recipes.command_line import OneLineParser
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "pretrain.py"
+RECIPE = ("-m", "keras_vjepa", "pretrain")
 TASKS = ("motion", "digit")
 PRETRAINED, UNTRAINED = "pretrained target encoder", "untrained encoder"
 
@@ -49,12 +49,12 @@ def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> N
     # What an interrupted run left behind is not a result.
     shutil.rmtree(folder, ignore_errors=True)
     options = [text for field, value in point for text in (f"--{field}", value)]
-    command = [sys.executable, str(RECIPE), *common, *options]
+    command = [sys.executable, *RECIPE, *common, *options]
     command += ["--seed", str(seed), "--workdir", str(folder)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode == WRONG_USAGE:
-        sys.exit(f"sweep: {reason}")
+        sys.exit(reason)
     if done.returncode:
         files.write_text(folder / "failure.txt", reason)
 
@@ -97,8 +97,10 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(
+        prog=program,
         description=(__doc__ or "").splitlines()[0],
         epilog="All other options go to recipes/pretrain.py, for example --config or --steps.",
     )
@@ -110,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed, common = parser.parse_known_args(arguments)
     for field, *values in parsed.vary:
         if not values:
-            sys.exit(f"sweep: `--vary {field}` must be followed by at least one value.")
+            parser.error(f"--vary {field} must be followed by at least one value")
     combinations = points(parsed.vary)
     runs = [(point, seed) for point in combinations for seed in parsed.seeds]
     for i, (point, seed) in enumerate(runs, start=1):

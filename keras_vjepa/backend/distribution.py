@@ -277,7 +277,7 @@ def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def launch_on_all_devices() -> None:
-    """On torch, start the running script anew under `torchrun` if that is what it takes.
+    """On torch, start the running program anew under `torchrun` if that is what it takes.
 
     Elsewhere one process drives all devices of a machine. Does nothing under a launcher.
     """
@@ -288,7 +288,16 @@ def launch_on_all_devices() -> None:
     count = torch.cuda.device_count()
     if count > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+        os.execv(sys.executable, [sys.executable, *launcher, *_program(), *sys.argv[1:]])
+
+
+def _program() -> list[str]:
+    """What Python was told to run: a file, or a module by its name."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is None or spec.origin != sys.argv[0]:
+        return sys.argv[:1]
+    # As a file it would find the modules beside it before Python's own of the same name.
+    return ["-m", spec.name.removesuffix(".__main__")]
 
 
 # --- TensorFlow ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Data-parallel runs equal one process on one device, on loopback; and stop when a process dies."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -9,16 +10,17 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import keras
 import numpy as np
 import pytest
-from keras_vjepa.recipes import pretrain, probe
-from keras_vjepa.recipes.pretrain_configs import digit_motion
 
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+from keras_vjepa.recipes import pretrain, probe
+from keras_vjepa.recipes.pretrain_configs import digit_motion
 from tests.backend import data_parallel_worker as worker
 from tests.recipes.test_pretrain_recipe import SHRUNK
 from tests.support import ROOT
@@ -213,11 +215,17 @@ def test_torch_starts_a_process_for_each_device(monkeypatch):
     distribution.launch_on_all_devices()
     monkeypatch.setenv("WORLD_SIZE", "8")
     distribution.launch_on_all_devices()
-    [arguments] = started
-    assert arguments[3:] == ["--standalone", "--nproc_per_node=8", "recipes/pretrain.py"] + [
-        "--steps",
-        "5",
-    ]
+    monkeypatch.delenv("WORLD_SIZE")
+    # As `python -m keras_vjepa` leaves it.
+    main = types.ModuleType("__main__")
+    main.__spec__ = importlib.util.find_spec("keras_vjepa.__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", [main.__spec__.origin, "pretrain", "--steps", "5"])
+    distribution.launch_on_all_devices()
+    by_file, by_name = (arguments[3:] for arguments in started)
+    launcher = ["--standalone", "--nproc_per_node=8"]
+    assert by_file == [*launcher, "recipes/pretrain.py", "--steps", "5"]
+    assert by_name == [*launcher, "-m", "keras_vjepa", "pretrain", "--steps", "5"]
 
 
 @pytest.mark.slow

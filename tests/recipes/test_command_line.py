@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from keras_vjepa.recipes.command_line import parse, read_value, text_of
 
 from keras_vjepa.configuration import Part
+from keras_vjepa.recipes.command_line import parse, read_value, text_of
 
 pytestmark = pytest.mark.data
 

@@ -7,8 +7,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-from keras_vjepa.recipes import pretrain, supervised
-from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
@@ -19,6 +17,8 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform
 from keras_vjepa.evaluation.frozen_probe import Clips, FrozenProbe
 from keras_vjepa.evaluation.sweep import ProbeSettings
+from keras_vjepa.recipes import pretrain, supervised
+from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
 from tests.support import GOLDEN
 
 SHRUNK = {
@@ -269,7 +269,7 @@ def test_bad_data_is_named(tmp_path):
     small = ["--hidden_dim", "24", "--num_layers", "1", "--num_heads", "2"]
     for data in ("empty", "list.csv", "nowhere"):
         message = refused(["--data", str(tmp_path / data), *small], tmp_path)
-        assert message.startswith("pretrain: ") and data in message
+        assert message.startswith("pretrain.py: ") and data in message
         assert len(message.splitlines()) == 1
 
 
@@ -286,7 +286,7 @@ def test_bad_settings_are_named(tmp_path):
     assert "`warmup_steps` must be in" in refused(["--steps", "5"], tmp_path)
     (tmp_path / "file").write_text("")
     message = refused(["--workdir", str(tmp_path / "file")], tmp_path)
-    assert message.startswith("pretrain: ") and "file" in message
+    assert message.startswith("pretrain.py: ") and "file" in message
 
 
 def test_unknown_names_are_errors(capsys):

@@ -7,8 +7,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-from keras_vjepa.recipes import probe, probe_evaluation, probe_table
-from keras_vjepa.recipes.probe_configs import CONFIGS, as_in_the_paper, digit_motion
 
 from keras_vjepa import AdamW, CosineSchedule, VJEPABackbone, VJEPAProbe, VJEPAVideoClassifier
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
@@ -19,6 +17,8 @@ from keras_vjepa.data.sources.samples import Sample, list_samples
 from keras_vjepa.evaluation import features as feature_cache
 from keras_vjepa.evaluation.readouts import nearest_neighbors, ridge_classifier
 from keras_vjepa.evaluation.sweep import ProbeSettings, ProbeSweep, labels_of, top_k
+from keras_vjepa.recipes import probe, probe_evaluation, probe_table
+from keras_vjepa.recipes.probe_configs import CONFIGS, as_in_the_paper, digit_motion
 
 # 16 frames in all: a clip of 4 x 4 has one place only.
 SMALL = {
@@ -434,7 +434,7 @@ def refused(arguments, monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as exit_info:
         probe.main()
     message = str(exit_info.value.code)
-    assert message.startswith("probe: ") and len(message.splitlines()) == 1
+    assert message.startswith("probe.py: ") and len(message.splitlines()) == 1
     return message
 
 

@@ -10,12 +10,12 @@ import time
 import keras
 import numpy as np
 import pytest
-from keras_vjepa.recipes import pretrain
-from keras_vjepa.recipes.pretrain_configs import digit_motion
-from keras_vjepa.tools import check_resume
 
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes.pretrain_configs import digit_motion
+from keras_vjepa.tools import check_resume
 from keras_vjepa.training import resumable, signals
 from tests.support import ROOT
 

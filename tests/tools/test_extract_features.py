@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import pytest
 from keras import ops
-from keras_vjepa.tools import extract_features
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
+from keras_vjepa.tools import extract_features
 from tests.support import ROOT, left_over
 
 
@@ -58,7 +58,7 @@ def test_a_folder(preset, videos, tmp_path, capsys):
     names = ["image.png.npy", "inner/short.avi.npy", "long.avi.npy", "settings.json"]
     assert files_in(tmp_path / "out") == names
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4 and errors[-1] == "extract_features: 3 files cannot be read."
+    assert len(errors) == 4 and errors[-1] == "extract_features.py: 3 files cannot be read."
     for name in ("broken.mp4", "broken.jpg", "empty.avi"):
         assert any(name in line for line in errors)
     backbone = VJEPABackbone.from_preset(preset)
@@ -137,7 +137,7 @@ def test_unknown_presets_and_folders_are_one_line(preset, videos, tmp_path, caps
         run(preset, tmp_path / "none", tmp_path / "out")
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
-        f"extract_features: no such file or folder: {tmp_path / 'none'}\n"
+        f"extract_features.py: no such file or folder: {tmp_path / 'none'}\n"
     )
 
 

@@ -13,6 +13,7 @@ if keras.config.backend() != "torch":
     pytest.skip("the baseline is torch's", allow_module_level=True)
 
 import torch
+
 from keras_vjepa.tools import plain_torch_step
 
 

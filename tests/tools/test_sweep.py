@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pytest
+
 from keras_vjepa.tools import sweep
 
 pytestmark = pytest.mark.data
@@ -27,7 +28,7 @@ class Recipe:
 
     def __call__(self, command, **kwargs):
         self.commands.append(command)
-        options = dict(zip(command[2::2], command[3::2], strict=True))
+        options = dict(zip(command[4::2], command[5::2], strict=True))
         rate = float(options["--learning_rate"])
         if rate < 0:
             return subprocess.CompletedProcess(command, 1, stderr="page\npretrain: too low\n")

@@ -1,9 +1,7 @@
 """Masks against the statistics of the authors' generators, and what the sampler promises."""
 
-import importlib.util
 import json
 
-import cv2
 import numpy as np
 import pytest
 
@@ -16,7 +14,7 @@ from keras_vjepa.data.batches.mask_kinds import (
     RandomTubeMask,
 )
 from keras_vjepa.data.batches.mask_sampler import PADDING, MaskSampler, mean_counts
-from tests.support import GOLDEN, ROOT
+from tests.support import GOLDEN
 
 pytestmark = pytest.mark.data
 
@@ -394,37 +392,3 @@ def test_errors_are_one_line_that_teaches(make, message):
         make()
     assert str(error.value) == message
     assert "\n" not in message
-
-
-def load_show_masks():
-    path = ROOT / "tools" / "show_masks.py"
-    specification = importlib.util.spec_from_file_location("show_masks", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_show_masks_draws_a_picture(tmp_path):
-    output = tmp_path / "masks.png"
-    arguments = ["--mask", "short", "long", "tube", "causal", "--batch-size", "2"]
-    assert load_show_masks().main(["--output", str(output), *arguments]) == 0
-    assert cv2.imread(str(output)).shape == (2 * 60, 4 * 8 * 60 + 3 * 24, 3)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--output", "masks.png", "--resolution", "225"],
-        ["--output", "masks.txt"],
-        ["--output", "no/such/folder/masks.png"],
-        ["--output", "masks.png", "--batch-size", "0"],
-        ["--output", "masks.png", "--mask", "square"],
-    ],
-)
-def test_show_masks_refuses_bad_input_in_one_line(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        load_show_masks().main(arguments)
-    assert stopped.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not list(tmp_path.iterdir())

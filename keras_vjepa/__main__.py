@@ -1,0 +1,114 @@
+"""The command `keras-vjepa`, also `python -m keras_vjepa`: recipes and tools under one name."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras_vjepa
+from keras_vjepa.backend import choice
+from keras_vjepa.configuration import nearest
+
+# Each module has a `main(arguments, program)`, and a docstring whose first line is shown.
+COMMANDS = {
+    "pretrain": "keras_vjepa.recipes.pretrain",
+    "probe": "keras_vjepa.recipes.probe",
+    "probe-table": "keras_vjepa.recipes.probe_table",
+    "supervised": "keras_vjepa.recipes.supervised",
+    "features": "keras_vjepa.tools.extract_features",
+    "convert": "keras_vjepa.tools.convert_checkpoint",
+    "export": "keras_vjepa.tools.export_checkpoint",
+    "masks": "keras_vjepa.tools.show_masks",
+    "bench": "keras_vjepa.tools.bench",
+    "plain-torch-step": "keras_vjepa.tools.plain_torch_step",
+    "sweep": "keras_vjepa.tools.sweep",
+    "check-resume": "keras_vjepa.tools.check_resume",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    called = Path(sys.argv[0]).stem.removesuffix("-script")
+    program = choice.COMMAND if called == choice.COMMAND else "python -m keras_vjepa"
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in ("-h", "--help"):
+        print(_help(program))
+        return 0
+    if name == "--version":
+        print(_version())
+        return 0
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        known = [*COMMANDS, "--help", "--version"]
+        problem = f"unknown {kind} {name}{nearest(name, known)}" if name else "no command is given"
+        print(f"{program}: {problem} ({program} --help lists them)", file=sys.stderr)
+        return 2
+    try:
+        command = _load(name)
+    except ImportError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    return command(rest, f"{program} {name}") or 0
+
+
+def _load(name: str) -> Callable[[list[str], str], Any]:
+    chosen = choice.choose()
+    choice.quieten()
+    if chosen:
+        print(chosen, file=sys.stderr)
+    if not hasattr(keras_vjepa, "VJEPABackbone"):
+        # It was left empty for a command that needs no backend; this one does.
+        choice.is_deferred = False
+        importlib.reload(keras_vjepa)
+    return importlib.import_module(COMMANDS[name]).main
+
+
+def _help(program: str) -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}s}{_first_line(module)}" for name, module in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND [OPTIONS]",
+            "",
+            (keras_vjepa.__doc__ or "").splitlines()[0],
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"{program} COMMAND --help shows a command's options, {program} --version what runs.",
+        ]
+    )
+
+
+def _first_line(module: str) -> str:
+    """Read what a module says of itself, without importing it, and without the paper's sections."""
+    spec = importlib.util.find_spec(module)
+    source = Path(spec.origin or "").read_text("utf-8") if spec else ""
+    line = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+    return line.partition(" (")[0].removesuffix(".")
+
+
+def _version() -> str:
+    packages = ["keras", *choice.installed()]
+    others = []
+    for package in packages:
+        try:
+            others.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:  # TensorFlow is also installed under other names
+            others.append(package)
+    return f"keras-vjepa {keras_vjepa.__version__} ({', '.join(others)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

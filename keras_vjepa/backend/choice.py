@@ -1,0 +1,153 @@
+"""Choose Keras' backend before Keras is imported (App. C names one, this package runs on three).
+
+Keras runs on what the environment variable KERAS_BACKEND says, else on what its own keras.json
+says, else on TensorFlow. Whoever has installed only JAX and chosen nothing would get 25 lines that
+end in "No module named 'tensorflow'". Here the only backend that is installed is then taken, and
+where that is no answer, one line says what to install and what to set.
+
+Nothing here imports Keras or a backend.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+BACKENDS = ("jax", "torch", "tensorflow")
+VARIABLE = "KERAS_BACKEND"
+COMMAND = "keras-vjepa"
+
+_PACKAGE = Path(__file__).parents[1]
+_PROGRAMS = ("recipes", "tools")
+# What Keras takes where nobody chose, and writes by itself into a new keras.json.
+_DEFAULT = "tensorflow"
+
+
+def prepare() -> None:
+    """Choose the backend for this process, or end it in one line if it is one of our programs.
+
+    Raises:
+        ImportError: as `choose` does.
+    """
+    program = started_as_file()
+    try:
+        chosen = choose()
+    except ImportError as error:
+        if program:
+            sys.exit(f"{program}: {error}")
+        raise error.with_traceback(None) from None
+    if program:
+        quieten()
+    if chosen and program:
+        print(chosen, file=sys.stderr)
+    elif chosen:
+        logging.getLogger(__name__).info(chosen)
+
+
+def quieten() -> None:
+    """Keep TensorFlow's start from filling the screen, unless the user wants it to."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def choose() -> str:
+    """Set KERAS_BACKEND to the only backend that is installed, where nobody has chosen one.
+
+    Returns:
+        What was chosen, in a sentence; empty where Keras' own rule holds.
+
+    Raises:
+        ImportError: if no backend is installed, or the chosen one is not, or none is chosen of
+            several; or if Keras was imported with one that this package does not run on.
+    """
+    found = installed()
+    if "keras" in sys.modules:
+        _check(
+            sys.modules["keras"].config.backend(), "The backend that Keras was imported with", found
+        )
+        return ""
+    if os.environ.get(VARIABLE):
+        _check(os.environ[VARIABLE], f"`{VARIABLE}`", found)
+        return ""
+    path = _keras_folder() / "keras.json"
+    written = _written_in(path)
+    if written != _DEFAULT:
+        _check(written, f"`backend` in {path}", found)
+        return ""
+    if _DEFAULT in found:
+        return ""
+    if len(found) == 1:
+        os.environ[VARIABLE] = found[0]
+        return f"Keras runs on {found[0]}, the only backend that is installed."
+    if found:
+        raise ImportError(
+            f"`{VARIABLE}` must be {' or '.join(found)}, which are installed; Keras' own choice, "
+            f"{_DEFAULT}, is not. Received: none"
+        )
+    raise ImportError(
+        "A backend must be installed: pip install 'keras-vjepa[jax]', or [torch] or [tensorflow]. "
+        f"Of several, set `{VARIABLE}` to one. Received: none"
+    )
+
+
+def installed() -> list[str]:
+    """List the backends that can be imported, without importing them."""
+    specs = {name: importlib.util.find_spec(name) for name in BACKENDS}
+    # A folder of that name in the current one has a spec too, but nothing to run.
+    return [name for name, spec in specs.items() if spec is not None and spec.origin is not None]
+
+
+def _check(name: str, chosen_by: str, found: list[str]) -> None:
+    if name not in BACKENDS:
+        raise ImportError(f"{chosen_by} must be jax, torch or tensorflow. Received: {name!r}")
+    if name not in found:
+        there = f"set {VARIABLE} to {' or '.join(found)}" if found else "nothing else is installed"
+        raise ImportError(
+            f"{chosen_by} must be an installed backend: pip install 'keras-vjepa[{name}]', or "
+            f"{there}. Received: {name!r}"
+        )
+
+
+def _keras_folder() -> Path:
+    """Where Keras looks for its keras.json."""
+    home = Path("~").expanduser()
+    default = (home if os.access(home, os.W_OK) else Path("/tmp")) / ".keras"
+    return Path(os.environ.get("KERAS_HOME", default)).expanduser()
+
+
+def _written_in(path: Path) -> str:
+    try:
+        return json.loads(path.read_text()).get("backend", _DEFAULT)
+    except (OSError, ValueError, AttributeError):
+        return _DEFAULT
+
+
+# --- What this process was started as ------------------------------------------------------------
+
+
+def started_as_command() -> bool:
+    """Whether this process is `keras-vjepa` or `python -m keras_vjepa`.
+
+    Such a process loads the package when it knows that it must: `--help` needs no backend.
+    """
+    program = sys.argv[0] if sys.argv else ""
+    # With -m, this is how the program is called while its package is being imported.
+    by_name = program == "-m" and _PACKAGE.name in sys.orig_argv
+    return by_name or Path(program).stem in (COMMAND, f"{COMMAND}-script")
+
+
+def started_as_file() -> str:
+    """The name of the recipe or tool that this process runs as a file, or nothing."""
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":
+        started = [name for name in sys.orig_argv if name.startswith(f"{_PACKAGE.name}.")]
+        return started[0] if started else ""
+    path = Path(program).resolve()
+    # In a checkout they lie beside the package, in an installation within it.
+    folders = [parent / name for parent in (_PACKAGE, _PACKAGE.parent) for name in _PROGRAMS]
+    return path.name if path.parent in folders else ""
+
+
+# Whether the package is left without its public names, until `__main__.py` asks for them.
+is_deferred = started_as_command()
