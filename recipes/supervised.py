@@ -1,4 +1,4 @@
-"""What labels alone teach the small encoder: the ceiling beside a frozen evaluation (§4.3).
+"""Train the small encoder on labels alone: the ceiling beside a frozen evaluation (§4.3).
 
     KERAS_BACKEND=jax python recipes/supervised.py --config digit_motion_long
 

@@ -1,9 +1,9 @@
 """Convert checkpoints from elsewhere into a preset folder (App. C, App. D.1).
 
-    python tools/convert_checkpoint.py vitl16.pth.tar presets/vitl16
-    python tools/convert_checkpoint.py vitl16.pth.tar presets/vitl16_k400 --probe k400-probe.pth.tar
-    python tools/convert_checkpoint.py vitg-384.pt presets/vitg_384 --image-size 384
-    python tools/convert_checkpoint.py vjepa2-vitl-fpc64-256/ presets/vitl_256
+    keras-vjepa convert vitl16.pth.tar presets/vitl16
+    keras-vjepa convert vitl16.pth.tar presets/vitl16_k400 --probe k400-probe.pth.tar
+    keras-vjepa convert vitg-384.pt presets/vitg_384 --image-size 384
+    keras-vjepa convert vjepa2-vitl-fpc64-256/ presets/vitl_256
 
 The first writes the pretrainer of a pretraining checkpoint in the authors' layout; the second a
 classifier: the target encoder of that checkpoint, with the probe of a probe checkpoint. The third

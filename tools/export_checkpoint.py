@@ -1,8 +1,8 @@
-"""Write a preset in the layouts that others read: the way back of `convert_checkpoint.py` (App. C).
+"""Write a preset in the layouts that others read: the way back of `convert` (App. C).
 
-    python tools/export_checkpoint.py presets/vitl16 vitl16.pth.tar
-    python tools/export_checkpoint.py presets/vitl16_k400 vitl16.pth.tar --probe k400-probe.pth.tar
-    python tools/export_checkpoint.py presets/vitl_256 vjepa2-vitl/ --layout transformers
+    keras-vjepa export presets/vitl16 vitl16.pth.tar
+    keras-vjepa export presets/vitl16_k400 vitl16.pth.tar --probe k400-probe.pth.tar
+    keras-vjepa export presets/vitl_256 vjepa2-vitl/ --layout transformers
 
 The authors' layout has one file for encoder and predictor and one for a probe. The layout of the
 transformers package, which knows V-JEPA 2 only, is a folder, of a classifier too.

@@ -1,6 +1,6 @@
-"""Features of all videos and images in a folder, one .npy file for each (§4.3, App. D).
+"""Write features of all videos and images in a folder, one .npy file each (§4.3, App. D).
 
-    python tools/extract_features.py --preset vjepa_large_patch16_224 videos/ --output features/
+    keras-vjepa features --preset vjepa_large_patch16_224 videos/ --output features/
 
 `videos/a/clip.mp4` becomes `features/a/clip.mp4.npy`, float32: a row for each position of a window
 that slides over the video, (windows, dim), or with `--tokens` (windows, tokens, dim). Row i begins

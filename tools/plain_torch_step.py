@@ -1,4 +1,4 @@
-"""A training step in plain PyTorch, to time `tools/bench.py` against (§3.1, §3.3, App. B, C).
+"""Time a training step in plain PyTorch, beside `tools/bench.py` (§3.1, §3.3, App. B, C).
 
     KERAS_BACKEND=torch python tools/plain_torch_step.py --size base --steps 5
 

@@ -1,6 +1,6 @@
 """Draw the masks of one batch as a picture (the paper's Figure 4 and Figure 9).
 
-    python tools/show_masks.py --output masks.png --mask short long tube --resolution 224 --seed 0
+    keras-vjepa masks --output masks.png --mask short long tube --resolution 224 --seed 0
 
 One row per sample, one group of frames per mask kind, time running to the right. White tokens are
 the context, blue ones the target; grey ones were cut off by the truncation to the shortest sample
