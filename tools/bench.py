@@ -1,4 +1,4 @@
-"""Time one training step and say where it stands against this machine's matrix products (App. C).
+"""Time one training step, and compare it with this machine's own matrix products (App. C).
 
     KERAS_BACKEND=jax python tools/bench.py --size base --batch-size 2
 
