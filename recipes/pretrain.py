@@ -57,7 +57,14 @@ from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.samples import list_samples
 from keras_vjepa.data.transforms.training import PretrainTransform
-from keras_vjepa.evaluation import frozen_probe
+from keras_vjepa.evaluation.comparison import (
+    ComparedEncoder,
+    EncoderComparison,
+    LabelledClips,
+    comparison_table,
+    read_labelled_clips,
+)
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, num_labels
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
 from keras_vjepa.monitoring.feature_log import FeatureLog
 from keras_vjepa.recipes import command_line, probe_configs
@@ -354,12 +361,13 @@ def write_losses(losses: Sequence[float], workdir: Path) -> None:
     files.write_text(workdir / "loss.csv", "step,loss\n" + rows)
 
 
-def labelled_clips(config: PretrainConfig) -> tuple[frozen_probe.Clips, frozen_probe.Clips]:
+def labelled_clips(config: PretrainConfig) -> tuple[LabelledClips, LabelledClips]:
     """One clip of each of the first labelled videos of a built-in set, and of the test videos."""
     clip = ClipSettings(config.num_frames, config.temporal_stride)
     train, test = labelled_sets.train_and_test(config.data)
+    classes = num_labels(DIGIT_MOTION_TASKS)
     first, second = (
-        frozen_probe.read_clips(samples, clip, config.image_size, config.num_workers)
+        read_labelled_clips(samples, clip, config.image_size, classes, config.num_workers)
         for samples in (train[: config.probe_videos], test)
     )
     return first, second
@@ -367,15 +375,15 @@ def labelled_clips(config: PretrainConfig) -> tuple[frozen_probe.Clips, frozen_p
 
 def evaluate(
     config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
-) -> dict[str, frozen_probe.ProbeResult]:
+) -> dict[str, ComparedEncoder]:
     """The frozen probe on the built-in set: pretrained, untrained, and on single frames."""
     train, test = labelled_clips(config)
-    settings = probe_configs.probe_settings(probe_configs.digit_motion())
-    probe = frozen_probe.FrozenProbe(pretrained, replace(settings, epochs=config.probe_epochs))
+    settings = replace(probe_configs.digit_motion(), epochs=config.probe_epochs)
+    comparison = EncoderComparison(pretrained, settings, train, test)
     return {
-        "pretrained target encoder": probe(pretrained, train, test),
-        "untrained encoder": probe(untrained, train, test),
-        "single frame, pretrained": probe(pretrained, train.single_frame(), test.single_frame()),
+        "pretrained target encoder": comparison(pretrained),
+        "untrained encoder": comparison(untrained),
+        "single frame, pretrained": comparison(pretrained, single_frame=True),
     }
 
 
@@ -439,9 +447,9 @@ def run(config: PretrainConfig, workdir: Path) -> None:
             )
             return
         results = evaluate(config, pretrainer.target_encoder, encoder)
-        summary = {name: frozen_probe.as_dict(result) for name, result in results.items()}
+        summary = {name: result.as_dict() for name, result in results.items()}
         files.write_text(workdir / "probe.json", json.dumps(summary, indent=2))
-        print(frozen_probe.table(results))
+        print(comparison_table(results))
 
 
 def save(

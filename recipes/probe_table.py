@@ -3,16 +3,14 @@
     KERAS_BACKEND=jax python recipes/probe_table.py --preset workdir/digit_motion/preset
 
 On the built-in videos: attentive and average pooling, one clip and two, fewer labels, the same
-network untrained, and single frames. Each with `--splits` seeds (default 3). Any field of the
-config is an option, as in `recipes/probe.py`; what a row is about is set by the row.
+network untrained, and single frames. Each with `--splits` seeds (default 3). Options are those of
+`recipes/probe.py`; what a row is about is set by the row.
 """
 
-import hashlib
-import json
 import logging
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,11 @@ import keras_vjepa  # noqa: F401
 import keras
 
 from keras_vjepa import files
+from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
-from keras_vjepa.evaluation.features import fingerprint
+from keras_vjepa.evaluation.evaluator import Evaluator
+from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import command_line, probe
@@ -32,12 +33,6 @@ from keras_vjepa.recipes.probe_configs import (
     ProbeConfig,
     digit_motion,
     digit_motion_black,
-)
-from keras_vjepa.recipes.probe_evaluation import (
-    UNTRAINED,
-    Evaluator,
-    make_encoder,
-    make_evaluator,
 )
 
 
@@ -74,39 +69,31 @@ CONFIGS = {function.__name__: function for function in (digit_motion, digit_moti
 
 def run(config: ProbeConfig, workdir: Path) -> str:
     """Evaluate every row, save and return the table. A run that was stopped goes on there."""
-    workdir.mkdir(parents=True, exist_ok=True)
     keras.config.set_dtype_policy(config.dtype)
-    config = probe.with_preset(config)
-    samples = probe.samples_of(config)
-    encoder = make_encoder(config)
+    config = probe.completed(config)
+    train, test = probe.samples_of(config)
+    encoder = probe.make_encoder(config)
     untrained = make_untrained(config, encoder)
-    evaluators: dict[Any, Evaluator] = {}
-    sweeps: dict[tuple[str, int], ProbeSweep] = {}
+    sweeps: dict[Any, ProbeSweep] = {}
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
     lines.append("|---" * (1 + len(config.tasks)) + "|")
     for row in ROWS:
         start = time.perf_counter()
-        stride = config.temporal_stride // (2 if row.half_the_time else 1)
-        one = replace(config, temporal_stride=stride, **row.changes)
-        backbone = untrained if row.untrained else encoder
-        # Rows that differ in the number of labels alone share features and the compiled step.
-        shape = (one.pooling, one.num_clips)
-        key = (*shape, one.temporal_stride, row.untrained, row.single_frame)
-        stored = workdir / "rows" / f"{_hash(one, row, backbone)}.json"
-        if not stored.exists():
-            if key not in evaluators:
-                cache = probe.cache_of(one, workdir)
-                evaluators[key] = make_evaluator(
-                    one, backbone, samples, cache, row.single_frame, sweeps.get(shape)
-                )
-                sweeps[shape] = evaluators[key].sweep
-            evaluator = replace(evaluators[key], config=one)
-            stored.parent.mkdir(exist_ok=True)
-            found = [evaluator(split) for split in range(one.splits)]
-            files.write_text(stored, json.dumps(found))
-        results = json.loads(stored.read_text())
+        stride = config.clip.frame_step // (2 if row.half_the_time else 1)
+        changed = replace(config, temporal_stride=stride, **row.changes)
+        # Rows with the same probes on features of one shape share the compiled step.
+        shape = (changed.classifier.pooling, changed.classifier.num_clips)
+        one = FrozenProbe(
+            untrained if row.untrained else encoder,
+            changed,
+            probe.cache_of(config, workdir),
+            row.single_frame,
+            sweeps.get(shape),
+        )
+        sweeps[shape] = one.sweep
+        results = Evaluator(one, train, test, workdir / "rows")(config.splits)
         cells = [
-            probe.mean_and_deviation([result[task]["top1"] for result in results])
+            mean_and_deviation([result[task]["top1"] for result in results])
             for task in config.tasks
         ]
         lines.append(f"| {' | '.join((row.name, *cells))} |")
@@ -117,9 +104,10 @@ def run(config: ProbeConfig, workdir: Path) -> str:
 
 
 def make_untrained(config: ProbeConfig, encoder: keras.Model) -> keras.Model:
-    """What the encoder was before its training, as `recipes/pretrain.py` left it, or another one.
+    """Find what the encoder was before its training, or make another one like it.
 
-    Narrow encoders start from weights of a deviation that their config does not tell.
+    Narrow encoders start from weights of a deviation that their config does not tell, so
+    `recipes/pretrain.py` leaves what it began with.
     """
     left = Path(config.preset).parent / "untrained"
     # The preset of a hub has no folder beside it.
@@ -129,19 +117,14 @@ def make_untrained(config: ProbeConfig, encoder: keras.Model) -> keras.Model:
     return type(encoder).from_config(encoder.get_config())
 
 
-def _hash(config: ProbeConfig, row: Row, encoder: keras.Model) -> str:
-    about = [asdict(config), row.name, keras.config.backend(), fingerprint(encoder)]
-    return hashlib.blake2b(json.dumps(about).encode()).hexdigest()[:16]
-
-
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "probe_table.py"
 ) -> tuple[ProbeConfig, Path]:
-    """The config of the first row and the workdir that a command line asks for."""
-    name, overrides, workdir = command_line.parse(
+    """Read the config of the first row and the workdir that a command line asks for."""
+    name, changes, workdir = command_line.parse(
         program, __doc__ or "", CONFIGS, arguments, "probe_table_"
     )
-    return replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **overrides}), workdir
+    return replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes}), workdir
 
 
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
@@ -149,7 +132,7 @@ def main(arguments: list[str] | None = None, program: str = "probe_table.py") ->
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         config, workdir = parse_arguments(arguments, program)
-        if config.preset == UNTRAINED:
+        if config.preset == probe.UNTRAINED:
             print("The encoder is untrained: the rows say what the data gives away.")
         print(run(config, workdir), end="")
     except (ValueError, OSError, TooManyBadFilesError) as error:

@@ -25,8 +25,8 @@ from keras_vjepa import (
     files,
 )
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.evaluation.frozen_probe import Clips
-from keras_vjepa.evaluation.sweep import ProbeSettings, labels_of
+from keras_vjepa.evaluation.comparison import LabelledClips
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
 from keras_vjepa.recipes import command_line
 from keras_vjepa.recipes.pretrain import labelled_clips, make_encoder
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig
@@ -34,11 +34,10 @@ from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig
 BATCH_SIZE = 32
 
 
-def train(config: PretrainConfig, task: str, training: Clips, test: Clips) -> float:
+def train(config: PretrainConfig, task: str, training: LabelledClips, test: LabelledClips) -> float:
     """Train an encoder from scratch on one task; the accuracy on the test clips."""
-    settings = ProbeSettings()
     classifier = VJEPAVideoClassifier(
-        make_encoder(config), settings.tasks[task], trainable_backbone=True
+        make_encoder(config), DIGIT_MOTION_TASKS[task], trainable_backbone=True
     )
     steps = config.probe_epochs * -(-len(training.samples) // BATCH_SIZE)
     # The probe's rate would be too much for the encoder.
@@ -50,12 +49,12 @@ def train(config: PretrainConfig, task: str, training: Clips, test: Clips) -> fl
     )
     classifier.fit(
         training.videos,
-        labels_of(training.samples, settings)[task],
+        labels_of(training.samples, DIGIT_MOTION_TASKS)[task],
         batch_size=BATCH_SIZE,
         epochs=config.probe_epochs,
         verbose=2,
     )
-    labels = labels_of(test.samples, settings)[task]
+    labels = labels_of(test.samples, DIGIT_MOTION_TASKS)[task]
     _, accuracy = classifier.evaluate(test.videos, labels, BATCH_SIZE, verbose=0)
     return float(accuracy)
 
@@ -66,7 +65,7 @@ def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
         raise ValueError(f"`data` must be one of {', '.join(SETS)}. Received: {config.data}")
     training, test = labelled_clips(config)
     found = {}
-    for task in ProbeSettings().tasks:
+    for task in DIGIT_MOTION_TASKS:
         found[task] = train(config, task, training, test)
         print(f"{task}: {found[task]:.3f} with {len(training.samples):,} labels", flush=True)
     workdir.mkdir(parents=True, exist_ok=True)

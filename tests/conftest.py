@@ -16,3 +16,29 @@ def tiny_pretrainer() -> Any:
     from keras_vjepa.conversion import convert
 
     return convert(GOLDEN / "tiny.pth.tar", num_heads=4)
+
+
+@pytest.fixture(scope="session")
+def digit_videos(tmp_path_factory: Any) -> Any:
+    """Training and test samples of a built-in set with few, short and small videos."""
+    from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+    from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+    from keras_vjepa.data.sources.samples import list_samples
+
+    # 16 frames in all: a clip of 4 x 4 has one place only.
+    config = DigitMotionConfig(
+        canvas_size=32, digit_size=12, num_frames=16, num_training_videos=60, num_test_videos=20
+    )
+    files = prepare_digit_motion(tmp_path_factory.mktemp("cache"), config, None)
+    return list_samples(files.train), list_samples(files.test)
+
+
+@pytest.fixture(scope="module")
+def small_encoder() -> Any:
+    """A backbone for those videos, with the same weights in every module of tests."""
+    import keras
+
+    from keras_vjepa import VJEPABackbone
+
+    keras.utils.set_random_seed(1)
+    return VJEPABackbone(32, 4, patch_size=8, hidden_dim=24, num_layers=1, num_heads=2)

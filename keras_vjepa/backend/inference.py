@@ -44,6 +44,7 @@ class Predictor:
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self._forward: Forward | None = None
+        self._functions: dict[Any, Any] = {}
 
     def __call__(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
         if self._forward is None:
@@ -59,6 +60,12 @@ class Predictor:
         return self._forward_of_one_device
 
     def _forward_of_one_device(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
+        # A function for each shape: TensorFlow would make one for any number of clips and views,
+        # and a model cannot work with a number that is not known.
+        shapes = tuple(np.shape(array) for array in tree.flatten(inputs))
+        self.model.predict_function = self._functions.get(shapes)
+        self.model.make_predict_function()
+        self._functions[shapes] = self.model.predict_function
         outputs = _only_rows_with_weight(self.model.predict_on_batch(inputs), weight, np)
         return tree.map_structure(collectives.gather, outputs)
 
@@ -105,7 +112,7 @@ def _tensorflow_forward(model: keras.Model) -> Forward:
     strategy = tf.distribute.get_strategy()
     local_count = len(strategy.extended.worker_devices)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function  # type: ignore[untyped-decorator]
     def forward(inputs: Any, weight: Any) -> Any:
         def of_a_replica(inputs: Any, weight: Any) -> Any:
             return _only_rows_with_weight(model(inputs), weight)

@@ -1,24 +1,6 @@
-"""Features of a frozen encoder, computed once, in memory or on disk (§4.3, App. D.1).
+"""Features of a frozen encoder, computed in memory (§4.3, App. D.1)."""
 
-A cache on disk is a folder:
-
-    manifest.json   what the features are of: encoder, clips, view, samples, precision
-    00000.npy       features of the first samples, `(samples, predictions, tokens, dim)`
-    00000.json      those of them that could not be read, with the reason; their rows are zeros
-    ...
-
-Its name ends with a hash of the manifest, so that features of another encoder or of other clips
-have a folder of their own. A shard appears complete or not at all: a run that was stopped goes on
-with the first one that is missing. The arrays are memory-mapped.
-"""
-
-import hashlib
-import json
-import os
-import shutil
-from collections import deque
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -26,23 +8,20 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa import files
-from keras_vjepa.backend import collectives
 from keras_vjepa.backend.inference import Predictor
 from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
-from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
 
 class FeatureExtractor(keras.Model):
-    """The features of a classifier, as a model: what its probe would see.
+    """Computes the features of a classifier: what its probe would see.
 
     Args:
         classifier: says how clips and views are put together; only its backbone is used.
 
     Call arguments:
-        videos: as `VJEPAVideoClassifier` takes them.
+        inputs: as `VJEPAVideoClassifier` takes them.
 
     Returns:
         float32 `(batch, predictions, tokens, dim)`.
@@ -54,21 +33,22 @@ class FeatureExtractor(keras.Model):
         self.built = True
         self.predictor = Predictor(self)
 
-    def call(self, videos: Any) -> Any:
-        return ops.cast(self.classifier.features(videos), "float32")
+    def call(self, inputs: Any) -> Any:
+        inputs = inputs if isinstance(inputs, dict) else {"videos": inputs}
+        return ops.cast(self.classifier.features(**inputs), "float32")
 
     def encode(self, batches: EvaluationBatches, start: int, stop: int) -> Iterator[NDArray[Any]]:
-        """Features of each batch, without the rows that only fill the last one.
+        """Compute the features of each batch, without the rows that only fill the last one.
 
         NaN for samples that could not be read. Of several processes each computes its share, and
         gets all.
         """
-        for step, (videos, _, weight) in enumerate(batches.stream(start, stop), start=start):
+        for step, (inputs, _, weight) in enumerate(batches.stream(start, stop), start=start):
             left = len(batches.samples) - step * batches.batch_size
-            yield self.predictor(videos, weight)[:left]
+            yield self.predictor(inputs, weight)[:left]
 
     def encode_array(self, videos: NDArray[np.float32], batch_size: int = 64) -> NDArray[Any]:
-        """Features of videos in memory."""
+        """Compute the features of videos that are in memory."""
         parts = []
         for start in range(0, len(videos), batch_size):
             batch = videos[start : start + batch_size]
@@ -79,145 +59,22 @@ class FeatureExtractor(keras.Model):
         return np.concatenate(parts)
 
 
-def fingerprint(encoder: keras.Model) -> str:
-    """A hash of an encoder's arguments and weights."""
-    config = {k: v for k, v in encoder.get_config().items() if k not in ("name", "trainable")}
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode())
-    for array in encoder.get_weights():
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def cached_features(
-    folder: Path,
-    name: str,
-    extractor: FeatureExtractor,
-    batches: EvaluationBatches,
-    description: dict[str, Any],
-    dtype: str = "float32",
-    batches_per_shard: int = 16,
-) -> Features:
-    """Features of all samples of `batches`, from the disk where they are there already.
-
-    Args:
-        folder: where caches are kept.
-        name: of this one, in front of its hash; for people.
-        extractor: computes the features.
-        batches: the samples, and how their clips are read.
-        description: what else the features depend on, as JSON; a difference is another cache.
-        dtype: "float32" or "float16", of the files.
-        batches_per_shard: a run that is stopped loses at most so many.
-
-    Raises:
-        OSError: if the disk is too small, or cannot be written.
-        ValueError: for another dtype.
-    """
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"`feature_dtype` must be 'float16' or 'float32'. Received: {dtype!r}")
-    description = {
-        **description,
-        "dtype": dtype,
-        "samples_per_shard": batches_per_shard * batches.batch_size,
-    }
-    folder = _described_folder(folder, name, extractor, batches, description)
-    shards: list[NDArray[Any]] = []
-    unreadable: dict[str, str] = {}
-    starts = range(0, batches.num_steps, batches_per_shard)
-    paths = [folder / f"{number:05d}.npy" for number in range(len(starts))]
-    missing = [path for path in paths if not path.exists()]
-    # So that all processes miss the same.
-    collectives.wait_for_all()
-    for path, start in zip(paths, starts, strict=True):
-        if path in missing:
-            stop = min(start + batches_per_shard, batches.num_steps)
-            parts = extractor.encode(batches, start, stop)
-            if batches.process_index == 0:
-                _write_shard(path, parts, batches, start, stop, dtype)
-            else:
-                deque(parts, maxlen=0)
-    collectives.wait_for_all()
-    for path in paths:
-        shards.append(np.load(path, mmap_mode="r"))
-        unreadable |= json.loads(path.with_suffix(".json").read_text())
-    return Features(batches.samples, shards, unreadable)
-
-
-def _described_folder(
-    folder: Path,
-    name: str,
-    extractor: FeatureExtractor,
-    batches: EvaluationBatches,
-    description: dict[str, Any],
-) -> Path:
-    """A folder of their own for these features, with the manifest in it."""
-    manifest = {
-        **description,
-        "backend": keras.config.backend(),
-        "encoder": fingerprint(extractor.classifier.backbone),
-        "attend_across_clips": extractor.classifier.attend_across_clips,
-        "clip": vars(batches.clip),
-        "seed": batches.seed,
-        "samples": _hash_of_samples(batches.samples),
-    }
-    text = json.dumps(manifest, indent=2, sort_keys=True)
-    folder = folder / f"{name}-{hashlib.blake2b(text.encode()).hexdigest()[:16]}"
-    files.write_text(folder / "manifest.json", text)
-    return folder
-
-
-def _write_shard(
-    path: Path,
-    parts: Iterator[NDArray[Any]],
-    batches: EvaluationBatches,
-    start: int,
-    stop: int,
-    dtype: str,
-) -> None:
-    first, last = (min(s * batches.batch_size, len(batches.samples)) for s in (start, stop))
-    array, done, unreadable = None, 0, {}
-    with files.unfinished_file(path) as unfinished:
-        for features in parts:
-            if array is None:
-                shape = (last - first, *features.shape[1:])
-                _check_space(path.parent, shape, len(batches.samples) - first, np.dtype(dtype))
-                array = np.lib.format.open_memmap(unfinished, "w+", np.dtype(dtype), shape)
-            unread = np.isnan(features[:, 0, 0, 0])
-            for row in np.flatnonzero(unread).tolist():
-                position = first + done + row
-                unreadable[batches.samples[position].path] = _why_unreadable(batches, position)
-            rows = array[done : done + len(features)]
-            rows[:], rows[unread] = features, 0
-            done += len(features)
-        assert array is not None
-        array.flush()
-        del array
-        # Before the block ends: a shard is there when its features are.
-        files.write_text(path.with_suffix(".json"), json.dumps(unreadable, indent=2))
-
-
-def _why_unreadable(batches: EvaluationBatches, position: int) -> str:
-    """What the process that writes says of a sample without features."""
+def why_unreadable(batches: EvaluationBatches, position: int) -> str:
+    """Say why there are no features of the sample at a position."""
     path = batches.samples[position].path
     other = f"another process could not read {path}, or the encoder's features of it are NaN"
     return batches.why_unreadable(position) or other
 
 
-def _check_space(
-    folder: Path, shape: tuple[int, ...], num_samples: int, dtype: np.dtype[Any]
-) -> None:
-    needed = num_samples * int(np.prod(shape[1:])) * dtype.itemsize
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"The features need {needed / 1e9:,.1f} GB, and {folder} has {free / 1e9:,.1f} GB "
-            "left. Take --feature_dtype float16, another --cache, or --online true"
-        )
+def features_in_memory(extractor: FeatureExtractor, batches: EvaluationBatches) -> Features:
+    """Compute the features of all samples of batches, and keep them in memory.
 
-
-def _hash_of_samples(samples: Sequence[Sample]) -> str:
-    """Of paths and sizes; labels do not change features."""
-    digest = hashlib.blake2b()
-    for sample in samples:
-        size = os.path.getsize(sample.path) if os.path.exists(sample.path) else -1
-        digest.update(f"{sample.path}\0{size}\n".encode())
-    return digest.hexdigest()[:32]
+    Args:
+        extractor: computes them.
+        batches: the samples, and how their clips are read.
+    """
+    features = np.concatenate(list(extractor.encode(batches, 0, batches.num_steps)))
+    unread = np.flatnonzero(np.isnan(features[:, 0, 0, 0])).tolist()
+    features[unread] = 0
+    unreadable = {batches.samples[i].path: why_unreadable(batches, i) for i in unread}
+    return Features(batches.samples, [features], unreadable)

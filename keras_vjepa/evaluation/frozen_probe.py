@@ -1,159 +1,267 @@
-"""Encoders compared by frozen probes on the built-in set (§4.3, App. D.1)."""
+"""The frozen evaluation of one encoder: probes are trained on its features (§4.3, App. D.1)."""
 
+import logging
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.batches.clips import ClipSettings
-from keras_vjepa.data.batches.features import Features
-from keras_vjepa.data.batches.labelled import EvaluationBatches
+from keras_vjepa import configuration
+from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.data.batches.labelled import TrainingBatches
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.data.transforms.views import center_view
-from keras_vjepa.evaluation.features import FeatureExtractor
-from keras_vjepa.evaluation.sweep import (
-    DIGIT_MOTION_TASKS,
-    ProbeSettings,
-    ProbeSweep,
-    evaluation_batches,
-    feature_batches,
-    labels_of,
-    top_k,
-)
-from keras_vjepa.models.backbone import VJEPABackbone
-from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
+from keras_vjepa.evaluation.metrics import accuracies, top_k
+from keras_vjepa.evaluation.probe_batches import ProbeBatches
+from keras_vjepa.evaluation.readouts import READOUTS
+from keras_vjepa.evaluation.settings import ProbeSettings
+from keras_vjepa.evaluation.splits import Split, make_split
+from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.evaluation.task_labels import labels_of
+from keras_vjepa.models.adapters import as_token_encoder
+from keras_vjepa.presets.preset import PresetName, load_backbone
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+from keras_vjepa.training.run_state import (
+    Checkpoints,
+    copy_training_state,
+    restore_training_state,
+)
 
-
-@dataclass(frozen=True)
-class Clips:
-    """Evaluation clips of labelled videos, in memory.
-
-    Attributes:
-        samples: the videos with their labels.
-        videos: float32 `(clips, frames, height, width, 3)`.
-        unreadable: files without a clip, with the reason; theirs is black.
-    """
-
-    samples: list[Sample]
-    videos: np.ndarray
-    unreadable: dict[str, str]
-
-    def single_frame(self) -> "Clips":
-        """The same clips with their first frame standing still: no motion is left to see."""
-        still = np.broadcast_to(self.videos[:, :1], self.videos.shape)
-        return Clips(self.samples, still, self.unreadable)
-
-
-def read_clips(
-    samples: list[Sample], clip: ClipSettings, image_size: int, num_workers: int = 2
-) -> Clips:
-    """One clip of every video of the built-in set, not augmented."""
-    batches = EvaluationBatches(
-        samples,
-        1,
-        lambda frames: center_view(frames, image_size, image_size),
-        clip=clip,
-        num_classes=math.prod(DIGIT_MOTION_TASKS.values()),
-        num_workers=num_workers,
-        read_ahead=16,
-    )
-    videos = np.concatenate([videos for videos, _, _ in batches.stream()])
-    return Clips(samples, videos, batches.bad_files)
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """What one encoder reaches.
-
-    Attributes:
-        accuracy: top-1 on the test clips, for each task.
-        learning_rate: of the probe, the one that was best on the held-out training clips.
-        statistics: spread of the test clips' features.
-    """
-
-    accuracy: dict[str, float]
-    learning_rate: dict[str, float]
-    statistics: FeatureStatistics
+_LOG = logging.getLogger(__name__)
 
 
 class FrozenProbe:
-    """One probe a task, trained anew for every encoder; compiled once.
+    """Measures what a frozen encoder knows: trains probes on its features, and tests them.
 
-    The last tenth of the training clips chooses among the candidates.
+    `fit` may be called again, for another split or other samples: it begins anew, and compiles
+    nothing again.
 
     Args:
-        encoder: any of the encoders to compare; all have its architecture.
-        settings: how to train.
+        encoder: a backbone (see `keras_vjepa.models.adapters`), or a preset of one.
+        settings: how to evaluate.
+        cache: folder for features, where they are found again; None keeps them in memory.
+        single_frame: show the first frame of each clip for all; only where features are kept.
+        sweep: that of another `FrozenProbe` with the same classifier and optimizer, for encoders of
+            one width: probes that are compiled already.
+        parallel: the processes that share the work; they see the same disk.
+        options: settings by name, in the place of those of `settings`; see
+            `keras_vjepa.configuration.options`.
+
+    Raises:
+        ValueError: if a setting is out of range, does not fit the encoder, or a batch cannot be
+            divided among the devices.
+
+    Example:
+
+    >>> from keras_vjepa import VJEPABackbone
+    >>> from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+    >>> encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> probe = FrozenProbe(encoder, num_classes=(5,), learning_rates=(1e-3, 1e-2), num_layers=2)
+    >>> len(probe.sweep.probes), probe.settings.image_size
+    (2, 32)
+
+    With lists of labelled samples, `probe.fit(train).score(test)["action"]["top1"]`.
     """
 
-    def __init__(self, encoder: VJEPABackbone, settings: ProbeSettings) -> None:
-        self.settings = settings
-        backbone = type(encoder).from_config(encoder.get_config())
-        self.extractor = FeatureExtractor(VJEPAVideoClassifier(backbone, num_classes=1))
-        self.sweep = ProbeSweep(settings, encoder.hidden_dim, encoder.num_heads)
-
-    def __call__(self, encoder: VJEPABackbone, train: Clips, test: Clips) -> ProbeResult:
-        """Train the probe on an encoder's features of `train`; accuracy on `test`."""
-        settings = self.settings
-        self.extractor.classifier.backbone.set_weights(encoder.get_weights())
-        train_features, test_features = (
-            Features(clips.samples, [self.extractor.encode_array(clips.videos)], clips.unreadable)
-            for clips in (train, test)
+    def __init__(
+        self,
+        encoder: keras.Model | PresetName,
+        settings: ProbeSettings | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        single_frame: bool = False,
+        sweep: ProbeSweep | None = None,
+        parallel: DataParallel = ALONE,
+        **options: Any,
+    ) -> None:
+        if isinstance(encoder, str | os.PathLike):
+            encoder = load_backbone(encoder)
+        settings = configuration.replace(settings or ProbeSettings(), **options)
+        self.encoder = encoder
+        self.settings = settings = settings.for_encoder(as_token_encoder(encoder))
+        self.parallel = parallel
+        classifier = self._fresh_classifier(settings.tasks[0])
+        self.batches = ProbeBatches(settings, classifier, cache, single_frame, parallel)
+        self.sweep = sweep or ProbeSweep(
+            classifier.probe,
+            settings.classes,
+            settings.candidates,
+            None if settings.keeps_features else classifier,
+            settings.optimizer.make,
         )
-        held_out = train.samples[-max(1, len(train.samples) // 10) :]
-        training = train.samples[: -len(held_out)]
-        batches = feature_batches(train_features, training, settings)
-        steps = settings.epochs * batches.steps_per_epoch
-        self.sweep.restart(settings.seed, steps)
-        self.sweep.train_on(batches, 0, steps)
-        chosen = self._accuracy(train_features, held_out)
-        reached = self._accuracy(test_features, test.samples)
-        accuracy, learning_rate = {}, {}
-        for task in settings.tasks:
-            best = int(np.argmax(chosen[task]))
-            accuracy[task] = float(reached[task][best])
-            learning_rate[task] = settings.candidates[best][0]
-        return ProbeResult(accuracy, learning_rate, feature_statistics(test_features.shards[0]))
+        self._train: Sequence[Sample] = ()
+        self._split = Split([], [])
+        self._validation_accuracy: dict[str, NDArray[np.float64]] = {}
 
-    def _accuracy(
-        self, features: Features, samples: Sequence[Sample]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Of every candidate, for each task."""
-        logits = self.sweep.logits(evaluation_batches(features, samples, self.settings))
-        labels = labels_of(samples, self.settings)
+    # --- Training --------------------------------------------------------------------------------
+
+    def split(self, samples: Sequence[Sample], index: int = 0) -> Split:
+        """Choose what to train on, and what chooses among the probes.
+
+        Args:
+            samples: all labelled training samples.
+            index: number of the split; it is added to the seed.
+
+        Raises:
+            ValueError: if a share is out of range, or no sample to train on is of some class.
+        """
+        settings = self.settings
+        return make_split(
+            samples,
+            settings.classes,
+            settings.seed + index,
+            settings.fraction,
+            settings.validation_share if len(settings.candidates) > 1 else None,
+        )
+
+    def fit(
+        self, samples: Sequence[Sample], index: int = 0, checkpoints: Checkpoints | None = None
+    ) -> Self:
+        """Train the probes, and find the best of each task by the validation samples.
+
+        Args:
+            samples: all labelled training samples.
+            index: number of the split; it is added to the seed.
+            checkpoints: where a training without kept features is saved after each epoch, and goes
+                on from: one of this encoder with these settings, samples and index.
+
+        Raises:
+            ValueError: if a share is out of range, or no sample to train on is of some class.
+            OSError: if features or checkpoints cannot be written.
+        """
+        # Says now which class is missing, and not when all features have been computed.
+        self._split, self._train = self.split(samples, index), samples
+        settings, seed = self.settings, self.settings.seed + index
+        batches = self.batches.training(self._split.training, samples, seed)
+        # As many steps as with all labels: fewer samples are seen more often.
+        num_samples = len(self._split.training) / settings.fraction
+        steps = settings.epochs * math.ceil(num_samples / settings.batch_size)
+        self.sweep.restart(seed, steps)
+        if checkpoints is None or settings.keeps_features:
+            self.sweep.train_on(batches, 0, steps, self.parallel)
+        else:
+            self._train_by_epochs(batches, steps, checkpoints)
+        self._validation_accuracy = self._validate()
+        return self
+
+    def _train_by_epochs(
+        self, batches: TrainingBatches[Any], steps: int, checkpoints: Checkpoints
+    ) -> None:
+        found, done = checkpoints.latest(), 0
+        if found is not None:
+            # All that is frozen is the encoder, which is here already.
+            restore_training_state(self.sweep, found.arrays, non_trainable=False)
+            done = found.step
+        while done < steps:
+            stop = min(done + batches.steps_per_epoch, steps)
+            self.sweep.train_on(batches, done, stop, self.parallel)
+            done = stop
+            if self.parallel.is_first:
+                state = copy_training_state(self.sweep, non_trainable=False)
+                try:
+                    checkpoints.save(done, state, {"steps": steps})
+                    checkpoints.wait()
+                except FloatingPointError as error:
+                    # It is one of the probes; the others may be sound.
+                    _LOG.warning("%s", error)
+
+    def _validate(self) -> dict[str, NDArray[np.float64]]:
+        """The accuracy of every probe on the validation samples, for each task; none without."""
+        samples = self._split.validation
+        if not samples:
+            return {}
+        logits = self.sweep.logits(self.batches.validation(samples, self._train))
+        labels = labels_of(samples, self.settings.classes)
         return {
             task: top_k(logits[task], labels[task], 1).mean(axis=0) for task in self.settings.tasks
         }
 
+    def best(self, task: str) -> int:
+        """Return the place of a task's best probe among the candidates."""
+        accuracy = self._validation_accuracy.get(task)
+        return 0 if accuracy is None else int(np.argmax(accuracy))
 
-def table(results: dict[str, ProbeResult]) -> str:
-    """The results as lines of text, one encoder a line."""
-    tasks = list(DIGIT_MOTION_TASKS)
-    rows: list[tuple[str, ...]] = [
-        ("frozen attentive probe, test accuracy", *tasks, "feature std", "effective rank")
-    ]
-    for name, result in results.items():
-        accuracies = [f"{result.accuracy[task]:.3f}" for task in tasks]
-        statistics = result.statistics
-        rows.append(
-            (name, *accuracies, f"{statistics.std:.3f}", f"{statistics.effective_rank:.1f}")
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    def classifier(self, task: str) -> VJEPAVideoClassifier:
+        """Make a classifier of the encoder and a task's best probe."""
+        classifier = self._fresh_classifier(task)
+        classifier.probe.set_weights(self.sweep.probes_of(task)[self.best(task)].get_weights())
+        return classifier
 
+    def _fresh_classifier(self, task: str) -> VJEPAVideoClassifier:
+        num_classes = self.settings.classes[task]
+        return self.settings.classifier.make(backbone=self.encoder, num_classes=num_classes)
 
-def as_dict(result: ProbeResult) -> dict[str, Any]:
-    """For a results file."""
-    return {
-        **{f"{task}_accuracy": accuracy for task, accuracy in result.accuracy.items()},
-        **{f"{task}_probe_learning_rate": rate for task, rate in result.learning_rate.items()},
-        "feature_std": result.statistics.std,
-        "effective_rank": result.statistics.effective_rank,
-    }
+    # --- Testing ---------------------------------------------------------------------------------
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+        """Test the probes of the last `fit`.
+
+        Args:
+            samples: labelled test samples.
+
+        Returns:
+            For each task what `accuracies` gives of its best probe, and
+
+            - `best`: the place of that probe among the candidates;
+            - `candidates`: of each the `learning_rate`, the `weight_decay`, and the accuracy in
+              `validation` and `test`; `validation` is None for a single one;
+            - `readouts`: top-1 of the quick checks by their names, where they were asked for.
+        """
+        settings = self.settings
+        logits = self.sweep.logits(self.batches.test(samples))
+        num_counted = len(samples)
+        if settings.skip_unreadable:
+            num_counted -= int(np.isnan(logits[settings.tasks[0]][:, 0, 0]).sum())
+        return {
+            task: {
+                **self._report(task, samples, logits[task], num_counted),
+                "readouts": self._readouts(task, samples, num_counted),
+            }
+            for task in settings.tasks
+        }
+
+    def _report(
+        self,
+        task: str,
+        samples: Sequence[Sample],
+        logits: NDArray[np.float32],
+        num_counted: int,
+    ) -> dict[str, Any]:
+        settings, best = self.settings, self.best(task)
+        labels = labels_of(samples, settings.classes)[task]
+        test_accuracy = top_k(logits, labels, 1).sum(axis=0) / num_counted
+        validation_accuracy = self._validation_accuracy.get(task)
+        candidates = [
+            {
+                "learning_rate": learning_rate,
+                "weight_decay": weight_decay,
+                "validation": None if validation_accuracy is None else validation_accuracy[i],
+                "test": test_accuracy[i],
+            }
+            for i, (learning_rate, weight_decay) in enumerate(settings.candidates)
+        ]
+        found = accuracies(logits[:, best], labels, settings.classes[task], num_counted)
+        return {**found, "best": best, "candidates": candidates}
+
+    def _readouts(
+        self, task: str, test_samples: Sequence[Sample], num_counted: int
+    ) -> dict[str, float]:
+        """Top-1 of the quick checks, on all labels of the split: none of them chooses anything."""
+        if not self.settings.readouts or not self.settings.keeps_features:
+            return {}
+        classes = self.settings.classes
+        train = self.batches.features(self._train)
+        test = self.batches.features(test_samples, is_test=True)
+        split = (*self._split.training, *self._split.validation)
+        samples = [sample for sample in split if sample.path not in train.unreadable]
+        pooled = train.pooled()[[train.row(sample) for sample in samples]]
+        labels, test_labels = (labels_of(part, classes)[task] for part in (samples, test_samples))
+        read = np.array([sample.path not in test.unreadable for sample in test_samples])
+        found = {}
+        for name, readout in READOUTS.items():
+            scores = readout(pooled, labels, test.pooled(), classes[task])
+            right = (scores.argmax(axis=1) == test_labels) & read
+            found[name] = float(right.sum() / num_counted)
+        return found

@@ -4,6 +4,8 @@ Neither needs training, a learning rate or a backend: a second on thousands of s
 less than an attentive probe, which sees every token, but at once and without a seed.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,7 @@ def nearest_neighbors(
     num_neighbors: int = 20,
     temperature: float = 0.07,
 ) -> NDArray[np.float64]:
-    """Votes of the most similar training samples.
+    """Let the most similar training samples vote.
 
     Similarity is the cosine after the training mean is taken off, which all features share; a
     neighbour's vote weighs exp(similarity / temperature), as is usual for self-supervised models.
@@ -69,7 +71,7 @@ def ridge_classifier(
     num_classes: int,
     penalty: float = 1e-3,
 ) -> NDArray[np.float64]:
-    """Scores of a linear map, fitted by least squares to the classes in closed form.
+    """Fit a linear map to the classes by least squares, in closed form, and score with it.
 
     Args:
         train: pooled features `(samples, dim)`; every channel is brought to mean 0, deviation 1.
@@ -103,6 +105,12 @@ def ridge_classifier(
     target = np.eye(num_classes)[labels] - share
     covariance = train.T @ train + penalty * len(train) * np.eye(train.shape[1])
     return test @ np.linalg.solve(covariance, train.T @ target) + share
+
+
+READOUTS: dict[str, Callable[..., NDArray[np.float64]]] = {
+    "nearest_neighbors": nearest_neighbors,
+    "ridge_classifier": ridge_classifier,
+}
 
 
 def _checked(

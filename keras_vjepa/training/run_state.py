@@ -37,11 +37,16 @@ _PATTERN = "step-[0-9]*-*.npz"
 # --- A model's state -----------------------------------------------------------------------------
 
 
-def training_variables(model: keras.Model) -> dict[str, keras.Variable]:
+def training_variables(model: keras.Model, non_trainable: bool = True) -> dict[str, keras.Variable]:
     """All that the next training step depends on, by path.
 
     Weights, position tables, random seeds, optimizer slots and iteration, from which the schedules
     follow. Metrics are not among it: an epoch starts them anew.
+
+    Args:
+        model: compiled.
+        non_trainable: whether variables that are not trained are among it. False for a model of
+            which they are a frozen part that whoever goes on with the training has anyway.
 
     Raises:
         ValueError: if the optimizer is not built, or two variables have one path.
@@ -51,7 +56,7 @@ def training_variables(model: keras.Model) -> dict[str, keras.Variable]:
         raise ValueError("`model` must be compiled and its optimizer built. Received: one without")
     variables = [
         *model.trainable_variables,
-        *model.non_trainable_variables,
+        *(model.non_trainable_variables if non_trainable else []),
         *optimizer.variables,
     ]
     named = {variable.path: variable for variable in variables}
@@ -63,7 +68,9 @@ def training_variables(model: keras.Model) -> dict[str, keras.Variable]:
     return named
 
 
-def copy_training_state(model: keras.Model, into: Arrays | None = None) -> dict[str, NDArray[Any]]:
+def copy_training_state(
+    model: keras.Model, into: Arrays | None = None, non_trainable: bool = True
+) -> dict[str, NDArray[Any]]:
     """The values of `training_variables` in memory of their own.
 
     In a callback take `self.model`, which is up to date on every backend. All processes must call
@@ -73,8 +80,9 @@ def copy_training_state(model: keras.Model, into: Arrays | None = None) -> dict[
         model: compiled.
         into: what this gave before for the same model, to be overwritten. Fresh memory can cost
             many times the copy itself.
+        non_trainable: as in `training_variables`.
     """
-    variables, into = training_variables(model), into or {}
+    variables, into = training_variables(model, non_trainable), into or {}
     state = {}
     for path, value in zip(variables, values(list(variables.values())), strict=True):
         # NumPy's files do not know bfloat16; in float32 it is exact.
@@ -85,13 +93,18 @@ def copy_training_state(model: keras.Model, into: Arrays | None = None) -> dict[
     return state
 
 
-def restore_training_state(model: keras.Model, arrays: Arrays) -> None:
+def restore_training_state(model: keras.Model, arrays: Arrays, non_trainable: bool = True) -> None:
     """Assign what `copy_training_state` gave.
+
+    Args:
+        model: compiled.
+        arrays: what it gave.
+        non_trainable: as in `training_variables`.
 
     Raises:
         ValueError: unless names and shapes are those of the model. Nothing is assigned then.
     """
-    variables = training_variables(model)
+    variables = training_variables(model, non_trainable)
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     stored = {path: array.shape for path, array in arrays.items()}
     for path in sorted(shapes.keys() | stored.keys()):

@@ -13,10 +13,7 @@ from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS, render_digit_motion
-from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform
-from keras_vjepa.evaluation.frozen_probe import Clips, FrozenProbe
-from keras_vjepa.evaluation.sweep import ProbeSettings
 from keras_vjepa.recipes import pretrain, supervised
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
 from tests.support import GOLDEN
@@ -148,31 +145,6 @@ def test_default_recipe(small_set, tmp_path, capsys):
         "feature_std",
         "effective_rank",
     }
-
-
-def test_the_probes_rate_is_chosen_on_held_out_training_clips():
-    config = dataclasses.replace(digit_motion(), **SHRUNK)
-    rng = np.random.default_rng(0)
-    labels = rng.permuted(np.tile([0, 11], 40))
-
-    def clips(labels, level):
-        videos = np.zeros((len(labels), 8, 64, 64, 3), "float32")
-        videos[:] = level * labels.reshape(-1, 1, 1, 1, 1) / 11
-        samples = [Sample(f"{level} {i}", int(label)) for i, label in enumerate(labels)]
-        return Clips(samples, videos, {})
-
-    settings = ProbeSettings(candidates=((1e-9, 0.01), (1e-2, 0.01)), epochs=6, batch_size=8)
-    encoder = pretrain.make_encoder(config)
-    probe = FrozenProbe(encoder, settings)
-    train, test = clips(labels, 1.0), clips(labels[:20], 1.0)
-    result = probe(encoder, train, test)
-    assert result.learning_rate == {"digit": 1e-2, "motion": 1e-2}
-    assert result.accuracy == {"digit": 1.0, "motion": 1.0}
-    # On these the rate that teaches nothing would be the better one, if they were asked.
-    wrong = Clips([Sample(s.path, 11 - s.label) for s in test.samples], test.videos, {})
-    result = probe(encoder, train, wrong)
-    assert result.learning_rate == {"digit": 1e-2, "motion": 1e-2}
-    assert result.accuracy == {"digit": 0.0, "motion": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,207 @@
+"""Encoders of one architecture compared by frozen probes on the same clips (§4.3, App. D.1)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.features import (
+    EvaluationFeatureBatches,
+    Features,
+    LabelledFeatureBatches,
+)
+from keras_vjepa.data.batches.labelled import EvaluationBatches
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.views import center_view
+from keras_vjepa.evaluation.features import FeatureExtractor
+from keras_vjepa.evaluation.metrics import top_k
+from keras_vjepa.evaluation.settings import ProbeSettings
+from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.evaluation.task_labels import labels_of, num_labels
+from keras_vjepa.models.adapters import Size
+from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """One clip of each of several labelled videos, in memory.
+
+    Attributes:
+        samples: the videos with their labels.
+        videos: float32 `(clips, frames, height, width, 3)`.
+        unreadable: files without a clip, with the reason; theirs is black.
+    """
+
+    samples: list[Sample]
+    videos: NDArray[np.float32]
+    unreadable: dict[str, str]
+
+    def single_frame(self) -> "LabelledClips":
+        """Return the clips with their first frame standing still: no motion is left to see."""
+        still = np.broadcast_to(self.videos[:, :1], self.videos.shape)
+        return LabelledClips(self.samples, still, self.unreadable)
+
+
+def read_labelled_clips(
+    samples: list[Sample],
+    clip: ClipSettings,
+    image_size: Size,
+    num_classes: int,
+    num_workers: int = 2,
+) -> LabelledClips:
+    """Read one clip of every video of a set whose frames are looked at whole, not augmented.
+
+    Args:
+        samples: the videos.
+        clip: how to choose frames.
+        image_size: height and width of the clips.
+        num_classes: number of values that a label can have.
+        num_workers: threads that decode.
+    """
+    short_side = image_size if isinstance(image_size, int) else max(image_size)
+    batches = EvaluationBatches(
+        samples,
+        1,
+        lambda frames: center_view(frames, image_size, short_side),
+        clip=clip,
+        num_classes=num_classes,
+        num_workers=num_workers,
+        read_ahead=16,
+    )
+    videos = np.concatenate([videos for videos, _, _ in batches.stream()])
+    return LabelledClips(samples, videos, batches.bad_files)
+
+
+@dataclass(frozen=True)
+class ComparedEncoder:
+    """What one encoder reaches.
+
+    Attributes:
+        accuracy: top-1 on the test clips, for each task.
+        learning_rate: of the probe, the one that was best on the held-out training clips.
+        statistics: spread of the test clips' features.
+    """
+
+    accuracy: dict[str, float]
+    learning_rate: dict[str, float]
+    statistics: FeatureStatistics
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything by name, for a results file."""
+        return {
+            **{f"{task}_accuracy": accuracy for task, accuracy in self.accuracy.items()},
+            **{f"{task}_probe_learning_rate": rate for task, rate in self.learning_rate.items()},
+            "feature_std": self.statistics.std,
+            "effective_rank": self.statistics.effective_rank,
+        }
+
+
+class EncoderComparison:
+    """Probes encoders of one architecture, one after the other; compiled once for all.
+
+    A call trains one probe a task anew. The last tenth of the training clips chooses among the
+    candidates.
+
+    Args:
+        encoder: any of the encoders.
+        settings: how to train; clips, views and their augmentation are not asked for.
+        train: clips to train on and to choose with.
+        test: clips to test on.
+
+    Call arguments:
+        encoder: the one to probe.
+        single_frame: show it the first frame of every clip for all.
+
+    Returns:
+        A `ComparedEncoder`.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        settings: ProbeSettings,
+        train: LabelledClips,
+        test: LabelledClips,
+    ) -> None:
+        self.settings = settings
+        self.train = train
+        self.test = test
+        backbone = type(encoder).from_config(encoder.get_config())
+        arguments = {"backbone": backbone, "num_classes": 1}
+        self.extractor = FeatureExtractor(settings.classifier.make(**arguments))
+        self.sweep = ProbeSweep(
+            self.extractor.classifier.probe,
+            settings.classes,
+            settings.candidates,
+            make_optimizer=settings.optimizer.make,
+        )
+
+    def __call__(self, encoder: keras.Model, single_frame: bool = False) -> ComparedEncoder:
+        settings = self.settings
+        self.extractor.classifier.backbone.set_weights(encoder.get_weights())
+        train, test = (self._features(clips, single_frame) for clips in (self.train, self.test))
+        held_out = train.samples[-max(1, len(train.samples) // 10) :]
+        batches = LabelledFeatureBatches(
+            train.samples[: -len(held_out)],
+            settings.batch_size,
+            train,
+            num_classes=num_labels(settings.classes),
+            # With several tasks, not every combination need occur.
+            allow_absent_classes=True,
+            seed=settings.seed,
+        )
+        steps = settings.epochs * batches.steps_per_epoch
+        self.sweep.restart(settings.seed, steps)
+        self.sweep.train_on(batches, 0, steps)
+        chosen = self._accuracy(train, held_out)
+        reached = self._accuracy(test, self.test.samples)
+        best = {task: int(np.argmax(chosen[task])) for task in settings.tasks}
+        return ComparedEncoder(
+            {task: float(reached[task][i]) for task, i in best.items()},
+            {task: settings.candidates[i][0] for task, i in best.items()},
+            feature_statistics(test.shards[0]),
+        )
+
+    def _features(self, clips: LabelledClips, single_frame: bool) -> Features:
+        clips = clips.single_frame() if single_frame else clips
+        features = self.extractor.encode_array(clips.videos)
+        return Features(clips.samples, [features], clips.unreadable)
+
+    def _accuracy(
+        self, features: Features, samples: Sequence[Sample]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Of every candidate, for each task."""
+        settings = self.settings
+        batches = EvaluationFeatureBatches(
+            samples, settings.batch_size, features, num_classes=num_labels(settings.classes)
+        )
+        logits = self.sweep.logits(batches)
+        labels = labels_of(samples, settings.classes)
+        return {task: top_k(logits[task], labels[task], 1).mean(axis=0) for task in settings.tasks}
+
+
+def comparison_table(results: Mapping[str, ComparedEncoder]) -> str:
+    """Write what encoders reach as lines of text, one encoder a line.
+
+    Args:
+        results: by the encoders' names.
+    """
+    tasks = list(next(iter(results.values())).accuracy)
+    rows: list[tuple[str, ...]] = [
+        ("frozen attentive probe, test accuracy", *tasks, "feature std", "effective rank")
+    ]
+    for name, result in results.items():
+        accuracies = [f"{result.accuracy[task]:.3f}" for task in tasks]
+        statistics = result.statistics
+        rows.append(
+            (name, *accuracies, f"{statistics.std:.3f}", f"{statistics.effective_rank:.1f}")
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

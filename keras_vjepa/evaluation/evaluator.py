@@ -1,0 +1,154 @@
+"""An evaluation over several splits of the training samples, never lost (App. D.1, Table 8)."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_vjepa import configuration, files
+from keras_vjepa.backend import collectives
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.evaluation.feature_cache import fingerprint, hash_of_samples
+from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.settings import ProbeSettings
+from keras_vjepa.training.run_state import Checkpoints
+
+# The metrics of each task, as `FrozenProbe.score` gives them.
+Metrics = dict[str, dict[str, Any]]
+
+# Settings that the numbers do not depend on.
+_FREE = {"num_workers", "max_bad_share"}
+# Where the versions before the first release kept what they had done.
+_EARLIER_FOLDER = "unfinished"
+
+_LOG = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Evaluates a probe on several splits; one call trains, tests and returns all metrics.
+
+    Each split that is done is kept in a file; the training of one that is not, and has no features
+    to begin from, after each epoch. The same evaluation in the same folder goes on from there, and
+    one that is finished computes nothing. Another one does not disturb it.
+
+    Args:
+        probe: what is trained and tested.
+        train, test: labelled samples.
+        folder: where to keep what is done; None keeps nothing.
+
+    Call arguments:
+        splits: how many, one after the other.
+        after_split: called with the number of a split and its metrics before it counts as done, by
+            all processes; `probe` is trained then.
+
+    Returns:
+        The metrics of each split, in the first process; nothing in the others.
+
+    Example:
+
+    >>> from keras_vjepa import VJEPABackbone
+    >>> from keras_vjepa.evaluation.evaluator import Evaluator
+    >>> from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+    >>> encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> evaluator = Evaluator(FrozenProbe(encoder, num_classes=(5,)), train=[], test=[])
+    >>> evaluator.folder is None
+    True
+    """
+
+    def __init__(
+        self,
+        probe: FrozenProbe,
+        train: Sequence[Sample],
+        test: Sequence[Sample],
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.probe = probe
+        self.train = train
+        self.test = test
+        self.folder = None if folder is None else Path(folder)
+
+    def __call__(
+        self, splits: int = 1, after_split: Callable[[int, Metrics], None] | None = None
+    ) -> list[Metrics]:
+        if splits < 1:
+            raise ValueError(f"`splits` must be at least 1. Received: {splits}")
+        parallel = self.probe.parallel
+        for index in range(splits):
+            # Says now which class is missing, and not when all splits before have been trained.
+            self.probe.split(self.train, index)
+        if self.folder is None:
+            results = [self._metrics(index, None, after_split) for index in range(splits)]
+            return results if parallel.is_first else []
+        self._say_what_is_not_used()
+        paths = [self._path(index) for index in range(splits)]
+        done = [path.exists() for path in paths]
+        # So that all processes find the same ones done.
+        collectives.wait_for_all()
+        for index, path in enumerate(paths):
+            if done[index]:
+                continue
+            progress = path.with_suffix("")
+            metrics = self._metrics(index, Checkpoints(progress, keep_last=1), after_split)
+            if parallel.is_first:
+                files.write_text(path, json.dumps(metrics))
+                shutil.rmtree(progress, ignore_errors=True)
+        return [json.loads(path.read_text()) for path in paths] if parallel.is_first else []
+
+    def is_finished(self, splits: int = 1) -> bool:
+        """Whether all that a call would compute is there."""
+        return self.folder is not None and all(self._path(i).exists() for i in range(splits))
+
+    def _metrics(
+        self,
+        index: int,
+        checkpoints: Checkpoints | None,
+        after_split: Callable[[int, Metrics], None] | None,
+    ) -> Metrics:
+        metrics = self.probe.fit(self.train, index, checkpoints).score(self.test)
+        if after_split is not None:
+            after_split(index, metrics)
+        return metrics
+
+    def _path(self, index: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{self.key}-split{index}.json"
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A hash of all that the numbers depend on."""
+        probe = self.probe
+        values = configuration.values(probe.settings)
+        # A config of a recipe is more than settings: where samples and encoder come from.
+        names = configuration.options(ProbeSettings()).keys() - _FREE
+        about = [
+            {name: values[name] for name in sorted(names)},
+            probe.batches.single_frame,
+            keras.config.backend(),
+            str(keras.config.dtype_policy().name),
+            fingerprint(probe.encoder),
+            [hash_of_samples(part) for part in (self.train, self.test)],
+        ]
+        # Labels too: they do not change features, but what a probe learns of them.
+        about += [[sample.label for sample in part] for part in (self.train, self.test)]
+        return hashlib.blake2b(json.dumps(about).encode()).hexdigest()[:16]
+
+    def _say_what_is_not_used(self) -> None:
+        """Log if an evaluation begins anew beside what an earlier version has done of it."""
+        assert self.folder is not None
+        if not self.probe.parallel.is_first or any(self.folder.glob(f"{self.key}-*")):
+            return
+        earlier = [
+            *(self.folder.parent / _EARLIER_FOLDER).glob("*"),
+            *(path for path in self.folder.glob("*.json") if "-split" not in path.stem),
+        ]
+        if earlier:
+            _LOG.warning(
+                "%s is of an earlier version and not used: this evaluation begins anew.", earlier[0]
+            )

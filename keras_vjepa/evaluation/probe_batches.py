@@ -1,0 +1,162 @@
+"""What the probes of an evaluation see: batches of features, or of clips (§4.3, App. D.1)."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.data.batches.features import (
+    EvaluationFeatureBatches,
+    Features,
+    LabelledFeatureBatches,
+)
+from keras_vjepa.data.batches.labelled import ClipPlaces, OrderedBatches, TrainingBatches
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.evaluation.feature_cache import cached_features
+from keras_vjepa.evaluation.features import FeatureExtractor, features_in_memory
+from keras_vjepa.evaluation.settings import ProbeSettings
+from keras_vjepa.evaluation.task_labels import num_labels
+from keras_vjepa.evaluation.views import evaluation_clips, standing_still, training_clips
+from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+
+
+class ProbeBatches:
+    """Makes the batches of an evaluation, and the features in them.
+
+    Args:
+        settings: of the evaluation, for its encoder.
+        classifier: computes features, where the settings keep them.
+        cache: folder for features; None keeps them in memory.
+        single_frame: show the first frame of each clip for all; only where features are kept.
+        parallel: the processes that share the work.
+    """
+
+    def __init__(
+        self,
+        settings: ProbeSettings,
+        classifier: VJEPAVideoClassifier,
+        cache: str | os.PathLike[str] | None = None,
+        single_frame: bool = False,
+        parallel: DataParallel = ALONE,
+    ) -> None:
+        for name in ("batch_size", "feature_batch_size"):
+            parallel.check_batch_size(getattr(settings, name), name=name)
+        if single_frame and not settings.keeps_features:
+            raise ValueError("`single_frame` must be False with `augment` or `online`.")
+        self.settings = settings
+        self.extractor = FeatureExtractor(classifier) if settings.keeps_features else None
+        self.cache = None if cache is None else Path(cache)
+        self.single_frame = single_frame
+        self.parallel = parallel
+        self._kept: dict[bool, Features] = {}
+
+    def training(
+        self, samples: Sequence[Sample], everything: Sequence[Sample], seed: int
+    ) -> TrainingBatches[Any]:
+        """Make endless batches to train on.
+
+        Args:
+            samples: those to train on.
+            everything: all training samples, of which features are computed.
+            seed: of the order.
+        """
+        settings = self.settings
+        if self.extractor is None:
+            places = ClipPlaces(everything, settings.seed)
+            return self.parallel.share(training_clips(settings, samples, places, seed))
+        batches = LabelledFeatureBatches(
+            samples,
+            settings.batch_size,
+            self.features(everything),
+            num_classes=num_labels(settings.classes),
+            # With several tasks, not every combination need occur.
+            allow_absent_classes=True,
+            seed=seed,
+        )
+        return self.parallel.share(batches)
+
+    def validation(
+        self, samples: Sequence[Sample], everything: Sequence[Sample]
+    ) -> OrderedBatches[Any]:
+        """Make batches of training samples in one view; arguments as in `training`."""
+        if self.extractor is not None:
+            return self._of_features(samples, self.features(everything))
+        return self._of_clips(samples, 1, ClipPlaces(everything, self.settings.seed))
+
+    def test(self, samples: Sequence[Sample]) -> OrderedBatches[Any]:
+        """Make batches of test samples in all their views."""
+        if self.extractor is not None:
+            return self._of_features(samples, self.features(samples, is_test=True))
+        return self._of_clips(samples, self.settings.classifier.num_views)
+
+    def _of_features(
+        self, samples: Sequence[Sample], features: Features
+    ) -> EvaluationFeatureBatches:
+        batches = EvaluationFeatureBatches(
+            samples,
+            self.settings.batch_size,
+            features,
+            num_classes=num_labels(self.settings.classes),
+            skip_unreadable=self.settings.skip_unreadable,
+        )
+        return self.parallel.share(batches)
+
+    def _of_clips(
+        self, samples: Sequence[Sample], num_views: int, places: ClipPlaces | None = None
+    ) -> OrderedBatches[Any]:
+        # As many rows for each device, and not many more than samples.
+        devices = self.parallel.device_count
+        size = min(self.settings.batch_size, -(-len(samples) // devices) * devices)
+        batches = evaluation_clips(self.settings, samples, num_views, size, places)
+        return self.parallel.share(batches)
+
+    # --- Features --------------------------------------------------------------------------------
+
+    def features(self, samples: Sequence[Sample], is_test: bool = False) -> Features:
+        """Return features of samples, computed unless they are in memory or on the disk.
+
+        Args:
+            samples: all training samples, or all test samples.
+            is_test: whether they are seen in all views.
+        """
+        known = self._kept.get(is_test)
+        if known is None or list(known.samples) != list(samples):
+            self._kept[is_test] = self._found_or_computed(samples, is_test)
+        return self._kept[is_test]
+
+    def _found_or_computed(self, samples: Sequence[Sample], is_test: bool) -> Features:
+        assert self.extractor is not None, "asked for features that are not kept"
+        settings = self.settings
+        num_views = settings.classifier.num_views if is_test else 1
+        batches = evaluation_clips(settings, samples, num_views, settings.feature_batch_size)
+        if self.single_frame:
+            batches.transform = standing_still(batches.transform)
+        batches = self.parallel.share(batches)
+        if self.cache is None:
+            return features_in_memory(self.extractor, batches)
+        name = "test" if is_test else "train"
+        description = self._description(num_views)
+        return cached_features(
+            self.cache, name, self.extractor, batches, description, settings.feature_dtype
+        )
+
+    def _description(self, num_views: int) -> dict[str, Any]:
+        """What features depend on beside encoder, samples and clips.
+
+        In the words of the first caches, so that these are found again.
+        """
+        settings = self.settings
+        short_side, size = settings.view.short_side, settings.image_size
+        largest = size if size is None or isinstance(size, int) else max(size)
+        words = {None: "256/224", largest: "crop"}
+        description = {
+            "image_size": size,
+            "num_views": num_views,
+            "images": settings.images,
+            "short_side": words.get(short_side, short_side),
+            "single_frame": self.single_frame,
+        }
+        if settings.classifier.max_frames is not None:
+            description["max_frames"] = settings.classifier.max_frames
+        return description

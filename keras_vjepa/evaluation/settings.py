@@ -1,0 +1,159 @@
+"""What defines a frozen evaluation beside encoder and samples (§4.3, App. D.1, Table 10)."""
+
+from dataclasses import dataclass, replace
+
+from keras_vjepa.configuration import Part
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
+from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
+from keras_vjepa.data.transforms.views import center_view
+from keras_vjepa.evaluation.sweep_optimizer import Candidate, SweepAdamW
+from keras_vjepa.models.adapters import Size, TokenEncoder
+from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """The settings of a frozen evaluation; `FrozenProbe` takes any of them by name.
+
+    A part holds the arguments of one constructor, under their own names or those that a config of
+    pretraining has for them; `keras_vjepa.configuration.options` lists all. What `recipes/probe.py`
+    calls `k400` and so on are the paper's and the authors' values.
+
+    Attributes:
+        tasks: names of what is told apart.
+        num_classes: number of classes of each task. With several tasks, a sample's label is their
+            labels as the digits of one number, the first task's first.
+        images: samples are images, repeated to a clip.
+        image_size: height and width of what the encoder sees; none for the encoder's own.
+        augment: augment the training clips. Without it features are computed once, and kept.
+        auto_augment: augment by RandAugment (videos) or AutoAugment (images) too.
+        online: compute features anew in every step even so.
+        fraction: share of the training samples of each class to use (Table 8).
+        validation_share: share of them that is held out to choose among several probes.
+        learning_rates: a probe is trained with each of them and each weight decay; the best on the
+            validation samples is reported.
+        weight_decays: see `learning_rates`.
+        batch_size: samples in a training step.
+        epochs: passes over the training samples.
+        feature_batch_size: samples of which features are computed at once.
+        feature_dtype: float32 or float16, of features on disk.
+        readouts: also nearest neighbours and a ridge on pooled features, where these are kept.
+        skip_unreadable: leave test samples that cannot be read out instead of counting them wrong.
+        max_bad_share: stop when more than this share of the samples cannot be read.
+        num_workers: threads that decode.
+        seed: of everything random; a split adds its number.
+        classifier: arguments of `VJEPAVideoClassifier`, its probe's among them.
+        clip: arguments of `ClipSettings`.
+        view: arguments of `center_view`, one view in training and testing.
+        transform: arguments of `VideoProbeTransform` or `ImageProbeTransform`.
+        operations: arguments of `RandAugment` or `AutoAugment`.
+        optimizer: arguments of `SweepAdamW`.
+    """
+
+    tasks: tuple[str, ...] = ("action",)
+    num_classes: tuple[int, ...] = (400,)
+    images: bool = False
+    image_size: Size | None = None
+    augment: bool = False
+    auto_augment: bool = True
+    online: bool = False
+    fraction: float = 1.0
+    validation_share: float = 0.1
+    learning_rates: tuple[float, ...] = (1e-3,)
+    weight_decays: tuple[float, ...] = (0.01,)
+    batch_size: int = 32
+    epochs: int = 20
+    feature_batch_size: int = 32
+    feature_dtype: str = "float32"
+    readouts: bool = False
+    skip_unreadable: bool = False
+    max_bad_share: float = 0.05
+    num_workers: int = 2
+    seed: int = 0
+    classifier: Part = Part(
+        VJEPAVideoClassifier,
+        # The evaluation is one of a frozen encoder.
+        supplied=("backbone", "num_classes", "trainable_backbone"),
+        derived={"num_heads": "the encoder's"},
+    )
+    clip: Part = Part(
+        ClipSettings,
+        names={"frames_per_clip": "num_frames", "frame_step": "temporal_stride"},
+        supplied=("num_clips",),
+        derived={"frames_per_clip": "the encoder's"},
+        arguments={"allow_clip_overlap": True},
+    )
+    view: Part = Part(
+        center_view,
+        supplied=("frames", "crop_size", "antialias"),
+        derived={"short_side": "256/224 of the crop"},
+    )
+    transform: Part = Part(
+        VideoProbeTransform,
+        ImageProbeTransform,
+        names={"scale": "random_resize_scale", "ratio": "random_resize_aspect_ratio"},
+        supplied=("crop_size", "augmentation"),
+    )
+    operations: Part = Part(RandAugment, AutoAugment, prefix="augment_")
+    optimizer: Part = Part(SweepAdamW, supplied=("networks", "candidates"))
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """The number of classes of each task, by its name.
+
+        Raises:
+            ValueError: unless there is one for each.
+        """
+        if len(self.tasks) != len(self.num_classes):
+            raise ValueError(
+                f"`num_classes` must hold a number for each of the `tasks`={self.tasks}. "
+                f"Received: {self.num_classes}"
+            )
+        return dict(zip(self.tasks, self.num_classes, strict=True))
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Learning rate and weight decay of each probe of a task."""
+        return tuple((rate, decay) for rate in self.learning_rates for decay in self.weight_decays)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features are computed once, and not in every step."""
+        return not (self.augment or self.online)
+
+    def for_encoder(self, encoder: TokenEncoder) -> "ProbeSettings":
+        """Fill in what follows from an encoder: the size and the number of frames of its clips.
+
+        Raises:
+            ValueError: if the settings say something else than the encoder, or neither says it.
+        """
+        image_size = _fitting("image_size", self.image_size, encoder.image_size)
+        frames = self.clip.frames_per_clip
+        if not encoder.is_image_model:
+            frames = _fitting("num_frames", frames, encoder.num_frames)
+        elif frames is None:
+            if not self.images:
+                raise ValueError(
+                    "`num_frames` must be given for videos and an encoder of images. Received: none"
+                )
+            frames = 1
+        clip = self.clip.replace(frames_per_clip=frames)
+        return replace(self, image_size=image_size, clip=clip)
+
+
+def _fitting(name: str, wanted: Size | None, own: Size | None) -> Size:
+    if wanted is None and own is None:
+        raise ValueError(f"`{name}` must be given for an encoder that takes any. Received: none")
+    if wanted is not None and own is not None and _pair(wanted) != _pair(own):
+        raise ValueError(f"`{name}` must be {own}, as the encoder's. Received: {wanted}")
+    fitting = own if wanted is None else wanted
+    assert fitting is not None
+    return fitting
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width

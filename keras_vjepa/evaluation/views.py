@@ -1,0 +1,130 @@
+"""How an evaluation sees its samples: clips, views, augmentation (App. D.1, Table 10)."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.labelled import ClipPlaces, EvaluationBatches, LabelledBatches
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
+from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
+from keras_vjepa.data.transforms.views import center_view, three_views
+from keras_vjepa.evaluation.settings import ProbeSettings
+from keras_vjepa.evaluation.task_labels import num_labels
+
+Transform = Callable[..., NDArray[np.float32]]
+
+
+def training_transform(settings: ProbeSettings) -> Transform:
+    """Make the augmentation of the training clips, or their central view without one."""
+    if not settings.augment:
+        view = evaluation_transform(settings, num_views=1)
+        return lambda frames, rng: view(frames)
+    operations = None
+    if settings.auto_augment:
+        operations = settings.operations.make(AutoAugment if settings.images else RandAugment)
+    return settings.transform.make(
+        ImageProbeTransform if settings.images else VideoProbeTransform,
+        crop_size=settings.image_size,
+        augmentation=operations,
+    )
+
+
+def evaluation_transform(settings: ProbeSettings, num_views: int) -> Transform:
+    """Make one central view, or three along the long side.
+
+    Raises:
+        ValueError: for another number, three views that are not square, or no size at all.
+    """
+    if num_views not in (1, 3):
+        raise ValueError(f"`num_views` must be 1 or 3. Received: {num_views}")
+    size = settings.image_size
+    if size is None:
+        raise ValueError("`image_size` must be given, or come from an encoder. Received: none")
+    if num_views == 1:
+        return functools.partial(
+            center_view,
+            crop_size=size,
+            short_side=settings.view.short_side,
+            antialias=settings.images,
+        )
+    if not isinstance(size, int):
+        height, width = size
+        if height != width:
+            raise ValueError(
+                f"`image_size` must be one number with `num_views`=3. Received: {size}"
+            )
+        size = height
+    return functools.partial(three_views, crop_size=size)
+
+
+def standing_still(transform: Transform) -> Transform:
+    """Make a transform show the first frame for all: no motion is left to see."""
+    return lambda frames: transform(np.broadcast_to(frames[:1], frames.shape).copy())
+
+
+def clip_settings(settings: ProbeSettings) -> ClipSettings:
+    """Make the clips of Table 10; where a video is short they overlap."""
+    return settings.clip.make(num_clips=settings.classifier.num_clips)
+
+
+def evaluation_clips(
+    settings: ProbeSettings,
+    samples: Sequence[Sample],
+    num_views: int,
+    batch_size: int,
+    places: ClipPlaces | None = None,
+) -> EvaluationBatches:
+    """Make batches of every sample's clips once, not augmented.
+
+    Args:
+        settings: of the evaluation.
+        samples: what to read.
+        num_views: of each clip.
+        batch_size: samples in a batch.
+        places: where the clips lie, unless it is their place among `samples` that says so.
+    """
+    return EvaluationBatches(
+        samples,
+        batch_size,
+        evaluation_transform(settings, num_views),
+        clip=clip_settings(settings),
+        num_classes=num_labels(settings.classes),
+        with_frame_indices=settings.classifier.max_frames is not None,
+        places=places,
+        skip_unreadable=settings.skip_unreadable,
+        seed=settings.seed,
+        num_workers=settings.num_workers,
+        max_bad_share=settings.max_bad_share,
+    )
+
+
+def training_clips(
+    settings: ProbeSettings, samples: Sequence[Sample], places: ClipPlaces, seed: int
+) -> LabelledBatches:
+    """Make endless batches of clips to train on.
+
+    Args:
+        settings: of the evaluation.
+        samples: what to read.
+        places: where the clips lie in every epoch, if they are not augmented; places of their own
+            in each epoch would be an augmentation.
+        seed: of the order, and of the augmentation.
+    """
+    return LabelledBatches(
+        samples,
+        settings.batch_size,
+        training_transform(settings),
+        clip=clip_settings(settings),
+        num_classes=num_labels(settings.classes),
+        with_frame_indices=settings.classifier.max_frames is not None,
+        places=None if settings.augment else places,
+        # With several tasks, not every combination need occur.
+        allow_absent_classes=True,
+        seed=seed,
+        num_workers=settings.num_workers,
+        max_bad_share=settings.max_bad_share,
+    )

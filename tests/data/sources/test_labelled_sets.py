@@ -1,0 +1,36 @@
+"""Sources of labelled data: lists, class folders, the published annotations."""
+
+import pytest
+
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.samples import Sample
+
+pytestmark = pytest.mark.data
+
+
+def test_sources_of_data(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "cow"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            (tmp_path / "set" / split / name / "1.jpg").touch()
+        (tmp_path / f"{split}.csv").write_text(f"/videos/{split}.mp4 4\n")
+        rows = "label,youtube_id,time_start,time_end\n" + "b,x,0,10\na,y,0,10\n"
+        (tmp_path / f"kinetics_{split}.csv").write_text(rows)
+        (tmp_path / f"ssv2_{split}.json").write_text('[{"id": "7", "template": "Do [it]"}]')
+    (tmp_path / "labels.json").write_text('{"Do it": "5"}')
+    folder = str(tmp_path)
+    read = labelled_sets.train_and_test
+    train, test = read(f"{folder}/set", kind="image")
+    assert [s.label for s in train] == [0, 1] and "val" in test[0].path
+    train, test = read(f"{folder}/train.csv", f"{folder}/val.csv")
+    assert (train[0].label, test[0].path) == (4, "/videos/val.mp4")
+    train, _ = read(f"{folder}/kinetics_train.csv", f"{folder}/kinetics_val.csv", "/videos")
+    assert [s.label for s in train] == [1, 0]
+    train, _ = read(
+        f"{folder}/ssv2_train.json", f"{folder}/ssv2_val.json", "/v", f"{folder}/labels.json"
+    )
+    assert train == [Sample("/v/7.webm", 5)]
+    with pytest.raises(ValueError, match="`test_data` must be given"):
+        read(f"{folder}/train.csv")
+    with pytest.raises(ValueError, match="`videos` must be given"):
+        read(f"{folder}/kinetics_train.csv", f"{folder}/kinetics_val.csv")

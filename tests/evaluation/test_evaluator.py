@@ -1,0 +1,148 @@
+"""Evaluations over several splits: stopped, gone on with, repeated, and never mixed up."""
+
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vjepa import VJEPABackbone
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.evaluation.evaluator import Evaluator
+from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.training.run_state import Checkpoints
+from tests.evaluation.support import assert_close, small, weights_of
+
+
+def evaluator(encoder, videos, folder, single_frame=False, **changes):
+    probe = FrozenProbe(encoder, small(**changes), single_frame=single_frame)
+    return Evaluator(probe, *videos, folder)
+
+
+def test_it_goes_on_with_the_split_that_was_stopped(
+    digit_videos, small_encoder, tmp_path, monkeypatch
+):
+    settings = {"fraction": 0.9, "learning_rates": (1e-3, 1e-2)}
+    expected = evaluator(small_encoder, digit_videos, None, **settings)(splits=2)
+    assert len(expected) == 2 and expected[0] != expected[1]
+    calls = []
+    original = FrozenProbe.fit
+
+    def stop_in_the_second(self, samples, index=0, checkpoints=None):
+        calls.append(index)
+        if calls == [0, 1]:
+            raise KeyboardInterrupt
+        return original(self, samples, index, checkpoints)
+
+    monkeypatch.setattr(FrozenProbe, "fit", stop_in_the_second)
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(small_encoder, digit_videos, tmp_path, **settings)(
+            2, lambda index, metrics: seen.append((index, metrics))
+        )
+    assert seen == [(0, expected[0])]
+    again = evaluator(small_encoder, digit_videos, tmp_path, **settings)
+    assert not again.is_finished(2) and again.is_finished(1)
+    assert again(2) == expected and calls == [0, 1, 1] and again.is_finished(2)
+    # Finished: nothing is computed, and nothing but the metrics is left.
+    assert again(2) == expected and calls == [0, 1, 1]
+    assert all(path.suffix == ".json" for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="`splits` must be at least 1. Received: 0"):
+        again(0)
+
+
+def test_another_evaluation_has_another_key(digit_videos, small_encoder):
+    train, test = digit_videos
+    other = VJEPABackbone.from_config(small_encoder.get_config())
+    other.set_weights([weight + 0.1 for weight in small_encoder.get_weights()])
+    relabelled = [Sample(s.path, (s.label + 1) % 100) for s in train]
+    same = evaluator(small_encoder, digit_videos, None).key
+    assert evaluator(small_encoder, digit_videos, None, num_workers=1).key == same
+    keys = [
+        same,
+        evaluator(other, digit_videos, None).key,
+        evaluator(small_encoder, (train[:-1], test), None).key,
+        evaluator(small_encoder, (relabelled, test), None).key,
+        evaluator(small_encoder, digit_videos, None, single_frame=True).key,
+        evaluator(small_encoder, digit_videos, None, mlp_ratio=2.0).key,
+        evaluator(small_encoder, digit_videos, None, beta_2=0.9).key,
+        evaluator(small_encoder, digit_videos, None, seed=1).key,
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("left", ["unfinished/0123456789abcdef-0.npz", "splits/0123abcd.json"])
+def test_what_an_earlier_version_left_is_named(left, digit_videos, small_encoder, tmp_path, caplog):
+    (tmp_path / left).parent.mkdir(parents=True)
+    (tmp_path / left).write_text("[]")
+    one = evaluator(small_encoder, digit_videos, tmp_path / "splits")
+    results = one()
+    [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert record.getMessage() == (
+        f"{tmp_path / left} is of an earlier version and not used: this evaluation begins anew."
+    )
+    caplog.clear()
+    assert one() == results and not caplog.records
+    # Files of today are not taken for such.
+    (tmp_path / left).unlink()
+    evaluator(small_encoder, digit_videos, tmp_path / "splits", seed=1)()
+    assert not caplog.records
+
+
+def stop_in_the_second_epoch(patch):
+    original = ProbeSweep.train_on
+
+    def train_on(self, batches, start, stop, parallel):
+        if start:
+            raise KeyboardInterrupt
+        original(self, batches, start, stop, parallel)
+
+    patch.setattr(ProbeSweep, "train_on", train_on)
+
+
+def test_an_online_training_goes_on_after_its_last_epoch(
+    digit_videos, small_encoder, tmp_path, monkeypatch
+):
+    settings = {"online": True, "epochs": 2, "temporal_stride": 2}
+    straight = evaluator(small_encoder, digit_videos, tmp_path / "a", **settings)
+    expected = straight()
+    with monkeypatch.context() as patch:
+        stop_in_the_second_epoch(patch)
+        with pytest.raises(KeyboardInterrupt):
+            evaluator(small_encoder, digit_videos, tmp_path / "b", **settings)()
+    [progress] = (tmp_path / "b").iterdir()
+    [step] = Checkpoints(progress).steps()
+    # 60 videos in batches of 8, twice.
+    assert step == 8
+    # The encoder is not in it: it has its preset.
+    arrays = Checkpoints(progress).latest().arrays
+    assert sum(array.size for array in arrays.values()) < 4 * sum(
+        weights.size for weights in weights_of(straight.probe.sweep)
+    )
+    resumed = evaluator(small_encoder, digit_videos, tmp_path / "b", **settings)
+    assert resumed() == expected
+    assert_close(weights_of(resumed.probe.sweep), weights_of(straight.probe.sweep), 1e-6)
+    assert not progress.exists()
+
+
+def test_a_probe_that_diverges_does_not_stop_the_others(
+    digit_videos, small_encoder, tmp_path, caplog
+):
+    settings = {"online": True, "epochs": 1, "learning_rates": (float("nan"), 3e-3)}
+    [metrics] = evaluator(small_encoder, digit_videos, tmp_path, **settings)()
+    assert "no checkpoint was written" in caplog.text
+    assert [np.isfinite(c["test"]) for c in metrics["motion"]["candidates"]] == [True, True]
+    assert metrics["motion"]["candidates"][0]["validation"] == 0.0
+
+
+def test_predictions_are_those_of_the_policy(digit_videos, small_encoder, tmp_path):
+    """The precision of the probes is a part of what the numbers depend on."""
+    keys = [evaluator(small_encoder, digit_videos, tmp_path).key]
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        keys.append(evaluator(small_encoder, digit_videos, tmp_path).key)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert keys[0] != keys[1]

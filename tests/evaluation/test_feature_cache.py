@@ -1,0 +1,171 @@
+"""Features computed once: the same numbers as online, kept, found again, and never mixed up."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+from keras_vjepa.evaluation import feature_cache
+from keras_vjepa.evaluation.features import FeatureExtractor, features_in_memory
+from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.probe_batches import ProbeBatches
+from keras_vjepa.evaluation.readouts import nearest_neighbors, ridge_classifier
+from keras_vjepa.evaluation.views import evaluation_clips
+from tests.evaluation.support import assert_close, everything, small, weights_of
+
+
+@pytest.mark.parametrize("clips, attend", [(1, True), (2, False)])
+def test_kept_features_give_the_online_path_s_numbers(
+    clips, attend, digit_videos, small_encoder, tmp_path
+):
+    # A window shorter than its part of the video: a clip could lie in several places.
+    settings = small(
+        num_clips=clips, num_frames=4, temporal_stride=2 // clips, attend_across_clips=attend
+    )
+    train, test = digit_videos
+    cached = FrozenProbe(small_encoder, settings, tmp_path)
+    online = FrozenProbe(small_encoder, settings, tmp_path, online=True)
+    results = [probe.fit(train).score(test) for probe in (cached, online)]
+    assert cached.batches.extractor is not None and online.batches.extractor is None
+    assert_close(weights_of(cached.sweep), weights_of(online.sweep), 1e-6)
+    assert results[0]["motion"]["predictions"] == results[1]["motion"]["predictions"]
+    # The quick checks, from the same features.
+    kept = [cached.batches.features(train), cached.batches.features(test, is_test=True)]
+    pooled = [everything(features).mean(axis=(1, 2)) for features in kept]
+    labels = [np.array([sample.label for sample in part]) % 10 for part in digit_videos]
+    for readout in (nearest_neighbors, ridge_classifier):
+        right = readout(pooled[0], labels[0], pooled[1], 10).argmax(axis=1) == labels[1]
+        found = results[0]["motion"]["readouts"][readout.__name__]
+        assert found == pytest.approx(right.mean(), abs=1e-6)
+    assert results[1]["motion"]["readouts"] == {}
+
+
+def counted(monkeypatch, extractor_class=FeatureExtractor):
+    """Batches that were encoded so far."""
+    seen = []
+    original = extractor_class.predict_on_batch
+    monkeypatch.setattr(
+        extractor_class,
+        "predict_on_batch",
+        lambda self, videos: seen.append(len(videos)) or original(self, videos),
+    )
+    return seen
+
+
+def inputs(encoder, samples, **changes):
+    settings = small(**changes)
+    extractor = FeatureExtractor(VJEPAVideoClassifier(encoder, 10))
+    return extractor, evaluation_clips(settings, samples, 1, settings.feature_batch_size), settings
+
+
+def features(encoder, samples, folder, **changes):
+    extractor, batches, settings = inputs(encoder, samples, **changes)
+    return feature_cache.cached_features(
+        folder, "train", extractor, batches, {}, settings.feature_dtype, batches_per_shard=2
+    )
+
+
+def test_a_cache_goes_on_where_it_was_stopped(digit_videos, small_encoder, tmp_path, monkeypatch):
+    samples = digit_videos[0][:37]
+    complete = everything(features(small_encoder, samples, tmp_path / "a"))
+    assert complete.shape == (37, 1, 2 * 16, 24)
+    seen = counted(monkeypatch)
+    original = FeatureExtractor.predict_on_batch
+
+    def stop_at_the_fourth(self, batch):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureExtractor, "predict_on_batch", stop_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            features(small_encoder, samples, tmp_path / "b")
+    [folder] = (tmp_path / "b").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "00000.json", "00000.npy"}
+    seen.clear()
+    found = features(small_encoder, samples, tmp_path / "b")
+    np.testing.assert_array_equal(everything(found), complete)
+    assert len(seen) == 3
+    seen.clear()
+    features(small_encoder, samples, tmp_path / "b")
+    assert not seen
+
+
+def test_memory_holds_what_the_disk_holds(digit_videos, small_encoder, tmp_path):
+    samples = [*digit_videos[0][:9], type(digit_videos[0][0])(str(tmp_path / "missing.mp4"), 0)]
+    extractor, batches, _ = inputs(small_encoder, samples, max_bad_share=0.5)
+    memory = features_in_memory(extractor, batches)
+    disk = features(small_encoder, samples, tmp_path, max_bad_share=0.5)
+    np.testing.assert_array_equal(everything(memory), everything(disk))
+    assert memory.unreadable == disk.unreadable and list(disk.unreadable) == [samples[-1].path]
+    assert not everything(memory)[-1].any()
+
+
+def test_other_features_have_another_folder(digit_videos, small_encoder, tmp_path, caplog):
+    samples = digit_videos[0][:9]
+    other = VJEPABackbone.from_config(small_encoder.get_config())
+    other.set_weights([weight + 0.1 for weight in small_encoder.get_weights()])
+    same = VJEPABackbone.from_config(small_encoder.get_config())
+    same.set_weights(small_encoder.get_weights())
+    full = features(small_encoder, samples, tmp_path)
+    features(same, samples, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 and not caplog.records
+    features(other, samples, tmp_path)
+    [first] = caplog.records
+    assert first.getMessage().startswith("Features are computed anew: those in ")
+    assert first.getMessage().endswith(" are of another encoder.")
+    features(small_encoder, samples, tmp_path, temporal_stride=2)
+    assert caplog.records[-1].getMessage().endswith(" are of another clip.")
+    features(small_encoder, samples[::-1], tmp_path)
+    half = features(small_encoder, samples, tmp_path, feature_dtype="float16")
+    assert len(list(tmp_path.iterdir())) == 5
+    assert half.shards[0].dtype == np.float16 and full.shards[0].dtype == np.float32
+    np.testing.assert_allclose(everything(half), everything(full), atol=4e-3)
+    with pytest.raises(ValueError, match="`feature_dtype` must be"):
+        features(small_encoder, samples, tmp_path, feature_dtype="float64")
+
+
+def test_a_full_disk_is_named(digit_videos, small_encoder, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="The features need .* GB"):
+        features(small_encoder, digit_videos[0][:9], tmp_path)
+
+
+# The folder's name that the code before the first release gave to features of this encoder: it is
+# a hash of the manifest.
+@pytest.mark.parametrize(
+    ("changes", "short_side"),
+    [({}, "crop"), ({"short_side": None}, "256/224"), ({"short_side": 40}, 40)],
+)
+def test_the_manifest_is_that_of_the_first_caches(
+    changes, short_side, digit_videos, small_encoder, tmp_path
+):
+    settings = small(num_views=3, **changes)
+    classifier = VJEPAVideoClassifier(small_encoder, 10, num_views=3)
+    batches = ProbeBatches(settings, classifier, tmp_path)
+    batches.features(digit_videos[1][:8], is_test=True)
+    [path] = tmp_path.glob("test-*/manifest.json")
+    assert json.loads(path.read_text()) == {
+        "attend_across_clips": True,
+        "backend": keras.config.backend(),
+        "clip": {
+            "allow_clip_overlap": True,
+            "frame_step": 4,
+            "frames_per_clip": 4,
+            "num_clips": 1,
+        },
+        "dtype": "float32",
+        "encoder": feature_cache.fingerprint(small_encoder),
+        "image_size": 32,
+        "images": False,
+        "num_views": 3,
+        "samples": feature_cache.hash_of_samples(digit_videos[1][:8]),
+        "samples_per_shard": 128,
+        "seed": 0,
+        "short_side": short_side,
+        "single_frame": False,
+    }
