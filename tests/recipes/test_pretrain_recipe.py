@@ -237,7 +237,7 @@ def refused(arguments, tmp_path):
 
 def test_bad_data_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "list.csv").write_text("a.mp4 one\n")
+    (tmp_path / "list.csv").write_text("a.mp4 1e3\n")
     small = ["--hidden_dim", "24", "--num_layers", "1", "--num_heads", "2"]
     for data in ("empty", "list.csv", "nowhere"):
         message = refused(["--data", str(tmp_path / data), *small], tmp_path)
