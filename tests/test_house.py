@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 CODE = MODULES + RECIPES + TOOLS
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 BACKENDS = {"jax", "torch", "tensorflow"}
 
 # Lowest first. A module belongs to the longest name here that its own begins with; it imports from
@@ -165,6 +167,45 @@ def test_no_backend_names_outside_the_seam(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert not strings & BACKENDS
+
+
+def shortcuts(source: str) -> list[str]:
+    """Imports of a file of this repository by its bare name, and additions to Python's path.
+
+    Both work from one folder only, and let one file be two modules.
+    """
+    own = {path.stem for path in CODE + TESTS} - BACKENDS - set(sys.stdlib_module_names)
+    found = [name for name in imports(source) if name.split(".")[0] in own]
+    changes = ("sys.path.", "site.addsitedir")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(changes):
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [ast.unparse(node) for t in targets if ast.unparse(t).startswith("sys.path")]
+    return found
+
+
+@pytest.mark.parametrize("path", CODE + TESTS, ids=name)
+def test_no_shortcuts(path):
+    assert shortcuts(path.read_text()) == []
+    assert "pythonpath" not in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "import pretrain_configs",
+        "from support import ROOT",
+        "def f():\n    from bench import make_batch",
+        "sys.path.insert(0, 'recipes')",
+        "sys.path += ['tools']",
+        "sys.path[:0] = ['tools']",
+        "site.addsitedir('tools')",
+    ],
+)
+def test_a_shortcut_is_found(planted):
+    assert len(shortcuts(planted)) == 1
 
 
 # What writes, and which of its arguments (0: the first) it writes to. "self" is the object before
