@@ -1,4 +1,4 @@
-"""The house's rules: who may import whom, who may name a backend, what is public."""
+"""The house's rules: who may import whom, who may name a backend, sizes, what is public."""
 
 import ast
 import doctest
@@ -7,11 +7,15 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 import keras_vjepa
 from tests.support import ROOT
+
+# Once: the rules read source, and examples in docstrings are the same on each backend.
+pytestmark = pytest.mark.data
 
 PACKAGE = ROOT / "keras_vjepa"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -366,13 +370,87 @@ with files.scratch_folder(folder) as scratch, files.unfinished_file(path) as unf
     assert open_writes("tasks.probe", source) == []
 
 
+# --- Sizes: what fits on a screen ----------------------------------------------------------------
+
+
+def functions(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
+def long_functions(source: str) -> list[str]:
+    """Names of functions of more than 60 lines."""
+    return [f.name for f in functions(source) if f.end_lineno - f.lineno + 1 > 60]
+
+
+@pytest.mark.parametrize("path", CODE + TESTS, ids=name)
+def test_functions_fit_on_a_screen(path):
+    assert long_functions(path.read_text()) == []
+
+
+def test_a_long_function_is_found():
+    body = "    pass\n"
+    assert long_functions("class C:\n  async def f(self):\n" + 60 * body) == ["f"]
+    assert long_functions("def f():\n" + 59 * body) == []
+
+
+def functions_without_a_type(source: str) -> list[str]:
+    return [f.name for f in functions(source) if f.returns is None]
+
+
 @pytest.mark.parametrize("path", CODE, ids=name)
-def test_functions_fit_on_a_screen_and_are_annotated(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef):
-            length = node.end_lineno - node.lineno + 1
-            assert length <= 60, f"{path.name}: {node.name} has {length} lines"
-            assert node.returns is not None, f"{path.name}: {node.name} has no return annotation"
+def test_functions_are_annotated(path):
+    assert functions_without_a_type(path.read_text()) == []
+
+
+def test_a_function_without_a_type_is_found():
+    assert functions_without_a_type("def f(): ...\ndef g() -> int: ...") == ["f"]
+
+
+def lengths(paths: list[Path]) -> dict[str, int]:
+    return {name(path): len(path.read_text().splitlines()) for path in paths}
+
+
+def unbalanced(code: dict[str, int], tests: dict[str, int]) -> list[str]:
+    """What is wrong with the lengths of files, in words."""
+    found = [
+        f"the median file of {what} must have at most 200 lines"
+        for what, counts in (("the package", code), ("the tests", tests))
+        if median(counts.values()) > 200
+    ]
+    if sum(tests.values()) < 0.62 * sum(code.values()):
+        found.append("there must be at least 62 lines of tests for 100 of code")
+    return found
+
+
+def test_files_are_short_and_tested():
+    assert unbalanced(lengths(CODE), lengths(TESTS)) == []
+
+
+def test_long_files_and_few_tests_are_found():
+    assert "package" in unbalanced({"a": 201}, {"b": 200})[0]
+    assert "the tests" in unbalanced({"a": 200}, {"b": 201})[0]
+    assert "62 lines" in unbalanced({"a": 200}, {"b": 123})[0]
+    assert unbalanced({"a": 200}, {"b": 124}) == []
+
+
+def oversized_recipes(counts: dict[str, int]) -> list[str]:
+    """Recipes that are more than a page, and `recipes` when they are too much together."""
+    found = [recipe for recipe, count in counts.items() if count > 250]
+    return found + (["recipes"] if sum(counts.values()) > 1600 else [])
+
+
+@pytest.mark.skip(reason="until the run of recipes/pretrain.py is in the package")
+def test_a_recipe_is_a_page():
+    assert oversized_recipes(lengths(RECIPES)) == []
+
+
+def test_an_oversized_recipe_is_found():
+    assert oversized_recipes({"a": 250, "b": 251}) == ["b"]
+    assert oversized_recipes({str(i): 230 for i in range(7)}) == ["recipes"]
+
+
+# --- What is public ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__main__.py"], ids=name)
@@ -384,8 +462,9 @@ def test_modules_name_their_sections(path):
         assert "§" in " ".join(head) or "App." in " ".join(head), path
 
 
-def test_the_public_api():
-    assert set(keras_vjepa.__all__) == {
+# Of the package ("") and of each of its folders; what is not here is private.
+PUBLIC: dict[str, set[str]] = {
+    "": {
         "AdamW",
         "AttentivePooler",
         "CosineSchedule",
@@ -399,11 +478,65 @@ def test_the_public_api():
         "WarmupCosine",
         "__version__",
         "list_presets",
-    }
-    for public in set(keras_vjepa.__all__) - {"__version__"}:
-        item = getattr(keras_vjepa, public)
-        documented = inspect.getdoc(item)
-        assert documented and "Example" in documented and "Args:" in documented, public
+    },
+    "conversion": {
+        "CheckpointError",
+        "convert",
+        "convert_backbone",
+        "convert_classifier",
+        "convert_probe",
+        "export_checkpoint",
+        "export_hugging_face",
+        "export_probe",
+    },
+    "evaluation": {
+        "ComparedEncoder",
+        "EncoderComparison",
+        "Evaluator",
+        "FeatureExtractor",
+        "FrozenProbe",
+        "LabelledClips",
+        "ProbeSettings",
+        "ProbeSweep",
+        "Split",
+        "SweepAdamW",
+        "accuracies",
+        "cached_features",
+        "comparison_table",
+        "confusion_matrix",
+        "draw_confusion",
+        "features_in_memory",
+        "make_split",
+        "mean_and_deviation",
+        "nearest_neighbors",
+        "read_labelled_clips",
+        "ridge_classifier",
+        "summary",
+        "top_k",
+    },
+}
+ROOMS = [path.parent for path in MODULES if path.name == "__init__.py"]
+
+
+def undeclared(exported: set[str], declared: set[str]) -> set[str]:
+    """Names that are public on one side alone."""
+    return exported ^ declared
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=name)
+def test_the_public_api(room):
+    module = importlib.import_module(name(room).replace("/", "."))
+    exported = set(getattr(module, "__all__", ()))
+    assert undeclared(exported, PUBLIC.get(module_name(room / "__init__.py"), set())) == set()
+    for public in exported - {"__version__"}:
+        documented = inspect.getdoc(getattr(module, public))
+        assert documented, public
+        if module is keras_vjepa:
+            assert "Example" in documented and "Args:" in documented, public
+
+
+def test_a_name_that_became_public_is_found():
+    assert undeclared({"fit", "new"}, {"fit", "gone"}) == {"new", "gone"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
