@@ -3,9 +3,9 @@
 This is where the engines differ, each by a line or two:
 
     JAX         one program over all devices; nothing else is needed
-    torch       a process per device under `torchrun`; gradients and logs are averaged by us
-    TensorFlow  a replica per device; Keras sums gradients after clipping, so we do it before, and
-                takes the loss as the replica's share of the whole
+    torch       a process per device under `torchrun`; the training step averages gradients and logs
+    TensorFlow  a replica per device, whose loss is a share of the whole; an optimizer sums
+                gradients, ours before it clips
 
 The moving average needs nothing: it is the same everywhere, since weights are.
 """
@@ -118,18 +118,30 @@ def loss_share(loss: Tensor) -> Tensor:
     return loss / replicas_in_sync()
 
 
-def all_reduce_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Gradients of the mean loss of the global batch, from those of `loss_share`.
+def average_gradients(gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The means over torch's processes; on the other engines, the gradients as they are.
 
-    For the optimizer, before it clips: the norm that counts is that of the whole batch's gradient.
+    For a training step, before the optimizer sees them: the norm that it clips by is that of the
+    whole batch's gradient, and all processes make the same step whatever the optimizer.
     """
     processes = joined_torch_processes()
-    if processes is not None:
-        waiting = [processes.all_reduce(gradient, async_op=True) for gradient in gradients]
-        for gradient, work in zip(gradients, waiting, strict=True):
-            work.wait()
-            gradient.div_(processes.get_world_size())
-    elif replicas_in_sync() > 1:
+    if processes is None:
+        return gradients
+    there = [gradient for gradient in gradients if gradient is not None]
+    waiting = [processes.all_reduce(gradient, async_op=True) for gradient in there]
+    for gradient, work in zip(there, waiting, strict=True):
+        work.wait()
+        gradient.div_(processes.get_world_size())
+    return gradients
+
+
+def sum_over_replicas(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The sums over TensorFlow's replicas; on the other engines, the gradients as they are.
+
+    For an optimizer, before it clips. Keras' own optimizers make this sum themselves, but after
+    they have clipped: each replica by its own norm.
+    """
+    if replicas_in_sync() > 1:
         import tensorflow as tf
 
         context = tf.distribute.get_replica_context()
@@ -141,7 +153,7 @@ def all_reduce_gradients(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 def reduce_logs(logs: dict[str, Any]) -> dict[str, Any]:
     """The means over all devices of what a step logs, where Keras does not see to it."""
     processes = joined_torch_processes()
-    if processes is not None:
+    if processes is not None and logs:
         values = ops.stack([ops.convert_to_tensor(value, "float32") for value in logs.values()])
         processes.all_reduce(values)
         return dict(zip(logs, values / processes.get_world_size(), strict=True))

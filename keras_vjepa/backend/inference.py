@@ -17,7 +17,7 @@ from keras_vjepa.backend import collectives
 Forward = Callable[[Any, NDArray[np.float32]], Any]
 
 
-class Predictor:
+class DistributedInference:
     """The outputs of a model in inference, compiled, on all devices that `setup` found.
 
     Args:
@@ -34,9 +34,9 @@ class Predictor:
     Example:
 
     >>> import keras, numpy as np
-    >>> from keras_vjepa.backend.inference import Predictor
+    >>> from keras_vjepa.backend.inference import DistributedInference
     >>> model = keras.Sequential([keras.layers.Flatten()])
-    >>> Predictor(model)(np.ones((2, 3), "float32"), np.array([1, 0], "float32"))
+    >>> DistributedInference(model)(np.ones((2, 3), "float32"), np.array([1, 0], "float32"))
     array([[ 1.,  1.,  1.],
            [nan, nan, nan]], dtype=float32)
     """
@@ -57,6 +57,8 @@ class Predictor:
             return _jax_forward(self.model)
         if collectives.replicas_in_sync() > 1:
             return _tensorflow_forward(self.model)
+        if not collectives.is_alone():
+            return _torch_forward(self.model)
         return self._forward_of_one_device
 
     def _forward_of_one_device(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
@@ -66,8 +68,7 @@ class Predictor:
         self.model.predict_function = self._functions.get(shapes)
         self.model.make_predict_function()
         self._functions[shapes] = self.model.predict_function
-        outputs = _only_rows_with_weight(self.model.predict_on_batch(inputs), weight, np)
-        return tree.map_structure(collectives.gather, outputs)
+        return _only_rows_with_weight(self.model.predict_on_batch(inputs), weight, np)
 
 
 def _only_rows_with_weight(outputs: Any, weight: Any, numerics: Any = ops) -> Any:
@@ -76,6 +77,19 @@ def _only_rows_with_weight(outputs: Any, weight: Any, numerics: Any = ops) -> An
         return numerics.where(column, array, np.nan)
 
     return tree.map_structure(of_one, outputs)
+
+
+def _torch_forward(model: keras.Model) -> Forward:
+    import torch
+
+    def predict(inputs: Any, weight: NDArray[np.float32]) -> Any:
+        # Not by `predict_on_batch`: Keras 3.16 would join the processes for gradients first, which
+        # a model without any refuses.
+        with torch.no_grad():
+            outputs = tree.map_structure(ops.convert_to_numpy, model.predict_step((inputs,)))
+        return tree.map_structure(collectives.gather, _only_rows_with_weight(outputs, weight, np))
+
+    return predict
 
 
 def _jax_forward(model: keras.Model) -> Forward:

@@ -198,12 +198,43 @@ def flash_attention(rows: Sequence[Tensor], edges: Tensor, most_tokens: int) -> 
 class Overrides:
     """Methods of `keras.Model` that the package replaces, for the models that it trains.
 
-    A mixin, before `keras.Model` among the bases of a model that is built when it is compiled and
-    whose step averages the gradients of all processes itself.
+    A mixin, before `keras.Model` among the bases of a model whose own step averages the gradients
+    of all processes.
+
+    Attributes:
+        built_when_compiled: whether `compile` leaves nothing for Keras to build.
     """
 
+    built_when_compiled = True
+    skipped_a_build = False
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Do nothing: the model is built, and Keras would take a batch from the data for it."""
+        """Build what is not built; Keras would take a batch from the data for it in any case."""
+        self.skipped_a_build = self.built_when_compiled
+        if not self.built_when_compiled:
+            super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
 
     def _initialize_ddp(self) -> None:
         """Do nothing: Keras 3.16 would average the gradients of torch's processes once more."""
+
+
+def check_overrides(model: keras.Model) -> None:
+    """Raise unless Keras called the methods of `Overrides` before a model's first step.
+
+    Args:
+        model: with its train function made.
+
+    Raises:
+        RuntimeError: naming the method that was not called.
+    """
+    # What each would have prevented.
+    wrapped = getattr(model, "ddp_model", None) is not None
+    strategy = getattr(model, "distribute_strategy", None)
+    took_a_batch = strategy is not None and strategy.num_replicas_in_sync > 1
+    took_a_batch = took_a_batch and model.built_when_compiled and not model.skipped_a_build
+    for name, happened in (("_initialize_ddp", wrapped), ("_maybe_symbolic_build", took_a_batch)):
+        if happened:
+            raise RuntimeError(
+                f"keras_vjepa needs Keras to call `keras.Model.{name}`. Found Keras "
+                f"{keras.__version__}, which does not: pip install '{KERAS_VERSIONS}'"
+            )

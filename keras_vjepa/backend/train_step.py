@@ -1,127 +1,307 @@
-"""A training step whose batch does not fit a device at once, in parts (App. C: 3,072 clips a step).
+"""One training step on each engine, and the model that is trained by it (App. B, App. C).
 
-The parts' gradients are added and applied once, so a step is a step: schedules, clipping, moving
-average and what is logged are those of the whole batch. Keras' own `gradient_accumulation_steps`
-counts every part as a step, and moves schedules and whatever follows the optimizer with it.
+A step computes the gradient of the mean loss over the whole batch, hands it to the optimizer, calls
+the model's `after_step`, and returns what is logged. All of it is one compiled program on JAX and
+TensorFlow, and on torch waits for nothing, so that a GPU never stands still.
+
+A batch that does not fit a device at once (App. C: 3,072 clips a step) is worked through in parts.
+Their gradients are added and applied once, so a step is a step: schedules, clipping, moving average
+and what is logged are those of the whole batch. Keras' own `gradient_accumulation_steps` counts
+every part as a step, and moves schedules and whatever follows the optimizer with it.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_vjepa.backend import collectives, keras_internals
+from keras_vjepa.backend.cuda_graph import RecordedStep
 from keras_vjepa.backend.token_ops import weight_copies
-from keras_vjepa.types import Batch, Tensor
+from keras_vjepa.types import Tensor
 
 
-def accumulated_train_step(model: Any, num_parts: int, *args: Any) -> Any:
-    """`keras.Model.train_step` in parts, for a model whose loss is a mean over samples.
+class TrainableModel(keras_internals.Overrides, keras.Model):
+    """A Keras model that every engine trains by the step of this module.
 
-    Args:
-        model: takes a batch of arrays by name and returns the loss of each sample.
-        num_parts: must divide the batch on each device.
-        args: those of the backend's `train_step`; its result is returned.
+    Like `keras.Model`, it gets its loss from `compute_loss`, and its logs from `compute_metrics`;
+    gradients and logs are those of all devices and processes. The model must be built when it is
+    compiled. To change the step, override `after_step`, or `train_step` as in Keras.
+
+    Attributes:
+        accumulation_steps: parts in which a device works through its share of a batch. More than
+            one is for a model that takes no labels and returns the loss of each sample.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_vjepa.backend.train_step import TrainableModel
+    >>> class Line(TrainableModel):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.line = keras.layers.Dense(1)
+    ...         self.line.build((None, 1))
+    ...         self.built = True
+    ...     def call(self, inputs):
+    ...         return self.line(inputs)
+    >>> model = Line()
+    >>> model.compile("sgd", "mse")
+    >>> x = np.ones((4, 1), "float32")
+    >>> losses = model.fit(x, 2 * x, epochs=2, verbose=0).history["loss"]
+    >>> losses[1] < losses[0]
+    True
     """
-    steps: dict[str, Any] = {"jax": _jax_step, "torch": _torch_step, "tensorflow": _tensorflow_step}
-    return steps[keras.config.backend()](model, num_parts, *args)
+
+    accumulation_steps = 1
+
+    def after_step(self) -> dict[str, Tensor]:
+        """Do what follows the optimizer's step, within the compiled program.
+
+        Variables are read and assigned as anywhere; what is read from other attributes is constant
+        until the next `compile`.
+
+        Returns:
+            Scalars to log beside the metrics, of this device.
+        """
+        return {}
+
+    def train_step(self, *args: Any) -> Any:
+        """Make one optimizer step, then `after_step`; arguments and result are the engine's."""
+        return self.one_step(*args)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """As Keras', over all devices and processes."""
+        return collectives.reduce_logs(super().compute_metrics(x, y, y_pred, sample_weight))
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As Keras'; checks first that Keras and torch have what the step needs."""
+        if self.train_function is None or force:
+            self.prepare_step()
+        function = super().make_train_function(force)
+        keras_internals.check_overrides(self)
+        return function
+
+    def prepare_step(self) -> None:
+        """Make the step that `train_step` runs, for the model as it is now compiled.
+
+        Raises:
+            RuntimeError: naming a private name of Keras or torch that is gone.
+        """
+        keras_internals.check()
+        takes_training = "training" in inspect.signature(self.call).parameters
+        self.in_training = {"training": True} if takes_training else {}
+        self.one_step = _make_step(self)
 
 
-def _parts(batch: Batch, num_parts: int) -> Batch:
-    """The batch with an axis of parts in front.
+Step = Callable[..., Any]
+
+
+def _make_step(model: TrainableModel) -> Step:
+    """The step of the running engine."""
+    steps: dict[str, Callable[[TrainableModel], Step]] = {
+        "jax": functools.partial(functools.partial, _jax_step),
+        "tensorflow": functools.partial(functools.partial, _tensorflow_step),
+        "torch": _RecordedTorchStep,
+    }
+    return steps[keras.config.backend()](model)
+
+
+# --- What the engines share ----------------------------------------------------------------------
+
+
+def _parts(arrays: Any, num_parts: int) -> Any:
+    """The arrays with an axis of parts in front.
 
     Part i holds samples i, i + num_parts, ...: with the batch spread over devices, each splits the
     samples that it has.
     """
-    split = {}
-    for name, value in batch.items():
-        value = ops.reshape(value, (-1, num_parts, *ops.shape(value)[1:]))
-        split[name] = ops.swapaxes(value, 0, 1)
-    return split
+
+    def split(array: Tensor) -> Tensor:
+        array = ops.reshape(array, (-1, num_parts, *ops.shape(array)[1:]))
+        return ops.swapaxes(array, 0, 1)
+
+    return keras.tree.map_structure(split, arrays)
 
 
-def _part(parts: Batch, index: Any) -> Batch:
-    return {name: value[index] for name, value in parts.items()}
+def _part(parts: Any, index: Any) -> Any:
+    return keras.tree.map_structure(lambda array: array[index], parts)
 
 
-def _logs(model: Any, batch: Batch, loss: Tensor) -> dict[str, Any]:
+def _logs(
+    model: TrainableModel, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Tensor
+) -> dict[str, Any]:
+    """Metrics of a step that the optimizer has made, and what `after_step` tells.
+
+    Args:
+        model: as it is after the optimizer's step.
+        x: of the whole batch, as the next three.
+        y: labels, or None.
+        y_pred: outputs; None if they were computed in parts, whose mean is the loss.
+        sample_weight: or None.
+        loss: mean of this device.
+    """
+    if y_pred is None:
+        y_pred = ops.reshape(loss, (1,))
     # Counted on the device: torch would copy a number there, and wait for it.
-    num_samples = ops.sum(ops.ones_like(batch["videos"][:, 0, 0, 0, 0]))
-    model._loss_tracker.update_state(loss, sample_weight=num_samples)
-    return model.compute_metrics(batch, None, ops.reshape(loss, (1,)))
+    first = keras.tree.flatten(x)[0]
+    num_samples = ops.sum(ops.ones_like(first[(slice(None), *[0] * (len(first.shape) - 1))]))
+    loss_metric = next(metric for metric in model.metrics if metric.name == "loss")
+    loss_metric.update_state(loss, sample_weight=num_samples)
+    logs = model.compute_metrics(x, y, y_pred, sample_weight)
+    return {**logs, **collectives.reduce_logs(model.after_step())}
 
 
-def _torch_step(model: Any, num_parts: int, data: Any) -> dict[str, Any]:
+# --- torch ---------------------------------------------------------------------------------------
+
+
+def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     import torch
 
-    batch = keras.utils.unpack_x_y_sample_weight(data)[0]
-    parts, total = _parts(batch, num_parts), 0.0
-    variables = model.trainable_variables
-    weights = [variable.value for variable in variables]
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    num_parts, variables = model.accumulation_steps, model.trainable_variables
+    parts, outputs, loss = _parts(x, num_parts) if num_parts > 1 else None, None, 0.0
+    weights = [keras_internals.stored_value(variable) for variable in variables]
     for weight in weights:
         weight.grad = None
     with weight_copies() as copies:
         for i in range(num_parts):
-            loss = model.compute_loss(y_pred=model(_part(parts, i))) / num_parts
+            inputs = x if parts is None else _part(parts, i)
+            outputs = model(inputs, **model.in_training)
+            share = model.compute_loss(inputs, y, outputs, sample_weight) / num_parts
             # Adds to what the variables hold. The scale is for float16, whose gradients underflow.
-            model.optimizer.scale_loss(loss).backward()
+            model.optimizer.scale_loss(share).backward()
             copies.hand_over_gradients()
-            total = total + loss.detach()
+            loss = loss + share.detach()
     with torch.no_grad():
-        model.optimizer.apply([weight.grad for weight in weights], variables)
-    return _logs(model, batch, total)
+        # Keras' own step waits for the device here, to look at the loss.
+        gradients = collectives.average_gradients([weight.grad for weight in weights])
+        model.optimizer.apply(gradients, variables)
+        return _logs(model, x, y, outputs if parts is None else None, sample_weight, loss)
 
 
-def _tensorflow_step(model: Any, num_parts: int, data: Any) -> dict[str, Any]:
+class _RecordedTorchStep:
+    """`_torch_step`, recorded where that can be done and pays: see `RecordedStep`."""
+
+    def __init__(self, model: TrainableModel) -> None:
+        def all_variables() -> list[keras.Variable]:
+            return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+
+        self.model = model
+        self.recorded = RecordedStep(lambda batch: _torch_step(model, (batch,)), all_variables)
+
+    def __call__(self, data: Any) -> dict[str, Any]:
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        # A recording is of one dictionary of arrays.
+        if self.model.run_eagerly or y is not None or not isinstance(x, dict):
+            return _torch_step(self.model, data)
+        return self.recorded(x)
+
+
+# --- TensorFlow ----------------------------------------------------------------------------------
+
+
+def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     import tensorflow as tf
 
-    batch = keras.utils.unpack_x_y_sample_weight(data)[0]
-    parts, weights = _parts(batch, num_parts), model.trainable_weights
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    num_parts, weights = model.accumulation_steps, model.trainable_weights
 
-    def add_part(i: Tensor, loss: Tensor, gradients: list[Tensor]) -> tuple[Any, ...]:
+    def gradients_of(inputs: Any) -> tuple[Tensor, list[Tensor], Any]:
         with tf.GradientTape() as tape:
-            losses = model(_part(parts, i))
-            share = model.compute_loss(y_pred=losses) / num_parts
-            share = model.optimizer.scale_loss(share)
-        added = [a + b for a, b in zip(gradients, tape.gradient(share, weights), strict=True)]
-        return i + 1, loss + tf.reduce_mean(losses) / num_parts, added
+            outputs = model(inputs, **model.in_training)
+            share = model.compute_loss(inputs, y, outputs, sample_weight) / num_parts
+            scaled = model.optimizer.scale_loss(share)
+        return share, tape.gradient(scaled, weights), outputs
 
-    _, loss, gradients = tf.while_loop(
-        lambda i, *_: i < num_parts,
-        add_part,
-        (0, 0.0, [tf.zeros(weight.shape, weight.dtype) for weight in weights]),
-        # One part's activations in memory at a time.
-        parallel_iterations=1,
-    )
+    if num_parts == 1:
+        loss, gradients, outputs = gradients_of(x)
+    else:
+        parts, outputs = _parts(x, num_parts), None
+
+        def add_part(i: Tensor, loss: Tensor, gradients: list[Tensor]) -> tuple[Any, ...]:
+            share, new, _ = gradients_of(_part(parts, i))
+            pairs = zip(gradients, new, strict=True)
+            return i + 1, loss + share, [a if b is None else a + b for a, b in pairs]
+
+        _, loss, gradients = tf.while_loop(
+            lambda i, *_: i < num_parts,
+            add_part,
+            (0, 0.0, [tf.zeros(weight.shape, weight.dtype) for weight in weights]),
+            # One part's activations in memory at a time.
+            parallel_iterations=1,
+        )
     model.optimizer.apply(gradients, weights)
-    return _logs(model, batch, loss)
+    loss = loss * collectives.replicas_in_sync()
+    return _logs(model, x, y, outputs, sample_weight, loss)
 
 
-def _jax_step(model: Any, num_parts: int, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+# --- JAX -----------------------------------------------------------------------------------------
+
+
+def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
     import jax
 
     trainable, non_trainable, optimizer, metrics = state
-    batch = keras.utils.unpack_x_y_sample_weight(data)[0]
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    num_parts = model.accumulation_steps
     loss_and_gradients = jax.value_and_grad(model.compute_loss_and_updates, has_aux=True)
 
-    def add_part(total: Any, part: Batch) -> tuple[Any, None]:
-        gradients, loss, kept = total
-        (_, (part_loss, _, kept, _)), part_gradients = loss_and_gradients(
-            trainable, kept, metrics, part, None, None, training=True, optimizer_variables=optimizer
+    def gradients_of(inputs: Any, kept: Any) -> tuple[Any, ...]:
+        (_, (loss, outputs, *kept)), gradients = loss_and_gradients(
+            trainable,
+            *kept,
+            inputs,
+            y,
+            sample_weight,
+            training=True,
+            optimizer_variables=optimizer,
         )
-        return (
-            jax.tree.map(jax.numpy.add, gradients, part_gradients),
-            loss + part_loss,
-            kept,
-        ), None
+        return gradients, loss, kept, outputs
 
-    nothing = jax.tree.map(jax.numpy.zeros_like, trainable)
-    (gradients, loss, non_trainable), _ = jax.lax.scan(
-        add_part, (nothing, 0.0, non_trainable), _parts(batch, num_parts)
-    )
-    gradients = [gradient / num_parts for gradient in gradients]
-    loss = loss / num_parts
+    # What a forward pass may change as well, such as the state of a random seed.
+    kept = [non_trainable, metrics]
+    if num_parts == 1:
+        gradients, loss, kept, outputs = gradients_of(x, kept)
+    else:
+        outputs = None
+
+        def add_part(total: Any, part: Any) -> tuple[Any, None]:
+            *new, kept, _ = gradients_of(part, total[2])
+            return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), None
+
+        start = jax.tree.map(jax.numpy.zeros_like, trainable), 0.0, kept
+        (gradients, loss, kept), _ = jax.lax.scan(add_part, start, _parts(x, num_parts))
+        gradients, loss = jax.tree.map(lambda total: total / num_parts, (gradients, loss))
     trainable, optimizer = model.optimizer.stateless_apply(optimizer, gradients, trainable)
-    logs, metrics = model._update_metrics_variables(
-        metrics, loss, batch, None, ops.reshape(loss, (1,)), None
+    return _in_state(
+        model,
+        (trainable, kept[0], optimizer, kept[1]),
+        lambda: _logs(model, x, y, outputs, sample_weight, loss),
     )
-    return logs, (trainable, non_trainable, optimizer, metrics)
+
+
+def _in_state(
+    model: TrainableModel, state: tuple[Any, ...], function: Callable[[], Any]
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run `function` on variables with the values of `state`; its result and their new values."""
+    groups = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    pairs = [
+        pair
+        for variables, values in zip(groups, state, strict=True)
+        for pair in zip(variables, values, strict=True)
+    ]
+    with keras.StatelessScope(state_mapping=pairs) as scope:
+        result = function()
+    return result, tuple(
+        [scope.get_current_value(variable) for variable in variables] for variables in groups
+    )

@@ -5,6 +5,8 @@ torch does not: a call and a pass through memory for each of some hundred variab
 over, is time in which an accelerator waits and a processor reads what it has just written.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,15 +20,23 @@ from keras_vjepa.types import Tensor
 Variables = Sequence[keras.Variable]
 
 
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Moving averages that Adam keeps of the gradient of each variable.
+
+    Attributes:
+        first: of the gradients.
+        second: of their squares.
+        largest: largest second moments so far, for AMSGrad; none otherwise.
+    """
+
+    first: Variables
+    second: Variables
+    largest: Variables = ()
+
+
 def _stored(variables: Sequence[Any]) -> list[Tensor]:
     return [stored_value(variable) for variable in variables]
-
-
-class StepCount(keras.Variable):
-    """Counts on its device; Keras would copy the 1 there, and torch wait for that."""
-
-    def assign_add(self, value: int) -> Any:
-        return self.assign(self.value + value)
 
 
 def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -> None:
@@ -102,10 +112,23 @@ def all_finite(values: Sequence[Tensor]) -> Tensor:
 
 
 def decay(variables: Variables, rate: Tensor | float) -> None:
-    """variables -= rate * variables. torch only."""
-    import torch
+    """variables -= rate * variables.
 
-    if variables:
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.backend.updates import decay
+    >>> variable = keras.Variable([2.0, 4.0])
+    >>> decay([variable], 0.25)
+    >>> keras.ops.convert_to_numpy(variable).tolist()
+    [1.5, 3.0]
+    """
+    if not runs_op_by_op():
+        for variable in variables:
+            variable.assign_sub(ops.cast(rate, variable.dtype) * variable)
+    elif variables:
+        import torch
+
         with torch.no_grad():
             foreach("mul_", _stored(variables), 1.0 - rate)
 
@@ -113,39 +136,85 @@ def decay(variables: Variables, rate: Tensor | float) -> None:
 def adam(
     variables: Variables,
     gradients: Sequence[Tensor],
-    momentums: Variables,
-    velocities: Variables,
-    iterations: Tensor,
+    moments: Moments,
+    step: Tensor,
     learning_rate: Tensor,
     betas: tuple[float, float],
     epsilon: float,
 ) -> None:
-    """One step of Adam, its epsilon added to the bias-corrected root. torch only.
+    """Make one step of Adam, with epsilon added to the bias-corrected root.
 
     Args:
         variables: the weights.
         gradients: of each.
-        momentums: first moments of each.
-        velocities: second moments of each.
-        iterations: steps before this one, a scalar.
+        moments: of each.
+        step: steps before this one, an integer scalar.
         learning_rate: a scalar.
         betas: decay of the first and of the second moment.
-        epsilon: as said.
+        epsilon: keeps the root from 0.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.backend.updates import Moments, adam
+    >>> weight, first, second = keras.Variable([1.0]), keras.Variable([0.0]), keras.Variable([0.0])
+    >>> zero, rate = keras.ops.zeros((), "int32"), keras.ops.full((), 0.5)
+    >>> moments = Moments([first], [second])
+    >>> adam([weight], [keras.ops.ones(1)], moments, zero, rate, (0.9, 0.999), 1e-8)
+    >>> round(float(keras.ops.convert_to_numpy(weight)[0]), 5)
+    0.5
     """
+    if runs_op_by_op():
+        _fused_adam(variables, gradients, moments, step, learning_rate, betas, epsilon)
+        return
+    step = ops.cast(step + 1, "float32")
+    first_correction, second_correction = (_bias_correction(beta, step) for beta in betas)
+    root_correction = ops.sqrt(second_correction)
+    # The second moment's correction, taken out of the root of each number.
+    scale = learning_rate * root_correction / first_correction
+    epsilon = epsilon * root_correction
+    for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
+        kind = variable.dtype
+        gradient = ops.cast(gradient, kind)
+        first, second = moments.first[i], moments.second[i]
+        first.assign_add((1.0 - betas[0]) * (gradient - first))
+        second.assign_add((1.0 - betas[1]) * (ops.square(gradient) - second))
+        if moments.largest:
+            second = moments.largest[i]
+            second.assign(ops.maximum(second, moments.second[i]))
+        root = ops.sqrt(second) + ops.cast(epsilon, kind)
+        variable.assign_sub(ops.cast(scale, kind) * first / root)
+
+
+def _bias_correction(beta: float, step: Tensor) -> Tensor:
+    """1 - beta^step, without the rounding of a float32 value close to 1."""
+    return -ops.expm1(step * (math.log(beta) if beta else -math.inf))
+
+
+def _fused_adam(
+    variables: Variables,
+    gradients: Sequence[Tensor],
+    moments: Moments,
+    step: Tensor,
+    learning_rate: Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> None:
+    """`adam` by torch's kernel for all variables."""
     import torch
     from torch.optim.adam import adam as torch_adam
 
-    steps = iterations.to(torch.float32).repeat(len(variables))
     with torch.no_grad():
         torch_adam(
             _stored(variables),
             list(gradients),
-            _stored(momentums),
-            _stored(velocities),
-            [],
-            list(steps.unbind()),
+            _stored(moments.first),
+            _stored(moments.second),
+            _stored(moments.largest),
+            # It counts this step itself, and wants a count for each variable.
+            list(step.to(torch.float32).repeat(len(variables)).unbind()),
             fused=True,
-            amsgrad=False,
+            amsgrad=bool(moments.largest),
             beta1=betas[0],
             beta2=betas[1],
             lr=learning_rate,

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from keras_vjepa import configuration, files
-from keras_vjepa.backend import collectives
+from keras_vjepa.backend import collectives, engine
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.feature_cache import fingerprint, hash_of_samples
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
@@ -130,7 +130,7 @@ class Evaluator:
         about = [
             {name: values[name] for name in sorted(names)},
             probe.batches.single_frame,
-            keras.config.backend(),
+            engine.name(),
             str(keras.config.dtype_policy().name),
             fingerprint(probe.encoder),
             [hash_of_samples(part) for part in (self.train, self.test)],

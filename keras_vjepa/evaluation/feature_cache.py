@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
-from keras_vjepa.backend import collectives
+from keras_vjepa.backend import collectives, engine
 from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
 from keras_vjepa.data.sources.samples import Sample
@@ -109,7 +109,7 @@ def _described_folder(
     """Return the folder of these features, with the manifest in it."""
     manifest = {
         **description,
-        "backend": keras.config.backend(),
+        "backend": engine.name(),
         "encoder": fingerprint(extractor.classifier.backbone),
         "attend_across_clips": extractor.classifier.attend_across_clips,
         "clip": vars(batches.clip),

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa.backend.inference import Predictor
+from keras_vjepa.backend.inference import DistributedInference
 from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
@@ -31,7 +31,7 @@ class FeatureExtractor(keras.Model):
         super().__init__()
         self.classifier = classifier
         self.built = True
-        self.predictor = Predictor(self)
+        self.inference = DistributedInference(self)
 
     def call(self, inputs: Any) -> Any:
         inputs = inputs if isinstance(inputs, dict) else {"videos": inputs}
@@ -45,7 +45,7 @@ class FeatureExtractor(keras.Model):
         """
         for step, (inputs, _, weight) in enumerate(batches.stream(start, stop), start=start):
             left = len(batches.samples) - step * batches.batch_size
-            yield self.predictor(inputs, weight)[:left]
+            yield self.inference(inputs, weight)[:left]
 
     def encode_array(self, videos: NDArray[np.float32], batch_size: int = 64) -> NDArray[Any]:
         """Compute the features of videos that are in memory."""

@@ -13,9 +13,10 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa.backend import collectives, keras_internals
+from keras_vjepa.backend import collectives
 from keras_vjepa.backend.distribution import ALONE, DataParallel
-from keras_vjepa.backend.inference import Predictor
+from keras_vjepa.backend.inference import DistributedInference
+from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.data.batches.labelled import OrderedBatches, TrainingBatches
 from keras_vjepa.evaluation.sweep_optimizer import Candidate, SweepAdamW
 from keras_vjepa.evaluation.task_labels import Tasks, split_labels
@@ -23,7 +24,7 @@ from keras_vjepa.tasks.classifier import VJEPAVideoClassifier, combine_predictio
 from keras_vjepa.tasks.probe import VJEPAProbe
 
 
-class ProbeSweep(keras_internals.Overrides, keras.Model):
+class ProbeSweep(TrainableModel):
     """Independent probes on the same features; the loss is the sum of theirs.
 
     Ready for `fit` with labels `(batch,)`; compiled once for any number of trainings, on features
@@ -70,7 +71,7 @@ class ProbeSweep(keras_internals.Overrides, keras.Model):
             candidates=self.candidates * len(self.tasks),
         )
         self.built = True
-        self.predictor = Predictor(self)
+        self.inference = DistributedInference(self)
         self.compile(optimizer)
         optimizer.build(self.trainable_variables)
 
@@ -133,11 +134,6 @@ class ProbeSweep(keras_internals.Overrides, keras.Model):
             total += len(self.candidates) * ops.mean(losses)
         return collectives.loss_share(total)
 
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
-    ) -> dict[str, Any]:
-        return collectives.reduce_logs(super().compute_metrics(x, y, y_pred, sample_weight))
-
     def train_on(
         self, batches: TrainingBatches[Any], start: int, stop: int, parallel: DataParallel = ALONE
     ) -> None:
@@ -160,7 +156,7 @@ class ProbeSweep(keras_internals.Overrides, keras.Model):
         Returns:
             `(samples, candidates, classes)` for each task.
         """
-        parts = [self.predictor(inputs, weight) for inputs, _, weight in batches.stream()]
+        parts = [self.inference(inputs, weight) for inputs, _, weight in batches.stream()]
         return {
             task: np.concatenate([part[task] for part in parts])[: len(batches.samples)]
             for task in self.tasks

@@ -45,29 +45,34 @@ class SweepAdamW(AdamW):
         steps: Any = self.total_steps
         self.clip_separately(networks)
         # Networks with the same numbers are updated at once.
-        groups: dict[Candidate, set[Any]] = {}
+        self._groups: dict[Candidate, set[int]] = {}
         for network, candidate in zip(networks, candidates, strict=True):
-            groups.setdefault(candidate, set()).update(map(self._var_key, network))
-        self._groups = [
-            (
-                keys,
-                CosineSchedule(learning_rate, 0.0, steps),
-                weight_decay if constant_decay else CosineSchedule(weight_decay, 1e-6, steps),
+            self._groups.setdefault(candidate, set()).update(map(id, network))
+        self._schedules = {
+            (rate, decay): (
+                CosineSchedule(rate, 0.0, steps),
+                decay if constant_decay else CosineSchedule(decay, 1e-6, steps),
             )
-            for (learning_rate, weight_decay), keys in groups.items()
-        ]
+            for rate, decay in self._groups
+        }
 
-    def _backend_apply_gradients(
-        self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable]
+    def move(
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence[keras.Variable],
+        learning_rate: Any,
+        weight_decay: Any,
     ) -> None:
-        for keys, learning_rate, weight_decay in self._groups:
-            pairs = [
-                (grad, variable)
-                for grad, variable in zip(grads, trainable_variables, strict=True)
-                if self._var_key(variable) in keys
-            ]
-            self._learning_rate, self._weight_decay = learning_rate, weight_decay
-            super()._backend_apply_gradients(*(list(items) for items in zip(*pairs, strict=True)))
+        """Move each network as AdamW does, by its candidate's learning rate and weight decay."""
+        for candidate, members in self._groups.items():
+            mine = [i for i, variable in enumerate(variables) if id(variable) in members]
+            rate, decay = self._schedules[candidate]
+            super().move(
+                [gradients[i] for i in mine],
+                [variables[i] for i in mine],
+                rate(self.iterations),
+                decay(self.iterations) if callable(decay) else decay,
+            )
 
     def restart(self, total_steps: int) -> None:
         """Forget everything, for a run of that many steps."""

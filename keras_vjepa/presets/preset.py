@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self
 import keras
 
 from keras_vjepa import files
+from keras_vjepa.backend import engine
 from keras_vjepa.presets.downloads import is_address, preset_from_hub
 
 CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE = "config.json", "metadata.json", "model.weights.h5"
@@ -174,7 +175,7 @@ class Preset:
                 model.save_weights(unfinished / name)
         metadata = {
             "keras_version": keras.__version__,
-            "backend": keras.config.backend(),
+            "backend": engine.name(),
             "parameter_count": contents.get(CONFIG_FILE, self).count_params(),
         }
         (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2))

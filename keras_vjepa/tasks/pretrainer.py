@@ -23,10 +23,8 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_vjepa.backend import collectives, keras_internals, updates
-from keras_vjepa.backend.cuda_graph import RecordedStep
-from keras_vjepa.backend.token_ops import runs_op_by_op
-from keras_vjepa.backend.train_step import accumulated_train_step
+from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
@@ -46,7 +44,7 @@ TARGETS = ("features", "pixels")
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
+class VJEPAPretrainer(Preset, TrainableModel):
     """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
 
     Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
@@ -249,15 +247,16 @@ class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        return collectives.loss_share(ops.mean(y_pred))
+        """The mean of the samples' losses, and what regularisers of layers add to it."""
+        return collectives.loss_share(sum(self.losses, ops.mean(y_pred)))
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
         """As Keras', whose `loss` is the epoch's mean so far, with this step's own beside it."""
+        step_loss = ops.mean(ops.stop_gradient(y_pred))
         logs = super().compute_metrics(x, y, y_pred, sample_weight)
-        logs = {**logs, "step_loss": ops.mean(ops.stop_gradient(y_pred))}
-        return collectives.reduce_logs(logs)
+        return {**logs, **collectives.reduce_logs({"step_loss": step_loss})}
 
     def compute_output_shape(self, input_shape: dict[str, Sequence[int | None]]) -> Any:
         return (input_shape["videos"][0],)
@@ -270,8 +269,8 @@ class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
         """As `keras.Model.compile`, without a loss.
 
         What a step reads from attributes (`momentum`, weights of losses, `trainable`) is constant
-        until the next call: compilers, and `RecordedStep` for torch on a GPU, keep it. With
-        `run_eagerly` nothing is kept.
+        until the next call: compiled and recorded steps keep it. With `run_eagerly` nothing is
+        kept.
 
         Args:
             optimizer: default: `AdamW`.
@@ -283,8 +282,8 @@ class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
             raise ValueError(
                 f"`accumulation_steps` must be at least 1. Received: {accumulation_steps}"
             )
-        keras_internals.check()
         self.accumulation_steps = accumulation_steps
+        self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
         if isinstance(optimizer, AdamW):
             optimizer.clip_separately(
@@ -295,7 +294,6 @@ class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
         # variables find their place.
         self.optimizer.build(self.trainable_variables)
         collectives.broadcast([*self.variables, *self.optimizer.variables])
-        self._recorded_step = RecordedStep(self._step, self._variables_of_step)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:
@@ -309,32 +307,15 @@ class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
         optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
         self.compile(optimizer, config["accumulation_steps"])
 
-    def train_step(self, *args: Any) -> Any:
-        """One optimizer step, then the target encoder's (App. B).
+    def after_step(self) -> dict[str, Tensor]:
+        """Move the target encoder (App. B), after each step of the optimizer.
 
-        The logs tell in `finite`, 1.0 or 0.0, whether it left finite weights: a gradient that is
-        not finite shows in the step that made it.
+        Returns:
+            `finite`, 1.0 or 0.0: whether the step left finite weights. A gradient that is not
+            finite shows in the step that made it.
         """
-        if runs_op_by_op():
-            batch = keras.utils.unpack_x_y_sample_weight(args[0])[0]
-            return self._step(batch) if self.run_eagerly else self._recorded_step(batch)
-        return self._step(*args)
-
-    def _step(self, *args: Any) -> Any:
-        # Where a step runs op by op, Keras' own would wait for the device in the middle.
-        if self.accumulation_steps > 1 or runs_op_by_op():
-            result = accumulated_train_step(self, self.accumulation_steps, *args)
-        else:
-            result = super().train_step(*args)
-        if len(args) == 1:
-            self.update_target_encoder()
-            return {**result, **_finite_log(self.trainable_variables)}
-        # A stateless backend: variables are values in `state`, to be passed on.
-        logs, state = result
-        return {**logs, **_finite_log(state[0])}, self._with_updated_target(state)
-
-    def _variables_of_step(self) -> list[keras.Variable]:
-        return [*self.variables, *self.optimizer.variables, *self.metrics_variables]
+        self.update_target_encoder()
+        return {"finite": updates.all_finite(self.trainable_variables)}
 
     def update_target_encoder(self) -> None:
         """target = momentum * target + (1 - momentum) * encoder, over all variables."""
@@ -347,18 +328,6 @@ class VJEPAPretrainer(Preset, keras_internals.Overrides, keras.Model):
             return 1.0 - self.momentum
         # The optimizer has counted its step already: the first update sees iteration 1.
         return self.momentum.complement(ops.convert_to_tensor(self.optimizer.iterations) - 1)
-
-    def _with_updated_target(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
-        trainable, non_trainable, optimizer, metrics = state
-        values = [
-            *zip(self.trainable_variables, trainable, strict=True),
-            *zip(self.non_trainable_variables, non_trainable, strict=True),
-            *zip(self.optimizer.variables, optimizer, strict=True),
-        ]
-        with keras.StatelessScope(state_mapping=values) as scope:
-            self.update_target_encoder()
-        non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
-        return trainable, non_trainable, optimizer, metrics
 
     # --- Configuration ---------------------------------------------------------------------------
 
@@ -414,7 +383,3 @@ def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
     # Through NumPy: a shared buffer would break the donation of the training state.
     target.set_weights(collectives.values(encoder.weights))
     return target
-
-
-def _finite_log(values: Sequence[Tensor]) -> dict[str, Tensor]:
-    return collectives.reduce_logs({"finite": updates.all_finite(values)})

@@ -9,33 +9,49 @@ the golden losses), its weight decay is a number, and its clipping takes all var
 """
 
 import dataclasses
-import math
+import re
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_vjepa.backend import updates
-from keras_vjepa.backend.collectives import all_reduce_gradients
-from keras_vjepa.backend.token_ops import runs_op_by_op
+from keras_vjepa.backend import collectives, updates
 from keras_vjepa.types import Tensor
 
-# The class that Keras makes for the active backend: on torch, subclasses of
-# `keras.optimizers.AdamW` itself would lose the fused update of all variables at once.
-_KerasAdamW: Any = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
+# Arguments of Keras' optimizers that this one does not have, and what says that they are off.
+_OFF = {
+    "clipnorm": None,
+    "clipvalue": None,
+    "global_clipnorm": None,
+    "use_ema": False,
+    "ema_overwrite_frequency": None,
+    "gradient_accumulation_steps": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class _StepValues:
-    learning_rate: Tensor
-    weight_decay: Tensor
-    epsilon: Tensor
+class _Trained:
+    """The variables that an optimizer was built for, and what it keeps of each."""
+
+    variables: Sequence[keras.Variable]
+    moments: updates.Moments
+
+    def positions(self, variables: Sequence[keras.Variable]) -> list[int]:
+        known = {id(variable): i for i, variable in enumerate(self.variables)}
+        unknown = [variable.path for variable in variables if id(variable) not in known]
+        if unknown:
+            raise ValueError(
+                "`trainable_variables` must be among those that the optimizer was built for. "
+                f"Received: {unknown[0]}"
+            )
+        return [known[id(variable)] for variable in variables]
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class AdamW(_KerasAdamW):
+class AdamW(keras.optimizers.Optimizer):
     """AdamW as the reference's: decoupled scheduled decay, epsilon after the bias correction.
 
     Per iteration: clip, `p -= lr * weight_decay * p` (never for 1-D variables),
@@ -50,6 +66,9 @@ class AdamW(_KerasAdamW):
         clip_norm: largest gradient norm of a network, or None. Networks are what
             `clip_separately` was told; else all variables are one.
         clip_after: iterations that pass before clipping begins.
+        name: of the optimizer, and in the paths of its variables.
+        amsgrad: divide by the largest second moment so far.
+        loss_scale_factor: what the loss was multiplied by; gradients are divided by it.
 
     Example:
 
@@ -60,8 +79,7 @@ class AdamW(_KerasAdamW):
     0.04
     """
 
-    # Only during an update.
-    _step: _StepValues | None = None
+    _trained: _Trained | None = None
 
     def __init__(
         self,
@@ -73,31 +91,32 @@ class AdamW(_KerasAdamW):
         clip_norm: float | None = None,
         clip_after: int = 0,
         name: str = "adamw",
-        **kwargs: Any,
+        amsgrad: bool = False,
+        loss_scale_factor: float | None = None,
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            epsilon=epsilon,
+            loss_scale_factor=loss_scale_factor,
             name=name,
-            **kwargs,
         )
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"`clip_norm` must be positive or None. Received: {clip_norm}")
-        if runs_op_by_op():
-            # The variable that Keras made, in its place among the others: only it counts otherwise.
-            self._iterations.__class__ = updates.StepCount
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
         self.clip_norm = clip_norm
         self.clip_after = clip_after
-        self._network_keys: list[set[Any]] = []
+        self.amsgrad = amsgrad
+        self._networks: list[set[int]] = []
+        self._not_decayed: set[int] = set()
+        self._not_decayed_names: list[str] = []
+
+    # --- Before training -------------------------------------------------------------------------
 
     @property
     def weight_decay(self) -> Any:
         """Weight decay of the next update: a number, or a scalar tensor if scheduled."""
-        if self._step is not None:
-            return self._step.weight_decay
         if isinstance(self._weight_decay, LearningRateSchedule):
             return self._weight_decay(self.iterations)
         return self._weight_decay
@@ -106,137 +125,175 @@ class AdamW(_KerasAdamW):
     def weight_decay(self, value: float | LearningRateSchedule) -> None:
         self._weight_decay = value
 
-    @property
-    def epsilon(self) -> Tensor:
-        """Keras adds its epsilon to sqrt(v); scaled like this it is as if added to sqrt(v_hat)."""
-        if self._step is not None:
-            return self._step.epsilon
-        return self._epsilon * ops.sqrt(self._bias_correction(self.beta_2))
-
-    @epsilon.setter
-    def epsilon(self, value: float) -> None:
-        self._epsilon = value
-
     def clip_separately(self, networks: Sequence[Sequence[keras.Variable]]) -> None:
         """Clip each of these groups of variables by its own norm. Call before training."""
-        self._network_keys = [{self._var_key(v) for v in network} for network in networks]
+        self._networks = [{id(variable) for variable in network} for network in networks]
 
-    def _backend_apply_gradients(
-        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable]
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
     ) -> None:
-        grads = all_reduce_gradients(grads)
-        if self.clip_norm is not None:
-            grads = self._clip_by_network(grads, trainable_variables)
-        if self._is_updated_at_once:
-            super()._backend_apply_gradients(grads, trainable_variables)
+        """Leave variables out of the decay, beside those with one axis. Call before training.
+
+        Args:
+            var_list: the variables.
+            var_names: regular expressions; variables are left out in whose name one is found.
+        """
+        if self.built:
+            raise ValueError("`exclude_from_weight_decay` must be called before `build`.")
+        self._not_decayed |= {id(variable) for variable in var_list or ()}
+        self._not_decayed_names += list(var_names or ())
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Make the moments of these variables, once."""
+        if self.built:
             return
-        # Keras multiplies what it asks for: the decay by the learning rate, and that by its rounded
-        # correction. Asked once a variable, but evaluated once a step: the graph stays small.
-        correction = self._rounding_correction(trainable_variables[0].dtype)
-        self._step = _StepValues(
-            self.learning_rate * correction, self.weight_decay / correction, self.epsilon
+        variables = list(variables)
+        super().build(variables)
+        first, second = self.add_optimizer_variables(variables, ["momentum", "velocity"])
+        largest: Any = ()
+        if self.amsgrad:
+            largest = self.add_optimizer_variables(variables, "velocity_hat")
+        self._trained = _Trained(variables, updates.Moments(first, second, largest))
+
+    # --- A step ----------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        grads: Sequence[Tensor | None],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        """Change the variables by one step along their gradients, and count it.
+
+        Args:
+            grads: of each variable; None for one that the loss does not depend on.
+            trainable_variables: the variables; None for those that the optimizer was built for.
+        """
+        if trainable_variables is not None:
+            self.build(trainable_variables)
+        elif self._trained is None:
+            raise ValueError("`trainable_variables` must be given before the optimizer is built.")
+        else:
+            trainable_variables = self._trained.variables
+        own_gradients, variables = _where_there_is_one(grads, trainable_variables)
+        gradients = collectives.sum_over_replicas(own_gradients)
+        if self.loss_scale_factor is not None:
+            gradients = [gradient / self.loss_scale_factor for gradient in gradients]
+        if self.clip_norm is not None:
+            gradients = self._clip(gradients, variables)
+        self.move(gradients, variables, self.learning_rate, self.weight_decay)
+        for variable in variables:
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
+        # Not `assign_add`, which would copy the 1 to the device, and wait for it.
+        self.iterations.assign(self.iterations.value + 1)
+
+    def move(
+        self,
+        gradients: Sequence[Tensor],
+        variables: Sequence[keras.Variable],
+        learning_rate: Any,
+        weight_decay: Any,
+    ) -> None:
+        """Decay the variables, then move them by Adam along their clipped gradients."""
+        # A variable times a number would copy the number to the device.
+        learning_rate = ops.convert_to_tensor(learning_rate)
+        decayed = [variable for variable in variables if self._is_decayed(variable)]
+        updates.decay(decayed, learning_rate * weight_decay)
+        updates.adam(
+            variables,
+            gradients,
+            self._moments_of(variables),
+            ops.convert_to_tensor(self.iterations),
+            learning_rate,
+            (self.beta_1, self.beta_2),
+            self.epsilon,
         )
-        try:
-            super()._backend_apply_gradients(grads, trainable_variables)
-        finally:
-            self._step = None
 
-    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        """Where Keras sums over devices by itself it does so here, after clipping: too late."""
-        return grads_and_vars
-
-    def _get_current_learning_rate(self) -> Any:
-        if self._step is not None:
-            return self._step.learning_rate
-        return super()._get_current_learning_rate()
-
-    def _bias_correction(self, beta: float) -> Tensor:
-        """1 - beta^step, without the rounding of a float32 value close to 1."""
-        step = ops.cast(self.iterations + 1, "float32")
-        return -ops.expm1(step * (math.log(beta) if beta else -math.inf))
-
-    def _rounding_correction(self, dtype: str) -> Tensor:
-        """What makes Keras' float32 sqrt(1 - beta_2^step) / (1 - beta_1^step) exact."""
-        if dtype != "float32":
-            return 1.0
-        step = ops.cast(self.iterations + 1, dtype)
-        exact, rounded = (
-            ops.sqrt(correction(self.beta_2)) / correction(self.beta_1)
-            for correction in (
-                self._bias_correction,
-                lambda beta: 1 - ops.power(ops.cast(beta, dtype), step),
-            )
+    def _moments_of(self, variables: Sequence[keras.Variable]) -> updates.Moments:
+        assert self._trained is not None
+        positions, kept = self._trained.positions(variables), self._trained.moments
+        return updates.Moments(
+            [kept.first[i] for i in positions],
+            [kept.second[i] for i in positions],
+            [kept.largest[i] for i in positions] if kept.largest else (),
         )
-        return exact / rounded
 
-    def _clip_by_network(
-        self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]
+    def _is_decayed(self, variable: keras.Variable) -> bool:
+        if len(variable.shape) < 2 or id(variable) in self._not_decayed:
+            return False
+        return not any(re.search(name, variable.name) for name in self._not_decayed_names)
+
+    def _clip(
+        self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable]
     ) -> list[Tensor]:
-        clipped = list(grads)
-        keys = [self._var_key(v) for v in variables]
+        clipped = list(gradients)
+        keys = [id(variable) for variable in variables]
         active = ops.convert_to_tensor(self.iterations) >= self.clip_after
-        for network in self._network_keys or [set(keys)]:
+        for network in self._networks or [set(keys)]:
             members = [i for i, key in enumerate(keys) if key in network]
-            if not members:  # of another group of variables, with its own update
+            if not members:  # frozen
                 continue
-            whole = [grads[i] for i in members]
+            whole = [gradients[i] for i in members]
             # At most 1, and exactly 1 before its time; a number would be copied to the device.
             allowed = self.clip_norm / (updates.norm(whole) + 1e-6)
             one = ops.ones_like(allowed)
             factor = ops.where(active, ops.minimum(one, allowed), one)
-            for i, grad in zip(members, updates.scaled(whole, factor), strict=True):
-                clipped[i] = grad
+            for i, gradient in zip(members, updates.scaled(whole, factor), strict=True):
+                clipped[i] = gradient
         return clipped
 
-    @property
-    def _is_updated_at_once(self) -> bool:
-        return runs_op_by_op() and not self.amsgrad
-
-    def _apply_weight_decay(self, trainable_variables: Sequence[keras.Variable]) -> None:
-        if not self._is_updated_at_once:
-            super()._apply_weight_decay(trainable_variables)
-            return
-        decayed = [v for v in trainable_variables if self._use_weight_decay(v)]
-        # A variable times a number would copy the number to the device.
-        updates.decay(decayed, ops.convert_to_tensor(self.learning_rate) * self.weight_decay)
-
-    def _parallel_update_step(
-        self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
-    ) -> None:
-        """Called by Keras where a backend runs op by op, and there alone."""
-        if not self._is_updated_at_once:
-            super()._parallel_update_step(grads, variables, learning_rate)
-            return
-        momentums, velocities = (
-            [slots[self._get_variable_index(variable)] for variable in variables]
-            for slots in (self._momentums, self._velocities)
-        )
-        betas = self.beta_1, self.beta_2
-        step = self.iterations.value
-        updates.adam(
-            variables, grads, momentums, velocities, step, learning_rate, betas, self._epsilon
-        )
-
-    def _use_weight_decay(self, variable: Any) -> bool:
-        return len(variable.shape) > 1 and super()._use_weight_decay(variable)
+    # --- Configuration ---------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        weight_decay = self._weight_decay
+        weight_decay: Any = self._weight_decay
         if isinstance(weight_decay, LearningRateSchedule):
             weight_decay = keras.saving.serialize_keras_object(weight_decay)
         return {
-            **super().get_config(),
+            "learning_rate": super().get_config()["learning_rate"],
             "weight_decay": weight_decay,
-            "epsilon": self._epsilon,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
             "clip_norm": self.clip_norm,
             "clip_after": self.clip_after,
+            "name": self.name,
+            "amsgrad": self.amsgrad,
+            "loss_scale_factor": self.loss_scale_factor,
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "AdamW":
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         config = dict(config)
-        if isinstance(config.get("weight_decay"), dict):
-            config["weight_decay"] = keras.saving.deserialize_keras_object(
-                config["weight_decay"], custom_objects=custom_objects
-            )
-        return super().from_config(config, custom_objects=custom_objects)
+        # Files of before 0.1 hold all arguments of Keras' optimizers.
+        config.pop("ema_momentum", None)
+        for name, off in _OFF.items():
+            value = config.pop(name, off)
+            if value != off:
+                raise ValueError(
+                    f"`{name}` must be {off} in the config of AdamW. Received: {value}"
+                )
+        for name in ("learning_rate", "weight_decay"):
+            if isinstance(config.get(name), dict):
+                config[name] = keras.saving.deserialize_keras_object(
+                    config[name], custom_objects=custom_objects
+                )
+        return cls(**config)
+
+
+def _where_there_is_one(
+    gradients: Sequence[Tensor | None], variables: Sequence[keras.Variable]
+) -> tuple[list[Tensor], list[keras.Variable]]:
+    """The gradients that are not None, and their variables."""
+    pairs = list(zip(gradients, variables, strict=True))
+    without = [variable.path for gradient, variable in pairs if gradient is None]
+    if len(without) == len(pairs):
+        raise ValueError("`grads` must hold a gradient of at least one variable. Received: none")
+    if without:
+        warnings.warn(
+            f"The loss does not depend on {len(without)} variables: {', '.join(without[:3])}, ...",
+            stacklevel=3,
+        )
+    there = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+    return [gradient for gradient, _ in there], [variable for _, variable in there]

@@ -15,6 +15,7 @@ import cv2
 import keras
 import numpy as np
 
+from keras_vjepa.backend import engine
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state, restore_training_state
@@ -178,13 +179,12 @@ def describe_run(config: Mapping[str, Any], samples: Sequence[Sample]) -> dict[s
 
     Of the config only what makes the numbers: equal runs are to have equal files.
     """
-    backend = keras.config.backend()
     return {
         "run": {**config, "samples": _describe_samples(samples)},
         "versions": {
             "keras_vjepa": importlib.metadata.version("keras-vjepa"),
             "keras": keras.__version__,
-            "backend": f"{backend} {sys.modules[backend].__version__}",
+            "backend": engine.name_and_version(),
             "numpy": np.__version__,
             "opencv": cv2.__version__,
         },

@@ -134,7 +134,7 @@ def train(num_steps, run_eagerly=False, dtype="float32", optimizer=None, **compi
 def test_replays_are_steps(dtype, accumulation_steps):
     recorded, losses = train(8, dtype=dtype, accumulation_steps=accumulation_steps)
     plain, expected = train(8, True, dtype, accumulation_steps=accumulation_steps)
-    assert recorded._recorded_step._recording is not None
+    assert recorded.one_step.recorded._recording is not None
     assert len(set(losses)) == 8
     bound = 1e-5 if dtype == "float32" else 2e-2
     np.testing.assert_allclose(losses, expected, atol=bound)
@@ -150,7 +150,7 @@ def test_replays_are_steps(dtype, accumulation_steps):
 def test_a_step_that_waits_is_not_recorded_and_trains(caplog):
     waiting = keras.optimizers.LossScaleOptimizer(AdamW(1e-3))
     pretrainer, losses = train(6, dtype="mixed_float16", optimizer=waiting)
-    assert pretrainer._recorded_step._recording is None
+    assert pretrainer.one_step.recorded._recording is None
     assert [r.getMessage().split(":")[0] for r in caplog.records] == ["The step runs op by op"]
     waiting = keras.optimizers.LossScaleOptimizer(AdamW(1e-3))
     _, expected = train(6, True, "mixed_float16", waiting)

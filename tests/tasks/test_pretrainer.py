@@ -168,6 +168,18 @@ def test_one_compilation_in_200_batches():
         assert pretrainer.train_function._cache_size() == 1
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_regularisers_of_layers_count(accumulation_steps):
+    """A user's own on a layer's kernel: it shrinks, with nothing else that moves it."""
+    pretrainer = small_pretrainer(48, 8)
+    layer = pretrainer.encoder.blocks[0].mlp_hidden
+    layer.kernel.regularizer = keras.regularizers.L2(100.0)
+    pretrainer.compile(keras.optimizers.SGD(1e-3), accumulation_steps)
+    before = numpy(layer.kernel)
+    fit(pretrainer, random_batch(0, pretrainer, batch_size=2))
+    np.testing.assert_allclose(numpy(layer.kernel), 0.8 * before, atol=1e-3)
+
+
 def test_float16_steps_are_as_long_as_those_of_float32():
     """Keras scales the loss for float16, and the gradients back; a part must do so too."""
 

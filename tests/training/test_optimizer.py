@@ -104,9 +104,86 @@ def test_amsgrad_is_keras_own():
     assert 0.0 < moved(True) < 0.6 * moved(False)
 
 
-def test_the_backend_keeps_its_fused_update():
-    """On torch a subclass of `keras.optimizers.AdamW` itself would update one by one."""
-    assert isinstance(AdamW(), type(keras.optimizers.AdamW()))
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_all_variables_are_updated_at_once(amsgrad):
+    """As many calls for many variables as for a few: kernels of torch take them all together."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for number in (3, 30):
+        names = []
+        optimizer = AdamW(0.1, 0.1, clip_norm=1.0, amsgrad=amsgrad)
+        variables = [keras.Variable(np.ones((2, 3), "float32")) for _ in range(number)]
+        optimizer.build(variables)
+        gradients = [keras.ops.ones((2, 3)) for _ in variables]
+        with Calls():
+            optimizer.apply(gradients, variables)
+        # A norm is one call, but gives each tensor's.
+        counts.append(len([name for name in names if not name.startswith("detach")]))
+    assert counts[0] == counts[1]
+
+
+def test_variables_and_arguments_that_it_does_not_know_are_named():
+    optimizer, known = AdamW(), keras.Variable(np.ones((2, 3), "float32"))
+    with pytest.raises(ValueError, match="`trainable_variables` must be given before"):
+        optimizer.apply([keras.ops.ones((2, 3))])
+    optimizer.build([known])
+    other = keras.Variable(np.ones((2, 3), "float32"), name="other")
+    with pytest.raises(ValueError, match="the optimizer was built for. Received: other"):
+        optimizer.apply([keras.ops.ones((2, 3))], [other])
+    with pytest.raises(ValueError, match="at least one variable. Received: none"):
+        optimizer.apply([None], [known])
+    with pytest.raises(ValueError, match="must be called before `build`"):
+        optimizer.exclude_from_weight_decay([known])
+    with pytest.raises(ValueError, match="`use_ema` must be False in the config of AdamW"):
+        AdamW.from_config({**optimizer.get_config(), "use_ema": True})
+
+
+def test_a_config_with_what_keras_adds_still_loads():
+    """As files of before 0.1 hold it."""
+    optimizer = AdamW(1e-3, CosineSchedule(0.1, 0.5, 8), clip_norm=2.0)
+    added = {"clipnorm": None, "global_clipnorm": None, "clipvalue": None, "use_ema": False}
+    added |= {"ema_momentum": 0.99, "ema_overwrite_frequency": None}
+    added |= {"gradient_accumulation_steps": None}
+    restored = AdamW.from_config({**optimizer.get_config(), **added})
+    assert restored.get_config() == optimizer.get_config()
+    assert not set(added) & set(restored.get_config())
+
+
+def test_what_is_left_out_of_the_decay():
+    """Biases always; others by themselves or by name."""
+    names = ("kernel", "bias", "table", "mask_token")
+    shapes = ((2, 3), (3,), (2, 3), (2, 3))
+    variables = [
+        keras.Variable(np.ones(shape, "float32"), name=name)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    optimizer = AdamW(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay([variables[2]])
+    optimizer.exclude_from_weight_decay(var_names=["mask"])
+    optimizer.build(variables)
+    optimizer.apply([keras.ops.zeros(shape) for shape in shapes], variables)
+    decayed = [float(keras.ops.convert_to_numpy(v).ravel()[0]) < 1.0 for v in variables]
+    assert decayed == [True, False, False, False]
+
+
+def test_gradients_of_a_scaled_loss_are_scaled_back():
+    """Clipping sees them as they are, whatever the loss was multiplied by."""
+    moved = []
+    for scale in (None, 1024.0):
+        optimizer = AdamW(0.1, 0.0, epsilon=1.0, clip_norm=0.5, loss_scale_factor=scale)
+        variable = keras.Variable(np.zeros((2, 2), "float32"))
+        optimizer.build([variable])
+        optimizer.apply([optimizer.scale_loss(keras.ops.full((2, 2), 0.1))], [variable])
+        moved.append(keras.ops.convert_to_numpy(variable))
+    np.testing.assert_allclose(*moved, atol=1e-7)
+    assert np.abs(moved[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(0.9, 1.0, 6.25), CosineSchedule(0.4, 0.1, 5)])
