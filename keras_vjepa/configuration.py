@@ -21,9 +21,9 @@ ConfigT = TypeVar("ConfigT", bound=Any)
 
 
 class Part:
-    """A constructor and arguments for it.
+    """Holds a constructor and arguments for it.
 
-    Arguments that are given are attributes, as are all others with the constructor's default.
+    Every argument is an attribute: the value that was given, or else the constructor's default.
 
     Args:
         constructors: a class or function; or several of which one is chosen when the object is
@@ -94,12 +94,12 @@ class Part:
         return f"Part({kinds}, {self.arguments})"
 
     def default(self, name: str) -> Any:
-        """The constructor's default of an argument; None where it is derived or has none."""
+        """Return the constructor's default of an argument; None if it is derived or has none."""
         default = self.parameters[name].default
         return None if name in self.derived or default is inspect.Parameter.empty else default
 
     def option_name(self, argument: str) -> str:
-        """The name of the option that sets an argument."""
+        """Return the name of the option that sets an argument."""
         return self.names.get(argument, self.prefix + argument)
 
     def replace(self, **arguments: Any) -> "Part":
@@ -172,7 +172,7 @@ _SETTINGS = ("prefix", "names", "supplied", "derived", "each")
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One thing that can be set in a config.
+    """Describes one thing that can be set in a config.
 
     Attributes:
         name: the option's, without dashes.
@@ -242,12 +242,16 @@ def _options_of(field: str, part: Part) -> list[Option]:
     for constructor in reversed(part.constructors):
         types |= _annotations(constructor)
         described |= descriptions(constructor)
+    for name in part.each:
+        types[name] = GenericAlias(tuple, (types[name], ...))
+    for name in part.derived:
+        types[name] = types[name] | None
     return [
         Option(
             part.option_name(name),
             field,
             name,
-            GenericAlias(tuple, (types[name], ...)) if name in part.each else types[name],
+            types[name],
             getattr(part, name),
             part.default(name),
             part.derived.get(name, ""),
@@ -284,25 +288,32 @@ def replace(config: ConfigT, **changes: Any) -> ConfigT:
 
 
 def values(config: Any) -> dict[str, Any]:
-    """The value of every option by name; None for those that are derived."""
+    """Return the value of every option by its name; None for those that are derived."""
     return {name: option.value for name, option in options(config).items()}
 
 
 def defaults(config: Any) -> dict[str, Any]:
-    """The value that every option has where nobody sets it: what it was before it existed."""
+    """Return the value that every option has where nobody sets it.
+
+    For an option that is new this is what holds for configs that were stored before there was it.
+    """
     return {name: option.default for name, option in options(config).items()}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?" with the known name that is most like this one, or nothing."""
+    """Return a hint at the known name that is most like this one: "; did you mean ...?".
+
+    Returns:
+        The hint, or an empty text if no name is like it.
+    """
     found = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def descriptions(documented: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each argument, under "Args:" or "Attributes:".
+    """Read what a docstring says of each argument, under "Args:" or "Attributes:".
 
-    Of a class also what its base classes say, of arguments that it does not describe itself.
+    What a class does not describe itself is taken from its base classes.
     """
     found: dict[str, str] = {}
     for one in reversed(getattr(documented, "__mro__", (documented,))):
@@ -316,7 +327,7 @@ def descriptions(documented: Callable[..., Any]) -> dict[str, str]:
 
 
 def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments that a constructor names itself; Keras' own, like `name`, go by `**kwargs`."""
+    """List the arguments that a constructor names; those in its `**kwargs` are Keras' own."""
     return {
         name: parameter
         for name, parameter in inspect.signature(constructor).parameters.items()

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from keras_vjepa.configuration import Option, nearest, options
 
+_NONE = type(None)
+
 # Between the items of a tuple, and of a tuple in it.
 SEPARATORS = ",:"
 
@@ -22,7 +24,7 @@ def parse(
     arguments: list[str] | None = None,
     prefix: str = "",
 ) -> tuple[str, dict[str, Any], Path]:
-    """Which config a command line asks for, the options that it sets, and the workdir.
+    """Read from a command line the name of a config, the options that it sets, and the workdir.
 
     `keras_vjepa.configuration.replace` makes the config of the first two. Bad input ends the
     process with exit code 2 and one line that names the option.
@@ -132,7 +134,7 @@ def _reader_of(annotation: Any) -> Callable[[str], Any]:
 
 
 def text_of(value: Any) -> str:
-    """A value as it is given on the command line."""
+    """Write a value as it is given on the command line."""
     if isinstance(value, tuple | list):
         inner = [text_of(item).replace(SEPARATORS[0], SEPARATORS[1]) for item in value]
         return SEPARATORS[0].join(inner)
@@ -144,7 +146,8 @@ def read_value(text: str, annotation: Any, separators: str = SEPARATORS) -> Any:
 
     Args:
         text: what stands on the command line.
-        annotation: a type. Of several the first that can hold the value counts, text last.
+        annotation: a type. Of several the first that can hold the value counts, none before all
+            others and text after them.
         separators: between the items of a tuple, and of a tuple in it.
 
     Raises:
@@ -156,7 +159,7 @@ def read_value(text: str, annotation: Any, separators: str = SEPARATORS) -> Any:
     >>> read_value("64,96", int | tuple[int, int]), read_value("none", float | None)
     ((64, 96), None)
     """
-    for member in sorted(_members(annotation), key=lambda one: one is str):
+    for member in sorted(_members(annotation), key=lambda one: (one is not _NONE, one is str)):
         try:
             return _read_one(text, member, separators)
         except ValueError:
@@ -171,7 +174,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _read_one(text: str, kind: Any, separators: str) -> Any:
     named: dict[Any, dict[str, Any]] = {
-        type(None): {"none": None},
+        _NONE: {"none": None},
         bool: {"true": True, "false": False},
         typing.Literal: {str(value): value for value in typing.get_args(kind)},
     }
@@ -200,7 +203,7 @@ def _is_tuple(kind: Any) -> bool:
 
 
 def _words_for(annotation: Any) -> str:
-    """What a type is called in help and errors."""
+    """Describe a type in help and errors."""
     words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     found = []
     for kind in _members(annotation):
@@ -211,5 +214,5 @@ def _words_for(annotation: Any) -> str:
             # A tuple of two has two types; one of any length has one.
             found.append(",".join(items) if len(items) > 1 else f"{items[0]},...")
         else:
-            found.append("none" if kind is type(None) else words.get(kind, ""))
+            found.append("none" if kind is _NONE else words.get(kind, ""))
     return " or ".join(filter(None, found))

@@ -1,108 +1,13 @@
 """The numbers of the pretraining runs (Table 9), and small ones for the built-in videos.
 
-A config is a function that returns a `PretrainConfig`; a variant changes fields of another.
+A config is a function that returns a `PretrainConfig`; a variant changes options of another, by the
+names that they have on the command line.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
-from keras_vjepa.layers.dense import INITIALIZER_STDDEV
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that defines a pretraining run. Defaults are the paper's (Table 9), ViT-L/16."""
-
-    # Data (Table 9, "data"). The clip spans num_frames * temporal_stride source frames.
-    # `data` is a folder, a list, or the name of a built-in set.
-    data: str = "digit_motion"
-    image_size: int = 224
-    num_frames: int = 16
-    temporal_stride: int = 4
-    random_resize_scale: tuple[float, ...] = (0.3, 1.0)
-    random_resize_aspect_ratio: tuple[float, ...] = (0.75, 1.35)
-    horizontal_flip: float = 0.5
-    max_bad_share: float = 0.05
-    num_workers: int = 2
-
-    # Masks: "multi_block" is the paper's; "causal_multi_block", whose context ends with frame
-    # `max_context_frames`, and "random_tube" of `mask_ratio` are its ablation (Table 6, App. E.3);
-    # "random_tokens" hides that share of each clip's tokens and is the easiest.
-    masks: str = "multi_block"
-    max_context_frames: int = 12
-    mask_ratio: float = 0.9
-
-    # Blocks (Table 9, "masking"), one entry per kind: short range, long range. The budgets are the
-    # reference's mean token counts at 24 clips a device (official-behaviour §6); they belong to
-    # the task and do not change with the batch size. truncation="batch_min" is the reference
-    # exactly, with a shape of its own in every batch.
-    mask_num_blocks: tuple[int, ...] = (8, 2)
-    mask_spatial_scale: tuple[float, ...] = (0.15, 0.7)
-    mask_aspect_ratio: tuple[float, ...] = (0.75, 1.5)
-    context_budgets: tuple[int, ...] = (368, 104)
-    target_budgets: tuple[int, ...] = (752, 1104)
-    truncation: str = "budget"
-
-    # Architecture (Table 9, App. C). The predictor has the encoder's number of heads.
-    patch_size: int = 16
-    tubelet_size: int = 2
-    hidden_dim: int = 1024
-    num_layers: int = 24
-    num_heads: int = 16
-    predictor_hidden_dim: int = 384
-    predictor_num_layers: int = 12
-    # Deviation of the initial weights; 0.02 suits a width of about 1,000, narrow models want more.
-    initializer_stddev: float = INITIALIZER_STDDEV
-
-    # Optimisation (Table 9). Schedules are made for steps * schedule_scale iterations. Clipping
-    # starts an epoch of 300 iterations after the warm-up (official-behaviour §5).
-    # The batch is that of all devices together. What makes it fit, with the same numbers: parts of
-    # a step one after the other, activations computed twice, parameters split over the devices
-    # (JAX only).
-    batch_size: int = 3072
-    accumulation_steps: int = 1
-    remat: bool = False
-    shard_parameters: bool = False
-    steps: int = 90_000
-    warmup_steps: int = 12_000
-    schedule_scale: float = 1.25
-    start_learning_rate: float = 2e-4
-    learning_rate: float = 6.25e-4
-    final_learning_rate: float = 1e-6
-    start_weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    start_momentum: float = 0.998
-    final_momentum: float = 1.0
-    clip_norm: float = 10.0
-    clip_after: int = 12_300
-    # "pixels" is the baseline of Table 1, with a loss exponent of 2.
-    target: str = "features"
-    normalize_targets: bool = True
-    loss_exponent: float = 1.0
-    variance_weight: float = 0.0
-    # Beyond the paper, for little data; see `VJEPAPretrainer`.
-    context_variance_weight: float = 0.0
-    context_covariance_weight: float = 0.0
-    # Presets. The encoder to begin with, of the same architecture, in place of random weights; and
-    # one that is predicted in place of the moving average, and stays as it is.
-    start_from: str = ""
-    teacher: str = ""
-
-    dtype: str = "mixed_bfloat16"
-    seed: int = 234
-    # The frozen probe at the end of a run on a built-in set: passes over the first so many of the
-    # training videos, with their labels.
-    probe_epochs: int = 8
-    probe_videos: int = 2000
-
-    # Steps between two looks at the spread of the features of the run's first clips.
-    monitor_every: int = 300
-    monitor_clips: int = 8
-
-    # Checkpoints. In steps; the reference saves once an epoch, which is 300.
-    checkpoint_every: int = 300
-    keep_last: int = 2
-    keep_every: int = 9000
+from keras_vjepa.configuration import replace
+from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 
 
 def vitl16() -> PretrainConfig:
@@ -129,7 +34,8 @@ def vith16_384() -> PretrainConfig:
 
 def digit_motion() -> PretrainConfig:
     """The default, 3 minutes on 2 CPU cores: shows that all works. digit_motion_long learns."""
-    return PretrainConfig(
+    return replace(
+        PretrainConfig(),
         image_size=64,
         num_frames=8,
         # 64 of the 72 frames: the turning motions turn in the middle.
@@ -138,7 +44,7 @@ def digit_motion() -> PretrainConfig:
         # The built-in set tells left from right.
         horizontal_flip=0.0,
         mask_num_blocks=(4, 2),
-        # The means at 32 clips, by `mean_counts` in keras_vjepa.data.masks.
+        # The means at 32 clips, by `keras_vjepa.data.mean_counts`.
         context_budgets=(116, 20),
         target_budgets=(76, 176),
         patch_size=8,

@@ -9,7 +9,6 @@ scratch, once for each task of the built-in set; prints the accuracy on the test
 
 import json
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 
 # First, for it chooses Keras' backend.
@@ -24,12 +23,15 @@ from keras_vjepa import (
     WarmupCosine,
     files,
 )
+from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.comparison import LabelledClips
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
 from keras_vjepa.recipes import command_line
-from keras_vjepa.recipes.pretrain import labelled_clips, make_encoder
-from keras_vjepa.recipes.pretrain_configs import CONFIGS, PretrainConfig
+from keras_vjepa.recipes.pretrain import labelled_clips
+from keras_vjepa.recipes.pretrain_configs import CONFIGS
+from keras_vjepa.recipes.pretrain_objects import make_encoder
+from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 
 BATCH_SIZE = 32
 
@@ -41,9 +43,9 @@ def train(config: PretrainConfig, task: str, training: LabelledClips, test: Labe
     )
     steps = config.probe_epochs * -(-len(training.samples) // BATCH_SIZE)
     # The probe's rate would be too much for the encoder.
-    schedule = WarmupCosine(0.0, config.learning_rate, 0.0, min(100, steps // 10), steps)
+    schedule = WarmupCosine(0.0, config.learning_rate.peak, 0.0, min(100, steps // 10), steps)
     classifier.compile(
-        AdamW(schedule, config.start_weight_decay, clip_norm=config.clip_norm),
+        AdamW(schedule, config.weight_decay.start, clip_norm=config.optimizer.clip_norm),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -69,7 +71,7 @@ def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
         found[task] = train(config, task, training, test)
         print(f"{task}: {found[task]:.3f} with {len(training.samples):,} labels", flush=True)
     workdir.mkdir(parents=True, exist_ok=True)
-    content = {"config": asdict(config), "accuracy": found}
+    content = {"config": values(config), "accuracy": found}
     files.write_text(workdir / "result.json", json.dumps(content, indent=1))
     return found
 

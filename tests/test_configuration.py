@@ -63,6 +63,7 @@ def test_options_are_the_constructors_arguments():
     assert found["deep"].description == found["shelf_height"].description == "of one box."
     assert (found["deep"].value, found["deep"].annotation) == (30, int)
     assert (found["shelf_height"].value, found["shelf_height"].derived) == (None, "the room's")
+    assert found["shelf_height"].annotation == int | None
     assert found["rack_width"].annotation == tuple[float, ...]
     assert found["colour"].description == "of the walls."
     assert (found["rack_slots"].field, found["rack_slots"].argument) == ("racks", "slots")

@@ -50,12 +50,14 @@ class DataParallel:
         process_count: processes of the run.
         device_count: devices of all processes together.
         engine: what joins them, in words.
+        sharded: whether each device holds a part of the parameters.
     """
 
     process_index: int
     process_count: int
     device_count: int
     engine: str
+    sharded: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -188,7 +190,8 @@ def _setup_jax(shard_parameters: bool) -> DataParallel:
             engine = "DataParallel"
             parallel = keras.distribution.DataParallel(mesh, auto_shard_dataset=False)
         keras.distribution.set_distribution(parallel)
-    return DataParallel(jax.process_index(), jax.process_count(), len(devices), engine)
+    sharded = shard_parameters and len(devices) > 1
+    return DataParallel(jax.process_index(), jax.process_count(), len(devices), engine, sharded)
 
 
 def _join_jax_processes() -> None:

@@ -1,1 +1,43 @@
 """From files to batches, with NumPy and OpenCV alone."""
+
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches
+from keras_vjepa.data.batches.mask_kinds import (
+    CausalMultiBlockMask,
+    MultiBlockMask,
+    RandomTokenMask,
+    RandomTubeMask,
+)
+from keras_vjepa.data.batches.mask_sampler import MaskSampler, mean_counts, paper_masks
+from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.sources.samples import Sample, list_samples
+from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
+from keras_vjepa.data.transforms.training import (
+    ImageProbeTransform,
+    PretrainTransform,
+    VideoProbeTransform,
+)
+from keras_vjepa.data.transforms.views import center_view, three_views
+
+__all__ = [
+    "AutoAugment",
+    "CausalMultiBlockMask",
+    "ClipBatches",
+    "ClipSettings",
+    "EvaluationBatches",
+    "ImageProbeTransform",
+    "LabelledBatches",
+    "MaskSampler",
+    "MultiBlockMask",
+    "PretrainTransform",
+    "RandAugment",
+    "RandomTokenMask",
+    "RandomTubeMask",
+    "Sample",
+    "VideoProbeTransform",
+    "center_view",
+    "list_samples",
+    "mean_counts",
+    "paper_masks",
+    "three_views",
+]

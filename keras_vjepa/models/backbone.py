@@ -144,8 +144,7 @@ class VJEPABackbone(Preset, keras.Model):
         self.num_channels = num_channels
         # Built here, so that a backbone has its weights from the start; through `build`, which
         # gives every variable a path of its own.
-        height, width = _height_width(image_size)
-        self.build((None, num_frames, height, width, num_channels))
+        self.build((None, *self.video_shape))
 
     def build(self, video_shape: Sequence[int | None]) -> None:
         policy = self.dtype_policy
@@ -193,6 +192,11 @@ class VJEPABackbone(Preset, keras.Model):
     @property
     def is_image_model(self) -> bool:
         return self.num_frames == 1
+
+    @property
+    def video_shape(self) -> tuple[int, int, int, int]:
+        """The clips that the backbone was made for: `(frames, height, width, channels)`."""
+        return self.num_frames, *_height_width(self.image_size), self.num_channels
 
     @property
     def num_tokens(self) -> int:
@@ -318,7 +322,7 @@ class VJEPABackbone(Preset, keras.Model):
             batch_size: clips at a time; shapes are fixed.
             kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
         """
-        shape = (batch_size, self.num_frames, *_height_width(self.image_size), self.num_channels)
+        shape = (batch_size, *self.video_shape)
         signature = [keras.InputSpec(shape=shape, dtype="float32", name="videos")]
         super().export(filepath, format=format, **{"input_signature": signature, **kwargs})
 

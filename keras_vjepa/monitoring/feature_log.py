@@ -18,7 +18,6 @@ from keras_vjepa import files
 from keras_vjepa.backend import collectives, device
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
-from keras_vjepa.training.resumable import LossLog
 
 COLUMNS = ("step", "feature_std", "effective_rank")
 # Encoded at a time.
@@ -26,46 +25,55 @@ CLIPS = 8
 
 
 class FeatureLog(keras.callbacks.Callback):
-    """Writes the spread of the features of the same clips, at regular steps.
+    """Writes the spread of the features of the same clips, at regular steps and the last.
 
-    All processes need it, since they may hold parts of the weights; the first writes.
+    Steps are the optimizer's, so a run that goes on, or another `fit`, continues the table. All
+    processes need it, since they may hold parts of the weights; the first writes.
 
     Args:
-        log: the losses; it comes before this callback in the list of callbacks.
-        every: steps between two rows.
         videos: `(clips, frames, height, width, 3)`, normalised; None in all other processes than
             the first.
         path: csv file with a row for each. Rows of steps that are not done yet are dropped.
+        every: steps between two rows.
+
+    Raises:
+        ValueError: if `every` is not positive.
     """
 
-    def __init__(
-        self,
-        log: LossLog,
-        every: int,
-        videos: NDArray[np.float32] | None,
-        path: Path,
-    ) -> None:
+    def __init__(self, videos: NDArray[np.float32] | None, path: Path, every: int = 300) -> None:
         super().__init__()
         if every < 1:
-            raise ValueError(f"`monitor_every` must be at least 1. Received: {every}")
-        self.log = log
-        self.every = every
+            raise ValueError(f"`every` must be at least 1. Received: {every}")
         self.videos = videos
         self.path = path
+        self.every = every
+        self.step = 0
+        self.rows: dict[int, FeatureStatistics] = {}
+        self._last: int | None = None
+        self._written = -1
         self._encode: Callable[..., Any] | None = None
-        self.rows = {} if videos is None else _read(path, log.done)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self.log.done == 0:
+        self.step = int(self.model.optimizer.iterations)
+        steps, epochs = (self.params.get(name) for name in ("steps", "epochs"))
+        # Known before the checkpoint of the last step is written, unless Keras does not know.
+        self._last = self.step + steps * epochs if steps and epochs else None
+        if self.videos is not None:
+            self.rows = _read(self.path, self.step)
+        if self.step == 0:
             self._write()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.log.done % self.every == 0 or self.log.done == self.log.steps:
+        self.step += 1
+        if self.step % self.every == 0 or self.step == self._last:
+            self._write()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._written != self.step:
             self._write()
 
     def _write(self) -> None:
-        # First: it raises if there is nothing to see any more.
-        self.log.flush()
+        self._written = self.step
         encoder = self.model.target_encoder
         weights = collectives.values(encoder.variables)
         if self.videos is None:
@@ -73,17 +81,16 @@ class FeatureLog(keras.callbacks.Callback):
         # Made once, so that it is compiled once.
         self._encode = self._encode or encode_with(encoder)
         found = feature_statistics(self._encode(weights, self.videos))
-        self.rows[self.log.done] = found
+        self.rows[self.step] = found
         lines = [",".join(COLUMNS)]
         lines += [f"{n},{row.std:.6g},{row.effective_rank:.6g}" for n, row in self.rows.items()]
         files.write_text(self.path, "\n".join(lines) + "\n")
-        if self.log.shown:
-            print(
-                f"step {self.log.done}: feature std {found.std:.3f}, "
-                f"effective rank {found.effective_rank:.1f} of {encoder.hidden_dim}",
-                file=sys.stderr,
-                flush=True,
-            )
+        print(
+            f"step {self.step}: feature std {found.std:.3f}, "
+            f"effective rank {found.effective_rank:.1f} of {encoder.hidden_dim}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def encode_with(encoder: VJEPABackbone) -> Callable[..., NDArray[np.float32]]:

@@ -24,10 +24,13 @@ class FeatureStatistics:
 
 
 def feature_statistics(features: np.ndarray) -> FeatureStatistics:
-    """Statistics of features over all axes but the last.
+    """Measure the spread of features over all axes but the last.
 
     Args:
         features: `(..., dim)`, with at least two vectors.
+
+    Returns:
+        The statistics; NaN if a feature is not finite.
 
     Raises:
         ValueError: for fewer vectors.
@@ -43,6 +46,8 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
     vectors = np.asarray(features, dtype="float64").reshape(-1, features.shape[-1])
     if len(vectors) < 2:
         raise ValueError(f"`features` must hold at least 2 vectors. Received: {len(vectors)}")
+    if not np.isfinite(vectors).all():
+        return FeatureStatistics(np.nan, np.nan)
     centered = vectors - vectors.mean(axis=0)
     variances = np.linalg.eigvalsh(centered.T @ centered / len(vectors)).clip(min=0.0)
     share = variances / max(variances.sum(), np.finfo("float64").tiny)

@@ -35,6 +35,7 @@ from keras_vjepa.tasks.objective import (
     spread_losses,
     without_padding,
 )
+from keras_vjepa.training.batches import opened
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import LinearSchedule
 from keras_vjepa.types import Batch, Tensor
@@ -262,6 +263,25 @@ class VJEPAPretrainer(Preset, TrainableModel):
         return (input_shape["videos"][0],)
 
     # --- The training step -----------------------------------------------------------------------
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`, which also takes batches as `keras_vjepa.data.ClipBatches` makes.
+
+        Of those it takes the batches from the optimizer's step on: several epochs, and several
+        calls, continue one stream.
+
+        Args:
+            x: batches of a function of the step, or anything that Keras takes.
+            args: as in Keras.
+            kwargs: as in Keras. `steps_per_epoch` is needed with batches that have no end.
+        """
+        if not hasattr(x, "stream") or not self.compiled:
+            return super().fit(x, *args, **kwargs)
+        if kwargs.get("steps_per_epoch") is None:
+            raise ValueError("`steps_per_epoch` must be given with endless batches. Received: None")
+        with opened(x, int(self.optimizer.iterations)) as source:
+            given = ((batch,) for batch in source)
+            return super().fit(given, *args, **{"shuffle": False, **kwargs})
 
     def compile(  # type: ignore[override]
         self, optimizer: Any = None, accumulation_steps: int = 1, **kwargs: Any

@@ -1,1 +1,18 @@
-"""How it is trained: optimizer, schedules, and the state of a run."""
+"""How training runs: optimizer, schedules, and the run that is never lost (App. C)."""
+
+from keras_vjepa.training.loss_log import LossLog
+from keras_vjepa.training.optimizer import AdamW
+from keras_vjepa.training.resumable import RunCallback, run
+from keras_vjepa.training.run_state import Checkpoints
+from keras_vjepa.training.schedules import CosineSchedule, LinearSchedule, WarmupCosine
+
+__all__ = [
+    "AdamW",
+    "Checkpoints",
+    "CosineSchedule",
+    "LinearSchedule",
+    "LossLog",
+    "RunCallback",
+    "WarmupCosine",
+    "run",
+]

@@ -1,103 +1,144 @@
-"""What lets the same command go on with a run: its losses, checkpoints and signals (App. C)."""
+"""A run that is never lost: stopped by anything, the same call goes on with it (App. C)."""
 
-import hashlib
-import importlib.metadata
 import logging
-import math
 import os
+import re
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import keras
 import numpy as np
 
-from keras_vjepa.backend import engine
-from keras_vjepa.backend.distribution import DataParallel
-from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa import files
+from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.training.batches import Batches, opened
+from keras_vjepa.training.description import changed_versions, check_same_run, describe_run
+from keras_vjepa.training.loss_log import LossLog, NotFiniteError
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state, restore_training_state
-from keras_vjepa.training.signals import StopSignals
+from keras_vjepa.training.signals import StopSignals, stop_signals
 
 LOSSES = "losses"
 
 _LOG = logging.getLogger(__name__)
 
 
-class NotFiniteError(FloatingPointError):
-    """A step's loss, or what it made of the weights, is NaN or infinite."""
+class RunCallback(keras.callbacks.Callback):
+    """Callback of a run that is also told of every checkpoint."""
 
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} at step {step}")
-        self.step = step
+    def on_checkpoint(self, losses: Sequence[float]) -> None:
+        """Receive the losses: with every checkpoint, and when a run is found to be done.
+
+        Only the first process calls it.
+
+        Args:
+            losses: of every step so far, those of earlier processes included.
+        """
 
 
-# --- Callbacks -----------------------------------------------------------------------------------
+def run(
+    model: keras.Model,
+    batches: Batches,
+    workdir: str | os.PathLike[str],
+    steps: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoint_every: int = 300,
+    keep_last: int = 2,
+    keep_every: int = 0,
+    log_every: int = 20,
+    description: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    parallel: DataParallel = ALONE,
+) -> list[float]:
+    """Train a model up to a step, from wherever its folder says that the run is.
 
-
-class LossLog(keras.callbacks.Callback):
-    """Keeps the loss of every step, and shows it now and then.
-
-    Losses stay on the device between two lines on the screen, so that no step waits for the host;
-    so long it may take until a loss that is not finite raises `NotFiniteError`.
+    Stopped by a signal, a crash or a power cut, the same call goes on from the last checkpoint and
+    ends with the numbers that it would have had. SIGTERM and SIGINT (Ctrl-C, a notebook's stop
+    button) save first, then end the process with exit code 75.
 
     Args:
-        steps: of the whole run.
-        every: steps between two lines.
-        losses: of the steps before this process began.
-        shown: whether there are lines on the screen.
+        model: compiled; its steps log `step_loss` and `finite`, as those of `VJEPAPretrainer`.
+        batches: a function of the step, as `keras_vjepa.data.ClipBatches` is.
+        workdir: a local or mounted folder for the run's checkpoints.
+        steps: steps of the whole run.
+        callbacks: as in `fit`; a `RunCallback` is also told of checkpoints.
+        checkpoint_every: steps between two checkpoints.
+        keep_last: the newest so many checkpoints stay.
+        keep_every: checkpoints of steps that are a multiple of this stay for good; 0 for none.
+        log_every: steps between two lines of progress.
+        description: names and values, as JSON has them, that define the run: the folder of one with
+            others is refused. By default the arguments of model, optimizer and batches.
+        defaults: what a name of `description` was before there was such a name.
+        parallel: devices and processes, as `distribution.setup` gives them.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        ValueError: if the folder cannot hold a run, or holds another one.
+        FloatingPointError: if a loss or the weights are not finite.
+        OSError: if a checkpoint cannot be written, or none of those there can be read.
+
+    Example:
+
+    >>> training.run(pretrainer, batches, workdir="runs/a", steps=10_000)  # doctest: +SKIP
     """
+    checkpoints = Checkpoints(writable_folder(workdir) / "checkpoints", keep_last, keep_every)
+    described = describe_run(model, batches, description)
+    losses = resume(checkpoints, model, described, defaults)
+    log = LossLog(steps, log_every, losses, shown=parallel.is_first)
+    saving = SaveCheckpoints(checkpoints, log, checkpoint_every, described, callbacks, parallel)
+    return _train(model, batches, callbacks, saving)
 
-    def __init__(
-        self, steps: int, every: int = 20, losses: Sequence[float] = (), shown: bool = True
-    ) -> None:
-        super().__init__()
-        self.steps = steps
-        self.every = every
-        self.shown = shown
-        self.losses = list(losses)
-        self._first = len(losses)
-        self._pending: list[tuple[Any, Any]] = []
-        self._start = time.perf_counter()
 
-    @property
-    def done(self) -> int:
-        """Steps done, those of earlier processes included."""
-        return len(self.losses) + len(self._pending)
+def _train(
+    model: keras.Model,
+    batches: Batches,
+    callbacks: Sequence[keras.callbacks.Callback],
+    saving: "SaveCheckpoints",
+) -> list[float]:
+    """Do the steps that are left, obeying a signal when one of them is done."""
+    log, parallel = saving.log, saving.parallel
+    if log.done >= log.steps:
+        saving.tell()
+        return log.losses
+    with stop_signals() as signals:
+        saving.signals = signals
+        signals.deferred = True
+        try:
+            with opened(batches, log.done, log.steps) as source:
+                model.fit(
+                    parallel.feed(source),
+                    steps_per_epoch=log.steps - log.done,
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[log, *callbacks, saving],
+                )
+        except NotFiniteError as error:
+            raise _explained(error, batches, saving.checkpoints) from None
+        except Exception:
+            if signals.received and not parallel.is_first:
+                signals.exit("The first process has saved and left.")
+            raise
+        if signals.received:
+            signals.exit("Training is done; the same command goes on with what follows it.")
+    return log.losses
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        logs = logs or {}
-        self._pending.append((logs["step_loss"], logs["finite"]))
-        if self.done % self.every == 0 or self.done == self.steps:
-            self.flush()
-            if self.shown:
-                self._show(self.done)
 
-    def flush(self) -> None:
-        """Fetch what is still on the device."""
-        pending, self._pending = self._pending, []
-        for loss, weights_are_finite in pending:
-            step, value = len(self.losses) + 1, float(loss)
-            if not math.isfinite(value):
-                raise NotFiniteError(step, f"The loss is {value}")
-            if not float(weights_are_finite):
-                raise NotFiniteError(step, "The gradients or weights are not finite")
-            self.losses.append(value)
-
-    def _show(self, done: int) -> None:
-        bar = ("#" * (30 * done // self.steps)).ljust(30)
-        seconds = time.perf_counter() - self._start
-        left = seconds / (done - self._first) * (self.steps - done)
-        end = "\n" if done == self.steps or not sys.stderr.isatty() else "\r"
-        print(
-            f"[{bar}] step {done}/{self.steps}  loss {np.mean(self.losses[-self.every :]):.4f}  "
-            f"{seconds:.0f} s, {left:.0f} s left ",
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
+def _explained(
+    error: NotFiniteError, batches: Batches, checkpoints: Checkpoints
+) -> FloatingPointError:
+    """Write a list of the videos of the step that was not finite; return the error to raise."""
+    path = checkpoints.folder.parent / f"not_finite_step_{error.step}.txt"
+    files.write_text(path, "\n".join(batches.paths(error.step - 1)) + "\n")
+    # One may still be on its way to the disk.
+    with suppress(OSError, FloatingPointError):
+        checkpoints.wait()
+    steps = checkpoints.steps()
+    kept = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
+    return FloatingPointError(f"{error}: its videos are listed in {path}, {kept}.")
 
 
 class SaveCheckpoints(keras.callbacks.Callback):
@@ -111,11 +152,15 @@ class SaveCheckpoints(keras.callbacks.Callback):
         log: the losses; it comes before this callback in the list of callbacks.
         every: steps between two checkpoints.
         description: of the run.
+        callbacks: those of the run; a `RunCallback` is told when a checkpoint is on its way.
+        parallel: the processes. If each holds a part of the state, nothing is saved on a signal:
+            none has it whole.
+
+    Attributes:
         signals: asks the run to stop.
-        on_save: called with the losses, when a checkpoint is on its way.
-        parallel: the processes.
-        sharded: processes hold parts of the state: on a signal, with several of them, nothing is
-            saved, since no process has it whole.
+
+    Raises:
+        ValueError: if `every` is not positive.
     """
 
     def __init__(
@@ -124,10 +169,8 @@ class SaveCheckpoints(keras.callbacks.Callback):
         log: LossLog,
         every: int,
         description: Mapping[str, Any],
-        signals: StopSignals,
-        on_save: Callable[[Sequence[float]], None],
+        callbacks: Sequence[keras.callbacks.Callback],
         parallel: DataParallel,
-        sharded: bool,
     ) -> None:
         super().__init__()
         if every < 1:
@@ -136,10 +179,10 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self.log = log
         self.every = every
         self.description = description
-        self.signals = signals
-        self.on_save = on_save
+        self.callbacks = callbacks
         self.parallel = parallel
-        self.can_save_alone = not sharded or parallel.process_count == 1
+        self.signals = StopSignals()
+        self.can_save_alone = not parallel.sharded or parallel.process_count == 1
         self._state: dict[str, Any] = {}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -168,54 +211,20 @@ class SaveCheckpoints(keras.callbacks.Callback):
             self._state = state
             losses = np.array(self.log.losses)
             self.checkpoints.save(step, {**state, LOSSES: losses}, self.description)
-            self.on_save(self.log.losses)
+        self.tell()
 
-
-# --- Which run it is -----------------------------------------------------------------------------
-
-
-def describe_run(config: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
-    """What a checkpoint says of its run: config, samples, versions; JSON.
-
-    Of the config only what makes the numbers: equal runs are to have equal files.
-    """
-    return {
-        "run": {**config, "samples": _describe_samples(samples)},
-        "versions": {
-            "keras_vjepa": importlib.metadata.version("keras-vjepa"),
-            "keras": keras.__version__,
-            "backend": engine.name_and_version(),
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-        },
-    }
-
-
-def _describe_samples(samples: Sequence[Sample]) -> str:
-    """Number and hash of the paths, as seen from the folder that they have in common."""
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(s.path)) for s in samples])
-    names = "\n".join(os.path.relpath(sample.path, root) for sample in samples)
-    return f"{len(samples)} files, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
-
-
-def check_same_run(stored: Mapping[str, Any], current: Mapping[str, Any], where: Path) -> None:
-    """Raise `ValueError`, with all differences, unless two configs are of the same run."""
-    differences = [
-        f"{name} {stored.get(name, 'absent')} -> {current.get(name, 'absent')}"
-        for name in sorted({*stored, *current})
-        if name not in stored or name not in current or stored[name] != current[name]
-    ]
-    if differences:
-        raise ValueError(
-            f"{where} holds a run of another config: {', '.join(differences)}. "
-            "Take another --workdir, or the config as it was."
-        )
+    def tell(self) -> None:
+        """Tell the callbacks, in the first process, what the losses are."""
+        for callback in self.callbacks if self.parallel.is_first else ():
+            if isinstance(callback, RunCallback):
+                callback.on_checkpoint(self.log.losses)
 
 
 def resume(
     checkpoints: Checkpoints,
     model: keras.Model,
     description: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[float]:
     """Restore the newest checkpoint.
 
@@ -223,6 +232,7 @@ def resume(
         checkpoints: of the run.
         model: compiled; takes the checkpoint's state.
         description: of the run as it is now.
+        defaults: as in `run`.
 
     Returns:
         The loss of every step that is done; none for a new run.
@@ -234,9 +244,8 @@ def resume(
     found = checkpoints.latest()
     if found is None:
         return []
-    check_same_run(found.description["run"], description["run"], found.path)
-    stored, current = found.description["versions"], description["versions"]
-    changed = [f"{k} {stored.get(k)} -> {v}" for k, v in current.items() if stored.get(k) != v]
+    check_same_run(found.description["run"], description["run"], found.path, defaults)
+    changed = changed_versions(found.description["versions"], description["versions"])
     if changed:
         _LOG.warning("Versions changed, so not bit by bit as before: %s", ", ".join(changed))
     state = dict(found.arrays)
@@ -244,3 +253,21 @@ def resume(
     restore_training_state(model, state)
     print(f"Going on from step {found.step}, {found.path}", file=sys.stderr)
     return losses
+
+
+def writable_folder(workdir: str | os.PathLike[str]) -> Path:
+    """Make a folder for a run, if it is not there yet.
+
+    Raises:
+        ValueError: for an address: "gs://bucket" as a path would be a local folder of that name.
+        OSError: if it cannot be made or written.
+    """
+    folder = Path(workdir)
+    if re.match(r"\w+:/", str(folder)):
+        raise ValueError(
+            f"`workdir` must be a local or a mounted path (gcsfuse, NFS). Received: {folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"`workdir` must be a folder that can be written. Received: {folder}")
+    return folder

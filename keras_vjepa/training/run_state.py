@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -105,6 +106,7 @@ def restore_training_state(model: keras.Model, arrays: Arrays, non_trainable: bo
         ValueError: unless names and shapes are those of the model. Nothing is assigned then.
     """
     variables = training_variables(model, non_trainable)
+    arrays = _by_own_paths(variables, arrays)
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     stored = {path: array.shape for path, array in arrays.items()}
     for path in sorted(shapes.keys() | stored.keys()):
@@ -116,6 +118,19 @@ def restore_training_state(model: keras.Model, arrays: Arrays, non_trainable: bo
             )
     for path, variable in variables.items():
         variable.assign(arrays[path])
+
+
+def _by_own_paths(variables: Mapping[str, keras.Variable], arrays: Arrays) -> Arrays:
+    """Name arrays as this model's variables, if they only differ in the numbers in their names.
+
+    Keras numbers what is made a second time in one process, as in a notebook.
+    """
+    pairs = list(zip(variables, arrays, strict=False))
+    if len(variables) != len(arrays) or variables.keys() == arrays.keys():
+        return arrays
+    if any(re.sub(r"_\d+", "", own) != re.sub(r"_\d+", "", stored) for own, stored in pairs):
+        return arrays
+    return {own: arrays[stored] for own, stored in pairs}
 
 
 # --- Files ---------------------------------------------------------------------------------------

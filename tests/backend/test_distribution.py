@@ -1,6 +1,5 @@
 """Data-parallel runs equal one process on one device, on loopback; and stop when a process dies."""
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 
 from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
 from keras_vjepa.recipes import pretrain, probe
@@ -171,7 +171,7 @@ def test_the_recipe_goes_on_with_another_number_of_processes(tmp_path):
         [checkpoint] = (before / "checkpoints").glob(f"step-{step:08d}-*")
         shutil.copy(checkpoint, workdir / "checkpoints")
 
-    config = dataclasses.replace(digit_motion(), **fields)
+    config = replace(digit_motion(), **fields)
     pretrain.run(config, whole)
     assert (whole / "preset" / "model.weights.h5").is_file()
     go_on(in_two, whole, step=2)

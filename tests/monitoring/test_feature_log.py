@@ -9,7 +9,6 @@ import pytest
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.monitoring.feature_log import FeatureLog, encode_with
 from keras_vjepa.monitoring.statistics import feature_statistics
-from keras_vjepa.training.resumable import LossLog
 
 
 @pytest.fixture
@@ -27,16 +26,22 @@ def pretrainer():
     return pretrainer
 
 
-def fit(pretrainer, videos, log, path, steps):
+def fit(pretrainer, videos, path, steps, epochs=1):
     rows = np.arange(2)[:, None]
     batch = {
         "videos": videos[:2],
         "context_indices_0": (rows + np.arange(3)).astype("int32"),
         "target_indices_0": (rows + np.arange(3, 6)).astype("int32"),
     }
-    callbacks = [log, FeatureLog(log, 2, videos, path)]
-    data = ((batch,) for _ in range(steps))
-    pretrainer.fit(data, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
+    data = ((batch,) for _ in range(steps * epochs))
+    pretrainer.fit(
+        data,
+        steps_per_epoch=steps,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[FeatureLog(videos, path, every=2)],
+    )
 
 
 def rows_of(path):
@@ -57,7 +62,7 @@ def test_features_are_those_of_the_given_weights(pretrainer, videos):
 def test_rows_are_of_the_weights_of_their_step(pretrainer, videos, tmp_path):
     path = tmp_path / "features.csv"
     first = keras.ops.convert_to_numpy(pretrainer.target_encoder(videos))
-    fit(pretrainer, videos, LossLog(3, shown=False), path, 3)
+    fit(pretrainer, videos, path, 3)
     last = keras.ops.convert_to_numpy(pretrainer.target_encoder(videos))
     rows = rows_of(path)
     assert list(rows) == [0, 2, 3]
@@ -66,16 +71,23 @@ def test_rows_are_of_the_weights_of_their_step(pretrainer, videos, tmp_path):
     assert len(set(rows.values())) == 3
 
 
-def test_a_run_that_goes_on_keeps_the_rows_of_what_is_done(pretrainer, videos, tmp_path):
+def test_a_fit_that_goes_on_keeps_the_rows_of_what_is_done(pretrainer, videos, tmp_path):
     path = tmp_path / "features.csv"
     path.write_text("step,feature_std,effective_rank\n0,1,7\n2,1,8\n4,1,9\n")
-    fit(pretrainer, videos, LossLog(4, losses=[0.5, 0.5, 0.5], shown=False), path, 1)
+    pretrainer.optimizer.iterations.assign(3)
+    fit(pretrainer, videos, path, steps=1, epochs=2)
     rows = rows_of(path)
-    assert list(rows) == [0, 2, 4]
+    assert list(rows) == [0, 2, 4, 5]
     assert (rows[0], rows[2]) == (7, 8)
     assert rows[4] != 9
 
 
+def test_weights_that_are_not_finite_show(pretrainer, videos, tmp_path):
+    pretrainer.target_encoder.norm.gamma.assign(np.full(24, np.nan))
+    fit(pretrainer, videos, tmp_path / "features.csv", 1)
+    assert all(np.isnan(rank) for rank in rows_of(tmp_path / "features.csv").values())
+
+
 def test_at_least_one_step_between_rows(videos, tmp_path):
-    with pytest.raises(ValueError, match="`monitor_every` must be at least 1. Received: 0"):
-        FeatureLog(LossLog(3), 0, videos, tmp_path / "features.csv")
+    with pytest.raises(ValueError, match="`every` must be at least 1. Received: 0"):
+        FeatureLog(videos, tmp_path / "features.csv", 0)

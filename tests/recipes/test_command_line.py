@@ -63,6 +63,7 @@ def parsed(*arguments):
         ("64,96", int | tuple[int, int], (64, 96)),
         ("8", tuple[int, ...], (8,)),
         ("368,none", Sequence[int | None] | None, (368, None)),
+        ("none", Sequence[int | None] | None, None),
         ("0.1:0.2,0.7", tuple[float | tuple[float, float], ...], ((0.1, 0.2), 0.7)),
     ],
 )
@@ -124,7 +125,7 @@ def test_help_says_what_every_option_is(capsys):
         "Make a room.",
         "small A small room. large A large room.",
         "--width VALUE in centimetres; 50 % of it is board. (number) [3.0]",
-        "--depth VALUE of one box. (whole number) [the room's]",
+        "--depth VALUE of one box. (whole number or none) [the room's]",
         "--colours VALUE of the boxes. (text,... or none) [none]",
     ):
         assert expected in text

@@ -8,13 +8,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vjepa import VJEPABackbone, VJEPAPretrainer
+from keras_vjepa import VJEPABackbone, VJEPAPretrainer, training
+from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS, render_digit_motion
 from keras_vjepa.data.transforms.training import PretrainTransform
-from keras_vjepa.recipes import pretrain, supervised
+from keras_vjepa.recipes import pretrain, pretrain_objects, supervised
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
 from tests.support import GOLDEN
 
@@ -39,19 +40,19 @@ def small_set(tmp_path, monkeypatch):
         config = dataclasses.replace(config, num_training_videos=8, num_test_videos=4)
         return prepare_digit_motion(tmp_path / "cache", config, None)
 
-    for module in (pretrain, labelled_sets):
+    for module in (pretrain_objects, labelled_sets):
         monkeypatch.setattr(module, "prepare_digit_motion", prepare)
     return prepare()
 
 
 def test_teacher_from_a_preset(tmp_path):
-    config = dataclasses.replace(digit_motion(), **SHRUNK, teacher=str(tmp_path / "it"))
+    config = replace(digit_motion(), **SHRUNK, teacher=str(tmp_path / "it"))
     with pytest.raises(FileNotFoundError, match="`teacher` must be a preset of a trained encoder"):
-        pretrain.make_pretrainer(config)
-    wider = dataclasses.replace(config, hidden_dim=32, teacher="", seed=7)
-    teacher = pretrain.make_encoder(wider)
+        pretrain_objects.make_pretrainer(config)
+    wider = replace(config, hidden_dim=32, teacher="", seed=7)
+    teacher = pretrain_objects.make_encoder(wider)
     teacher.save_to_preset(tmp_path / "it")
-    pretrainer = pretrain.make_pretrainer(config)
+    pretrainer = pretrain_objects.make_pretrainer(config)
     videos = np.random.default_rng(0).normal(size=(1, 8, 64, 64, 3)).astype("float32")
     expected = keras.ops.convert_to_numpy(teacher(videos))
     expected = (expected - expected.mean(-1, keepdims=True)) / expected.std(-1, keepdims=True)
@@ -61,27 +62,29 @@ def test_teacher_from_a_preset(tmp_path):
 
 
 def test_start_from_a_preset(tmp_path):
-    config = dataclasses.replace(digit_motion(), **SHRUNK, start_from=str(tmp_path / "it"))
+    config = replace(digit_motion(), **SHRUNK, start_from=str(tmp_path / "it"))
     with pytest.raises(FileNotFoundError, match="`start_from` must be a preset of a trained"):
-        pretrain.make_pretrainer(config)
-    encoder = pretrain.make_encoder(dataclasses.replace(config, seed=7))
+        pretrain_objects.make_pretrainer(config)
+    encoder = pretrain_objects.make_encoder(replace(config, seed=7))
     encoder.save_to_preset(tmp_path / "it")
-    pretrainer = pretrain.make_pretrainer(config)
+    pretrainer = pretrain_objects.make_pretrainer(config)
     for model in (pretrainer.encoder, pretrainer.target_encoder):
         for found, expected in zip(model.get_weights(), encoder.get_weights(), strict=True):
             np.testing.assert_array_equal(found, expected)
-    other = dataclasses.replace(config, num_layers=2)
+    other = replace(config, num_layers=2)
     with pytest.raises(ValueError, match="architecture, with `num_layers`=2. Received: 1 in"):
-        pretrain.make_pretrainer(other)
+        pretrain_objects.make_pretrainer(other)
     # What the probe compares with is still what random weights give.
-    pairs = zip(pretrain.make_encoder(config).get_weights(), encoder.get_weights(), strict=True)
+    pairs = zip(
+        pretrain_objects.make_encoder(config).get_weights(), encoder.get_weights(), strict=True
+    )
     assert max(np.abs(one - other).max() for one, other in pairs) > 1e-3
 
 
 def test_the_long_run_sees_digits_on_black(small_set):
-    config = dataclasses.replace(digit_motion_long(), **SHRUNK)
-    pretrainer = pretrain.make_pretrainer(config)
-    batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
+    config = replace(digit_motion_long(), **SHRUNK)
+    pretrainer = pretrain_objects.make_pretrainer(config)
+    batches = pretrain_objects.make_batches(config, pretrainer.encoder.grid_shape)
     batch = next(batches.stream(0, 1))
     assert batch["videos"].shape == (2, 8, 32, 32, 3)
     # A quarter of 8 x 4 x 4 tokens, one frame each.
@@ -92,7 +95,7 @@ def test_the_long_run_sees_digits_on_black(small_set):
 
 @pytest.mark.slow
 def test_trained_with_labels(small_set, tmp_path, capsys):
-    config = dataclasses.replace(
+    config = replace(
         digit_motion(),
         **SHRUNK,
         probe_epochs=80,
@@ -102,7 +105,7 @@ def test_trained_with_labels(small_set, tmp_path, capsys):
     # Of the videos that it was trained on, an encoder that learns knows more than chance.
     clips, _ = pretrain.labelled_clips(config)
     assert supervised.train(config, "motion", clips, clips) > 0.7
-    supervised.run(dataclasses.replace(config, probe_epochs=1), tmp_path / "run")
+    supervised.run(replace(config, probe_epochs=1), tmp_path / "run")
     found = json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"]
     assert set(found) == {"digit", "motion"}
     assert "motion: " in capsys.readouterr().out
@@ -110,8 +113,8 @@ def test_trained_with_labels(small_set, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_default_recipe(small_set, tmp_path, capsys):
-    config = dataclasses.replace(digit_motion(), **SHRUNK, probe_epochs=1)
-    start = pretrain.make_pretrainer(config).encoder
+    config = replace(digit_motion(), **SHRUNK, probe_epochs=1)
+    start = pretrain_objects.make_pretrainer(config).encoder
     pretrain.run(config, tmp_path / "run")
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {
@@ -124,7 +127,7 @@ def test_default_recipe(small_set, tmp_path, capsys):
         "probe.json",
         "untrained",
     }
-    assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 1 + config.steps
+    assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 1 + config.run.steps
     assert VJEPABackbone.from_preset(tmp_path / "run" / "preset").hidden_dim == 24
     untrained = VJEPABackbone.from_preset(tmp_path / "run" / "untrained")
     for found, expected in zip(untrained.get_weights(), start.get_weights(), strict=True):
@@ -152,26 +155,26 @@ def test_default_recipe(small_set, tmp_path, capsys):
     [("causal_multi_block", 2, 116), ("random_tube", 1, 64), ("random_tokens", 1, 64)],
 )
 def test_masks_of_the_config(masks, kinds, context):
-    config = dataclasses.replace(
+    config = replace(
         digit_motion(),
         **SHRUNK,
         masks=masks,
         mask_ratio=0.75,
         max_context_frames=4,
     )
-    pretrainer = pretrain.make_pretrainer(config)
+    pretrainer = pretrain_objects.make_pretrainer(config)
     assert pretrainer.predictor.num_mask_tokens == kinds
-    batch = pretrain.make_masks(config, pretrainer.encoder.grid_shape)(0, 2)
+    batch = pretrain_objects.make_masks(config, pretrainer.encoder.grid_shape)(0, 2)
     assert len(batch) == 2 * kinds and batch["context_indices_0"].shape == (2, context)
     # 4 of 8 frames are 2 of 4 time steps of 64 tokens.
     assert (batch["context_indices_0"].max() < 128) == (masks == "causal_multi_block")
     with pytest.raises(ValueError, match="`masks` must be one of .*random_tokens. Received: 'x'"):
-        pretrain.make_masks(dataclasses.replace(config, masks="x"), (4, 8, 8))
+        pretrain_objects.make_masks(replace(config, masks="x"), (4, 8, 8))
 
 
 def test_deviation_of_the_initial_weights():
-    config = dataclasses.replace(digit_motion(), **SHRUNK, initializer_stddev=0.1)
-    pretrainer = pretrain.make_pretrainer(config)
+    config = replace(digit_motion(), **SHRUNK, initializer_stddev=0.1)
+    pretrainer = pretrain_objects.make_pretrainer(config)
     for kernel in (
         pretrainer.target_encoder.tubelet_embedding.kernel,
         pretrainer.encoder.blocks[0].mlp_hidden.kernel,
@@ -187,7 +190,7 @@ def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
     """The paper's configs at their own resolution, masks and precision, with a shrunk network."""
     config = CONFIGS[name]()
     shrunk = {**SHRUNK, "steps": 1, "warmup_steps": 0, "dtype": config.dtype}
-    config = dataclasses.replace(config, **shrunk, data=str(small_set.folder))
+    config = replace(config, **shrunk, data=str(small_set.folder))
     assert config.dtype == "mixed_bfloat16"
     pretrain.run(config, tmp_path / "run")
     assert (tmp_path / "run" / "preset" / "model.weights.h5").is_file()
@@ -195,34 +198,53 @@ def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
 
 
 def test_configs_hold_the_numbers_of_table_9():
-    large, huge, high = (CONFIGS[n]() for n in ("vitl16", "vith16", "vith16_384"))
-    for config in (large, huge, high):
-        assert (config.steps, config.warmup_steps, config.schedule_scale) == (90000, 12000, 1.25)
-        assert (config.num_frames, config.temporal_stride, config.tubelet_size) == (16, 4, 2)
-        assert (config.mask_num_blocks, config.mask_spatial_scale) == ((8, 2), (0.15, 0.7))
-        assert (config.predictor_num_layers, config.predictor_hidden_dim) == (12, 384)
-        assert (config.start_weight_decay, config.final_weight_decay) == (0.04, 0.4)
-        assert (config.start_momentum, config.final_momentum) == (0.998, 1.0)
-    assert [c.image_size for c in (large, huge, high)] == [224, 224, 384]
-    assert [c.batch_size for c in (large, huge, high)] == [3072, 3072, 2400]
-    assert [c.hidden_dim for c in (large, huge, high)] == [1024, 1280, 1280]
+    large, huge, high = (values(CONFIGS[n]()) for n in ("vitl16", "vith16", "vith16_384"))
+    expected = {
+        "steps": 90_000,
+        "warmup_steps": 12_000,
+        "schedule_scale": 1.25,
+        "num_frames": 16,
+        "temporal_stride": 4,
+        "tubelet_size": 2,
+        "random_resize_scale": (0.3, 1.0),
+        "mask_num_blocks": (8, 2),
+        "mask_spatial_scale": (0.15, 0.7),
+        "mask_aspect_ratio": (0.75, 1.5),
+        "predictor_num_layers": 12,
+        "predictor_hidden_dim": 384,
+        "start_learning_rate": 2e-4,
+        "learning_rate": 6.25e-4,
+        "final_learning_rate": 1e-6,
+        "start_weight_decay": 0.04,
+        "final_weight_decay": 0.4,
+        "start_momentum": 0.998,
+        "final_momentum": 1.0,
+        "clip_norm": 10.0,
+        "beta_1": 0.9,
+        "beta_2": 0.999,
+    }
+    for found in (large, huge, high):
+        assert {name: found[name] for name in expected} == expected
+    assert [c["image_size"] for c in (large, huge, high)] == [224, 224, 384]
+    assert [c["batch_size"] for c in (large, huge, high)] == [3072, 3072, 2400]
+    assert [c["hidden_dim"] for c in (large, huge, high)] == [1024, 1280, 1280]
 
 
 def test_overrides():
     config, workdir = pretrain.parse_arguments(
         ["--config", "vitl16", "--steps", "7", "--context_budgets", "10,20", "--data", "videos"]
     )
-    assert config == dataclasses.replace(vitl16(), steps=7, context_budgets=(10, 20), data="videos")
+    assert config == replace(vitl16(), steps=7, context_budgets=(10, 20), data="videos")
     assert str(workdir) == "workdir/vitl16"
 
 
 @pytest.mark.parametrize("mode", ["budget", "batch_min"])
 def test_both_truncations_train(mode, small_set, tmp_path):
-    config = dataclasses.replace(digit_motion(), **SHRUNK, truncation=mode)
-    pretrainer = pretrain.make_pretrainer(config)
+    config = replace(digit_motion(), **SHRUNK, truncation=mode)
+    pretrainer = pretrain_objects.make_pretrainer(config)
     assert pretrainer.padding == (mode == "budget")
-    batches = pretrain.make_batches(config, pretrainer.encoder.grid_shape)
-    assert np.isfinite(pretrain.pretrain(config, pretrainer, batches).losses).all()
+    batches = pretrain_objects.make_batches(config, pretrainer.encoder.grid_shape)
+    assert np.isfinite(training.run(pretrainer, batches, tmp_path, config.run.steps)).all()
 
 
 def refused(arguments, tmp_path):
@@ -287,24 +309,23 @@ class RenderedBatches(keras.utils.PyDataset):
     def __init__(self, config, grid_shape, steps):
         super().__init__()
         self.config, self.steps = config, steps
-        self.masks = pretrain.make_masks(config, grid_shape)
+        self.masks = pretrain_objects.make_masks(config, grid_shape)
         self.transform = PretrainTransform(
-            config.image_size, config.random_resize_scale, horizontal_flip=0.0
+            config.encoder.image_size, config.transform.scale, horizontal_flip=0.0
         )
 
     def __len__(self):
         return self.steps
 
     def __getitem__(self, step):
-        config, clips = self.config, []
-        for i in range(config.batch_size):
+        batch_size, clips = self.config.batches.batch_size, []
+        num_frames, frame_step = self.config.encoder.num_frames, self.config.clip.frame_step
+        for i in range(batch_size):
             rng = np.random.default_rng([step, i])
-            video = render_digit_motion("train", step * config.batch_size + i)
-            [indices] = clip_frame_indices(
-                len(video.frames), config.num_frames, config.temporal_stride, rng=rng
-            )
+            video = render_digit_motion("train", step * batch_size + i)
+            [indices] = clip_frame_indices(len(video.frames), num_frames, frame_step, rng=rng)
             clips.append(self.transform(video.frames[indices], rng))
-        return ({"videos": np.stack(clips), **self.masks(step, config.batch_size)},)
+        return ({"videos": np.stack(clips), **self.masks(step, batch_size)},)
 
 
 def set_weights_from_numpy(pretrainer):
@@ -318,10 +339,10 @@ def set_weights_from_numpy(pretrainer):
 
 
 def small_recipe_curve():
-    config = dataclasses.replace(digit_motion(), batch_size=4)
-    pretrainer = pretrain.make_pretrainer(config)
+    config = replace(digit_motion(), batch_size=4)
+    pretrainer = pretrain_objects.make_pretrainer(config)
     set_weights_from_numpy(pretrainer)
-    log = pretrain.LossLog(20)
+    log = training.LossLog(20)
     batches = RenderedBatches(config, pretrainer.encoder.grid_shape, 20)
     pretrainer.fit(batches, shuffle=False, verbose=0, callbacks=[log])
     return log.losses

@@ -1,22 +1,24 @@
 """A run that is stopped by anything goes on, and ends as if it had not been."""
 
-import dataclasses
 import functools
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+from keras_vjepa import VJEPAPretrainer
+from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
-from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes import pretrain, pretrain_objects
 from keras_vjepa.recipes.pretrain_configs import digit_motion
 from keras_vjepa.tools import check_resume
-from keras_vjepa.training import resumable, signals
+from keras_vjepa.training import Checkpoints, loss_log, signals
 from tests.support import ROOT
 
 SMALL = {
@@ -45,13 +47,13 @@ def videos(tmp_path_factory):
 
 @pytest.fixture
 def config(videos):
-    return dataclasses.replace(digit_motion(), **SMALL, data=videos)
+    return replace(digit_motion(), **SMALL, data=videos)
 
 
 @pytest.fixture(scope="module")
 def whole(videos, tmp_path_factory):
     """The run that nothing stops."""
-    config = dataclasses.replace(digit_motion(), **SMALL, data=videos)
+    config = replace(digit_motion(), **SMALL, data=videos)
     workdir = tmp_path_factory.mktemp("whole")
     pretrain.run(config, workdir)
     return workdir
@@ -64,7 +66,7 @@ def assert_same_result(workdir, whole):
 
 def at_step(monkeypatch, step, action):
     """Do something in the middle of a run, once."""
-    original, done = resumable.LossLog.on_train_batch_end, []
+    original, done = loss_log.LossLog.on_train_batch_end, []
 
     def on_train_batch_end(self, batch, logs=None):
         original(self, batch, logs)
@@ -72,7 +74,7 @@ def at_step(monkeypatch, step, action):
             done.append(True)
             action()
 
-    monkeypatch.setattr(resumable.LossLog, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(loss_log.LossLog, "on_train_batch_end", on_train_batch_end)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch, capsys):
@@ -87,7 +89,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(config, whole, tmp_path, mo
         assert signal.getsignal(number) == handler
         assert not (tmp_path / "preset").exists()
     # What does not change the numbers may change.
-    pretrain.run(dataclasses.replace(config, num_workers=1, keep_last=3), tmp_path)
+    pretrain.run(replace(config, num_workers=1, keep_last=3), tmp_path)
     assert "Going on from step 5" in capsys.readouterr().err
     assert_same_result(tmp_path, whole)
 
@@ -111,7 +113,7 @@ def test_a_finished_run_says_so(config, whole, capsys):
 def test_training_that_is_done_is_not_done_again(config, whole, tmp_path, monkeypatch):
     """Stopped while it wrote its results."""
     shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
-    monkeypatch.setattr(pretrain.VJEPAPretrainer, "fit", None)
+    monkeypatch.setattr(VJEPAPretrainer, "fit", None)
     pretrain.run(config, tmp_path)
     assert (tmp_path / "preset" / "config.json").is_file()
     assert_same_result(tmp_path, whole)
@@ -122,7 +124,7 @@ def test_another_config_is_an_error_with_the_difference(finished, config, whole,
     if not finished:
         shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
         whole = tmp_path
-    other = dataclasses.replace(config, learning_rate=1e-3, context_budgets=(24, 8))
+    other = replace(config, learning_rate=1e-3, context_budgets=(24, 8))
     with pytest.raises(ValueError) as error:
         pretrain.run(other, whole)
     assert (
@@ -135,7 +137,7 @@ def test_other_samples_are_another_run(config, whole, videos, tmp_path):
     """They are the same wherever the folder is."""
     shutil.copytree(whole / "checkpoints", tmp_path / "run" / "checkpoints")
     shutil.copytree(videos, tmp_path / "videos")
-    moved = dataclasses.replace(config, data=str(tmp_path / "videos"))
+    moved = replace(config, data=str(tmp_path / "videos"))
     pretrain.run(moved, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "preset")
     next((tmp_path / "videos").rglob("*.*")).unlink()
@@ -158,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
         batches._assembled = with_nan
         return batches
 
-    write = pretrain.Checkpoints._write
+    write = Checkpoints._write
 
     def slowly(*arguments):
         time.sleep(1)
@@ -166,18 +168,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pretrain, "make_batches", spoiled)
     # The message counts with a checkpoint that is still being written.
-    monkeypatch.setattr(pretrain.Checkpoints, "_write", slowly)
+    monkeypatch.setattr(Checkpoints, "_write", slowly)
     with pytest.raises(FloatingPointError, match="loss is nan at step 4: .*step 2 is kept") as e:
         pretrain.run(config, tmp_path)
     assert len(str(e.value).splitlines()) == 1
     listed = (tmp_path / "not_finite_step_4.txt").read_text().splitlines()
-    grid_shape = pretrain.make_pretrainer(config).encoder.grid_shape
+    grid_shape = pretrain_objects.make_pretrainer(config).encoder.grid_shape
     read = make_batches(config, grid_shape)
     assert listed == [read._read(position)[0].path for position in read._positions(3)]
 
 
 def test_gradients_that_are_not_finite_are_seen_in_their_step(config, tmp_path):
-    wild = dataclasses.replace(config, start_learning_rate=1e38, learning_rate=1e38)
+    wild = replace(config, start_learning_rate=1e38, learning_rate=1e38)
     with pytest.raises(FloatingPointError, match="not finite at step 1: .*no checkpoint"):
         pretrain.run(wild, tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*"))
@@ -185,7 +187,7 @@ def test_gradients_that_are_not_finite_are_seen_in_their_step(config, tmp_path):
 
 def test_paths_that_are_no_folders_are_refused(config):
     with pytest.raises(ValueError, match="`workdir` must be a local or a mounted path"):
-        pretrain.run(config, pretrain.Path("gs://bucket/run"))
+        pretrain.run(config, Path("gs://bucket/run"))
 
 
 def test_a_signal_outside_training_ends_the_process_at_once(capsys):

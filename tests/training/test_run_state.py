@@ -231,6 +231,30 @@ def test_a_state_of_another_model_is_named(tiny_pretrainer):
         np.testing.assert_array_equal(was, now)
 
 
+def test_a_model_that_was_made_a_second_time_is_the_same(tmp_path):
+    """Keras then numbers its layers, and with them all paths."""
+
+    def made():
+        model = keras.Sequential([keras.Input((3,)), *(keras.layers.Dense(3) for _ in range(2))])
+        model.compile(keras.optimizers.Adam())
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    first, second = made(), made()
+    state = copy_training_state(first)
+    assert state.keys() != copy_training_state(second).keys()
+    # In a file they have the same order.
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    restore_training_state(second, checkpoints.latest().arrays)
+    for was, now in zip(state.values(), copy_training_state(second).values(), strict=True):
+        np.testing.assert_array_equal(was, now)
+    turned = dict(reversed(state.items()))
+    with pytest.raises(ValueError, match="must be of this model"):
+        restore_training_state(second, turned)
+
+
 def test_bfloat16_survives(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
     model.compile(keras.optimizers.SGD())

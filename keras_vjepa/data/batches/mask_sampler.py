@@ -10,8 +10,10 @@ sample, so that compiled backends see one shape. And each sample has a random st
 in the authors' code all devices draw the same positions.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,7 +22,9 @@ from numpy.typing import NDArray
 from keras_vjepa.data.batches.mask_kinds import (
     BLOCK_SIZE_STREAM,
     FIRST_POSITION_STREAM,
+    LONG_RANGE,
     MAX_DRAWS,
+    SHORT_RANGE,
     Mask,
     check_at_least_one,
 )
@@ -33,6 +37,7 @@ PADDING = -1
 MASK_STREAM = 0x6D61736B
 
 
+@dataclass
 class MaskSampler:
     """Draws the context and target indices of a batch, as a pure function of the step (§3.2).
 
@@ -62,40 +67,39 @@ class MaskSampler:
      'context_indices_1': (4, 96), 'target_indices_1': (4, 1104)}
     """
 
-    def __init__(
-        self,
-        masks: Sequence[Mask],
-        grid: Grid,
-        truncation: Literal["budget", "batch_min"] = "budget",
-        context_budgets: Sequence[int | None] | None = None,
-        target_budgets: Sequence[int | None] | None = None,
-        seed: int = 0,
-    ) -> None:
-        if not masks:
+    masks: Sequence[Mask]
+    grid: Grid
+    truncation: Literal["budget", "batch_min"] = "budget"
+    context_budgets: Sequence[int | None] | None = None
+    target_budgets: Sequence[int | None] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.masks:
             raise ValueError("`masks` must hold at least one mask. Received: none")
-        if len(grid) != 3 or min(grid) < 1:
-            raise ValueError(f"`grid` must be three positive numbers. Received: {grid}")
-        if truncation not in ("budget", "batch_min"):
+        if len(self.grid) != 3 or min(self.grid) < 1:
+            raise ValueError(f"`grid` must be three positive numbers. Received: {self.grid}")
+        if self.truncation not in ("budget", "batch_min"):
             raise ValueError(
-                f'`truncation` must be "budget" or "batch_min". Received: {truncation!r}'
+                f'`truncation` must be "budget" or "batch_min". Received: {self.truncation!r}'
             )
-        if seed < 0:
-            raise ValueError(f"`seed` must not be negative. Received: {seed}")
-        if truncation == "batch_min" and (context_budgets or target_budgets):
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative. Received: {self.seed}")
+        if self.truncation == "batch_min" and (self.context_budgets or self.target_budgets):
             raise ValueError(
                 "`context_budgets` and `target_budgets` must be None with "
-                f'`truncation`="batch_min". Received: {context_budgets} and {target_budgets}'
+                f'`truncation`="batch_min". Received: {self.context_budgets} and '
+                f"{self.target_budgets}"
             )
-        for mask in masks:
-            mask.check_grid(grid)
-        self.masks = tuple(masks)
-        self.grid = grid
-        self.seed = seed
-        self.context_budgets: tuple[int, ...] | None = None
-        self.target_budgets: tuple[int, ...] | None = None
-        if truncation == "budget":
-            self.context_budgets = self._budgets("context_budgets", context_budgets)
-            self.target_budgets = self._budgets("target_budgets", target_budgets)
+        for mask in self.masks:
+            mask.check_grid(self.grid)
+        self.masks = tuple(self.masks)
+        self._budgets: list[tuple[int, int]] | None = None
+        if self.truncation == "budget":
+            contexts = self._complete("context_budgets", self.context_budgets)
+            targets = self._complete("target_budgets", self.target_budgets)
+            self.context_budgets, self.target_budgets = contexts, targets
+            self._budgets = list(zip(contexts, targets, strict=True))
 
     def __call__(self, step: int, batch_size: int, start: int = 0) -> dict[str, NDArray[np.int32]]:
         """Draw the masks of `batch_size` samples.
@@ -162,7 +166,7 @@ class MaskSampler:
             f"hid everything: use fewer or smaller blocks. Received: {mask}"
         )
 
-    def _budgets(self, name: str, budgets: Sequence[int | None] | None) -> tuple[int, ...]:
+    def _complete(self, name: str, budgets: Sequence[int | None] | None) -> tuple[int, ...]:
         """The given budgets, completed by the exact counts of the kinds that have such."""
         if budgets is None:
             budgets = [None] * len(self.masks)
@@ -188,8 +192,8 @@ class MaskSampler:
         return tuple(resolved)
 
     def _list_lengths(self, kind: int, visible: NDArray[np.bool_]) -> tuple[int, int]:
-        if self.context_budgets is not None and self.target_budgets is not None:
-            return self.context_budgets[kind], self.target_budgets[kind]
+        if self._budgets is not None:
+            return self._budgets[kind]
         num_visible = visible.sum(axis=1)
         max_keep = self.masks[kind].max_keep
         num_context = int(num_visible.min())
@@ -200,6 +204,35 @@ class MaskSampler:
     def _random(self, step: int, stream: int, attempt: int) -> np.random.Philox:
         key = np.random.SeedSequence(self.seed, spawn_key=(MASK_STREAM, step, stream, attempt))
         return np.random.Philox(key)
+
+
+def paper_masks(grid: Grid, seed: int = 0) -> MaskSampler:
+    """Make the paper's masks, short range and long range (Table 9), for any token grid.
+
+    Args:
+        grid: tokens per axis (Nt, Nh, Nw).
+        seed: non-negative.
+
+    Returns:
+        A sampler whose budgets are the means on this grid at 24 samples, the paper's batch of a
+        device.
+
+    Raises:
+        ValueError: if the grid is too small for the blocks.
+
+    Example:
+
+    >>> from keras_vjepa.data.batches.mask_sampler import paper_masks
+    >>> sampler = paper_masks((2, 4, 4))
+    >>> sampler.context_budgets, sampler.target_budgets
+    ((10, 6), (12, 22))
+    """
+    return MaskSampler((SHORT_RANGE, LONG_RANGE), grid, "budget", *_paper_budgets(grid), seed)
+
+
+@functools.cache
+def _paper_budgets(grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return mean_counts((SHORT_RANGE, LONG_RANGE), grid, batch_size=24)
 
 
 def mean_counts(

@@ -1,14 +1,17 @@
 """Endless batches of clips and masks, for pretraining (§3.2, §3.4, App. C)."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.batches.clips import Clips, OfClips
+from keras_vjepa.data.batches.clips import Clips, ClipSettings, OfClips
 from keras_vjepa.data.batches.indexed import ShuffledBatches
+from keras_vjepa.data.batches.mask_sampler import paper_masks
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.training import PretrainTransform
 from keras_vjepa.types import Batch
 
 
@@ -22,34 +25,64 @@ class MaskIndices(Protocol):
 
 @dataclass
 class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
-    """Endless pretraining batches of clips and masks; see `IndexedBatches` for the arguments.
+    """Endless pretraining batches of clips and masks; see `IndexedBatches` for the other arguments.
 
-    A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks.
-    `transform` is called with the frames of a clip and a generator.
+    A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks. With
+    the shapes of an encoder, everything else has the paper's settings for it (Table 9).
+
+    `VJEPAPretrainer.fit` takes them as they are, and begins with the batch of the step at which
+    its optimizer is.
 
     Args:
-        masks: index arrays of a batch, for example a `MaskSampler`.
+        transform: called with the frames of a clip and a generator; by default a
+            `PretrainTransform` of the size in `video_shape`.
+        masks: index arrays of a batch, for example a `MaskSampler`; by default `paper_masks` on
+            `grid_shape`.
+        clip: how to choose frames; by default every fourth, as many as in `video_shape`.
+        video_shape: the encoder's (frames, height, width, channels).
+        grid_shape: the encoder's tokens per axis (Nt, Nh, Nw).
 
     Raises:
-        ValueError: for no samples, or sizes that do not fit.
+        ValueError: for no samples, or sizes that do not fit or are missing.
 
     Example:
 
-    >>> from keras_vjepa.data.batches.pretraining import ClipBatches
-    >>> ClipBatches([], 8, transform=None, masks=None)
-    Traceback (most recent call last):
-    ...
-    ValueError: `samples` must hold at least one video. Received: none
+    >>> from keras_vjepa.data import ClipBatches, Sample
+    >>> batches = ClipBatches([Sample("a.mp4")], 8, video_shape=(16, 64, 96, 3),
+    ...                       grid_shape=(8, 4, 6))
+    >>> batches.transform.crop_size, batches.clip.frames_per_clip, len(batches.masks.masks)
+    ((64, 96), 16, 2)
     """
 
-    masks: MaskIndices
+    transform: Callable[..., NDArray[np.float32]] = None  # type: ignore[assignment]
+    masks: MaskIndices = None  # type: ignore[assignment]
+    clip: ClipSettings = field(default=None, kw_only=True)  # type: ignore[assignment]
+    video_shape: tuple[int, int, int, int] | None = field(default=None, kw_only=True)
+    grid_shape: tuple[int, int, int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.clip is None:
+            self.clip = ClipSettings(self._shape("clip", self.video_shape)[0])
         if self.clip.num_clips != 1:
             raise ValueError(
                 f"`num_clips` must be 1 in pretraining. Received: {self.clip.num_clips}"
             )
+        if self.video_shape and self.clip.frames_per_clip != self.video_shape[0]:
+            raise ValueError(
+                f"`frames_per_clip` must be {self.video_shape[0]}, as in `video_shape`. "
+                f"Received: {self.clip.frames_per_clip}"
+            )
+        if self.transform is None:
+            height, width = self._shape("transform", self.video_shape)[1:3]
+            self.transform = PretrainTransform((height, width))
+        if self.masks is None:
+            if self.grid_shape is None:
+                raise ValueError("`grid_shape` must be given without `masks`. Received: None")
+            self.masks = paper_masks(self.grid_shape, self.seed)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.stream()
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
         return self._training_clips(sample, rng)
@@ -58,3 +91,11 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
         start = self.process_index * len(items)
         videos = np.stack([clips.videos for _, clips in items])
         return {"videos": videos, **self.masks(step, len(items), start)}
+
+    @staticmethod
+    def _shape(
+        name: str, video_shape: tuple[int, int, int, int] | None
+    ) -> tuple[int, int, int, int]:
+        if video_shape is None:
+            raise ValueError(f"`video_shape` must be given without `{name}`. Received: None")
+        return video_shape

@@ -1,0 +1,63 @@
+"""Batches as training takes them: a function of the step, streamed while it lasts (App. C)."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+
+class Named(Protocol):
+    """A sample, by its file."""
+
+    @property
+    def path(self) -> str:
+        """The file."""
+
+
+class Batches(Protocol):
+    """What a run asks of its batches; `keras_vjepa.data.ClipBatches` is one kind.
+
+    Attributes:
+        samples: what the batches are made of.
+        error: what ended a stream, if anything did.
+    """
+
+    @property
+    def samples(self) -> Sequence[Named]: ...
+
+    @property
+    def error(self) -> Exception | None: ...
+
+    def stream(self, start: int = 0, stop: int | None = None) -> Generator[Any, None, None]:
+        """Yield the batches of the steps from `start` to `stop`, or for ever."""
+
+    def paths(self, step: int) -> list[str]:
+        """List the files that the batch of a step is made of."""
+
+
+@contextmanager
+def opened(batches: Batches, start: int, stop: int | None = None) -> Iterator[Any]:
+    """Lend the stream of batches for a `fit`, and end its threads afterwards.
+
+    Args:
+        batches: the batches.
+        start: number of the first step.
+        stop: number of the step before which it ends; None for a stream without an end.
+
+    Yields:
+        A generator of batches.
+
+    Raises:
+        Exception: what the data raised, as it raised it: some backends wrap it into pages of
+            their own.
+    """
+    source = batches.stream(start, stop)
+    try:
+        yield source
+    except Exception:
+        if batches.error is not None:
+            raise batches.error from None
+        raise
+    finally:
+        # A backend's own thread may still be in it, and will then do so.
+        with suppress(ValueError):
+            source.close()

@@ -1,0 +1,90 @@
+"""The loss of every step of a run, kept and shown (App. C)."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+
+class NotFiniteError(FloatingPointError):
+    """A step's loss, or what it made of the weights, is NaN or infinite."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} at step {step}")
+        self.step = step
+
+
+class LossLog(keras.callbacks.Callback):
+    """Keeps the loss of every step, and shows it now and then.
+
+    Losses stay on the device between two lines on the screen, so that no step waits for the host;
+    so long it may take until a loss that is not finite raises `NotFiniteError`.
+
+    Args:
+        steps: of the whole run.
+        every: steps between two lines.
+        losses: of the steps before this process began.
+        shown: whether there are lines on the screen.
+
+    Raises:
+        ValueError: if `every` is not positive.
+    """
+
+    def __init__(
+        self, steps: int, every: int = 20, losses: Sequence[float] = (), shown: bool = True
+    ) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`log_every` must be at least 1. Received: {every}")
+        self.steps = steps
+        self.every = every
+        self.shown = shown
+        self.losses = list(losses)
+        self._first = len(losses)
+        self._pending: list[tuple[Any, Any]] = []
+        self._start = time.perf_counter()
+
+    @property
+    def done(self) -> int:
+        """Steps done, those of earlier processes included."""
+        return len(self.losses) + len(self._pending)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        logs = logs or {}
+        self._pending.append((logs["step_loss"], logs["finite"]))
+        if self.done % self.every == 0 or self.done == self.steps:
+            self.flush()
+            if self.shown:
+                self._show(self.done)
+
+    def flush(self) -> None:
+        """Fetch what is still on the device.
+
+        Raises:
+            NotFiniteError: for the first step that was not finite.
+        """
+        pending, self._pending = self._pending, []
+        for loss, weights_are_finite in pending:
+            step, value = len(self.losses) + 1, float(loss)
+            if not math.isfinite(value):
+                raise NotFiniteError(step, f"The loss is {value}")
+            if not float(weights_are_finite):
+                raise NotFiniteError(step, "The gradients or weights are not finite")
+            self.losses.append(value)
+
+    def _show(self, done: int) -> None:
+        bar = ("#" * (30 * done // self.steps)).ljust(30)
+        seconds = time.perf_counter() - self._start
+        left = seconds / (done - self._first) * (self.steps - done)
+        end = "\n" if done == self.steps or not sys.stderr.isatty() else "\r"
+        print(
+            f"[{bar}] step {done}/{self.steps}  loss {np.mean(self.losses[-self.every :]):.4f}  "
+            f"{seconds:.0f} s, {left:.0f} s left ",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )

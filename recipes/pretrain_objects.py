@@ -1,0 +1,155 @@
+"""Make the masks, batches and models of a pretraining run from its config (§3, App. C)."""
+
+from pathlib import Path
+
+import keras
+
+from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.data import ClipBatches, MaskSampler, list_samples, mean_counts
+from keras_vjepa.data.batches.mask_kinds import Mask
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.layers.dense import INITIALIZER_STDDEV
+from keras_vjepa.recipes.pretrain_parts import MASKS, PretrainConfig
+
+# --- Data ----------------------------------------------------------------------------------------
+
+
+def mask_kinds(config: PretrainConfig) -> list[Mask]:
+    """Make the kinds of masks; each has a mask token and a term of the loss."""
+    if config.masks not in MASKS:
+        raise ValueError(f"`masks` must be one of {', '.join(MASKS)}. Received: {config.masks!r}")
+    return config.mask.make_each(MASKS[config.masks], num_frames=config.encoder.num_frames)
+
+
+def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> MaskSampler:
+    """Make what draws the masks on a token grid."""
+    kinds, sampler = mask_kinds(config), config.sampler
+    if _are_exact(kinds, grid_shape) or sampler.truncation == "batch_min":
+        # Budgets are for lists that have many lengths.
+        sampler = sampler.replace(context_budgets=None, target_budgets=None)
+    elif None in (sampler.context_budgets, sampler.target_budgets):
+        contexts, targets = mean_counts(kinds, grid_shape, batch_size=24)
+        sampler = sampler.replace(
+            context_budgets=sampler.context_budgets or contexts,
+            target_budgets=sampler.target_budgets or targets,
+        )
+    return sampler.make(masks=kinds, grid=grid_shape, seed=config.seed)
+
+
+def _are_exact(kinds: list[Mask], grid_shape: tuple[int, int, int]) -> bool:
+    """Tell whether every sample has the same number of context tokens."""
+    return all(kind.token_counts(grid_shape) is not None for kind in kinds)
+
+
+def make_batches(
+    config: PretrainConfig, grid_shape: tuple[int, int, int], parallel: DataParallel = ALONE
+) -> ClipBatches:
+    """Make the training batches: of each, the slice of this process."""
+    parallel.check_batch_size(config.batches.batch_size, config.accumulation_steps)
+    source: str | Path = config.data
+    if config.data in SETS:
+        source = prepare_digit_motion(config=SETS[config.data]).train
+    batches = config.batches.make(
+        samples=list_samples(source),
+        transform=config.transform.make(crop_size=config.encoder.image_size),
+        masks=make_masks(config, grid_shape),
+        clip=config.clip.make(frames_per_clip=config.encoder.num_frames),
+        seed=config.seed,
+    )
+    return parallel.share(batches)
+
+
+# --- Model ---------------------------------------------------------------------------------------
+
+
+def make_encoder(config: PretrainConfig) -> VJEPABackbone:
+    """Make the encoder with random weights: the same in every call, which sets the seed."""
+    keras.config.set_dtype_policy(config.dtype)
+    keras.utils.set_random_seed(config.seed)
+    encoder = config.encoder.make(name="encoder")
+    _scale_weights(encoder, config.initializer_stddev)
+    return encoder
+
+
+def make_predictor(
+    config: PretrainConfig, encoder: VJEPABackbone, teacher: VJEPABackbone | None
+) -> VJEPAPredictor:
+    """Make the predictor with random weights, drawn after those of the encoder."""
+    pixels = config.pretrainer.target == "pixels"
+    predictor = config.predictor.make(
+        encoder_dim=encoder.hidden_dim,
+        grid_shape=encoder.position_axes,
+        num_heads=encoder.num_heads,
+        num_mask_tokens=len(mask_kinds(config)),
+        position_embedding=encoder.position_embedding,
+        uniform_power=encoder.uniform_power,
+        output_dim=encoder.patch_dim if pixels else (teacher or encoder).hidden_dim,
+        remat=encoder.remat,
+        name="predictor",
+    )
+    if predictor.position_embedding != encoder.position_embedding:
+        raise ValueError(
+            f"`predictor_position_embedding` must be the encoder's "
+            f"{encoder.position_embedding!r}. Received: {predictor.position_embedding!r}"
+        )
+    _scale_weights(predictor, config.initializer_stddev)
+    return predictor
+
+
+def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
+    """Make the model and its optimizer, ready for training."""
+    encoder = make_encoder(config)
+    teacher, start = (load_encoder(config, field) for field in ("teacher", "start_from"))
+    if start is not None:
+        _take_weights(encoder, start, config.start_from)
+    length = config.run.steps * config.schedule_scale
+    exact = _are_exact(mask_kinds(config), encoder.grid_shape)
+    pretrainer = config.pretrainer.make(
+        encoder=encoder,
+        predictor=make_predictor(config, encoder, teacher),
+        momentum=config.momentum.make(total_steps=length),
+        teacher=teacher,
+        padding=config.sampler.truncation == "budget" and not exact,
+        name="pretrainer",
+    )
+    optimizer = config.optimizer.make(
+        learning_rate=config.learning_rate.make(total_steps=int(length)),
+        weight_decay=config.weight_decay.make(total_steps=int(length)),
+    )
+    pretrainer.compile(optimizer, config.accumulation_steps)
+    return pretrainer
+
+
+def load_encoder(config: PretrainConfig, field: str) -> VJEPABackbone | None:
+    """Load the encoder of the preset that a field of the config names, if it names one."""
+    preset = getattr(config, field)
+    if not preset:
+        return None
+    try:
+        return VJEPABackbone.from_preset(preset, dtype=config.dtype, name=field)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"`{field}` must be a preset of a trained encoder: train it first. {error}"
+        ) from None
+
+
+def _take_weights(encoder: VJEPABackbone, start: VJEPABackbone, preset: str) -> None:
+    """Copy the weights of another encoder of the same architecture."""
+    free = {"name", "dtype", "remat", "trainable"}
+    wanted, found = encoder.get_config(), start.get_config()
+    for name in sorted(wanted.keys() - free):
+        if wanted[name] != found[name]:
+            raise ValueError(
+                f"`start_from` must be an encoder of the config's architecture, with `{name}`="
+                f"{wanted[name]}. Received: {found[name]} in {preset}"
+            )
+    encoder.set_weights(start.get_weights())
+
+
+def _scale_weights(network: keras.Model, stddev: float) -> None:
+    """Scale the fresh weights of all linear layers to another deviation."""
+    for variable in network.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.assign(variable * (stddev / INITIALIZER_STDDEV))

@@ -1,0 +1,190 @@
+"""What a pretraining run is made of: the parts of a config, with the paper's numbers (Table 9).
+
+An option is an argument of a part's constructor, or a plain field; `--help` lists all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from keras_vjepa import (
+    AdamW,
+    CosineSchedule,
+    LinearSchedule,
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    WarmupCosine,
+    training,
+)
+from keras_vjepa.configuration import Part
+from keras_vjepa.data import (
+    CausalMultiBlockMask,
+    ClipBatches,
+    ClipSettings,
+    MaskSampler,
+    MultiBlockMask,
+    PretrainTransform,
+    RandomTokenMask,
+    RandomTubeMask,
+)
+from keras_vjepa.layers.dense import INITIALIZER_STDDEV
+from keras_vjepa.monitoring import FeatureLog
+
+MASKS: dict[str, Callable[..., MultiBlockMask | RandomTubeMask]] = {
+    "multi_block": MultiBlockMask,
+    "causal_multi_block": CausalMultiBlockMask,
+    "random_tube": RandomTubeMask,
+    "random_tokens": RandomTokenMask,
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that defines a pretraining run. Defaults are the paper's (Table 9), ViT-L/16.
+
+    Attributes:
+        data: a folder, a list, or the name of a built-in set.
+        clip: how clips are taken from a video.
+        transform: Table 9, "data".
+        batches: the batch is that of all devices together.
+        masks: multi_block is the paper's; causal_multi_block and random_tube are its ablation
+            (Table 6, App. E.3); random_tokens hides random tokens and is the easiest.
+        mask: a kind of masks; of blocks one for each of several (Table 9, "masking": short range,
+            long range).
+        sampler: budgets are the reference's mean token counts at 24 clips a device
+            (official-behaviour §6); they belong to the task and do not change with the batch size.
+            With batch_min, the reference exactly, every batch has a shape of its own.
+        encoder: the encoder (App. C).
+        predictor: the predictor (Table 9).
+        initializer_stddev: deviation of the initial weights; the default suits a width of about
+            1,000, narrow models want more.
+        start_from: preset of an encoder to begin with, of the same architecture, in place of random
+            weights.
+        teacher: preset of an encoder that is predicted in place of the moving average, and stays as
+            it is.
+        pretrainer: the objective. Pixels, with a loss exponent of 2, are the baseline of Table 1.
+        momentum: of the moving average.
+        optimizer: clipping starts an epoch of 300 iterations after the warm-up
+            (official-behaviour §5).
+        learning_rate: schedule of the learning rate.
+        weight_decay: schedule of the weight decay.
+        schedule_scale: schedules are made for so many times the steps.
+        accumulation_steps: parts of a step, one after the other: less memory, the same numbers.
+        shard_parameters: split parameters over the devices (JAX only).
+        run: the run and its checkpoints; the reference saves once an epoch, which is 300 steps.
+        monitor: the table of the features' spread.
+        monitor_clips: whose features: the first so many of the run.
+        dtype: precision, a policy of Keras.
+        seed: of everything random.
+        probe_epochs: passes of the frozen probe at the end of a run on a built-in set.
+        probe_videos: so many of the training videos it is trained on, with their labels.
+    """
+
+    data: str = "digit_motion"
+    clip: Part = Part(
+        ClipSettings,
+        names={"frame_step": "temporal_stride"},
+        supplied=("frames_per_clip", "num_clips", "allow_clip_overlap"),
+    )
+    transform: Part = Part(
+        PretrainTransform,
+        names={"scale": "random_resize_scale", "ratio": "random_resize_aspect_ratio"},
+        supplied=("crop_size", "augmentation"),
+    )
+    batches: Part = Part(
+        ClipBatches,
+        supplied=(
+            "samples", "transform", "masks", "clip", "video_shape", "grid_shape", "seed",
+            "process_index", "process_count",
+        ),
+        arguments={"batch_size": 3072},
+    )  # fmt: skip
+    masks: str = "multi_block"
+    mask: Part = Part(
+        *MASKS.values(),
+        prefix="mask_",
+        names={"num_context_frames": "max_context_frames"},
+        supplied=("num_frames",),
+        each=("num_blocks", "spatial_scale"),
+        arguments={
+            "num_blocks": (8, 2),
+            "spatial_scale": (0.15, 0.7),
+            "num_context_frames": 12,
+        },
+    )
+    sampler: Part = Part(
+        MaskSampler,
+        supplied=("masks", "grid", "seed"),
+        derived={
+            "context_budgets": "the means at 24 clips",
+            "target_budgets": "the means at 24 clips",
+        },
+        arguments={"context_budgets": (368, 104), "target_budgets": (752, 1104)},
+    )
+    encoder: Part = Part(
+        VJEPABackbone, arguments={"hidden_dim": 1024, "num_layers": 24, "num_heads": 16}
+    )
+    predictor: Part = Part(
+        VJEPAPredictor,
+        prefix="predictor_",
+        supplied=("encoder_dim", "grid_shape"),
+        derived={
+            "num_heads": "the encoder's",
+            "num_mask_tokens": "one for each kind of masks",
+            "position_embedding": "the encoder's",
+            "uniform_power": "the encoder's",
+            "remat": "the encoder's",
+            "output_dim": "what the target has",
+        },
+    )
+    initializer_stddev: float = INITIALIZER_STDDEV
+    start_from: str = ""
+    teacher: str = ""
+    pretrainer: Part = Part(
+        VJEPAPretrainer,
+        supplied=("encoder", "predictor", "momentum", "teacher"),
+        derived={"padding": "whether the masks may leave lists too short"},
+    )
+    momentum: Part = Part(
+        LinearSchedule,
+        names={"start": "start_momentum", "final": "final_momentum"},
+        supplied=("total_steps",),
+        arguments={"start": 0.998, "final": 1.0},
+    )
+    optimizer: Part = Part(
+        AdamW,
+        supplied=("learning_rate", "weight_decay", "name"),
+        arguments={"clip_norm": 10.0, "clip_after": 12_300},
+    )
+    learning_rate: Part = Part(
+        WarmupCosine,
+        names={
+            "start": "start_learning_rate",
+            "peak": "learning_rate",
+            "final": "final_learning_rate",
+        },
+        supplied=("total_steps",),
+        arguments={"start": 2e-4, "peak": 6.25e-4, "final": 1e-6, "warmup_steps": 12_000},
+    )
+    weight_decay: Part = Part(
+        CosineSchedule,
+        names={"start": "start_weight_decay", "final": "final_weight_decay"},
+        supplied=("total_steps",),
+        arguments={"start": 0.04, "final": 0.4},
+    )
+    schedule_scale: float = 1.25
+    accumulation_steps: int = 1
+    shard_parameters: bool = False
+    run: Part = Part(
+        training.run,
+        supplied=(
+            "model", "batches", "workdir", "callbacks", "description", "defaults", "parallel",
+        ),
+        arguments={"steps": 90_000, "keep_every": 9000},
+    )  # fmt: skip
+    monitor: Part = Part(FeatureLog, prefix="monitor_", supplied=("videos", "path"))
+    monitor_clips: int = 8
+    dtype: str = "mixed_bfloat16"
+    seed: int = 234
+    probe_epochs: int = 8
+    probe_videos: int = 2000
