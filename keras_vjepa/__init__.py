@@ -9,6 +9,7 @@ from keras_vjepa.backend import choice
 if not choice.is_deferred:
     choice.prepare()
     import keras_vjepa.zoo  # noqa: F401  (fills in the names of the presets)
+    from keras_vjepa import data, evaluation, training
     from keras_vjepa.layers.pooling import AttentivePooler
     from keras_vjepa.models.backbone import VJEPABackbone
     from keras_vjepa.models.predictor import VJEPAPredictor
@@ -35,5 +36,8 @@ __all__ = [
     "VJEPAVideoPreprocessor",
     "WarmupCosine",
     "__version__",
+    "data",
+    "evaluation",
     "list_presets",
+    "training",
 ]
