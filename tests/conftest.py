@@ -1,13 +1,10 @@
 """Fixtures shared by the tests."""
 
-import os
 from typing import Any
 
 import pytest
 
 from tests.support import GOLDEN
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 @pytest.fixture

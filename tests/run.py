@@ -1,8 +1,8 @@
-"""Run every check: style, types, the data side once, the suite on each backend, and without
-TensorFlow.
+"""Run every check: style, types, what needs no backend once, and the suite on each backend.
 
-    python tests/run.py            everything
-    python tests/run.py jax data   some of the steps below
+python tests/run.py                  what CI runs: everything but tests marked `slow`
+python tests/run.py jax data         some of the steps
+python tests/run.py all [jax data]   with those, and programs compiled as users' are
 """
 
 import os
@@ -14,30 +14,38 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PYTEST = [sys.executable, "-m", "pytest", "--durations=5"]
-# One file has a step of its own.
-SUITE = [*PYTEST, "-m", "not data", "--ignore=tests/test_without_tensorflow.py"]
+# A folder that stands in for TensorFlow and cannot be imported: on torch the suite runs without it,
+# which Keras would import where it finds it.
+BLOCKED = str(ROOT / "tests" / "without_tensorflow")
 
-STEPS = {
-    "style": ({}, [sys.executable, "-m", "ruff", "check", "."]),
-    "format": ({}, [sys.executable, "-m", "ruff", "format", "--check", "."]),
-    "types": ({}, [sys.executable, "-m", "mypy"]),
-    # The longest first.
-    "jax": ({"KERAS_BACKEND": "jax"}, SUITE),
-    "tensorflow": ({"KERAS_BACKEND": "tensorflow"}, SUITE),
-    "torch": ({"KERAS_BACKEND": "torch"}, SUITE),
-    "data": ({"KERAS_BACKEND": "torch"}, [*PYTEST, "-m", "data"]),
-    # A folder that stands in for TensorFlow and cannot be imported comes first on the path.
-    "without_tensorflow": (
-        {"KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT / "tests" / "without_tensorflow")},
-        [*PYTEST, "-m", "not data", "tests/test_without_tensorflow.py", "tests/test_recipes.py"],
-    ),
+# Environment, program and arguments of each step, the longest first.
+STEPS: dict[str, tuple[dict[str, str], str, list[str]]] = {
+    "jax": ({"KERAS_BACKEND": "jax"}, "pytest", ["-m", "not data"]),
+    "tensorflow": ({"KERAS_BACKEND": "tensorflow"}, "pytest", ["-m", "not data"]),
+    "torch": ({"KERAS_BACKEND": "torch", "PYTHONPATH": BLOCKED}, "pytest", ["-m", "not data"]),
+    "data": ({"KERAS_BACKEND": "torch"}, "pytest", ["-m", "data"]),
+    "types": ({}, "mypy", []),
+    "format": ({}, "ruff", ["format", "--check", "."]),
+    "style": ({}, "ruff", ["check", "."]),
 }
 
 
-def run(name: str) -> tuple[str, int, float, str]:
+def command(step: str, slow: bool) -> tuple[dict[str, str], list[str]]:
+    """Environment and command line of a step."""
+    environment, program, arguments = STEPS[step]
+    if program == "pytest":
+        arguments = ["--durations=5", *arguments]
+        marks = arguments.index("-m") + 1
+        if slow:
+            environment = {**environment, "XLA_FLAGS": ""}
+        else:
+            arguments[marks] += " and not slow"
+    return environment, [sys.executable, "-m", program, *arguments]
+
+
+def run(step: str, slow: bool) -> tuple[str, int, float, str]:
     """One step: its name, exit code, seconds and output."""
-    environment, command = STEPS[name]
+    environment, line = command(step, slow)
     start = time.perf_counter()
     # The suite's processes on JAX compile many programs more than once: a fifth of their time.
     with tempfile.TemporaryDirectory() as cache:
@@ -49,25 +57,27 @@ def run(name: str) -> tuple[str, int, float, str]:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         done = subprocess.run(
-            command,
+            line,
             cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **shared, **environment},
+            env={**os.environ, **shared, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-    return name, done.returncode, time.perf_counter() - start, done.stdout
+    return step, done.returncode, time.perf_counter() - start, done.stdout
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(STEPS)
+    names = sys.argv[1:]
+    slow = names[:1] == ["all"]
+    names = names[slow:] or list(STEPS)
     unknown = [name for name in names if name not in STEPS]
     if unknown:
         sys.exit(f"run.py: steps must be among {', '.join(STEPS)}. Received: {unknown[0]}")
     failed = []
     # Two at a time: compilation and Python leave a core idle otherwise.
     with ThreadPoolExecutor(2) as pool:
-        for done in as_completed([pool.submit(run, name) for name in names]):
+        for done in as_completed([pool.submit(run, name, slow) for name in names]):
             name, code, seconds, output = done.result()
             print(f"===== {name}: {'passed' if code == 0 else 'FAILED'} in {seconds:.0f} s")
             print(output if code else "\n".join(output.splitlines()[-8:]), flush=True)

@@ -17,6 +17,9 @@ from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.data.transforms.crops import normalize
 from keras_vjepa.data.transforms.views import center_view, three_views
 
+# NumPy makes clips of files; what a backbone makes of clips of any size is tests/models'.
+pytestmark = pytest.mark.data
+
 NUM_FRAMES = 150
 
 
@@ -43,7 +46,6 @@ def positions(clips):
     return np.abs(clips[..., 14, 14, 0, None] - known).argmin(-1)
 
 
-@pytest.mark.data
 def test_a_video_is_the_evaluations_first_clip(folder):
     clips = small()(str(folder / "long.avi"))
     assert clips.shape == (1, 8, 28, 28, 3) and clips.dtype == np.float32
@@ -53,7 +55,6 @@ def test_a_video_is_the_evaluations_first_clip(folder):
     np.testing.assert_array_equal(positions(clips[0]), wanted)
 
 
-@pytest.mark.data
 def test_several_clips_and_views_are_the_evaluations(folder):
     clips = small(num_clips=2, num_views=3)(folder / "long.avi")
     assert clips.shape == (1, 2, 3, 8, 28, 28, 3)
@@ -61,7 +62,6 @@ def test_several_clips_and_views_are_the_evaluations(folder):
     np.testing.assert_array_equal(clips[0, 1], three_views(second, 28))
 
 
-@pytest.mark.data
 def test_images_fill_the_clip_or_one_tubelet(folder):
     path = folder / "image.png"
     view = center_view(read_image(path)[None], 28, antialias=True)[0]
@@ -73,7 +73,6 @@ def test_images_fill_the_clip_or_one_tubelet(folder):
     assert small(num_clips=2, num_views=3)(path).shape == (1, 2, 3, 8, 28, 28, 3)
 
 
-@pytest.mark.data
 def test_arrays_and_lists(folder):
     frames = read_frames(folder / "long.avi", range(NUM_FRAMES))
     from_file = small()(folder / "long.avi")
@@ -85,7 +84,6 @@ def test_arrays_and_lists(folder):
     np.testing.assert_array_equal(batch[1:2], from_file)
 
 
-@pytest.mark.data
 def test_rectangles_keep_their_proportions(folder):
     clips = small(image_size=(28, 42))(folder / "image.png")
     assert clips.shape == (1, 8, 28, 42, 3)
@@ -94,7 +92,6 @@ def test_rectangles_keep_their_proportions(folder):
     np.testing.assert_array_equal(clips[0, :1], expected)
 
 
-@pytest.mark.data
 @pytest.mark.parametrize("stride", [None, 32, 13, 50])
 def test_windows_slide_over_the_whole_video(folder, stride):
     preprocessor = small()
@@ -111,7 +108,6 @@ def test_windows_slide_over_the_whole_video(folder, stride):
     )
 
 
-@pytest.mark.data
 def test_windows_of_short_videos_and_images_are_their_clip(folder):
     for name in ("short.avi", "image.png"):
         count, windows = small().windows(folder / name)
@@ -120,7 +116,6 @@ def test_windows_of_short_videos_and_images_are_their_clip(folder):
         np.testing.assert_array_equal(window, small()(folder / name)[0])
 
 
-@pytest.mark.data
 def test_windows_decode_each_frame_once_and_in_order(folder, monkeypatch):
     read = []
     original = VideoReader.read
@@ -129,7 +124,6 @@ def test_windows_decode_each_frame_once_and_in_order(folder, monkeypatch):
     assert read == sorted(set(read)) and len(read) > 90
 
 
-@pytest.mark.data
 @pytest.mark.parametrize(
     "call,message",
     [
@@ -148,13 +142,11 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-@pytest.mark.data
 def test_images_repeated_less_often_do_not_mix_with_videos(folder):
     with pytest.raises(ValueError, match="`image_frames` must be None or `num_frames`=8"):
         small(image_frames=2)([folder / "long.avi", folder / "image.png"])
 
 
-@pytest.mark.data
 def test_it_is_kept_in_the_preset(tmp_path):
     preprocessor = small(image_size=(28, 42), frame_step=2, image_frames=2)
     preprocessor.save_to_preset(tmp_path / "preset")

@@ -27,6 +27,9 @@ from keras_vjepa.presets.preset import BUILT_IN
 from keras_vjepa.zoo import ClassifierEntry, PretrainedEntry
 from tests.support import GOLDEN, ROOT, channels_last, golden
 
+# Files are fetched, converted and kept in the same way on each backend.
+pytestmark = pytest.mark.data
+
 CHECKPOINT, PROBE = "tiny/tiny.pth.tar", "tiny/probe.pth.tar"
 
 
@@ -311,7 +314,6 @@ def test_every_released_model_is_listed():
             assert set(file) == {"address", "sha256"}
 
 
-@pytest.mark.data
 @pytest.mark.parametrize("name", VJEPABackbone.presets)
 def test_every_listed_model_has_its_number_of_parameters(name):
     """From models of one and of two blocks: the others are alike."""

@@ -28,6 +28,9 @@ from keras_vjepa.conversion.torch_archive import LazyTensor
 from keras_vjepa.layers.positions import position_table
 from tests.support import GOLDEN, ROOT
 
+# Weights go through NumPy, the same on each backend; tests/tasks/test_parity.py has the numbers.
+pytestmark = pytest.mark.data
+
 
 def write_checkpoint(path, content):
     """Write nested dictionaries of arrays."""

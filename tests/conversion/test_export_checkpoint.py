@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import VJEPA2ForVideoClassification, VJEPA2Model
+import transformers
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAProbe
 from keras_vjepa.conversion import (
@@ -21,6 +21,9 @@ from keras_vjepa.conversion import (
 )
 from tests.conversion.test_hugging_face import channels_second, clips, oracle
 from tests.support import GOLDEN, ROOT
+
+# Weights go through NumPy, the same on each backend.
+pytestmark = pytest.mark.data
 
 
 def load(path):
@@ -77,7 +80,9 @@ def test_a_vjepa2_model_goes_round_both_layouts(tmp_path):
     pretrainer = convert(tmp_path / "second.pt", **arguments)
     assert pretrainer.predictor.position_embedding == "rotary"
     export_hugging_face(pretrainer, tmp_path / "third")
-    again, report = VJEPA2Model.from_pretrained(tmp_path / "third", output_loading_info=True)
+    again, report = transformers.VJEPA2Model.from_pretrained(
+        tmp_path / "third", output_loading_info=True
+    )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same(again.state_dict(), model.state_dict())
     videos = channels_second(clips(8, 48, 48))
@@ -89,11 +94,11 @@ def test_a_vjepa2_model_goes_round_both_layouts(tmp_path):
 
 
 def test_a_classifier_of_transformers(tmp_path):
-    model = oracle("uneven", VJEPA2ForVideoClassification)
+    model = oracle("uneven", "VJEPA2ForVideoClassification")
     model.save_pretrained(tmp_path / "first")
     classifier = convert(tmp_path / "first")
     export_hugging_face(classifier, tmp_path / "second")
-    again, report = VJEPA2ForVideoClassification.from_pretrained(
+    again, report = transformers.VJEPA2ForVideoClassification.from_pretrained(
         tmp_path / "second", output_loading_info=True
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -105,7 +110,7 @@ def test_a_classifier_of_transformers(tmp_path):
         np.testing.assert_array_equal(found, wanted)
 
     export_hugging_face(classifier.backbone, tmp_path / "backbone")
-    features = VJEPA2Model.from_pretrained(tmp_path / "backbone").eval()
+    features = transformers.VJEPA2Model.from_pretrained(tmp_path / "backbone").eval()
     with torch.no_grad():
         actual = features(videos, skip_predictor=True).last_hidden_state
         assert torch.equal(actual, model.vjepa2(videos, skip_predictor=True).last_hidden_state)

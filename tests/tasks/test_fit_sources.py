@@ -115,7 +115,8 @@ def classifier():
         py_dataset,
         data_loader,
         pytest.param(data_loader_with_processes, marks=pytest.mark.slow),
-        tf_data,
+        # On torch the suite runs without TensorFlow, but for the tests that run once.
+        pytest.param(tf_data, marks=pytest.mark.data if keras.config.backend() == "torch" else ()),
     ],
 )
 def test_fit_and_evaluate(samples, source, monkeypatch):
