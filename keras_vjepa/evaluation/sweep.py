@@ -24,7 +24,7 @@ from keras_vjepa.tasks.probe import VJEPAProbe
 
 
 class ProbeSweep(keras_internals.Overrides, keras.Model):
-    """Independent probes on the same features; the loss is the sum of theirs.
+    """Trains independent probes on the same features; the loss is the sum of theirs.
 
     Ready for `fit` with labels `(batch,)`; compiled once for any number of trainings, on features
     of one shape.

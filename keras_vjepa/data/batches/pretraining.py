@@ -13,7 +13,7 @@ from keras_vjepa.types import Batch
 
 
 class MaskIndices(Protocol):
-    """What `MaskSampler` offers: index arrays of a batch."""
+    """Makes the index arrays of a batch, as `MaskSampler` does."""
 
     def __call__(
         self, step: int, batch_size: int, start: int = 0
@@ -22,7 +22,7 @@ class MaskIndices(Protocol):
 
 @dataclass
 class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
-    """Endless pretraining batches of clips and masks; see `IndexedBatches` for the arguments.
+    """Makes endless pretraining batches of clips and masks; see `IndexedBatches`.
 
     A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks.
     `transform` is called with the frames of a clip and a generator.
