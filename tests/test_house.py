@@ -514,6 +514,13 @@ PUBLIC: dict[str, set[str]] = {
         "summary",
         "top_k",
     },
+    "models": {
+        "DeclaredBackbone",
+        "FunctionalBackbone",
+        "TokenEncoder",
+        "as_token_encoder",
+        "register_adapter",
+    },
 }
 ROOMS = [path.parent for path in MODULES if path.name == "__init__.py"]
 
