@@ -34,7 +34,7 @@ from keras_vjepa.presets.preset import (
 )
 
 Frames = NDArray[np.uint8]
-Clips = NDArray[np.float32]
+Videos = NDArray[np.float32]
 Source = str | os.PathLike[str] | Frames
 
 PREPROCESSOR_FILE = "preprocessor.json"
@@ -108,7 +108,7 @@ class VJEPAVideoPreprocessor:
         self.num_views = num_views
         self.image_frames = image_frames
 
-    def __call__(self, inputs: Source | Sequence[Source]) -> Clips:
+    def __call__(self, inputs: Source | Sequence[Source]) -> Videos:
         sources: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
         samples = [self._clips(source) for source in sources]
         if not samples:
@@ -122,7 +122,7 @@ class VJEPAVideoPreprocessor:
 
     # --- One video or image ----------------------------------------------------------------------
 
-    def _clips(self, source: Source) -> Clips:
+    def _clips(self, source: Source) -> Videos:
         """One element of the batch that the call returns."""
         if not isinstance(source, np.ndarray):
             path = os.fspath(source)
@@ -150,24 +150,24 @@ class VJEPAVideoPreprocessor:
             allow_clip_overlap=True,
         )
 
-    def _video(self, frames: Frames) -> Clips:
+    def _video(self, frames: Frames) -> Videos:
         clips = [self._views(clip) for clip in np.split(frames, self.num_clips)]
         return self._arranged(np.stack(clips))
 
-    def _image(self, image: Frames) -> Clips:
+    def _image(self, image: Frames) -> Videos:
         views = self._views(image[np.newaxis], antialias=True)
         count = self.num_frames if self.image_frames is None else self.image_frames
         clip = np.repeat(views, count, axis=1)
         return self._arranged(np.repeat(clip[np.newaxis], self.num_clips, axis=0))
 
-    def _views(self, frames: Frames, antialias: bool = False) -> Clips:
+    def _views(self, frames: Frames, antialias: bool = False) -> Videos:
         """`(num_views, frames, height, width, 3)`."""
         if self.num_views == 3:
             assert isinstance(self.image_size, int)
             return three_views(frames, self.image_size)
         return center_view(frames, self.image_size, antialias=antialias)[np.newaxis]
 
-    def _arranged(self, clips: Clips) -> Clips:
+    def _arranged(self, clips: Videos) -> Videos:
         return clips[0, 0] if self.num_clips == self.num_views == 1 else clips
 
     # --- Long videos -----------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class VJEPAVideoPreprocessor:
 
     def windows(
         self, source: str | os.PathLike[str], stride: int | None = None
-    ) -> tuple[int, Iterator[Clips]]:
+    ) -> tuple[int, Iterator[Videos]]:
         """A clip that slides over a whole video, in memory that does not grow with its length.
 
         Window i begins at frame `i * stride` and is a clip as the call makes it; the last one
@@ -222,9 +222,9 @@ class VJEPAVideoPreprocessor:
             raise ValueError(f"`stride` must be at least 1. Received: {stride}")
         return self.num_frames * self.frame_step if stride is None else stride
 
-    def _sliding(self, video: VideoReader, rows: Indices) -> Iterator[Clips]:
+    def _sliding(self, video: VideoReader, rows: Indices) -> Iterator[Videos]:
         """Clips of these frames, ascending by row; each is decoded and resized once, in order."""
-        upcoming, kept = iter(np.unique(rows).tolist()), dict[int, Clips]()
+        upcoming, kept = iter(np.unique(rows).tolist()), dict[int, Videos]()
         with video:
             for row in rows.tolist():
                 kept = {position: frame for position, frame in kept.items() if position >= row[0]}

@@ -17,7 +17,7 @@ from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
 
 @dataclass(frozen=True)
 class ProbeConfig(ProbeSettings):
-    """Everything that defines an evaluation: settings, encoder and data.
+    """Defines an evaluation: settings, encoder and data.
 
     Attributes:
         preset: of the encoder, or "untrained" for one of the size of the built-in recipe. Empty is
@@ -145,7 +145,7 @@ CONFIGS: dict[str, Callable[[], ProbeConfig]] = {
 
 
 def as_in_the_paper(config: ProbeConfig) -> ProbeConfig:
-    """The paper's text where the authors' code departs from it (Table 10, App. D.1)."""
+    """Take the paper's text where the authors' code departs from it (Table 10, App. D.1)."""
     return replace(
         config,
         variant="paper",

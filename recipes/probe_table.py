@@ -38,7 +38,7 @@ from keras_vjepa.recipes.probe_configs import (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: what it changes of the config."""
+    """Says what a row of the table changes of the config."""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)

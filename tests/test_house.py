@@ -645,6 +645,13 @@ PUBLIC: dict[str, set[str]] = {
         "summary",
         "top_k",
     },
+    "models": {
+        "DeclaredBackbone",
+        "FunctionalBackbone",
+        "TokenEncoder",
+        "as_token_encoder",
+        "register_adapter",
+    },
     "monitoring": {"FeatureLog", "FeatureStatistics", "LossCurve", "feature_statistics"},
     "training": {
         "AdamW",

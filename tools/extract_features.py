@@ -34,7 +34,7 @@ from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes.command_line import OneLineParser
 
-Features = NDArray[np.float32]
+Rows = NDArray[np.float32]
 
 SETTINGS_FILE = "settings.json"
 
@@ -62,12 +62,12 @@ class Extractor:
             # Says now, and not at the first file, which sizes the backbone cannot take.
             backbone.compute_output_shape((1, frames, height, width, 3))
 
-    def features(self, source: Path) -> tuple[int, Iterator[Features]]:
+    def features(self, source: Path) -> tuple[int, Iterator[Rows]]:
         """The number of rows of a file, and these rows in batches."""
         count, windows = self.preprocessor.windows(source, self.stride)
         return count, self._batches(count, windows)
 
-    def _batches(self, count: int, windows: Iterator[NDArray[np.float32]]) -> Iterator[Features]:
+    def _batches(self, count: int, windows: Iterator[NDArray[np.float32]]) -> Iterator[Rows]:
         # The rest singly: two shapes of batch in all, and no more compilations than that.
         sizes = [self.batch_size] * (count // self.batch_size) + [1] * (count % self.batch_size)
         for size in sizes:
@@ -80,7 +80,7 @@ class Extractor:
             yield features if self.tokens else features.mean(axis=1)
 
 
-def write_rows(path: Path, count: int, batches: Iterator[Features]) -> None:
+def write_rows(path: Path, count: int, batches: Iterator[Rows]) -> None:
     """Write an .npy file batch by batch; it appears complete or not at all."""
     with files.unfinished_file(path) as unfinished, open(unfinished, "wb") as file:
         for i, batch in enumerate(batches):

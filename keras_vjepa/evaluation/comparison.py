@@ -28,7 +28,7 @@ from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statist
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """One clip of each of several labelled videos, in memory.
+    """Holds one clip of each of several labelled videos in memory.
 
     Attributes:
         samples: the videos with their labels.
@@ -78,7 +78,7 @@ def read_labelled_clips(
 
 @dataclass(frozen=True)
 class ComparedEncoder:
-    """What one encoder reaches.
+    """Holds what one encoder reaches.
 
     Attributes:
         accuracy: top-1 on the test clips, for each task.
@@ -174,7 +174,7 @@ class EncoderComparison:
     def _accuracy(
         self, features: Features, samples: Sequence[Sample]
     ) -> dict[str, NDArray[np.float64]]:
-        """Of every candidate, for each task."""
+        """Count the accuracy of every candidate, for each task."""
         settings = self.settings
         batches = EvaluationFeatureBatches(
             samples, settings.batch_size, features, num_classes=num_labels(settings.classes)

@@ -102,7 +102,7 @@ class Evaluator:
         return [json.loads(path.read_text()) for path in paths] if parallel.is_first else []
 
     def is_finished(self, splits: int = 1) -> bool:
-        """Whether all that a call would compute is there."""
+        """Tell whether all that a call would compute is there."""
         return self.folder is not None and all(self._path(i).exists() for i in range(splits))
 
     def _metrics(
@@ -122,7 +122,7 @@ class Evaluator:
 
     @functools.cached_property
     def key(self) -> str:
-        """A hash of all that the numbers depend on."""
+        """Hash all that the numbers depend on."""
         probe = self.probe
         values = configuration.values(probe.settings)
         # A config of a recipe is more than settings: where samples and encoder come from.

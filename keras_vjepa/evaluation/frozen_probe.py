@@ -168,7 +168,7 @@ class FrozenProbe:
                     _LOG.warning("%s", error)
 
     def _validate(self) -> dict[str, NDArray[np.float64]]:
-        """The accuracy of every probe on the validation samples, for each task; none without."""
+        """Count the accuracy of every probe on the validation samples; nothing without any."""
         samples = self._split.validation
         if not samples:
             return {}
@@ -248,7 +248,7 @@ class FrozenProbe:
     def _readouts(
         self, task: str, test_samples: Sequence[Sample], num_counted: int
     ) -> dict[str, float]:
-        """Top-1 of the quick checks, on all labels of the split: none of them chooses anything."""
+        """Count top-1 of the quick checks, on all labels of the split: none chooses anything."""
         if not self.settings.readouts or not self.settings.keeps_features:
             return {}
         classes = self.settings.classes

@@ -142,7 +142,7 @@ class ProbeBatches:
         )
 
     def _description(self, num_views: int) -> dict[str, Any]:
-        """What features depend on beside encoder, samples and clips.
+        """Describe what features depend on beside encoder, samples and clips.
 
         In the words of the first caches, so that these are found again.
         """

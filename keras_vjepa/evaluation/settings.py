@@ -14,7 +14,7 @@ from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """The settings of a frozen evaluation; `FrozenProbe` takes any of them by name.
+    """Says how a frozen evaluation is done; `FrozenProbe` takes each of these settings by name.
 
     A part holds the arguments of one constructor, under their own names or those that a config of
     pretraining has for them; `keras_vjepa.configuration.options` lists all. What `recipes/probe.py`
@@ -100,7 +100,7 @@ class ProbeSettings:
 
     @property
     def classes(self) -> dict[str, int]:
-        """The number of classes of each task, by its name.
+        """Return the number of classes of each task, by its name.
 
         Raises:
             ValueError: unless there is one for each.
@@ -114,12 +114,12 @@ class ProbeSettings:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Learning rate and weight decay of each probe of a task."""
+        """List the learning rate and the weight decay of each probe of a task."""
         return tuple((rate, decay) for rate in self.learning_rates for decay in self.weight_decays)
 
     @property
     def keeps_features(self) -> bool:
-        """Whether features are computed once, and not in every step."""
+        """Tell whether features are computed once, and not in every step."""
         return not (self.augment or self.online)
 
     def for_encoder(self, encoder: TokenEncoder) -> "ProbeSettings":

@@ -12,7 +12,7 @@ from keras_vjepa.evaluation.task_labels import Tasks, labels_of
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one training.
+    """Holds the samples of one training.
 
     Attributes:
         training: what the probes learn from.
@@ -70,7 +70,7 @@ def make_split(
 
 
 def _spread_over_classes(samples: Sequence[Sample], share: float, seed: int) -> list[int]:
-    """Places of a share of the samples, drawn evenly from an order by label."""
+    """Draw the places of a share of the samples, evenly from an order by label."""
     rng = np.random.default_rng([seed, 1])
     shuffled = rng.permutation(len(samples)).tolist()
     by_label = sorted(shuffled, key=lambda i: samples[i].label or 0)

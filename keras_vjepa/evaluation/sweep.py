@@ -25,7 +25,7 @@ from keras_vjepa.tasks.probe import VJEPAProbe
 
 
 class ProbeSweep(TrainableModel):
-    """Independent probes on the same features; the loss is the sum of theirs.
+    """Trains independent probes on the same features; the loss is the sum of theirs.
 
     Ready for `fit` with labels `(batch,)`; compiled once for any number of trainings, on features
     of one shape.

@@ -14,7 +14,7 @@ Candidate = tuple[float, float]
 
 
 class SweepAdamW(AdamW):
-    """A step of AdamW for each of several networks, each as if it were alone.
+    """Makes a step of AdamW for each of several networks, each as if it were alone.
 
     The learning rate of a network falls to 0 by a cosine.
 

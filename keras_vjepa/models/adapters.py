@@ -23,7 +23,7 @@ Size = int | tuple[int, int]
 
 @runtime_checkable
 class TokenEncoder(Protocol):
-    """What tasks ask of a backbone.
+    """Offers what tasks ask of a backbone.
 
     Attributes:
         hidden_dim: width of a token.
@@ -63,7 +63,7 @@ class Adapter(Protocol):
 
     @staticmethod
     def fits(backbone: keras.Model) -> bool:
-        """Whether the backbone is of this kind."""
+        """Tell whether the backbone is of this kind."""
         ...
 
     def __call__(self, backbone: keras.Model) -> TokenEncoder:
@@ -189,11 +189,11 @@ class DeclaredBackbone:
 
     @staticmethod
     def fits(backbone: keras.Model) -> bool:
-        """Any model: the last one to be tried."""
+        """Take any model: this adapter is the last to be tried."""
         return True
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the model beside its attributes, by the protocol's names."""
+        """Return what is known of the model beside its attributes, by the protocol's names."""
         return {}
 
     def encode(self, inputs: Tensor, training: bool) -> Tensor:
@@ -224,11 +224,11 @@ class FunctionalBackbone(DeclaredBackbone):
 
     @staticmethod
     def fits(backbone: keras.Model) -> bool:
-        """Models whose inputs and outputs are known before they are called."""
+        """Take models whose inputs and outputs are known before they are called."""
         return hasattr(backbone, "inputs") and bool(backbone.inputs)
 
     def facts(self) -> dict[str, Any]:
-        """What the shapes say."""
+        """Read off the shapes of input and output."""
         if len(self.backbone.inputs) != 1:
             names = ", ".join(tensor.name for tensor in self.backbone.inputs)
             raise ValueError(f"`backbone` must have one input. Received one with: {names}")

@@ -44,7 +44,7 @@ PROBE_ARGUMENTS = (
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAVideoClassifier(Preset, keras.Model):
-    """A backbone, frozen unless told otherwise, and a probe that learns (§4.3, App. D.1).
+    """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 
     Compile it with a loss on logits and metrics, and call `fit`. All clips and views pass the
     backbone as one batch. The tokens of all clips of a view then pass the probe together, which
@@ -184,7 +184,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
     def features(
         self, videos: Tensor, frame_indices: Tensor | None = None, training: bool = False
     ) -> Tensor:
-        """Tokens by the backbone, as the probe takes them for each of its predictions.
+        """Compute the tokens that the probe takes for each of its predictions.
 
         Args:
             videos: as in the call.
@@ -291,7 +291,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """As Keras'; several predictions of a video count as so many samples (App. D.1)."""
+        """Compute Keras' loss; several predictions of a video count as samples (App. D.1)."""
         if len(y_pred.shape) == 3:
             predictions = y_pred.shape[1]
             y_pred = ops.reshape(y_pred, (-1, self.num_classes))
@@ -303,7 +303,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """As Keras', on the combined prediction."""
+        """Compute Keras' metrics on the combined prediction."""
         if len(y_pred.shape) == 3:
             y_pred = combine_predictions(y_pred)
         return super().compute_metrics(x, y, y_pred, sample_weight)
@@ -326,7 +326,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
         trust_on_first_use: bool = False,
         **overrides: Any,
     ) -> Self:
-        """A classifier from its own preset, or from that of a backbone or pretrainer.
+        """Restore a classifier from its preset, or begin one from a backbone's or pretrainer's.
 
         Args:
             preset, load_weights, trust_on_first_use: as in `Preset.from_preset`. From a backbone's
@@ -389,7 +389,7 @@ class VJEPAVideoClassifier(Preset, keras.Model):
 
 
 def combine_predictions(logits: Tensor) -> Tensor:
-    """Logarithm of the mean of the softmax of several predictions (App. D.1).
+    """Combine several predictions: the logarithm of the mean of their softmax (App. D.1).
 
     Args:
         logits: `(batch, predictions, classes)`.

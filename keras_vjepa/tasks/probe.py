@@ -18,7 +18,7 @@ from keras_vjepa.types import Tensor
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAProbe(keras.Model):
-    """Classify tokens: pool them, then a linear layer (§4.3, App. D.1).
+    """Classifies tokens: pools them, then a linear layer (§4.3, App. D.1).
 
     A model by itself, to be fitted on features that were computed once; the part that learns of a
     `VJEPAVideoClassifier`. The weights are made when it is first called, or by `build`.
@@ -123,7 +123,7 @@ class VJEPAProbe(keras.Model):
 
     @staticmethod
     def call_together(probes: Sequence["VJEPAProbe"], tokens: Tensor) -> list[Tensor]:
-        """Logits of probes of one kind on the same tokens, each as if it were called alone.
+        """Call probes of one kind on the same tokens, each as if it were called alone.
 
         Args:
             probes: probes that differ in nothing but their weights and classes.

@@ -19,7 +19,7 @@ from keras_vjepa.data.sources.samples import Sample
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How clips are taken from a video (App. B, App. D.1, Table 9).
+    """Says how clips are taken from a video (App. B, App. D.1, Table 9).
 
     Args:
         frames_per_clip: frames of a clip; an image is repeated as often.
@@ -36,7 +36,7 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class Clips:
-    """The transformed clips of one sample.
+    """Holds the transformed clips of one sample.
 
     Attributes:
         videos: float32 (frames, height, width, 3); in front of it (views,) if the transform makes
@@ -112,5 +112,5 @@ class OfClips:
     clip: ClipSettings = field(default=ClipSettings(), kw_only=True)
 
     def _training_clips(self, sample: Sample, rng: np.random.Generator) -> Clips:
-        """The clips of a sample; the generator places and augments them."""
+        """Read the clips of a sample; the generator places and augments them."""
         return read_clips(sample.path, self.clip, lambda frames: self.transform(frames, rng), rng)

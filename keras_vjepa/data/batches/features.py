@@ -19,7 +19,7 @@ FeatureArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Features:
-    """The features of samples, in memory or mapped from files.
+    """Holds the features of samples, in memory or mapped from files.
 
     Args:
         samples: whose features these are.
@@ -43,7 +43,7 @@ class Features:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: `(predictions, tokens, dim)`."""
+        """Return the shape of one sample's, `(predictions, tokens, dim)`."""
         return self.shards[0].shape[1:]
 
     def row(self, sample: Sample) -> int:
@@ -88,7 +88,7 @@ class _OfFeatures:
 
 @dataclass
 class LabelledFeatureBatches(_OfFeatures, TrainingBatches[FeatureArray]):
-    """Endless training batches `(features, labels)`: in the order that the clips would have.
+    """Makes endless training batches `(features, labels)`, in the order that clips would have.
 
     See `TrainingBatches` and `IndexedBatches` for the other arguments.
 
@@ -109,7 +109,7 @@ class LabelledFeatureBatches(_OfFeatures, TrainingBatches[FeatureArray]):
 
 @dataclass
 class EvaluationFeatureBatches(_OfFeatures, OrderedBatches[FeatureArray]):
-    """Every sample's features once and in order: `(features, labels, sample_weight)`.
+    """Reads every sample's features once and in order: `(features, labels, sample_weight)`.
 
     See `OrderedBatches` and `IndexedBatches` for the other arguments.
 

@@ -36,12 +36,12 @@ _CLIP_STREAM, _SHUFFLE_STREAM = 0x636C6970, 0x73687566
 
 
 class TooManyBadFilesError(RuntimeError):
-    """More of the files cannot be read than the settings allow."""
+    """Raised when more of the files cannot be read than the settings allow."""
 
 
 @dataclass
 class IndexedBatches(Generic[ItemT, BatchT]):
-    """Batches addressed by their step. A subclass says what is at a position and in a batch.
+    """Makes batches addressed by their step; a subclass says what is in them.
 
     Args:
         samples: what to read; see `list_samples`.
@@ -90,19 +90,19 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         cv2.setNumThreads(1)
 
     def _read(self, position: int) -> ItemT:
-        """What is at a position of the sample stream."""
+        """Read what is at a position of the sample stream."""
         raise NotImplementedError
 
     def _assembled(self, step: int, items: list[ItemT]) -> BatchT:
-        """The batch of a step from what is at its positions."""
+        """Make the batch of a step from what is at its positions."""
         raise NotImplementedError
 
     def batch(self, step: int) -> BatchT:
-        """The batch of a step (0-based)."""
+        """Make the batch of a step (0-based)."""
         return self._assembled(step, [self._read(position) for position in self._positions(step)])
 
     def stream(self, start: int = 0, stop: int | None = None) -> Generator[BatchT, None, None]:
-        """Batches from step `start` to `stop`, or for ever, read ahead by threads."""
+        """Yield batches from step `start` to `stop`, or for ever, read ahead by threads."""
         pending: deque[tuple[int, list[Future[ItemT]]]] = deque()
         next_step = start
         with ThreadPoolExecutor(self.num_workers) as pool:
@@ -144,7 +144,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
 
 @dataclass
 class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
-    """Endless training batches: every epoch is a new permutation of the samples.
+    """Makes endless training batches: every epoch is a new permutation of the samples.
 
     Batches run on across the end of an epoch, so none is partial. With several processes each
     makes its own slice of the global batch. A subclass says what the content of a sample is: its
@@ -160,7 +160,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         raise NotImplementedError
 
     def _read(self, position: int) -> tuple[Sample, ContentT]:
-        """The sample at a position of the endless stream, or one in its place, and its content."""
+        """Read the sample at a position of the endless stream, or one in its place."""
         for sample in self._candidates(position):
             if sample.path not in self.bad_files:
                 rng = random_stream(self.seed, _CLIP_STREAM, position, 0)
@@ -178,7 +178,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         )
 
     def paths(self, step: int) -> list[str]:
-        """Files of the global batch of a step, as far as this process knows the unreadable ones."""
+        """List the files of a step's global batch, as far as this process knows the unreadable."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [
             next((s.path for s in self._candidates(p) if s.path not in self.bad_files), "")
@@ -186,7 +186,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         ]
 
     def _candidates(self, position: int) -> Iterator[Sample]:
-        """The sample at a position, then those that would take its place, in their order."""
+        """Yield the sample at a position, then those that would take its place, in their order."""
         yield self.samples[self._sample_index(position)]
         substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
         for _ in range(_MAX_SUBSTITUTES - 1):

@@ -38,7 +38,7 @@ _EVALUATION_STREAM = 0x6576616C
 
 @dataclass(frozen=True)
 class ClipPlaces:
-    """Where the clips of each sample lie, once for all.
+    """Says where the clips of each sample lie, once for all.
 
     They lie where `EvaluationBatches` of all these samples has them: a training in which every
     epoch sees the same clips sees those that features were computed of.
@@ -66,7 +66,7 @@ class ClipPlaces:
 
 @dataclass
 class TrainingBatches(ShuffledBatches[ContentT, tuple[Inputs, Labels]]):
-    """Endless training batches `(inputs, labels)`; a subclass says what the inputs are.
+    """Makes endless training batches `(inputs, labels)`; a subclass says what the inputs are.
 
     Shuffled, sharded and resumable as in pretraining. A file that cannot be read is named, and
     another sample takes its place, with its own label.
@@ -87,11 +87,11 @@ class TrainingBatches(ShuffledBatches[ContentT, tuple[Inputs, Labels]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in which every sample has been seen once, the last one reaching beyond."""
+        """Count the batches until every sample has been seen once, the last one reaching beyond."""
         return -(-len(self.samples) // self.batch_size)
 
     def _inputs(self, contents: list[ContentT]) -> Inputs:
-        """What a model takes, of the contents of several samples."""
+        """Make what a model takes, of the contents of several samples."""
         raise NotImplementedError
 
     def _assembled(self, step: int, items: list[tuple[Sample, ContentT]]) -> tuple[Inputs, Labels]:
@@ -101,7 +101,7 @@ class TrainingBatches(ShuffledBatches[ContentT, tuple[Inputs, Labels]]):
 
 @dataclass
 class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, SampleWeight]]):
-    """Every sample once and in order: `(inputs, labels, sample_weight)`.
+    """Reads every sample once and in order: `(inputs, labels, sample_weight)`.
 
     All batches have the same shape and every process has the same number of them. Rows that fill
     the last batch, and those of files that cannot be read, are zeros with label 0 and weight 0; the
@@ -128,12 +128,12 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
 
     @property
     def num_steps(self) -> int:
-        """Number of batches, in every process."""
+        """Count the batches, which are as many in every process."""
         return -(-len(self.samples) // self.batch_size)
 
     @property
     def num_counted(self) -> int:
-        """Samples in the accuracy's denominator, over all processes.
+        """Count the samples in the accuracy's denominator, over all processes.
 
         With `skip_unreadable`, less those that this process found unreadable so far: with several
         processes, subtract those that the others found too.
@@ -145,7 +145,7 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
     def stream(
         self, start: int = 0, stop: int | None = None
     ) -> Generator[tuple[Inputs, Labels, SampleWeight], None, None]:
-        """Batches from step `start` to `stop`, or to the last, read ahead by threads."""
+        """Yield batches from step `start` to `stop`, or to the last, read ahead by threads."""
         return super().stream(start, self.num_steps if stop is None else min(stop, self.num_steps))
 
     def why_unreadable(self, position: int) -> str | None:
@@ -161,11 +161,11 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
         raise NotImplementedError
 
     def _empty(self) -> ContentT:
-        """The content of a row without a sample."""
+        """Make the content of a row without a sample."""
         raise NotImplementedError
 
     def _inputs(self, contents: list[ContentT]) -> Inputs:
-        """What a model takes, of the contents of several samples."""
+        """Make what a model takes, of the contents of several samples."""
         raise NotImplementedError
 
     def _read(self, position: int) -> ContentT | None:
@@ -199,7 +199,7 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
 
 @dataclass
 class _LabelledClips(OfClips):
-    """What batches of clips to train on and to evaluate have in common.
+    """Adds what labelled batches of clips have in common.
 
     Args:
         with_frame_indices: `videos` becomes a dictionary of `videos` and `frame_indices`, int32
@@ -220,10 +220,11 @@ class _LabelledClips(OfClips):
 
 @dataclass
 class LabelledBatches(_LabelledClips, TrainingBatches[Clips]):
-    """Endless training batches `(videos, labels)`; see `IndexedBatches` for the other arguments.
+    """Makes endless training batches `(videos, labels)`.
 
     Shuffled, sharded and resumable as in pretraining. A file that cannot be read is named, and
-    another sample takes its place, with its own label.
+    another sample takes its place, with its own label. See `IndexedBatches` for the other
+    arguments.
 
     Args:
         transform: called with the frames of a clip and a generator, makes one view.
@@ -254,7 +255,7 @@ class LabelledBatches(_LabelledClips, TrainingBatches[Clips]):
 
 @dataclass
 class EvaluationBatches(_LabelledClips, OrderedBatches[Clips]):
-    """Every sample's clips once and in order: `(videos, labels, sample_weight)`.
+    """Reads every sample's clips once and in order: `(videos, labels, sample_weight)`.
 
     See `OrderedBatches` for what rows weigh and how they are counted, and `IndexedBatches` for the
     other arguments.
@@ -300,7 +301,7 @@ class EvaluationBatches(_LabelledClips, OrderedBatches[Clips]):
         return Clips(videos, indices)
 
     def _shape_of_black_video(self) -> tuple[int, ...]:
-        """What reading would give: a process may have no readable file in its first batch."""
+        """Find what reading would give: the first batch may hold no readable file."""
         black = np.zeros((self.clip.frames_per_clip, 64, 64, 3), np.uint8)
         shape = self.transform(black).shape
         single = len(shape) < 5 and self.clip.num_clips == 1

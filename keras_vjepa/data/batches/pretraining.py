@@ -16,7 +16,7 @@ from keras_vjepa.types import Batch
 
 
 class MaskIndices(Protocol):
-    """What `MaskSampler` offers: index arrays of a batch."""
+    """Makes the index arrays of a batch, as `MaskSampler` does."""
 
     def __call__(
         self, step: int, batch_size: int, start: int = 0
@@ -25,7 +25,7 @@ class MaskIndices(Protocol):
 
 @dataclass
 class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
-    """Endless pretraining batches of clips and masks; see `IndexedBatches` for the other arguments.
+    """Makes endless pretraining batches of clips and masks; see `IndexedBatches` for the rest.
 
     A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks. With
     the shapes of an encoder, everything else has the paper's settings for it (Table 9).

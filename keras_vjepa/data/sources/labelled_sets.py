@@ -34,7 +34,7 @@ BUILT_IN = "digit_motion"
 def train_and_test(
     data: str, test_data: str = "", videos: str = "", label_names: str = "", kind: Kind = "video"
 ) -> tuple[list[Sample], list[Sample]]:
-    """Training and test samples of an evaluation.
+    """List the training and test samples of an evaluation.
 
     Args:
         data: of training, or the name of a built-in set.
