@@ -621,6 +621,30 @@ PUBLIC: dict[str, set[str]] = {
         "summary",
         "top_k",
     },
+    "layers": {
+        "AttentivePooler",
+        "SelfAttention",
+        "TokenDense",
+        "TokenNorm",
+        "TransformerBlock",
+        "TubeletEmbedding",
+        "gather_tokens",
+        "make_rotations",
+        "position_table",
+        "resample_position_table",
+        "rotate",
+    },
+    "models": {
+        "SIZES",
+        "DeclaredBackbone",
+        "EncoderSize",
+        "FunctionalBackbone",
+        "TokenEncoder",
+        "VJEPABackbone",
+        "VJEPAPredictor",
+        "as_token_encoder",
+        "register_adapter",
+    },
 }
 ROOMS = [path.parent for path in MODULES if path.name == "__init__.py"]
 

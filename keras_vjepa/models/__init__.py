@@ -1,1 +1,23 @@
-"""The encoder and the predictor."""
+"""The encoder and the predictor of V-JEPA, and adapters for other backbones (§3.3, App. D.1)."""
+
+from keras_vjepa.models.adapters import (
+    DeclaredBackbone,
+    FunctionalBackbone,
+    TokenEncoder,
+    as_token_encoder,
+    register_adapter,
+)
+from keras_vjepa.models.backbone import SIZES, EncoderSize, VJEPABackbone
+from keras_vjepa.models.predictor import VJEPAPredictor
+
+__all__ = [
+    "SIZES",
+    "DeclaredBackbone",
+    "EncoderSize",
+    "FunctionalBackbone",
+    "TokenEncoder",
+    "VJEPABackbone",
+    "VJEPAPredictor",
+    "as_token_encoder",
+    "register_adapter",
+]
