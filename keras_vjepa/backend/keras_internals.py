@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras.src import backend
 
 from keras_vjepa.types import Tensor
 
@@ -105,6 +106,7 @@ def _of_torch(*names: str) -> list[PrivateName]:
 
 PRIVATE_NAMES: list[PrivateName] = [
     PrivateName("_value", "keras.Variable", _a_variable),
+    PrivateName("get_autocast_scope", "keras.src.backend", lambda: backend, engines=("torch",)),
     # A step for all weights in a few calls.
     *_of_torch(
         "_foreach_add_",
@@ -163,6 +165,12 @@ def stored_value(variable: Any) -> Tensor:
     that is done with the result, and casts within the former.
     """
     return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def autocast_dtype() -> str | None:
+    """Return the type that weights are cast to when they are read; None if they are not."""
+    scope = backend.get_autocast_scope()
+    return None if scope is None else scope.dtype
 
 
 def foreach(operation: str, *arguments: Any) -> Any:

@@ -93,11 +93,12 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         tokens: `(..., dim)`.
-        kernel: `(dim, units)`, of the same type.
-        bias: `(units,)`, of the same type.
+        kernel: `(dim, units)`.
+        bias: `(units,)`.
 
     Returns:
-        `(..., units)`.
+        `(..., units)`, of the type of `tokens`, to which the weights are cast: what the backward
+        pass computes again is out of the scope in which Keras casts them.
 
     Example:
 
@@ -109,12 +110,14 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """
     if not runs_op_by_op():
         rows = ops.reshape(tokens, (-1, tokens.shape[-1]))
+        kernel, bias = ops.cast(kernel, tokens.dtype), ops.cast(bias, tokens.dtype)
         rows = ops.add(ops.matmul(rows, kernel), bias)
         return ops.reshape(rows, (*ops.shape(tokens)[:-1], rows.shape[-1]))
     import torch
 
     # One kernel for product and sum, and no reshaping, which costs a call of Keras 0.1 ms.
     tokens, kernel, bias = map(_as_tensor, (tokens, kernel, bias))
+    kernel, bias = kernel.to(tokens.dtype), bias.to(tokens.dtype)
     return torch.nn.functional.linear(tokens, kernel.t(), bias)
 
 

@@ -1,1 +1,22 @@
-"""Keras layers of the transformers."""
+"""Keras layers of the transformers, and the functions that work on their tokens (§3.3, App. B)."""
+
+from keras_vjepa.layers.dense import TokenDense, TokenNorm
+from keras_vjepa.layers.embedding import TubeletEmbedding, gather_tokens
+from keras_vjepa.layers.pooling import AttentivePooler
+from keras_vjepa.layers.positions import position_table, resample_position_table
+from keras_vjepa.layers.rotary import make_rotations, rotate
+from keras_vjepa.layers.transformer import SelfAttention, TransformerBlock
+
+__all__ = [
+    "AttentivePooler",
+    "SelfAttention",
+    "TokenDense",
+    "TokenNorm",
+    "TransformerBlock",
+    "TubeletEmbedding",
+    "gather_tokens",
+    "make_rotations",
+    "position_table",
+    "resample_position_table",
+    "rotate",
+]

@@ -12,15 +12,14 @@ import keras
 from keras import ops
 
 from keras_vjepa.backend.device import on_each_device
-from keras_vjepa.backend.token_ops import (
-    linear,
-)
+from keras_vjepa.backend.token_ops import linear
 from keras_vjepa.layers.dense import weight_initializer
+from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.types import Tensor
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Pick tokens of every sample.
+    """Pick tokens of every sample by their numbers.
 
     Args:
         tokens: `(batch, tokens, dim)`.
@@ -28,6 +27,14 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
     Returns:
         `(batch, picked, dim)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.layers import gather_tokens
+    >>> tokens = np.arange(6, dtype="float32").reshape(1, 3, 2)
+    >>> np.asarray(gather_tokens(tokens, np.array([[2, 0]]))).tolist()
+    [[[4.0, 5.0], [0.0, 1.0]]]
     """
     return on_each_device(_gather_rows, tokens, indices)
 
@@ -44,8 +51,8 @@ def _gather_rows(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class TubeletEmbedding(keras.layers.Layer):
-    """Linear embedding of non-overlapping space-time patches (§3.3, App. B).
+class TubeletEmbedding(Rematerializable):
+    """Embed non-overlapping space-time patches, the tubelets, linearly (§3.3, App. B).
 
     The same map as a 3-D convolution whose kernel equals its stride, computed as one matrix
     product. With `token_indices` only the patches asked for are embedded.
@@ -68,7 +75,7 @@ class TubeletEmbedding(keras.layers.Layer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_vjepa.layers.embedding import TubeletEmbedding
+    >>> from keras_vjepa.layers import TubeletEmbedding
     >>> tuple(TubeletEmbedding(hidden_dim=12)(np.zeros((1, 4, 32, 48, 3), "float32")).shape)
     (1, 12, 12)
     """
@@ -89,7 +96,14 @@ class TubeletEmbedding(keras.layers.Layer):
         self.bias = self.add_weight(shape=(self.hidden_dim,), initializer="zeros", name="bias")
 
     def grid_shape(self, video_shape: Sequence[int | None]) -> tuple[int, int, int]:
-        """Token grid `(time, row, column)` of videos of this shape (batch axis included)."""
+        """Return the token grid `(time, row, column)` of videos of a shape, batch axis included.
+
+        Args:
+            video_shape: `(batch, frames, height, width, channels)`.
+
+        Raises:
+            ValueError: if frames, height or width are not multiples of the patch.
+        """
         names = ("num_frames", "height", "width")
         sizes = (self.tubelet_size, self.patch_size, self.patch_size)
         for name, size, step in zip(names, video_shape[1:4], sizes, strict=True):
@@ -102,7 +116,7 @@ class TubeletEmbedding(keras.layers.Layer):
         return time, row, column
 
     def patches(self, videos: Tensor) -> Tensor:
-        """Flattened patches `(batch, tokens, tubelet * patch * patch * channels)`."""
+        """Cut videos into flattened patches, `(batch, tokens, values of a patch)`."""
         if len(videos.shape) != 5 or videos.shape[-1] != self.kernel.shape[3]:
             raise ValueError(
                 "`videos` must be (batch, frames, height, width, "

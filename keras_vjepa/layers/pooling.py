@@ -24,16 +24,20 @@ from keras_vjepa.layers.dense import (
     layer_norm,
     weight_initializer,
 )
+from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.transformer import TransformerBlock
 from keras_vjepa.types import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class AttentivePooler(keras.layers.Layer):
+class AttentivePooler(Rematerializable):
     """Pool tokens into one vector by a learnable query (App. D.1).
 
     q = q0 + cross_attention(q0, norm(tokens)); q = q + MLP(norm(q)). If `num_layers` > 1, ordinary
     transformer blocks on the query follow, or others on all tokens come first.
+
+    The pooler computes with the weights of its parts `tokens_norm` and `key_value` without calling
+    these two (see `attend_together`): hooks and activity regularizers on them do not act.
 
     Args:
         num_heads: attention heads; the encoder's in the reference.
@@ -135,7 +139,7 @@ class AttentivePooler(keras.layers.Layer):
             self.blocks.append(block)
 
     def folded_query(self) -> Tensor:
-        """The queries of all heads as they meet the normed tokens, `(heads, dim)`.
+        """Compute the queries of all heads as they meet the normed tokens, `(heads, dim)`.
 
         One query needs no keys: q (W_k s + b_k) = (W_k' q) s + q b_k, whose last term the softmax
         cancels. The norm's scale moves past it likewise.
@@ -145,7 +149,7 @@ class AttentivePooler(keras.layers.Layer):
         return folded * self._cast(self.tokens_norm.gamma) / math.sqrt(query.shape[-1])
 
     def project(self, pooled: Tensor) -> Tensor:
-        """What the cross-attention adds to the query, `(batch, 1, dim)`.
+        """Compute what the cross-attention adds to the query, `(batch, 1, dim)`.
 
         The weights of a head sum to one, so its normed tokens are pooled first, `(batch, heads,
         dim)`, and projected after; the norm's scale and offset come in between.
@@ -158,7 +162,7 @@ class AttentivePooler(keras.layers.Layer):
         return values if self.head_dim is None else self.output_projection(values)
 
     def finish(self, branch: Tensor) -> Tensor:
-        """The result `(batch, dim)` from what the cross-attention adds to the query."""
+        """Compute the result, `(batch, dim)`, from what the cross-attention adds to the query."""
         x = ops.add(self._cast(self.query_token), branch)
         x = ops.add(x, self.mlp_output(gelu(self.mlp_hidden(self.mlp_norm(x)))))
         if self.self_attention == "query":
@@ -167,11 +171,11 @@ class AttentivePooler(keras.layers.Layer):
         return ops.squeeze(x, axis=1)
 
     def cross_attention(self, tokens: Tensor) -> Tensor:
-        """What the query gets from the tokens, `(batch, 1, dim)`."""
+        """Compute what the query gets from the tokens, `(batch, 1, dim)`."""
         return self.project(attend_together([self], tokens)[0])
 
     def _kernel(self, part: str) -> Tensor:
-        """That of the keys or of the values, `(dim, heads, head_dim)`."""
+        """Take the kernel of the keys or of the values, `(dim, heads, head_dim)`."""
         attention_dim = self.query.units
         columns = slice(attention_dim) if part == "key" else slice(attention_dim, None)
         kernel = self._cast(self.key_value.kernel[:, columns])
@@ -202,14 +206,17 @@ class AttentivePooler(keras.layers.Layer):
 
 
 class _SplitDense(TokenDense):
-    """Keys and values. The pooling takes its kernel apart, so that it stays in floating point."""
+    """Hold the weights of keys and values, which the pooler takes apart and never calls.
+
+    So they stay in floating point when a model is quantized.
+    """
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
         """Do nothing."""
 
 
 def attend_together(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[Tensor]:
-    """What the heads of each pooler attend to in the normed tokens, `(batch, heads, dim)` each.
+    """Compute what the heads of each pooler attend to in the normed tokens, `(batch, heads, dim)`.
 
     That is `tokens * dim * heads` multiplications in place of the `tokens * dim * 2 dim` of keys
     and values, and frozen tokens have no gradient to compute. The tokens are normed and read once
@@ -228,6 +235,6 @@ def attend_together(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[
 
 
 def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:
-    """The last layer of a branch. Depth scaling counts here, unlike in pretraining."""
+    """Make the last layer of a branch. Depth scaling counts here, unlike in pretraining."""
     initializer = keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV / math.sqrt(2))
     return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)

@@ -12,7 +12,7 @@ from keras_vjepa.types import Tensor
 def position_table(
     hidden_dim: int, grid_shape: Sequence[int], uniform_power: bool = True
 ) -> np.ndarray:
-    """Sine-cosine position table of a token grid (App. B).
+    """Make the sine-cosine position table of a token grid (App. B).
 
     Args:
         hidden_dim: width of a row. Even; a multiple of 4 for a 2-D grid, and of 8 for a 3-D grid
@@ -30,7 +30,7 @@ def position_table(
 
     Example:
 
-    >>> from keras_vjepa.layers.positions import position_table
+    >>> from keras_vjepa.layers import position_table
     >>> position_table(384, (8, 14, 14)).shape
     (1568, 384)
     """

@@ -11,13 +11,13 @@ from keras import ops
 from keras_vjepa.types import Tensor
 
 
-def rotary_angles(token_indices: Tensor, grid_shape: Sequence[int], head_dim: int) -> Tensor:
-    """By which angle each channel of a query or key is rotated (official-behaviour §12).
+def make_rotations(token_indices: Tensor, grid_shape: Sequence[int], head_dim: int) -> Tensor:
+    """Compute by how much each channel of a query or key is rotated (official-behaviour §12).
 
     Time, row and column rotate `2 * (head_dim // 6)` channels each, in this order; the rest stand
     still. Kept from V-JEPA 2: adjacent channels make a pair, but the frequencies are laid out once
     for the first half of an axis' channels and again for the second, so that the two channels of a
-    pair turn by different angles. The first of a pair has its angle negated, as `rotate` wants it.
+    pair turn by different angles.
 
     Args:
         token_indices: int, any shape: tokens counted by time, then row, then column.
@@ -25,7 +25,8 @@ def rotary_angles(token_indices: Tensor, grid_shape: Sequence[int], head_dim: in
         head_dim: width of a head; even.
 
     Returns:
-        float32 `(*shape of token_indices, head_dim)`.
+        float32 `(*shape of token_indices, 2 * head_dim)`: the cosine of each channel's angle, then
+        the sine, which is negative for the first channel of a pair, as `rotate` wants it.
 
     Raises:
         ValueError: if `head_dim` is odd.
@@ -33,9 +34,9 @@ def rotary_angles(token_indices: Tensor, grid_shape: Sequence[int], head_dim: in
     Example:
 
     >>> import numpy as np
-    >>> from keras_vjepa.layers.rotary import rotary_angles
-    >>> tuple(rotary_angles(np.arange(8), (2, 2, 2), head_dim=64).shape)
-    (8, 64)
+    >>> from keras_vjepa.layers import make_rotations
+    >>> tuple(make_rotations(np.arange(8), (2, 2, 2), head_dim=64).shape)
+    (8, 128)
     """
     if head_dim % 2:
         raise ValueError(f"`head_dim` must be even for rotary positions. Received: {head_dim}")
@@ -47,11 +48,13 @@ def rotary_angles(token_indices: Tensor, grid_shape: Sequence[int], head_dim: in
     for position, frequency in zip(positions, _rotary_frequencies(head_dim), strict=True):
         steps = ops.expand_dims(ops.cast(position, "float32"), -1)
         angles = angles + ops.multiply(steps, frequency)
-    return angles
+    # Not the angles themselves: a layer in half precision has its arguments rounded, which cosines
+    # can bear and large angles cannot.
+    return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
 
 def _rotary_frequencies(head_dim: int) -> np.ndarray:
-    """`(3 axes, head_dim)`: angle per step along an axis, zero where it does not rotate."""
+    """Angle per step along each axis, `(3 axes, head_dim)`; zero where it does not rotate."""
     width = 2 * (head_dim // 6)
     frequencies = np.zeros((3, head_dim))
     for axis in range(3):
@@ -61,18 +64,19 @@ def _rotary_frequencies(head_dim: int) -> np.ndarray:
     return frequencies.astype("float32")
 
 
-def rotate(heads: Tensor, angles: Tensor) -> Tensor:
+def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
     """Rotate the channel pairs of queries or keys.
 
     Args:
         heads: `(batch, tokens, heads, head_dim)`.
-        angles: `(batch or 1, tokens, head_dim)`, as `rotary_angles` makes them.
+        rotations: `(batch or 1, tokens, 2 * head_dim)`, as `make_rotations` gives them.
 
     Returns:
         The shape and dtype of `heads`.
     """
-    angles = ops.expand_dims(angles, 2)
-    cosine, sine = (ops.cast(f(angles), heads.dtype) for f in (ops.cos, ops.sin))
+    rotations = ops.cast(ops.expand_dims(rotations, 2), heads.dtype)
+    head_dim = heads.shape[-1]
+    cosine, sine = rotations[..., :head_dim], rotations[..., head_dim:]
     pairs = ops.reshape(heads, (*ops.shape(heads)[:-1], -1, 2))
     partners = ops.reshape(ops.flip(pairs, axis=-1), ops.shape(heads))
     return heads * cosine + partners * sine

@@ -3,29 +3,26 @@
 Departure from the paper's text, as in the authors' code: GELU is exact (erf).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_vjepa.backend.attention import attention, token_order, wants_leading_keys
-from keras_vjepa.backend.token_ops import (
-    gelu,
-    merge_heads,
-    split_heads,
-)
-from keras_vjepa.layers.dense import call_within, dense, layer_norm
+from keras_vjepa.backend.part_calls import call_part, part_of_a_block
+from keras_vjepa.backend.token_ops import gelu, merge_heads, split_heads
+from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.embedding import gather_tokens
+from keras_vjepa.layers.rematerialization import Rematerializable, rematerialized
 from keras_vjepa.layers.rotary import rotate
 from keras_vjepa.types import Tensor
 
-# --- Transformer ---------------------------------------------------------------------------------
 
-
+@part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
-class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention with one fused projection (§3.3).
+class SelfAttention(Rematerializable):
+    """Let each token attend to the others, in several heads, with one fused projection (§3.3).
 
     `query_key_value` and `output_projection` are plain `Dense` layers, so Keras' LoRA applies:
     `attention.query_key_value.enable_lora(rank=8)`.
@@ -36,7 +33,8 @@ class SelfAttention(keras.layers.Layer):
     Call arguments:
         inputs: `(batch, tokens, dim)`.
         padding_mask: optional bool `(batch, tokens)`; tokens that are False are not attended to.
-        angles: optional `(batch or 1, tokens, head_dim)`, rotary positions: see `rotary_angles`.
+        rotations: optional `(batch or 1, tokens, 2 * head_dim)`: rotary positions, as
+            `make_rotations` gives them.
 
     Returns:
         `(batch, tokens, dim)`.
@@ -44,7 +42,7 @@ class SelfAttention(keras.layers.Layer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_vjepa.layers.transformer import SelfAttention
+    >>> from keras_vjepa.layers import SelfAttention
     >>> tuple(SelfAttention(num_heads=2)(np.ones((1, 5, 8), "float32")).shape)
     (1, 5, 8)
     """
@@ -66,20 +64,20 @@ class SelfAttention(keras.layers.Layer):
         self.output_projection.build(input_shape)
 
     def call(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
+        self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None
     ) -> Tensor:
-        packed = call_within(self, self.query_key_value, inputs)
+        packed = call_part(self.query_key_value, inputs)
         query, key, value = split_heads(packed, self.num_heads)
-        if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+        if rotations is not None:
+            query, key = rotate(query, rotations), rotate(key, rotations)
         outputs = attention(query, key, value, padding_mask)
-        return call_within(self, self.output_projection, merge_heads(outputs))
+        return call_part(self.output_projection, merge_heads(outputs))
 
     def compute_output_shape(
         self,
         inputs_shape: Sequence[int | None],
         padding_mask_shape: Sequence[int | None] | None = None,
-        angles_shape: Sequence[int | None] | None = None,
+        rotations_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
         return tuple(inputs_shape)
 
@@ -87,9 +85,10 @@ class SelfAttention(keras.layers.Layer):
         return {**super().get_config(), "num_heads": self.num_heads}
 
 
+@part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
-class TransformerBlock(keras.layers.Layer):
-    """Pre-norm transformer block: attention, then an MLP with exact GELU (§3.3).
+class TransformerBlock(Rematerializable):
+    """Pass tokens through attention, then an MLP with exact GELU, each after a norm (§3.3).
 
     Args:
         num_heads: attention heads.
@@ -99,7 +98,8 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         inputs: `(batch, tokens, dim)`.
         padding_mask: optional bool `(batch, tokens)`; tokens that are False are not attended to.
-        angles: optional `(batch or 1, tokens, head_dim)`, rotary positions: see `rotary_angles`.
+        rotations: optional `(batch or 1, tokens, 2 * head_dim)`: rotary positions, as
+            `make_rotations` gives them.
 
     Returns:
         `(batch, tokens, dim)`.
@@ -107,7 +107,7 @@ class TransformerBlock(keras.layers.Layer):
     Example:
 
     >>> import numpy as np
-    >>> from keras_vjepa.layers.transformer import TransformerBlock
+    >>> from keras_vjepa.layers import TransformerBlock
     >>> block = TransformerBlock(num_heads=2, mlp_dim=32)
     >>> tuple(block(np.ones((1, 5, 8), "float32")).shape)
     (1, 5, 8)
@@ -133,25 +133,25 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_output.build((*input_shape[:-1], self.mlp_dim))
 
     def attention_branch(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
+        self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None
     ) -> Tensor:
-        """What the attention adds to the residual stream, `(batch, tokens, dim)`."""
-        normed = call_within(self, self.attention_norm, inputs)
-        return call_within(self, self.attention, normed, padding_mask, angles)
+        """Compute what the attention adds to the tokens, `(batch, tokens, dim)`."""
+        normed = call_part(self.attention_norm, inputs)
+        return call_part(self.attention, normed, padding_mask, rotations)
 
     def call(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, angles: Tensor | None = None
+        self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None
     ) -> Tensor:
-        x = inputs + self.attention_branch(inputs, padding_mask, angles)
-        normed = call_within(self, self.mlp_norm, x)
-        hidden = gelu(call_within(self, self.mlp_hidden, normed))
-        return x + call_within(self, self.mlp_output, hidden)
+        x = _add(inputs, self.attention_branch(inputs, padding_mask, rotations))
+        normed = call_part(self.mlp_norm, x)
+        hidden = gelu(call_part(self.mlp_hidden, normed))
+        return _add(x, call_part(self.mlp_output, hidden))
 
     def compute_output_shape(
         self,
         inputs_shape: Sequence[int | None],
         padding_mask_shape: Sequence[int | None] | None = None,
-        angles_shape: Sequence[int | None] | None = None,
+        rotations_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
         return tuple(inputs_shape)
 
@@ -164,21 +164,33 @@ class TransformerBlock(keras.layers.Layer):
         }
 
 
+def _add(tokens: Tensor, branch: Tensor) -> Tensor:
+    """Add a branch to the tokens, which keep their type if a part has another one of its own."""
+    return tokens + (branch if branch.dtype == tokens.dtype else ops.cast(branch, tokens.dtype))
+
+
 def apply_blocks(
-    parent: keras.layers.Layer,
     blocks: Sequence[TransformerBlock],
     tokens: Tensor,
     padding_mask: Tensor | None = None,
-    angles: Tensor | None = None,
+    rotations: Tensor | None = None,
     remat: bool = False,
 ) -> Tensor:
-    """`parent`'s blocks, one after the other, `(batch, tokens, dim)` to the same.
+    """Pass tokens through blocks, one after the other.
 
-    Other arguments are as a block's.
+    For a kernel that skips keys at the end, tokens that are not attended to are moved there before
+    the blocks, and back after them.
 
-    With `remat` only the tokens between two blocks are kept for the backward pass, which computes
-    what happened inside a block again: less memory, the same numbers. For a kernel that skips keys
-    at the end, the tokens are brought in that order before, and back after.
+    Args:
+        blocks: with the same number of heads.
+        tokens: `(batch, tokens, dim)`.
+        padding_mask: as a block's.
+        rotations: as a block's.
+        remat: keep only the tokens between two blocks for the backward pass, which computes what
+            happened inside a block again: less memory, the same numbers.
+
+    Returns:
+        `(batch, tokens, dim)`.
     """
     num_tokens, dim = tokens.shape[1:]
     order = None
@@ -187,22 +199,29 @@ def apply_blocks(
     ):
         order = token_order(padding_mask)
         padding_mask = order.keys
-        tokens, angles = _reordered(order.order, tokens, angles)
+        tokens, rotations = _reordered(order.order, tokens, rotations)
     for block in blocks:
         if remat:
-            # Called in full: in the backward pass it is within nothing that `parent` has seen to.
-            tokens = keras.remat(lambda x, block=block: block(x, padding_mask, angles))(tokens)
+            tokens = _computed_again(block, padding_mask, rotations)(tokens)
         else:
-            tokens = call_within(parent, block, tokens, padding_mask, angles)
+            tokens = call_part(block, tokens, padding_mask, rotations)
     return tokens if order is None else gather_tokens(tokens, order.inverse)
 
 
-def _reordered(order: Tensor, tokens: Tensor, angles: Tensor | None) -> tuple[Tensor, Any]:
-    """Both in an order of the tokens; `angles` may be one sample's, for all."""
-    if angles is not None:
-        angles = ops.broadcast_to(angles, (*ops.shape(tokens)[:2], angles.shape[-1]))
-        angles = gather_tokens(angles, order)
-    return gather_tokens(tokens, order), angles
+def _computed_again(
+    block: TransformerBlock, padding_mask: Tensor | None, rotations: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """Make a call of a block that keeps its tokens only."""
+    # In full: in the backward pass the block is not within the model's call any more.
+    return rematerialized(block, lambda tokens: block(tokens, padding_mask, rotations))
+
+
+def _reordered(order: Tensor, tokens: Tensor, rotations: Tensor | None) -> tuple[Tensor, Any]:
+    """Bring both in another order of the tokens; `rotations` may be one sample's, for all."""
+    if rotations is not None:
+        rotations = ops.broadcast_to(rotations, (*ops.shape(tokens)[:2], rotations.shape[-1]))
+        rotations = gather_tokens(rotations, order)
+    return gather_tokens(tokens, order), rotations
 
 
 def transformer_blocks(
@@ -213,7 +232,7 @@ def transformer_blocks(
     layer_norm_epsilon: float,
     dtype: Any,
 ) -> list[TransformerBlock]:
-    """A stack of blocks, `block_0`, `block_1`, ..., with their weights made."""
+    """Make a stack of blocks with their weights, named `block_0`, `block_1` and so on."""
     blocks = [
         TransformerBlock(num_heads, mlp_dim, layer_norm_epsilon, name=f"block_{i}", dtype=dtype)
         for i in range(num_layers)

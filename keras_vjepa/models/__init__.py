@@ -1,4 +1,4 @@
-"""Networks: backbone and predictor, and what a backbone from elsewhere must offer (§3.3, §4.3)."""
+"""The encoder and the predictor of V-JEPA, and adapters for other backbones (§3.3, App. D.1)."""
 
 from keras_vjepa.models.adapters import (
     DeclaredBackbone,
@@ -7,11 +7,17 @@ from keras_vjepa.models.adapters import (
     as_token_encoder,
     register_adapter,
 )
+from keras_vjepa.models.backbone import SIZES, EncoderSize, VJEPABackbone
+from keras_vjepa.models.predictor import VJEPAPredictor
 
 __all__ = [
+    "SIZES",
     "DeclaredBackbone",
+    "EncoderSize",
     "FunctionalBackbone",
     "TokenEncoder",
+    "VJEPABackbone",
+    "VJEPAPredictor",
     "as_token_encoder",
     "register_adapter",
 ]

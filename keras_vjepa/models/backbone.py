@@ -20,7 +20,8 @@ from keras import ops
 from keras_vjepa.layers.dense import layer_norm
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
-from keras_vjepa.layers.rotary import rotary_angles
+from keras_vjepa.layers.rematerialization import Rematerializable
+from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.presets.preset import Preset
@@ -31,6 +32,15 @@ Size = int | tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSize:
+    """Widths and depth of an encoder that has a name.
+
+    Attributes:
+        hidden_dim: width of a token.
+        num_layers: transformer blocks.
+        num_heads: attention heads.
+        mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
+    """
+
     hidden_dim: int
     num_layers: int
     num_heads: int
@@ -52,8 +62,8 @@ POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPABackbone(Preset, keras.Model):
-    """Vision transformer over video clips, the encoder E of V-JEPA (§3.3).
+class VJEPABackbone(Preset, Rematerializable, keras.Model):
+    """Encode video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
 
     Args:
         image_size: height and width of the clips in pixels, one int for squares. Positions are
@@ -177,7 +187,17 @@ class VJEPABackbone(Preset, keras.Model):
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> Self:
-        """A backbone of a named size: tiny, small, base, large, huge, giant or giant_xformers.
+        """Make a backbone of a named size: tiny, small, base, large, huge, giant, giant_xformers.
+
+        Args:
+            size: the name.
+            kwargs: further arguments of the constructor; they replace those of the size.
+
+        Returns:
+            The backbone, with initial weights.
+
+        Raises:
+            ValueError: for a name that does not exist.
 
         Example:
 
@@ -191,26 +211,34 @@ class VJEPABackbone(Preset, keras.Model):
 
     @property
     def is_image_model(self) -> bool:
+        """Whether the backbone encodes single images: clips of one frame."""
         return self.num_frames == 1
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
-        """The clips that the backbone was made for: `(frames, height, width, channels)`."""
-        return self.num_frames, *_height_width(self.image_size), self.num_channels
+        """Shape of the clips that the backbone is made for: frames, height, width and channels.
+
+        Example:
+
+        >>> from keras_vjepa import VJEPABackbone
+        >>> VJEPABackbone.from_size("tiny", image_size=32, num_frames=4).video_shape
+        (4, 32, 32, 3)
+        """
+        return (self.num_frames, *_height_width(self.image_size), self.num_channels)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a clip of the size that the backbone was made for."""
+        """Number of tokens of a clip of the size that the backbone was made for."""
         return math.prod(self.grid_shape)
 
     @property
     def patch_dim(self) -> int:
-        """Values in one tubelet of pixels."""
+        """Number of values in one tubelet of pixels."""
         return math.prod(self.tubelet_embedding.kernel.shape[:-1])
 
     @property
     def position_axes(self) -> tuple[int, ...]:
-        """The grid that positions count: `(time, row, column)`, `(row, column)` for images."""
+        """Grid that positions are counted in: `(time, row, column)`, `(row, column)` for images."""
         return self._axes(self.grid_shape)
 
     def _axes(self, grid_shape: tuple[int, int, int]) -> tuple[int, ...]:
@@ -220,7 +248,7 @@ class VJEPABackbone(Preset, keras.Model):
         return position_table(self.hidden_dim, self._axes(grid_shape), self.uniform_power)
 
     def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
-        """Position table `(tokens, hidden_dim)` for clips of this token grid; sincos only."""
+        """Return the position table, `(tokens, hidden_dim)`, of a token grid; sincos only."""
         if grid_shape == self.grid_shape:
             return ops.convert_to_tensor(self.position_table)
         if self.position_mode == "fresh":
@@ -229,8 +257,8 @@ class VJEPABackbone(Preset, keras.Model):
             ops.convert_to_tensor(self.position_table), self.position_axes, self._axes(grid_shape)
         )
 
-    def angles(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor | None:
-        """Rotary angles `(batch or 1, tokens or picked, head_dim)`; None for sincos."""
+    def rotations(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor | None:
+        """Return rotary positions as `make_rotations` gives them; None for sincos."""
         if self.position_embedding == "sincos":
             return None
         grid_shape = self.tubelet_embedding.grid_shape(self._with_time(videos).shape)
@@ -238,14 +266,14 @@ class VJEPABackbone(Preset, keras.Model):
             token_indices = ops.expand_dims(ops.arange(math.prod(grid_shape), dtype="int32"), 0)
         if self.position_mode == "index":
             grid_shape = self.grid_shape
-        return rotary_angles(token_indices, grid_shape, self.hidden_dim // self.num_heads)
+        return make_rotations(token_indices, grid_shape, self.hidden_dim // self.num_heads)
 
     def _with_time(self, videos: Tensor) -> Tensor:
         is_image = self.is_image_model and len(videos.shape) == 4
         return ops.expand_dims(videos, 1) if is_image else videos
 
     def embed(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
-        """Patch tokens `(batch, tokens or picked, hidden_dim)`, the table's positions added."""
+        """Embed patches and add their positions, `(batch, tokens or picked, hidden_dim)`."""
         videos = self._with_time(videos)
         tokens = self.tubelet_embedding(videos, token_indices)
         if self.position_embedding == "rotary":
@@ -262,8 +290,8 @@ class VJEPABackbone(Preset, keras.Model):
         token_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        x, angles = self.embed(videos, token_indices), self.angles(videos, token_indices)
-        x = apply_blocks(self, self.blocks, x, padding_mask, angles, self.remat)
+        x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
+        x = apply_blocks(self.blocks, x, padding_mask, rotations, self.remat)
         return self.norm(x)
 
     def clip_tokens(self, clips: Tensor, training: bool = False) -> Tensor:
@@ -282,7 +310,7 @@ class VJEPABackbone(Preset, keras.Model):
         return self(clips, training=training)
 
     def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Outputs of some blocks, each passed through the final norm (App. D.2).
+        """Return the outputs of some blocks, each passed through the final norm (App. D.2).
 
         Args:
             videos: as in the call.
@@ -299,9 +327,9 @@ class VJEPABackbone(Preset, keras.Model):
             raise ValueError(
                 f"`layers` must be between 0 and {self.num_layers - 1}. Received: {list(layers)}"
             )
-        x, angles, outputs = self.embed(videos), self.angles(videos), {}
+        x, rotations, outputs = self.embed(videos), self.rotations(videos), {}
         for i, block in enumerate(self.blocks):
-            x = block(x, None, angles)
+            x = block(x, None, rotations)
             if i in layers:
                 outputs[i] = self.norm(x)
         return [outputs[i] for i in layers]
@@ -313,7 +341,9 @@ class VJEPABackbone(Preset, keras.Model):
         batch_size: int = 1,
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.export`, for batches of clips of the size that the backbone is made for.
+        """Write the backbone for other programs, for clips of the size that it is made for.
+
+        As `keras.Model.export`, which asks for the shape.
 
         Args:
             filepath: what to write.
@@ -357,7 +387,10 @@ class VJEPABackbone(Preset, keras.Model):
 
 
 def position_modes(position_embedding: str) -> tuple[str, ...]:
-    """The values of `position_mode` that go with a `position_embedding`, the default first.
+    """Return the values of `position_mode` that go with a `position_embedding`, the default first.
+
+    Args:
+        position_embedding: `"sincos"` or `"rotary"`.
 
     Raises:
         ValueError: if there is no such `position_embedding`.

@@ -18,15 +18,16 @@ from keras import ops
 
 from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.positions import position_table
-from keras_vjepa.layers.rotary import rotary_angles
+from keras_vjepa.layers.rematerialization import Rematerializable
+from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.presets.preset import Preset
 from keras_vjepa.types import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPredictor(Preset, keras.Model):
-    """Narrow transformer P that predicts the features of the target tokens (§3.3).
+class VJEPAPredictor(Preset, Rematerializable, keras.Model):
+    """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 
     Args:
         encoder_dim: width of the encoder's tokens.
@@ -138,7 +139,7 @@ class VJEPAPredictor(Preset, keras.Model):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a clip."""
+        """Number of tokens of a clip."""
         return math.prod(self.grid_shape)
 
     def call(
@@ -154,13 +155,13 @@ class VJEPAPredictor(Preset, keras.Model):
         targets = ops.broadcast_to(mask_token, (*ops.shape(target_indices), self.hidden_dim))
         x = ops.concatenate([x, targets], axis=1)
         indices = ops.concatenate([context_indices, target_indices], axis=1)
-        angles = None
+        rotations = None
         if self.position_embedding == "sincos":
             table = ops.cast(self.position_table, x.dtype)
             x = ops.add(x, ops.take(table, indices, axis=0))
         else:
-            angles = rotary_angles(indices, self.grid_shape, self.hidden_dim // self.num_heads)
-        x = apply_blocks(self, self.blocks, x, padding_mask, angles, self.remat)
+            rotations = make_rotations(indices, self.grid_shape, self.hidden_dim // self.num_heads)
+        x = apply_blocks(self.blocks, x, padding_mask, rotations, self.remat)
         return self.output_projection(self.norm(x[:, ops.shape(context_indices)[1] :]))
 
     def compute_output_shape(

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
-from keras_vjepa.layers.rotary import rotary_angles, rotate
+from keras_vjepa.layers.rotary import make_rotations, rotate
 from tests.support import compiled, random_batch
 
 
@@ -37,8 +37,8 @@ def test_rotation_channel_by_channel(head_dim, grid):
                 expected[0, n, :, i] = heads[0, n, :, i] * math.cos(theta) + partner * math.sin(
                     theta
                 )
-    angles = rotary_angles(np.arange(len(tokens))[None], grid, head_dim)
-    assert np.abs(numpy(rotate(ops.convert_to_tensor(heads), angles)) - expected).max() <= 1e-6
+    rotations = make_rotations(np.arange(len(tokens))[None], grid, head_dim)
+    assert np.abs(numpy(rotate(ops.convert_to_tensor(heads), rotations)) - expected).max() <= 1e-6
     np.testing.assert_array_equal(expected[..., 3 * width :], heads[..., 3 * width :])
 
 

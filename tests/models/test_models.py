@@ -170,22 +170,3 @@ def test_initial_weights_are_normal_at_every_depth():
         for kernel in (block.mlp_output.kernel, block.attention.output_projection.kernel):
             assert np.std(numpy(kernel)) == pytest.approx(0.02, rel=0.05)
     assert np.abs(numpy(backbone.blocks[0].mlp_hidden.kernel)).max() > 0.06
-
-
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
-def test_stateless_call_gives_what_the_call_gives(policy):
-    model = VJEPABackbone(32, 8, 8, hidden_dim=24, num_layers=1, num_heads=2, dtype=policy)
-    videos = np.random.default_rng(0).normal(size=(1, 8, 32, 32, 3)).astype("float32")
-    values = ([v.value for v in part] for part in trainable_and_not(model))
-    features, _ = model.stateless_call(*values, videos)
-    expected = model(videos)
-    assert features.dtype == expected.dtype
-    np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(keras.ops.cast(features, "float32")),
-        keras.ops.convert_to_numpy(keras.ops.cast(expected, "float32")),
-        atol=0.05,
-    )
-
-
-def trainable_and_not(model):
-    return model.trainable_variables, model.non_trainable_variables

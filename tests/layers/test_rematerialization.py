@@ -1,0 +1,103 @@
+"""Activations computed again in the backward pass: the same numbers, on every backend."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tests.gradients import loss_and_gradients
+from tests.layers.small import OWNERS, TOKENS, WIDTH, block, inputs_of, part_of
+
+SCOPES = {
+    "none": {"mode": None},
+    "full": {"mode": "full"},
+    "parts": {"mode": "list_of_layers", "layer_names": ["attention", "mlp_hidden", "mlp_norm"]},
+    "blocks": {"mode": "list_of_layers", "layer_names": ["block_0"]},
+    "larger_than": {"mode": "larger_than", "output_size_threshold": 2 * TOKENS * WIDTH},
+    "argument": {"mode": None},
+}
+
+
+def made(name, scope, policy="float32"):
+    """A block or model, made within a scope, with the same weights each time."""
+    keras.utils.set_random_seed(0)
+    arguments = {"remat": True} if scope == "argument" else {}
+    with keras.RematScope(**SCOPES[scope]):
+        return OWNERS[name](dtype=policy, **arguments)
+
+
+@functools.cache
+def computed(name, scope, policy):
+    """Loss and gradients, and how often a part is computed for them."""
+    owner = made(name, scope, policy)
+    part, calls = part_of(owner, "mlp_hidden"), []
+    call = part.call
+    # Counted as it begins: torch breaks off once it has what the backward pass needs.
+    part.call = lambda *args, **kwargs: calls.append(part) or call(*args, **kwargs)
+    loss, gradients, program = loss_and_gradients(owner, *inputs_of(owner))
+    # JAX traces a part once. What is computed again is a program within the program.
+    return loss, gradients, len(calls) + program.count("remat2[")
+
+
+def assert_same_gradients(actual, expected, bound):
+    largest = max(np.abs(gradient).max() for gradient in expected)
+    for gradient, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=0, atol=bound * largest)
+
+
+@pytest.mark.parametrize(
+    "name,scope,policy",
+    [
+        *(("backbone", scope, "float32") for scope in SCOPES if scope != "none"),
+        ("backbone", "full", "mixed_bfloat16"),
+        ("backbone", "argument", "mixed_bfloat16"),
+        ("predictor", "full", "float32"),
+        ("predictor", "argument", "float32"),
+    ],
+)
+def test_computing_again_changes_no_number(name, scope, policy):
+    expected_loss, expected_gradients, once = computed(name, "none", policy)
+    loss, gradients, times = computed(name, scope, policy)
+    bound = 1e-6 if policy == "float32" else 0.01
+    np.testing.assert_allclose(loss, expected_loss, rtol=bound)
+    assert_same_gradients(gradients, expected_gradients, bound)
+    assert once == 1
+    assert times >= 2
+
+
+@pytest.mark.parametrize("argument", ["padding_mask", "rotations"])
+def test_optional_arguments_of_a_block_in_a_scope(argument):
+    """Some are None, and TensorFlow takes no None where it computes again."""
+    mask = ops.convert_to_tensor(np.arange(TOKENS)[None] < [[2], [3]])
+    rotations = np.random.default_rng(0).normal(size=(1, TOKENS, WIDTH)).astype("float32")
+    given = (mask, None) if argument == "padding_mask" else (None, rotations)
+    again, plain = made("block", "full"), made("block", "none")
+    (_, gradients, _), (_, expected, _) = (
+        loss_and_gradients(each, *inputs_of(plain), *given) for each in (again, plain)
+    )
+    assert_same_gradients(gradients, expected, 1e-6)
+
+
+@pytest.mark.parametrize("scope", ["full", "blocks", "argument"])
+def test_a_loss_within_what_is_computed_again_is_refused(scope):
+    """It would have no gradient on TensorFlow, and be out of reach on JAX."""
+    model = made("backbone", scope)
+    model.blocks[0].mlp_hidden.activity_regularizer = keras.regularizers.L2(0.5)
+    with pytest.raises(ValueError, match="A part of `block_0` adds a loss .* switch `remat` or"):
+        model(*inputs_of(model))
+
+
+def test_a_loss_of_what_is_itself_computed_again_is_kept():
+    plain = block()
+    with keras.RematScope(**SCOPES["parts"]):
+        again = block()
+    again.set_weights(plain.get_weights())
+    for each in (again, plain):
+        each.mlp_hidden.activity_regularizer = keras.regularizers.L2(0.5)
+    (loss, gradients, _), (expected_loss, expected, _) = (
+        loss_and_gradients(each, *inputs_of(each)) for each in (again, plain)
+    )
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    assert_same_gradients(gradients, expected, 1e-6)
