@@ -160,7 +160,10 @@ def reduce_logs(logs: dict[str, Any]) -> dict[str, Any]:
     if replicas_in_sync() > 1:
         import tensorflow as tf
 
-        if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+        several = isinstance(
+            tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy
+        )
+        if several and tf.distribute.get_replica_context() is not None:
             # Keras takes the mean over the first axis of what several workers log.
             return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
     return logs

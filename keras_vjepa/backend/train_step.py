@@ -72,16 +72,18 @@ class TrainableModel(keras_internals.Overrides, keras.Model):
         """Make one optimizer step, then `after_step`; arguments and result are the engine's."""
         return self.one_step(*args)
 
-    def compute_metrics(
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
-    ) -> dict[str, Any]:
-        """As Keras', over all devices and processes."""
-        return collectives.reduce_logs(super().compute_metrics(x, y, y_pred, sample_weight))
+    def get_metrics_result(self) -> dict[str, Any]:
+        """As Keras', over all devices and processes; for the logs of a step and of an epoch."""
+        return collectives.reduce_logs(super().get_metrics_result())
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As Keras'; checks first that Keras and torch have what the step needs."""
+        """As Keras'; checks first that Keras and torch have what the step needs.
+
+        All processes get the weights of the first one, where the engine does not see to it.
+        """
         if self.train_function is None or force:
             self.prepare_step()
+            collectives.broadcast([*self.variables, *self.optimizer.variables])
         function = super().make_train_function(force)
         keras_internals.check_overrides(self)
         return function

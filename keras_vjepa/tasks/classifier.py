@@ -15,6 +15,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.presets.preset import (
@@ -43,7 +44,7 @@ PROBE_ARGUMENTS = (
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAVideoClassifier(Preset, keras.Model):
+class VJEPAVideoClassifier(Preset, TrainableModel):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 
     Compile it with a loss on logits and metrics, and call `fit`. All clips and views pass the
@@ -102,6 +103,8 @@ class VJEPAVideoClassifier(Preset, keras.Model):
     """
 
     config_file = "task.json"
+    # Keras builds the metrics, and the optimizer, from the first batch.
+    built_when_compiled = False
 
     def __init__(
         self,

@@ -313,7 +313,6 @@ class VJEPAPretrainer(Preset, TrainableModel):
         # Now rather than in the first step: that step is then traced once, and saved optimizer
         # variables find their place.
         self.optimizer.build(self.trainable_variables)
-        collectives.broadcast([*self.variables, *self.optimizer.variables])
 
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:

@@ -21,6 +21,7 @@ from keras_vjepa import (
     VJEPABackbone,
     VJEPAPredictor,
     VJEPAPretrainer,
+    VJEPAVideoClassifier,
 )
 from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import collectives, distribution
@@ -96,6 +97,26 @@ def share_held(pretrainer):
     return sum(a.addressable_shards[0].data.size for a in arrays) / sum(a.size for a in arrays)
 
 
+def train_classifier(parallel, seed=0):
+    """Weights and losses of a probe that a user trains with an optimizer of Keras' own."""
+    keras.utils.set_random_seed(seed)
+    backbone = VJEPABackbone(16, 4, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2)
+    classifier = VJEPAVideoClassifier(backbone, num_classes=3, trainable_backbone=True)
+    # Its step is as long as the gradient: half a gradient, or two of them, would show.
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile(keras.optimizers.SGD(0.1), loss)
+    index, count = parallel.process_index, parallel.process_count
+    part = slice(index * BATCH_SIZE // count, (index + 1) * BATCH_SIZE // count)
+    rng = np.random.default_rng(0)
+    videos = rng.normal(size=(STEPS, BATCH_SIZE, 4, 16, 16, 3)).astype("float32")
+    labels = rng.integers(3, size=(STEPS, BATCH_SIZE))
+    batches = ((videos[step, part], labels[step, part]) for step in range(STEPS))
+    history = classifier.fit(
+        parallel.feed(batches), steps_per_epoch=STEPS, shuffle=False, verbose=0
+    ).history
+    return history["loss"], [np.asarray(array) for array in classifier.get_weights()]
+
+
 def virtual_devices(number):
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
@@ -114,6 +135,12 @@ def main():
     print(parallel, flush=True)
     if options.pop("by_head", False):
         attention_module._MIN_LOGITS_FOR_LOOP = 0
+    if options.pop("classifier", False):
+        seed = 0 if keras.config.backend() == "jax" else parallel.process_index
+        losses, weights = train_classifier(parallel, seed)
+        if parallel.is_first:
+            np.savez(output, losses=losses, **{f"state:{i}": w for i, w in enumerate(weights)})
+        return
     dies = parallel.process_index == options.pop("dying_process", -1)
     print(f"drawn: {float(keras.random.uniform(())):.9f}")
     # The first process's weights are everyone's; JAX takes no others.

@@ -120,6 +120,18 @@ def test_two_processes_equal_one(alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras takes a batch of its own to build with")
+def test_a_classifier_with_an_optimizer_of_keras_equals_one_process(tmp_path):
+    """Gradients are averaged once: by us, and not by Keras 3.16 as well."""
+    losses, weights = worker.train_classifier(distribution.ALONE)
+    found, state, _ = run(tmp_path, count=2, classifier=True)
+    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-6)
+    assert len(state) == len(weights)
+    for i, weight in enumerate(weights):
+        np.testing.assert_allclose(state[str(i)], weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "torch", reason="torch has a process per device")
 def test_four_devices_equal_one(alone, tmp_path):
     dump = tmp_path / "programs"
