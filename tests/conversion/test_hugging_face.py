@@ -11,8 +11,8 @@ from keras import ops
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAVideoPreprocessor
 from keras_vjepa.conversion import CheckpointError, convert, convert_backbone
 
-# Weights go through NumPy, the same on each backend; tests/test_files_of_before.py has a rotary model
-# with weights and outputs that every backend must give.
+# Weights go through NumPy, the same on each backend; tests/test_files_of_before.py has a rotary
+# model with weights and outputs that every backend must give.
 pytestmark = pytest.mark.data
 
 TOLERANCE = 2e-5
