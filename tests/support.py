@@ -4,14 +4,28 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+import pytest
 
 from keras_vjepa.backend import device
 
 ROOT = Path(__file__).parent.parent
+# First on the path of a process, TensorFlow is as good as not installed.
+WITHOUT_TENSORFLOW = ROOT / "tests" / "without_tensorflow"
 GOLDEN = Path(__file__).parent / "golden"
 # Files of older code; its README.md says what is there. Tests that write work in a copy.
 BEFORE_THE_HOUSE = GOLDEN / "before_the_house"
+
+
+def slow_but_on(*backends: str) -> Any:
+    """The mark `slow` on other backends: what is tested is the same code on each.
+
+    tests/README.md says for each such test what would be noticed, and by which test.
+    """
+    if keras.config.backend() in backends:
+        return pytest.mark.skipif(False, reason="")
+    return pytest.mark.slow
 
 
 def golden(name: str) -> Any:

@@ -7,9 +7,7 @@ import sys
 
 import pytest
 
-from tests.support import ROOT
-
-BLOCKED = ROOT / "tests" / "without_tensorflow"
+from tests.support import ROOT, WITHOUT_TENSORFLOW
 
 SCRIPT = """
 import sys
@@ -34,7 +32,7 @@ print("trained on", keras.config.backend())
 def test_training_where_tensorflow_cannot_be_imported(backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    path = os.pathsep.join([str(BLOCKED), str(ROOT)])
+    path = os.pathsep.join([str(WITHOUT_TENSORFLOW), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True,

@@ -23,7 +23,7 @@ from keras_vjepa.recipes import pretrain, probe
 from keras_vjepa.recipes.pretrain_configs import digit_motion
 from tests.backend import data_parallel_worker as worker
 from tests.recipes.test_pretrain_recipe import SHRUNK
-from tests.support import ROOT
+from tests.support import ROOT, WITHOUT_TENSORFLOW, slow_but_on
 
 BACKEND = keras.config.backend()
 WORKER = ["-m", "tests.backend.data_parallel_worker"]
@@ -38,10 +38,20 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def environment(virtual_devices=1, flags=""):
+    """Of a process on this backend; JAX and torch do without TensorFlow, which Keras would load."""
+    flags = f"{os.environ['XLA_FLAGS']} {flags}"
+    path = os.environ.get("PYTHONPATH", "")
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={virtual_devices}",
+        "PYTHONPATH": path if BACKEND == "tensorflow" else f"{WITHOUT_TENSORFLOW}:{path}",
+    }
+
+
 def launch(command, count=1, virtual_devices=1, flags=""):
     """Start the processes of a run, each as its backend's launcher would."""
     ports = [free_port() for _ in range(count)]
-    flags += f" --xla_force_host_platform_device_count={virtual_devices}"
     running = []
     for index in range(count):
         addresses = [f"127.0.0.1:{port}" for port in ports]
@@ -64,7 +74,7 @@ def launch(command, count=1, virtual_devices=1, flags=""):
         running.append(
             subprocess.Popen(
                 [sys.executable, *command],
-                env={**os.environ, "XLA_FLAGS": flags, **(several if count > 1 else {})},
+                env={**environment(virtual_devices, flags), **(several if count > 1 else {})},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -108,7 +118,6 @@ def run(tmp_path, count=1, flags="", **options):
     return arrays["losses"], state, outputs
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(alone, tmp_path):
     losses, state, outputs = run(tmp_path, count=2, accumulation_steps=2)
     assert_equal(losses, state, alone)
@@ -119,7 +128,7 @@ def test_two_processes_equal_one(alone, tmp_path):
         assert drawn[0] == drawn[1]
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras takes a batch of its own to build with")
 def test_a_classifier_with_an_optimizer_of_keras_equals_one_process(tmp_path):
     """Gradients are averaged once: by us, and not by Keras 3.16 as well."""
@@ -131,7 +140,6 @@ def test_a_classifier_with_an_optimizer_of_keras_equals_one_process(tmp_path):
         np.testing.assert_allclose(state[str(i)], weight, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "torch", reason="torch has a process per device")
 def test_four_devices_equal_one(alone, tmp_path):
     dump = tmp_path / "programs"
@@ -148,14 +156,12 @@ def test_four_devices_equal_one(alone, tmp_path):
         assert "all-gather(" not in program.read_text()
 
 
-@pytest.mark.slow
 def test_remat_and_accumulation_give_the_same_numbers(alone):
     pretrainer = worker.make_pretrainer(remat=True, accumulation_steps=4)
     losses = worker.train(distribution.ALONE, pretrainer)
     assert_equal(losses, worker.state(pretrainer), alone)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="only JAX shards parameters")
 def test_sharded_parameters_give_the_same_numbers(alone, tmp_path):
     losses, state, outputs = run(tmp_path, count=2, virtual_devices=2, shard_parameters=True)
@@ -168,7 +174,7 @@ def test_sharded_parameters_give_the_same_numbers(alone, tmp_path):
     assert shares == pytest.approx([expected] * 2, abs=1e-3)
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_the_recipe_goes_on_with_another_number_of_processes(tmp_path):
     """One, two, one: the losses of a run that one process did, and one that writes and speaks."""
     videos = prepare_digit_motion(
@@ -240,7 +246,6 @@ def test_torch_starts_a_process_for_each_device(monkeypatch):
     assert by_name == [*launcher, "-m", "keras_vjepa", "pretrain", "--steps", "5"]
 
 
-@pytest.mark.slow
 def test_a_dead_process_ends_the_run(tmp_path):
     """Process 1 dies in its third step; the others end by themselves, not after a timeout."""
     options = json.dumps({"dying_process": 1, "heartbeat": 10})
@@ -250,6 +255,7 @@ def test_a_dead_process_ends_the_run(tmp_path):
         running = [
             subprocess.Popen(
                 [sys.executable, *launcher, *command],
+                env=environment(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -277,7 +283,6 @@ def test_one_of_several_processes_leaves_at_once(monkeypatch, capsys):
         assert codes == [1] and capsys.readouterr().err == "the disk is full\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_evaluation_by_several_equals_one_by_one(augment, tmp_path, monkeypatch):
     """On features and on augmented clips; a test video that cannot be read counts once."""

@@ -1,9 +1,5 @@
 """The converter: strict, tensors only, any architecture."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from keras import ops
@@ -26,7 +22,8 @@ from keras_vjepa.conversion import (
 from keras_vjepa.conversion.authors import encoder_entries, predictor_entries, probe_entries
 from keras_vjepa.conversion.torch_archive import LazyTensor
 from keras_vjepa.layers.positions import position_table
-from tests.support import GOLDEN, ROOT
+from keras_vjepa.tools import convert_checkpoint
+from tests.support import GOLDEN
 
 # Weights go through NumPy, the same on each backend; tests/tasks/test_parity.py has the numbers.
 pytestmark = pytest.mark.data
@@ -318,26 +315,18 @@ def test_probes_that_do_not_fit_are_named(tmp_path):
         convert_probe(GOLDEN / "tiny.pth.tar", num_heads=4)
 
 
-@pytest.mark.slow
-def test_command(tmp_path):
+def test_command(tmp_path, capsys):
     def run(*arguments):
-        command = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", *arguments]
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        convert_checkpoint.main(list(map(str, arguments)))
+        return capsys.readouterr().out
 
-    failed = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset")
-    assert failed.returncode != 0 and "pass `num_heads`" in failed.stderr.splitlines()[-1]
-    assert not (tmp_path / "preset").exists()
-    done = run(GOLDEN / "tiny.pth.tar", tmp_path / "preset", "--num-heads", "4")
-    assert done.returncode == 0, done.stderr
-    assert VJEPABackbone.from_preset(tmp_path / "preset").hidden_dim == 72
-    arguments = ("--num-heads", "4", "--probe", GOLDEN / "probe_depth2.pth.tar")
-    done = run(GOLDEN / "tiny.pth.tar", tmp_path / "classifier", *arguments)
-    assert done.returncode == 0, done.stderr
+    preset, tiny = tmp_path / "preset", GOLDEN / "tiny.pth.tar"
+    with pytest.raises(SystemExit, match="^convert_checkpoint.py: .*pass `num_heads`"):
+        run(tiny, preset)
+    assert not preset.exists()
+    assert run(tiny, preset, "--num-heads", 4).startswith(f"Wrote {preset}: ")
+    assert VJEPABackbone.from_preset(preset).hidden_dim == 72
+    probe = GOLDEN / "probe_depth2.pth.tar"
+    run(tiny, tmp_path / "classifier", "--num-heads", 4, "--probe", probe)
     classifier = VJEPAVideoClassifier.from_preset(tmp_path / "classifier", num_clips=8)
     assert (classifier.num_classes, classifier.num_layers) == (7, 2)

@@ -1,8 +1,5 @@
 """The way back: what is exported is bit by bit what was converted, and its owners can read it."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -19,8 +16,9 @@ from keras_vjepa.conversion import (
     export_hugging_face,
     export_probe,
 )
+from keras_vjepa.tools import export_checkpoint as export_command
 from tests.conversion.test_hugging_face import channels_second, clips, oracle
-from tests.support import GOLDEN, ROOT
+from tests.support import GOLDEN
 
 # Weights go through NumPy, the same on each backend.
 pytestmark = pytest.mark.data
@@ -152,20 +150,17 @@ def test_what_a_layout_cannot_say_is_named(tmp_path):
         export_hugging_face(wide, tmp_path / "there")
 
 
-@pytest.mark.slow
 def test_command(tmp_path):
     def run(*arguments):
-        command = [sys.executable, ROOT / "tools" / "export_checkpoint.py", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        export_command.main(list(map(str, arguments)))
 
     backbone = convert_backbone(GOLDEN / "tiny.pth.tar", num_heads=4)
     classifier = convert_classifier(backbone, GOLDEN / "probe.pth.tar")
     classifier.save_to_preset(tmp_path / "preset")
-    failed = run(tmp_path / "preset", tmp_path / "out")
-    assert failed.returncode != 0 and failed.stderr.splitlines()[-1].startswith("export_checkpoint")
+    with pytest.raises(SystemExit, match="^export_checkpoint.py: --probe must be given"):
+        run(tmp_path / "preset", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    done = run(tmp_path / "preset", tmp_path / "out", "--probe", tmp_path / "probe")
-    assert done.returncode == 0, done.stderr
+    run(tmp_path / "preset", tmp_path / "out", "--probe", tmp_path / "probe")
     again = convert(tmp_path / "out", tmp_path / "probe", num_heads=4)
     for found, wanted in zip(again.get_weights(), classifier.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)

@@ -71,7 +71,6 @@ def run_torch(path):
 SUFFIXES = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite", "torch": ".pt2"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
 @pytest.mark.parametrize("format", FORMATS[BACKEND])
 def test_exported_files_give_the_same_numbers(format, position_embedding, tmp_path):

@@ -10,7 +10,7 @@ from keras import ops
 from keras_vjepa.conversion.authors import encoder_entries, predictor_entries
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import CosineSchedule, LinearSchedule, WarmupCosine
-from tests.support import GOLDEN, channels_last, compiled, golden, reference_batch
+from tests.support import GOLDEN, channels_last, compiled, golden, reference_batch, slow_but_on
 
 FORWARD_TOLERANCE = 2e-5
 LOSS_TOLERANCE = 3e-6
@@ -168,9 +168,7 @@ class History(keras.callbacks.Callback):
 
 
 # As they are, the five batches have four shapes, and each is compiled by itself.
-AS_THEY_ARE = pytest.param(
-    False, marks=() if keras.config.backend() == "torch" else pytest.mark.slow
-)
+AS_THEY_ARE = pytest.param(False, marks=slow_but_on("torch"))
 
 
 @pytest.mark.parametrize("padded", [True, AS_THEY_ARE])
