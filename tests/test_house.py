@@ -174,11 +174,7 @@ def telling() -> set[str]:
     return seam.telling_names(p.read_text() for p in sorted((PACKAGE / "backend").glob("*.py")))
 
 
-# Until call_within has moved into backend/.
-NOT_YET = {"dense.py"}
-
-
-@pytest.mark.parametrize("path", [p for p in OUTSIDE_THE_SEAM if p.name not in NOT_YET], ids=name)
+@pytest.mark.parametrize("path", OUTSIDE_THE_SEAM, ids=name)
 def test_only_the_seam_knows_which_engine_runs(path):
     assert seam.engine_questions(path.read_text(), telling()) == []
 
@@ -252,9 +248,7 @@ def private_names():
     )
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in CODE if p.name not in {"keras_internals.py"} | NOT_YET], ids=name
-)
+@pytest.mark.parametrize("path", [p for p in CODE if p.name != "keras_internals.py"], ids=name)
 def test_private_names_of_keras_stand_in_one_file(path, private_names):
     assert seam.private_uses(path.read_text(), *private_names) == []
 
