@@ -184,8 +184,9 @@ def test_deviation_of_the_initial_weights():
     assert not np.any(keras.ops.convert_to_numpy(pretrainer.predictor.mask_tokens[0]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vitl16", "vith16", "vith16_384"])
+@pytest.mark.parametrize(
+    "name", ["vitl16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vith16", "vith16_384"))]
+)
 def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
     """The paper's configs at their own resolution, masks and precision, with a shrunk network."""
     config = CONFIGS[name]()
@@ -348,7 +349,6 @@ def small_recipe_curve():
     return log.losses
 
 
-@pytest.mark.slow
 def test_golden_curve_of_the_small_recipe():
     """20 steps; written by `python -m tests.recipes.test_pretrain_recipe` on one backend, met by all."""
     expected = json.loads((GOLDEN / "small_recipe_curve.json").read_text())

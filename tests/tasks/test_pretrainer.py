@@ -136,7 +136,6 @@ class Stream(keras.utils.PyDataset):
         return ({"videos": self.videos, **self.sampler(index, 2)},)
 
 
-@pytest.mark.slow
 def test_one_compilation_in_200_batches():
     encoder = VJEPABackbone(
         8, 4, patch_size=1, tubelet_size=1, hidden_dim=6, num_layers=1, num_heads=1
