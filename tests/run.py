@@ -29,7 +29,7 @@ STEPS: dict[str, tuple[dict[str, str], str, list[str]]] = {
     "style": ({}, "ruff", ["check", "."]),
 }
 
-# Where programs are compiled first, CI leaves out tests marked `slow`; torch and `data` run them all.
+# Where programs are compiled first, CI leaves out tests marked `slow`; other steps run them all.
 COMPILED = ("jax", "tensorflow")
 
 

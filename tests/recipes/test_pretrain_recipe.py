@@ -350,7 +350,7 @@ def small_recipe_curve():
 
 
 def test_golden_curve_of_the_small_recipe():
-    """20 steps; written by `python -m tests.recipes.test_pretrain_recipe` on one backend, met by all."""
+    """20 steps, the same on all; `python -m tests.recipes.test_pretrain_recipe` writes them."""
     expected = json.loads((GOLDEN / "small_recipe_curve.json").read_text())
     np.testing.assert_allclose(small_recipe_curve(), expected, rtol=0, atol=1e-4)
 
