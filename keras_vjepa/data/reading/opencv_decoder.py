@@ -97,10 +97,21 @@ class OpenCVDecoder:
             frame = _retrieved(capture)
             if frame is not None and not _same(frame, self._shown):
                 return
-        # All frames look the same, as those of a still scene do; what was in memory is black, or
-        # differs from what was elsewhere.
-        if self._shown is None or np.mean(self._shown > 0) < 0.01:
+        # All frames look the same, as those of a still scene do. What was in memory before is
+        # something else in another place, or black; and of black, the brightness is not zero in
+        # any codec but Motion JPEG.
+        looks, again = self._shown, self._first_frame([])
+        if looks is not None and np.mean(looks > 0) < 0.01 and not self._is_motion_jpeg():
+            looks = again = self._first_frame([cv2.CAP_PROP_CONVERT_RGB, 0])
+        if looks is None or not (_same(looks, again) and (looks.any() or self._is_motion_jpeg())):
             raise ValueError(_INTERLACED)
+
+    def _first_frame(self, settings: list[int]) -> Frames | None:
+        capture = self._open([cv2.CAP_PROP_N_THREADS, 1, *settings])
+        return _retrieved(capture) if _grabbed(capture) else None
+
+    def _is_motion_jpeg(self) -> bool:
+        return int(self._capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"MJPG")
 
     def seek(self, timestamp: float) -> None:
         self._is_ahead = self._is_shown = False
