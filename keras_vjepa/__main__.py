@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "keras_vjepa.tools.export_checkpoint",
     "masks": "keras_vjepa.tools.show_masks",
     "bench": "keras_vjepa.tools.bench",
+    "bench-decoding": "keras_vjepa.tools.bench_decoding",
     "plain-torch-step": "keras_vjepa.tools.plain_torch_step",
     "sweep": "keras_vjepa.tools.sweep",
     "check-resume": "keras_vjepa.tools.check_resume",

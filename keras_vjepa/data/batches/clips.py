@@ -92,9 +92,14 @@ def read_clips(
                 settings.allow_clip_overlap,
                 rng,
             )
-            # In one go: overlapping clips share frames, and none is decoded twice.
-            frames = video.read(indices.ravel())
-        clips = np.stack([transform(clip) for clip in np.split(frames, len(indices))])
+            # In one go: overlapping clips share frames, and none is decoded or kept twice.
+            distinct, places = np.unique(indices, return_inverse=True)
+            frames = video.read(distinct)
+        if np.array_equal(distinct, indices.ravel()):
+            clips = np.stack([transform(clip) for clip in np.split(frames, len(indices))])
+        else:
+            rows = places.reshape(indices.shape)
+            clips = np.stack([transform(frames[row]) for row in rows])
     single = len(clips) == 1 and clips.ndim == 5
     return Clips(clips[0] if single else clips, indices.astype(np.int32))
 

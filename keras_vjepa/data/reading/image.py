@@ -11,19 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.reading.errors import UnreadableImageError
+from keras_vjepa.data.reading.gate import check_file, through_gate
+from keras_vjepa.data.reading.image_headers import FORMATS, image_header
+from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+
+# Four channels of 16 bits: what is larger than its pixels can fill is not read into memory.
+_MOST_BYTES_PER_PIXEL = 8
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path, limits: ReadingLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
     """Read an image in 8 bits; grey becomes RGB, transparency is left out.
 
     Args:
-        path: the file, of any format that OpenCV reads.
+        path: the file, a PNG, JPEG, BMP, WebP, TIFF or GIF image (of a GIF, the first frame).
+        limits: time and pixels that it may take; the size in its header is checked first.
 
     Returns:
         uint8 (height, width, 3), RGB.
 
     Raises:
-        UnreadableImageError: if the file is missing or no image.
+        UnreadableImageError: if the file is missing, no image, damaged, or beyond the limits.
 
     Example:
 
@@ -32,15 +39,17 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     ...
     UnreadableImageError: Cannot read the image nowhere.jpg: no such file
     """
-    try:
-        content = np.fromfile(path, np.uint8)
-    except FileNotFoundError as error:
-        raise UnreadableImageError(path, "no such file") from error
-    except OSError as error:
-        raise UnreadableImageError(path, error.strerror or str(error)) from error
-    if not content.size:
-        raise UnreadableImageError(path, "the file is empty")
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    action = lambda: _decoded(path, limits)  # noqa: E731
+    return through_gate(path, UnreadableImageError, limits.seconds, action)
+
+
+def _decoded(path: str | Path, limits: ReadingLimits) -> NDArray[np.uint8]:
+    if check_file(path) > _MOST_BYTES_PER_PIXEL * limits.pixels:
+        raise ValueError(f"it is larger than any image of `pixels`={limits.pixels}")
+    content = Path(path).read_bytes()
+    header = image_header(content)
+    limits.check_size(header.height, header.width)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise UnreadableImageError(path, "no image is found in it (damaged or unknown format)")
+        raise ValueError(f"no image is found in it (damaged, or none of {FORMATS})")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)

@@ -11,43 +11,39 @@ How it is read, and why:
 * The number of frames that a header states is often wrong. Here the packets are counted, which
   needs no decoding (2 ms for 10 s of 340×256, 14 ms for 30 s of 720p), and the count is believed
   only if the header and an MP4's edit list agree with it. Otherwise every frame is decoded once.
-* A frame's timestamp is its identity. After every seek the timestamp of each frame that is used
-  must be the expected one; if it is not, the file is read again from the start, in order.
+* A frame's timestamp is its identity. A frame is taken only if its timestamp is the expected one;
+  if it is not, the file is read again from the start, in order.
 * Within a clip frames are decoded in order and only the wanted ones are converted to RGB. A seek
   happens only across a keyframe: measured on 16 frames of stride 4, seeking gains nothing inside
   one group of pictures (340×256: 25 ms either way) and halves or thirds the time across them
   (720p, 22 s into the file: 306 ms instead of 933 ms).
-* OpenCV decodes by default. PyAV, where installed, opens what OpenCV cannot (AV1 above all).
-  Variable frame rate and transport streams need no PyAV here: their frames are in order.
+* PyAV decodes where it is installed, else OpenCV. Both give the same pixels; PyAV opens more
+  (AV1 above all), passes over frames that nobody needs, and takes limits.
+* Files are opened and read behind the gate (see `gate.py`): whatever happens there is
+  an `UnreadableVideoError`.
 """
 
-import os
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NoReturn, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from keras_vjepa.data.reading.decoders import (
-    AVDecoder,
-    Decoder,
-    Frames,
-    Indices,
-    OpenCVDecoder,
-    PacketIndex,
-)
+from keras_vjepa.data.reading.av_decoder import AVDecoder, has_av
+from keras_vjepa.data.reading.contents import VideoContents, key_of, remember, remembered
+from keras_vjepa.data.reading.decoders import Decoder, Frames, Indices, PacketIndex
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.gate import check_file, through_gate
+from keras_vjepa.data.reading.image_headers import image_format
+from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.opencv_decoder import OpenCVDecoder
+from keras_vjepa.data.reading.video_headers import check_is_no_list
 
-# OpenCV begins its seek this many frames before the wanted one, so only an earlier keyframe helps.
-SEEK_MARGIN = 16
-# Files whose index is remembered: 80 MB if they have 300 frames each.
-MAX_INDICES = 32_768
-
+ResultT = TypeVar("ResultT")
 
 # ---------------------------------------------------------------------------- reading the frames
 
@@ -69,31 +65,6 @@ class VideoInfo:
     width: int
 
 
-# Of files that were read before: most recently used last.
-_indices: OrderedDict[tuple[Any, ...], PacketIndex | None] = OrderedDict()
-_indices_lock = threading.Lock()
-
-
-def _packet_index(path: str, decoder: Decoder) -> PacketIndex | None:
-    """The index, remembered for as long as the file does not change.
-
-    It costs a look at every packet, a fifth of the time of a clip of a small video, and training
-    comes back to each file in every epoch.
-    """
-    status = os.stat(path)
-    key = (type(decoder), path, status.st_size, status.st_mtime_ns)
-    with _indices_lock:
-        if key in _indices:
-            _indices.move_to_end(key)
-            return _indices[key]
-    index = decoder.packet_index()
-    with _indices_lock:
-        _indices[key] = index
-        if len(_indices) > MAX_INDICES:
-            _indices.popitem(last=False)
-    return index
-
-
 class VideoReader:
     """An open video: its length and its frames. Made by `open_video`; for one thread at a time.
 
@@ -106,21 +77,19 @@ class VideoReader:
         info: number of frames, frames per second, height and width.
     """
 
-    def __init__(self, path: str, decoder: Decoder) -> None:
+    def __init__(self, path: str, decoder: Decoder, limits: ReadingLimits = DEFAULT_LIMITS) -> None:
         self.path = path
         self._decoder = decoder
-        self._time = decoder.advance()
-        if self._time is None:
-            raise UnreadableVideoError(path, "no frame can be decoded")
-        self._position = 0
-        height, width, _ = decoder.frame().shape
-        self._index = _packet_index(path, decoder)
-        if self._index is not None and self._index.timestamps[0] != self._time:
-            self._index = None
-        num_frames = self._count() if self._index is None else len(self._index.timestamps)
-        if num_frames == 1 and cv2.haveImageReader(path):
-            raise UnreadableVideoError(path, "it is a still image, not a video")
-        self.info = VideoInfo(num_frames, decoder.fps, height, width)
+        self._limits = limits
+        self._is_busy, self._is_closed = False, False
+        # No seek, and nothing passed over: for files whose timestamps proved wrong.
+        self._in_order = False
+        # Of the frame last decoded: its place in the order of decoding, and its timestamp.
+        self._position, self._time = -1, -math.inf
+        self._key = key_of(path, type(decoder))
+        contents = remembered(self._key, self._look)
+        self._index = contents.index
+        self.info = VideoInfo(contents.num_frames, decoder.fps, contents.height, contents.width)
 
     @property
     def num_frames(self) -> int:
@@ -156,70 +125,151 @@ class VideoReader:
                 f"`indices` must lie in [0, {self.num_frames}), the frames of {self.path}. "
                 f"Received: {wanted.min()} to {wanted.max()}"
             )
-        frames = np.empty((len(wanted), self.info.height, self.info.width, 3), np.uint8)
-        if not self._fill(frames, wanted, self._index):
-            # For good: a reader of many windows would begin anew at every one of them.
-            self._index = None
-            self._rewind()
-            if not self._fill(frames, wanted, None):
-                raise UnreadableVideoError(
-                    self.path,
-                    f"it promises {self.num_frames} frames, "
-                    f"but only {self._position + 1} can be decoded",
-                )
-        return frames
+        return self._through_gate(lambda: self._read(wanted))
 
-    def _fill(self, frames: Frames, wanted: Indices, index: PacketIndex | None) -> bool:
-        for position in np.unique(wanted):
-            if not self._go_to(int(position), index):
+    def _read(self, wanted: Indices) -> Frames:
+        positions, places = np.unique(wanted, return_inverse=True)
+        frames = np.empty((len(positions), self.info.height, self.info.width, 3), np.uint8)
+        while not self._fill(frames, positions):
+            self._trust_less()
+        # Most clips repeat no frame.
+        return frames if np.array_equal(wanted, positions) else frames[places]
+
+    def _fill(self, frames: Frames, positions: Indices) -> bool:
+        if self._index is not None:
+            times = [] if self._in_order else self._index.timestamps[positions].tolist()
+            self._decoder.want(frozenset(times))
+        for position, out in zip(positions.tolist(), frames, strict=True):
+            index = self._index
+            if not (self._count_to(position) if index is None else self._go_to(position, index)):
                 return False
             frame = self._decoder.frame()
-            if frame.shape != frames.shape[1:]:
+            if frame.shape != out.shape:
                 raise UnreadableVideoError(
                     self.path,
-                    f"its frames change size, from {frames.shape[1:3]} to {frame.shape[:2]}",
+                    f"its frames change size, from {out.shape[:2]} to {frame.shape[:2]}",
                 )
-            frames[wanted == position] = frame
+            out[...] = frame
         return True
 
-    def _go_to(self, position: int, index: PacketIndex | None) -> bool:
-        """Decode up to a frame; with an index seek where it helps, and check the timestamp."""
-        if index is not None and self._seek_helps(position, index):
-            self._decoder.seek(index.timestamps[position])
-            self._time = self._decoder.advance()
-            if self._time is None:
-                return False
-            self._position = int(np.searchsorted(index.timestamps, self._time))
-        elif position < self._position:
+    def _count_to(self, position: int) -> bool:
+        """Decode up to a frame that is known by its place in the order of decoding."""
+        if position < self._position:
             self._rewind()
-        while self._position < position:
-            time = self._decoder.advance()
-            if time is None:
-                return False
-            self._time = time
-            self._position += 1
-        return index is None or (
-            self._position == position and self._time == index.timestamps[position]
-        )
+        while self._position < position and self._advance():
+            pass
+        return self._position == position
 
-    def _seek_helps(self, position: int, index: PacketIndex) -> bool:
-        nearest = np.searchsorted(index.keyframes, position - SEEK_MARGIN, side="right") - 1
+    def _go_to(self, position: int, index: PacketIndex) -> bool:
+        """Decode up to a frame that is known by its timestamp; seek where it helps."""
+        target = index.timestamps[position]
+        if (keyframe := self._nearest_keyframe(position, index)) is not None:
+            # OpenCV goes back from the frame itself; others may miss a keyframe that is shown
+            # later than it is decoded, if they are not sent to it.
+            self._decoder.seek(target if self._decoder.seek_margin else keyframe)
+            if not self._advance():
+                return False
+            self._position = index.position(self._time)
+        elif not self._time <= target:
+            self._rewind()
+        while self._time < target and self._advance():
+            # Where nothing is passed over, each frame must be the next one.
+            is_strict = self._in_order or not self._decoder.passes_over
+            if is_strict and not index.has(self._time, self._position):
+                return False
+        return self._time == target
+
+    def _nearest_keyframe(self, position: int, index: PacketIndex) -> float | None:
+        """Timestamp of the keyframe to start from, `None` if there is no use in a seek.
+
+        That is where none lies between here and there, unless the way leads back.
+        """
+        if self._in_order:
+            return None
+        before = position - self._decoder.seek_margin
+        nearest = int(np.searchsorted(index.keyframes, before, side="right")) - 1
         if nearest < 0:
-            return False
-        return bool(index.keyframes[nearest] > self._position or position < self._position)
+            return None
+        keyframe = float(index.timestamps[index.keyframes[nearest]])
+        is_ahead = self._time <= index.timestamps[position]
+        return None if is_ahead and keyframe <= self._time else keyframe
+
+    def _trust_less(self) -> None:
+        """Give up what misled: first seeks and what was passed over, then timestamps.
+
+        For good: a reader of many windows would begin anew at every one of them.
+        """
+        if self._index is None or (self._in_order and self._time == math.inf):
+            self._complain(self._position + 1)
+        elif not self._in_order:
+            self._in_order = True
+            self._index = replace(self._index, keyframes=self._index.keyframes[:0])
+        else:
+            # Do all frames decode, so that they can be counted, or is one damaged?
+            self._index = None
+            self._rewind()
+            while self._advance():
+                pass
+            if self._position + 1 < self.num_frames:
+                self._complain(self._position + 1)
+        size = self.info.height, self.info.width
+        remember(self._key, VideoContents(self._index, self.num_frames, *size))
+        self._rewind()
+
+    def _complain(self, num_decoded: int) -> NoReturn:
+        reason = f"it promises {self.num_frames} frames, but only {num_decoded} can be decoded"
+        raise UnreadableVideoError(self.path, reason)
+
+    def _advance(self) -> bool:
+        """Decode the next frame; its time is infinite at the end."""
+        time = self._decoder.advance()
+        self._time = math.inf if time is None else time
+        self._position += time is not None
+        return time is not None
 
     def _rewind(self) -> None:
         self._decoder.rewind()
-        self._position = -1
+        self._position, self._time = -1, -math.inf
 
-    def _count(self) -> int:
-        while self._decoder.advance() is not None:
-            self._position += 1
-        return self._position + 1
+    def _look(self) -> VideoContents:
+        if not self._advance():
+            most = self._limits.pixels
+            raise UnreadableVideoError(self.path, f"no frame of up to {most} pixels can be decoded")
+        height, width = self._decoder.size()
+        self._limits.check_size(height, width)
+        index = self._decoder.packet_index()
+        # Where an index cannot be believed, frames are counted by decoding them.
+        if index is None or index.timestamps[0] != self._time:
+            index = None
+            while self._advance():
+                pass
+        num_frames = self._position + 1 if index is None else len(index.timestamps)
+        if num_frames == 1:
+            _check_is_no_image(self.path)
+        return VideoContents(index, num_frames, height, width)
+
+    def _through_gate(self, action: Callable[[], ResultT]) -> ResultT:
+        """Do something with the decoder, which an earlier call that came too late may still use."""
+        if self._is_busy:
+            raise UnreadableVideoError(self.path, "an earlier call has not returned yet")
+
+        def alone() -> ResultT:
+            self._is_busy = True
+            try:
+                return action()
+            finally:
+                self._is_busy = False
+                if self._is_closed:
+                    self._decoder.close()
+
+        return through_gate(self.path, UnreadableVideoError, self._limits.seconds, alone)
 
     def close(self) -> None:
         """Free the file; reading afterwards is an error."""
-        self._decoder.close()
+        if self._is_busy:
+            self._is_closed = True  # by whoever is at work on it
+        else:
+            self._through_gate(self._decoder.close)
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -233,20 +283,23 @@ class VideoReader:
         self.close()
 
 
-def open_video(path: str | Path, decoder: str = "auto") -> VideoReader:
+def open_video(
+    path: str | Path, decoder: str = "auto", limits: ReadingLimits = DEFAULT_LIMITS
+) -> VideoReader:
     """Open a video file.
 
     Args:
         path: the file.
-        decoder: `"opencv"`, `"av"` (PyAV, an extra), or `"auto"`: OpenCV, then PyAV if it is
-            installed and OpenCV cannot decode the first frame.
+        decoder: `"opencv"`, `"av"` (PyAV, an extra), or `"auto"`: PyAV if it is installed, else
+            OpenCV.
+        limits: time and pixels that it may take.
 
     Returns:
         A `VideoReader`, to be used in a `with` statement.
 
     Raises:
-        UnreadableVideoError: if the file is missing, a folder, empty, truncated, a still image,
-            or holds no video that can be decoded.
+        UnreadableVideoError: if the file is missing, a folder or a pipe, empty, truncated, a still
+            image, a list of other files, beyond the limits, or holds no video that can be decoded.
         ImportError: if `decoder="av"` and PyAV is not installed.
         ValueError: if `decoder` is not one of the three.
 
@@ -259,27 +312,38 @@ def open_video(path: str | Path, decoder: str = "auto") -> VideoReader:
     """
     if decoder not in ("auto", "opencv", "av"):
         raise ValueError(f'`decoder` must be "auto", "opencv" or "av". Received: {decoder!r}')
-    if not os.path.exists(path):
-        raise UnreadableVideoError(path, "no such file")
-    if not os.path.isfile(path):
-        raise UnreadableVideoError(path, "it is a folder, not a file")
-    if not os.access(path, os.R_OK):
-        raise UnreadableVideoError(path, "no permission to read it")
-    if os.path.getsize(path) == 0:
-        raise UnreadableVideoError(path, "the file is empty")
-    if decoder == "av":
-        return VideoReader(str(path), AVDecoder(str(path)))
+    hint = ""
+    if decoder == "auto":
+        decoder = "av" if has_av() else "opencv"
+        hint = "" if has_av() else " (PyAV reads more formats: pip install av)"
+    elif decoder == "av" and not has_av():
+        raise ImportError('`decoder="av"` needs PyAV: pip install av')
+    opened = lambda: _opened(str(path), decoder, limits, hint)  # noqa: E731
+    return through_gate(path, UnreadableVideoError, limits.seconds, opened)
+
+
+def _opened(path: str, decoder: str, limits: ReadingLimits, hint: str) -> VideoReader:
+    check_file(path)
+    check_is_no_list(path)
+    library = AVDecoder if decoder == "av" else OpenCVDecoder
+    opened: Decoder | None = None
     try:
-        return VideoReader(str(path), OpenCVDecoder(str(path)))
-    except UnreadableVideoError as error:
-        if decoder == "opencv":
-            raise
-        try:
-            av_decoder = AVDecoder(str(path))
-        except ImportError:
-            reason = f"{error.reason} (PyAV reads more formats: pip install av)"
-            raise UnreadableVideoError(path, reason) from error
-    return VideoReader(str(path), av_decoder)
+        opened = library(path, limits)
+        return VideoReader(path, opened, limits)
+    except BaseException as error:
+        if opened is not None:
+            opened.close()
+        if hint and isinstance(error, ValueError):
+            reason = error.reason if isinstance(error, UnreadableVideoError) else str(error)
+            raise UnreadableVideoError(path, reason + hint) from error
+        raise
+
+
+def _check_is_no_image(path: str) -> None:
+    with open(path, "rb") as file:
+        name = image_format(file.read(16))
+    if name is not None:
+        raise UnreadableVideoError(path, f"it is a still image ({name}), not a video")
 
 
 def read_frames(path: str | Path, indices: npt.ArrayLike) -> Frames:

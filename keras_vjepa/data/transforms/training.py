@@ -75,7 +75,7 @@ class PretrainTransform:
 
     def apply(self, frames: NDArray[np.uint8], boxes: ArrayLike, flip: bool) -> NDArray[np.float32]:
         """Crop, flip and normalise `frames` with known choices, as `draw` makes them."""
-        return normalize(resized_crop(frames, boxes, self.crop_size, flip))
+        return resized_crop(frames, boxes, self.crop_size, flip, normalized=True)
 
     def __call__(self, frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
         """Transform one clip.

@@ -58,5 +58,5 @@ def test_unreadable(tmp_path, content, reason):
 
 
 def test_a_folder_is_no_image(tmp_path):
-    with pytest.raises(UnreadableImageError, match="directory"):
+    with pytest.raises(UnreadableImageError, match="it is a folder, not a file"):
         read_image(tmp_path)

@@ -9,25 +9,32 @@ import wave
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from keras_vjepa.data.reading import video as video_module
+from keras_vjepa.data.reading import contents
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices, frame_step_for_duration
-from keras_vjepa.data.reading.decoders import OpenCVDecoder, PacketIndex
+from keras_vjepa.data.reading.decoders import PacketIndex
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.opencv_decoder import OpenCVDecoder
 from keras_vjepa.data.reading.video import VideoReader, open_video, read_frames, video_info
+from tests.data.reading.stamped import (
+    HEIGHT,
+    NUM_FRAMES,
+    WIDTH,
+    stamped_frame,
+    stamps,
+    write_with_av,
+    write_with_opencv,
+)
 from tests.support import GOLDEN
 
 pytestmark = pytest.mark.data
 
 CLIP_SAMPLING = json.loads((GOLDEN / "clip_sampling.json").read_text())
-NUM_FRAMES = 120
-HEIGHT, WIDTH = 64, 96
 
 
 # ---------------------------------------------------------------------------- frames of a clip
@@ -110,57 +117,6 @@ def test_clip_counts_are_checked(name):
 
 
 # ------------------------------------------------------------------------------------ test files
-
-
-def stamped_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A frame that shows its number in ten black or white blocks."""
-    frame = np.full((height, width, 3), 40, np.uint8)
-    for bit in range(10):
-        if index >> bit & 1:
-            frame[8:40, 8 + 8 * bit : 16 + 8 * bit] = 255
-    return frame
-
-
-def stamps(frames: np.ndarray) -> list[int]:
-    return [
-        sum(int(frame[12:36, 10 + 8 * bit : 14 + 8 * bit].mean() > 128) << bit for bit in range(10))
-        for frame in frames
-    ]
-
-
-def write_with_opencv(path: Path, codec: str, num_frames: int = NUM_FRAMES, size=(WIDTH, HEIGHT)):
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), 30, size)
-    assert writer.isOpened()
-    for index in range(num_frames):
-        writer.write(cv2.resize(stamped_frame(index), size))
-    writer.release()
-    return path
-
-
-def write_with_av(
-    path: Path,
-    codec: str,
-    milliseconds: list[int] | None = None,
-    keyframe_distance: int = 12,
-    options: dict[str, str] | None = None,
-    pixel_format: str = "yuv420p",
-) -> Path:
-    av = pytest.importorskip("av")
-    if codec not in av.codecs_available:
-        pytest.skip(f"this PyAV has no {codec}")
-    time_base = Fraction(1, 30) if milliseconds is None else Fraction(1, 1000)
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=30)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pixel_format
-        stream.codec_context.gop_size = keyframe_distance
-        stream.codec_context.time_base = time_base
-        for index in range(NUM_FRAMES):
-            frame = av.VideoFrame.from_ndarray(stamped_frame(index), format="rgb24")
-            frame.pts = index if milliseconds is None else milliseconds[index]
-            frame.time_base = time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def assert_exact(path: Path, decoder: str, expected: list[int] | range = range(NUM_FRAMES)):
@@ -357,6 +313,8 @@ class ListDecoder:
     """A decoder of frames held in memory, which promises `num_promised` of them."""
 
     fps = 30.0
+    seek_margin = 0
+    passes_over = False
 
     def __init__(
         self, num_promised: int, num_decodable: Callable[[int], int], first_time: int = 0
@@ -381,6 +339,12 @@ class ListDecoder:
         self.position += 1
         return float(self.first_time + self.position)
 
+    def want(self, timestamps: frozenset[float]) -> None:
+        pass
+
+    def size(self) -> tuple[int, int]:
+        return HEIGHT, WIDTH
+
     def frame(self) -> np.ndarray:
         return stamped_frame(self.position)
 
@@ -399,19 +363,19 @@ def test_packets_are_looked_at_once_a_file(tmp_path, monkeypatch):
         lambda decoder: looks.append(1) or look(decoder),
     )
     for _ in range(3):
-        with open_video(path) as video:
+        with open_video(path, "opencv") as video:
             assert video.num_frames == 20
     assert len(looks) == 1
     # Another file in its place is not taken for it.
     write_with_opencv(path, "mp4v", num_frames=30)
-    with open_video(path) as video:
+    with open_video(path, "opencv") as video:
         assert video.num_frames == 30
-    monkeypatch.setattr(video_module, "MAX_INDICES", 2)
-    monkeypatch.setattr(video_module, "_indices", OrderedDict())
+    monkeypatch.setattr(contents, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(contents, "_remembered", OrderedDict())
     for name in "abc":
         write_with_opencv(tmp_path / f"{name}.mp4", "mp4v", num_frames=5)
         open_video(tmp_path / f"{name}.mp4").close()
-    assert [Path(path).stem for _, path, *_ in video_module._indices] == ["b", "c"]
+    assert [Path(path).stem for _, path, *_ in contents._remembered] == ["b", "c"]
 
 
 def test_missing_frames_are_tried_once_more_in_order(tmp_path):

@@ -195,6 +195,9 @@ def test_flip_probability():
 def test_flip_mirrors_the_same_crop():
     frames = random_frames(2, 20, 30)
     straight = resized_crop(frames, (3, 4, 12, 17), 8)
+    np.testing.assert_array_equal(
+        resized_crop(frames, (3, 4, 12, 17), 8, normalized=True), normalize(straight)
+    )
     mirrored = resized_crop(frames, (3, 4, 12, 17), 8, flip=True)
     np.testing.assert_allclose(mirrored, straight[:, :, ::-1], atol=1e-4)
 

@@ -1,0 +1,74 @@
+"""How many frames an AVI file holds, by its own chunks (§3.4).
+
+No packet of an AVI file holds its time: FFmpeg takes it from the index, also when it reads in
+order. A flipped bit there hides a frame, and every later one passes for its neighbour.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from keras_vjepa.data.reading.gate import check_time
+
+_LISTS = (b"RIFF", b"LIST")
+
+
+def is_avi(path: str) -> bool:
+    """Whether a file is an AVI file by its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[:4] == b"RIFF" and head[8:11] == b"AVI"
+
+
+def check_frames_of_avi(path: str, num_frames: int) -> None:
+    """Check that as many frames were found in an AVI file as it has chunks of video.
+
+    A file that is cut, or that cannot be followed from chunk to chunk, is taken as it is.
+
+    Args:
+        path: the file.
+        num_frames: frames that were found.
+
+    Raises:
+        ValueError: if there are more or fewer of them.
+    """
+    num_chunks = _count_video_chunks(path)
+    if num_chunks is not None and num_chunks != num_frames:
+        raise ValueError(
+            f"the index of the AVI file is damaged: it holds {num_chunks} frames, and "
+            f"{num_frames} are found"
+        )
+
+
+def _count_video_chunks(path: str) -> int | None:
+    size, count, streams, video = os.path.getsize(path), 0, 0, b""
+    with open(path, "rb") as file:
+        for kind, place, length in _chunks(file, 0, size):
+            if place + length > size:
+                return None
+            if kind == b"strh":
+                if not video and _read(file, place, 4) == b"vids":
+                    video = b"%02dd" % streams
+                streams += 1
+            # An empty chunk says that the last frame stays; it is none of its own.
+            elif video and kind[:3] == video and length:
+                count += 1
+    return count if video else None
+
+
+def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, place and length of the content of each chunk, those within lists included."""
+    while start + 8 <= end:
+        check_time()
+        kind, length = struct.unpack("<4sI", _read(file, start, 8))
+        if kind in _LISTS:
+            start += 12  # its content comes next
+            continue
+        yield kind, start + 8, length
+        start += 8 + length + length % 2
+
+
+def _read(file: BinaryIO, place: int, length: int) -> bytes:
+    file.seek(place)
+    return file.read(length).ljust(length, b"\0")

@@ -1,0 +1,62 @@
+"""How much time and memory a file may take (§3.4)."""
+
+import math
+from dataclasses import dataclass
+
+# Resizing the shorter side of a frame to 256 pixels makes a longer one of 100 times as much: what
+# is more oblong is no picture, and would take gigabytes.
+MAX_ASPECT = 100
+
+
+@dataclass(frozen=True)
+class ReadingLimits:
+    """Limits within which a file must be read; one that passes them is named as unreadable.
+
+    Args:
+        seconds: for opening a file, and for each call that reads frames of it.
+        pixels: of one frame or image. 2**26 are 8192 x 8192, or 192 MiB in memory.
+
+    Raises:
+        ValueError: if a limit is not positive.
+
+    Example:
+
+    >>> ReadingLimits(pixels=10_000).check_size(height=90, width=160)
+    Traceback (most recent call last):
+    ...
+    ValueError: 160x90 pixels are more than `pixels`=10000 of its `ReadingLimits`
+    """
+
+    seconds: float = 60.0
+    pixels: int = 2**26
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "pixels"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite. Received: {value}")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Check the size of a frame before it is decoded.
+
+        Args:
+            height: in pixels.
+            width: in pixels.
+
+        Raises:
+            ValueError: if there are too many pixels, none, or it is far too oblong.
+        """
+        if min(height, width) < 1:
+            raise ValueError(f"{width}x{height} is no size of a picture")
+        if height * width > self.pixels:
+            raise ValueError(
+                f"{width}x{height} pixels are more than `pixels`={self.pixels} of its "
+                "`ReadingLimits`"
+            )
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise ValueError(
+                f"{width}x{height} pixels are more than {MAX_ASPECT} times as long as short"
+            )
+
+
+DEFAULT_LIMITS = ReadingLimits()

@@ -1,0 +1,185 @@
+"""Decode videos with OpenCV (§3.4).
+
+It names no error, takes no limit but those of time, and converts every frame to the size of the
+first; so the size is checked when a file is opened. From 4.13 on it does not convert interlaced
+frames: it gives what is left in its memory, black or the frame before, and says nothing. So a frame
+that looks exactly like the one before is looked at once more.
+"""
+
+import math
+import os
+import tempfile
+
+import cv2
+import numpy as np
+
+from keras_vjepa.data.reading.avi_chunks import check_frames_of_avi, is_avi
+from keras_vjepa.data.reading.decoders import Frames, PacketIndex, why_not_opened
+from keras_vjepa.data.reading.gate import check_time
+from keras_vjepa.data.reading.limits import ReadingLimits
+from keras_vjepa.data.reading.mp4_boxes import edit_list_seconds
+
+# A damaged packet makes a grab fail though good frames follow; so does the end of the file.
+MAX_FAILED_GRABS = 32
+
+_INTERLACED = (
+    "its frames are black, or interlaced, which OpenCV does not convert (PyAV does: pip install av)"
+)
+
+
+class OpenCVDecoder:
+    """Timestamps in milliseconds."""
+
+    seek_margin = 16
+    passes_over = False
+
+    def __init__(self, path: str, limits: ReadingLimits) -> None:
+        self._limits = limits
+        # An absolute path, or FFmpeg takes a colon in the name for a protocol.
+        self._path = os.path.abspath(path)
+        self._link: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self._path.encode()
+        except UnicodeEncodeError:
+            # OpenCV 5.0 ends the process at a name that is not UTF-8.
+            self._link = tempfile.TemporaryDirectory(prefix="keras_vjepa_")
+            link = os.path.join(self._link.name, "video" + _plain_extension(path))
+            os.symlink(self._path, link)
+            self._path = link
+        self._is_still = False
+        self.rewind()
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if math.isfinite(fps) and fps > 0 else 0.0
+
+    def rewind(self) -> None:
+        # One thread: a loader runs many readers, and more threads for each only fight.
+        self._capture = self._open([cv2.CAP_PROP_N_THREADS, 1])
+        if not self._capture.isOpened():
+            raise ValueError(why_not_opened(self._path))
+        self._limits.check_size(*self.size())
+        # Seeking would decode the first frame anyway; and once it is in memory, what is left there
+        # is not taken for another.
+        self._is_ahead = self._is_shown = _grabbed(self._capture)
+        self._shown = _retrieved(self._capture) if self._is_shown else None
+
+    def _open(self, settings: list[int]) -> cv2.VideoCapture:
+        milliseconds = min(int(1000 * self._limits.seconds) + 1, 2**31 - 1)
+        for timeout in (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC):
+            settings = [*settings, timeout, milliseconds]
+        return cv2.VideoCapture(self._path, cv2.CAP_FFMPEG, settings)
+
+    def packet_index(self) -> PacketIndex | None:
+        self._check_conversion()
+        # FORMAT -1 makes OpenCV hand out packets without decoding them.
+        packets = self._open([cv2.CAP_PROP_FORMAT, -1])
+        timestamps, is_keyframe = [], []
+        while packets.grab():
+            check_time()
+            timestamps.append(packets.get(cv2.CAP_PROP_POS_MSEC))
+            is_keyframe.append(packets.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) > 0)
+        packets.release()
+        if is_avi(self._path):
+            check_frames_of_avi(self._path, len(timestamps))
+            # After a seek a frame is the one that the index says.
+            is_keyframe = [False] * len(is_keyframe)
+        # They differ where packets are damaged or missing, and in VP8 that hides reference frames.
+        if self._capture.get(cv2.CAP_PROP_FRAME_COUNT) != len(timestamps):
+            return None
+        shown = edit_list_seconds(self._path)
+        if shown is not None and abs(shown * self.fps - len(timestamps)) >= 0.5:
+            return None
+        return PacketIndex.from_packets(timestamps, is_keyframe)
+
+    def _check_conversion(self) -> None:
+        """Check that frames are converted at all: what was in memory before does not change."""
+        capture = self._open([cv2.CAP_PROP_N_THREADS, 1])
+        while _grabbed(capture):
+            frame = _retrieved(capture)
+            if frame is not None and not _same(frame, self._shown):
+                return
+        # All frames look the same, as those of a still scene do. What was in memory before is
+        # something else in another place, or black; and of black, the brightness is not zero in
+        # any codec but Motion JPEG.
+        looks, again = self._shown, self._first_frame([])
+        if looks is not None and np.mean(looks > 0) < 0.01 and not self._is_motion_jpeg():
+            looks = again = self._first_frame([cv2.CAP_PROP_CONVERT_RGB, 0])
+        if looks is None or not (_same(looks, again) and (looks.any() or self._is_motion_jpeg())):
+            raise ValueError(_INTERLACED)
+
+    def _first_frame(self, settings: list[int]) -> Frames | None:
+        capture = self._open([cv2.CAP_PROP_N_THREADS, 1, *settings])
+        return _retrieved(capture) if _grabbed(capture) else None
+
+    def _is_motion_jpeg(self) -> bool:
+        return int(self._capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"MJPG")
+
+    def seek(self, timestamp: float) -> None:
+        self._is_ahead = self._is_shown = False
+        self._capture.set(cv2.CAP_PROP_POS_MSEC, timestamp)
+
+    def want(self, timestamps: frozenset[float]) -> None:
+        pass  # OpenCV decodes every frame
+
+    def advance(self) -> float | None:
+        if self._is_ahead:
+            self._is_ahead = False
+            return self._capture.get(cv2.CAP_PROP_POS_MSEC)
+        self._is_shown = False
+        if not _grabbed(self._capture):
+            return None
+        return self._capture.get(cv2.CAP_PROP_POS_MSEC)
+
+    def size(self) -> tuple[int, int]:
+        height = self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        return int(height), int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+
+    def frame(self) -> Frames:
+        frame = _retrieved(self._capture)
+        if frame is None:
+            raise ValueError("a decoded frame cannot be converted")
+        if not self._is_still and not self._is_shown and _same(frame, self._shown):
+            self._check_same_frame(frame)
+        self._shown, self._is_shown = frame, True
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+
+    def _check_same_frame(self, frame: Frames) -> None:
+        """Check that it is this frame that looks like the one before, in memory that held none."""
+        time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+        capture = self._open([cv2.CAP_PROP_N_THREADS, 1])
+        while _grabbed(capture) and capture.get(cv2.CAP_PROP_POS_MSEC) != time:
+            pass
+        if not _same(_retrieved(capture), frame):
+            raise ValueError(_INTERLACED)
+        self._is_still = True  # so that the next frames may look the same too
+
+    def close(self) -> None:
+        self._capture.release()
+        if self._link is not None:
+            self._link.cleanup()
+
+
+def _grabbed(capture: cv2.VideoCapture) -> bool:
+    """Decode the next frame; whether there is one."""
+    for _ in range(MAX_FAILED_GRABS):
+        check_time()
+        if capture.grab():
+            return True
+    return False
+
+
+def _retrieved(capture: cv2.VideoCapture) -> Frames | None:
+    """The frame last decoded, in BGR; `None` if it cannot be converted."""
+    retrieved, frame = capture.retrieve()
+    return np.asarray(frame, np.uint8) if retrieved else None
+
+
+def _same(frame: Frames | None, other: Frames | None) -> bool:
+    if frame is None or other is None or frame.shape != other.shape:
+        return False
+    # Most differ where a few pixels are looked at.
+    return np.array_equal(frame[::16, ::16], other[::16, ::16]) and np.array_equal(frame, other)
+
+
+def _plain_extension(path: str) -> str:
+    extension = os.path.splitext(path)[1]
+    return extension if extension.isascii() else ""

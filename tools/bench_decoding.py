@@ -1,0 +1,187 @@
+"""Time reading clips beside each decoding library alone (§3.4).
+
+    keras-vjepa bench-decoding
+    keras-vjepa bench-decoding --video my.mp4 --clips 50
+
+A clip is 16 frames of stride 4 at a random place. Each library alone is the shortest right loop
+with it: open, seek, decode, convert to RGB. Beside them the package's reader, by each decoder, and
+the reader with the pretraining transform, which is what a run waits for; its ratio to the best
+library alone is printed last. All take turns in one process, each on one thread, and processor time
+is counted, so that other work on the machine disturbs little. Without `--video`, two H.264 files
+are made (PyAV), 10 s of 340x256 and 30 s of 720p. Not a test: machines differ.
+
+`--leaks` reads 5,000 clips of small files instead and prints memory and open files on the way.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from keras_vjepa import files
+from keras_vjepa.data.reading.av_decoder import has_av
+from keras_vjepa.data.reading.clip_indices import clip_frame_indices
+from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.video import open_video, video_info
+from keras_vjepa.data.transforms.training import PretrainTransform
+from keras_vjepa.recipes.command_line import OneLineParser
+
+Read = Callable[[str, npt.NDArray[np.int64]], object]
+
+FRAMES, STEP, CROP = 16, 4, 224
+
+
+def make_video(path: Path, width: int, height: int, seconds: int) -> str:
+    """Write a moving, noisy picture with x264's own settings."""
+    import av
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (height // 16 + 8, width // 16 + 8, 3), np.uint8)
+    scene = cv2.resize(coarse, (width + 128, height + 128), interpolation=cv2.INTER_CUBIC)
+    noise = rng.normal(0, 3, (height, width, 3))
+    with files.unfinished_file(path) as unfinished, av.open(str(unfinished), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(30 * seconds):
+            left, top = int(64 + 50 * np.sin(i / 20)), int(64 + 50 * np.cos(i / 27))
+            image = scene[top : top + height, left : left + width] + np.roll(noise, 3 * i, 1)
+            frame = image.clip(0, 255).astype(np.uint8)
+            middle = (int(width / 2 + width / 3 * np.sin(i / 9)), height // 2)
+            cv2.circle(frame, middle, height // 6, (200, 30, 90), -1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
+
+
+def opencv_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    position = -1
+    if indices[0] > 2 * FRAMES:
+        capture.set(cv2.CAP_PROP_POS_FRAMES, int(indices[0]))
+        position = int(indices[0]) - 1
+    frames = []
+    for index in indices.tolist():
+        while position < index:
+            capture.grab()
+            position += 1
+        frames.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+    capture.release()
+    return frames
+
+
+def av_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
+    import av
+
+    reformatter = av.video.reformatter.VideoReformatter()
+    frames = []
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        step = round(1 / float(stream.average_rate or 30) / float(stream.time_base or 1))
+        wanted = {int(index) * step for index in indices}
+        container.seek(min(wanted), stream=stream)
+        for frame in container.decode(stream):
+            if frame.pts in wanted:
+                rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+                frames.append(rgb.to_ndarray())
+            if frame.pts == max(wanted):
+                break
+    return frames
+
+
+def reader(decoder: str) -> Read:
+    def read(path: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        with open_video(path, decoder) as video:
+            return video.read(indices)
+
+    return read
+
+
+def reader_and_transform(decoder: str) -> Read:
+    read, transform = reader(decoder), PretrainTransform(CROP)
+
+    def run(path: str, indices: npt.NDArray[np.int64]) -> object:
+        frames = read(path, indices)
+        assert isinstance(frames, np.ndarray)
+        return transform(frames, np.random.default_rng(int(indices[0])))
+
+    return run
+
+
+def bench(path: str, clips: int) -> None:
+    decoders = ("opencv", "av") if has_av() else ("opencv",)
+    alone: dict[str, Read] = {"opencv alone": opencv_alone}
+    if has_av():
+        alone["av alone"] = av_alone
+    ours = {f"reader, {name}": reader(name) for name in decoders}
+    ours |= {f"reader and transform, {name}": reader_and_transform(name) for name in decoders}
+    info, rng = video_info(path), np.random.default_rng(0)
+    print(f"{Path(path).name}: {info.num_frames} frames of {info.width}x{info.height}")
+    seconds: dict[str, list[float]] = {name: [] for name in (*alone, *ours)}
+    for i in range(clips + 1):
+        indices = clip_frame_indices(info.num_frames, FRAMES, STEP, rng=rng)[0]
+        for name, read in (alone | ours).items():
+            start = time.process_time()
+            read(path, indices)
+            if i:  # the first time a file is looked at as well
+                seconds[name].append(time.process_time() - start)
+    rates = {name: len(times) / sum(times) for name, times in seconds.items()}
+    best = max(rates[name] for name in alone)
+    for name, rate in rates.items():
+        print(f"  {name:28} {rate:7.1f} clips/s  {rate / best:5.2f} of the best alone")
+
+
+def watch_leaks(path: str, clips: int = 5000) -> None:
+    rng = np.random.default_rng(0)
+    run = reader_and_transform("auto")
+    num_frames = video_info(path).num_frames
+    for i in range(clips + 1):
+        if i % (clips // 10) == 0:
+            status = Path("/proc/self/status").read_text().split()
+            mib = int(status[status.index("VmRSS:") + 1]) >> 10
+            print(f"{i:6} clips: {mib} MiB, {len(os.listdir('/proc/self/fd'))} open files")
+        run(path, clip_frame_indices(num_frames, FRAMES, STEP, rng=rng)[0])
+
+
+def main(arguments: list[str] | None = None, program: str = "bench_decoding.py") -> int:
+    """Run the command line. Returns the exit code."""
+    parser = OneLineParser(
+        prog=program,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--video", help="the file to read, in the place of the two that are made")
+    parser.add_argument("--clips", type=int, default=20, help="clips read by each (default: 20)")
+    parser.add_argument("--leaks", action="store_true", help="watch memory and open files instead")
+    options = parser.parse_all(arguments)
+    if options.clips < 1:
+        parser.error(f"--clips must be at least 1. Received: {options.clips}")
+    if options.video is None and not has_av():
+        parser.error("--video must be given without PyAV (pip install av)")
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if options.leaks:
+                watch_leaks(options.video or make_video(Path(folder, "small.mp4"), 96, 64, 5))
+                return 0
+            paths = [options.video] if options.video else []
+            if not paths:
+                paths.append(make_video(Path(folder, "340x256.mp4"), 340, 256, 10))
+                paths.append(make_video(Path(folder, "720p.mp4"), 1280, 720, 30))
+            for path in paths:
+                bench(path, options.clips)
+        except UnreadableVideoError as error:
+            parser.error(f"--video: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
