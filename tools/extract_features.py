@@ -23,7 +23,6 @@ from typing import Any
 import keras_vjepa  # noqa: F401
 
 # isort: split
-import cv2
 import keras
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +110,7 @@ def extract_all(extractor: Extractor, source: Path, output: Path) -> dict[str, s
         if not target.exists():
             try:
                 write_rows(target, *extractor.features(path))
-            except (UnreadableVideoError, cv2.error) as error:
+            except UnreadableVideoError as error:
                 bad_files[str(path)] = str(error)
         progress.update(i)
     return bad_files
