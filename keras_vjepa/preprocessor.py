@@ -22,6 +22,7 @@ from keras_vjepa import files
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.image import read_image
+from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.transforms.views import center_view, three_views
@@ -59,6 +60,7 @@ class VJEPAVideoPreprocessor:
         inputs: a path to a video or an image, an array of uint8 RGB frames
             `(frames, height, width, 3)` or of one image `(height, width, 3)`, or a list of any of
             these.
+        limits: time and pixels that a file may take.
 
     Returns:
         float32, normalised: `(batch, num_frames, height, width, 3)`, or, with several clips or
@@ -108,9 +110,11 @@ class VJEPAVideoPreprocessor:
         self.num_views = num_views
         self.image_frames = image_frames
 
-    def __call__(self, inputs: Source | Sequence[Source]) -> Videos:
+    def __call__(
+        self, inputs: Source | Sequence[Source], limits: ReadingLimits = DEFAULT_LIMITS
+    ) -> Videos:
         sources: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-        samples = [self._clips(source) for source in sources]
+        samples = [self._clips(source, limits) for source in sources]
         if not samples:
             raise ValueError("`inputs` must hold at least one video or image. Received: none")
         if len({sample.shape for sample in samples}) > 1:
@@ -122,13 +126,13 @@ class VJEPAVideoPreprocessor:
 
     # --- One video or image ----------------------------------------------------------------------
 
-    def _clips(self, source: Source) -> Videos:
+    def _clips(self, source: Source, limits: ReadingLimits) -> Videos:
         """One element of the batch that the call returns."""
         if not isinstance(source, np.ndarray):
             path = os.fspath(source)
             if is_image(path):
-                return self._image(read_image(path))
-            with open_video(path) as video:
+                return self._image(read_image(path, limits))
+            with open_video(path, limits=limits) as video:
                 indices = self._indices(video.num_frames)
                 return self._video(video.read(indices.ravel()))
         if source.dtype != np.uint8 or source.ndim not in (3, 4) or source.shape[-1] != 3:
@@ -180,7 +184,10 @@ class VJEPAVideoPreprocessor:
         return min(1 - (-beyond // stride), -(-video_length // stride))
 
     def windows(
-        self, source: str | os.PathLike[str], stride: int | None = None
+        self,
+        source: str | os.PathLike[str],
+        stride: int | None = None,
+        limits: ReadingLimits = DEFAULT_LIMITS,
     ) -> tuple[int, Iterator[Videos]]:
         """A clip that slides over a whole video, in memory that does not grow with its length.
 
@@ -192,6 +199,7 @@ class VJEPAVideoPreprocessor:
             source: a video or an image.
             stride: source frames between the starts of two windows; default: those that a clip
                 spans, so that windows do not overlap.
+            limits: time and pixels that the file may take; the time for each window anew.
 
         Returns:
             The number of windows, and an iterator of `(num_frames, height, width, 3)`.
@@ -207,8 +215,8 @@ class VJEPAVideoPreprocessor:
             )
         path, stride = os.fspath(source), self._stride(stride)
         if is_image(path):
-            return 1, iter([self._clips(path)])
-        video = open_video(path)
+            return 1, iter([self._clips(path, limits)])
+        video = open_video(path, limits=limits)
         starts = stride * np.arange(self.num_windows(video.num_frames, stride))
         if len(starts) == 1:
             return 1, self._sliding(video, self._indices(video.num_frames))

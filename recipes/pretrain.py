@@ -48,6 +48,8 @@ MAY_DIFFER = {
     "num_workers",
     "read_ahead",
     "max_bad_share",
+    "max_file_seconds",
+    "max_frame_pixels",
     "shard_parameters",
     "monitor_every",
     "log_every",
@@ -135,8 +137,9 @@ def labelled_clips(config: PretrainConfig) -> tuple[LabelledClips, LabelledClips
     image_size, num_workers = config.encoder.image_size, config.batches.num_workers
     classes = num_labels(DIGIT_MOTION_TASKS)
     train, test = labelled_sets.train_and_test(config.data)
+    limits = config.limits.make()
     first, second = (
-        read_labelled_clips(samples, clip, image_size, classes, num_workers)
+        read_labelled_clips(samples, clip, image_size, classes, num_workers, limits)
         for samples in (train[: config.probe_videos], test)
     )
     return first, second

@@ -56,6 +56,7 @@ def make_batches(
         transform=config.transform.make(crop_size=config.encoder.image_size),
         masks=make_masks(config, grid_shape),
         clip=config.clip.make(frames_per_clip=config.encoder.num_frames),
+        limits=config.limits.make(),
         seed=config.seed,
     )
     return parallel.share(batches)

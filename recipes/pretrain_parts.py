@@ -26,6 +26,7 @@ from keras_vjepa.data import (
     PretrainTransform,
     RandomTokenMask,
     RandomTubeMask,
+    ReadingLimits,
 )
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
 from keras_vjepa.monitoring import FeatureLog
@@ -45,6 +46,7 @@ class PretrainConfig:
     Attributes:
         data: a folder, a list, or the name of a built-in set.
         clip: how clips are taken from a video.
+        limits: time and pixels that a file may take; one that takes more is unreadable.
         transform: Table 9, "data".
         batches: the batch is that of all devices together.
         masks: multi_block is the paper's; causal_multi_block and random_tube are its ablation
@@ -86,6 +88,7 @@ class PretrainConfig:
         names={"frame_step": "temporal_stride"},
         supplied=("frames_per_clip", "num_clips", "allow_clip_overlap"),
     )
+    limits: Part = Part(ReadingLimits)
     transform: Part = Part(
         PretrainTransform,
         names={"scale": "random_resize_scale", "ratio": "random_resize_aspect_ratio"},
@@ -94,7 +97,7 @@ class PretrainConfig:
     batches: Part = Part(
         ClipBatches,
         supplied=(
-            "samples", "transform", "masks", "clip", "video_shape", "grid_shape", "seed",
+            "samples", "transform", "masks", "clip", "limits", "video_shape", "grid_shape", "seed",
             "process_index", "process_count",
         ),
         arguments={"batch_size": 3072},

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 # A folder that stands in for TensorFlow and cannot be imported: on torch the suite runs without it,
 # which Keras would import where it finds it.
 BLOCKED = str(ROOT / "tests" / "without_tensorflow")
+# The same for PyAV.
+WITHOUT_AV = str(ROOT / "tests" / "without_av")
 
 # Environment, program and arguments of each step, the longest first.
 STEPS: dict[str, tuple[dict[str, str], str, list[str]]] = {
@@ -24,6 +26,12 @@ STEPS: dict[str, tuple[dict[str, str], str, list[str]]] = {
     "tensorflow": ({"KERAS_BACKEND": "tensorflow"}, "pytest", ["-m", "not data"]),
     "torch": ({"KERAS_BACKEND": "torch", "PYTHONPATH": BLOCKED}, "pytest", ["-m", "not data"]),
     "data": ({"KERAS_BACKEND": "torch"}, "pytest", ["-m", "data"]),
+    # Files are read by OpenCV alone then.
+    "without_av": (
+        {"KERAS_BACKEND": "torch", "PYTHONPATH": WITHOUT_AV},
+        "pytest",
+        ["-m", "data", "tests/data/reading", "tests/data/batches"],
+    ),
     "types": ({}, "mypy", []),
     "format": ({}, "ruff", ["format", "--check", "."]),
     "style": ({}, "ruff", ["check", "."]),

@@ -606,6 +606,7 @@ PUBLIC: dict[str, set[str]] = {
         "RandAugment",
         "RandomTokenMask",
         "RandomTubeMask",
+        "ReadingLimits",
         "Sample",
         "VideoProbeTransform",
         "center_view",

@@ -28,7 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor, files
+from keras_vjepa.configuration import descriptions
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes.command_line import OneLineParser
@@ -48,12 +50,14 @@ class Extractor:
         stride: int | None,
         tokens: bool,
         batch_size: int,
+        limits: ReadingLimits = DEFAULT_LIMITS,
     ) -> None:
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.stride = stride
         self.tokens = tokens
         self.batch_size = batch_size
+        self.limits = limits
         self._compiled_for: tuple[int, ...] | None = None
         size = preprocessor.image_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -63,7 +67,7 @@ class Extractor:
 
     def features(self, source: Path) -> tuple[int, Iterator[Rows]]:
         """The number of rows of a file, and these rows in batches."""
-        count, windows = self.preprocessor.windows(source, self.stride)
+        count, windows = self.preprocessor.windows(source, self.stride, self.limits)
         return count, self._batches(count, windows)
 
     def _batches(self, count: int, windows: Iterator[NDArray[np.float32]]) -> Iterator[Rows]:
@@ -151,6 +155,12 @@ def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--frame-step", type=int, help="source frames per frame of a window")
     parser.add_argument("--image-frames", type=int, help="how often an image is repeated")
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time (default: 4)")
+    described = descriptions(ReadingLimits)
+    for limit, kind in (("max_file_seconds", float), ("max_frame_pixels", int)):
+        default = getattr(DEFAULT_LIMITS, limit)
+        text = f"{described[limit]} (default: {default:,})"
+        option = "--" + limit.replace("_", "-")
+        parser.add_argument(option, type=kind, default=default, help=text)
     parser.add_argument("--dtype", default="float32", help="of the model, such as bfloat16")
     parser.add_argument("--trust-on-first-use", action="store_true", help="see the README")
     options = parser.parse_all(arguments)
@@ -160,6 +170,10 @@ def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             value, option = getattr(options, name), name.replace("_", "-")
             parser.error(f"--{option} must be at least 1. Received: {value}")
+    try:
+        options.limits = ReadingLimits(options.max_file_seconds, options.max_frame_pixels)
+    except ValueError as error:
+        parser.error(str(error).replace("`max", "`--max").replace("_", "-"))
     return options
 
 
@@ -181,7 +195,12 @@ def prepare(options: argparse.Namespace) -> Extractor:
         options.preset, num_clips=1, num_views=1, **given
     )
     extractor = Extractor(
-        backbone, preprocessor, options.stride, options.tokens, options.batch_size
+        backbone,
+        preprocessor,
+        options.stride,
+        options.tokens,
+        options.batch_size,
+        options.limits,
     )
     settings = {
         "preset": options.preset,

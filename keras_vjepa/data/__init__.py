@@ -10,6 +10,7 @@ from keras_vjepa.data.batches.mask_kinds import (
 )
 from keras_vjepa.data.batches.mask_sampler import MaskSampler, mean_counts, paper_masks
 from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.sources.samples import Sample, list_samples
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.training import (
@@ -33,6 +34,7 @@ __all__ = [
     "RandAugment",
     "RandomTokenMask",
     "RandomTubeMask",
+    "ReadingLimits",
     "Sample",
     "VideoProbeTransform",
     "center_view",

@@ -15,6 +15,7 @@ from keras_vjepa.data.batches.features import (
     LabelledFeatureBatches,
 )
 from keras_vjepa.data.batches.labelled import EvaluationBatches
+from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.views import center_view
 from keras_vjepa.evaluation.features import FeatureExtractor
@@ -52,6 +53,7 @@ def read_labelled_clips(
     image_size: Size,
     num_classes: int,
     num_workers: int = 2,
+    limits: ReadingLimits = DEFAULT_LIMITS,
 ) -> LabelledClips:
     """Read one clip of every video of a set whose frames are looked at whole, not augmented.
 
@@ -61,6 +63,7 @@ def read_labelled_clips(
         image_size: height and width of the clips.
         num_classes: number of values that a label can have.
         num_workers: threads that decode.
+        limits: time and pixels that a file may take.
     """
     short_side = image_size if isinstance(image_size, int) else max(image_size)
     batches = EvaluationBatches(
@@ -70,6 +73,7 @@ def read_labelled_clips(
         clip=clip,
         num_classes=num_classes,
         num_workers=num_workers,
+        limits=limits,
         read_ahead=16,
     )
     videos = np.concatenate([videos for videos, _, _ in batches.stream()])

@@ -24,7 +24,7 @@ from keras_vjepa.training.run_state import Checkpoints
 Metrics = dict[str, dict[str, Any]]
 
 # Settings that the numbers do not depend on.
-_FREE = {"num_workers", "max_bad_share"}
+_FREE = {"num_workers", "max_bad_share", "max_file_seconds", "max_frame_pixels"}
 # Where the versions before the first release kept what they had done.
 _EARLIER_FOLDER = "unfinished"
 

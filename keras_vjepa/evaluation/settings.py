@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from keras_vjepa.configuration import Part
 from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
 from keras_vjepa.data.transforms.views import center_view
@@ -45,6 +46,7 @@ class ProbeSettings:
         seed: of everything random; a split adds its number.
         classifier: arguments of `VJEPAVideoClassifier`, its probe's among them.
         clip: arguments of `ClipSettings`.
+        limits: arguments of `ReadingLimits`; a file that passes them is unreadable.
         view: arguments of `center_view`, one view in training and testing.
         transform: arguments of `VideoProbeTransform` or `ImageProbeTransform`.
         operations: arguments of `RandAugment` or `AutoAugment`.
@@ -84,6 +86,7 @@ class ProbeSettings:
         derived={"frames_per_clip": "the encoder's"},
         arguments={"allow_clip_overlap": True},
     )
+    limits: Part = Part(ReadingLimits)
     view: Part = Part(
         center_view,
         supplied=("frames", "crop_size", "antialias"),

@@ -99,6 +99,7 @@ def evaluation_clips(
         seed=settings.seed,
         num_workers=settings.num_workers,
         max_bad_share=settings.max_bad_share,
+        limits=settings.limits.make(),
     )
 
 
@@ -127,4 +128,5 @@ def training_clips(
         seed=seed,
         num_workers=settings.num_workers,
         max_bad_share=settings.max_bad_share,
+        limits=settings.limits.make(),
     )

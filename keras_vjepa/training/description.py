@@ -26,6 +26,7 @@ _NOT_DESCRIBED = {
     "num_workers",
     "read_ahead",
     "max_bad_share",
+    "limits",
     "process_index",
     "process_count",
 }

@@ -8,6 +8,9 @@ import pytest
 from keras_vjepa import VJEPAProbe, VJEPAVideoClassifier
 from keras_vjepa.configuration import Part, options, replace
 from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.labelled import ClipPlaces
+from keras_vjepa.data.reading.limits import ReadingLimits
+from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
 from keras_vjepa.data.transforms.views import center_view
@@ -15,8 +18,10 @@ from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.evaluation.sweep_optimizer import SweepAdamW
 from keras_vjepa.evaluation.views import (
     clip_settings,
+    evaluation_clips,
     evaluation_transform,
     standing_still,
+    training_clips,
     training_transform,
 )
 
@@ -35,6 +40,7 @@ SUPPLIED = {
 CONSTRUCTORS = {
     "classifier": (VJEPAVideoClassifier, VJEPAProbe),
     "clip": (ClipSettings,),
+    "limits": (ReadingLimits,),
     "view": (center_view,),
     "transform": (VideoProbeTransform, ImageProbeTransform),
     "operations": (RandAugment, AutoAugment),
@@ -74,7 +80,14 @@ def test_options_reach_the_objects(small_encoder):
         motion_shift=True,
         random_resize_scale=(0.5, 1.0),
         augment_magnitude=3.0,
+        max_file_seconds=7.0,
     )
+    samples = [Sample("a.mp4", 0)]
+    for batches in (
+        evaluation_clips(settings, samples, 1, 1),
+        training_clips(settings, samples, ClipPlaces(samples, 0), 0),
+    ):
+        assert batches.limits == ReadingLimits(max_file_seconds=7.0)
     assert clip_settings(settings) == ClipSettings(4, 3, 2, False)
     transform = training_transform(settings)
     assert transform == VideoProbeTransform(

@@ -7,6 +7,7 @@ import pytest
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, data, training
 from keras_vjepa.configuration import descriptions, options, replace, values
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.monitoring import FeatureLog
 from keras_vjepa.recipes import pretrain, pretrain_objects
@@ -48,6 +49,7 @@ PARTS = [
     data.MaskSampler,
     data.PretrainTransform,
     data.ClipSettings,
+    data.ReadingLimits,
     AdamW,
     FeatureLog,
 ]
@@ -194,6 +196,9 @@ def test_rotary_positions_and_clips_that_are_no_squares_train(tmp_path):
     assert pretrainer.encoder.grid_shape == (2, 4, 6)
     batches = pretrain_objects.make_batches(config, pretrainer.encoder.grid_shape)
     assert batches.batch(0)["videos"].shape == (2, 4, 16, 24, 3)
+    limited = replace(config, max_frame_pixels=20 * 30 - 1, max_file_seconds=9.0)
+    with pytest.raises(TooManyBadFilesError, match="30x20 pixels are more than .*=599"):
+        pretrain_objects.make_batches(limited, pretrainer.encoder.grid_shape).batch(0)
     losses = training.run(pretrainer, batches, tmp_path / "run", config.run.steps)
     assert len(losses) == 2 and np.isfinite(losses).all()
     mixed = replace(config, predictor_position_embedding="sincos")

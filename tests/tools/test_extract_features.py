@@ -73,6 +73,17 @@ def test_a_folder(preset, videos, tmp_path, capsys):
         np.testing.assert_allclose(features[:1], first, atol=2e-6)
 
 
+def test_limits_of_reading(preset, videos, tmp_path, capsys):
+    assert run(preset, videos, tmp_path / "out", "--max-frame-pixels", 40 * 48 - 1) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("48x40 pixels are more than `max_frame_pixels`=1919") == 3
+    assert files_in(tmp_path / "out") == ["settings.json"]
+    with pytest.raises(SystemExit):
+        run(preset, videos, tmp_path / "out", "--max-file-seconds", "nan")
+    message = "`--max-file-seconds` must be positive and finite. Received: nan"
+    assert capsys.readouterr().err == f"extract_features.py: {message}\n"
+
+
 def test_tokens_of_overlapping_windows_and_images_of_one_tubelet(preset, videos, tmp_path):
     options = ["--tokens", "--stride", 8, "--image-frames", 2, "--image-size", 32, 64]
     assert run(preset, videos, tmp_path / "out", *options) == 1

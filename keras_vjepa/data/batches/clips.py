@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.image import read_image
+from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.samples import Sample
@@ -53,6 +54,7 @@ def read_clips(
     settings: ClipSettings,
     transform: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
     rng: np.random.Generator,
+    limits: ReadingLimits = DEFAULT_LIMITS,
 ) -> Clips:
     """Read and transform the clips of a video, or an image repeated to one.
 
@@ -62,6 +64,7 @@ def read_clips(
         transform: (frames, height, width, 3) to (frames, height, width, 3) or, in several views,
             (views, frames, height, width, 3).
         rng: source of the clips' places.
+        limits: time and pixels that the file may take.
 
     Returns:
         The clips.
@@ -75,11 +78,11 @@ def read_clips(
             raise ValueError(
                 f"`num_clips` must be 1 for images, such as {path}. Received: {settings.num_clips}"
             )
-        view = transform(read_image(path)[np.newaxis])
+        view = transform(read_image(path, limits)[np.newaxis])
         clips = np.repeat(view, settings.frames_per_clip, axis=-4)[np.newaxis]
         indices = np.zeros((1, settings.frames_per_clip), np.int64)
     else:
-        with open_video(path) as video:
+        with open_video(path, limits=limits) as video:
             if video.num_frames < settings.num_clips:
                 raise UnreadableVideoError(
                     path, f"{video.num_frames} frames are not enough for {settings.num_clips} clips"
@@ -111,11 +114,14 @@ class OfClips:
     Args:
         transform: of the clips; each kind of batches says what it is called with.
         clip: how to choose frames.
+        limits: time and pixels that a file may take; one that takes more is unreadable.
     """
 
     transform: Callable[..., NDArray[np.float32]]
     clip: ClipSettings = field(default=ClipSettings(), kw_only=True)
+    limits: ReadingLimits = field(default=DEFAULT_LIMITS, kw_only=True)
 
     def _training_clips(self, sample: Sample, rng: np.random.Generator) -> Clips:
         """Read the clips of a sample; the generator places and augments them."""
-        return read_clips(sample.path, self.clip, lambda frames: self.transform(frames, rng), rng)
+        transform = lambda frames: self.transform(frames, rng)  # noqa: E731
+        return read_clips(sample.path, self.clip, transform, rng, self.limits)

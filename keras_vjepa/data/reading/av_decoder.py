@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from keras_vjepa.data.reading.avi_chunks import check_frames_of_avi
-from keras_vjepa.data.reading.decoders import Frames, PacketIndex, why_not_opened
+from keras_vjepa.data.reading.decoders import (
+    Frames,
+    PacketIndex,
+    check_same_size,
+    why_not_opened,
+)
 from keras_vjepa.data.reading.gate import check_time
 from keras_vjepa.data.reading.limits import MAX_ASPECT, ReadingLimits
 
@@ -54,8 +59,8 @@ class AVDecoder:
         self._path = path
         self._limits = limits
         # FFmpeg counts a row with what fills it up to a multiple of 64 pixels.
-        most_rows = math.isqrt(MAX_ASPECT * limits.pixels)
-        self._max_pixels = str(limits.pixels + 64 * most_rows)
+        most_rows = math.isqrt(MAX_ASPECT * limits.max_frame_pixels)
+        self._max_pixels = str(limits.max_frame_pixels + 64 * most_rows)
         # One scaler for the whole file: building it anew for each frame costs 11 times as much.
         self._reformatter = av.video.reformatter.VideoReformatter()
         self.want(frozenset())
@@ -71,7 +76,7 @@ class AVDecoder:
                 options={**options, "max_pixels": self._max_pixels},
                 # Titles are not read, whatever their encoding.
                 metadata_errors="replace",
-                timeout=self._limits.seconds,
+                timeout=self._limits.max_file_seconds,
             )
         except self._av.FFmpegError as error:
             self._check_resources(error)
@@ -192,10 +197,15 @@ class AVDecoder:
         height, width = self._frame.height, self._frame.width
         return (width, height) if self._frame.rotation // 90 % 2 else (height, width)
 
-    def frame(self) -> Frames:
-        rgb = self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
+    def write_frame(self, out: Frames) -> None:
+        rgb = self._reformatter.reformat(self._frame, format="rgb24", threads=1)
+        # Rows are filled up to a multiple of some bytes.
+        rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, -1)
+        pixels = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
         # OpenCV turns a phone's video upright by itself, PyAV does not.
-        return np.asarray(np.rot90(rgb, self._frame.rotation // 90), np.uint8)
+        upright = np.rot90(pixels, self._frame.rotation // 90)
+        check_same_size(upright, out)
+        out[...] = upright
 
     def close(self) -> None:
         self._container.close()

@@ -1,4 +1,4 @@
-"""How many frames an AVI file holds, by its own chunks (§3.4).
+"""How many frames an AVI file holds, and how large they are, by its own chunks (§3.4).
 
 No packet of an AVI file holds its time: FFmpeg takes it from the index, also when it reads in
 order. A flipped bit there hides a frame, and every later one passes for its neighbour.
@@ -39,6 +39,27 @@ def check_frames_of_avi(path: str, num_frames: int) -> None:
             f"the index of the AVI file is damaged: it holds {num_chunks} frames, and "
             f"{num_frames} are found"
         )
+
+
+def frame_sizes_of_avi(path: str) -> list[tuple[int, int]]:
+    """Height and width of the frames of each stream of an AVI file, as its header claims them.
+
+    Args:
+        path: the file; of any other kind there are none.
+    """
+    if not is_avi(path):
+        return []
+    sizes, kind_of_stream = [], b""
+    with open(path, "rb") as file:
+        for kind, place, _ in _chunks(file, 0, os.path.getsize(path)):
+            if kind == b"strh":
+                kind_of_stream = _read(file, place, 4)
+            elif kind == b"strf" and kind_of_stream == b"vids":
+                width, height = struct.unpack("<ii", _read(file, place + 4, 8))
+                sizes.append((abs(height), abs(width)))
+            elif kind[:2].isdigit():
+                break  # from here on there are frames
+    return sizes
 
 
 def _count_video_chunks(path: str) -> int | None:

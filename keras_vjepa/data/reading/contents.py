@@ -60,6 +60,12 @@ def remembered(key: tuple[Any, ...], look: Callable[[], VideoContents]) -> Video
     return contents
 
 
+def is_remembered(key: tuple[Any, ...]) -> bool:
+    """Whether the contents of a file are known."""
+    with _lock:
+        return key in _remembered
+
+
 def remember(key: tuple[Any, ...], contents: VideoContents) -> None:
     """Remember the contents of a file in the place of what was known of it."""
     with _lock:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from keras_vjepa.data.reading.image_headers import image_format
+from keras_vjepa.data.reading.image_headers import still_image_format
 from keras_vjepa.data.reading.mp4_boxes import kinds_of_boxes
 
 Frames = npt.NDArray[np.uint8]
@@ -38,7 +38,7 @@ class PacketIndex:
         times = np.asarray(timestamps)
         order = np.argsort(times, kind="stable")
         times = times[order]
-        if len(times) == 0 or np.isnan(times).any() or (np.diff(times) <= 0).any():
+        if len(times) == 0 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
             return None
         return cls(times, np.flatnonzero(np.asarray(is_keyframe)[order]))
 
@@ -78,17 +78,31 @@ class Decoder(Protocol):
     def size(self) -> tuple[int, int]:
         """Height and width of the frame last decoded, after rotation."""
 
-    def frame(self) -> Frames:
-        """The frame last decoded: uint8 (height, width, 3), RGB, upright."""
+    def write_frame(self, out: Frames) -> None:
+        """Write the frame last decoded, RGB and upright, to uint8 (height, width, 3)."""
 
     def close(self) -> None:
         """Free the file."""
 
 
+def check_same_size(frame: Frames, out: Frames) -> None:
+    """Check that a frame is as large as those before it.
+
+    Args:
+        frame: the frame.
+        out: where it is to be written.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if frame.shape != out.shape:
+        raise ValueError(f"its frames change size, from {out.shape[:2]} to {frame.shape[:2]}")
+
+
 def why_not_opened(path: str) -> str:
     """Say what is wrong with a file in which a library finds no video."""
     with open(path, "rb") as file:
-        format_of_image = image_format(file.read(16))
+        format_of_image = still_image_format(file.read(16))
     if format_of_image is not None:
         return f"it is a still image ({format_of_image}), not a video"
     kinds = kinds_of_boxes(path)

@@ -40,12 +40,14 @@ def read_image(path: str | Path, limits: ReadingLimits = DEFAULT_LIMITS) -> NDAr
     UnreadableImageError: Cannot read the image nowhere.jpg: no such file
     """
     action = lambda: _decoded(path, limits)  # noqa: E731
-    return through_gate(path, UnreadableImageError, limits.seconds, action)
+    return through_gate(path, UnreadableImageError, limits.max_file_seconds, action)
 
 
 def _decoded(path: str | Path, limits: ReadingLimits) -> NDArray[np.uint8]:
-    if check_file(path) > _MOST_BYTES_PER_PIXEL * limits.pixels:
-        raise ValueError(f"it is larger than any image of `pixels`={limits.pixels}")
+    if check_file(path) > _MOST_BYTES_PER_PIXEL * limits.max_frame_pixels:
+        raise ValueError(
+            f"it is larger than any image of `max_frame_pixels`={limits.max_frame_pixels}"
+        )
     content = Path(path).read_bytes()
     header = image_header(content)
     limits.check_size(header.height, header.width)

@@ -44,6 +44,25 @@ def image_format(head: bytes) -> str | None:
     return "WebP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
 
 
+def still_image_format(head: bytes) -> str | None:
+    """Name of the format of a file of one picture, also of those that are not read here.
+
+    Args:
+        head: the first bytes of a file, a dozen or more.
+
+    Example:
+
+    >>> still_image_format(b"#?RADIANCE" + bytes(9)), image_format(b"#?RADIANCE" + bytes(9))
+    ('Radiance', None)
+    """
+    for name, starts in _OTHER_STARTS.items():
+        if any(head.startswith(start) for start in starts):
+            return name
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return "HEIF"
+    return image_format(head)
+
+
 def image_header(content: bytes) -> ImageHeader:
     """Read the size of an image from its file.
 
@@ -148,6 +167,20 @@ _STARTS = {
     "BMP": (b"BM",),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
+_OTHER_STARTS = {
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "Radiance": (b"#?RADIANCE", b"#?RGBE"),
+    "OpenEXR": (b"\x76\x2f\x31\x01",),
+    "Netpbm": tuple(b"P%c%c" % (kind, space) for kind in b"1234567FfHh" for space in b" \t\r\n"),
+    "Photoshop": (b"8BPS",),
+    "DPX": (b"SDPX", b"XPDS"),
+    "DDS": (b"DDS ",),
+    "QOI": (b"qoif",),
+    "ICO": (b"\0\0\1\0", b"\0\0\2\0"),
+    "Sun raster": (b"\x59\xa6\x6a\x95",),
+}
+_HEIF_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "PNG": _png,
     "JPEG": _jpeg,

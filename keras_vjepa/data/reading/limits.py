@@ -13,25 +13,27 @@ class ReadingLimits:
     """Limits within which a file must be read; one that passes them is named as unreadable.
 
     Args:
-        seconds: for opening a file, and for each call that reads frames of it.
-        pixels: of one frame or image. 2**26 are 8192 x 8192, or 192 MiB in memory.
+        max_file_seconds: longest time for opening a file, and for each call that reads frames of
+            it.
+        max_frame_pixels: most pixels of one frame or image. 67,108,864 are 8192 x 8192, or 192 MiB
+            in memory.
 
     Raises:
         ValueError: if a limit is not positive.
 
     Example:
 
-    >>> ReadingLimits(pixels=10_000).check_size(height=90, width=160)
+    >>> ReadingLimits(max_frame_pixels=10_000).check_size(height=90, width=160)
     Traceback (most recent call last):
     ...
-    ValueError: 160x90 pixels are more than `pixels`=10000 of its `ReadingLimits`
+    ValueError: 160x90 pixels are more than `max_frame_pixels`=10000
     """
 
-    seconds: float = 60.0
-    pixels: int = 2**26
+    max_file_seconds: float = 60.0
+    max_frame_pixels: int = 2**26
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "pixels"):
+        for name in ("max_file_seconds", "max_frame_pixels"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite. Received: {value}")
@@ -48,10 +50,9 @@ class ReadingLimits:
         """
         if min(height, width) < 1:
             raise ValueError(f"{width}x{height} is no size of a picture")
-        if height * width > self.pixels:
+        if height * width > self.max_frame_pixels:
             raise ValueError(
-                f"{width}x{height} pixels are more than `pixels`={self.pixels} of its "
-                "`ReadingLimits`"
+                f"{width}x{height} pixels are more than `max_frame_pixels`={self.max_frame_pixels}"
             )
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise ValueError(

@@ -8,6 +8,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from keras_vjepa.data.reading.gate import check_time
+
+# Boxes that hold others, on the way to tables.
+_LISTS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"})
+
 
 def kinds_of_boxes(path: str) -> list[bytes]:
     """Kinds of the outermost boxes; anything, or nothing, for other files."""
@@ -37,6 +42,55 @@ def edit_list_seconds(path: str) -> float | None:
     return None
 
 
+def mp4_claims(path: str) -> tuple[list[tuple[int, int]], int]:
+    """What the tables of an MP4 file say of its frames.
+
+    Args:
+        path: the file; any other claims nothing.
+
+    Returns:
+        Height and width of the frames of each track of video, and the number of samples of all
+        tracks: frames, and pieces of sound.
+    """
+    sizes, num_samples, handler = [], 0, b""
+    with open(path, "rb") as file:
+        for kind, start, end in _all_boxes(file, 0, os.path.getsize(path)):
+            if kind == b"hdlr":
+                component, handler_or_data = _read(file, start + 4, "4s4s")
+                # QuickTime names the handler of the data too, between this one and the tables.
+                handler = handler if component == b"dhlr" else handler_or_data
+            elif kind == b"stsd" and handler == b"vide" and end - start >= 44:
+                width, height = _read(file, start + 40, "HH")
+                sizes.append((height, width))
+            elif kind in (b"stsz", b"stz2"):
+                num_samples += _read(file, start + 8, "I")[0]
+            elif kind == b"trun":
+                num_samples += _read(file, start + 4, "I")[0]
+    return sizes, num_samples
+
+
+def _all_boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the content of each box, those within others included.
+
+    A box that reaches too far is cut: FFmpeg reads it too.
+    """
+    while start + 8 <= end:
+        check_time()
+        size, kind = _read(file, start, "I4s")
+        content = start + 8
+        if size == 1:
+            size, content = _read(file, content, "Q")[0], content + 8
+        elif size == 0:
+            size = end - start
+        if start + size < content:
+            return
+        start = min(start + size, end)
+        if kind in _LISTS:
+            yield from _all_boxes(file, content, start)
+        else:
+            yield kind, content, start
+
+
 def _timescale(file: BinaryIO, header: int) -> int:
     version = _read(file, header, "B")[0]
     return int(_read(file, header + (20 if version == 1 else 12), "I")[0]) or 1
@@ -62,6 +116,7 @@ def _find(file: BinaryIO, kinds: list[bytes], start: int, end: int) -> tuple[int
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Type, start and end of the content of each box; stops at what is no box."""
     while start + 8 <= end:
+        check_time()
         size, kind = _read(file, start, "I4s")
         content = start + 8
         if size == 1 and start + 16 <= end:

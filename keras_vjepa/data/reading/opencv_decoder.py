@@ -14,13 +14,21 @@ import cv2
 import numpy as np
 
 from keras_vjepa.data.reading.avi_chunks import check_frames_of_avi, is_avi
-from keras_vjepa.data.reading.decoders import Frames, PacketIndex, why_not_opened
+from keras_vjepa.data.reading.decoders import (
+    Frames,
+    PacketIndex,
+    check_same_size,
+    why_not_opened,
+)
 from keras_vjepa.data.reading.gate import check_time
 from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.mp4_boxes import edit_list_seconds
 
 # A damaged packet makes a grab fail though good frames follow; so does the end of the file.
 MAX_FAILED_GRABS = 32
+
+# FFmpeg shows a cover picture, as files of sound have, as a stream of one frame at this rate.
+_FPS_OF_COVERS = 90_000
 
 _INTERLACED = (
     "its frames are black, or interlaced, which OpenCV does not convert (PyAV does: pip install av)"
@@ -38,15 +46,16 @@ class OpenCVDecoder:
         # An absolute path, or FFmpeg takes a colon in the name for a protocol.
         self._path = os.path.abspath(path)
         self._link: tempfile.TemporaryDirectory[str] | None = None
-        try:
-            self._path.encode()
-        except UnicodeEncodeError:
-            # OpenCV 5.0 ends the process at a name that is not UTF-8.
+        if not _is_plain(self._path):
             self._link = tempfile.TemporaryDirectory(prefix="keras_vjepa_")
             link = os.path.join(self._link.name, "video" + _plain_extension(path))
             os.symlink(self._path, link)
             self._path = link
         self._is_still = False
+        # The frame converted last, in BGR, and memory for the next: to make it anew costs as much
+        # as to fill it.
+        self._shown: Frames | None = None
+        self._spare: Frames | None = None
         self.rewind()
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and fps > 0 else 0.0
@@ -60,10 +69,10 @@ class OpenCVDecoder:
         # Seeking would decode the first frame anyway; and once it is in memory, what is left there
         # is not taken for another.
         self._is_ahead = self._is_shown = _grabbed(self._capture)
-        self._shown = _retrieved(self._capture) if self._is_shown else None
+        self._shown = self._retrieved() if self._is_shown else None
 
     def _open(self, settings: list[int]) -> cv2.VideoCapture:
-        milliseconds = min(int(1000 * self._limits.seconds) + 1, 2**31 - 1)
+        milliseconds = min(int(1000 * self._limits.max_file_seconds) + 1, 2**31 - 1)
         for timeout in (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC):
             settings = [*settings, timeout, milliseconds]
         return cv2.VideoCapture(self._path, cv2.CAP_FFMPEG, settings)
@@ -78,6 +87,8 @@ class OpenCVDecoder:
             timestamps.append(packets.get(cv2.CAP_PROP_POS_MSEC))
             is_keyframe.append(packets.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) > 0)
         packets.release()
+        if len(timestamps) == 1 and self.fps == _FPS_OF_COVERS:
+            raise ValueError("it has no video stream, but a picture of its cover")
         if is_avi(self._path):
             check_frames_of_avi(self._path, len(timestamps))
             # After a seek a frame is the one that the index says.
@@ -133,14 +144,21 @@ class OpenCVDecoder:
         height = self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
         return int(height), int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
 
-    def frame(self) -> Frames:
-        frame = _retrieved(self._capture)
+    def _retrieved(self) -> Frames | None:
+        """The frame last decoded, in BGR, in memory that is overwritten by the next but one."""
+        frame = _retrieved(self._capture, self._spare)
+        self._spare = self._shown if frame is not None else self._spare
+        return frame
+
+    def write_frame(self, out: Frames) -> None:
+        frame = self._retrieved()
         if frame is None:
             raise ValueError("a decoded frame cannot be converted")
+        check_same_size(frame, out)
         if not self._is_still and not self._is_shown and _same(frame, self._shown):
             self._check_same_frame(frame)
         self._shown, self._is_shown = frame, True
-        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8)
+        cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, out)
 
     def _check_same_frame(self, frame: Frames) -> None:
         """Check that it is this frame that looks like the one before, in memory that held none."""
@@ -167,9 +185,9 @@ def _grabbed(capture: cv2.VideoCapture) -> bool:
     return False
 
 
-def _retrieved(capture: cv2.VideoCapture) -> Frames | None:
-    """The frame last decoded, in BGR; `None` if it cannot be converted."""
-    retrieved, frame = capture.retrieve()
+def _retrieved(capture: cv2.VideoCapture, out: Frames | None = None) -> Frames | None:
+    """The frame last decoded, in BGR, in the memory of `out` if it fits; `None` if that fails."""
+    retrieved, frame = capture.retrieve(out)
     return np.asarray(frame, np.uint8) if retrieved else None
 
 
@@ -180,6 +198,15 @@ def _same(frame: Frames | None, other: Frames | None) -> bool:
     return np.array_equal(frame[::16, ::16], other[::16, ::16]) and np.array_equal(frame, other)
 
 
+def _is_plain(name: str) -> bool:
+    """Whether OpenCV takes a name for that of one file."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False  # OpenCV 5.0 ends the process
+    return "%" not in name  # FFmpeg reads all files of a pattern, as a%03d.gif
+
+
 def _plain_extension(path: str) -> str:
     extension = os.path.splitext(path)[1]
-    return extension if extension.isascii() else ""
+    return extension if extension.isascii() and _is_plain(extension) else ""

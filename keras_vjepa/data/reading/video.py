@@ -34,11 +34,18 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_vjepa.data.reading.av_decoder import AVDecoder, has_av
-from keras_vjepa.data.reading.contents import VideoContents, key_of, remember, remembered
+from keras_vjepa.data.reading.claims import check_claims
+from keras_vjepa.data.reading.contents import (
+    VideoContents,
+    is_remembered,
+    key_of,
+    remember,
+    remembered,
+)
 from keras_vjepa.data.reading.decoders import Decoder, Frames, Indices, PacketIndex
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.gate import check_file, through_gate
-from keras_vjepa.data.reading.image_headers import image_format
+from keras_vjepa.data.reading.image_headers import still_image_format
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.opencv_decoder import OpenCVDecoder
 from keras_vjepa.data.reading.video_headers import check_is_no_list
@@ -143,13 +150,7 @@ class VideoReader:
             index = self._index
             if not (self._count_to(position) if index is None else self._go_to(position, index)):
                 return False
-            frame = self._decoder.frame()
-            if frame.shape != out.shape:
-                raise UnreadableVideoError(
-                    self.path,
-                    f"its frames change size, from {out.shape[:2]} to {frame.shape[:2]}",
-                )
-            out[...] = frame
+            self._decoder.write_frame(out)
         return True
 
     def _count_to(self, position: int) -> bool:
@@ -233,7 +234,7 @@ class VideoReader:
 
     def _look(self) -> VideoContents:
         if not self._advance():
-            most = self._limits.pixels
+            most = self._limits.max_frame_pixels
             raise UnreadableVideoError(self.path, f"no frame of up to {most} pixels can be decoded")
         height, width = self._decoder.size()
         self._limits.check_size(height, width)
@@ -262,7 +263,7 @@ class VideoReader:
                 if self._is_closed:
                     self._decoder.close()
 
-        return through_gate(self.path, UnreadableVideoError, self._limits.seconds, alone)
+        return through_gate(self.path, UnreadableVideoError, self._limits.max_file_seconds, alone)
 
     def close(self) -> None:
         """Free the file; reading afterwards is an error."""
@@ -319,13 +320,15 @@ def open_video(
     elif decoder == "av" and not has_av():
         raise ImportError('`decoder="av"` needs PyAV: pip install av')
     opened = lambda: _opened(str(path), decoder, limits, hint)  # noqa: E731
-    return through_gate(path, UnreadableVideoError, limits.seconds, opened)
+    return through_gate(path, UnreadableVideoError, limits.max_file_seconds, opened)
 
 
 def _opened(path: str, decoder: str, limits: ReadingLimits, hint: str) -> VideoReader:
     check_file(path)
     check_is_no_list(path)
     library = AVDecoder if decoder == "av" else OpenCVDecoder
+    if not is_remembered(key_of(path, library)):
+        check_claims(path, limits)
     opened: Decoder | None = None
     try:
         opened = library(path, limits)
@@ -341,7 +344,7 @@ def _opened(path: str, decoder: str, limits: ReadingLimits, hint: str) -> VideoR
 
 def _check_is_no_image(path: str) -> None:
     with open(path, "rb") as file:
-        name = image_format(file.read(16))
+        name = still_image_format(file.read(16))
     if name is not None:
         raise UnreadableVideoError(path, f"it is a still image ({name}), not a video")
 

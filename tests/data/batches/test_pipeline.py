@@ -11,6 +11,7 @@ from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.mask_kinds import LONG_RANGE, SHORT_RANGE
 from keras_vjepa.data.batches.mask_sampler import MaskSampler
 from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform
 
@@ -93,6 +94,23 @@ def test_a_bad_file_is_named_and_its_place_is_filled(samples, caplog):
     assert len(caplog.records) == 1 and samples[2].path in caplog.text
     # Another run fills the same places alike, whatever it has seen before.
     assert_same(batches(samples, max_bad_share=0.2).batch(2), found[2])
+
+
+def test_a_file_beyond_the_limits_is_a_bad_one(samples):
+    size = (64, 32)
+    writer = cv2.VideoWriter(samples[2].path, cv2.VideoWriter_fourcc(*"MJPG"), 24, size)
+    for _ in range(12):
+        writer.write(np.zeros((*size[::-1], 3), np.uint8))
+    writer.release()
+    pipeline = batches(samples, limits=ReadingLimits(max_frame_pixels=32 * 32), max_bad_share=0.2)
+    for step in range(3):
+        pipeline.batch(step)
+    (reason,) = pipeline.bad_files.values()
+    assert reason.endswith("2.avi: 64x32 pixels are more than `max_frame_pixels`=1024")
+    pipeline = batches(samples, limits=ReadingLimits(max_frame_pixels=64 * 32))
+    for step in range(3):
+        pipeline.batch(step)
+    assert not pipeline.bad_files
 
 
 def test_too_many_bad_files_stop_the_run(samples):

@@ -90,7 +90,8 @@ def test_a_loop_over_parts_of_a_file_ends_at_the_limit():
 
 def test_an_interrupt_while_waiting_leaves_the_work_alone():
     release = threading.Event()
-    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    main = threading.main_thread().ident
+    threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         through_gate("a.mp4", UnreadableVideoError, 9.0, release.wait)
     release.set()
@@ -143,7 +144,10 @@ def test_names_are_shown_in_one_line():
     assert str(error) == "Cannot read the video \\xe9: why"
 
 
-@pytest.mark.parametrize("limits", [{"seconds": 0}, {"pixels": -1}, {"seconds": float("nan")}])
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_file_seconds": 0}, {"max_frame_pixels": -1}, {"max_file_seconds": float("nan")}],
+)
 def test_limits_are_positive(limits):
     (name,) = limits
     with pytest.raises(ValueError, match=f"`{name}` must be positive and finite. Received: "):
@@ -151,7 +155,7 @@ def test_limits_are_positive(limits):
 
 
 def test_sizes_of_frames():
-    limits = ReadingLimits(pixels=1000)
+    limits = ReadingLimits(max_frame_pixels=1000)
     limits.check_size(20, 50)
     limits.check_size(1, 100)
     for size, reason in (((20, 51), "51x20 pixels"), ((0, 5), "no size"), ((101, 1), "as long as")):

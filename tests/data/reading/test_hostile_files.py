@@ -165,11 +165,11 @@ def test_pyav_is_told_to_open_no_list(tmp_path, monkeypatch):
 def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, decoder):
     skip_without(decoder)
     path = write_with_opencv(tmp_path / "a.avi", "MJPG", 5)
-    limits = ReadingLimits(pixels=HEIGHT * WIDTH)
+    limits = ReadingLimits(max_frame_pixels=HEIGHT * WIDTH)
     with open_video(path, decoder, limits) as video:
         assert stamps(video.read([4])) == [4]
-    with pytest.raises(UnreadableVideoError, match="96x64 pixels are more than `pixels`=6143"):
-        open_video(path, decoder, ReadingLimits(pixels=HEIGHT * WIDTH - 1))
+    with pytest.raises(UnreadableVideoError, match="96x64 pixels are more than .*=6143"):
+        open_video(path, decoder, ReadingLimits(max_frame_pixels=HEIGHT * WIDTH - 1))
     # Twelve million by hand: 96 and 64 become 12000 in the header and in every frame.
     content = path.read_bytes()
     content = content.replace(struct.pack("<II", 96, 64), struct.pack("<II", 12000, 12000))
@@ -201,7 +201,7 @@ def write_growing(path):
 
 def test_frames_that_grow_are_refused(tmp_path):
     path = write_growing(tmp_path / "a.avi")
-    with open_video(path, "av", ReadingLimits(pixels=HEIGHT * WIDTH)) as video:
+    with open_video(path, "av", ReadingLimits(max_frame_pixels=HEIGHT * WIDTH)) as video:
         assert video.read([1]).shape == (1, HEIGHT, WIDTH, 3)
         with pytest.raises(UnreadableVideoError, match="only 4 can be decoded"):
             video.read([6])
@@ -222,8 +222,10 @@ def test_a_repeated_frame_is_decoded_and_kept_once(tmp_path, monkeypatch):
     path = write_with_opencv(tmp_path / "a.avi", "MJPG", 5)
     with open_video(path) as video:
         decoded = []
-        frame = video._decoder.frame
-        monkeypatch.setattr(video._decoder, "frame", lambda: decoded.append(1) or frame())
+        write = video._decoder.write_frame
+        monkeypatch.setattr(
+            video._decoder, "write_frame", lambda out: decoded.append(1) or write(out)
+        )
         assert stamps(video.read([3] * 50 + [1] * 50)) == [3] * 50 + [1] * 50
     assert len(decoded) == 2
 
@@ -263,7 +265,7 @@ def test_a_file_that_hangs_is_named_and_left_alone(tmp_path, monkeypatch):
     path.touch()
     decoder = SlowDecoder()
     with pytest.raises(UnreadableVideoError, match="a.mp4: it takes longer than 0.1 seconds"):
-        with VideoReader(str(path), decoder, ReadingLimits(seconds=0.1)) as video:
+        with VideoReader(str(path), decoder, ReadingLimits(max_file_seconds=0.1)) as video:
             video.read([1])
     # The thread that hangs in it still uses it.
     assert not decoder.is_closed

@@ -345,8 +345,8 @@ class ListDecoder:
     def size(self) -> tuple[int, int]:
         return HEIGHT, WIDTH
 
-    def frame(self) -> np.ndarray:
-        return stamped_frame(self.position)
+    def write_frame(self, out: np.ndarray) -> None:
+        out[...] = stamped_frame(self.position)
 
     def close(self) -> None:
         pass

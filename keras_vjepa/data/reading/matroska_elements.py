@@ -1,0 +1,65 @@
+"""Sizes of the frames that a Matroska or WebM file claims (§3.4).
+
+Such a file is a tree of elements: an identifier and a size, each of a length that its first byte
+tells, then content.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from keras_vjepa.data.reading.gate import check_time
+
+_EBML, _CLUSTER, _WIDTH, _HEIGHT = 0x1A45DFA3, 0x1F43B675, 0xB0, 0xBA
+# Segment, Tracks, TrackEntry, Video: the way to a size.
+_LISTS = frozenset({0x18538067, 0x1654AE6B, 0xAE, 0xE0})
+_LONGEST = 8
+
+
+def frame_sizes_of_matroska(path: str) -> list[tuple[int, int]]:
+    """Largest height and width of a track's frames, as the header in front of the frames claims it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One size, or none if it is a file of another kind.
+    """
+    heights, widths = [], []
+    with open(path, "rb") as file:
+        if int.from_bytes(file.read(4)) != _EBML:
+            return []
+        for identifier, content in _elements(file, os.path.getsize(path)):
+            if identifier == _HEIGHT:
+                heights.append(int.from_bytes(content))
+            elif identifier == _WIDTH:
+                widths.append(int.from_bytes(content))
+    return [(max(heights), max(widths))] if heights and widths else []
+
+
+def _elements(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
+    """Each element with the start of its content, those within lists included."""
+    place = 0
+    while place < end:
+        check_time()
+        identifier, length = _number(file, place, keeps_length=True)
+        size, more = _number(file, place + length, keeps_length=False)
+        if not length or not more or identifier == _CLUSTER:
+            return
+        place += length + more
+        if identifier in _LISTS:
+            continue  # its content comes next
+        file.seek(place)
+        yield identifier, file.read(min(size, _LONGEST))
+        place += size
+
+
+def _number(file: BinaryIO, place: int, keeps_length: bool) -> tuple[int, int]:
+    """A number of a length of its own, and that length; the length is 0 if there is none."""
+    file.seek(place)
+    first = file.read(1)
+    if not first or not first[0]:
+        return 0, 0
+    length = 9 - first[0].bit_length()
+    number = int.from_bytes(first + file.read(length - 1))
+    return number if keeps_length else number & ~(1 << 7 * length), length
