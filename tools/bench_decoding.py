@@ -32,6 +32,7 @@ from keras_vjepa import files
 from keras_vjepa.data.reading.av_decoder import has_av
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.frame_memory import lent_frames
 from keras_vjepa.data.reading.video import open_video, video_info
 from keras_vjepa.data.transforms.training import PretrainTransform
 from keras_vjepa.recipes.command_line import OneLineParser
@@ -108,12 +109,17 @@ def reader(decoder: str) -> Read:
 
 
 def reader_and_transform(decoder: str) -> Read:
-    read, transform = reader(decoder), PretrainTransform(CROP)
+    """As `read_clips` does it, at places that are given."""
+    transform = PretrainTransform(CROP)
 
     def run(path: str, indices: npt.NDArray[np.int64]) -> object:
-        frames = read(path, indices)
-        assert isinstance(frames, np.ndarray)
-        return transform(frames, np.random.default_rng(int(indices[0])))
+        distinct, places = np.unique(indices, return_inverse=True)
+        with open_video(path, decoder) as video:
+            shape = (len(distinct), video.info.height, video.info.width, 3)
+            with lent_frames(shape) as memory:
+                frames = video.read(distinct, memory)
+                clip = frames if len(distinct) == len(indices) else frames[places]
+                return transform(clip, np.random.default_rng(int(indices[0])))
 
     return run
 

@@ -10,12 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
+from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.frame_memory import lent_frames
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
-from keras_vjepa.data.reading.video import open_video
+from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.samples import Sample
+
+Floats = NDArray[np.float32]
+Transform = Callable[[NDArray[np.uint8]], Floats]
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,14 @@ class Clips:
         frame_indices: int32 (clips, frames), which frames of the video they are.
     """
 
-    videos: NDArray[np.float32]
+    videos: Floats
     frame_indices: NDArray[np.int32]
 
 
 def read_clips(
     path: str,
     settings: ClipSettings,
-    transform: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    transform: Transform,
     rng: np.random.Generator,
     limits: ReadingLimits = DEFAULT_LIMITS,
 ) -> Clips:
@@ -95,16 +100,20 @@ def read_clips(
                 settings.allow_clip_overlap,
                 rng,
             )
-            # In one go: overlapping clips share frames, and none is decoded or kept twice.
-            distinct, places = np.unique(indices, return_inverse=True)
-            frames = video.read(distinct)
-        if np.array_equal(distinct, indices.ravel()):
-            clips = np.stack([transform(clip) for clip in np.split(frames, len(indices))])
-        else:
-            rows = places.reshape(indices.shape)
-            clips = np.stack([transform(frames[row]) for row in rows])
+            clips = _transformed(video, indices, transform)
     single = len(clips) == 1 and clips.ndim == 5
     return Clips(clips[0] if single else clips, indices.astype(np.int32))
+
+
+def _transformed(video: VideoReader, indices: Indices, transform: Transform) -> Floats:
+    # In one go: overlapping clips share frames, and none is decoded or kept twice.
+    distinct, places = np.unique(indices, return_inverse=True)
+    with lent_frames((len(distinct), video.info.height, video.info.width, 3)) as memory:
+        frames = video.read(distinct, memory)
+        if np.array_equal(distinct, indices.ravel()):
+            return np.stack([transform(clip) for clip in np.split(frames, len(indices))])
+        rows = places.reshape(indices.shape)
+        return np.stack([transform(frames[row]) for row in rows])
 
 
 @dataclass

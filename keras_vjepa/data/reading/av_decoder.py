@@ -200,7 +200,7 @@ class AVDecoder:
     def write_frame(self, out: Frames) -> None:
         rgb = self._reformatter.reformat(self._frame, format="rgb24", threads=1)
         # Rows are filled up to a multiple of some bytes.
-        rows = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, -1)
+        rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(rgb.height, -1)
         pixels = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
         # OpenCV turns a phone's video upright by itself, PyAV does not.
         upright = np.rot90(pixels, self._frame.rotation // 90)

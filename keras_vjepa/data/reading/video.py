@@ -108,11 +108,12 @@ class VideoReader:
         """Frames per second on average; 0.0 if the file does not say."""
         return self.info.fps
 
-    def read(self, indices: npt.ArrayLike) -> Frames:
+    def read(self, indices: npt.ArrayLike, out: Frames | None = None) -> Frames:
         """Read frames.
 
         Args:
             indices: (n,) integers in [0, num_frames), in any order; repeats are decoded once.
+            out: memory for the different ones, (m, height, width, 3), in place of new.
 
         Returns:
             uint8 (n, height, width, 3), RGB.
@@ -132,11 +133,14 @@ class VideoReader:
                 f"`indices` must lie in [0, {self.num_frames}), the frames of {self.path}. "
                 f"Received: {wanted.min()} to {wanted.max()}"
             )
-        return self._through_gate(lambda: self._read(wanted))
+        return self._through_gate(lambda: self._read(wanted, out))
 
-    def _read(self, wanted: Indices) -> Frames:
+    def _read(self, wanted: Indices, out: Frames | None = None) -> Frames:
         positions, places = np.unique(wanted, return_inverse=True)
-        frames = np.empty((len(positions), self.info.height, self.info.width, 3), np.uint8)
+        shape = (len(positions), self.info.height, self.info.width, 3)
+        frames = np.empty(shape, np.uint8) if out is None else out
+        if frames.shape != shape:
+            raise ValueError(f"`out` must have the shape {shape}. Received: {frames.shape}")
         while not self._fill(frames, positions):
             self._trust_less()
         # Most clips repeat no frame.

@@ -29,7 +29,9 @@ def test_frames_of_clips(tmp_path, monkeypatch, num_frames, settings):
     read = []
     original = VideoReader.read
     monkeypatch.setattr(
-        VideoReader, "read", lambda self, indices: read.append(indices) or original(self, indices)
+        VideoReader,
+        "read",
+        lambda self, indices, out: read.append(indices) or original(self, indices, out),
     )
     seen = []
 

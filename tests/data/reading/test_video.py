@@ -20,6 +20,7 @@ from keras_vjepa.data.reading.clip_indices import clip_frame_indices, frame_step
 from keras_vjepa.data.reading.decoders import PacketIndex
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.opencv_decoder import OpenCVDecoder
+from keras_vjepa.data.reading.frame_memory import lent_frames
 from keras_vjepa.data.reading.video import VideoReader, open_video, read_frames, video_info
 from tests.data.reading.stamped import (
     HEIGHT,
@@ -558,3 +559,22 @@ def test_closes_its_files(tmp_path):
     for _ in range(20):
         video_info(path)
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_frames_in_memory_that_is_lent(tmp_path):
+    path = write_with_opencv(tmp_path / "a.avi", "MJPG", 9)
+    with open_video(path) as video:
+        with lent_frames((2, HEIGHT, WIDTH, 3)) as first:
+            frames = video.read([7, 3, 7], first)
+            assert stamps(frames) == [7, 3, 7] and stamps(first) == [3, 7]
+            with lent_frames(first.shape) as second:
+                assert not np.shares_memory(first, second)
+        with lent_frames((1, HEIGHT, WIDTH, 3)) as again:
+            assert np.shares_memory(again, first)
+            with pytest.raises(ValueError, match=r"`out` must have the shape \(2, 64, 96, 3\)"):
+                video.read([1, 2], again)
+    # Whoever came too late may still write to it.
+    with pytest.raises(KeyError), lent_frames(first.shape) as late:
+        raise KeyError
+    with lent_frames(first.shape) as other:
+        assert not np.shares_memory(late, other)
