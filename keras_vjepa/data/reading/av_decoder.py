@@ -8,6 +8,7 @@ stride 4 of x264's default: 28 ms instead of 40 (340x256), 200 ms instead of 320
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,13 +38,18 @@ _FORMATS = (
 _CODECS_THAT_SKIP = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 
 
+_lock = threading.Lock()
+
+
 def has_av() -> bool:
     """Whether PyAV is installed."""
-    try:
-        import av  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    # A thread that meets an import which fails in another takes it for one that worked.
+    with _lock:
+        try:
+            import av  # noqa: F401
+        except ImportError:
+            return False
+        return True
 
 
 class AVDecoder:

@@ -54,14 +54,14 @@ def test_another_frame_alone_is_noticed(sound, monkeypatch):
     read = video.VideoReader._read
     assert fuzz.read_in_all_ways(sound, sound) == "frames"
 
-    def neighbour(self, wanted):
-        return read(self, wanted - 1 if len(wanted) == 1 else wanted)
+    def neighbour(self, wanted, out=None):
+        return read(self, wanted - 1 if len(wanted) == 1 else wanted, out)
 
     monkeypatch.setattr(video.VideoReader, "_read", neighbour)
     outcome = fuzz.read_in_all_ways(sound, sound)
     assert outcome.startswith("another frame alone: ['8 shows 7, in a row 8'")
 
-    def fail(self, wanted):
+    def fail(self, wanted, out=None):
         raise KeyError("x")
 
     monkeypatch.setattr(video.VideoReader, "_read", fail)

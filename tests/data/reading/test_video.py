@@ -19,8 +19,8 @@ from keras_vjepa.data.reading import contents
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices, frame_step_for_duration
 from keras_vjepa.data.reading.decoders import PacketIndex
 from keras_vjepa.data.reading.errors import UnreadableVideoError
-from keras_vjepa.data.reading.opencv_decoder import OpenCVDecoder
 from keras_vjepa.data.reading.frame_memory import lent_frames
+from keras_vjepa.data.reading.opencv_decoder import OpenCVDecoder
 from keras_vjepa.data.reading.video import VideoReader, open_video, read_frames, video_info
 from tests.data.reading.stamped import (
     HEIGHT,

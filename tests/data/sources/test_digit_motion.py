@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_vjepa.data.reading.av_decoder import has_av
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources import digit_motion, digit_motion_rendering
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
@@ -20,6 +21,8 @@ from keras_vjepa.data.sources.samples import list_samples
 from keras_vjepa.data.sources.video_writing import write_h264, write_motion_jpeg
 
 pytestmark = pytest.mark.data
+# Which writes H.264.
+needs_av = pytest.mark.skipif(not has_av(), reason="PyAV is not installed")
 
 SMALL = DigitMotionConfig(num_frames=12, num_training_videos=20, num_test_videos=10)
 CLEAN = DigitMotionConfig(noise=0.0, background_strength=0)
@@ -249,6 +252,7 @@ def test_set_is_rendered_once(tmp_path, monkeypatch, with_av):
     assert prepare_digit_motion(tmp_path, SMALL) == files
 
 
+@needs_av
 def test_cache_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "from environment"))
     files = prepare_digit_motion(config=SMALL)
@@ -263,6 +267,7 @@ def test_cache_folder(tmp_path, monkeypatch, capsys):
     assert files.folder.parent == tmp_path / "home" / ".cache" / "keras_vjepa" / "digit_motion"
 
 
+@needs_av
 def test_failed_rendering_leaves_nothing(tmp_path):
     def fail(num_done: int, num_videos: int) -> None:
         if num_done == 5:
@@ -274,6 +279,7 @@ def test_failed_rendering_leaves_nothing(tmp_path):
     assert_complete(prepare_digit_motion(tmp_path, SMALL, progress=None))
 
 
+@needs_av
 def test_killed_rendering_is_not_trusted(tmp_path, monkeypatch):
     def fail(num_done: int, num_videos: int) -> None:
         raise KeyboardInterrupt
@@ -288,6 +294,7 @@ def test_killed_rendering_is_not_trusted(tmp_path, monkeypatch):
     assert_complete(files)
 
 
+@needs_av
 def test_two_at_once_get_the_same_complete_files(tmp_path):
     with ThreadPoolExecutor(3) as executor:
         jobs = [executor.submit(prepare_digit_motion, tmp_path, SMALL, None) for _ in range(3)]
