@@ -132,5 +132,8 @@ class OfClips:
 
     def _training_clips(self, sample: Sample, rng: np.random.Generator) -> Clips:
         """Read the clips of a sample; the generator places and augments them."""
-        transform = lambda frames: self.transform(frames, rng)  # noqa: E731
+
+        def transform(frames: NDArray[np.uint8]) -> Floats:
+            return self.transform(frames, rng)
+
         return read_clips(sample.path, self.clip, transform, rng, self.limits)
