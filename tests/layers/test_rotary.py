@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.layers.rotary import make_rotations, rotate
+from tests.gradients import loss_and_gradients
 from tests.support import compiled, random_batch
 
 
@@ -40,6 +41,29 @@ def test_rotation_channel_by_channel(head_dim, grid):
     rotations = make_rotations(np.arange(len(tokens))[None], grid, head_dim)
     assert np.abs(numpy(rotate(ops.convert_to_tensor(heads), rotations)) - expected).max() <= 1e-6
     np.testing.assert_array_equal(expected[..., 3 * width :], heads[..., 3 * width :])
+
+
+class RotatedWeight(keras.layers.Layer):
+    """Rotates a weight of its own."""
+
+    def build(self, _):
+        self.heads = self.add_weight(name="heads", shape=(1, 8, 1, 8), initializer="normal")
+
+    def call(self, rotations):
+        return rotate(ops.convert_to_tensor(self.heads), rotations)
+
+
+def test_gradients_turn_back():
+    """A rotation is a product with an orthogonal matrix; its gradient, with the transposed one."""
+    rotations = numpy(make_rotations(np.arange(8)[None], (2, 2, 2), 8))
+    layer = RotatedWeight()
+    layer.build(None)
+    _, [gradient], _ = loss_and_gradients(layer, ops.convert_to_tensor(rotations))
+    weight = numpy(layer.heads)
+    upstream = 2 * (numpy(rotate(ops.convert_to_tensor(weight), rotations)) - 0.3) / weight.size
+    back = np.concatenate([rotations[..., :8], -rotations[..., 8:]], axis=-1)
+    expected = numpy(rotate(ops.convert_to_tensor(upstream), back))
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
 
 
 def rotary_backbone(**arguments):
