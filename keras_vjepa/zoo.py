@@ -12,6 +12,7 @@ package was made. So each must be trusted once, by the user; see `downloads.py`.
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,12 +27,15 @@ from keras_vjepa.models.backbone import SIZES, VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.preprocessor import PREPROCESSOR_FILE, VJEPAVideoPreprocessor
 from keras_vjepa.presets.downloads import RemoteFile, downloaded
-from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS, METADATA_FILE
+from keras_vjepa.presets.integrity import METADATA_FILE, damage
+from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
 Arguments = Mapping[str, Any]
 Configs = dict[str, dict[str, Any]]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Entry:
@@ -55,11 +59,11 @@ class Entry:
         """Its preset in the cache; without weights, a folder of descriptions alone."""
         cache = files.cache_folder()
         folder = cache / "presets" / name
-        if folder.exists():
+        if _is_whole(folder):
             return folder
         if not load_weights:
             return self._write_descriptions(cache / "descriptions" / name)
-        with files.unfinished_folder(folder, existing="keep") as unfinished:
+        with files.unfinished_folder(folder, existing=_unless_damaged(folder)) as unfinished:
             with _float32():
                 self.write_models(unfinished, trust_on_first_use)
             self.preprocessor().save_to_preset(unfinished)
@@ -237,6 +241,21 @@ def _float32() -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
+def _is_whole(preset: Path) -> bool:
+    """Tell whether the cache has a preset; one that is damaged is named, and made anew."""
+    if not preset.exists():
+        return False
+    problem = damage(preset, thorough=False)
+    if problem is not None:
+        _LOG.warning("The preset in the cache is made anew: %s.", problem)
+    return problem is None
+
+
+def _unless_damaged(preset: Path) -> files.Existing:
+    """What to do with a preset that is there when a new one has been made."""
+    return "replace" if preset.exists() else "keep"
+
+
 def convert_folder(folder: Path) -> Path:
     """A preset in the cache made of a V-JEPA 2 folder of the transformers package.
 
@@ -248,8 +267,9 @@ def convert_folder(folder: Path) -> Path:
     content = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
     key = hashlib.sha256(f"{folder.resolve()} {content}".encode()).hexdigest()[:16]
     preset = files.cache_folder() / "converted" / key
-    if not preset.exists():
-        with files.unfinished_folder(preset, existing="keep") as unfinished, _float32():
+    if not _is_whole(preset):
+        existing = _unless_damaged(preset)
+        with files.unfinished_folder(preset, existing=existing) as unfinished, _float32():
             convert(folder).save_to_preset(unfinished)
     return preset
 

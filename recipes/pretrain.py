@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from numpy.typing import NDArray
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer, files
 from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import defaults, replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.samples import Sample, list_samples
 from keras_vjepa.evaluation import (
     ComparedEncoder,
     EncoderComparison,
@@ -33,12 +36,21 @@ from keras_vjepa.evaluation import (
     read_labelled_clips,
 )
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, num_labels
+from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve
 from keras_vjepa.recipes import command_line, probe_configs
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
-from keras_vjepa.recipes.pretrain_objects import make_batches, make_encoder, make_pretrainer
+from keras_vjepa.recipes.pretrain_objects import (
+    make_batches,
+    make_encoder,
+    make_pretrainer,
+    presets_as_they_are,
+    weights_of_presets,
+)
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.training.description import check_same_run
+from keras_vjepa.training.input_files import check_input_files
+from keras_vjepa.training.results import damaged_result, read_result
 from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.signals import stop_signals
 
@@ -63,14 +75,19 @@ def run(config: PretrainConfig, workdir: Path) -> None:
     """Train, save, evaluate; everything goes to `workdir`. A run that was stopped goes on there."""
     parallel = distribution.setup(config.shard_parameters)
     writable_folder(workdir)
-    if _is_finished(config, workdir):
-        if parallel.is_first:
+    with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
+        if not _is_finished(config, workdir, parallel.is_first):
+            _train(config, workdir, parallel)
+        elif parallel.is_first:
             print(
                 f"{workdir} holds this run, finished: {config.run.steps:,} steps. "
                 "Take another --workdir to train again.",
                 file=sys.stderr,
             )
-        return
+
+
+def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel) -> None:
+    """Train, save, evaluate."""
     with stop_signals():
         pretrainer = make_pretrainer(config)
         batches = make_batches(config, pretrainer.encoder.grid_shape, parallel)
@@ -82,6 +99,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
                 file=sys.stderr,
             )
         first = first_clips(batches, config.monitor_clips) if parallel.is_first else None
+        presets = weights_of_presets(config, pretrainer)
         config.run.make(
             model=pretrainer,
             batches=batches,
@@ -90,8 +108,9 @@ def run(config: PretrainConfig, workdir: Path) -> None:
                 config.monitor.make(videos=first, path=workdir / "features.csv"),
                 LossCurve(workdir),
             ],
-            description=_defining(values(config), MAY_DIFFER),
-            defaults=_defining(defaults(config), MAY_DIFFER),
+            description=_defining(values(config), MAY_DIFFER) | presets,
+            # A run of before knows a preset by its path alone.
+            defaults=_defining(defaults(config), MAY_DIFFER) | presets,
             parallel=parallel,
         )
         weights = collectives.values(pretrainer.weights)
@@ -99,12 +118,21 @@ def run(config: PretrainConfig, workdir: Path) -> None:
         if parallel.is_first:
             pretrainer = VJEPAPretrainer.from_config(pretrainer.get_config())
             pretrainer.set_weights(weights)
-            finish(config, workdir, pretrainer, alone=parallel.process_count == 1)
+            finish(config, workdir, pretrainer, presets, alone=parallel.process_count == 1)
 
 
-def finish(config: PretrainConfig, workdir: Path, pretrainer: VJEPAPretrainer, alone: bool) -> None:
-    """Save the config and the presets; evaluate the encoder if the set is a built-in one."""
-    files.write_text(workdir / "config.json", json.dumps(values(config), indent=2))
+def finish(
+    config: PretrainConfig,
+    workdir: Path,
+    pretrainer: VJEPAPretrainer,
+    presets: Mapping[str, str],
+    alone: bool,
+) -> None:
+    """Save the config and the presets; evaluate the encoder if the set is a built-in one.
+
+    The config names the weights of the presets that the run began with, as its checkpoints do.
+    """
+    files.write_text(workdir / "config.json", json.dumps({**values(config), **presets}, indent=2))
     pretrainer.save_to_preset(workdir / "preset")
     print(f"Saved {workdir}/preset, loss.csv, loss.png and features.csv.", file=sys.stderr)
     if config.data not in SETS:
@@ -159,19 +187,34 @@ def evaluate(
     }
 
 
-def _is_finished(config: PretrainConfig, workdir: Path) -> bool:
-    """Tell whether all results are there; raise if they are another run's."""
-    results = [workdir / "config.json", workdir / "preset" / "config.json"]
-    if config.data in SETS:
-        results.append(workdir / "probe.json")
-    if not all(path.is_file() for path in results):
+def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
+    """Tell whether all results are there, and whole; raise if they are another run's."""
+    names = ["config.json", "preset/config.json"]
+    names += ["probe.json"] if config.data in SETS else []
+    if not all((workdir / name).is_file() for name in names):
         return False
-    free = MAY_DIFFER - {"data"}
-    stored = _defining(json.loads(results[0].read_text()), free)
-    check_same_run(
-        stored, _defining(values(config), free), workdir, _defining(defaults(config), free)
-    )
-    return True
+    stored = read_result(workdir / "config.json")
+    if stored is not None:
+        free = MAY_DIFFER - {"data"}
+        current = _defining(values(config), free) | presets_as_they_are(config, stored)
+        check_same_run(_defining(stored, free), current, workdir, _defining(defaults(config), free))
+        check_input_files(workdir, _listed(config))
+    problem = damaged_result(workdir, names, ["preset", "untrained"])
+    if problem is not None and not (workdir / "checkpoints").is_dir():
+        raise ValueError(
+            f"{problem}, and there is no checkpoint to make it anew from. Copy it again, or take "
+            "another --workdir."
+        )
+    if problem is not None and is_first:
+        print(f"{problem}: the results are made anew from the checkpoint.", file=sys.stderr)
+    return problem is None
+
+
+def _listed(config: PretrainConfig) -> list[Sample]:
+    """List the videos of a finished run; none if they are gone, which does not harm its results."""
+    with suppress(OSError, ValueError):
+        return [] if config.data in SETS else list_samples(config.data)
+    return []
 
 
 def _defining(options: Mapping[str, Any], free: set[str]) -> dict[str, Any]:

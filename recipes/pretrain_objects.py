@@ -1,6 +1,8 @@
 """Make the masks, batches and models of a pretraining run from its config (§3, App. C)."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -11,6 +13,7 @@ from keras_vjepa.data.batches.mask_kinds import Mask
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
+from keras_vjepa.presets.fingerprints import fingerprint_of_weights
 from keras_vjepa.recipes.pretrain_parts import MASKS, PretrainConfig
 
 # --- Data ----------------------------------------------------------------------------------------
@@ -134,6 +137,36 @@ def load_encoder(config: PretrainConfig, field: str) -> VJEPABackbone | None:
         raise FileNotFoundError(
             f"`{field}` must be a preset of a trained encoder: train it first. {error}"
         ) from None
+
+
+def weights_of_presets(config: PretrainConfig, pretrainer: VJEPAPretrainer) -> dict[str, str]:
+    """Hash the weights that a fresh pretrainer has from presets, by the names of their fields."""
+    networks = {"start_from": pretrainer.encoder, "teacher": pretrainer.teacher}
+    return {
+        f"{field}_weights": fingerprint_of_weights(network)
+        for field, network in networks.items()
+        if getattr(config, field)
+    }
+
+
+def presets_as_they_are(config: PretrainConfig, stored: Mapping[str, Any]) -> dict[str, str]:
+    """Hash the weights of the presets of a run that is finished, in the words of its config.
+
+    Args:
+        config: of the run as it is asked for now.
+        stored: what it left.
+    """
+    found = {}
+    for field in ("start_from", "teacher"):
+        name, path = f"{field}_weights", getattr(config, field)
+        if path and name in stored:
+            try:
+                found[name] = fingerprint_of_weights(load_encoder(config, field))
+            except OSError:
+                # Results stay when the preset is gone.
+                if path == stored.get(field):
+                    found[name] = stored[name]
+    return found
 
 
 def _take_weights(encoder: VJEPABackbone, start: VJEPABackbone, preset: str) -> None:

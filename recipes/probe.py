@@ -12,6 +12,7 @@ paper's text where the two differ.
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import keras
 
 from keras_vjepa import VJEPABackbone, files
 from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources import labelled_sets
@@ -31,9 +33,12 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator, Metrics
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import draw_confusion, summary
+from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import command_line
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper
+from keras_vjepa.training.results import damaged_result
+from keras_vjepa.training.resumable import writable_folder
 
 # What recipes/pretrain.py leaves, and the name of an encoder without training.
 OWN_PRESET = Path("workdir") / labelled_sets.BUILT_IN / "preset"
@@ -49,6 +54,13 @@ def run(config: ProbeConfig, workdir: Path) -> list[Metrics]:
         The metrics of each split, as `FrozenProbe.score` gives them; in the first process.
     """
     parallel = distribution.setup()
+    writable_folder(workdir)
+    with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
+        return _evaluate(config, workdir, parallel)
+
+
+def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> list[Metrics]:
+    """Evaluate and save."""
     keras.config.set_dtype_policy(config.dtype)
     config = completed(config)
     encoder = make_encoder(config)
@@ -61,6 +73,7 @@ def run(config: ProbeConfig, workdir: Path) -> list[Metrics]:
         )
     probe = FrozenProbe(encoder, config, cache=cache_of(config, workdir), parallel=parallel)
     evaluator = Evaluator(probe, train, test, workdir / "splits")
+    _check_classifiers(evaluator, config, workdir)
     if parallel.is_first and evaluator.is_finished(config.splits):
         print(f"{workdir} holds this evaluation, finished.", file=sys.stderr)
     elif parallel.is_first and (workdir / "result.json").exists():
@@ -88,6 +101,19 @@ def run(config: ProbeConfig, workdir: Path) -> list[Metrics]:
     print(summary(results))
     print(f"Saved {workdir}/result.json, with each class's accuracy.", file=sys.stderr)
     return results
+
+
+def _check_classifiers(evaluator: Evaluator, config: ProbeConfig, workdir: Path) -> None:
+    """Have the first split evaluated again if a classifier that it left is damaged or gone."""
+    names = [f"classifier_{task}" for task in config.tasks]
+    gone = [f"{workdir / name} is missing" for name in names if not (workdir / name).is_dir()]
+    problem = gone[0] if gone else damaged_result(workdir, [], names)
+    if problem is not None and evaluator.is_finished(1):
+        # All processes have found the same, before and after.
+        collectives.wait_for_all()
+        print(f"{problem}: it is made anew.", file=sys.stderr)
+        evaluator.forget(0)
+        collectives.wait_for_all()
 
 
 def completed(config: ProbeConfig) -> ProbeConfig:

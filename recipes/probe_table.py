@@ -27,6 +27,7 @@ from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import command_line, probe
 from keras_vjepa.recipes.probe_configs import (
@@ -34,6 +35,7 @@ from keras_vjepa.recipes.probe_configs import (
     digit_motion,
     digit_motion_black,
 )
+from keras_vjepa.training.resumable import writable_folder
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ CONFIGS = {function.__name__: function for function in (digit_motion, digit_moti
 
 def run(config: ProbeConfig, workdir: Path) -> str:
     """Evaluate every row, save and return the table. A run that was stopped goes on there."""
+    with locked(writable_folder(workdir), "--workdir"):
+        return _table(config, workdir)
+
+
+def _table(config: ProbeConfig, workdir: Path) -> str:
+    """Evaluate every row, save and return the table."""
     keras.config.set_dtype_policy(config.dtype)
     config = probe.completed(config)
     train, test = probe.samples_of(config)

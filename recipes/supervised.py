@@ -27,11 +27,13 @@ from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.comparison import LabelledClips
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
+from keras_vjepa.locks import locked
 from keras_vjepa.recipes import command_line
 from keras_vjepa.recipes.pretrain import labelled_clips
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_objects import make_encoder
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
+from keras_vjepa.training.resumable import writable_folder
 
 BATCH_SIZE = 32
 
@@ -65,14 +67,14 @@ def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
     """Train; print and save the accuracy of every task."""
     if config.data not in SETS:
         raise ValueError(f"`data` must be one of {', '.join(SETS)}. Received: {config.data}")
-    training, test = labelled_clips(config)
-    found = {}
-    for task in DIGIT_MOTION_TASKS:
-        found[task] = train(config, task, training, test)
-        print(f"{task}: {found[task]:.3f} with {len(training.samples):,} labels", flush=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    content = {"config": values(config), "accuracy": found}
-    files.write_text(workdir / "result.json", json.dumps(content, indent=1))
+    with locked(writable_folder(workdir), "--workdir"):
+        training, test = labelled_clips(config)
+        found = {}
+        for task in DIGIT_MOTION_TASKS:
+            found[task] = train(config, task, training, test)
+            print(f"{task}: {found[task]:.3f} with {len(training.samples):,} labels", flush=True)
+        content = {"config": values(config), "accuracy": found}
+        files.write_text(workdir / "result.json", json.dumps(content, indent=1))
     return found
 
 

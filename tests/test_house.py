@@ -31,6 +31,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FLOORS = (
     "types",
     "files",
+    "locks",
     "configuration",
     "data.random_streams",
     "data.reading",
@@ -350,8 +351,8 @@ LENT, LENDERS = (
     {"unfinished", "scratch"},
     {"unfinished_file", "unfinished_folder", "scratch_folder"},
 )
-# A log that is read while another process writes it.
-WRITTEN_OPENLY = {("tools.check_resume", "self.output")}
+# A log that is read while another process writes it; a lock, which is an open file.
+WRITTEN_OPENLY = {("tools.check_resume", "self.output"), ("locks", "path")}
 
 
 def target_of(call: ast.Call) -> ast.expr | None:

@@ -10,7 +10,6 @@ the untrained encoder first, runs that failed with their reason.
 """
 
 import itertools
-import json
 import shutil
 import statistics
 import subprocess
@@ -19,7 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_vjepa import files
+from keras_vjepa.locks import locked
 from keras_vjepa.recipes.command_line import OneLineParser
+from keras_vjepa.training.results import read_result
 
 RECIPE = ("-m", "keras_vjepa", "pretrain")
 TASKS = ("motion", "digit")
@@ -44,7 +45,7 @@ def name_of(point: Point) -> str:
 
 def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> None:
     """Run the recipe once, unless its result or its failure is there already."""
-    if (folder / "probe.json").exists() or (folder / "failure.txt").exists():
+    if result_of(folder) or (folder / "failure.txt").exists():
         return
     # What an interrupted run left behind is not a result.
     shutil.rmtree(folder, ignore_errors=True)
@@ -61,14 +62,16 @@ def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> N
 
 def result_of(folder: Path) -> dict[str, float] | None:
     """Accuracies, gains over the untrained encoder and rank of a run, if it ended well."""
-    path = folder / "probe.json"
-    if not path.exists():
+    probe = read_result(folder / "probe.json")
+    if probe is None:
         return None
-    probe = json.loads(path.read_text())
-    result = {"rank": probe[PRETRAINED]["effective_rank"]}
-    for task in TASKS:
-        result[task] = probe[PRETRAINED][f"{task}_accuracy"]
-        result[f"{task} gain"] = result[task] - probe[UNTRAINED][f"{task}_accuracy"]
+    try:
+        result = {"rank": probe[PRETRAINED]["effective_rank"]}
+        for task in TASKS:
+            result[task] = probe[PRETRAINED][f"{task}_accuracy"]
+            result[f"{task} gain"] = result[task] - probe[UNTRAINED][f"{task}_accuracy"]
+    except (KeyError, TypeError):  # of another program, or damaged
+        return None
     return result
 
 
@@ -114,13 +117,26 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
         if not values:
             parser.error(f"--vary {field} must be followed by at least one value")
     combinations = points(parsed.vary)
-    runs = [(point, seed) for point in combinations for seed in parsed.seeds]
+    try:
+        parsed.workdir.mkdir(parents=True, exist_ok=True)
+        with locked(parsed.workdir, "workdir"):
+            print(run_all(parsed.workdir, combinations, parsed.seeds, common), end="")
+    except OSError as error:
+        sys.exit(f"{program}: {error}")
+
+
+def run_all(
+    workdir: Path, combinations: Sequence[Point], seeds: Sequence[int], common: Sequence[str]
+) -> str:
+    """Run all combinations with all seeds; the table of the results, which is also kept."""
+    text = ""
+    runs = [(point, seed) for point in combinations for seed in seeds]
     for i, (point, seed) in enumerate(runs, start=1):
         print(f"{i}/{len(runs)}: {name_of(point)}, seed {seed}", file=sys.stderr, flush=True)
-        run_point(parsed.workdir / name_of(point) / str(seed), point, seed, common)
-        text = table(parsed.workdir, combinations, parsed.seeds)
-        files.write_text(parsed.workdir / "table.md", text)
-    print(text, end="")
+        run_point(workdir / name_of(point) / str(seed), point, seed, common)
+        text = table(workdir, combinations, seeds)
+        files.write_text(workdir / "table.md", text)
+    return text
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import keras
 
 from keras_vjepa import configuration, files
 from keras_vjepa.backend import collectives, engine
+from keras_vjepa.data.sources.content_hashes import content_hashes
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.evaluation.feature_cache import fingerprint, hash_of_samples
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.settings import ProbeSettings
+from keras_vjepa.locks import locked
+from keras_vjepa.presets.fingerprints import fingerprint
+from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.run_state import Checkpoints
 
 # The metrics of each task, as `FrozenProbe.score` gives them.
@@ -87,23 +91,56 @@ class Evaluator:
             results = [self._metrics(index, None, after_split) for index in range(splits)]
             return results if parallel.is_first else []
         self._say_what_is_not_used()
-        paths = [self._path(index) for index in range(splits)]
-        done = [path.exists() for path in paths]
+        writable_folder(self.folder)
+        lock = locked(self.folder, "the folder of an evaluation", name=f".{self.key}.lock")
+        with lock if parallel.is_first else nullcontext():
+            self._do_what_is_left(splits, after_split)
+            return [self._done(i) or {} for i in range(splits)] if parallel.is_first else []
+
+    def _do_what_is_left(
+        self, splits: int, after_split: Callable[[int, Metrics], None] | None
+    ) -> None:
+        """Evaluate the splits whose metrics are not in the folder."""
+        is_first = self.probe.parallel.is_first
+        done = [self._done(index, say=is_first) is not None for index in range(splits)]
         # So that all processes find the same ones done.
         collectives.wait_for_all()
-        for index, path in enumerate(paths):
+        for index in range(splits):
             if done[index]:
                 continue
+            path = self._path(index)
             progress = path.with_suffix("")
             metrics = self._metrics(index, Checkpoints(progress, keep_last=1), after_split)
-            if parallel.is_first:
+            if is_first:
                 files.write_text(path, json.dumps(metrics))
                 shutil.rmtree(progress, ignore_errors=True)
-        return [json.loads(path.read_text()) for path in paths] if parallel.is_first else []
 
     def is_finished(self, splits: int = 1) -> bool:
-        """Tell whether all that a call would compute is there."""
-        return self.folder is not None and all(self._path(i).exists() for i in range(splits))
+        """Tell whether all that a call would compute is there, and undamaged."""
+        return self.folder is not None and all(self._done(i) is not None for i in range(splits))
+
+    def forget(self, index: int) -> None:
+        """Have a split evaluated again, for what is made of it is not there any more.
+
+        Args:
+            index: number of the split.
+        """
+        if self.folder is not None and self.probe.parallel.is_first:
+            self._path(index).unlink(missing_ok=True)
+
+    def _done(self, index: int, say: bool = False) -> Metrics | None:
+        """Read the metrics of a split, None if they are not there or damaged."""
+        path = self._path(index)
+        if not path.exists():
+            return None
+        with suppress(OSError, ValueError):
+            metrics = json.loads(path.read_text())
+            tasks = self.probe.settings.tasks
+            if isinstance(metrics, dict) and all(isinstance(metrics.get(t), dict) for t in tasks):
+                return metrics
+        if say:
+            _LOG.warning("Damaged, and computed anew: %s", path)
+        return None
 
     def _metrics(
         self,
@@ -133,7 +170,7 @@ class Evaluator:
             engine.name(),
             str(keras.config.dtype_policy().name),
             fingerprint(probe.encoder),
-            [hash_of_samples(part) for part in (self.train, self.test)],
+            [_hash_of_contents(part) for part in (self.train, self.test)],
         ]
         # Labels too: they do not change features, but what a probe learns of them.
         about += [[sample.label for sample in part] for part in (self.train, self.test)]
@@ -152,3 +189,8 @@ class Evaluator:
             _LOG.warning(
                 "%s is of an earlier version and not used: this evaluation begins anew.", earlier[0]
             )
+
+
+def _hash_of_contents(samples: Sequence[Sample]) -> str:
+    contents = content_hashes([sample.path for sample in samples])
+    return hashlib.blake2b(contents.tobytes()).hexdigest()[:32]

@@ -3,13 +3,14 @@
 A cache on disk is a folder:
 
     manifest.json   what the features are of: encoder, clips, view, samples, precision
-    00000.npy       features of the first samples, `(samples, predictions, tokens, dim)`
-    00000.json      those of them that could not be read, with the reason; their rows are zeros
+    00000.npy       features of the first samples, and 00000.json what is known of their files,
+    00000.json      as `feature_shards.py` has it
     ...
 
 Its name ends with a hash of the manifest, so that features of another encoder or of other clips
 have a folder of their own. A shard appears complete or not at all: a run that was stopped goes on
-with the first one that is missing. The arrays are memory-mapped.
+with the first one that is missing. One that is damaged, or has features of files that were changed
+since, is named and computed anew. The arrays are memory-mapped.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,19 +31,19 @@ from keras_vjepa import files
 from keras_vjepa.backend import collectives, engine
 from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
+from keras_vjepa.data.sources.content_hashes import Hashes, content_hashes
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.evaluation.feature_shards import (
+    keep_contents,
+    read_shard,
+    what_is_wrong,
+    write_notes,
+)
 from keras_vjepa.evaluation.features import FeatureExtractor, why_unreadable
+from keras_vjepa.locks import locked
+from keras_vjepa.presets.fingerprints import fingerprint
 
 _LOG = logging.getLogger(__name__)
-
-
-def fingerprint(encoder: keras.Model) -> str:
-    """Return a hash of an encoder's arguments and weights."""
-    config = {k: v for k, v in encoder.get_config().items() if k not in ("name", "trainable")}
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode())
-    for array in encoder.get_weights():
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:32]
 
 
 def cached_features(
@@ -77,26 +78,55 @@ def cached_features(
         "samples_per_shard": batches_per_shard * batches.batch_size,
     }
     folder = _described_folder(folder, name, extractor, batches, description)
-    shards: list[NDArray[Any]] = []
-    unreadable: dict[str, str] = {}
+    is_first = batches.process_index == 0
+    # Others may use the same cache, and wait for what is being computed.
+    with locked(folder, "`cache`", wait=True) if is_first else nullcontext():
+        return _found_or_computed(folder, extractor, batches, dtype, batches_per_shard)
+
+
+def _found_or_computed(
+    folder: Path,
+    extractor: FeatureExtractor,
+    batches: EvaluationBatches,
+    dtype: str,
+    batches_per_shard: int,
+) -> Features:
+    """Compute the shards that are not there or no longer hold; return all."""
     starts = range(0, batches.num_steps, batches_per_shard)
     paths = [folder / f"{number:05d}.npy" for number in range(len(starts))]
-    missing = [path for path in paths if not path.exists()]
+    size, samples = batches_per_shard * batches.batch_size, batches.samples
+    contents = None
+    if batches.process_index == 0:
+        contents = content_hashes([sample.path for sample in samples])
+        for number, path in enumerate(paths):
+            part = slice(number * size, (number + 1) * size)
+            problem = path.exists() and what_is_wrong(path, samples[part], contents[part], dtype)
+            if problem:
+                _LOG.warning("Features are computed anew: %s.", problem)
+                path.unlink()
+            elif path.exists():
+                keep_contents(path, contents[part])
     # So that all processes miss the same.
     collectives.wait_for_all()
-    for path, start in zip(paths, starts, strict=True):
+    missing = [path for path in paths if not path.exists()]
+    collectives.wait_for_all()
+    for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
         if path in missing:
             stop = min(start + batches_per_shard, batches.num_steps)
             parts = extractor.encode(batches, start, stop)
-            if batches.process_index == 0:
-                _write_shard(path, parts, batches, start, stop, dtype)
+            if contents is not None:
+                part = slice(number * size, (number + 1) * size)
+                _write_shard(path, parts, batches, start, stop, dtype, contents[part])
             else:
                 deque(parts, maxlen=0)
     collectives.wait_for_all()
+    shards: list[NDArray[Any]] = []
+    unreadable: dict[str, str] = {}
     for path in paths:
-        shards.append(np.load(path, mmap_mode="r"))
-        unreadable |= json.loads(path.with_suffix(".json").read_text())
-    return Features(batches.samples, shards, unreadable)
+        array, unread = read_shard(path)
+        shards.append(array)
+        unreadable |= unread
+    return Features(samples, shards, unreadable)
 
 
 def _described_folder(
@@ -128,7 +158,7 @@ def _say_what_is_new(folder: Path, name: str, manifest: dict[str, Any]) -> None:
     """Log why the caches that are there do not serve, by the one that is most alike."""
     differences: dict[Path, list[str]] = {}
     for path in sorted(folder.glob(f"{name}-*/manifest.json")):
-        other = json.loads(path.read_text())
+        other = _read(path)
         names = sorted({*manifest, *other})
         differences[path.parent] = [n for n in names if manifest.get(n) != other.get(n)]
     if differences:
@@ -140,6 +170,15 @@ def _say_what_is_new(folder: Path, name: str, manifest: dict[str, Any]) -> None:
         )
 
 
+def _read(manifest: Path) -> dict[str, Any]:
+    """A manifest; empty if it is damaged, and unlike any other then."""
+    try:
+        content = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _write_shard(
     path: Path,
     parts: Iterator[NDArray[Any]],
@@ -147,6 +186,7 @@ def _write_shard(
     start: int,
     stop: int,
     dtype: str,
+    contents: Hashes,
 ) -> None:
     first, last = (min(s * batches.batch_size, len(batches.samples)) for s in (start, stop))
     array, done, unreadable = None, 0, {}
@@ -167,7 +207,7 @@ def _write_shard(
         array.flush()
         del array
         # Before the block ends: a shard is there when its features are.
-        files.write_text(path.with_suffix(".json"), json.dumps(unreadable, indent=2))
+        write_notes(path, contents, unreadable)
 
 
 def _check_space(
@@ -187,5 +227,5 @@ def hash_of_samples(samples: Sequence[Sample]) -> str:
     digest = hashlib.blake2b()
     for sample in samples:
         size = os.path.getsize(sample.path) if os.path.exists(sample.path) else -1
-        digest.update(f"{sample.path}\0{size}\n".encode())
+        digest.update(os.fsencode(f"{sample.path}\0{size}\n"))
     return digest.hexdigest()[:32]

@@ -149,7 +149,12 @@ class FrozenProbe:
     def _train_by_epochs(
         self, batches: TrainingBatches[Any], steps: int, checkpoints: Checkpoints
     ) -> None:
-        found, done = checkpoints.latest(), 0
+        done = 0
+        try:
+            found = checkpoints.latest()
+        except OSError as error:
+            _LOG.warning("This training begins anew: %s", error)
+            found = None
         if found is not None:
             # All that is frozen is the encoder, which is here already.
             restore_training_state(self.sweep, found.arrays, non_trainable=False)

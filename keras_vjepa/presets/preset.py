@@ -27,8 +27,11 @@ import keras
 from keras_vjepa import files
 from keras_vjepa.backend import engine
 from keras_vjepa.presets.downloads import is_address, preset_from_hub
+from keras_vjepa.presets.integrity import METADATA_FILE, WRITTEN, describe_files
 
-CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE = "config.json", "metadata.json", "model.weights.h5"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
+
+_REMEDY = "Copy the preset again, or have it made anew."
 
 PresetName = str | os.PathLike[str]
 
@@ -177,6 +180,7 @@ class Preset:
             "keras_version": keras.__version__,
             "backend": engine.name(),
             "parameter_count": contents.get(CONFIG_FILE, self).count_params(),
+            WRITTEN: describe_files(unfinished),
         }
         (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
 
@@ -223,7 +227,7 @@ def load_backbone(
     folder = find_preset(preset, load_weights, trust_on_first_use)
     backbone = _read_model(folder, keras.Model, CONFIG_FILE, overrides)
     if load_weights:
-        keras.saving.load_weights(backbone, _existing(folder, WEIGHTS_FILE))
+        _load_weights(backbone, folder, WEIGHTS_FILE)
     return backbone
 
 
@@ -231,7 +235,7 @@ def load_preset_weights(model: Any, folder: Path) -> None:
     """Load a model's weights from its preset folder."""
     for name, part in model.preset_files().items():
         if not name.endswith(".json"):
-            keras.saving.load_weights(part, _existing(folder, name))
+            _load_weights(part, folder, name)
 
 
 def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
@@ -239,12 +243,29 @@ def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the folder does not.
+        ValueError: if the file is damaged.
     """
-    if not (folder / name).is_file():
+    path = folder / name
+    if not path.is_file():
         raise FileNotFoundError(
             f"`preset` must be a folder that holds {name}, for {class_name}. Received: {folder}"
         )
-    return json.loads((folder / name).read_text())
+    try:
+        config = json.loads(path.read_text())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+        raise ValueError(f"{path} is damaged: it describes no {class_name}. {_REMEDY}")
+    return config
+
+
+def _load_weights(model: keras.Model, folder: Path, name: str) -> None:
+    path = _existing(folder, name)
+    try:
+        keras.saving.load_weights(model, path)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"{path} is damaged: {reason}. {_REMEDY}") from error
 
 
 def _read_model(folder: Path, cls: type, name: str, overrides: dict[str, Any]) -> Any:

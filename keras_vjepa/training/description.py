@@ -66,6 +66,9 @@ def check_same_run(
 ) -> None:
     """Raise unless two descriptions are of the same run.
 
+    A preset, whose name is a path, is told by its weights where both descriptions have them, under
+    its own name followed by `_weights`: it may have moved.
+
     Args:
         stored: what a folder holds.
         current: what is asked for now.
@@ -76,10 +79,12 @@ def check_same_run(
     Raises:
         ValueError: with all differences, in one line.
     """
+    # Before defaults: whoever knows no weights knows the preset by its path.
+    by_weights = {name for name in stored if f"{name}_weights" in stored.keys() & current.keys()}
     stored = {**{k: v for k, v in (defaults or {}).items() if k in current}, **stored}
     differences = [
         f"{name} {stored.get(name, 'absent')} -> {current.get(name, 'absent')}"
-        for name in sorted({*stored, *current})
+        for name in sorted({*stored, *current} - by_weights)
         if name not in stored or name not in current or stored[name] != current[name]
     ]
     if differences:
@@ -98,7 +103,7 @@ def _describe_samples(samples: Sequence[Named]) -> str:
     """Number and hash of the paths, as seen from the folder that they have in common."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(s.path)) for s in samples])
     names = "\n".join(os.path.relpath(sample.path, root) for sample in samples)
-    return f"{len(samples)} files, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+    return f"{len(samples)} files, {hashlib.sha256(os.fsencode(names)).hexdigest()[:16]}"
 
 
 # --- Without a config ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 
 from keras_vjepa import files
 from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.locks import locked
 from keras_vjepa.training.batches import Batches, opened
 from keras_vjepa.training.description import changed_versions, check_same_run, describe_run
+from keras_vjepa.training.input_files import keep_input_files
 from keras_vjepa.training.loss_log import LossLog, NotFiniteError
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state, restore_training_state
 from keras_vjepa.training.signals import StopSignals, stop_signals
@@ -77,20 +79,25 @@ def run(
         The loss of every step.
 
     Raises:
-        ValueError: if the folder cannot hold a run, or holds another one.
+        ValueError: if the folder cannot hold a run, or holds another one or one on other files.
         FloatingPointError: if a loss or the weights are not finite.
-        OSError: if a checkpoint cannot be written, or none of those there can be read.
+        OSError: if a checkpoint cannot be written, none of those there can be read, or another
+            process works in the folder.
 
     Example:
 
     >>> training.run(pretrainer, batches, workdir="runs/a", steps=10_000)  # doctest: +SKIP
     """
-    checkpoints = Checkpoints(writable_folder(workdir) / "checkpoints", keep_last, keep_every)
+    folder = writable_folder(workdir)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last, keep_every)
     described = describe_run(model, batches, description)
-    losses = resume(checkpoints, model, described, defaults)
-    log = LossLog(steps, log_every, losses, shown=parallel.is_first)
-    saving = SaveCheckpoints(checkpoints, log, checkpoint_every, described, callbacks, parallel)
-    return _train(model, batches, callbacks, saving)
+    with locked(folder, "`workdir`") if parallel.is_first else nullcontext():
+        losses = resume(checkpoints, model, described, defaults)
+        if parallel.is_first:
+            keep_input_files(folder, batches.samples, goes_on=bool(losses))
+        log = LossLog(steps, log_every, losses, shown=parallel.is_first)
+        saving = SaveCheckpoints(checkpoints, log, checkpoint_every, described, callbacks, parallel)
+        return _train(model, batches, callbacks, saving)
 
 
 def _train(
@@ -244,8 +251,11 @@ def resume(
     found = checkpoints.latest()
     if found is None:
         return []
-    check_same_run(found.description["run"], description["run"], found.path, defaults)
-    changed = changed_versions(found.description["versions"], description["versions"])
+    described, versions = found.description.get("run"), found.description.get("versions")
+    if not (isinstance(described, dict) and isinstance(versions, dict) and LOSSES in found.arrays):
+        raise ValueError(f"The checkpoint must be of a run. Received: {found.path}, which is not.")
+    check_same_run(described, description["run"], found.path, defaults)
+    changed = changed_versions(versions, description["versions"])
     if changed:
         _LOG.warning("Versions changed, so not bit by bit as before: %s", ", ".join(changed))
     state = dict(found.arrays)

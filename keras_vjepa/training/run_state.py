@@ -32,7 +32,7 @@ Arrays = Mapping[str, NDArray[Any]]
 _LOG = logging.getLogger(__name__)
 
 _DESCRIPTION = "description"
-_PATTERN = "step-[0-9]*-*.npz"
+_PATTERN = re.compile(r"step-(\d+)-.*\.npz")
 
 
 # --- A model's state -----------------------------------------------------------------------------
@@ -240,12 +240,19 @@ class Checkpoints:
         paths = self._paths()
         for path in reversed(paths):
             try:
-                if _hash_of(path) == path.stem.split("-")[-1]:
+                if not path.is_file():
+                    problem = "it is no file"
+                elif _hash_of(path) != path.stem.split("-")[-1]:
+                    problem = "its content does not fit the hash in its name"
+                else:
                     return _read(path)
-                problem = "its content does not fit the hash in its name"
                 self._damaged.add(path)
             except OSError as error:
+                # The disk's fault, which may pass.
                 problem = error.strerror or str(error)
+            except Exception as error:  # A zip file of something else raises anything.
+                problem = f"it holds no checkpoint: {error}"
+                self._damaged.add(path)
             _LOG.warning("Damaged checkpoint, the one before it is used: %s: %s", path, problem)
         if paths:
             raise OSError(
@@ -255,7 +262,7 @@ class Checkpoints:
         return None
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob(_PATTERN))
+        return sorted(p for p in self.folder.glob("step-*.npz") if _PATTERN.fullmatch(p.name))
 
     def _write(self, step: int, arrays: Arrays, description: Mapping[str, Any]) -> None:
         _check_finite(step, arrays)
@@ -266,6 +273,7 @@ class Checkpoints:
                 unfinished = scratch / "checkpoint.npz"
                 np.savez(unfinished, **arrays)  # type: ignore[arg-type]
                 path = self.folder / f"step-{step:08d}-{_hash_of(unfinished)}.npz"
+                _remove(path, unless_file=True)
                 files.move_file(unfinished, path, durable=True)
         except OSError as error:
             steps = self.steps()
@@ -285,9 +293,18 @@ class Checkpoints:
         for path in self._paths():
             replaced = _step_of(path) == _step_of(newest) and path != newest
             if path not in good or replaced or _step_of(path) not in kept:
-                with suppress(OSError):
-                    path.unlink()
-        self._damaged.clear()
+                _remove(path)
+        self._damaged = {path for path in self._damaged if os.path.lexists(path)}
+
+
+def _remove(path: Path, unless_file: bool = False) -> None:
+    """Remove what has a checkpoint's name, as far as that can be done."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            # Never ours: what somebody put there stays, under a name that is in nobody's way.
+            files.move_file(path, path.with_name(f"{path.name}.folder"))
+        elif not (unless_file and path.is_file()):
+            path.unlink(missing_ok=True)
 
 
 def _step_of(path: Path) -> int:
@@ -303,6 +320,8 @@ def _read(path: Path) -> Checkpoint:
     with np.load(path) as stored:
         arrays = dict(stored)
     description = json.loads(arrays.pop(_DESCRIPTION).tobytes())
+    if not isinstance(description, dict):
+        raise ValueError("its description is no object")
     return Checkpoint(path, _step_of(path), arrays, description)
 
 

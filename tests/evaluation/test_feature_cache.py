@@ -1,6 +1,8 @@
 """Features computed once: the same numbers as online, kept, found again, and never mixed up."""
 
 import json
+import os
+import shutil
 
 import keras
 import numpy as np
@@ -133,6 +135,134 @@ def test_a_full_disk_is_named(digit_videos, small_encoder, tmp_path, monkeypatch
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match="The features need .* GB"):
         features(small_encoder, digit_videos[0][:9], tmp_path)
+
+
+@pytest.fixture
+def copies(digit_videos, tmp_path):
+    """Samples in a folder whose files may be changed, older than any features of them."""
+    (tmp_path / "videos").mkdir()
+    copied = []
+    for sample in digit_videos[0][:33]:
+        path = tmp_path / "videos" / os.path.basename(sample.path)
+        shutil.copyfile(sample.path, path)
+        os.utime(path, (1, 1))
+        copied.append(type(sample)(str(path), sample.label))
+    return copied
+
+
+def replace_by_another(sample, other):
+    """Another video of the same name, size and times."""
+    content, size = open(other.path, "rb").read(), os.path.getsize(sample.path)
+    assert len(content) <= size
+    with open(sample.path, "wb") as file:
+        file.write(content + bytes(size - len(content)))
+    os.utime(sample.path, (1, 1))
+
+
+@pytest.fixture
+def replaced(copies):
+    """The largest of the first samples, and one that fits into its place."""
+    return max(copies[:16], key=lambda s: os.path.getsize(s.path)), copies[32]
+
+
+def test_a_replaced_file_has_its_features_computed_anew(
+    copies, replaced, small_encoder, tmp_path, monkeypatch, caplog
+):
+    before = everything(features(small_encoder, copies, tmp_path / "a"))
+    row = copies.index(replaced[0])
+    replace_by_another(*replaced)
+    seen = counted(monkeypatch)
+    found = everything(features(small_encoder, copies, tmp_path / "a"))
+    [record] = caplog.records
+    assert record.getMessage() == (
+        f"Features are computed anew: {replaced[0].path} has another content than when its "
+        "features were computed."
+    )
+    # Its shard alone, of two batches.
+    assert len(seen) == 2
+    changed = (found != before).any(axis=(1, 2, 3))
+    assert np.flatnonzero(changed).tolist() == [row]
+    np.testing.assert_allclose(found[row], found[32], atol=1e-5)
+    seen.clear()
+    features(small_encoder, copies, tmp_path / "a")
+    assert seen == [] and len(caplog.records) == 1
+
+
+def test_a_file_that_was_missing_is_read_when_it_is_there(
+    copies, small_encoder, tmp_path, monkeypatch
+):
+    os.rename(copies[3].path, tmp_path / "away")
+    assert features(small_encoder, copies, tmp_path / "a", max_bad_share=0.5).unreadable
+    shutil.copyfile(tmp_path / "away", copies[3].path)
+    found = features(small_encoder, copies, tmp_path / "a")
+    assert not found.unreadable and everything(found)[3].any()
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def of_another_shape(path):
+    np.save(path, np.zeros((3, 1, 32, 24), "float32"))
+
+
+def a_list(path):
+    path.write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, damage) for name in ("00001.npy", "00001.json") for damage in (cut, empty)),
+        ("00001.npy", of_another_shape),
+        ("00001.json", a_list),
+        ("00001.json", os.remove),
+    ],
+)
+def test_a_damaged_shard_is_named_and_made_anew(
+    name, damage, copies, small_encoder, tmp_path, monkeypatch, caplog
+):
+    complete = everything(features(small_encoder, copies, tmp_path / "a"))
+    [folder] = (tmp_path / "a").iterdir()
+    damage(folder / name)
+    seen = counted(monkeypatch)
+    found = everything(features(small_encoder, copies, tmp_path / "a"))
+    np.testing.assert_array_equal(found, complete)
+    assert len(seen) == 2 and f"anew: {folder / name} is damaged" in caplog.text
+
+
+def test_a_damaged_manifest_is_made_anew(copies, small_encoder, tmp_path, monkeypatch, caplog):
+    features(small_encoder, copies[:9], tmp_path / "a")
+    [manifest] = (tmp_path / "a").glob("*/manifest.json")
+    before = manifest.read_text()
+    cut(manifest)
+    features(small_encoder, copies[:9], tmp_path / "a", temporal_stride=2)
+    assert caplog.records[-1].getMessage().startswith("Features are computed anew: those in")
+    seen = counted(monkeypatch)
+    features(small_encoder, copies[:9], tmp_path / "a")
+    assert seen == [] and manifest.read_text() == before
+
+
+def test_shards_of_before_hold_unless_a_file_is_newer(
+    copies, replaced, small_encoder, tmp_path, monkeypatch, caplog
+):
+    features(small_encoder, copies, tmp_path / "a")
+    [folder] = (tmp_path / "a").iterdir()
+    for path in folder.glob("0*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text())["unreadable"]))
+    seen = counted(monkeypatch)
+    os.utime(copies[20].path)
+    features(small_encoder, copies, tmp_path / "a")
+    assert len(seen) == 2 and f"{copies[20].path} is newer than the features" in caplog.text
+    # From then on, they know what was in the files.
+    assert all("contents" in json.loads(path.read_text()) for path in folder.glob("0*.json"))
+    replace_by_another(*replaced)
+    features(small_encoder, copies, tmp_path / "a")
+    assert len(seen) == 4 and f"{replaced[0].path} has another content" in caplog.text
 
 
 # The folder's name that the code before the first release gave to features of this encoder: it is

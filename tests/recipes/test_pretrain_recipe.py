@@ -121,6 +121,7 @@ def test_default_recipe(small_set, tmp_path, capsys):
         "checkpoints",
         "config.json",
         "features.csv",
+        "input_files.npz",
         "loss.csv",
         "loss.png",
         "preset",

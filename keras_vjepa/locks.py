@@ -1,0 +1,137 @@
+"""Keep a second run out of a folder in which a first one works (App. C).
+
+A lock is the operating system's, on an open file: it ends with the process that holds it, however
+that ends. The file `.lock` says who holds it, for the message of whoever is refused. It is removed
+with the lock; one that a killed process left is nothing but a file, and the next run takes it over.
+"""
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
+
+_LOG = logging.getLogger(__name__)
+
+# What a file system says that has no locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+# Of this thread: what it runs inside a lock may ask for the same one.
+_held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())
+
+
+class FolderInUseError(OSError):
+    """Raised when another run works in a folder."""
+
+
+@contextmanager
+def locked(
+    folder: str | os.PathLike[str], option: str, wait: bool = False, name: str = LOCK_FILE
+) -> Iterator[None]:
+    """Keep other runs out of a folder for as long as the block lasts.
+
+    Inside the block, the same thread may ask for the same lock again. Of several processes of one
+    run, let the first alone ask. Where the system has no locks, the log says so in one line.
+
+    Args:
+        folder: the folder, which exists.
+        option: what the user calls it, for the message, such as "--workdir".
+        wait: wait until the other run is done, and say so, in place of an error.
+        name: of the lock's file, where runs share a folder and do different things in it.
+
+    Raises:
+        FolderInUseError: if another run works there.
+        OSError: if the lock's file cannot be made.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_vjepa.locks import locked
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with locked(folder, "--workdir"):
+    ...         inside = os.listdir(folder)
+    ...     inside, os.listdir(folder)
+    (['.lock'], [])
+    """
+    path = os.path.join(os.path.realpath(folder), name)
+    if path in _held.get():
+        yield
+        return
+    descriptor = _acquire(path, str(folder), option, wait)
+    before = _held.get()
+    _held.set(before | {path})
+    try:
+        yield
+    finally:
+        _held.set(before)
+        if descriptor is not None:
+            # While it is held: another run may not lock a file that is about to go.
+            with suppress(OSError):
+                os.unlink(path)
+            os.close(descriptor)
+
+
+def _acquire(path: str, folder: str, option: str, wait: bool) -> int | None:
+    """Lock a file, made if need be; None where that cannot be done."""
+    if fcntl is None:
+        _say_that_there_is_none(folder, "this system has none")
+        return None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "another process"
+            if not wait:
+                os.close(descriptor)
+                raise FolderInUseError(
+                    f"{option} must be a folder in which no other run is at work. Received: "
+                    f"{folder}, where {holder} is. Wait until it is done, or take another folder."
+                ) from None
+            _LOG.warning("Waiting for %s, which is at work in %s", holder, folder)
+            _wait(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LOCKS:
+                raise
+            with suppress(OSError):
+                os.unlink(path)
+            _say_that_there_is_none(folder, error.strerror or str(error))
+            return None
+        # Whoever held it has removed the file meanwhile, and a third may have made another.
+        if _is_at(descriptor, path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            return descriptor
+        os.close(descriptor)
+
+
+def _wait(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _say_that_there_is_none(folder: str, reason: str) -> None:
+    _LOG.warning(
+        "No lock can be had in %s (%s): a second run there at once would not be noticed.",
+        folder,
+        reason,
+    )

@@ -1,0 +1,27 @@
+"""Tell models by what is in them, wherever their presets lie (App. C, App. D.1)."""
+
+import hashlib
+import json
+
+import keras
+import numpy as np
+
+from keras_vjepa.backend import collectives
+
+
+def fingerprint(encoder: keras.Model) -> str:
+    """Hash an encoder's arguments and weights; all processes must call it together."""
+    config = {k: v for k, v in encoder.get_config().items() if k not in ("name", "trainable")}
+    return _hash_of(json.dumps(config, sort_keys=True, default=str), encoder)
+
+
+def fingerprint_of_weights(model: keras.Model) -> str:
+    """Hash a model's weights and their shapes; all processes must call it together."""
+    return _hash_of(str([tuple(variable.shape) for variable in model.weights]), model)
+
+
+def _hash_of(described: str, model: keras.Model) -> str:
+    digest = hashlib.blake2b(described.encode())
+    for array in collectives.values(model.weights):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]

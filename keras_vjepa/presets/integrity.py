@@ -1,0 +1,82 @@
+"""Whether a preset folder is as it was written: no file is missing, cut short or changed (App. C).
+
+Size and checksum of each file stand in the preset's `metadata.json`, under `written`. Presets of
+older versions have no such entry: of theirs, the files that are there must be JSON, or HDF5.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+METADATA_FILE = "metadata.json"
+WRITTEN = "written"
+
+_CHUNK = 1 << 24
+
+
+def describe_files(folder: Path) -> dict[str, list[int]]:
+    """List size and checksum of each file in a folder, for its `metadata.json`.
+
+    Args:
+        folder: of the preset, with all its models in it.
+    """
+    return {path.name: _described(path) for path in sorted(folder.iterdir())}
+
+
+def damage(folder: Path, thorough: bool = True) -> str | None:
+    """Say which file of a preset is not as it was written.
+
+    Args:
+        folder: of the preset.
+        thorough: whether to read all of each file, and not its size alone.
+
+    Returns:
+        The file and what is wrong with it; None if nothing is.
+    """
+    metadata = _read_object(folder / METADATA_FILE)
+    if metadata is None:
+        return f"{folder / METADATA_FILE} is missing or no JSON"
+    written = metadata.get(WRITTEN, {})
+    if not isinstance(written, dict):
+        return f"{folder / METADATA_FILE} is damaged: its `{WRITTEN}` is no object"
+    for name, described in written.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        # A config may be edited by hand.
+        found = _described(path) if thorough else [path.stat().st_size]
+        if not name.endswith(".json") and found != described[: len(found)]:
+            return f"{path} is not as it was written"
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json" and _read_object(path) is None:
+            return f"{path} is no JSON"
+        if path.suffix == ".h5" and not _is_hdf5(path):
+            return f"{path} is no HDF5, or cut short"
+    return None
+
+
+def _described(path: Path) -> list[int]:
+    size = checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return [size, checksum]
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _is_hdf5(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r"):
+            return True
+    except OSError:
+        return False
