@@ -80,6 +80,23 @@ def write_bytes(
         unfinished.write_bytes(content)
 
 
+def append_line(path: PathLike, line: str) -> None:
+    """Add a line to the end of a text file in UTF-8, which is made if need be.
+
+    The one write that is not complete or not at all: of a process that is killed meanwhile, a part
+    of the last line may be left, without its end. Whoever reads the file must look for that.
+
+    Args:
+        path: the file.
+        line: without its end.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with open(path, "ab", buffering=0) as file:
+        file.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+
+
 def write_picture(path: PathLike, pixels: NDArray[Any]) -> None:
     """Write a picture, in the format that the ending of its name says.
 

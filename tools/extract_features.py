@@ -5,17 +5,22 @@
 `videos/a/clip.mp4` becomes `features/a/clip.mp4.npy`, float32: a row for each position of a window
 that slides over the video, (windows, dim), or with `--tokens` (windows, tokens, dim). Row i begins
 at frame `i * stride`; an image has one row. Files are read, and features written, window by window,
-so memory does not grow with a video's length. The same command goes on after an interruption:
-files that have their features are not read again. A file that cannot be read never stops the
-others; all of them are named at the end, and the exit code is 1.
+so memory does not grow with a video's length.
 
-One process at a time may write to an output folder.
+The same command goes on after an interruption. `features/sources.jsonl` says which file each output
+is of. Features of files that were replaced, and damaged ones, are made anew; those of another model
+or with other options need a folder of their own. Files of one name from several folders keep an
+output each. A file that cannot be read never stops the others; all of them are named at the end,
+and the exit code is 1.
 """
 
 import argparse
-import json
+import math
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +32,25 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa import VJEPAVideoPreprocessor, files
+from keras_vjepa import VJEPAVideoPreprocessor
+from keras_vjepa.backend import engine
 from keras_vjepa.configuration import descriptions
-from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.sources.folders import is_image, search_folder
-from keras_vjepa.presets.preset import load_backbone
+from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Rows
+from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
+from keras_vjepa.locks import locked
+from keras_vjepa.presets.fingerprints import fingerprint
+from keras_vjepa.presets.preset import find_preset, load_backbone
 from keras_vjepa.recipes.command_line import OneLineParser
 
-Rows = NDArray[np.float32]
+DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16", "float64")
 
-SETTINGS_FILE = "settings.json"
+# Beyond them nothing is meant, and NumPy and OpenCV cannot count.
+_MOST, _LARGEST_SIDE = 2**31 - 1, 2**13
+# Between two lines of progress in a file that nobody watches.
+_SECONDS_BETWEEN_LINES = 60
 
 
 class Extractor:
@@ -61,9 +74,16 @@ class Extractor:
         self._compiled_for: tuple[int, ...] | None = None
         size = preprocessor.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        for frames in {preprocessor.num_frames, preprocessor.image_frames} - {None}:
+        for option in ("num_frames", "image_frames"):
             # Says now, and not at the first file, which sizes the backbone cannot take.
-            backbone.compute_output_shape((1, frames, height, width, 3))
+            frames = getattr(preprocessor, option) or preprocessor.num_frames
+            try:
+                backbone.compute_output_shape((1, frames, height, width, 3))
+            except ValueError as error:
+                of_size = str(error).startswith(("`height`", "`width`"))
+                raise ValueError(
+                    f"{typed('image_size' if of_size else option)}: {error}"
+                ) from error
 
     def features(self, source: Path) -> tuple[int, Iterator[Rows]]:
         """The number of rows of a file, and these rows in batches."""
@@ -83,71 +103,73 @@ class Extractor:
             yield features if self.tokens else features.mean(axis=1)
 
 
-def write_rows(path: Path, count: int, batches: Iterator[Rows]) -> None:
-    """Write an .npy file batch by batch; it appears complete or not at all."""
-    with files.unfinished_file(path) as unfinished, open(unfinished, "wb") as file:
-        for i, batch in enumerate(batches):
-            if i == 0:
-                header = {"descr": "<f4", "fortran_order": False}
-                shape = {"shape": (count, *batch.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, {**header, **shape})
-            file.write(batch.astype("<f4").tobytes())
+def typed(name: str) -> str:
+    """An option as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
-def extract_all(extractor: Extractor, source: Path, output: Path) -> dict[str, str]:
-    """Write the features of every file that has none yet.
+def listed(source: Path) -> tuple[Path, list[Path]]:
+    """The folder that outputs are named below, and the files to read.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not source.is_dir():
+        return source.parent, [source]
+    found = search_folder(source, "video", "image").paths
+    if not found:
+        raise ValueError(f"There are no videos and no images in {printable(source)}.")
+    # Images last: in fewer frames they are another shape, to be compiled once.
+    return source, [Path(path) for path in sorted(found, key=lambda path: (is_image(path), path))]
+
+
+def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) -> dict[Path, str]:
+    """Write the features that are missing.
 
     Returns:
         The files that cannot be read, and why.
     """
-    if source.is_file():
-        root, paths = source.parent, [source]
-    else:
-        root = source
-        # Images last: in fewer frames they are another shape, to be compiled once.
-        found = search_folder(source, "video", "image").paths
-        paths = [Path(path) for path in sorted(found, key=lambda path: (is_image(path), path))]
-    progress, bad_files = keras.utils.Progbar(len(paths), unit_name="file"), {}
-    for i, path in enumerate(paths, start=1):
-        relative = path.relative_to(root)
-        target = output / relative.with_name(f"{relative.name}.npy")
-        if not target.exists():
-            try:
-                write_rows(target, *extractor.features(path))
-            except UnreadableVideoError as error:
-                bad_files[str(path)] = str(error)
-        progress.update(i)
+    bad_files: dict[Path, str] = {}
+    interval = 0.05 if sys.stdout.isatty() else _SECONDS_BETWEEN_LINES
+    bar = keras.utils.Progbar(len(plan.missing), unit_name="file", interval=interval)
+
+    def features(path: Path) -> tuple[int, Iterator[Rows]]:
+        count, batches = extractor.features(path)
+        return count, watched(count, batches)
+
+    def watched(count: int, batches: Iterator[Rows]) -> Iterator[Rows]:
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            # A part of a file, so that hours of one video show.
+            bar.update(number + 0.99 * done / count)
+
+    for number, path in enumerate(plan.missing):
+        try:
+            folder.write(path, plan.outputs[path], features)
+        except UnreadableVideoError as error:
+            bad_files[path] = str(error)
+        bar.update(number + 1)
     return bad_files
 
 
-def keep_settings(output: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into the output folder.
+# --- The command line ----------------------------------------------------------------------------
 
-    Raises:
-        ValueError: if it holds features of other settings.
-    """
-    path = output / SETTINGS_FILE
-    settings = json.loads(json.dumps(settings))
-    if not path.exists():
-        files.write_text(path, json.dumps(settings, indent=2))
-        return
-    found = json.loads(path.read_text())
-    changed = [name for name in settings if found.get(name) != settings[name]]
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"`--output` must be another folder: {output} holds features with {name} = "
-            f"{found.get(name)}. Received: {settings[name]}"
-        )
+
+def path_of(text: str) -> Path:
+    if not text or re.match(r"\w+://", text):
+        raise argparse.ArgumentTypeError(f"must be a path on this machine. Received: {text!r}")
+    return Path(text)
 
 
 def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
     parser = OneLineParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="a folder of videos and images, or one file")
+    parser.add_argument("source", type=path_of, help="a folder of videos and images, or one file")
     parser.add_argument("--preset", required=True, help="what `from_preset` takes")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the features")
+    parser.add_argument("--output", type=path_of, required=True, help="folder of the features")
     parser.add_argument("--tokens", action="store_true", help="one row per token, not their mean")
     parser.add_argument("--stride", type=int, help="frames between windows; default: no overlap")
     parser.add_argument("--image-size", type=int, nargs="+", help="one side, or height and width")
@@ -159,17 +181,17 @@ def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
     for limit, kind in (("max_file_seconds", float), ("max_frame_pixels", int)):
         default = getattr(DEFAULT_LIMITS, limit)
         text = f"{described[limit]} (default: {default:,})"
-        option = "--" + limit.replace("_", "-")
-        parser.add_argument(option, type=kind, default=default, help=text)
-    parser.add_argument("--dtype", default="float32", help="of the model, such as bfloat16")
+        parser.add_argument(typed(limit), type=kind, default=default, help=text)
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], metavar="DTYPE",
+        help=f"of the model: {', '.join(DTYPES)}",
+    )  # fmt: skip
     parser.add_argument("--trust-on-first-use", action="store_true", help="see the README")
     options = parser.parse_all(arguments)
-    if not options.source.exists():
-        parser.error(f"no such file or folder: {options.source}")
-    for name in ("batch_size", "stride"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            value, option = getattr(options, name), name.replace("_", "-")
-            parser.error(f"--{option} must be at least 1. Received: {value}")
+    try:
+        check(options)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         options.limits = ReadingLimits(options.max_file_seconds, options.max_frame_pixels)
     except ValueError as error:
@@ -177,23 +199,49 @@ def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
     return options
 
 
-def prepare(options: argparse.Namespace) -> Extractor:
-    """Model and preprocessor of the preset, with what the command line changes."""
-    backbone = load_backbone(
-        options.preset, trust_on_first_use=options.trust_on_first_use, dtype=options.dtype
-    )
-    size = options.image_size
-    changes = {
-        "image_size": size[0] if size and len(size) == 1 else size,
-        "num_frames": options.num_frames,
-        "frame_step": options.frame_step,
-        "image_frames": options.image_frames,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
-    # A classifier's several clips and views are for its probe.
-    preprocessor = VJEPAVideoPreprocessor.from_preset(
-        options.preset, num_clips=1, num_views=1, **given
-    )
+def check(options: argparse.Namespace) -> None:
+    """Check what can be checked before there is a model.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if not options.source.exists():
+        raise ValueError(f"no such file or folder: {printable(options.source)}")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output must be a folder. Received the file {options.output}")
+    if options.output.exists() and not os.access(options.output, os.W_OK):
+        raise ValueError(f"--output must be a folder that can be written: {options.output}")
+    for name in ("batch_size", "stride", "num_frames", "frame_step", "image_frames"):
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= _MOST:
+            raise ValueError(f"{typed(name)} must be from 1 to {_MOST}. Received: {value}")
+    size = options.image_size or [1]
+    if len(size) > 2 or not all(1 <= side <= _LARGEST_SIDE for side in size):
+        received = " ".join(map(str, size))
+        raise ValueError(
+            f"--image-size must be one or two numbers from 1 to {_LARGEST_SIDE}. "
+            f"Received: {received}"
+        )
+
+
+def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Path]:
+    """The extractor, all that its features depend on, and the folder of the preset."""
+    try:
+        preset = find_preset(options.preset, trust_on_first_use=options.trust_on_first_use)
+        backbone = load_backbone(preset, dtype=options.dtype)
+        size = options.image_size
+        changes = {
+            "image_size": size[0] if size and len(size) == 1 else size,
+            "num_frames": options.num_frames,
+            "frame_step": options.frame_step,
+            "image_frames": options.image_frames,
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        # A classifier's several clips and views are for its probe.
+        preprocessor = VJEPAVideoPreprocessor.from_preset(preset, num_clips=1, num_views=1, **given)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--preset: {error}") from error
+    check_memory(preprocessor, options.batch_size)
     extractor = Extractor(
         backbone,
         preprocessor,
@@ -203,30 +251,106 @@ def prepare(options: argparse.Namespace) -> Extractor:
         options.limits,
     )
     settings = {
-        "preset": options.preset,
+        PRESET: options.preset,
+        MODEL: fingerprint(backbone),
+        BACKEND: engine.name(),
         "dtype": options.dtype,
         "tokens": options.tokens,
         "stride": options.stride or preprocessor.num_frames * preprocessor.frame_step,
         **preprocessor.get_config(),
     }
-    keep_settings(options.output, settings)
-    return extractor
+    return extractor, settings, preset
+
+
+def check_memory(preprocessor: VJEPAVideoPreprocessor, batch_size: int) -> None:
+    """Raise if the pixels of one batch are more than this machine's memory holds."""
+    size = preprocessor.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    frames = max(preprocessor.num_frames, preprocessor.image_frames or 0)
+    # Singly, and together.
+    needed = 2 * batch_size * frames * height * width * 3 * 4
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    if needed > (has or math.inf):
+        raise ValueError(
+            f"--batch-size, --num-frames or --image-size must be smaller: {batch_size} windows of "
+            f"{frames}x{height}x{width} pixels take {needed / 1e9:,.1f} GB, and this machine has "
+            f"{has / 1e9:,.1f} GB"
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of any engine says so; each has one of its own."""
+    words = ("out of memory", "allocate", "RESOURCE_EXHAUSTED", "OOM")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Path, str], list[str]]:
+    """Do what the command line says.
+
+    Returns:
+        What was to be done, the files that cannot be read, and the features that are damaged.
+    """
+    root, paths = listed(options.source)
+    output = options.output
+    # At once if there is such a folder, and not after minutes of loading.
+    with locked(output, "--output") if output.is_dir() else nullcontext():
+        extractor, settings, preset = prepare(options)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--output must be a folder that can be made: {error}") from error
+        with locked(output, "--output"):
+            folder = FeatureFolder(output, settings, preset)
+            plan = folder.plan(root, paths)
+            bad_files = extract_all(extractor, folder, plan) if plan.missing else {}
+            return plan, bad_files, folder.problems(plan, bad_files)
 
 
 def main(arguments: list[str] | None = None, program: str = "extract_features.py") -> int:
     """Run the command; `program` stands in front of its messages. Returns the exit code."""
     options = parse(arguments, program)
     try:
-        extractor = prepare(options)
-        bad_files = extract_all(extractor, options.source, options.output)
+        plan, bad_files, problems = extract(options)
     except (ImportError, OSError, ValueError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        print(
+            f"{program}: --batch-size, --num-frames or --image-size must be smaller, for there is "
+            f"not enough memory: {reason}",
+            file=sys.stderr,
+        )
+        return 2
+    return report(plan, bad_files, problems, options.output, program)
+
+
+def report(
+    plan: FeaturePlan,
+    bad_files: dict[Path, str],
+    problems: Sequence[str],
+    output: Path,
+    program: str,
+) -> int:
+    """Say what was done, and what could not be. Returns the exit code."""
     for reason in bad_files.values():
         print(reason, file=sys.stderr)
     if bad_files:
-        print(f"{program}: {len(bad_files)} files cannot be read.", file=sys.stderr)
-    return 1 if bad_files else 0
+        count = f"{len(bad_files):,} file{'s' * (len(bad_files) > 1)}"
+        print(f"{program}: {count} cannot be read.", file=sys.stderr)
+    for problem in problems:
+        print(f"{printable(problem)} is damaged or gone again.", file=sys.stderr)
+    if problems:
+        print(f"{program}: run the same command again.", file=sys.stderr)
+    found, made = len(plan.outputs) - len(bad_files), len(plan.missing) - len(bad_files)
+    print(
+        f"{printable(output)}: features of {found:,} of {len(plan.outputs):,} files, {made:,} made "
+        f"now (replaced files: {len(plan.replaced):,}; damaged features: "
+        f"{len(plan.damaged) + len(plan.unknown):,})."
+    )
+    return 1 if bad_files or problems else 0
 
 
 if __name__ == "__main__":

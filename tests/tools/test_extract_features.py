@@ -1,5 +1,6 @@
 """The command that extracts features from a folder."""
 
+import fcntl
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
+from keras_vjepa.evaluation.feature_folder import FeatureFolder
+from keras_vjepa.locks import LOCK_FILE
 from keras_vjepa.tools import extract_features
 from tests.support import ROOT, left_over
 
@@ -55,9 +58,11 @@ def files_in(folder):
 
 def test_a_folder(preset, videos, tmp_path, capsys):
     assert run(preset, videos, tmp_path / "out") == 1
-    names = ["image.png.npy", "inner/short.avi.npy", "long.avi.npy", "settings.json"]
-    assert files_in(tmp_path / "out") == names
-    errors = capsys.readouterr().err.splitlines()
+    names = ["image.png.npy", "inner/short.avi.npy", "long.avi.npy"]
+    assert files_in(tmp_path / "out") == [*names, "settings.json", "sources.jsonl"]
+    printed = capsys.readouterr()
+    assert "out: features of 3 of 6 files, 3 made now (replaced files: 0;" in printed.out
+    errors = printed.err.splitlines()
     assert len(errors) == 4 and errors[-1] == "extract_features.py: 3 files cannot be read."
     for name in ("broken.mp4", "broken.jpg", "empty.avi"):
         assert any(name in line for line in errors)
@@ -129,15 +134,67 @@ def test_a_video_that_fails_in_the_middle_leaves_no_features(
 @pytest.mark.parametrize(
     "options,message",
     [
-        (["--image-size", 33], "`height` must be a multiple of `patch_size`=16. Received: 33"),
-        (["--num-frames", 5], "`num_frames` must be a multiple of `tubelet_size`=2. Received: 5"),
-        (["--image-frames", 3], "must be a multiple of `tubelet_size`=2. Received: 3"),
+        (["--image-size", 33], "--image-size: `height` must be a multiple of `patch_size`=16."),
+        (["--image-size", 32, 40], "--image-size: `width` must be a multiple of `patch_size`=16."),
+        (["--image-size", 1_000_000], "--image-size must be one or two numbers from 1 to 8192."),
+        (
+            ["--image-size", 0],
+            "--image-size must be one or two numbers from 1 to 8192. Received: 0",
+        ),
+        (["--image-size", 32, 32, 32], "--image-size must be one or two numbers from 1 to 8192."),
+        (["--image-size", "1e3"], "argument --image-size: invalid int value: '1e3'"),
+        (["--num-frames", 5], "--num-frames: `num_frames` must be a multiple of `tubelet_size`=2."),
+        (["--num-frames", 2 * 10**8], "--batch-size, --num-frames or --image-size must be smaller"),
+        (["--batch-size", 10**9], "--batch-size, --num-frames or --image-size must be smaller"),
+        (["--image-frames", 3], "--image-frames: `num_frames` must be a multiple of"),
+        (["--batch-size", 0], "--batch-size must be from 1 to 2147483647. Received: 0"),
+        (["--batch_size", 0], "unknown option --batch_size"),
+        (["--stride", -1], "--stride must be from 1 to 2147483647. Received: -1"),
+        (["--stride", 10**30], "--stride must be from 1 to 2147483647."),
+        (["--frame-step", 0], "--frame-step must be from 1 to 2147483647. Received: 0"),
+        (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["--output", ""], "argument --output: must be a path on this machine. Received: ''"),
+        (
+            ["--output", "gs://bucket/features"],
+            "argument --output: must be a path on this machine.",
+        ),
+        (["--output", __file__], f"--output must be a folder. Received the file {__file__}"),
+        (["--output", f"{__file__}/a"], "--output must be a folder that can be made"),
+        (["--preset", ""], "--preset: `preset` must be a folder"),
+        (["--max-file-seconds", "nan"], "`--max-file-seconds` must be positive and finite."),
     ],
 )
-def test_bad_settings_are_one_line(preset, videos, tmp_path, capsys, options, message):
-    assert run(preset, videos, tmp_path / "out", *options) == 2
+def test_bad_options_are_one_line_that_names_them(
+    preset, videos, tmp_path, capsys, options, message
+):
+    try:
+        code = run(preset, videos, tmp_path / "out", *options)
+    except SystemExit as stopped:
+        code = stopped.code
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_windows_that_no_memory_holds(preset, videos, tmp_path, monkeypatch, capsys):
+    """As it is on an accelerator, whose memory nobody knows beforehand."""
+
+    def fail(self, source):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 4 GiB.\nAnd a page more.")
+
+    monkeypatch.setattr(extract_features.Extractor, "features", fail)
+    assert run(preset, videos, tmp_path / "out") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--batch-size, --num-frames or --image-size must be smaller" in line
+    assert line.endswith("CUDA out of memory. Tried to allocate 4 GiB.")
+
+
+def test_a_folder_without_videos_is_an_error(preset, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "notes.txt").touch()
+    assert run(preset, tmp_path / "videos", tmp_path / "out") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"There are no videos and no images in {tmp_path / 'videos'}.")
     assert not (tmp_path / "out").exists()
 
 
@@ -150,6 +207,103 @@ def test_unknown_presets_and_folders_are_one_line(preset, videos, tmp_path, caps
     assert capsys.readouterr().err == (
         f"extract_features.py: no such file or folder: {tmp_path / 'none'}\n"
     )
+
+
+def test_another_model_at_the_same_place_is_refused(preset, videos, tmp_path, capsys):
+    run(preset, videos, tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    moved = preset.rename(tmp_path / "moved")
+    other = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    other.save_to_preset(preset)
+    capsys.readouterr()
+    assert run(preset, videos, tmp_path / "out") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"must be another folder: {tmp_path / 'out'} holds features with model = " in line
+    assert run(preset, videos, tmp_path / "out", "--dtype", "bfloat16") == 2
+    assert "with dtype = float32. Received: bfloat16" in capsys.readouterr().err
+    # The same model from elsewhere makes the same features.
+    assert run(moved, videos, tmp_path / "out") == 1
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+
+
+def test_what_changed_is_made_anew_and_counted(preset, videos, tmp_path, capsys, caplog):
+    run(preset, videos, tmp_path / "out")
+    expected = np.load(tmp_path / "out" / "inner" / "short.avi.npy")
+    image = cv2.imread(str(videos / "image.png"))
+    cv2.imwrite(str(videos / "image.png"), 255 - image)
+    (tmp_path / "out" / "inner" / "short.avi.npy").write_bytes(b"")
+    stale = np.load(tmp_path / "out" / "image.png.npy")
+    capsys.readouterr()
+    assert run(preset, videos, tmp_path / "out") == 1
+    assert "3 of 6 files, 2 made now (replaced files: 1; damaged features: 1)" in (
+        capsys.readouterr().out
+    )
+    assert "replaced since, made anew: image.png.npy" in caplog.text
+    assert "damaged, made anew: inner/short.avi.npy" in caplog.text
+    again = np.load(tmp_path / "out" / "inner" / "short.avi.npy")
+    np.testing.assert_allclose(again, expected, atol=2e-6)
+    assert abs(np.load(tmp_path / "out" / "image.png.npy") - stale).max() > 0.01
+
+
+def test_a_file_that_became_unreadable_has_no_features_any_more(preset, videos, tmp_path, capsys):
+    run(preset, videos, tmp_path / "out")
+    (videos / "image.png").write_bytes(b"no image")
+    assert run(preset, videos, tmp_path / "out") == 1
+    assert "extract_features.py: 4 files cannot be read." in capsys.readouterr().err
+    assert not (tmp_path / "out" / "image.png.npy").exists()
+
+
+def test_features_that_are_spoiled_meanwhile_are_not_called_finished(
+    preset, videos, tmp_path, monkeypatch, capsys
+):
+    made = tmp_path / "out" / "inner" / "short.avi.npy"
+    for name in ("broken.mp4", "broken.jpg", "empty.avi"):
+        (videos / name).unlink()
+    assert run(preset, videos, tmp_path / "out") == 0
+    (tmp_path / "out" / "image.png.npy").unlink()
+    write = FeatureFolder.write
+
+    def spoil(self, path, output, features):
+        made.write_bytes(b"")
+        write(self, path, output, features)
+
+    monkeypatch.setattr(FeatureFolder, "write", spoil)
+    capsys.readouterr()
+    assert run(preset, videos, tmp_path / "out") == 1
+    errors = capsys.readouterr().err
+    assert f"{made} is damaged or gone again.\nextract_features.py: run the same command" in errors
+
+
+def in_use(folder):
+    """Hold the lock of a folder as another process does, until the file is closed."""
+    folder.mkdir(exist_ok=True)
+    file = open(folder / LOCK_FILE, "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_one_run_a_folder(preset, videos, tmp_path, monkeypatch, capsys):
+    """A second is refused before it loads the model; and if the first began meanwhile."""
+    with in_use(tmp_path / "out"):
+        assert run("no preset", videos, tmp_path / "out") == 2
+    prepare, held = extract_features.prepare, []
+
+    def during_loading(options):
+        held.append(in_use(tmp_path / "later"))
+        return prepare(options)
+
+    monkeypatch.setattr(extract_features, "prepare", during_loading)
+    assert run(preset, videos, tmp_path / "later") == 2
+    held[0].close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for line, name in zip(lines, ("out", "later"), strict=True):
+        assert "--output must be a folder in which no other run is at work." in line
+        assert files_in(tmp_path / name) == [LOCK_FILE]
+    monkeypatch.undo()
+    # What a killed process left is in nobody's way.
+    assert run(preset, videos, tmp_path / "out") == 1
+    assert LOCK_FILE not in files_in(tmp_path / "out")
 
 
 @pytest.mark.data

@@ -1,0 +1,296 @@
+"""A folder of features, an .npy file for each video or image, that knows its inputs (§4.3, App. D).
+
+    settings.json     what all features depend on: model, precision, windows, sizes
+    sources.jsonl     which file each output is of, and hashes of both, see `feature_records.py`
+    a/clip.mp4.npy    features of the file a/clip.mp4
+
+Features of a file that another one replaced, and such as are damaged, are removed and made anew.
+In a folder of an earlier version, which has no `sources.jsonl`, features are taken over that are
+younger than their files.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa import files
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.sources.content_hashes import NO_CONTENT, content_hash, content_hashes
+from keras_vjepa.evaluation.feature_names import SOURCES_FILE, features_name, with_hash
+from keras_vjepa.evaluation.feature_records import (
+    FeatureRecord,
+    append_record,
+    read_records,
+    write_records,
+)
+from keras_vjepa.evaluation.feature_settings import (
+    check_settings,
+    hash_of_settings,
+    write_settings,
+)
+
+Rows = NDArray[np.float32]
+
+_UNREADABLE = NO_CONTENT.hex()
+# In one line of the log.
+_MOST_NAMED = 5
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class FeaturePlan:
+    """What is to be done in a folder.
+
+    Attributes:
+        outputs: of each video or image, the file of its features, below the folder.
+        missing: those of them whose features are to be made.
+        replaced: outputs that were removed, for another file has the place of theirs.
+        damaged: outputs that were removed, for they are not as they were written.
+        unknown: outputs that were removed, for nothing says what they are of.
+    """
+
+    outputs: dict[Path, str] = field(default_factory=dict)
+    missing: list[Path] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+class FeatureFolder:
+    """A folder of features, in which no other run is at work.
+
+    Args:
+        folder: the folder, which exists.
+        settings: all that the features depend on, as JSON; see `feature_settings.py`.
+        preset: the folder of the model's preset.
+
+    Raises:
+        ValueError: if there are features of other settings, or nothing says of which.
+        OSError: if it cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], preset: Path) -> None:
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))
+        self._hash_of_settings = hash_of_settings(self.settings)
+        self._records, damaged = read_records(folder / SOURCES_FILE)
+        self._is_of_before = check_settings(folder, self.settings, self._records, preset)
+        if damaged:
+            _LOG.warning(
+                "%s is damaged in %s: it is made anew, with the features that these were of.",
+                folder / SOURCES_FILE,
+                _counted(damaged, "line"),
+            )
+            write_records(folder / SOURCES_FILE, self._records.values())
+
+    # --- What is there ---------------------------------------------------------------------------
+
+    def plan(self, root: Path, paths: Sequence[Path]) -> FeaturePlan:
+        """Say which features are missing; remove those that do not hold any more, and log which.
+
+        Args:
+            root: the folder that was listed.
+            paths: videos and images below it.
+        """
+        if self._is_of_before:
+            self._take_over(root, paths)
+        contents = dict.fromkeys(paths, "")
+        if self._records:
+            hashes = content_hashes([str(path) for path in paths])
+            contents = {path: bytes(row).hex() for path, row in zip(paths, hashes, strict=True)}
+        plan = FeaturePlan(self._outputs(root, contents))
+        for path, features in zip(paths, self._hashes(plan), strict=True):
+            self._plan_one(plan, path, contents[path], features)
+        for problem, outputs in (
+            ("of a file that was replaced since, made anew", plan.replaced),
+            ("damaged, made anew", plan.damaged),
+            (f"not in {SOURCES_FILE}, made anew", plan.unknown),
+            ("of a file that is not there any more, kept", self._outputs_of_nothing(root, plan)),
+        ):
+            if outputs:
+                count = _counted(len(outputs), "file of features", "files of features")
+                _LOG.warning("%s in %s %s: %s", count, self.folder, problem, _named(outputs))
+        return plan
+
+    def _plan_one(self, plan: FeaturePlan, path: Path, content: str, features: str) -> None:
+        output = plan.outputs[path]
+        record, target = self._records.get(output), self.folder / output
+        if features == _UNREADABLE and not target.exists():
+            plan.missing.append(path)
+            return
+        if record is None:
+            plan.unknown.append(output)
+        elif record.features != features:
+            plan.damaged.append(output)
+        elif content == _UNREADABLE:
+            # It is named as such; that it was replaced is not known.
+            plan.missing.append(path)
+            return
+        elif record.content != content:
+            plan.replaced.append(output)
+        else:
+            if record.source != os.path.abspath(path):
+                self._note(output, path, content, features)
+            return
+        # Now, and not when it is made anew: what is in the folder from here on holds.
+        target.unlink()
+        plan.missing.append(path)
+
+    def _outputs(self, root: Path, contents: Mapping[Path, str]) -> dict[Path, str]:
+        """Name the output of each file; one that has a name already keeps it."""
+        # On some disks, names that differ in the case of letters are the same.
+        taken = {name.casefold(): name for name in self._records}
+        outputs, renamed = {}, []
+        for path, content in contents.items():
+            source = os.path.abspath(path)
+            plain = features_name(path.relative_to(root))
+            own = with_hash(plain, source)
+            if source in (self._source_of(plain), self._source_of(own)):
+                outputs[path] = plain if self._source_of(plain) == source else own
+            elif plain.casefold() not in taken or self._is_moved(plain, content):
+                outputs[path] = plain
+            else:
+                outputs[path] = own
+                renamed.append(own)
+            taken.setdefault(outputs[path].casefold(), outputs[path])
+        if renamed:
+            _LOG.warning(
+                "%s the name of another whose features are there; %s says which is which: %s",
+                _counted(len(renamed), "file has", "files have"),
+                self.folder / SOURCES_FILE,
+                _named(renamed),
+            )
+        return outputs
+
+    def _source_of(self, output: str) -> str | None:
+        return self._records[output].source if output in self._records else None
+
+    def _is_moved(self, output: str, content: str) -> bool:
+        """Whether an output is of the same content elsewhere: a copy, or from before a move."""
+        record = self._records.get(output)
+        return record is not None and record.content == content != _UNREADABLE
+
+    def _hashes(self, plan: FeaturePlan) -> list[str]:
+        paths = [str(self.folder / output) for output in plan.outputs.values()]
+        return [bytes(row).hex() for row in content_hashes(paths)]
+
+    def _outputs_of_nothing(self, root: Path, plan: FeaturePlan) -> list[str]:
+        below, listed = os.path.join(os.path.abspath(root), ""), {*plan.outputs.values()}
+        return [
+            output
+            for output, record in self._records.items()
+            if output not in listed
+            and record.source.startswith(below)
+            and not os.path.lexists(record.source)
+            and (self.folder / output).exists()
+        ]
+
+    def problems(self, plan: FeaturePlan, unreadable: Mapping[Path, str]) -> list[str]:
+        """Name the features that are not there or damaged, at the end of a run.
+
+        Args:
+            plan: of the run.
+            unreadable: files that have no features, for they cannot be read.
+        """
+        return [
+            str(self.folder / output)
+            for (path, output), features in zip(
+                plan.outputs.items(), self._hashes(plan), strict=True
+            )
+            if path not in unreadable and features != self._records[output].features
+        ]
+
+    # --- New features ----------------------------------------------------------------------------
+
+    def write(
+        self, path: Path, output: str, features: Callable[[Path], tuple[int, Iterator[Rows]]]
+    ) -> None:
+        """Make the features of a file; they appear complete or not at all.
+
+        Args:
+            path: the video or image.
+            output: the file of its features, of the plan.
+            features: gives the number of rows of a file, and these rows in batches.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        # Before it is read: if it is replaced meanwhile, the next run sees that.
+        content = content_hash(path).hex()
+        count, batches = features(path)
+        with files.unfinished_file(self.folder / output) as unfinished:
+            _write_rows(unfinished, count, batches)
+            # Before the block ends: features that are there have their record.
+            self._note(output, path, content, content_hash(unfinished).hex())
+
+    def _note(self, output: str, path: Path, content: str, features: str) -> None:
+        self._records[output] = self._record(output, path, content, features)
+        append_record(self.folder / SOURCES_FILE, self._records[output])
+
+    def _record(self, output: str, path: Path, content: str, features: str) -> FeatureRecord:
+        source = os.path.abspath(path)
+        return FeatureRecord(output, source, content, features, self._hash_of_settings)
+
+    # --- Features of an earlier version ----------------------------------------------------------
+
+    def _take_over(self, root: Path, paths: Sequence[Path]) -> None:
+        """Note the features of an earlier version that are sound and younger than their files."""
+        for path in paths:
+            output = f"{path.relative_to(root).as_posix()}.npy"
+            target = self.folder / output
+            if _is_sound(target) and _is_younger(target, path):
+                hashes = content_hash(path).hex(), content_hash(target).hex()
+                self._records[output] = self._record(output, path, *hashes)
+        _LOG.warning(
+            "%s is of an earlier version, which did not note what its features are of: %s taken "
+            "over, those that are younger than the files of their names.",
+            self.folder,
+            _counted(len(self._records), "file of features", "files of features"),
+        )
+        # In this order: a run that is killed in between finds the records, and settings of before.
+        write_records(self.folder / SOURCES_FILE, self._records.values())
+        write_settings(self.folder, self.settings)
+        self._is_of_before = False
+
+
+def _write_rows(unfinished: Path, count: int, batches: Iterator[Rows]) -> None:
+    with open(unfinished, "wb") as file:
+        for i, batch in enumerate(batches):
+            if i == 0:
+                header = {"descr": "<f4", "fortran_order": False}
+                shape = {"shape": (count, *batch.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, {**header, **shape})
+            file.write(batch.astype("<f4").tobytes())
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return path.is_file() and np.load(path, mmap_mode="r").dtype == np.float32
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _is_younger(features: Path, source: Path) -> bool:
+    try:
+        status = source.stat()
+    except OSError:
+        return False
+    # The first tells of a file that was moved there and kept the time of its content.
+    return features.stat().st_mtime_ns > max(status.st_ctime_ns, status.st_mtime_ns)
+
+
+def _counted(count: int, one: str, more: str = "") -> str:
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def _named(outputs: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in outputs[:_MOST_NAMED])
+    return shown + (", ..." if len(outputs) > _MOST_NAMED else "")
