@@ -14,15 +14,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa import VJEPABackbone, VJEPAPretrainer, files
+from keras_vjepa import VJEPABackbone, VJEPAPretrainer, command_line, files
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
-from keras_vjepa.configuration import defaults, replace, values
+from keras_vjepa.configuration import defaults, replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources import labelled_sets
@@ -38,8 +37,17 @@ from keras_vjepa.evaluation import (
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, num_labels
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve
-from keras_vjepa.recipes import command_line, probe_configs
+from keras_vjepa.recipes import probe_configs
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
+from keras_vjepa.recipes.pretrain_derived import (
+    MAY_DIFFER,
+    check_budgets,
+    defining,
+    introduction,
+    resolved,
+    token_grid,
+    upgraded,
+)
 from keras_vjepa.recipes.pretrain_objects import (
     make_batches,
     make_encoder,
@@ -53,22 +61,6 @@ from keras_vjepa.training.input_files import check_input_files
 from keras_vjepa.training.results import damaged_result, read_result
 from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.signals import stop_signals
-
-# Options that may change when a run goes on. The samples are compared in place of their path.
-MAY_DIFFER = {
-    "data",
-    "num_workers",
-    "read_ahead",
-    "max_bad_share",
-    "max_file_seconds",
-    "max_frame_pixels",
-    "shard_parameters",
-    "monitor_every",
-    "log_every",
-    "checkpoint_every",
-    "keep_last",
-    "keep_every",
-}
 
 
 def run(config: PretrainConfig, workdir: Path) -> None:
@@ -90,14 +82,10 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel) -> Non
     """Train, save, evaluate."""
     with stop_signals():
         pretrainer = make_pretrainer(config)
-        batches = make_batches(config, pretrainer.encoder.grid_shape, parallel)
+        grid = pretrainer.encoder.grid_shape
+        batches = make_batches(config, grid, parallel)
         if parallel.is_first:
-            print(
-                f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
-                f"parameters, {len(batches.samples):,} videos, {config.run.steps:,} steps of "
-                f"{batches.batch_size} clips; {parallel}",
-                file=sys.stderr,
-            )
+            print(introduction(config, pretrainer, batches, parallel), file=sys.stderr)
         first = first_clips(batches, config.monitor_clips) if parallel.is_first else None
         presets = weights_of_presets(config, pretrainer)
         config.run.make(
@@ -108,9 +96,10 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel) -> Non
                 config.monitor.make(videos=first, path=workdir / "features.csv"),
                 LossCurve(workdir),
             ],
-            description=_defining(values(config), MAY_DIFFER) | presets,
+            description=defining(resolved(config, grid), MAY_DIFFER) | presets,
             # A run of before knows a preset by its path alone.
-            defaults=_defining(defaults(config), MAY_DIFFER) | presets,
+            defaults=defining(defaults(config), MAY_DIFFER) | presets,
+            upgrade=lambda stored: upgraded(stored, config, grid),
             parallel=parallel,
         )
         weights = collectives.values(pretrainer.weights)
@@ -132,7 +121,8 @@ def finish(
 
     The config names the weights of the presets that the run began with, as its checkpoints do.
     """
-    files.write_text(workdir / "config.json", json.dumps({**values(config), **presets}, indent=2))
+    options = {**resolved(config, pretrainer.encoder.grid_shape), **presets}
+    files.write_text(workdir / "config.json", json.dumps(options, indent=2))
     pretrainer.save_to_preset(workdir / "preset")
     print(f"Saved {workdir}/preset, loss.csv, loss.png and features.csv.", file=sys.stderr)
     if config.data not in SETS:
@@ -195,9 +185,10 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
         return False
     stored = read_result(workdir / "config.json")
     if stored is not None:
-        free = MAY_DIFFER - {"data"}
-        current = _defining(values(config), free) | presets_as_they_are(config, stored)
-        check_same_run(_defining(stored, free), current, workdir, _defining(defaults(config), free))
+        grid, free = token_grid(config), MAY_DIFFER - {"data"}
+        current = defining(resolved(config, grid), free) | presets_as_they_are(config, stored)
+        stored = defining(upgraded(stored, config, grid), free)
+        check_same_run(stored, current, workdir, defining(defaults(config), free))
         check_input_files(workdir, _listed(config))
     problem = damaged_result(workdir, names, ["preset", "untrained"])
     if problem is not None and not (workdir / "checkpoints").is_dir():
@@ -217,11 +208,6 @@ def _listed(config: PretrainConfig) -> list[Sample]:
     return []
 
 
-def _defining(options: Mapping[str, Any], free: set[str]) -> dict[str, Any]:
-    """Take the options that are not free, as JSON has them."""
-    return json.loads(json.dumps({k: v for k, v in options.items() if k not in free}))
-
-
 # --- The command line ----------------------------------------------------------------------------
 
 
@@ -230,7 +216,12 @@ def parse_arguments(
 ) -> tuple[PretrainConfig, Path]:
     """Read the config and the workdir from a command line."""
     name, given, workdir = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
-    return replace(CONFIGS[name](), **given), workdir
+    config = replace(CONFIGS[name](), **given)
+    try:
+        check_budgets(config, CONFIGS[name]())
+    except ValueError as error:
+        sys.exit(f"{program}: {error}")
+    return config, workdir
 
 
 def main(arguments: list[str] | None = None, program: str = "pretrain.py") -> None:

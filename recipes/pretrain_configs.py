@@ -26,9 +26,8 @@ def vith16_384() -> PretrainConfig:
         vith16(),
         image_size=384,
         batch_size=2400,
-        # The reference's means at 10 clips a device.
-        context_budgets=(1288, 424),
-        target_budgets=(2304, 3328),
+        # Clips a device.
+        budget_batch_size=10,
     )
 
 
@@ -44,9 +43,7 @@ def digit_motion() -> PretrainConfig:
         # The built-in set tells left from right.
         horizontal_flip=0.0,
         mask_num_blocks=(4, 2),
-        # The means at 32 clips, by `keras_vjepa.data.mean_counts`.
-        context_budgets=(116, 20),
-        target_budgets=(76, 176),
+        budget_batch_size=32,
         patch_size=8,
         hidden_dim=96,
         num_layers=4,

@@ -8,13 +8,14 @@ import keras
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.backend.distribution import ALONE, DataParallel
-from keras_vjepa.data import ClipBatches, MaskSampler, list_samples, mean_counts
-from keras_vjepa.data.batches.mask_kinds import Mask
+from keras_vjepa.data import ClipBatches, MaskSampler, list_samples
+from keras_vjepa.data.batches.mask_budgets import are_exact
+from keras_vjepa.data.batches.mask_kinds import Mask, check_at_least_one
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
 from keras_vjepa.presets.fingerprints import fingerprint_of_weights
-from keras_vjepa.recipes.pretrain_parts import MASKS, PretrainConfig
+from keras_vjepa.recipes.pretrain_parts import MASK_SETS, MASKS, PretrainConfig
 
 # --- Data ----------------------------------------------------------------------------------------
 
@@ -23,27 +24,23 @@ def mask_kinds(config: PretrainConfig) -> list[Mask]:
     """Make the kinds of masks; each has a mask token and a term of the loss."""
     if config.masks not in MASKS:
         raise ValueError(f"`masks` must be one of {', '.join(MASKS)}. Received: {config.masks!r}")
-    return config.mask.make_each(MASKS[config.masks], num_frames=config.encoder.num_frames)
+    kinds = config.mask.make_each(MASKS[config.masks], num_frames=config.encoder.num_frames)
+    if config.masks in MASK_SETS:
+        sets = MASK_SETS[config.masks] if config.mask_sets is None else config.mask_sets
+        check_at_least_one("mask_sets", sets)
+        return kinds * sets
+    if config.mask_sets not in (None, len(kinds)):
+        raise ValueError(
+            f"`mask_sets` must be left out for {config.masks}, which has one for each of "
+            f"`mask_num_blocks`. Received: {config.mask_sets}"
+        )
+    return kinds
 
 
 def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> MaskSampler:
     """Make what draws the masks on a token grid."""
-    kinds, sampler = mask_kinds(config), config.sampler
-    if _are_exact(kinds, grid_shape) or sampler.truncation == "batch_min":
-        # Budgets are for lists that have many lengths.
-        sampler = sampler.replace(context_budgets=None, target_budgets=None)
-    elif None in (sampler.context_budgets, sampler.target_budgets):
-        contexts, targets = mean_counts(kinds, grid_shape, batch_size=24)
-        sampler = sampler.replace(
-            context_budgets=sampler.context_budgets or contexts,
-            target_budgets=sampler.target_budgets or targets,
-        )
-    return sampler.make(masks=kinds, grid=grid_shape, seed=config.seed)
-
-
-def _are_exact(kinds: list[Mask], grid_shape: tuple[int, int, int]) -> bool:
-    """Tell whether every sample has the same number of context tokens."""
-    return all(kind.token_counts(grid_shape) is not None for kind in kinds)
+    kinds = mask_kinds(config)
+    return config.sampler.make(masks=kinds, grid=grid_shape, seed=config.seed)
 
 
 def make_batches(
@@ -109,21 +106,30 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     if start is not None:
         _take_weights(encoder, start, config.start_from)
     length = config.run.steps * config.schedule_scale
-    exact = _are_exact(mask_kinds(config), encoder.grid_shape)
+    exact = are_exact(mask_kinds(config), encoder.grid_shape)
+    given = config.sampler.context_budgets or config.sampler.target_budgets
     pretrainer = config.pretrainer.make(
         encoder=encoder,
         predictor=make_predictor(config, encoder, teacher),
         momentum=config.momentum.make(total_steps=length),
         teacher=teacher,
-        padding=config.sampler.truncation == "budget" and not exact,
+        padding=config.sampler.truncation == "budget" and bool(given or not exact),
         name="pretrainer",
     )
     optimizer = config.optimizer.make(
         learning_rate=config.learning_rate.make(total_steps=int(length)),
         weight_decay=config.weight_decay.make(total_steps=int(length)),
+        clip_after=clip_after(config),
     )
     pretrainer.compile(optimizer, config.accumulation_steps)
     return pretrainer
+
+
+def clip_after(config: PretrainConfig) -> int:
+    """Tell after how many iterations clipping begins: an epoch after the warm-up, unless given."""
+    given = config.optimizer.clip_after
+    # 12,300 of the paper, whose warm-up of 12,000 iterations is 40 epochs (official-behaviour §5).
+    return config.learning_rate.warmup_steps * 41 // 40 if given is None else given
 
 
 def load_encoder(config: PretrainConfig, field: str) -> VJEPABackbone | None:

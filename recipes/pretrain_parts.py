@@ -37,6 +37,8 @@ MASKS: dict[str, Callable[..., MultiBlockMask | RandomTubeMask]] = {
     "random_tube": RandomTubeMask,
     "random_tokens": RandomTokenMask,
 }
+# Kinds that are not made of blocks: how many sets of masks a clip has (§4.4; the second is ours).
+MASK_SETS = {"random_tube": 2, "random_tokens": 1}
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class PretrainConfig:
         transform: Table 9, "data".
         batches: the batch is that of all devices together.
         masks: multi_block is the paper's; causal_multi_block and random_tube are its ablation
-            (Table 6, App. E.3); random_tokens hides random tokens and is the easiest.
+            (Table 4, §4.4); random_tokens hides random tokens and is the easiest.
         mask: a kind of masks; of blocks one for each of several (Table 9, "masking": short range,
             long range).
-        sampler: budgets are the reference's mean token counts at 24 clips a device
-            (official-behaviour §6); they belong to the task and do not change with the batch size.
-            With batch_min, the reference exactly, every batch has a shape of its own.
+        mask_sets: sets of masks for each clip, of a kind without blocks; by default two of
+            random_tube (§4.4) and one of random_tokens.
+        sampler: budgets follow the grid and the masks, not the batch (official-behaviour §6). With
+            batch_min, the reference exactly, every batch has a shape of its own.
         encoder: the encoder (App. C).
         predictor: the predictor (Table 9).
         initializer_stddev: deviation of the initial weights; the default suits a width of about
@@ -66,7 +69,7 @@ class PretrainConfig:
             it is.
         pretrainer: the objective. Pixels, with a loss exponent of 2, are the baseline of Table 1.
         momentum: of the moving average.
-        optimizer: clipping starts an epoch of 300 iterations after the warm-up
+        optimizer: clipping starts an epoch after the warm-up, which is 40 of them
             (official-behaviour §5).
         learning_rate: schedule of the learning rate.
         weight_decay: schedule of the weight decay.
@@ -115,14 +118,14 @@ class PretrainConfig:
             "num_context_frames": 12,
         },
     )
+    mask_sets: int | None = None
     sampler: Part = Part(
         MaskSampler,
         supplied=("masks", "grid", "seed"),
         derived={
-            "context_budgets": "the means at 24 clips",
-            "target_budgets": "the means at 24 clips",
+            "context_budgets": "the means on this grid at budget_batch_size clips",
+            "target_budgets": "the means on this grid at budget_batch_size clips",
         },
-        arguments={"context_budgets": (368, 104), "target_budgets": (752, 1104)},
     )
     encoder: Part = Part(
         VJEPABackbone, arguments={"hidden_dim": 1024, "num_layers": 24, "num_heads": 16}
@@ -157,7 +160,8 @@ class PretrainConfig:
     optimizer: Part = Part(
         AdamW,
         supplied=("learning_rate", "weight_decay", "name"),
-        arguments={"clip_norm": 10.0, "clip_after": 12_300},
+        derived={"clip_after": "41/40 of warmup_steps"},
+        arguments={"clip_norm": 10.0},
     )
     learning_rate: Part = Part(
         WarmupCosine,
@@ -181,7 +185,8 @@ class PretrainConfig:
     run: Part = Part(
         training.run,
         supplied=(
-            "model", "batches", "workdir", "callbacks", "description", "defaults", "parallel",
+            "model", "batches", "workdir", "callbacks", "description", "defaults", "upgrade",
+            "parallel",
         ),
         arguments={"steps": 90_000, "keep_every": 9000},
     )  # fmt: skip

@@ -22,7 +22,7 @@ import keras_vjepa  # noqa: F401
 # isort: split
 import keras
 
-from keras_vjepa import VJEPABackbone, files
+from keras_vjepa import VJEPABackbone, command_line, files
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import replace, values
@@ -35,7 +35,6 @@ from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import draw_confusion, summary
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
-from keras_vjepa.recipes import command_line
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper
 from keras_vjepa.training.results import damaged_result
 from keras_vjepa.training.resumable import writable_folder

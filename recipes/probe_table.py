@@ -20,7 +20,7 @@ import keras_vjepa  # noqa: F401
 # isort: split
 import keras
 
-from keras_vjepa import files
+from keras_vjepa import command_line, files
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.evaluation.evaluator import Evaluator
@@ -29,7 +29,7 @@ from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
-from keras_vjepa.recipes import command_line, probe
+from keras_vjepa.recipes import probe
 from keras_vjepa.recipes.probe_configs import (
     ProbeConfig,
     digit_motion,

@@ -21,6 +21,7 @@ from keras_vjepa import (
     AdamW,
     VJEPAVideoClassifier,
     WarmupCosine,
+    command_line,
     files,
 )
 from keras_vjepa.configuration import replace, values
@@ -28,7 +29,6 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.comparison import LabelledClips
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
 from keras_vjepa.locks import locked
-from keras_vjepa.recipes import command_line
 from keras_vjepa.recipes.pretrain import labelled_clips
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_objects import make_encoder

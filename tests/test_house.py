@@ -33,6 +33,7 @@ FLOORS = (
     "files",
     "locks",
     "configuration",
+    "command_line",
     "data.random_streams",
     "data.reading",
     "data.sources",

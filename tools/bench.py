@@ -29,8 +29,8 @@ from keras import ops
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import device, distribution
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.models.backbone import SIZES
-from keras_vjepa.recipes.command_line import OneLineParser
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state
 

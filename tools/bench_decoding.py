@@ -29,13 +29,13 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_vjepa import files
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.reading.av_decoder import has_av
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.frame_memory import lent_frames
 from keras_vjepa.data.reading.video import open_video, video_info
 from keras_vjepa.data.transforms.training import PretrainTransform
-from keras_vjepa.recipes.command_line import OneLineParser
 
 Read = Callable[[str, npt.NDArray[np.int64]], object]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_vjepa import files
-from keras_vjepa.recipes.command_line import OneLineParser
+from keras_vjepa.command_line import OneLineParser
 
 RECIPE = ("-m", "keras_vjepa", "pretrain")
 READY = " parameters, "

@@ -13,8 +13,8 @@ the work, and says what is checked.
 
 import sys
 
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import CheckpointError, convert
-from keras_vjepa.recipes.command_line import OneLineParser
 
 
 def main(arguments: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:

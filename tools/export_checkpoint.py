@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer, VJEPAVideoClassifier
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import export_checkpoint, export_hugging_face, export_probe
 from keras_vjepa.presets.preset import find_preset
-from keras_vjepa.recipes.command_line import OneLineParser
 
 
 def load(preset: str) -> Any:

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor
 from keras_vjepa.backend import engine
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
 from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
@@ -43,7 +44,6 @@ from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import find_preset, load_backbone
-from keras_vjepa.recipes.command_line import OneLineParser
 
 DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16", "float64")
 

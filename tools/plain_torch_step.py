@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.models.backbone import SIZES
-from keras_vjepa.recipes.command_line import OneLineParser
 from keras_vjepa.tools.bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS, make_batch
 
 Tensors = list[torch.Tensor]

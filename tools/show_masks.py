@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.batches.mask_kinds import (
     LONG_RANGE,
     SHORT_RANGE,
@@ -25,7 +26,6 @@ from keras_vjepa.data.batches.mask_kinds import (
     RandomTubeMask,
 )
 from keras_vjepa.data.batches.mask_sampler import MaskSampler
-from keras_vjepa.recipes.command_line import OneLineParser
 
 MASKS: dict[str, Mask] = {
     "short": SHORT_RANGE,

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_vjepa import files
+from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.locks import locked
-from keras_vjepa.recipes.command_line import OneLineParser
 from keras_vjepa.training.results import read_result
 
 RECIPE = ("-m", "keras_vjepa", "pretrain")

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from keras_vjepa.training.run_state import Checkpoints, copy_training_state, res
 from keras_vjepa.training.signals import StopSignals, stop_signals
 
 LOSSES = "losses"
+Upgrade = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def run(
     log_every: int = 20,
     description: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    upgrade: Upgrade | None = None,
     parallel: DataParallel = ALONE,
 ) -> list[float]:
     """Train a model up to a step, from wherever its folder says that the run is.
@@ -73,6 +75,7 @@ def run(
         description: names and values, as JSON has them, that define the run: the folder of one with
             others is refused. By default the arguments of model, optimizer and batches.
         defaults: what a name of `description` was before there was such a name.
+        upgrade: rewrites names and values that an older version stored, before `defaults` count.
         parallel: devices and processes, as `distribution.setup` gives them.
 
     Returns:
@@ -81,8 +84,7 @@ def run(
     Raises:
         ValueError: if the folder cannot hold a run, or holds another one or one on other files.
         FloatingPointError: if a loss or the weights are not finite.
-        OSError: if a checkpoint cannot be written, none of those there can be read, or another
-            process works in the folder.
+        OSError: if checkpoints cannot be written or read, or another process works in the folder.
 
     Example:
 
@@ -92,7 +94,7 @@ def run(
     checkpoints = Checkpoints(folder / "checkpoints", keep_last, keep_every)
     described = describe_run(model, batches, description)
     with locked(folder, "`workdir`") if parallel.is_first else nullcontext():
-        losses = resume(checkpoints, model, described, defaults)
+        losses = resume(checkpoints, model, described, defaults, upgrade)
         if parallel.is_first:
             keep_input_files(folder, batches.samples, goes_on=bool(losses))
         log = LossLog(steps, log_every, losses, shown=parallel.is_first)
@@ -232,6 +234,7 @@ def resume(
     model: keras.Model,
     description: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
+    upgrade: Upgrade | None = None,
 ) -> list[float]:
     """Restore the newest checkpoint.
 
@@ -239,7 +242,7 @@ def resume(
         checkpoints: of the run.
         model: compiled; takes the checkpoint's state.
         description: of the run as it is now.
-        defaults: as in `run`.
+        defaults, upgrade: as in `run`.
 
     Returns:
         The loss of every step that is done; none for a new run.
@@ -254,7 +257,8 @@ def resume(
     described, versions = found.description.get("run"), found.description.get("versions")
     if not (isinstance(described, dict) and isinstance(versions, dict) and LOSSES in found.arrays):
         raise ValueError(f"The checkpoint must be of a run. Received: {found.path}, which is not.")
-    check_same_run(described, description["run"], found.path, defaults)
+    stored = described if upgrade is None else upgrade(described)
+    check_same_run(stored, description["run"], found.path, defaults)
     changed = changed_versions(versions, description["versions"])
     if changed:
         _LOG.warning("Versions changed, so not bit by bit as before: %s", ", ".join(changed))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, data, training
+from keras_vjepa.command_line import text_of
 from keras_vjepa.configuration import descriptions, options, replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.monitoring import FeatureLog
 from keras_vjepa.recipes import pretrain, pretrain_objects
-from keras_vjepa.recipes.command_line import text_of
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion
 
 # What the recipe knows itself, or has a part or a field of its own for, by the options for it.
@@ -157,7 +157,11 @@ def test_what_is_given_reaches_the_masks():
         data.CausalMultiBlockMask(1, (0.5, 0.6), **shared),
         data.CausalMultiBlockMask(2, 0.3, **shared),
     ]
-    config = replace(config, context_budgets=(20, 15, 30))
+    sampler = pretrain_objects.make_masks(config, (4, 8, 8))
+    means = data.mean_counts(pretrain_objects.mask_kinds(config), (4, 8, 8), batch_size=32)
+    assert sampler.context_budgets == (20, means[0][1], 30) and 15 < means[0][1] <= 40
+    assert sampler.target_budgets == means[1]
+    config = replace(config, context_budgets=(20, 15, 30), budget_batch_size=24)
     sampler = pretrain_objects.make_masks(config, (4, 8, 8))
     means = data.mean_counts(pretrain_objects.mask_kinds(config), (4, 8, 8), batch_size=24)
     assert (sampler.context_budgets, sampler.target_budgets) == ((20, 15, 30), means[1])
@@ -178,8 +182,6 @@ SHRUNK = {
     "num_heads": 2,
     "predictor_hidden_dim": 12,
     "predictor_num_layers": 1,
-    "context_budgets": None,
-    "target_budgets": None,
     "batch_size": 2,
     "steps": 2,
     "warmup_steps": 1,

@@ -153,7 +153,7 @@ def test_default_recipe(small_set, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("masks", "kinds", "context"),
-    [("causal_multi_block", 2, 116), ("random_tube", 1, 64), ("random_tokens", 1, 64)],
+    [("causal_multi_block", 2, 58), ("random_tube", 2, 64), ("random_tokens", 1, 64)],
 )
 def test_masks_of_the_config(masks, kinds, context):
     config = replace(
@@ -167,7 +167,7 @@ def test_masks_of_the_config(masks, kinds, context):
     assert pretrainer.predictor.num_mask_tokens == kinds
     batch = pretrain_objects.make_masks(config, pretrainer.encoder.grid_shape)(0, 2)
     assert len(batch) == 2 * kinds and batch["context_indices_0"].shape == (2, context)
-    # 4 of 8 frames are 2 of 4 time steps of 64 tokens.
+    # 4 of 8 frames are 2 of 4 time steps of 64 tokens: half of the 29 tubes of multi_block's 116.
     assert (batch["context_indices_0"].max() < 128) == (masks == "causal_multi_block")
     with pytest.raises(ValueError, match="`masks` must be one of .*random_tokens. Received: 'x'"):
         pretrain_objects.make_masks(replace(config, masks="x"), (4, 8, 8))

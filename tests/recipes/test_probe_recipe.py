@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, command_line
 from keras_vjepa.configuration import options, replace
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.views import evaluation_clips, evaluation_transform, training_transform
-from keras_vjepa.recipes import command_line, probe, probe_table
+from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import CONFIGS, as_in_the_paper, digit_motion
 from tests.evaluation.support import assert_close
 

@@ -127,12 +127,11 @@ def test_the_folder_of_another_run_is_refused(change, message, samples, whole):
 
 
 def test_names_that_are_new_have_been_at_their_default(samples, tmp_path):
-    def go_on(description, defaults=None):
+    def go_on(description, defaults=None, upgrade=None):
         pretrainer = make_pretrainer()
         batches = batches_for(pretrainer, samples)
-        return training.run(
-            pretrainer, batches, tmp_path, 1, description=description, defaults=defaults
-        )
+        settings = {"description": description, "defaults": defaults, "upgrade": upgrade}
+        return training.run(pretrainer, batches, tmp_path, 1, **settings)
 
     losses = go_on({"width": 3})
     assert go_on({"width": 3, "depth": 2}, {"width": 1, "depth": 2}) == losses
@@ -140,6 +139,13 @@ def test_names_that_are_new_have_been_at_their_default(samples, tmp_path):
         go_on({"width": 3, "depth": 5}, {"width": 1, "depth": 2})
     with pytest.raises(ValueError, match="another config: depth absent -> 2. Take"):
         go_on({"width": 3, "depth": 2})
+    # A name that is another now.
+    renamed = {"breadth": 3, "depth": 2}
+
+    def upgrade(stored):
+        return {{"width": "breadth"}.get(name, name): value for name, value in stored.items()}
+
+    assert go_on(renamed, {"depth": 2}, upgrade) == losses
 
 
 @pytest.mark.parametrize("name", ["checkpoint_every", "log_every", "keep_last"])

@@ -30,6 +30,10 @@ def _as_range(value: float | Range) -> Range:
     return (value, value) if isinstance(value, (int, float)) else value
 
 
+def _hashable(value: float | Range) -> float | Range:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_range(name: str, value: float | Range, upper: float) -> None:
     low, high = _as_range(value)
     if not 0.0 < low <= high <= upper:
@@ -44,7 +48,7 @@ def check_at_least_one(name: str, value: int) -> None:
 
 
 class Mask(Protocol):
-    """What a mask kind offers to `MaskSampler`."""
+    """What a mask kind offers to `MaskSampler`; hashable, as frozen dataclasses are."""
 
     @property
     def max_keep(self) -> int | None:
@@ -98,6 +102,10 @@ class MultiBlockMask:
 
     def __post_init__(self) -> None:
         check_at_least_one("num_blocks", self.num_blocks)
+        # A list from a JSON file would not be hashable.
+        object.__setattr__(self, "spatial_scale", _hashable(self.spatial_scale))
+        object.__setattr__(self, "temporal_scale", _hashable(self.temporal_scale))
+        object.__setattr__(self, "aspect_ratio", _hashable(self.aspect_ratio))
         _check_range("spatial_scale", self.spatial_scale, upper=1.0)
         _check_range("temporal_scale", self.temporal_scale, upper=1.0)
         _check_range("aspect_ratio", self.aspect_ratio, upper=math.inf)

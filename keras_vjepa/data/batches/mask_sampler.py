@@ -6,14 +6,15 @@ removes the end of the list, the latest time steps, and lifts what the encoder d
 paper's "about 90 %".
 
 The truncation "budget" is ours: it cuts to a fixed length instead of to the batch's shortest
-sample, so that compiled backends see one shape. And each sample has a random stream of its own;
-in the authors' code all devices draw the same positions.
+sample, so that compiled backends see one shape. That length is the mean of what the authors' code
+cuts to, for the grid and the masks at hand. And each sample has a random stream of its own; in the
+authors' code all devices draw the same positions.
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -47,24 +48,26 @@ class MaskSampler:
         truncation: "budget" cuts or pads every list to a fixed number of tokens; "batch_min" cuts
             to the shortest list of the batch, as the authors' code does. Either way the first
             indices stay.
-        context_budgets: tokens per context, one number per mask kind. Needed by "budget" unless
-            the kind has one count, as `RandomTubeMask` does; then it defaults to that. `None`, or
-            `None` for that kind.
+        context_budgets: tokens per context, one number per mask kind. `None`, or `None` for that
+            kind, takes its one count, if it has one as `RandomTubeMask` does, or else the mean
+            that `mean_counts` gives.
         target_budgets: tokens per target, likewise.
         seed: non-negative.
+        budget_batch_size: budgets that are not given are the means at so many clips, the batch of
+            a device in the authors' code: 24 (Table 9), and 10 for ViT-H/16 at 384 pixels. They
+            never depend on the number of devices or on the batch at hand.
 
     Raises:
-        ValueError: if a mask does not fit the grid, or a budget is missing or too large.
+        ValueError: if a mask does not fit the grid, or a budget is out of its range.
 
     Example:
 
     >>> from keras_vjepa.data.batches.mask_kinds import LONG_RANGE, SHORT_RANGE
-    >>> sampler = MaskSampler([SHORT_RANGE, LONG_RANGE], (8, 14, 14), "budget",
-    ...                       context_budgets=(368, 96), target_budgets=(752, 1104))
+    >>> sampler = MaskSampler([SHORT_RANGE, LONG_RANGE], (8, 14, 14), context_budgets=(368, None))
     >>> batch = sampler(step=0, batch_size=4)
     >>> {name: indices.shape for name, indices in batch.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'context_indices_0': (4, 368), 'target_indices_0': (4, 752),
-     'context_indices_1': (4, 96), 'target_indices_1': (4, 1104)}
+     'context_indices_1': (4, 104), 'target_indices_1': (4, 1104)}
     """
 
     masks: Sequence[Mask]
@@ -73,6 +76,8 @@ class MaskSampler:
     context_budgets: Sequence[int | None] | None = None
     target_budgets: Sequence[int | None] | None = None
     seed: int = 0
+    # Not shown: the budgets say it all, and describe a run as they did before there was this.
+    budget_batch_size: int = field(default=24, repr=False)
 
     def __post_init__(self) -> None:
         if not self.masks:
@@ -91,9 +96,10 @@ class MaskSampler:
                 f'`truncation`="batch_min". Received: {self.context_budgets} and '
                 f"{self.target_budgets}"
             )
+        check_at_least_one("budget_batch_size", self.budget_batch_size)
         for mask in self.masks:
             mask.check_grid(self.grid)
-        self.masks = tuple(self.masks)
+        self.masks, self.grid = tuple(self.masks), (*self.grid,)
         self._budgets: list[tuple[int, int]] | None = None
         if self.truncation == "budget":
             contexts = self._complete("context_budgets", self.context_budgets)
@@ -167,7 +173,7 @@ class MaskSampler:
         )
 
     def _complete(self, name: str, budgets: Sequence[int | None] | None) -> tuple[int, ...]:
-        """The given budgets, completed by the exact counts of the kinds that have such."""
+        """The given budgets, completed by each kind's one count or mean count."""
         if budgets is None:
             budgets = [None] * len(self.masks)
         if len(budgets) != len(self.masks):
@@ -175,14 +181,15 @@ class MaskSampler:
                 f"`{name}` must hold one number per mask ({len(self.masks)}). Received: {budgets}"
             )
         is_context = name == "context_budgets"
+        if None in budgets:
+            means = mean_counts(self.masks, self.grid, self.budget_batch_size)
+            pairs = zip(budgets, means[0 if is_context else 1], strict=True)
+            budgets = [mean if budget is None else budget for budget, mean in pairs]
         resolved = []
         for mask, budget in zip(self.masks, budgets, strict=True):
             most = math.prod(self.grid)
             if is_context and mask.max_keep is not None:
                 most = min(most, mask.max_keep)
-            counts = mask.token_counts(self.grid)
-            if budget is None and counts is not None:
-                budget = min(most, counts[0 if is_context else 1])
             if budget is None or not 1 <= budget <= most:
                 raise ValueError(
                     f"`{name}` must be in [1, {most}] (tokens of the grid, or `max_keep`) for "
@@ -206,16 +213,13 @@ class MaskSampler:
         return np.random.Philox(key)
 
 
-def paper_masks(grid: Grid, seed: int = 0) -> MaskSampler:
+def paper_masks(grid: Grid, seed: int = 0, budget_batch_size: int = 24) -> MaskSampler:
     """Make the paper's masks, short range and long range (Table 9), for any token grid.
 
     Args:
         grid: tokens per axis (Nt, Nh, Nw).
         seed: non-negative.
-
-    Returns:
-        A sampler whose budgets are the means on this grid at 24 samples, the paper's batch of a
-        device.
+        budget_batch_size: clips at which the budgets are the means on this grid.
 
     Raises:
         ValueError: if the grid is too small for the blocks.
@@ -227,29 +231,30 @@ def paper_masks(grid: Grid, seed: int = 0) -> MaskSampler:
     >>> sampler.context_budgets, sampler.target_budgets
     ((10, 6), (12, 22))
     """
-    return MaskSampler((SHORT_RANGE, LONG_RANGE), grid, "budget", *_paper_budgets(grid), seed)
-
-
-@functools.cache
-def _paper_budgets(grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return mean_counts((SHORT_RANGE, LONG_RANGE), grid, batch_size=24)
+    masks = (SHORT_RANGE, LONG_RANGE)
+    return MaskSampler(masks, grid, seed=seed, budget_batch_size=budget_batch_size)
 
 
 def mean_counts(
     masks: Sequence[Mask], grid: Grid, batch_size: int, num_batches: int = 1000, seed: int = 0
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Mean context and target counts after truncation to the batch minimum: sensible budgets.
+    """Estimate the mean context and target counts after truncation to the batch minimum.
+
+    They are what the authors' code gives on average, and the budgets of a `MaskSampler` that is
+    given none. A function of its arguments alone: every process finds the same, and so does a run
+    that goes on. The second call with the same arguments takes no time.
 
     Args:
-        masks: mask kinds.
+        masks: mask kinds; hashable, as frozen dataclasses are.
         grid: tokens per axis (Nt, Nh, Nw).
         batch_size: samples per device, among which the authors' code takes the minimum.
-        num_batches: batches to average over.
-        seed: non-negative; the result is a function of the arguments.
+        num_batches: batches to average over; 1000 give the paper's means to about 1 %.
+        seed: non-negative.
 
     Returns:
-        Context counts and target counts, one per mask kind, each the multiple of Nt nearest to
-        the mean. To be used as `context_budgets` and `target_budgets` of `MaskSampler`.
+        Context counts and target counts, one per mask kind: a kind's one count, if it has one,
+        or else the mean, rounded to whole tubes: to a multiple of Nt, or of the number that
+        divides all counts where Nt does not, as with causal masks.
 
     Raises:
         ValueError: as `MaskSampler` does.
@@ -260,18 +265,59 @@ def mean_counts(
     >>> mean_counts([RandomTubeMask(ratio=0.9)], (8, 14, 14), batch_size=2, num_batches=3)
     ((152,), (1416,))
     """
+    counts = counts_after_truncation(masks, grid, batch_size, num_batches, seed)
+    contexts, targets = (
+        tuple(_rounded_mean(of_kind, grid[0]) for of_kind in of_lists)
+        for of_lists in np.moveaxis(counts, 2, 0)
+    )
+    return contexts, targets
+
+
+def counts_after_truncation(
+    masks: Sequence[Mask], grid: Grid, batch_size: int, num_batches: int = 1000, seed: int = 0
+) -> NDArray[np.int64]:
+    """Count the tokens of each list of some batches after truncation to the batch minimum.
+
+    Args:
+        masks: as in `mean_counts`, like the other arguments.
+
+    Returns:
+        Shape (masks, num_batches, 2): context and target. It may not be written to.
+
+    Example:
+
+    >>> from keras_vjepa.data.batches.mask_kinds import RandomTubeMask
+    >>> counts_after_truncation([RandomTubeMask(0.9)], (8, 14, 14), batch_size=2, num_batches=1)
+    array([[[ 152, 1416]]])
+    """
+    check_at_least_one("batch_size", batch_size)
     check_at_least_one("num_batches", num_batches)
+    return _counts_after_truncation(tuple(masks), (*grid,), batch_size, num_batches, seed)
+
+
+@functools.cache
+def _counts_after_truncation(
+    masks: tuple[Mask, ...], grid: Grid, batch_size: int, num_batches: int, seed: int
+) -> NDArray[np.int64]:
     sampler = MaskSampler(masks, grid, truncation="batch_min", seed=seed)
-    counts = [
-        [
+    counts = np.empty((len(masks), num_batches, 2), np.int64)
+    for kind, mask in enumerate(masks):
+        # All samples of a kind that has one count are alike.
+        alike = mask.token_counts(grid) is not None
+        counts[kind] = [
             sampler._list_lengths(kind, sampler.draw_visible(kind, step, batch_size))
-            for step in range(num_batches)
+            for step in range(1 if alike else num_batches)
         ]
-        for kind in range(len(masks))
-    ]
-    mean_steps = np.mean(counts, axis=1) / grid[0]
-    rounded = grid[0] * np.maximum(1, np.rint(mean_steps)).astype(int)
-    return tuple(rounded[:, 0].tolist()), tuple(rounded[:, 1].tolist())
+    counts.setflags(write=False)
+    return counts
+
+
+def _rounded_mean(counts: NDArray[np.int64], num_steps: int) -> int:
+    """The multiple of the time steps that is nearest to the mean, if all counts are multiples."""
+    step = int(np.gcd.reduce(counts))
+    if step % num_steps == 0:
+        step = num_steps
+    return step * max(1, round(float(counts.mean()) / step))
 
 
 def _first_indices(chosen: NDArray[np.bool_], num_indices: int) -> NDArray[np.int32]:

@@ -316,6 +316,34 @@ def test_mean_counts():
     assert sampler(0, 2)["target_indices_2"].shape == (2, 1416)
 
 
+def test_budgets_that_are_not_given_are_the_means():
+    kinds = [SHORT_RANGE, RandomTubeMask(), LONG_RANGE]
+    contexts, targets = mean_counts(kinds, (4, 8, 8), 24)
+    sampler = MaskSampler(kinds, (4, 8, 8), context_budgets=[None, 8, None])
+    assert sampler.context_budgets == (contexts[0], 8, contexts[2])
+    assert sampler.target_budgets == targets
+    fewer = MaskSampler(kinds, (4, 8, 8), budget_batch_size=1)
+    assert fewer.context_budgets == mean_counts(kinds, (4, 8, 8), 1)[0] != contexts
+    # A description of a run shows the budgets, as it did before they could be left out.
+    assert "budget_batch_size" not in str(fewer) and str(fewer.context_budgets) in str(fewer)
+
+
+def test_means_fit_where_few_tokens_are_kept():
+    """`max_keep` and a context of one time step need not be multiples of the time steps."""
+    few = MultiBlockMask(8, 0.15, max_keep=9)
+    assert MaskSampler([few], (4, 8, 8)).context_budgets == (9,)
+    first = CausalMultiBlockMask(2, 0.7, num_context_frames=1)
+    [budget] = MaskSampler([first], (8, 4, 4)).context_budgets
+    assert 1 <= budget <= 8
+    [[long]] = mean_counts([LONG_RANGE], (8, 4, 4), 24)[:1]
+    assert budget < long
+
+
+def test_a_range_may_come_out_of_a_json_file():
+    assert MultiBlockMask(8, [0.1, 0.2]) == MultiBlockMask(8, (0.1, 0.2))  # type: ignore[arg-type]
+    assert hash(MultiBlockMask(8, 0.1, aspect_ratio=[1.0, 2.0]))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -348,9 +376,13 @@ def test_mean_counts():
             "`ratio` must leave patches to see and to predict on the grid (8, 3, 3). Received: 0.9",
         ),
         (
-            lambda: MaskSampler([SHORT_RANGE], (8, 14, 14)),
+            lambda: MaskSampler([SHORT_RANGE], (8, 14, 14), context_budgets=[0]),
             "`context_budgets` must be in [1, 1568] (tokens of the grid, or `max_keep`) for "
-            "MultiBlockMask; `mean_counts` estimates it. Received: None",
+            "MultiBlockMask; `mean_counts` estimates it. Received: 0",
+        ),
+        (
+            lambda: MaskSampler([SHORT_RANGE], (8, 14, 14), budget_batch_size=0),
+            "`budget_batch_size` must be at least 1. Received: 0",
         ),
         (
             lambda: MaskSampler([RandomTubeMask()], (8, 14, 14), target_budgets=[1569]),

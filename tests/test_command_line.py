@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
+from keras_vjepa.command_line import parse, read_value, text_of
 from keras_vjepa.configuration import Part
-from keras_vjepa.recipes.command_line import parse, read_value, text_of
 
 pytestmark = pytest.mark.data
 

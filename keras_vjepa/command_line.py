@@ -1,4 +1,4 @@
-"""The command line of a recipe: a named config, all options of which can be given."""
+"""The command line of a recipe: a named config, all options of which can be given (App. C)."""
 
 import argparse
 import itertools
@@ -155,7 +155,7 @@ def read_value(text: str, annotation: Any, separators: str = SEPARATORS) -> Any:
 
     Example:
 
-    >>> from keras_vjepa.recipes.command_line import read_value
+    >>> from keras_vjepa.command_line import read_value
     >>> read_value("64,96", int | tuple[int, int]), read_value("none", float | None)
     ((64, 96), None)
     """

@@ -1,0 +1,140 @@
+"""What follows from the rest of a pretraining config, and what is said of it (§3.2, §4.4, App. C).
+
+Budgets follow the token grid and the masks, clipping the warm-up.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from keras_vjepa import VJEPAPretrainer
+from keras_vjepa.backend.distribution import DataParallel
+from keras_vjepa.configuration import replace, values
+from keras_vjepa.data.batches.mask_budgets import (
+    BUDGETS,
+    are_exact,
+    check_usual_budgets,
+    masks_in_words,
+)
+from keras_vjepa.data.batches.mask_kinds import Grid
+from keras_vjepa.data.batches.mask_sampler import counts_after_truncation
+from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.layers.embedding import TubeletEmbedding
+from keras_vjepa.recipes.pretrain_objects import clip_after, make_masks, mask_kinds
+from keras_vjepa.recipes.pretrain_parts import MASK_SETS, PretrainConfig
+
+# Options that may change when a run goes on. The samples are compared in place of their path, the
+# budgets in place of the batch that they are made for.
+MAY_DIFFER = {
+    "data",
+    "budget_batch_size",
+    "num_workers",
+    "read_ahead",
+    "max_bad_share",
+    "max_file_seconds",
+    "max_frame_pixels",
+    "shard_parameters",
+    "monitor_every",
+    "log_every",
+    "checkpoint_every",
+    "keep_last",
+    "keep_every",
+}
+# A batch that is larger or smaller by this factor than the paper's is far from it.
+FAR = 2.0
+
+
+def token_grid(config: PretrainConfig) -> Grid:
+    """Tell the token grid of a config's encoder without making the encoder."""
+    encoder = config.encoder
+    size = encoder.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    tubelet_size = 1 if encoder.num_frames == 1 else encoder.tubelet_size
+    embedding = TubeletEmbedding(encoder.hidden_dim, encoder.patch_size, tubelet_size, name="grid")
+    return embedding.grid_shape((None, encoder.num_frames, height, width, None))
+
+
+def resolved(config: PretrainConfig, grid: Grid) -> dict[str, Any]:
+    """List the value of every option, those included that follow from others and make the numbers.
+
+    Budgets that are not used are None; those that are given are not looked at.
+    """
+    kinds = mask_kinds(config)
+    found = {**values(config), "mask_sets": len(kinds), "clip_after": clip_after(config)}
+    for name in BUDGETS:
+        if None in found[name] if found[name] else not are_exact(kinds, grid):
+            found[name] = getattr(make_masks(config, grid), name)
+    return found
+
+
+def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> dict[str, Any]:
+    """Rewrite the stored options of a run as `resolved` would have listed them.
+
+    Runs that began before there was `mask_sets` had one set of random tubes, budgets also where
+    none were used, and the means at 24 clips in multiples of the time steps where none were given.
+    """
+    stored = dict(stored)
+    if "mask_sets" in stored:
+        return stored
+    kinds = mask_kinds(config)
+    stored["mask_sets"] = 1 if config.masks in MASK_SETS else len(kinds)
+    unused = config.sampler.truncation == "batch_min" or are_exact(kinds, grid)
+    for position, name in enumerate(BUDGETS):
+        if unused:
+            stored[name] = None
+        elif stored.get(name) is None:
+            steps = counts_after_truncation(kinds, grid, 24)[..., position].mean(axis=1) / grid[0]
+            stored[name] = (grid[0] * steps.round().clip(1).astype(int)).tolist()
+    return stored
+
+
+def defining(options: Mapping[str, Any], free: set[str]) -> dict[str, Any]:
+    """Take the options that are not free, as JSON has them."""
+    return json.loads(json.dumps({k: v for k, v in options.items() if k not in free}))
+
+
+def check_budgets(config: PretrainConfig, original: PretrainConfig) -> None:
+    """Raise if budgets are given together with another grid than the config's own, and not for it.
+
+    Args:
+        config: as it will run.
+        original: the config before any option of it was changed.
+
+    Raises:
+        ValueError: if a budget is not a usual one there.
+    """
+    sampler, grid = config.sampler, token_grid(config)
+    if sampler.truncation == "budget" and grid != token_grid(original):
+        # Whether they are more than `mask_max_keep` is seen where the masks are made.
+        kinds = mask_kinds(replace(config, mask_max_keep=None))
+        check_usual_budgets(kinds, grid, sampler.context_budgets, sampler.target_budgets)
+
+
+def introduction(
+    config: PretrainConfig, pretrainer: VJEPAPretrainer, batches: ClipBatches, devices: DataParallel
+) -> str:
+    """Say what a run is about to do, and what of it a user may not expect."""
+    lines = [
+        f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
+        f"parameters, {len(batches.samples):,} videos, {config.run.steps:,} steps of "
+        f"{batches.batch_size} clips; {devices}",
+        masks_in_words(config.masks, make_masks(config, pretrainer.encoder.grid_shape)),
+        batch_in_words(config),
+    ]
+    return "\n".join(filter(None, lines))
+
+
+def batch_in_words(config: PretrainConfig) -> str | None:
+    """Say that learning rate and warm-up are the paper's and the batch is not, if it is so."""
+    paper, ours = PretrainConfig(), config.batches.batch_size
+    options = {
+        "learning_rate": config.learning_rate.peak == paper.learning_rate.peak,
+        "warmup_steps": config.learning_rate.warmup_steps == paper.learning_rate.warmup_steps,
+    }
+    made_for = [f"`{name}` {values(config)[name]:,}" for name, same in options.items() if same]
+    if not made_for or paper.batches.batch_size / FAR <= ours <= paper.batches.batch_size * FAR:
+        return None
+    return (
+        f"`batch_size` {ours:,} is far from the paper's 2,400 to 3,072, which "
+        f"{' and '.join(made_for)} {'were' if len(made_for) > 1 else 'was'} made for."
+    )
