@@ -1,6 +1,10 @@
 """Golden data and batches shared by the tests."""
 
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_vjepa import locks
 from keras_vjepa.backend import device
 
 ROOT = Path(__file__).parent.parent
@@ -81,3 +86,32 @@ def left_over(folder: Path) -> Path:
     path.mkdir(parents=True)
     (path / "half").write_text("half of a file")
     return path
+
+
+# The module alone: a process that imports Keras takes seconds to begin.
+_HOLDER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("locks", sys.argv[1])
+locks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(locks)
+with locks.locked(sys.argv[2], "--workdir", name=sys.argv[3]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def lock_holder(folder: Path, name: str = locks.LOCK_FILE) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of a folder until its input is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, locks.__file__, str(folder), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "locked\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

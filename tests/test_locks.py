@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,34 +9,16 @@ import pytest
 
 from keras_vjepa import locks
 from keras_vjepa.locks import FolderInUseError, locked
+from tests.support import lock_holder
 
 pytestmark = pytest.mark.data
-
-# The module alone: a process that imports Keras takes seconds to begin.
-HOLDER = """
-import importlib.util, sys, time
-spec = importlib.util.spec_from_file_location("locks", sys.argv[1])
-locks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(locks)
-with locks.locked(sys.argv[2], "--workdir"):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of a folder until its input is closed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, locks.__file__, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "locked\n"
-    yield process
-    process.kill()
-    process.communicate()
+    with lock_holder(tmp_path) as process:
+        yield process
 
 
 def test_a_second_run_is_refused_in_one_line(holder, tmp_path):

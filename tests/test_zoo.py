@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -266,6 +267,20 @@ def test_a_bad_download_leaves_nothing_behind(
         server.interrupt = False
         (server.folder / CHECKPOINT).write_bytes((GOLDEN / "tiny.pth.tar").read_bytes())
         assert VJEPABackbone.from_preset("tiny", trust_on_first_use=trusted).num_layers == 3
+
+
+@pytest.mark.parametrize("name", ["model.weights.h5", "config.json", "metadata.json"])
+def test_a_damaged_preset_in_the_cache_is_made_anew(name, zoo, server, tmp_path, caplog):
+    before = VJEPABackbone.from_preset("tiny").get_weights()
+    path = tmp_path / "cache" / "presets" / "tiny" / name
+    os.truncate(path, path.stat().st_size // 2)
+    after = VJEPABackbone.from_preset("tiny").get_weights()
+    assert f"The preset in the cache is made anew: {path} is " in caplog.text
+    assert server.requested == 2 * [f"/{CHECKPOINT}"]
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    VJEPABackbone.from_preset("tiny")
+    assert len(caplog.records) == 1
 
 
 def test_a_file_of_another_architecture_is_an_error(zoo, tmp_path, monkeypatch):

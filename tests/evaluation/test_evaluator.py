@@ -1,6 +1,9 @@
 """Evaluations over several splits: stopped, gone on with, repeated, and never mixed up."""
 
+import json
 import logging
+import os
+import shutil
 
 import keras
 import numpy as np
@@ -11,8 +14,10 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.locks import FolderInUseError
 from keras_vjepa.training.run_state import Checkpoints
 from tests.evaluation.support import assert_close, small, weights_of
+from tests.support import lock_holder
 
 
 def evaluator(encoder, videos, folder, single_frame=False, **changes):
@@ -146,3 +151,96 @@ def test_predictions_are_those_of_the_policy(digit_videos, small_encoder, tmp_pa
     finally:
         keras.config.set_dtype_policy(before)
     assert keys[0] != keys[1]
+
+
+# --- Damage, and others at work ------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(digit_videos, small_encoder, tmp_path, monkeypatch):
+    """An evaluator that makes its metrics up, and the splits that it was asked for."""
+    asked = []
+
+    def metrics(self, index, checkpoints, after_split):
+        asked.append(index)
+        return {task: {"top1": index} for task in self.probe.settings.tasks}
+
+    monkeypatch.setattr(Evaluator, "_metrics", metrics)
+    return evaluator(small_encoder, digit_videos, tmp_path), asked
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def of_no_task(path):
+    path.write_text(json.dumps({"digit": {}}))
+
+
+def a_list(path):
+    path.write_text("[1]")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("damage", [cut, empty, of_no_task, a_list])
+def test_a_damaged_split_is_named_and_computed_anew(damage, counted, caplog):
+    one, asked = counted
+    expected = one(splits=3)
+    assert asked == [0, 1, 2] and one(splits=3) == expected and asked == [0, 1, 2]
+    damage(one._path(1))
+    assert not one.is_finished(3) and one.is_finished(1)
+    assert one(splits=3) == expected and asked == [0, 1, 2, 1]
+    assert caplog.messages == [f"Damaged, and computed anew: {one._path(1)}"]
+    assert one.is_finished(3)
+
+
+@pytest.mark.data
+def test_a_split_can_be_forgotten(counted):
+    one, asked = counted
+    one(splits=2)
+    one.forget(0)
+    assert not one.is_finished(1)
+    one(splits=2)
+    assert asked == [0, 1, 0]
+
+
+@pytest.mark.data
+def test_replaced_videos_are_another_evaluation(digit_videos, small_encoder, tmp_path):
+    """Of the same name and size, and with the times of before; a copy of all is the same."""
+    train, test = digit_videos
+    key = evaluator(small_encoder, (train, test), None).key
+    copied = []
+    for sample in test:
+        copied.append(Sample(str(tmp_path / os.path.basename(sample.path)), sample.label))
+        shutil.copyfile(sample.path, copied[-1].path)
+    assert evaluator(small_encoder, (train, copied), None).key == key
+    status = os.stat(copied[3].path)
+    with open(copied[3].path, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        [last] = file.read()
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    os.utime(copied[3].path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert os.stat(copied[3].path).st_size == status.st_size
+    assert evaluator(small_encoder, (train, copied), None).key != key
+
+
+@pytest.mark.data
+def test_the_same_evaluation_at_once_is_refused_and_another_is_not(
+    counted, digit_videos, small_encoder, tmp_path
+):
+    one, asked = counted
+    with lock_holder(tmp_path, f".{one.key}.lock") as holder:
+        with pytest.raises(FolderInUseError) as error:
+            one()
+        [line] = str(error.value).splitlines()
+        assert line.startswith("the folder of an evaluation must be a folder in which no other")
+        assert f"{tmp_path}, where process {holder.pid} on " in line and asked == []
+        evaluator(small_encoder, digit_videos, tmp_path, seed=1)()
+        assert asked == [0]
+    one()
+    assert asked == [0, 0]

@@ -1,7 +1,10 @@
 """The recipes of the frozen evaluation: their numbers, commands, and what a run leaves."""
 
 import json
+import os
+import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from keras_vjepa.evaluation.views import evaluation_clips, evaluation_transform,
 from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import CONFIGS, as_in_the_paper, digit_motion
 from tests.evaluation.support import assert_close
+from tests.support import BEFORE_THE_HOUSE
 
 # For the fixtures `digit_videos` and `small_encoder`.
 SMALL = {
@@ -221,6 +225,27 @@ def test_run_is_saved_stopped_continued_and_repeated(
     assert "holds this evaluation, finished." in said.err and "motion: top-1" in said.out
     probe.run(replace(config, splits=1, seed=1), tmp_path / "b")
     assert "result.json is of another evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("damage", ["cut", "missing", "none"])
+def test_a_damaged_classifier_is_named_and_its_split_evaluated_again(damage, tmp_path, capsys):
+    config, forgotten = small(tasks=("motion",)), []
+    evaluator = SimpleNamespace(is_finished=lambda splits: True, forget=forgotten.append)
+    classifier = tmp_path / "classifier_motion"
+    shutil.copytree(BEFORE_THE_HOUSE / "presets" / "classifier_attentive", classifier)
+    if damage == "cut":
+        os.truncate(classifier / "task.weights.h5", 1000)
+    elif damage == "missing":
+        shutil.rmtree(classifier)
+    probe._check_classifiers(evaluator, config, tmp_path)
+    said = capsys.readouterr().err
+    if damage == "none":
+        assert said == "" and forgotten == []
+    else:
+        named = classifier / "task.weights.h5" if damage == "cut" else classifier
+        assert said.startswith(f"{named} is ") and said.endswith(": it is made anew.\n")
+        assert forgotten == [0]
 
 
 def test_several_views_and_clips_with_augmentation(built_in, small_encoder, tmp_path):

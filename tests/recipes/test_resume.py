@@ -1,6 +1,7 @@
 """A run that is stopped by anything goes on, and ends as if it had not been."""
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from keras_vjepa.recipes import pretrain, pretrain_objects
 from keras_vjepa.recipes.pretrain_configs import digit_motion
 from keras_vjepa.tools import check_resume
 from keras_vjepa.training import Checkpoints, loss_log, signals
-from tests.support import ROOT
+from tests.support import ROOT, slow_but_on
 
 SMALL = {
     "hidden_dim": 24,
@@ -119,6 +120,60 @@ def test_training_that_is_done_is_not_done_again(config, whole, tmp_path, monkey
     assert_same_result(tmp_path, whole)
 
 
+# --- Damaged results -----------------------------------------------------------------------------
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """The finished run in a folder that may be changed."""
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize(
+    ("name", "do"),
+    [
+        *((name, cut) for name in ("config.json", "preset/metadata.json", "preset/config.json")),
+        *((f"preset/{name}.weights.h5", cut) for name in ("model", "encoder", "predictor")),
+        ("preset/model.weights.h5", os.remove),
+        ("preset/pretrainer.json", os.remove),
+        ("preset", shutil.rmtree),
+    ],
+)
+def test_a_run_with_a_damaged_result_is_not_finished(name, do, config, copy, capsys):
+    assert pretrain._is_finished(config, copy, is_first=True)
+    do(copy / name)
+    assert not pretrain._is_finished(config, copy, is_first=True)
+    said = capsys.readouterr().err
+    if do is not shutil.rmtree:
+        assert said.startswith(f"{copy / name} is ")
+        assert said.endswith(": the results are made anew from the checkpoint.\n")
+    if name == "preset/model.weights.h5":
+        shutil.rmtree(copy / "checkpoints")
+        with pytest.raises(ValueError) as error:
+            pretrain._is_finished(config, copy, is_first=True)
+        [line] = str(error.value).splitlines()
+        assert line.startswith(f"{copy / name} is ") and "no checkpoint to make it anew" in line
+
+
+def test_damaged_results_are_made_anew(config, whole, copy, monkeypatch, capsys):
+    cut(copy / "config.json")
+    cut(copy / "preset" / "model.weights.h5")
+    monkeypatch.setattr(VJEPAPretrainer, "fit", None)
+    pretrain.run(config, copy)
+    assert "the results are made anew" in capsys.readouterr().err
+    assert_same_result(copy, whole)
+    pretrain.run(config, copy)
+    assert "holds this run, finished" in capsys.readouterr().err
+
+
+# --- Another run ---------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_config_is_an_error_with_the_difference(finished, config, whole, tmp_path):
     if not finished:
@@ -143,6 +198,48 @@ def test_other_samples_are_another_run(config, whole, videos, tmp_path):
     next((tmp_path / "videos").rglob("*.*")).unlink()
     with pytest.raises(ValueError, match="another config: samples 5 files, .* -> 4 files, "):
         pretrain.run(moved, tmp_path / "run")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_replaced_video_is_named(finished, config, whole, videos, tmp_path):
+    """Of the same name and size, and with the times of before."""
+    shutil.copytree(whole, tmp_path / "run")
+    if not finished:
+        shutil.rmtree(tmp_path / "run" / "preset")
+    shutil.copytree(videos, tmp_path / "videos")
+    moved = replace(config, data=str(tmp_path / "videos"))
+    left = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**left, "data": moved.data}))
+    *_, second, first = sorted((tmp_path / "videos").rglob("*.*"), key=os.path.getsize)
+    status = first.stat()
+    first.write_bytes(second.read_bytes().ljust(status.st_size, b"\0"))
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ValueError, match="files with another content. Received: 1 of 5") as error:
+        pretrain.run(moved, tmp_path / "run")
+    assert str(first) in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize("field", ["start_from", "teacher"])
+def test_another_model_in_a_preset_s_place_is_another_run(field, config, tmp_path, capsys):
+    preset, away, workdir = (tmp_path / name for name in ("preset", "away", "run"))
+    config = replace(config, steps=2, **{field: str(preset)})
+    pretrain_objects.make_encoder(replace(config, seed=7)).save_to_preset(preset)
+    pretrain.run(config, workdir)
+    # The same weights may lie elsewhere, and results stay without the preset.
+    shutil.move(preset, away)
+    for config_now in (config, replace(config, **{field: str(away)})):
+        pretrain.run(config_now, workdir)
+        assert "holds this run, finished" in capsys.readouterr().err
+    pretrain_objects.make_encoder(replace(config, seed=8)).save_to_preset(preset)
+    for finished in (True, False):
+        if not finished:
+            shutil.rmtree(workdir / "preset")
+        with pytest.raises(ValueError, match=f"another config: {field}_weights .* -> ") as error:
+            pretrain.run(config, workdir)
+        assert str(workdir) in str(error.value) and len(str(error.value).splitlines()) == 1
+    pretrain.run(replace(config, **{field: str(away)}), workdir)
+    assert (workdir / "preset").is_dir()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):

@@ -72,6 +72,15 @@ def test_goes_on_where_it_was(tmp_path, recipe):
     assert len(recipe.commands) == 4
 
 
+@pytest.mark.parametrize("content", ["", '{"pretrained target enc', "[1]", '{"a": 1}'])
+def test_a_damaged_result_is_run_again(content, tmp_path, recipe):
+    sweep.main(arguments(tmp_path, "0.1"))
+    table = (tmp_path / "table.md").read_text()
+    (tmp_path / "learning_rate=0.1" / "2" / "probe.json").write_text(content)
+    sweep.main(arguments(tmp_path, "0.1"))
+    assert len(recipe.commands) == 3 and (tmp_path / "table.md").read_text() == table
+
+
 def test_wrong_option_stops_the_sweep(tmp_path, monkeypatch):
     def refuse(command, **kwargs):
         return subprocess.CompletedProcess(command, 2, stderr="usage\npretrain.py: error: no --x\n")

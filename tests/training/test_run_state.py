@@ -92,6 +92,38 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(damage, tmp_path, cap
     assert checkpoints.steps() == [3, 9]
 
 
+def make_a_folder(path):
+    path.unlink()
+    path.mkdir()
+    (path / "of somebody").write_text("kept")
+
+
+@pytest.mark.data
+def test_a_folder_with_a_checkpoint_s_name_is_in_nobody_s_way(tmp_path, caplog):
+    save(Checkpoints(tmp_path), 3, 6)
+    blocked = file_of(tmp_path, 6)
+    make_a_folder(blocked)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest().step == 3
+    assert f"{blocked}: it is no file" in caplog.text
+    # The run comes to the same step with the same state, whose file has this very name.
+    save(checkpoints, 6)
+    assert blocked.is_file() and Checkpoints(tmp_path).latest().step == 6
+    moved = blocked.with_name(f"{blocked.name}.folder")
+    assert (moved / "of somebody").read_text() == "kept"
+    save(checkpoints, 9, 12)
+    assert checkpoints.steps() == [9, 12] and moved.is_dir()
+
+
+@pytest.mark.data
+def test_a_folder_that_is_the_only_one_is_named(tmp_path, caplog):
+    save(Checkpoints(tmp_path), 3)
+    make_a_folder(file_of(tmp_path, 3))
+    with pytest.raises(OSError, match="None of the 1 checkpoints in .* can be read. Move that"):
+        Checkpoints(tmp_path).latest()
+    assert str(file_of(tmp_path, 3)) in caplog.text
+
+
 @pytest.mark.data
 def test_all_damaged_is_an_error(tmp_path):
     save(Checkpoints(tmp_path), 3)

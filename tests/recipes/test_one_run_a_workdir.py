@@ -1,0 +1,55 @@
+"""Two commands at once on one workdir: the second is refused; a killed one is in nobody's way."""
+
+import pytest
+
+from keras_vjepa.recipes import pretrain, probe, probe_table, supervised
+from keras_vjepa.tools import sweep
+from tests.support import lock_holder
+
+pytestmark = pytest.mark.data
+
+# Each command, and what it does inside its lock.
+COMMANDS = [
+    (pretrain, "_is_finished", "--workdir"),
+    (probe, "_evaluate", "--workdir"),
+    (probe_table, "_table", "--workdir"),
+    (supervised, "labelled_clips", "--workdir"),
+    (sweep, "run_all", ""),
+]
+
+
+class InsideTheLockError(OSError):
+    """Raised in place of the work."""
+
+
+def message_of(command, option, workdir):
+    program = f"{command.__name__.split('.')[-1]}.py"
+    varied = [] if option else ["--vary", "learning_rate", "1e-3"]
+    with pytest.raises(SystemExit) as exit_info:
+        command.main([*([option] if option else []), str(workdir), *varied], program)
+    [line] = str(exit_info.value.code).splitlines()
+    assert line.startswith(f"{program}: ")
+    return line
+
+
+@pytest.mark.parametrize(("command", "work", "option"), COMMANDS)
+def test_the_second_is_refused_unless_the_first_is_dead(
+    command, work, option, tmp_path, monkeypatch
+):
+    def inside(*arguments):
+        assert (tmp_path / ".lock").is_file()
+        raise InsideTheLockError("inside the lock")
+
+    monkeypatch.setattr(command, work, inside)
+    # Nor does any of them do harm where another is at work.
+    (tmp_path / "kept").write_text("")
+    with lock_holder(tmp_path) as holder:
+        line = message_of(command, option, tmp_path)
+        assert f"{option or 'workdir'} must be a folder in which no other run is at work" in line
+        assert f"{tmp_path}, where process {holder.pid} on " in line
+        holder.kill()
+        holder.wait()
+        # What the kill left is nothing but a file.
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "kept"]
+        assert message_of(command, option, tmp_path).endswith(": inside the lock")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
