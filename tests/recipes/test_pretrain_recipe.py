@@ -188,7 +188,7 @@ def test_deviation_of_the_initial_weights():
 @pytest.mark.parametrize(
     "name", ["vitl16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vith16", "vith16_384"))]
 )
-def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
+def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path, capsys):
     """The paper's configs at their own resolution, masks and precision, with a shrunk network."""
     config = CONFIGS[name]()
     shrunk = {**SHRUNK, "steps": 1, "warmup_steps": 0, "dtype": config.dtype}
@@ -197,6 +197,11 @@ def test_paper_recipes_train_on_a_folder(name, small_set, tmp_path):
     pretrain.run(config, tmp_path / "run")
     assert (tmp_path / "run" / "preset" / "model.weights.h5").is_file()
     assert not (tmp_path / "run" / "probe.json").exists()
+    lines = capsys.readouterr().err.splitlines()
+    masks = next(line for line in lines if line.startswith("Masks: multi_block, 2 sets a clip"))
+    assert masks.endswith(f" tokens; means at {10 if name == 'vith16_384' else 24} clips")
+    batch = next(line for line in lines if line.startswith("`batch_size` 2 is far from"))
+    assert batch.endswith("which `learning_rate` 0.000625 was made for.")
 
 
 def test_configs_hold_the_numbers_of_table_9():

@@ -107,7 +107,8 @@ def masks_in_words(name: str, sampler: MaskSampler) -> str:
     text = f"{head}; {', '.join(parts)} tokens"
     if are_exact(sampler.masks, sampler.grid):
         return text
-    return f"{text}; means at {sampler.budget_batch_size} clips"
+    clips = "clip" if sampler.budget_batch_size == 1 else "clips"
+    return f"{text}; means at {sampler.budget_batch_size} {clips}"
 
 
 def _grid_in_words(grid: Grid) -> str:
