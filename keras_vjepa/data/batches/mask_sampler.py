@@ -7,7 +7,9 @@ paper's "about 90 %".
 
 The truncation "budget" is ours: it cuts to a fixed length instead of to the batch's shortest
 sample, so that compiled backends see one shape. That length is the mean of what the authors' code
-cuts to, for the grid and the masks at hand. And each sample has a random stream of its own; in the
+cuts to, for the grid and the masks at hand; but lists of one length have fewer late tokens than
+lists of many lengths with that mean: at 224 pixels .054 of the short-range targets lie in the last
+two of eight time steps, not .064. And each sample has a random stream of its own; in the
 authors' code all devices draw the same positions.
 """
 
@@ -317,7 +319,7 @@ def _rounded_mean(counts: NDArray[np.int64], num_steps: int) -> int:
     step = int(np.gcd.reduce(counts))
     if step % num_steps == 0:
         step = num_steps
-    return step * max(1, round(float(counts.mean()) / step))
+    return step * round(float(counts.mean()) / step)
 
 
 def _first_indices(chosen: NDArray[np.bool_], num_indices: int) -> NDArray[np.int32]:
