@@ -118,7 +118,7 @@ def listed(source: Path) -> tuple[Path, list[Path]]:
         return source.parent, [source]
     found = search_folder(source, "video", "image").paths
     if not found:
-        raise ValueError(f"There are no videos and no images in {printable(source)}.")
+        raise ValueError(f"source must hold videos or images. Received: {printable(source)}")
     # Images last: in fewer frames they are another shape, to be compiled once.
     return source, [Path(path) for path in sorted(found, key=lambda path: (is_image(path), path))]
 
@@ -241,7 +241,7 @@ def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Pat
         preprocessor = VJEPAVideoPreprocessor.from_preset(preset, num_clips=1, num_views=1, **given)
     except (OSError, ValueError) as error:
         raise ValueError(f"--preset: {error}") from error
-    check_memory(preprocessor, options.batch_size)
+    check_memory(preprocessor, options)
     extractor = Extractor(
         backbone,
         preprocessor,
@@ -262,20 +262,27 @@ def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Pat
     return extractor, settings, preset
 
 
-def check_memory(preprocessor: VJEPAVideoPreprocessor, batch_size: int) -> None:
+def check_memory(preprocessor: VJEPAVideoPreprocessor, options: argparse.Namespace) -> None:
     """Raise if the pixels of one batch are more than this machine's memory holds."""
     size = preprocessor.image_size
     height, width = (size, size) if isinstance(size, int) else size
     frames = max(preprocessor.num_frames, preprocessor.image_frames or 0)
     # Singly, and together.
-    needed = 2 * batch_size * frames * height * width * 3 * 4
+    needed = 2 * options.batch_size * frames * height * width * 3 * 4
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     if needed > (has or math.inf):
         raise ValueError(
-            f"--batch-size, --num-frames or --image-size must be smaller: {batch_size} windows of "
+            f"{sizes_of(options)} must be smaller: {options.batch_size} windows of "
             f"{frames}x{height}x{width} pixels take {needed / 1e9:,.1f} GB, and this machine has "
             f"{has / 1e9:,.1f} GB"
         )
+
+
+def sizes_of(options: argparse.Namespace) -> str:
+    """The options that take memory: those that were given, or what there is to be lowered."""
+    names = ("image_size", "num_frames", "image_frames")
+    given = [typed(name) for name in names if getattr(options, name) is not None]
+    return " or ".join([*given, typed("batch_size")])
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -319,8 +326,8 @@ def main(arguments: list[str] | None = None, program: str = "extract_features.py
             raise
         reason = str(error).strip().split("\n")[0]
         print(
-            f"{program}: --batch-size, --num-frames or --image-size must be smaller, for there is "
-            f"not enough memory: {reason}",
+            f"{program}: {sizes_of(options)} must be smaller, for there is not enough memory: "
+            f"{reason}",
             file=sys.stderr,
         )
         return 2
@@ -347,7 +354,7 @@ def report(
     found, made = len(plan.outputs) - len(bad_files), len(plan.missing) - len(bad_files)
     print(
         f"{printable(output)}: features of {found:,} of {len(plan.outputs):,} files, {made:,} made "
-        f"now (replaced files: {len(plan.replaced):,}; damaged features: "
+        f"now (replaced files: {len(plan.replaced):,}; damaged or unknown features: "
         f"{len(plan.damaged) + len(plan.unknown):,})."
     )
     return 1 if bad_files or problems else 0

@@ -179,6 +179,8 @@ class FeatureFolder:
         return record is not None and record.content == content != _UNREADABLE
 
     def _hashes(self, plan: FeaturePlan) -> list[str]:
+        if not self._records:
+            return [_UNREADABLE] * len(plan.outputs)
         paths = [str(self.folder / output) for output in plan.outputs.values()]
         return [bytes(row).hex() for row in content_hashes(paths)]
 
@@ -244,10 +246,13 @@ class FeatureFolder:
     def _take_over(self, root: Path, paths: Sequence[Path]) -> None:
         """Note the features of an earlier version that are sound and younger than their files."""
         for path in paths:
-            output = f"{path.relative_to(root).as_posix()}.npy"
-            target = self.folder / output
-            if _is_sound(target) and _is_younger(target, path):
-                hashes = content_hash(path).hex(), content_hash(target).hex()
+            relative = path.relative_to(root)
+            before, output = self.folder / f"{relative}.npy", features_name(relative)
+            if _is_sound(before) and _is_younger(before, path):
+                if before != self.folder / output:
+                    (self.folder / output).parent.mkdir(parents=True, exist_ok=True)
+                    files.move_file(before, self.folder / output)
+                hashes = content_hash(path).hex(), content_hash(self.folder / output).hex()
                 self._records[output] = self._record(output, path, *hashes)
         _LOG.warning(
             "%s is of an earlier version, which did not note what its features are of: %s taken "

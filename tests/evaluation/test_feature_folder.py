@@ -305,6 +305,10 @@ def test_a_preset_may_be_moved(output, videos):
 @pytest.fixture
 def of_before(output, preset):
     """The folder as an earlier version would have left it."""
+    return as_before(output)
+
+
+def as_before(output):
     (output / "sources.jsonl").unlink()
     kept = {name: SETTINGS[name] for name in ("preset", "dtype", "stride")}
     (output / "settings.json").write_text(json.dumps(kept))
@@ -331,6 +335,16 @@ def test_features_of_an_earlier_version_are_taken_over(of_before, videos, caplog
     assert {line["settings"] for line in lines(of_before)} == {hash_of_settings(SETTINGS)}
     with pytest.raises(ValueError, match="model = 00000000"):
         extract(videos, of_before, {**SETTINGS, "model": "1" * 32})
+
+
+def test_an_earlier_version_s_name_that_is_no_utf_8(preset, tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    videos = make(tmp_path / "videos", {name: "one"})
+    [made] = extract(videos, tmp_path / "out")[1]
+    (tmp_path / "out" / made).rename(tmp_path / "out" / f"{name}.npy")
+    as_before(tmp_path / "out")
+    assert extract(videos, tmp_path / "out")[1] == []
+    assert contents(tmp_path / "out") == {made: "one"}
 
 
 @pytest.mark.parametrize(
