@@ -87,6 +87,15 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
         files.move_file(tmp_path / "file", tmp_path / "file", existing="refuse")
 
 
+def test_lines_are_added_to_what_is_there(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for name in ("one", "zwei ß", os.fsdecode(b"caf\xe9")):
+        files.append_line(path, name)
+    assert path.read_bytes() == "one\nzwei ß\n".encode() + b"caf\xe9\n"
+    with pytest.raises(OSError):
+        files.append_line(tmp_path, "a folder")
+
+
 def test_only_files_are_written_over(tmp_path):
     with pytest.raises(OSError, match="must be that of a file. Received: /dev/null"):
         files.write_text("/dev/null", "would replace it for everyone")
