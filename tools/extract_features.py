@@ -104,12 +104,12 @@ class Extractor:
 
 
 def typed(name: str) -> str:
-    """An option as it is typed."""
+    """Write an option as it is typed."""
     return "--" + name.replace("_", "-")
 
 
 def listed(source: Path) -> tuple[Path, list[Path]]:
-    """The folder that outputs are named below, and the files to read.
+    """List the files to read, and the folder below which their outputs are named.
 
     Raises:
         ValueError: if there are none.
@@ -158,12 +158,14 @@ def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) 
 
 
 def path_of(text: str) -> Path:
+    """Read a path from the command line; an address would be a local folder of that name."""
     if not text or re.match(r"\w+://", text):
         raise argparse.ArgumentTypeError(f"must be a path on this machine. Received: {text!r}")
     return Path(text)
 
 
 def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
+    """Read the command line; bad input ends the process with one line that names the option."""
     parser = OneLineParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -225,7 +227,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Path]:
-    """The extractor, all that its features depend on, and the folder of the preset."""
+    """Make the extractor, list all that its features depend on, and find the preset's folder."""
     try:
         preset = find_preset(options.preset, trust_on_first_use=options.trust_on_first_use)
         backbone = load_backbone(preset, dtype=options.dtype)
@@ -279,14 +281,14 @@ def check_memory(preprocessor: VJEPAVideoPreprocessor, options: argparse.Namespa
 
 
 def sizes_of(options: argparse.Namespace) -> str:
-    """The options that take memory: those that were given, or what there is to be lowered."""
+    """Name the options that take memory: those that were given, and the size of a batch."""
     names = ("image_size", "num_frames", "image_frames")
     given = [typed(name) for name in names if getattr(options, name) is not None]
     return " or ".join([*given, typed("batch_size")])
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of any engine says so; each has one of its own."""
+    """Tell whether memory is what there was too little of; each engine has an error of its own."""
     words = ("out of memory", "allocate", "RESOURCE_EXHAUSTED", "OOM")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
