@@ -26,7 +26,7 @@ BEFORE_THE_HOUSE = GOLDEN / "before_the_house"
 def slow_but_on(*backends: str) -> Any:
     """The mark `slow` on other backends: what is tested is the same code on each.
 
-    tests/README.md says which tests remain there; that they notice the same faults is not shown.
+    tests/README.md says which tests remain there, and what planted fault they were seen to notice.
     """
     if keras.config.backend() in backends:
         return pytest.mark.skipif(False, reason="")

@@ -283,7 +283,7 @@ def test_one_of_several_processes_leaves_at_once(monkeypatch, capsys):
         assert codes == [1] and capsys.readouterr().err == "the disk is full\n"
 
 
-@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("augment", [False, pytest.param(True, marks=slow_but_on("torch"))])
 def test_an_evaluation_by_several_equals_one_by_one(augment, tmp_path, monkeypatch):
     """On features and on augmented clips; a test video that cannot be read counts once."""
     # The built-in set as folders of classes.

@@ -13,6 +13,7 @@ from keras_vjepa.evaluation.comparison import (
     read_labelled_clips,
 )
 from tests.evaluation.support import small
+from tests.support import slow_but_on
 
 
 def clips(labels, level):
@@ -23,6 +24,7 @@ def clips(labels, level):
     return LabelledClips(samples, videos, {})
 
 
+@slow_but_on("torch")
 def test_the_probes_rate_is_chosen_on_held_out_training_clips(small_encoder):
     rng = np.random.default_rng(0)
     labels = rng.permuted(np.tile([0, 11], 40))

@@ -17,7 +17,7 @@ from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import FolderInUseError
 from keras_vjepa.training.run_state import Checkpoints
 from tests.evaluation.support import assert_close, small, weights_of
-from tests.support import lock_holder
+from tests.support import lock_holder, slow_but_on
 
 
 def evaluator(encoder, videos, folder, single_frame=False, **changes):
@@ -25,6 +25,7 @@ def evaluator(encoder, videos, folder, single_frame=False, **changes):
     return Evaluator(probe, *videos, folder)
 
 
+@slow_but_on("torch")
 def test_it_goes_on_with_the_split_that_was_stopped(
     digit_videos, small_encoder, tmp_path, monkeypatch
 ):

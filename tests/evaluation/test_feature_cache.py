@@ -16,9 +16,12 @@ from keras_vjepa.evaluation.probe_batches import ProbeBatches
 from keras_vjepa.evaluation.readouts import nearest_neighbors, ridge_classifier
 from keras_vjepa.evaluation.views import evaluation_clips
 from tests.evaluation.support import assert_close, everything, small, weights_of
+from tests.support import slow_but_on
 
 
-@pytest.mark.parametrize("clips, attend", [(1, True), (2, False)])
+@pytest.mark.parametrize(
+    "clips, attend", [(1, True), pytest.param(2, False, marks=slow_but_on("torch"))]
+)
 def test_kept_features_give_the_online_path_s_numbers(
     clips, attend, digit_videos, small_encoder, tmp_path
 ):

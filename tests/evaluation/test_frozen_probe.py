@@ -11,6 +11,7 @@ from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.task_labels import labels_of
 from keras_vjepa.evaluation.views import evaluation_clips
 from tests.evaluation.support import assert_close, small, weights_of
+from tests.support import slow_but_on
 
 
 def test_a_few_lines(digit_videos, small_encoder, tmp_path):
@@ -186,6 +187,7 @@ def test_three_views_are_square(digit_videos):
         probe.fit(digit_videos[0]).score(digit_videos[1])
 
 
+@slow_but_on("torch")
 @pytest.mark.parametrize("online", [False, True])
 def test_validation_in_one_view_and_test_in_three(online, digit_videos, small_encoder):
     """TensorFlow made one function for both, in which the number of views was not known."""

@@ -8,6 +8,7 @@ from keras_vjepa import AdamW, CosineSchedule, VJEPAProbe
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.evaluation.sweep_optimizer import SweepAdamW
 from tests.evaluation.support import assert_close, weights_of
+from tests.support import slow_but_on
 
 CANDIDATES = ((1e-3, 0.01), (1e-2, 0.3), (3e-3, 0.0))
 
@@ -46,7 +47,10 @@ def train(sweep, steps=6, seed=3, predictions=1):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"probe": {"num_layers": 2}, "constant_decay": True}],
+    [
+        pytest.param({}, marks=slow_but_on("torch")),
+        {"probe": {"num_layers": 2}, "constant_decay": True},
+    ],
 )
 def test_each_probe_gets_what_it_would_get_alone(options):
     together = train(make_sweep({"a": 12, "b": 1}, **options))
@@ -59,7 +63,7 @@ def test_each_probe_gets_what_it_would_get_alone(options):
     assert max(np.abs(x - y).max() for x, y in zip(first, second, strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("constant", [pytest.param(False, marks=slow_but_on("torch")), True])
 def test_a_probe_learns_as_with_plain_adamw(constant):
     steps, (tokens, labels) = 6, toy()
     options = {"clip_norm": 0.5, "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-5}

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAProbe
+from tests.support import slow_but_on
 
 BACKEND = keras.config.backend()
 # What each backend can write; JAX also ONNX, through jax2onnx, which is not installed here.
@@ -103,6 +104,7 @@ def test_features_in_lower_precision(precision, least):
     assert cosine(actual, expected).min() >= least
 
 
+@slow_but_on("torch")
 def test_a_probe_in_int8():
     """Its pooling reads a kernel by itself, which must not have become integers."""
     probe = VJEPAProbe(num_classes=5, num_heads=2)

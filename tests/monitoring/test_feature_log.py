@@ -9,6 +9,7 @@ import pytest
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.monitoring.feature_log import FeatureLog, encode_with
 from keras_vjepa.monitoring.statistics import feature_statistics
+from tests.support import slow_but_on
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_rows_are_of_the_weights_of_their_step(pretrainer, videos, tmp_path):
     assert len(set(rows.values())) == 3
 
 
+@slow_but_on("torch")
 def test_a_fit_that_goes_on_keeps_the_rows_of_what_is_done(pretrainer, videos, tmp_path):
     path = tmp_path / "features.csv"
     path.write_text("step,feature_std,effective_rank\n0,1,7\n2,1,8\n4,1,9\n")
@@ -82,6 +84,7 @@ def test_a_fit_that_goes_on_keeps_the_rows_of_what_is_done(pretrainer, videos, t
     assert rows[4] != 9
 
 
+@slow_but_on("torch")
 def test_weights_that_are_not_finite_show(pretrainer, videos, tmp_path):
     pretrainer.target_encoder.norm.gamma.assign(np.full(24, np.nan))
     fit(pretrainer, videos, tmp_path / "features.csv", 1)

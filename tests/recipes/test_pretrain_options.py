@@ -13,6 +13,7 @@ from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.monitoring import FeatureLog
 from keras_vjepa.recipes import pretrain, pretrain_objects
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion
+from tests.support import slow_but_on
 
 # What the recipe knows itself, or has a part or a field of its own for, by the options for it.
 KNOWN = {
@@ -188,6 +189,7 @@ SHRUNK = {
 }
 
 
+@slow_but_on("torch")
 def test_rotary_positions_and_clips_that_are_no_squares_train(tmp_path):
     """V-JEPA 2's positions (official-behaviour §12), of encoder and predictor together."""
     frames = np.random.default_rng(0).integers(256, size=(8, 20, 30, 3), dtype=np.uint8)

@@ -17,7 +17,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS, render_digit_m
 from keras_vjepa.data.transforms.training import PretrainTransform
 from keras_vjepa.recipes import pretrain, pretrain_objects, supervised
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
-from tests.support import GOLDEN
+from tests.support import GOLDEN, slow_but_on
 
 SHRUNK = {
     "hidden_dim": 24,
@@ -245,6 +245,7 @@ def test_overrides():
     assert str(workdir) == "workdir/vitl16"
 
 
+@slow_but_on("torch")
 @pytest.mark.parametrize("mode", ["budget", "batch_min"])
 def test_both_truncations_train(mode, small_set, tmp_path):
     config = replace(digit_motion(), **SHRUNK, truncation=mode)

@@ -17,7 +17,7 @@ from keras_vjepa.evaluation.views import evaluation_clips, evaluation_transform,
 from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import CONFIGS, as_in_the_paper, digit_motion
 from tests.evaluation.support import assert_close
-from tests.support import BEFORE_THE_HOUSE
+from tests.support import BEFORE_THE_HOUSE, slow_but_on
 
 # For the fixtures `digit_videos` and `small_encoder`.
 SMALL = {
@@ -140,6 +140,7 @@ def test_every_option_can_be_given():
         assert option.description, name
 
 
+@slow_but_on("torch")
 def test_the_probe_of_v_jepa_2_can_be_asked_for(small_encoder):
     config, _ = probe.parse_arguments(
         "--self_attention tokens --num_layers 4 --mlp_ratio 2 --layer_norm_epsilon 1e-4 "
@@ -248,6 +249,7 @@ def test_a_damaged_classifier_is_named_and_its_split_evaluated_again(damage, tmp
         assert forgotten == [0]
 
 
+@slow_but_on("torch")
 def test_several_views_and_clips_with_augmentation(built_in, small_encoder, tmp_path):
     small_encoder.save_to_preset(tmp_path / "preset")
     config = small(

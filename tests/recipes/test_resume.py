@@ -95,6 +95,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(config, whole, tmp_path, mo
     assert_same_result(tmp_path, whole)
 
 
+@slow_but_on("torch")
 def test_a_damaged_checkpoint_costs_a_few_steps(config, whole, tmp_path, caplog):
     shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
     newest = max((tmp_path / "checkpoints").iterdir())

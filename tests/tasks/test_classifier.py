@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAVideoClassifier
 from keras_vjepa.conversion import convert_classifier
-from tests.support import GOLDEN, channels_last, golden
+from tests.support import GOLDEN, channels_last, golden, slow_but_on
 
 FORWARD_TOLERANCE = 2e-5
 
@@ -121,7 +121,9 @@ def compiled(classifier, learning_rate=1e-2):
     return classifier
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float32", marks=slow_but_on("torch")), "mixed_bfloat16"]
+)
 def test_fit_with_a_frozen_backbone(dtype):
     backbone = small_backbone(dtype=dtype)
     classifier = compiled(VJEPAVideoClassifier(backbone, 3, num_views=2, dtype=dtype))
@@ -155,7 +157,7 @@ class Gradients(keras.optimizers.SGD):
         return super().apply(grads, trainable_variables)
 
 
-@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("trainable", [False, pytest.param(True, marks=slow_but_on("torch"))])
 def test_the_backbone_learns_only_when_told(trainable):
     backbone = small_backbone()
     classifier = VJEPAVideoClassifier(backbone, 3, trainable_backbone=trainable)
@@ -174,6 +176,7 @@ def test_the_backbone_learns_only_when_told(trainable):
     assert changed == trained
 
 
+@slow_but_on("torch")
 @pytest.mark.parametrize("attend", [True, False])
 def test_the_loss_is_the_mean_over_predictions(attend):
     classifier = VJEPAVideoClassifier(
@@ -251,6 +254,7 @@ def test_the_papers_heads_are_an_argument():
 # --- Saving --------------------------------------------------------------------------------------
 
 
+@slow_but_on("torch")
 def test_save_and_load_with_the_optimizer(tmp_path):
     classifier = compiled(
         VJEPAVideoClassifier(small_backbone(), 3, num_clips=2, num_layers=2, max_frames=40)

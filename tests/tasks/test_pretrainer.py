@@ -18,7 +18,7 @@ from keras_vjepa.backend import device
 from keras_vjepa.data.batches.mask_kinds import LONG_RANGE, SHORT_RANGE
 from keras_vjepa.data.batches.mask_sampler import MaskSampler
 from keras_vjepa.layers import transformer
-from tests.support import compiled, random_batch
+from tests.support import compiled, random_batch, slow_but_on
 
 
 def numpy(x):
@@ -98,7 +98,7 @@ def test_samples_of_unequal_length_count_by_themselves():
     np.testing.assert_allclose(together[1:], numpy(compiled(pretrainer)(alone)), atol=1e-6)
 
 
-@pytest.mark.parametrize("num_masks", [1, 3])
+@pytest.mark.parametrize("num_masks", [pytest.param(1, marks=slow_but_on("torch")), 3])
 def test_any_number_of_mask_kinds(num_masks):
     pretrainer = small_pretrainer(num_masks=num_masks, variance_weight=0.5)
     pretrainer.compile(AdamW(1e-2))
@@ -385,6 +385,7 @@ def test_predictor_must_fit_the_target():
         VJEPAPretrainer(encoder, predictor, target="colours")
 
 
+@slow_but_on("torch")
 def test_a_teacher_is_predicted_and_stays_as_it_is(tmp_path):
     """Its features are the targets, in place of the moving average's, whatever its width."""
     keras.utils.set_random_seed(0)

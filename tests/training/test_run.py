@@ -8,6 +8,7 @@ import pytest
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, data, training
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
+from tests.support import slow_but_on
 
 STEPS = 4
 
@@ -126,6 +127,7 @@ def test_the_folder_of_another_run_is_refused(change, message, samples, whole):
     assert len(str(error.value).splitlines()) == 1
 
 
+@slow_but_on("torch")
 def test_names_that_are_new_have_been_at_their_default(samples, tmp_path):
     def go_on(description, defaults=None, upgrade=None):
         pretrainer = make_pretrainer()
