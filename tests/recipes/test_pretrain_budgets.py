@@ -240,7 +240,9 @@ def test_a_batch_far_from_the_papers_is_said(config, text):
 def test_clipping_begins_an_epoch_after_the_warm_up():
     assert pretrain_objects.clip_after(vitl16()) == 12_300
     assert pretrain_objects.clip_after(replace(vitl16(), warmup_steps=400)) == 410
-    assert pretrain_objects.clip_after(replace(vitl16(), warmup_steps=400, clip_after=7)) == 7
+    for given in (7, 0):
+        config = replace(vitl16(), warmup_steps=400, clip_after=given)
+        assert pretrain_objects.clip_after(config) == given
     assert pretrain_objects.clip_after(replace(digit_motion(), warmup_steps=40)) == 15
 
 
