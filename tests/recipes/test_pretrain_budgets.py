@@ -289,6 +289,13 @@ def test_a_run_of_before_is_known_again(changes, stored, same):
     assert pretrain_derived.upgraded(now, config, grid) == now
 
 
+def test_a_run_is_told_by_all_its_budgets():
+    """Also by those that follow: the batch that they are made for may change."""
+    config = replace(vitl16(), context_budgets=(80, None))
+    found = pretrain_derived.resolved(config, (8, 14, 14))
+    assert (found["context_budgets"], found["target_budgets"]) == ((80, 104), (752, 1104))
+
+
 def test_counts_are_drawn_once():
     config = replace(vitl16(), image_size=64)
     sampler = sampler_of(config)

@@ -165,6 +165,10 @@ def test_masks_of_the_config(masks, kinds, context):
     )
     pretrainer = pretrain_objects.make_pretrainer(config)
     assert pretrainer.predictor.num_mask_tokens == kinds
+    # Lists of one length need no padding, unless a longer one is given.
+    assert pretrainer.padding == (masks == "causal_multi_block")
+    longer = replace(config, context_budgets=(70,) * kinds)
+    assert pretrain_objects.make_pretrainer(longer).padding
     batch = pretrain_objects.make_masks(config, pretrainer.encoder.grid_shape)(0, 2)
     assert len(batch) == 2 * kinds and batch["context_indices_0"].shape == (2, context)
     # 4 of 8 frames are 2 of 4 time steps of 64 tokens: half of the 29 tubes of multi_block's 116.
