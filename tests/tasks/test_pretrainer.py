@@ -179,6 +179,7 @@ def test_regularisers_of_layers_count(accumulation_steps):
     np.testing.assert_allclose(numpy(layer.kernel), 0.8 * before, atol=1e-3)
 
 
+@slow_but_on("torch", "tensorflow")
 def test_float16_steps_are_as_long_as_those_of_float32():
     """Keras scales the loss for float16, and the gradients back; a part must do so too."""
 
