@@ -12,8 +12,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.arguments import MOST_LONG, arguments_of, check_choice, check_number, check_whole
 from keras_vjepa.layers.pooling import AttentivePooler, attend_together
 from keras_vjepa.types import Tensor
+
+# More than any set of videos or images has.
+MOST_CLASSES = 2**22
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -64,11 +68,13 @@ class VJEPAProbe(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, number in (("num_classes", num_classes), ("num_layers", num_layers)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {number}")
-        if pooling not in ("attentive", "average"):
-            raise ValueError(f"`pooling` must be 'attentive' or 'average'. Received: {pooling!r}")
+        check_whole(1, MOST_CLASSES, num_classes=num_classes)
+        check_whole(1, MOST_LONG, num_layers=num_layers)
+        check_whole(1, MOST_LONG, optional=True, num_heads=num_heads, head_dim=head_dim)
+        check_number("(0, 64]", mlp_ratio=mlp_ratio)
+        check_number("(0, 1]", layer_norm_epsilon=layer_norm_epsilon)
+        check_choice(("attentive", "average"), pooling=pooling)
+        check_choice(("query", "tokens"), self_attention=self_attention)
         if pooling == "attentive" and num_heads is None:
             raise ValueError("`num_heads` must be given for attentive pooling. Received: None")
         self.num_classes = num_classes
@@ -79,6 +85,31 @@ class VJEPAProbe(keras.Model):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.head_dim = head_dim
         self.self_attention = self_attention
+
+    @classmethod
+    def number_of_weights(cls, dim: int, **arguments: Any) -> int:
+        """Check constructor arguments; count the numbers that the weights would be, making none.
+
+        Args:
+            dim: width of the tokens.
+            arguments: those of the constructor; the others have its defaults.
+
+        Raises:
+            ValueError: for unknown or missing names, and for values as the constructor does.
+        """
+        own = arguments_of(cls, arguments)
+        # The constructor makes no weights.
+        cls(**own)
+        linear = (dim + 1) * own["num_classes"]
+        if own["pooling"] == "average":
+            return linear
+        mlp_dim, head_dim = int(dim * own["mlp_ratio"]), own["head_dim"]
+        mlp = 2 * dim + (dim + 1) * mlp_dim + (mlp_dim + 1) * dim
+        width = dim if head_dim is None else own["num_heads"] * head_dim
+        projections = 3 * (dim + 1) * width + (0 if head_dim is None else (width + 1) * dim)
+        block = 2 * dim + 4 * (dim + 1) * dim + mlp
+        # The query token and the norm of the tokens.
+        return linear + 3 * dim + projections + mlp + (own["num_layers"] - 1) * block
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
         dim = _token_width(tokens_shape)

@@ -108,7 +108,7 @@ def test_large_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        ({"image_size": 33}, "`height` must be a multiple of `patch_size`=16. Received: 33"),
+        ({"image_size": 33}, "`image_size` must be a multiple of `patch_size`=16. Received: 33"),
         ({"num_frames": 5}, "`num_frames` must be a multiple of `tubelet_size`=2. Received: 5"),
         ({"num_heads": 5}, "must be a multiple of `num_heads`=5"),
         ({"position_mode": "none"}, "`position_mode` must be 'resample' or 'fresh'"),

@@ -1,0 +1,214 @@
+"""Check arguments: one line that names one, what it must be, and what was received (App. C).
+
+Constructors call these first, so a value that is out of range, of another type or not finite is
+refused before anything is made of it, wherever it comes from: code, a command line, or a config
+file that someone else wrote. Each function takes the arguments by their names:
+
+    check_whole(num_layers=num_layers, num_heads=num_heads)
+    check_number("(0, 1]", ratio=ratio)
+"""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+# What a count can be at most: the largest number of an int32, in which backends count.
+MOST = 2**31 - 1
+# The largest seed that NumPy takes.
+MOST_SEED = 2**32 - 1
+# What the length, the width or the height of something in memory can be at most.
+MOST_LONG = 2**16
+# The longest side of a picture, or of what an encoder sees.
+MOST_SIDE = 2**13
+# The largest finite float32.
+_MOST_REAL = 3.4e38
+_LONGEST_SHOWN = 80
+
+
+def shown(value: Any) -> str:
+    """Write a value as it stands in a message: on one line, and not too long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or nested too deep
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+# What Keras' base classes take, whatever the constructor's own arguments are.
+_OF_KERAS = ("name", "trainable", "dtype", "activity_regularizer", "autocast")
+
+
+def arguments_of(constructor: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete some arguments of a constructor by its defaults.
+
+    Args:
+        constructor: a class or function.
+        given: values by name; those that go to a base class of Keras are left out.
+
+    Raises:
+        ValueError: for a name that it does not have, and for one without a default that is not
+            given.
+    """
+    parameters = inspect.signature(constructor).parameters
+    known = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    for name in given:
+        if name not in known and not (name in _OF_KERAS and len(known) < len(parameters)):
+            raise ValueError(f"`{shown(name)}` is no argument of {constructor.__name__}")
+    for name, parameter in known.items():
+        if name not in given and parameter.default is parameter.empty:
+            raise ValueError(f"`{name}` must be given for {constructor.__name__}")
+    return {name: given.get(name, parameter.default) for name, parameter in known.items()}
+
+
+def check_whole(
+    least: int = 1, most: int = MOST, /, *, optional: bool = False, **values: Any
+) -> None:
+    """Check that arguments are whole numbers in a range; True and False are none.
+
+    Args:
+        least: the smallest allowed.
+        most: the largest allowed.
+        optional: allow None too.
+        values: arguments by their names.
+
+    Raises:
+        ValueError: for the first that is not.
+
+    Example:
+
+    >>> from keras_vjepa.arguments import check_whole
+    >>> check_whole(num_layers=3, num_heads=0)
+    Traceback (most recent call last):
+    ValueError: `num_heads` must be at least 1. Received: 0
+    """
+    for name, value in values.items():
+        if value is None and optional:
+            continue
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            problem = "a whole number" + (" or None" if optional else "")
+        elif int(value) < least:
+            problem = f"at least {least}" if least else "at least 0"
+        elif int(value) > most:
+            problem = f"at most {most:,}"
+        else:
+            continue
+        raise ValueError(f"`{name}` must be {problem}. Received: {shown(value)}")
+
+
+def check_number(interval: str, /, *, optional: bool = False, **values: Any) -> None:
+    """Check that arguments are finite numbers in an interval.
+
+    Args:
+        interval: as mathematics writes it: "[0, 1)" holds 0 and not 1; "inf" stands for the
+            largest float32.
+        optional: allow None too.
+        values: arguments by their names.
+
+    Raises:
+        ValueError: for the first that is not.
+
+    Example:
+
+    >>> from keras_vjepa.arguments import check_number
+    >>> check_number("(0, 1]", ratio=float("nan"))
+    Traceback (most recent call last):
+    ValueError: `ratio` must be in (0, 1]. Received: nan
+    """
+    for name, value in values.items():
+        if not (value is None and optional) and not _is_inside(value, interval):
+            none = " or None" if optional else ""
+            raise ValueError(
+                f"`{name}` must be {_words_for(interval, value)}{none}. Received: {shown(value)}"
+            )
+
+
+def check_range(interval: str, /, **values: Any) -> None:
+    """Check that arguments are (low, high) ranges within an interval.
+
+    Args:
+        interval: as in `check_number`.
+        values: arguments by their names.
+
+    Raises:
+        ValueError: for the first that is not.
+    """
+    for name, value in values.items():
+        is_pair = isinstance(value, tuple | list) and len(value) == 2
+        inside = is_pair and all(_is_inside(one, interval) for one in value)
+        if not inside or value[0] > value[1]:
+            raise ValueError(
+                f"`{name}` must be a (low, high) range {_words_for(interval, 0)}. "
+                f"Received: {shown(value)}"
+            )
+
+
+def check_size(most: int = MOST_SIDE, /, *, optional: bool = False, **values: Any) -> None:
+    """Check that arguments are a side, or a height and a width, in pixels.
+
+    Args:
+        most: the longest side allowed.
+        optional: allow None too.
+        values: arguments by their names.
+
+    Raises:
+        ValueError: for the first that is not.
+    """
+    for name, value in values.items():
+        if isinstance(value, tuple | list) and len(value) == 2:
+            check_whole(1, most, **{name: value[0]})
+            check_whole(1, most, **{name: value[1]})
+        elif isinstance(value, tuple | list):
+            raise ValueError(
+                f"`{name}` must be one side, or height and width. Received: {shown(value)}"
+            )
+        else:
+            check_whole(1, most, optional=optional, **{name: value})
+
+
+def check_flag(**values: Any) -> None:
+    """Check that arguments are True or False; raise `ValueError` for the first that is not."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` must be True or False. Received: {shown(value)}")
+
+
+def check_choice(choices: Collection[str], /, **values: Any) -> None:
+    """Check that arguments are among the choices; raise `ValueError` for the first that is not."""
+    for name, value in values.items():
+        if not isinstance(value, str) or value not in choices:
+            *others, last = map(repr, choices)
+            words = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"`{name}` must be {words}. Received: {shown(value)}")
+
+
+def _as_float(value: Any) -> float:
+    """Convert a number; NaN for what is none, or would be infinite in float32."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.nan
+    return number if abs(number) <= _MOST_REAL else math.nan
+
+
+def _is_inside(value: Any, interval: str) -> bool:
+    number = _as_float(value)
+    low, high = (float(text) for text in interval[1:-1].split(","))
+    above = number > low if interval[0] == "(" else number >= low
+    return above and (number < high if interval[-1] == ")" else number <= high)
+
+
+def _words_for(interval: str, received: Any) -> str:
+    low, high = (text.strip() for text in interval[1:-1].split(","))
+    if high != "inf":
+        return f"in {interval}"
+    words = "positive" if interval[0] == "(" and low == "0" else f"at least {low}"
+    return f"{words}, and finite" if math.isnan(_as_float(received)) else words

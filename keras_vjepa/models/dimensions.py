@@ -1,0 +1,138 @@
+"""Check arguments of encoder and predictor, and count their weights, without making them (App. B).
+
+A constructor asks first, so arguments that no machine could hold end in one line. Who reads a
+config and weights from files asks before the constructor does: a page of text can describe a model
+of any size, and nothing is made of it unless the weights are there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_vjepa.arguments import (
+    MOST,
+    MOST_LONG,
+    check_choice,
+    check_flag,
+    check_number,
+    check_size,
+    check_whole,
+    shown,
+)
+
+POSITION_EMBEDDINGS = ("sincos", "rotary")
+MOST_LAYERS = 1024
+# 550 GB in float32: above every model of its kind, below what is only a slip or an attack.
+_MOST_WEIGHTS = 2**37
+
+
+def encoder_weights(arguments: Mapping[str, Any]) -> int:
+    """Check arguments of `VJEPABackbone`; count the numbers that its weights are.
+
+    Args:
+        arguments: all of them, by name.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    _check_transformer(arguments)
+    check_size(image_size=arguments["image_size"])
+    lengths = {name: arguments[name] for name in ("num_frames", "patch_size", "tubelet_size")}
+    check_whole(1, MOST_LONG, **lengths, num_channels=arguments["num_channels"])
+    size, frames = arguments["image_size"], arguments["num_frames"]
+    patch, dim = arguments["patch_size"], arguments["hidden_dim"]
+    tubelet = 1 if frames == 1 else arguments["tubelet_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    for name, sides, step in (
+        ("image_size", (height, width), "patch_size"),
+        ("num_frames", (frames,), "tubelet_size" if frames > 1 else ""),
+    ):
+        if step and any(side % arguments[step] for side in sides):
+            raise ValueError(
+                f"`{name}` must be a multiple of `{step}`={arguments[step]}. "
+                f"Received: {arguments[name]}"
+            )
+    num_tokens = (frames // tubelet) * (height // patch) * (width // patch)
+    kernel = tubelet * patch * patch * arguments["num_channels"] * dim
+    total = kernel + dim + _block_weights(arguments) + 2 * dim
+    return _checked(total, num_tokens, arguments, "image_size")
+
+
+def predictor_weights(arguments: Mapping[str, Any]) -> int:
+    """Check arguments of `VJEPAPredictor`; count the numbers that its weights are.
+
+    Args:
+        arguments: all of them, by name.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    # Without layers it is a place for weights that a file does not have.
+    _check_transformer(arguments, least_layers=0)
+    check_whole(1, MOST_LONG, encoder_dim=arguments["encoder_dim"])
+    # The numbers in a tubelet of pixels, at the most.
+    check_whole(1, MOST, optional=True, output_dim=arguments["output_dim"])
+    check_whole(1, MOST_LAYERS, num_mask_tokens=arguments["num_mask_tokens"])
+    grid, dim = arguments["grid_shape"], arguments["hidden_dim"]
+    if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) not in (1, 2, 3):
+        raise ValueError(f"`grid_shape` must be tokens along each axis. Received: {shown(grid)}")
+    for tokens in grid:
+        check_whole(1, MOST_LONG, grid_shape=tokens)
+    encoder_dim = arguments["encoder_dim"]
+    output_dim = arguments["output_dim"] or encoder_dim
+    projections = (encoder_dim + 1) * dim + (dim + 1) * output_dim
+    tokens = arguments["num_mask_tokens"] * dim
+    total = projections + tokens + _block_weights(arguments) + 2 * dim
+    return _checked(total, math.prod(grid), arguments, "grid_shape")
+
+
+def _check_transformer(arguments: Mapping[str, Any], least_layers: int = 1) -> None:
+    check_whole(1, MOST_LONG, hidden_dim=arguments["hidden_dim"], num_heads=arguments["num_heads"])
+    check_whole(least_layers, MOST_LAYERS, num_layers=arguments["num_layers"])
+    if arguments["hidden_dim"] % arguments["num_heads"]:
+        raise ValueError(
+            f"`hidden_dim` must be a multiple of `num_heads`={arguments['num_heads']}. "
+            f"Received: {arguments['hidden_dim']}"
+        )
+    check_number("(0, 64]", mlp_ratio=arguments["mlp_ratio"])
+    if _mlp_dim(arguments) < 1:
+        raise ValueError(
+            f"`mlp_ratio` must give a hidden layer of at least 1. "
+            f"Received: {arguments['mlp_ratio']}"
+        )
+    check_number("(0, 1]", layer_norm_epsilon=arguments["layer_norm_epsilon"])
+    check_choice(POSITION_EMBEDDINGS, position_embedding=arguments["position_embedding"])
+    check_flag(uniform_power=arguments["uniform_power"], remat=arguments["remat"])
+
+
+def _mlp_dim(arguments: Mapping[str, Any]) -> int:
+    return int(arguments["hidden_dim"] * arguments["mlp_ratio"])
+
+
+def _block_weights(arguments: Mapping[str, Any]) -> int:
+    """Count those of all blocks: two norms, attention and MLP, each layer with its bias."""
+    dim, mlp_dim = arguments["hidden_dim"], _mlp_dim(arguments)
+    attention = (dim + 1) * 3 * dim + (dim + 1) * dim
+    mlp = (dim + 1) * mlp_dim + (mlp_dim + 1) * dim
+    return arguments["num_layers"] * (4 * dim + attention + mlp)
+
+
+def _checked(total: int, num_tokens: int, arguments: Mapping[str, Any], grid: str) -> int:
+    if num_tokens > MOST:
+        raise ValueError(
+            f"`{grid}` must give at most {MOST:,} tokens. Received: {shown(arguments[grid])}"
+        )
+    table = num_tokens * arguments["hidden_dim"]
+    if arguments["position_embedding"] == "sincos":
+        if table > MOST:
+            raise ValueError(
+                f"`{grid}` must give a position table of at most {MOST:,} numbers. "
+                f"Received: {shown(arguments[grid])}"
+            )
+        total += table
+    if total > _MOST_WEIGHTS:
+        raise ValueError(
+            f"`hidden_dim`={arguments['hidden_dim']} and `num_layers`={arguments['num_layers']} "
+            f"must give at most {_MOST_WEIGHTS:,} weights. Received: {total:,}"
+        )
+    return total
