@@ -14,6 +14,7 @@ import itertools
 import os
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -59,6 +60,24 @@ def cache_folder() -> Path:
             f"The environment variable {CACHE_VARIABLE} must name a folder that can be written, "
             f"for the home folder is not known. Received: {chosen!r}"
         ) from error
+
+
+def kind_of(path: PathLike) -> str | None:
+    """Tell what lies at a path before it is opened, which of a pipe waits for ever.
+
+    Args:
+        path: of anything; links are followed.
+
+    Returns:
+        "file", "folder", "pipe", "socket" or "device"; None if there is nothing, or what there is
+        cannot be seen.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # ValueError: no system has such a name
+        return None
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
+    return {**kinds, stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
 
 
 # --- A file --------------------------------------------------------------------------------------

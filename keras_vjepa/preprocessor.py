@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
+from keras_vjepa.arguments import MOST_LONG, arguments_of, check_size, check_whole
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.image import read_image
@@ -26,6 +27,7 @@ from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.transforms.views import center_view, three_views
+from keras_vjepa.named_errors import named
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
     PresetName,
@@ -92,10 +94,10 @@ class VJEPAVideoPreprocessor:
         num_views: int = 1,
         image_frames: int | None = None,
     ) -> None:
-        for name in ("num_frames", "frame_step", "num_clips", "image_frames"):
-            value = locals()[name]
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {value}")
+        check_size(image_size=image_size)
+        check_whole(1, MOST_LONG, num_frames=num_frames, num_clips=num_clips)
+        check_whole(1, frame_step=frame_step)
+        check_whole(1, MOST_LONG, optional=True, image_frames=image_frames)
         # A tuple again when it comes out of a JSON file as a list.
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
         if num_views not in (1, 3):
@@ -276,14 +278,15 @@ class VJEPAVideoPreprocessor:
             ValueError: if `preset` or `overrides` do not exist.
         """
         folder = find_preset(preset, load_weights=False)
-        if (folder / PREPROCESSOR_FILE).is_file():
-            arguments = read_config(folder, PREPROCESSOR_FILE, cls.__name__)["config"]
-        else:
-            backbone = read_config(folder, CONFIG_FILE, cls.__name__)["config"]
-            arguments = {name: backbone[name] for name in ("image_size", "num_frames")}
+        own = files.kind_of(folder / PREPROCESSOR_FILE) is not None
+        described_in = PREPROCESSOR_FILE if own else CONFIG_FILE
+        arguments = read_config(folder, described_in, cls.__name__)["config"]
+        if not own:
+            arguments = {n: arguments[n] for n in ("image_size", "num_frames") if n in arguments}
         unknown = set(overrides) - set(cls().get_config())
         if unknown:
             raise ValueError(
                 f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
             )
-        return cls(**{**arguments, **overrides})
+        with named(folder / described_in):
+            return cls(**arguments_of(cls, {**arguments, **overrides}))

@@ -30,8 +30,13 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # floors below its own, and from its own folder.
 FLOORS = (
     "types",
+    "arguments",
     "files",
+    "json_files",
+    "named_errors",
+    "zip_archives",
     "locks",
+    "json_files",
     "configuration",
     "command_line",
     "data.random_streams",

@@ -19,8 +19,8 @@ from typing import Any
 
 from keras_vjepa.conversion import authors, hugging_face
 from keras_vjepa.conversion.authors import convert_classifier, convert_probe
+from keras_vjepa.conversion.errors import CheckpointError
 from keras_vjepa.conversion.export import export_checkpoint, export_hugging_face, export_probe
-from keras_vjepa.conversion.torch_archive import CheckpointError
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer

@@ -26,7 +26,9 @@ from keras_vjepa.conversion.entries import (
     load_entries,
     norm_entries,
 )
-from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor, read_checkpoint
+from keras_vjepa.conversion.errors import CheckpointError, check_weights, listed, named
+from keras_vjepa.conversion.lazy_tensors import LazyTensor
+from keras_vjepa.conversion.torch_archive import read_checkpoint
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.backbone import SIZES, VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
@@ -60,12 +62,14 @@ def state_dict(checkpoint: dict[str, Any], name: str) -> Tensors:
         network = network[0]
     if not isinstance(network, dict):
         raise CheckpointError(
-            f"the checkpoint has no `{name}`. Received keys: {sorted(map(str, checkpoint))}"
+            f"the checkpoint has no `{name}`. Received keys: {listed(sorted(map(str, checkpoint)))}"
         )
     tensors = {}
     for key, tensor in network.items():
-        if not isinstance(tensor, LazyTensor):
-            raise CheckpointError(f"`{name}.{key}` must be a tensor. Received: {type(tensor)}")
+        if not isinstance(key, str) or not isinstance(tensor, LazyTensor):
+            raise CheckpointError(
+                f"`{name}.{listed([key])}` must be a tensor. Received: {type(tensor).__name__}"
+            )
         for prefix in _PREFIXES:
             key = key.replace(prefix, "")
         tensors[key] = tensor
@@ -151,11 +155,12 @@ def _count(keys: Iterable[str], prefix: str) -> int:
 def _required(network: str, tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
     if key not in tensors:
         raise CheckpointError(f"`{network}` misses keys: {key}")
-    if len(tensors[key].shape) != rank and not (key == "patch_embed.proj.weight" and rank == 5):
-        raise CheckpointError(
-            f"`{network}.{key}` must have {rank} axes. Received shape: {tensors[key].shape}"
-        )
-    return tensors[key].shape
+    shape = tensors[key].shape
+    if len(shape) != rank and not (key == "patch_embed.proj.weight" and len(shape) == 4):
+        raise CheckpointError(f"`{network}.{key}` must have {rank} axes. Received shape: {shape}")
+    if 0 in shape:
+        raise CheckpointError(f"`{network}.{key}` must have numbers in it. Received shape: {shape}")
+    return shape
 
 
 def _grid_of_table(table: np.ndarray, is_image_model: bool) -> tuple[tuple[int, int, int], bool]:
@@ -286,17 +291,20 @@ def convert(
     if probe is not None:
         backbone = convert_backbone(path, num_heads=num_heads, **arguments)
         return convert_classifier(backbone, probe, probe_num_heads)
-    (online, predicting, averaged), positions = networks(
-        read_checkpoint(path),
-        ("encoder", "predictor", "target_encoder"),
-        arguments.get("position_embedding"),
-    )
-    encoder = _built(VJEPABackbone, **{**encoder_config(online, num_heads, positions), **arguments})
-    predictor = _built(VJEPAPredictor, **predictor_config(predicting, encoder, predictor_num_heads))
-    pretrainer = VJEPAPretrainer(encoder, predictor)
-    load_entries("encoder", online, encoder_entries(encoder))
-    load_entries("predictor", predicting, predictor_entries(predictor))
-    load_entries("target_encoder", averaged, encoder_entries(pretrainer.target_encoder))
+    with named(path):
+        (online, predicting, averaged), positions = networks(
+            read_checkpoint(path),
+            ("encoder", "predictor", "target_encoder"),
+            arguments.get("position_embedding"),
+        )
+        config = {**encoder_config(online, num_heads, positions), **arguments}
+        encoder = _make(VJEPABackbone, path, **config)
+        config = predictor_config(predicting, encoder, predictor_num_heads)
+        predictor = _make(VJEPAPredictor, path, **config)
+        pretrainer = VJEPAPretrainer(encoder, predictor)
+        load_entries("encoder", online, encoder_entries(encoder))
+        load_entries("predictor", predicting, predictor_entries(predictor))
+        load_entries("target_encoder", averaged, encoder_entries(pretrainer.target_encoder))
     return pretrainer
 
 
@@ -318,19 +326,19 @@ def convert_backbone(
     Raises:
         CheckpointError: if anything in that part of the file does not fit.
     """
-    checkpoint, wanted = read_checkpoint(path), arguments.get("position_embedding")
-    [tensors], positions = networks(checkpoint, [network], wanted)
-    config = encoder_config(tensors, num_heads, positions)
-    encoder = _built(VJEPABackbone, **{**config, **arguments})
-    load_entries(network, tensors, encoder_entries(encoder))
+    with named(path):
+        checkpoint, wanted = read_checkpoint(path), arguments.get("position_embedding")
+        [tensors], positions = networks(checkpoint, [network], wanted)
+        config = {**encoder_config(tensors, num_heads, positions), **arguments}
+        encoder = _make(VJEPABackbone, path, **config)
+        load_entries(network, tensors, encoder_entries(encoder))
     return encoder
 
 
-def _built(cls: Any, **arguments: Any) -> Any:
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+def _make(cls: Any, path: str | Path, **arguments: Any) -> Any:
+    asked_for = cls.number_of_weights(**arguments)
+    check_weights(f"a {cls.__name__}", asked_for, Path(path).stat().st_size)
+    return cls(**arguments)
 
 
 def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
@@ -344,22 +352,22 @@ def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
     Raises:
         CheckpointError: if anything in the file does not fit.
     """
-    checkpoint = read_checkpoint(path)
-    name = "classifiers" if "classifiers" in checkpoint else "classifier"
-    tensors = state_dict(checkpoint, name)
-    dim = _required(name, tensors, "linear.weight", 2)[1]
-    if name == "classifier":
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in DEAD_KEYS}
-        num_heads, self_attention = _num_heads(dim, num_heads), "query"
-    else:
-        num_heads, self_attention = num_heads or _PROBE_HEADS, "tokens"
-    config = probe_config(name, tensors, num_heads)
-    probe = _built(VJEPAProbe, **config, self_attention=self_attention)
-    try:
+    with named(path):
+        checkpoint = read_checkpoint(path)
+        name = "classifiers" if "classifiers" in checkpoint else "classifier"
+        tensors = state_dict(checkpoint, name)
+        dim = _required(name, tensors, "linear.weight", 2)[1]
+        if name == "classifier":
+            tensors = {key: tensor for key, tensor in tensors.items() if key not in DEAD_KEYS}
+            num_heads, self_attention = _num_heads(dim, num_heads), "query"
+        else:
+            num_heads, self_attention = num_heads or _PROBE_HEADS, "tokens"
+        config = {**probe_config(name, tensors, num_heads), "self_attention": self_attention}
+        asked_for = VJEPAProbe.number_of_weights(dim, **config)
+        check_weights("a VJEPAProbe", asked_for, Path(path).stat().st_size)
+        probe = VJEPAProbe(**config)
         probe.build((None, None, dim))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
-    load_entries(name, tensors, probe_entries(probe))
+        load_entries(name, tensors, probe_entries(probe))
     return probe
 
 
@@ -384,7 +392,8 @@ def convert_classifier(
     width = probe.linear.kernel.shape[0]
     if width != backbone.hidden_dim:
         raise CheckpointError(
-            f"the probe must be {backbone.hidden_dim} wide, as the encoder. Received: {width}"
+            f"{path}: the probe must be {backbone.hidden_dim} wide, as the encoder. "
+            f"Received: {width}"
         )
     classifier = VJEPAVideoClassifier(
         backbone,

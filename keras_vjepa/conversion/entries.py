@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor
+from keras_vjepa.conversion.errors import CheckpointError, listed
+from keras_vjepa.conversion.lazy_tensors import LazyTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
         ("has unknown", sorted(set(tensors) - expected)),
     ):
         if keys:
-            raise CheckpointError(f"`{network}` {problem} keys: {', '.join(keys)}")
+            raise CheckpointError(f"`{network}` {problem} keys: {listed(keys)}")
     for entry in entries:
         _check_shapes(network, tensors, entry)
     for names, variable, rearrange in entries:

@@ -13,7 +13,9 @@ import numpy as np
 from keras_vjepa import files
 from keras_vjepa.conversion import authors, hugging_face
 from keras_vjepa.conversion.entries import Entry, foreign_tensors
-from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor, write_checkpoint
+from keras_vjepa.conversion.errors import CheckpointError
+from keras_vjepa.conversion.lazy_tensors import LazyTensor
+from keras_vjepa.conversion.torch_archive import write_checkpoint
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier

@@ -9,13 +9,14 @@ That package counts positions of clips of another size in the grid of `crop_size
 code in the clip's grid. So does what is converted here; `position_mode="index"` gives the former.
 """
 
-import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_vjepa.arguments import check_whole, shown
 from keras_vjepa.conversion.entries import (
     SAME,
     TUBELET_KERNEL,
@@ -24,8 +25,18 @@ from keras_vjepa.conversion.entries import (
     load_entries,
     norm_entries,
 )
-from keras_vjepa.conversion.torch_archive import CheckpointError, LazyTensor
+from keras_vjepa.conversion.errors import (
+    CheckpointError,
+    check_file,
+    check_weights,
+    listed,
+    named,
+)
+from keras_vjepa.conversion.lazy_tensors import LazyTensor
+from keras_vjepa.files import kind_of
+from keras_vjepa.json_files import read_json_object
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.dimensions import MOST_LAYERS
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
@@ -56,6 +67,9 @@ DEFAULTS = {
 MODEL_PREFIX = "vjepa2."
 MASK_TOKENS = "predictor.embeddings.mask_tokens"
 
+# The list of tensors; that of the largest model takes a hundredth of that.
+_MOST_HEADER_BYTES = 2**24
+
 Tensors = dict[str, LazyTensor]
 
 
@@ -82,28 +96,47 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], Tensors]:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = read_json_object(folder / CONFIG_FILE)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no readable {CONFIG_FILE} ({error})") from None
-    if not isinstance(config, dict) or config.get("model_type") != "vjepa2":
+    if config.get("model_type") != "vjepa2":
         raise CheckpointError(f"{folder}/{CONFIG_FILE} must be of `model_type` vjepa2")
     config = {**DEFAULTS, **config}
     if config["hidden_act"] != "gelu":
         raise CheckpointError(f"`hidden_act` must be 'gelu'. Received: {config['hidden_act']!r}")
-    index, tensors = folder / f"{WEIGHTS_FILE}.index.json", {}
-    names = {WEIGHTS_FILE}
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    for name in sorted(names):
-        # Beside the index, whatever it says.
-        tensors.update(_read_safetensors(folder / Path(name).name))
+    tensors: Tensors = {}
+    for path in weight_files(folder):
+        found = _read_safetensors(path)
+        if twice := tensors.keys() & found.keys():
+            raise CheckpointError(f"{path} must have none of another file: {listed(sorted(twice))}")
+        tensors.update(found)
     return config, tensors
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of a folder that hold tensors: one, or those that its index names.
+
+    Raises:
+        CheckpointError: if the index is damaged, or names something outside the folder.
+    """
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if kind_of(index) is None:
+        return [folder / WEIGHTS_FILE]
+    with named(index):
+        names = set(read_json_object(index)["weight_map"].values())
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise CheckpointError(f"it must name files beside it. Received: {shown(name)}")
+    return [folder / name for name in sorted(names)]
+
+
 def _read_safetensors(path: Path) -> Tensors:
-    if not path.is_file():
-        raise CheckpointError(f"no such file: {path}")
+    check_file(path)
     library = safetensors()
+    with open(path, "rb") as opened:
+        start = opened.read(8)
+    if len(start) == 8 and struct.unpack("<Q", start)[0] > _MOST_HEADER_BYTES:
+        raise CheckpointError(f"{path} must have a header of at most {_MOST_HEADER_BYTES:,} bytes")
     try:
         file = library.safe_open(path, "numpy")
         keys = list(file.keys())
@@ -111,7 +144,11 @@ def _read_safetensors(path: Path) -> Tensors:
         raise CheckpointError(f"{path} is damaged ({error})") from None
 
     def lazy(key: str) -> LazyTensor:
-        return LazyTensor(tuple(file.get_slice(key).get_shape()), lambda: file.get_tensor(key))
+        def read() -> np.ndarray:
+            with named(path):
+                return file.get_tensor(key)
+
+        return LazyTensor(tuple(file.get_slice(key).get_shape()), read)
 
     return {key: lazy(key) for key in keys}
 
@@ -189,24 +226,19 @@ def convert(folder: str | Path, **arguments: Any) -> VJEPAPretrainer | VJEPAVide
     Raises:
         CheckpointError: if anything in the folder does not fit.
     """
-    config, tensors = read_folder(folder)
-    encoder = _encoder(config, tensors, arguments)
-    if any(key.startswith(MODEL_PREFIX) for key in tensors):
-        return _classifier(config, tensors, encoder)
-    predictor = VJEPAPredictor(
-        encoder.hidden_dim,
-        encoder.position_axes,
-        config["pred_hidden_size"],
-        config["pred_num_hidden_layers"],
-        config["pred_num_attention_heads"],
-        config["pred_num_mask_tokens"],
-        config["pred_mlp_ratio"],
-        "rotary",
-        layer_norm_epsilon=config["layer_norm_eps"],
-    )
-    rest = {key: t for key, t in tensors.items() if not key.startswith("encoder.")}
-    load_entries("predictor", _with_single_mask_tokens(rest), predictor_entries(predictor))
-    return VJEPAPretrainer(encoder, predictor)
+    with named(folder):
+        config, tensors = read_folder(folder)
+        num_bytes = _num_bytes(folder)
+        encoder = _encoder(config, tensors, num_bytes, arguments)
+        if any(key.startswith(MODEL_PREFIX) for key in tensors):
+            return _classifier(config, tensors, num_bytes, encoder)
+        own = predictor_config(config, encoder)
+        asked_for = VJEPAPredictor.number_of_weights(**own)
+        check_weights("a VJEPAPredictor", asked_for, num_bytes)
+        predictor = VJEPAPredictor(**own)
+        rest = {key: t for key, t in tensors.items() if not key.startswith("encoder.")}
+        load_entries("predictor", _with_single_mask_tokens(rest), predictor_entries(predictor))
+        return VJEPAPretrainer(encoder, predictor)
 
 
 def convert_backbone(folder: str | Path, **arguments: Any) -> VJEPABackbone:
@@ -215,16 +247,24 @@ def convert_backbone(folder: str | Path, **arguments: Any) -> VJEPABackbone:
     Raises:
         CheckpointError: if anything in that part of the folder does not fit.
     """
-    return _encoder(*read_folder(folder), arguments)
+    with named(folder):
+        config, tensors = read_folder(folder)
+        return _encoder(config, tensors, _num_bytes(folder), arguments)
 
 
-def _encoder(config: dict[str, Any], tensors: Tensors, arguments: dict[str, Any]) -> VJEPABackbone:
+def _num_bytes(folder: str | Path) -> int:
+    return sum(path.stat().st_size for path in weight_files(Path(folder)))
+
+
+def _encoder(
+    config: dict[str, Any], tensors: Tensors, num_bytes: int, arguments: dict[str, Any]
+) -> VJEPABackbone:
     tensors = {key.removeprefix(MODEL_PREFIX): t for key, t in tensors.items()}
     tensors = {key: t for key, t in tensors.items() if key.startswith("encoder.")}
-    try:
-        encoder = VJEPABackbone(**{**encoder_config(config), **arguments})
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    own = {**encoder_config(config), **arguments}
+    asked_for = VJEPABackbone.number_of_weights(**own)
+    check_weights("a VJEPABackbone", asked_for, num_bytes)
+    encoder = VJEPABackbone(**own)
     load_entries("encoder", tensors, encoder_entries(encoder))
     return encoder
 
@@ -246,20 +286,38 @@ def encoder_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def predictor_config(config: dict[str, Any], encoder: VJEPABackbone) -> dict[str, Any]:
+    """Arguments of `VJEPAPredictor`, from config.json."""
+    return {
+        "encoder_dim": encoder.hidden_dim,
+        "grid_shape": encoder.position_axes,
+        "hidden_dim": config["pred_hidden_size"],
+        "num_layers": config["pred_num_hidden_layers"],
+        "num_heads": config["pred_num_attention_heads"],
+        "num_mask_tokens": config["pred_num_mask_tokens"],
+        "mlp_ratio": config["pred_mlp_ratio"],
+        "position_embedding": "rotary",
+        "layer_norm_epsilon": config["layer_norm_eps"],
+    }
+
+
 def _classifier(
-    config: dict[str, Any], tensors: Tensors, encoder: VJEPABackbone
+    config: dict[str, Any], tensors: Tensors, num_bytes: int, encoder: VJEPABackbone
 ) -> VJEPAVideoClassifier:
     # The predictor is saved with it, and used by nothing in it.
     rest = {key: t for key, t in tensors.items() if not key.startswith(MODEL_PREFIX)}
     if "classifier.bias" not in rest:
         raise CheckpointError("`classifier` misses keys: classifier.bias")
-    classifier = VJEPAVideoClassifier(
-        encoder,
-        rest["classifier.bias"].shape[0],
-        num_layers=1 + config["num_pooler_layers"],
-        layer_norm_epsilon=config["layer_norm_eps"],
-        self_attention="tokens",
-    )
+    check_whole(0, MOST_LAYERS, num_pooler_layers=config["num_pooler_layers"])
+    own = {
+        "num_classes": rest["classifier.bias"].shape[0],
+        "num_layers": 1 + config["num_pooler_layers"],
+        "layer_norm_epsilon": config["layer_norm_eps"],
+        "self_attention": "tokens",
+    }
+    asked_for = VJEPAProbe.number_of_weights(encoder.hidden_dim, num_heads=encoder.num_heads, **own)
+    check_weights("a VJEPAProbe", asked_for, num_bytes)
+    classifier = VJEPAVideoClassifier(encoder, **own)
     load_entries("classifier", rest, probe_entries(classifier.probe))
     return classifier
 
@@ -269,6 +327,7 @@ def _with_single_mask_tokens(tensors: Tensors) -> Tensors:
     stacked = tensors.get(MASK_TOKENS)
     if stacked is None or not stacked.shape:
         return tensors
+    check_whole(1, MOST_LAYERS, mask_tokens=stacked.shape[0])
 
     def single(i: int) -> LazyTensor:
         return LazyTensor(stacked.shape[1:], lambda: np.asarray(stacked.read())[i])

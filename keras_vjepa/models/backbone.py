@@ -10,13 +10,14 @@ V-JEPA 2's encoder is the same network with rotary positions in every attention 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_vjepa.arguments import arguments_of, check_choice
 from keras_vjepa.layers.dense import layer_norm
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
@@ -24,7 +25,8 @@ from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
-from keras_vjepa.presets.preset import Preset
+from keras_vjepa.models.dimensions import POSITION_EMBEDDINGS, encoder_weights
+from keras_vjepa.presets.preset import WEIGHTS_FILE, Preset
 from keras_vjepa.types import Tensor
 
 Size = int | tuple[int, int]
@@ -100,7 +102,8 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         time, then row, then column, or as in `token_indices`.
 
     Raises:
-        ValueError: for sizes that the patch does not divide and dims that the heads do not.
+        ValueError: for arguments out of range, sizes that the patch does not divide and dims that
+            the heads do not.
 
     Example:
 
@@ -129,6 +132,8 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         remat: bool = False,
         **kwargs: Any,
     ) -> None:
+        # All arguments, by their names.
+        encoder_weights(locals())
         super().__init__(**kwargs)
         modes = position_modes(position_embedding)
         position_mode = modes[0] if position_mode is None else position_mode
@@ -208,6 +213,39 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         if size not in SIZES:
             raise ValueError(f"`size` must be one of {', '.join(SIZES)}. Received: {size!r}")
         return cls(**{**dataclasses.asdict(SIZES[size]), **kwargs})
+
+    @classmethod
+    def number_of_weights(cls, **arguments: Any) -> int:
+        """Check constructor arguments; count the numbers that the weights would be, making none.
+
+        Args:
+            arguments: those of the constructor; the others have its defaults.
+
+        Raises:
+            ValueError: for unknown names, and for values as the constructor does.
+
+        Example:
+
+        >>> from keras_vjepa import VJEPABackbone
+        >>> VJEPABackbone.number_of_weights(hidden_dim=1024, num_layers=24, num_heads=16)
+        305490944
+        """
+        return encoder_weights(arguments_of(cls, arguments))
+
+    @classmethod
+    def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """Count the weights that the files of a preset must have, from the model's config.
+
+        Args:
+            config: the constructor's arguments, as a preset has them.
+
+        Returns:
+            Numbers by the names of files.
+
+        Raises:
+            ValueError: if an argument is unknown or out of range.
+        """
+        return {WEIGHTS_FILE: cls.number_of_weights(**config)}
 
     @property
     def is_image_model(self) -> bool:
@@ -395,10 +433,7 @@ def position_modes(position_embedding: str) -> tuple[str, ...]:
     Raises:
         ValueError: if there is no such `position_embedding`.
     """
-    if position_embedding not in POSITION_MODES:
-        raise ValueError(
-            f"`position_embedding` must be 'sincos' or 'rotary'. Received: {position_embedding!r}"
-        )
+    check_choice(POSITION_EMBEDDINGS, position_embedding=position_embedding)
     return POSITION_MODES[position_embedding]
 
 

@@ -10,19 +10,23 @@ order, so it is not done here.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_vjepa.arguments import arguments_of
 from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
+from keras_vjepa.models.dimensions import predictor_weights
 from keras_vjepa.presets.preset import Preset
 from keras_vjepa.types import Tensor
+
+_WEIGHTS_FILE = "predictor.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -85,14 +89,9 @@ class VJEPAPredictor(Preset, Rematerializable, keras.Model):
         remat: bool = False,
         **kwargs: Any,
     ) -> None:
+        # All arguments, by their names.
+        predictor_weights(locals())
         super().__init__(**kwargs)
-        if num_mask_tokens < 1:
-            raise ValueError(f"`num_mask_tokens` must be at least 1. Received: {num_mask_tokens}")
-        if position_embedding not in ("sincos", "rotary"):
-            raise ValueError(
-                "`position_embedding` must be 'sincos' or 'rotary'. "
-                f"Received: {position_embedding!r}"
-            )
         self.encoder_dim = encoder_dim
         self.grid_shape = tuple(grid_shape)
         self.hidden_dim = hidden_dim
@@ -104,7 +103,7 @@ class VJEPAPredictor(Preset, Rematerializable, keras.Model):
         self.uniform_power = uniform_power
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
-        self.output_dim = output_dim or encoder_dim
+        self.output_dim = encoder_dim if output_dim is None else output_dim
         # Through `build`, which gives every variable a path of its own.
         self.build((None, None, encoder_dim))
 
@@ -136,6 +135,23 @@ class VJEPAPredictor(Preset, Rematerializable, keras.Model):
         self.norm.build(tokens_shape)
         self.output_projection = dense(self.output_dim, "output_projection", policy)
         self.output_projection.build(tokens_shape)
+
+    @classmethod
+    def number_of_weights(cls, **arguments: Any) -> int:
+        """Check constructor arguments; count the numbers that the weights would be, making none.
+
+        Args:
+            arguments: those of the constructor; the others have its defaults.
+
+        Raises:
+            ValueError: for unknown or missing names, and for values as the constructor does.
+        """
+        return predictor_weights(arguments_of(cls, arguments))
+
+    @classmethod
+    def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """As `VJEPABackbone.weights_asked_for`."""
+        return {_WEIGHTS_FILE: cls.number_of_weights(**config)}
 
     @property
     def num_tokens(self) -> int:
@@ -174,7 +190,7 @@ class VJEPAPredictor(Preset, Rematerializable, keras.Model):
         return (context_shape[0], target_indices_shape[1], self.output_dim)
 
     def preset_files(self) -> dict[str, Any]:
-        return {self.config_file: self, "predictor.weights.h5": self}
+        return {self.config_file: self, _WEIGHTS_FILE: self}
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -4,12 +4,14 @@ Size and checksum of each file stand in the preset's `metadata.json`, under `wri
 older versions have no such entry: of theirs, the files that are there must be JSON, or HDF5.
 """
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
 
 import h5py
+
+from keras_vjepa.files import kind_of
+from keras_vjepa.json_files import read_json_object
 
 METADATA_FILE = "metadata.json"
 WRITTEN = "written"
@@ -44,10 +46,12 @@ def damage(folder: Path, thorough: bool = True) -> str | None:
         return f"{folder / METADATA_FILE} is damaged: its `{WRITTEN}` is no object"
     for name, described in written.items():
         path = folder / name
-        if not path.is_file():
+        if Path(name).name != name or not path.is_file():
             return f"{path} is missing"
         # A config may be edited by hand.
         found = _described(path) if thorough else [path.stat().st_size]
+        if not isinstance(described, list):
+            return f"{folder / METADATA_FILE} is damaged: its `{WRITTEN}` has no sizes"
         if not name.endswith(".json") and found != described[: len(found)]:
             return f"{path} is not as it was written"
     for path in sorted(folder.iterdir()):
@@ -68,13 +72,14 @@ def _described(path: Path) -> list[int]:
 
 def _read_object(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text())
+        return read_json_object(path)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def _is_hdf5(path: Path) -> bool:
+    if kind_of(path) != "file":  # to open a pipe would wait for ever
+        return False
     try:
         with h5py.File(path, "r"):
             return True

@@ -26,6 +26,14 @@ import keras
 
 from keras_vjepa import files
 from keras_vjepa.backend import engine
+from keras_vjepa.json_files import JsonFileError, read_json_object
+from keras_vjepa.named_errors import named
+from keras_vjepa.presets.claims import (
+    check_files,
+    check_weight_file,
+    described_class,
+    weights_asked_for,
+)
 from keras_vjepa.presets.downloads import is_address, preset_from_hub
 from keras_vjepa.presets.integrity import METADATA_FILE, WRITTEN, describe_files
 
@@ -123,10 +131,10 @@ def find_preset(
 
 def _converter(folder: Path) -> Callable[[Path], Path] | None:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        return CONVERTERS.get(config.get("model_type", ""))
-    except (OSError, ValueError, AttributeError):  # a preset without a backbone, or none at all
+        kind = read_json_object(folder / CONFIG_FILE).get("model_type")
+    except (OSError, ValueError):  # a preset without a backbone, or none at all
         return None
+    return CONVERTERS.get(kind) if isinstance(kind, str) else None
 
 
 def _as_preset(folder: Path) -> Path:
@@ -211,7 +219,7 @@ class Preset:
             ValueError: if `preset` or `overrides` do not exist, or a download fails.
         """
         folder = find_preset(preset, load_weights, trust_on_first_use)
-        model = _read_model(folder, cls, cls.config_file, overrides)
+        model = _read_model(folder, cls, cls.config_file, overrides, load_weights)
         if load_weights:
             load_preset_weights(model, folder)
         return model
@@ -225,7 +233,7 @@ def load_backbone(
 ) -> Any:
     """The backbone of any preset, whatever its class. Arguments as in `Preset.from_preset`."""
     folder = find_preset(preset, load_weights, trust_on_first_use)
-    backbone = _read_model(folder, keras.Model, CONFIG_FILE, overrides)
+    backbone = _read_model(folder, keras.Model, CONFIG_FILE, overrides, load_weights)
     if load_weights:
         _load_weights(backbone, folder, WEIGHTS_FILE)
     return backbone
@@ -246,46 +254,68 @@ def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
         ValueError: if the file is damaged.
     """
     path = folder / name
-    if not path.is_file():
+    if files.kind_of(path) is None:
         raise FileNotFoundError(
             f"`preset` must be a folder that holds {name}, for {class_name}. Received: {folder}"
         )
     try:
-        config = json.loads(path.read_text())
-    except ValueError:
-        config = None
-    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+        config = read_json_object(path)
+    except JsonFileError as error:
+        raise ValueError(f"{path} is damaged: {error}. {_REMEDY}") from error
+    if not isinstance(config.get("config"), dict):
         raise ValueError(f"{path} is damaged: it describes no {class_name}. {_REMEDY}")
     return config
 
 
 def _load_weights(model: keras.Model, folder: Path, name: str) -> None:
-    path = _existing(folder, name)
-    try:
+    path = folder / name
+    check_weight_file(path)
+    # Keras' loader, and HDF5 below it, raise anything for a file that is damaged.
+    with named(path, problem=f"is damaged. {_REMEDY}"):
         keras.saving.load_weights(model, path)
-    except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(f"{path} is damaged: {reason}. {_REMEDY}") from error
 
 
-def _read_model(folder: Path, cls: type, name: str, overrides: dict[str, Any]) -> Any:
+def check_claims(
+    folder: Path, name: str, kind: type, overrides: dict[str, Any] | None = None
+) -> None:
+    """Check that a preset has the weights that one of its configs asks for; makes nothing.
+
+    Args:
+        folder: of the preset.
+        name: of the config.
+        kind: what it must describe.
+        overrides: arguments to change.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the config, an override or a file does not fit.
+    """
+    config = read_config(folder, name, kind.__name__)
+    with named(folder / name):
+        config["config"].update(overrides or {})
+        asked_for = weights_asked_for(config, kind)
+    check_files(folder, name, asked_for)
+
+
+def _read_model(
+    folder: Path, cls: type, name: str, overrides: dict[str, Any], load_weights: bool
+) -> Any:
     config = read_config(folder, name, cls.__name__)
+    with named(folder / name):
+        described_class(config, cls)
     unknown = set(overrides) - set(config["config"])
     if unknown:
         raise ValueError(
             f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
         )
+    if load_weights:
+        check_claims(folder, name, cls, overrides)
     config["config"].update(overrides)
-    model = keras.saving.deserialize_keras_object(config)
-    if not isinstance(model, cls):
-        raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}.")
+    with named(folder / name, problem=f"describes no {cls.__name__}"):
+        model = keras.saving.deserialize_keras_object(config)
+        if not isinstance(model, cls):
+            raise ValueError(f"it holds a {type(model).__name__}, not a {cls.__name__}")
     return model
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"The preset {folder} holds no {name}; pass `load_weights=False`.")
-    return folder / name
 
 
 def _described(model: Any) -> dict[str, Any]:

@@ -10,24 +10,28 @@ showing the same frames; clips follow each other in time.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import keras
 from keras import ops
 
+from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_whole
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
+from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Preset,
     PresetName,
+    check_claims,
     find_preset,
     load_backbone,
     read_config,
 )
-from keras_vjepa.tasks.probe import VJEPAProbe
+from keras_vjepa.tasks.probe import MOST_CLASSES, VJEPAProbe
 from keras_vjepa.types import Tensor
 
 # Constructor arguments that determine the shapes of the probe's weights, or what they mean.
@@ -41,6 +45,10 @@ PROBE_ARGUMENTS = (
     "layer_norm_epsilon",
     "self_attention",
 )
+
+_PROBE_FILE = "task.weights.h5"
+# The position of each frame of a video of an hour, at the greatest width.
+_MOST_TABLE = 2**28
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -125,9 +133,9 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, number in (("num_clips", num_clips), ("num_views", num_views)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {number}")
+        check_whole(1, MOST_LONG, num_clips=num_clips, num_views=num_views)
+        check_whole(1, MOST_CLASSES, optional=True, max_frames=max_frames)
+        check_flag(attend_across_clips=attend_across_clips, trainable_backbone=trainable_backbone)
         encoder = as_token_encoder(backbone)
         if max_frames is not None and encoder.tubelet_size is None:
             raise ValueError("`max_frames` must be None for a backbone without a `tubelet_size`.")
@@ -167,6 +175,7 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
     def build(self, input_shape: Any = None) -> None:
         dim = self.token_encoder().hidden_dim
         self.probe.build((None, None, dim))
+        _check_table(self.max_frames, dim)
         if self.max_frames is not None:
             self.frame_table = self.add_weight(
                 shape=(self.max_frames, dim),
@@ -318,7 +327,7 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
             CONFIG_FILE: self.backbone,
             WEIGHTS_FILE: self.backbone,
             self.config_file: self,
-            "task.weights.h5": self.probe,
+            _PROBE_FILE: self.probe,
         }
 
     @classmethod
@@ -352,6 +361,10 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
                     f"Received: {folder}"
                 )
             return cls(backbone, **overrides)
+        if load_weights:
+            # The backbone is made of its own file, the probe of what the other says of both.
+            check_claims(folder, CONFIG_FILE, keras.Model, precision)
+            check_claims(folder, cls.config_file, cls, overrides)
         stored = read_config(folder, cls.config_file, cls.__name__)["config"]
         for name in PROBE_ARGUMENTS:
             if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
@@ -361,6 +374,23 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
                 )
         overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
         return super().from_preset(folder, load_weights, **overrides)
+
+    @classmethod
+    def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """As `VJEPABackbone.weights_asked_for`, for backbone and probe."""
+        own = arguments_of(cls, config)
+        backbone, asked_for = own["backbone"], {}
+        if isinstance(backbone, keras.Model):
+            encoder = as_token_encoder(backbone)
+            dim, heads = encoder.hidden_dim, encoder.num_heads
+        else:
+            asked_for = weights_asked_for(backbone, keras.Model)
+            dim, heads = (backbone["config"].get(name) for name in ("hidden_dim", "num_heads"))
+        if isinstance(dim, int):
+            probe = {name: own[name] for name in PROBE_ARGUMENTS}
+            probe["num_heads"] = heads if own["num_heads"] is None else own["num_heads"]
+            asked_for[_PROBE_FILE] = VJEPAProbe.number_of_weights(dim, **probe)
+        return asked_for
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -389,6 +419,15 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
                 backbone, custom_objects=custom_objects
             )
         return cls(**{**config, "backbone": backbone})
+
+
+def _check_table(max_frames: int | None, dim: int) -> None:
+    """Check the size of the one array that no file holds."""
+    if max_frames is not None and max_frames * dim > _MOST_TABLE:
+        raise ValueError(
+            f"`max_frames` must give a table of at most {_MOST_TABLE:,} numbers. "
+            f"Received: {max_frames} of {dim}"
+        )
 
 
 def combine_predictions(logits: Tensor) -> Tensor:

@@ -17,17 +17,19 @@ One batch is a dictionary (the only contract with `keras_vjepa.data`):
 Indices count tokens by time, then row, then column; -1 marks padding at the end of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import keras
 from keras import ops
 
+from keras_vjepa.arguments import check_flag, check_number, check_whole
 from keras_vjepa.backend import collectives, updates
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.presets.claims import described_class, weights_asked_for
 from keras_vjepa.presets.preset import CONFIG_FILE, WEIGHTS_FILE, Preset
 from keras_vjepa.tasks.objective import (
     deviation_of_features,
@@ -42,6 +44,7 @@ from keras_vjepa.types import Batch, Tensor
 
 TARGET_NORM_EPSILON = 1e-5
 TARGETS = ("features", "pixels")
+_ENCODER_FILE, _TEACHER_FILE = "encoder.weights.h5", "teacher.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -114,29 +117,17 @@ class VJEPAPretrainer(Preset, TrainableModel):
         super().__init__(**kwargs)
         if target not in TARGETS:
             raise ValueError(f"`target` must be one of {TARGETS}. Received: {target!r}")
-        if predictor.encoder_dim != encoder.hidden_dim:
-            raise ValueError(
-                f"The predictor's `encoder_dim` must be the encoder's `hidden_dim`="
-                f"{encoder.hidden_dim}. Received: {predictor.encoder_dim}"
-            )
-        if predictor.grid_shape != encoder.position_axes:
-            raise ValueError(
-                f"The predictor's `grid_shape` must be the encoder's {encoder.position_axes}. "
-                f"Received: {predictor.grid_shape}"
-            )
-        if teacher is not None and target != "features":
-            raise ValueError(f"`target` must be 'features' with a `teacher`. Received: {target!r}")
-        if teacher is not None and teacher.position_axes != encoder.position_axes:
-            raise ValueError(
-                f"The teacher's grid of tokens must be the encoder's {encoder.position_axes}. "
-                f"Received: {teacher.position_axes}"
-            )
-        target_dim = (teacher or encoder).hidden_dim if target == "features" else encoder.patch_dim
-        if predictor.output_dim != target_dim:
-            raise ValueError(
-                f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "
-                f"Received: {predictor.output_dim}"
-            )
+        if not isinstance(momentum, LinearSchedule):
+            check_number("[0, 1]", momentum=momentum)
+        check_number("(0, 64]", loss_exponent=loss_exponent)
+        check_number(
+            "[0, inf)",
+            variance_weight=variance_weight,
+            context_variance_weight=context_variance_weight,
+            context_covariance_weight=context_covariance_weight,
+        )
+        check_flag(normalize_targets=normalize_targets, padding=padding)
+        _check_fit(encoder, predictor, teacher, target)
         self.encoder = encoder
         self.predictor = predictor
         self.momentum = momentum
@@ -298,10 +289,7 @@ class VJEPAPretrainer(Preset, TrainableModel):
                 after the other, before the optimizer's step. The numbers stay the same.
             kwargs: as in Keras.
         """
-        if accumulation_steps < 1:
-            raise ValueError(
-                f"`accumulation_steps` must be at least 1. Received: {accumulation_steps}"
-            )
+        check_whole(1, accumulation_steps=accumulation_steps)
         self.accumulation_steps = accumulation_steps
         self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
@@ -355,12 +343,27 @@ class VJEPAPretrainer(Preset, TrainableModel):
             CONFIG_FILE: self.target_encoder,
             WEIGHTS_FILE: self.target_encoder,
             self.config_file: self,
-            "encoder.weights.h5": self.encoder,
+            _ENCODER_FILE: self.encoder,
             **self.predictor.preset_files(),
         }
         if self.teacher is not None:
-            files["teacher.weights.h5"] = self.teacher
+            files[_TEACHER_FILE] = self.teacher
         return files
+
+    @classmethod
+    def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """As `VJEPABackbone.weights_asked_for`, for all its parts."""
+        if isinstance(config.get("momentum"), dict):
+            described_class(config["momentum"], LinearSchedule)
+        encoder = weights_asked_for(config.get("encoder"), VJEPABackbone)
+        asked_for = {**encoder, **weights_asked_for(config.get("predictor"), VJEPAPredictor)}
+        for number in encoder.values():
+            asked_for[_ENCODER_FILE] = number
+        if config.get("teacher") is not None:
+            teacher = weights_asked_for(config["teacher"], VJEPABackbone)
+            for number in teacher.values():
+                asked_for[_TEACHER_FILE] = number
+        return asked_for
 
     def get_config(self) -> dict[str, Any]:
         momentum: Any = self.momentum
@@ -390,6 +393,34 @@ class VJEPAPretrainer(Preset, TrainableModel):
             if name in config
         }
         return cls(**{**config, **parts})
+
+
+def _check_fit(
+    encoder: VJEPABackbone, predictor: VJEPAPredictor, teacher: VJEPABackbone | None, target: str
+) -> None:
+    if predictor.encoder_dim != encoder.hidden_dim:
+        raise ValueError(
+            f"The predictor's `encoder_dim` must be the encoder's `hidden_dim`="
+            f"{encoder.hidden_dim}. Received: {predictor.encoder_dim}"
+        )
+    if predictor.grid_shape != encoder.position_axes:
+        raise ValueError(
+            f"The predictor's `grid_shape` must be the encoder's {encoder.position_axes}. "
+            f"Received: {predictor.grid_shape}"
+        )
+    if teacher is not None and target != "features":
+        raise ValueError(f"`target` must be 'features' with a `teacher`. Received: {target!r}")
+    if teacher is not None and teacher.position_axes != encoder.position_axes:
+        raise ValueError(
+            f"The teacher's grid of tokens must be the encoder's {encoder.position_axes}. "
+            f"Received: {teacher.position_axes}"
+        )
+    target_dim = (teacher or encoder).hidden_dim if target == "features" else encoder.patch_dim
+    if predictor.output_dim != target_dim:
+        raise ValueError(
+            f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "
+            f"Received: {predictor.output_dim}"
+        )
 
 
 def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa import files
 from keras_vjepa.backend.collectives import values
+from keras_vjepa.zip_archives import open_archive
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -317,6 +318,8 @@ def _hash_of(path: Path) -> str:
 
 
 def _read(path: Path) -> Checkpoint:
+    # What a file claims is compared with its bytes first.
+    open_archive(path)[0].close()
     with np.load(path) as stored:
         arrays = dict(stored)
     description = json.loads(arrays.pop(_DESCRIPTION).tobytes())

@@ -20,7 +20,7 @@ from keras_vjepa.conversion import (
     torch_archive,
 )
 from keras_vjepa.conversion.authors import encoder_entries, predictor_entries, probe_entries
-from keras_vjepa.conversion.torch_archive import LazyTensor
+from keras_vjepa.conversion.lazy_tensors import LazyTensor
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.tools import convert_checkpoint
 from tests.support import GOLDEN
@@ -300,9 +300,10 @@ def test_probes_that_do_not_fit_are_named(tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert error(pooler__norm=np.ones(24)) == "`classifier` has unknown keys: pooler.norm"
-    assert error(linear__bias=None) == "`classifier` misses keys: linear.bias"
-    assert error(linear__weight=None) == "`classifier` misses keys: linear.weight"
+    unknown = error(pooler__norm=np.ones(24))
+    assert unknown == f"{path}: `classifier` has unknown keys: pooler.norm"
+    assert error(linear__bias=None) == f"{path}: `classifier` misses keys: linear.bias"
+    assert error(linear__weight=None) == f"{path}: `classifier` misses keys: linear.weight"
     query = "pooler.cross_attention_block.xattn.q.bias"
     shape = error(**{query.replace(".", "__"): np.ones(23)})
     assert f"`classifier.{query}` must have shape (24,)" in shape

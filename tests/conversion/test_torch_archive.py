@@ -186,7 +186,7 @@ def test_a_small_file_does_not_fill_the_memory(path):
     write(path, b"\x80\x02}" + b"0" * 10**8, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10**6
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="is compressed, which PyTorch's archives never are"):
+    with pytest.raises(CheckpointError, match="it is compressed, which such archives never are"):
         read_checkpoint(path)
     # A place far out in Python's table of what was seen, which would be filled up to there.
     write(path, b"\x80\x02}r\xff\xff\xff\x7f.")
