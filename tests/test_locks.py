@@ -73,6 +73,20 @@ def test_the_same_thread_may_ask_again_and_another_may_not(tmp_path):
     assert refused == [True, False]
 
 
+def test_a_lock_on_a_file_that_has_gone_is_none(tmp_path, monkeypatch):
+    """Whoever held it has removed it just before: a third could lock a new one beside this."""
+    lock, gone = locks.fcntl.flock, []
+
+    def flock(descriptor, how):
+        if not gone:
+            gone.append(os.unlink(tmp_path / ".lock"))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with locked(tmp_path, "--workdir"):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
 def test_an_error_ends_the_lock(tmp_path):
     with pytest.raises(RuntimeError), locked(tmp_path, "--workdir"):
         raise RuntimeError

@@ -238,6 +238,18 @@ def test_a_damaged_shard_is_named_and_made_anew(
     assert len(seen) == 2 and f"anew: {folder / name} is damaged" in caplog.text
 
 
+def test_one_run_at_a_time_computes_a_cache(copies, small_encoder, tmp_path, monkeypatch):
+    locks, original = [], FeatureExtractor.predict_on_batch
+
+    def predict_on_batch(self, videos):
+        locks.append(len(list((tmp_path / "a").glob("*/.lock"))))
+        return original(self, videos)
+
+    monkeypatch.setattr(FeatureExtractor, "predict_on_batch", predict_on_batch)
+    features(small_encoder, copies[:9], tmp_path / "a")
+    assert locks == [1, 1] and not list((tmp_path / "a").glob("*/.lock"))
+
+
 def test_a_damaged_manifest_is_made_anew(copies, small_encoder, tmp_path, monkeypatch, caplog):
     features(small_encoder, copies[:9], tmp_path / "a")
     [manifest] = (tmp_path / "a").glob("*/manifest.json")

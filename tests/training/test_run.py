@@ -8,7 +8,8 @@ import pytest
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, data, training
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
-from tests.support import slow_but_on
+from keras_vjepa.locks import FolderInUseError
+from tests.support import lock_holder, slow_but_on
 
 STEPS = 4
 
@@ -106,6 +107,17 @@ def test_a_run_that_is_done_trains_no_more(samples, whole, monkeypatch):
     batches = batches_for(pretrainer, samples)
     assert training.run(pretrainer, batches, workdir, STEPS, [seen]) == losses
     assert (seen.steps, seen.checkpoints) == ([], [losses])
+
+
+@pytest.mark.data
+def test_a_second_run_in_the_folder_is_refused(samples, tmp_path):
+    pretrainer = make_pretrainer()
+    batches = batches_for(pretrainer, samples)
+    with lock_holder(tmp_path) as holder, pytest.raises(FolderInUseError) as error:
+        training.run(pretrainer, batches, tmp_path, STEPS)
+    [line] = str(error.value).splitlines()
+    assert line.startswith("`workdir` must be") and f"where process {holder.pid} on " in line
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,19 @@ def test_a_long_list_is_read_once(many, tmp_path):
     assert (second != first).any(axis=1).tolist() == [False, True, False, False]
 
 
+def test_a_link_to_another_old_file_is_another(many, tmp_path):
+    """None of the files has changed since, and both are of one size."""
+    paths, read = many
+    os.remove(paths[3])
+    os.symlink(paths[0], paths[3])
+    first = content_hashes.content_hashes(paths)
+    os.remove(paths[3])
+    os.symlink(paths[1], paths[3])
+    read.clear()
+    second = content_hashes.content_hashes(paths)
+    assert read == [paths[3]] and bytes(second[3]) == bytes(first[1]) != bytes(first[3])
+
+
 def test_files_that_have_just_changed_are_read_again(many, monkeypatch):
     """Their times do not tell one change from the next."""
     paths, read = many
