@@ -188,6 +188,13 @@ def check_choice(choices: Collection[str], /, **values: Any) -> None:
             raise ValueError(f"`{name}` must be {words}. Received: {shown(value)}")
 
 
+def check_text(**values: Any) -> None:
+    """Check that arguments are text and not empty; raise `ValueError` for the first that is not."""
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"`{name}` must be text, and not empty. Received: {shown(value)}")
+
+
 def _as_float(value: Any) -> float:
     """Convert a number; NaN for what is none, or would be infinite in float32."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):

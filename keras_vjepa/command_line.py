@@ -5,13 +5,17 @@ import itertools
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from keras_vjepa.configuration import Option, nearest, options
+from keras_vjepa.configuration import Option, nearest, options, renamed
 
 _NONE = type(None)
+
+# The exit code of argparse, for what is refused before anything is done.
+WRONG_USAGE = 2
 
 # Between the items of a tuple, and of a tuple in it.
 SEPARATORS = ",:"
@@ -57,7 +61,7 @@ def parse(
         help=f"the config to begin with [{default}]",
     )  # fmt: skip
     parser.add_argument(
-        "--workdir", type=Path, metavar="FOLDER",
+        "--workdir", type=_read_folder, metavar="FOLDER",
         help=f"for all results [workdir/{prefix}<config>]",
     )  # fmt: skip
     _add_options(parser, known)
@@ -66,12 +70,77 @@ def parse(
     return name, given, workdir or Path("workdir") / f"{prefix}{name}"
 
 
+def explain(error: Exception, configs: Mapping[str, Callable[[], Any]]) -> str:
+    """Say what an error says, in one line, with the options of a recipe as they are typed.
+
+    Args:
+        error: whose message has names of options in backticks, as what makes configs raises them.
+        configs: as in `parse`.
+    """
+    known = options(next(iter(configs.values()))())
+    return _with_dashes(error, {**{name: f"--{name}" for name in known}, "workdir": "--workdir"})
+
+
+@contextmanager
+def refusing(program: str, configs: Mapping[str, Callable[[], Any]]) -> Iterator[None]:
+    """Have what a block raises of options end the process: one line on stderr, and exit code 2.
+
+    Args:
+        program: what the recipe was called as.
+        configs: as in `parse`.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{program}: {explain(error, configs)}", file=sys.stderr)
+        sys.exit(WRONG_USAGE)
+
+
+def sibling(program: str, own: str, other: str) -> str:
+    """Name another program in the way in which this one was called.
+
+    Args:
+        program: what this one was called as: "keras-vjepa pretrain", or the file "pretrain.py".
+        own: its name.
+        other: the other's name.
+
+    Example:
+
+    >>> from keras_vjepa.command_line import sibling
+    >>> sibling("python -m keras_vjepa pretrain", "pretrain", "probe")
+    'python -m keras_vjepa probe'
+    """
+    before, _, after = program.rpartition(own)
+    return f"{before}{other}{after}"
+
+
+def _with_dashes(error: Exception, names: Mapping[str, str]) -> str:
+    return renamed(" ".join(str(error).split()), names)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser of a command line that answers bad input with one line, and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         """End the process with one line, without the usage."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}\n")
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Have what a block raises of arguments end the process, as `error` does."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.error(self.explain(error))
+
+    def explain(self, error: Exception) -> str:
+        """Say what an error says, in one line, with the options as they are typed.
+
+        Args:
+            error: whose message has the names of arguments in backticks.
+        """
+        typed = [action for action in self._actions if action.option_strings]
+        return _with_dashes(error, {action.dest: action.option_strings[-1] for action in typed})
 
     def parse_all(self, arguments: list[str] | None = None) -> argparse.Namespace:
         """Parse a command line; an option that there is not is answered with the nearest one.
@@ -108,6 +177,12 @@ def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -
             # argparse takes a per cent sign for its own.
             help=text.strip().replace("%", "%%"),
         )
+
+
+def _read_folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be a folder. Received: nothing")
+    return Path(text)
 
 
 def _one_of(what: str, known: Mapping[str, Any]) -> Callable[[str], str]:

@@ -10,10 +10,12 @@ config that has the model as a part, and on the command line, without being name
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import GenericAlias
 from typing import Any, TypeVar
 
@@ -128,10 +130,23 @@ class Part:
         if len(self.constructors) == 1:
             # A keyword like `name` that goes to a base class.
             taken |= known.keys()
-        try:
+        with self.renaming():
             return constructor(**{k: v for k, v in {**known, **own}.items() if k in taken})
-        except ValueError as error:
-            raise type(error)(self._with_option_names(str(error))) from error
+
+    def check(self, function: Callable[..., object], **known: Any) -> None:
+        """Call a function that checks some of the arguments, with the defaults of those not given.
+
+        Args:
+            function: what to call; of the part's arguments it gets those that it takes.
+            known: further ones.
+
+        Raises:
+            ValueError: what the function raises, with the options' names in it.
+        """
+        own = self.parameters.keys() - self.supplied
+        given = {name: getattr(self, name) for name in _parameters(function) if name in own}
+        with self.renaming():
+            function(**{**known, **given})
 
     def make_each(
         self, constructor: Callable[..., Any] | None = None, /, **known: Any
@@ -159,10 +174,38 @@ class Part:
             for row in rows
         ]
 
+    @contextmanager
+    def renaming(self) -> Iterator[None]:
+        """Have what is raised in a block call arguments of the part by the names of their options.
+
+        Raises:
+            ValueError: what the block raises, with those names in it.
+        """
+        try:
+            yield
+        except ValueError as error:
+            raise type(error)(self._with_option_names(str(error))) from error
+
     def _with_option_names(self, message: str) -> str:
-        for argument in self.parameters:
-            message = message.replace(f"`{argument}`", f"`{self.option_name(argument)}`")
-        return message
+        own = self.parameters.keys() - self.supplied
+        names = {argument: self.option_name(argument) for argument in own}
+        return renamed(message, {name: f"`{option}`" for name, option in names.items()})
+
+
+def renamed(message: str, names: Mapping[str, str]) -> str:
+    """Replace names that stand in backticks in a message.
+
+    Args:
+        message: such as "`every` must be at least 1".
+        names: what stands for a name and its backticks. Others stay as they are.
+
+    Example:
+
+    >>> from keras_vjepa.configuration import renamed
+    >>> renamed("`every` must divide `steps`", {"every": "--log_every"})
+    '--log_every must divide `steps`'
+    """
+    return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), message)
 
 
 # The indented lines below a heading.
@@ -315,6 +358,11 @@ def descriptions(documented: Callable[..., Any]) -> dict[str, str]:
 
     What a class does not describe itself is taken from its base classes.
     """
+    return dict(_described(documented))
+
+
+@functools.lru_cache
+def _described(documented: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in reversed(getattr(documented, "__mro__", (documented,))):
         text = inspect.cleandoc(one.__doc__ or "") + "\n"
@@ -335,6 +383,7 @@ def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]
     }
 
 
+@functools.lru_cache
 def _annotations(constructor: Any) -> dict[str, Any]:
     is_class = isinstance(constructor, type)
     return typing.get_type_hints(constructor.__init__ if is_class else constructor)

@@ -7,7 +7,6 @@ Without arguments: a small model on the built-in videos, then a frozen probe of 
 network untrained. `--help` lists what can be set, for example `--steps 200`.
 """
 
-import dataclasses
 import json
 import logging
 import sys
@@ -15,39 +14,31 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from keras_vjepa import VJEPABackbone, VJEPAPretrainer, command_line, files
+from keras_vjepa import VJEPAPretrainer, command_line, files
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import defaults, replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
-from keras_vjepa.data.batches.pretraining import ClipBatches
-from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.samples import Sample, list_samples
 from keras_vjepa.evaluation import (
-    ComparedEncoder,
-    EncoderComparison,
-    LabelledClips,
     comparison_table,
-    read_labelled_clips,
 )
-from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, num_labels
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve
-from keras_vjepa.recipes import probe_configs
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
     MAY_DIFFER,
     check_budgets,
+    check_files,
+    check_options,
     defining,
     introduction,
     resolved,
     token_grid,
     upgraded,
 )
+from keras_vjepa.recipes.pretrain_evaluation import evaluate
 from keras_vjepa.recipes.pretrain_objects import (
     make_batches,
     make_encoder,
@@ -63,13 +54,19 @@ from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.signals import stop_signals
 
 
-def run(config: PretrainConfig, workdir: Path) -> None:
-    """Train, save, evaluate; everything goes to `workdir`. A run that was stopped goes on there."""
+def run(config: PretrainConfig, workdir: Path, program: str = "pretrain.py") -> None:
+    """Train, save, evaluate; everything goes to `workdir`. A run that was stopped goes on there.
+
+    Args:
+        config: what to do.
+        workdir: folder of the run.
+        program: what the recipe was called as.
+    """
     parallel = distribution.setup(config.shard_parameters)
     writable_folder(workdir)
     with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
         if not _is_finished(config, workdir, parallel.is_first):
-            _train(config, workdir, parallel)
+            _train(config, workdir, parallel, program)
         elif parallel.is_first:
             print(
                 f"{workdir} holds this run, finished: {config.run.steps:,} steps. "
@@ -78,7 +75,7 @@ def run(config: PretrainConfig, workdir: Path) -> None:
             )
 
 
-def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel) -> None:
+def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, program: str) -> None:
     """Train, save, evaluate."""
     with stop_signals():
         pretrainer = make_pretrainer(config)
@@ -86,7 +83,7 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel) -> Non
         batches = make_batches(config, grid, parallel)
         if parallel.is_first:
             print(introduction(config, pretrainer, batches, parallel), file=sys.stderr)
-        first = first_clips(batches, config.monitor_clips) if parallel.is_first else None
+        first = batches.first(config.monitor_clips) if parallel.is_first else None
         presets = weights_of_presets(config, pretrainer)
         config.run.make(
             model=pretrainer,
@@ -107,7 +104,8 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel) -> Non
         if parallel.is_first:
             pretrainer = VJEPAPretrainer.from_config(pretrainer.get_config())
             pretrainer.set_weights(weights)
-            finish(config, workdir, pretrainer, presets, alone=parallel.process_count == 1)
+            alone = parallel.process_count == 1
+            finish(config, workdir, pretrainer, presets, alone, program)
 
 
 def finish(
@@ -116,6 +114,7 @@ def finish(
     pretrainer: VJEPAPretrainer,
     presets: Mapping[str, str],
     alone: bool,
+    program: str,
 ) -> None:
     """Save the config and the presets; evaluate the encoder if the set is a built-in one.
 
@@ -132,7 +131,8 @@ def finish(
     if not alone:
         # The others have ended, and may not wait for this one.
         print(
-            f"Evaluate with recipes/probe.py --preset {workdir}/preset --data {config.data} "
+            f"Evaluate with {command_line.sibling(program, 'pretrain', 'probe')} "
+            f"--preset {workdir}/preset --data {config.data} "
             f"--image_size {command_line.text_of(config.encoder.image_size)}",
             file=sys.stderr,
         )
@@ -141,40 +141,6 @@ def finish(
     summary = {name: result.as_dict() for name, result in results.items()}
     files.write_text(workdir / "probe.json", json.dumps(summary, indent=2))
     print(comparison_table(results))
-
-
-def first_clips(batches: ClipBatches, count: int) -> NDArray[np.float32]:
-    """Read the first clips of the run; they do not depend on the size of its batches."""
-    first = dataclasses.replace(batches, batch_size=count, process_index=0, process_count=1)
-    return np.asarray(first.batch(0)["videos"], "float32")
-
-
-def labelled_clips(config: PretrainConfig) -> tuple[LabelledClips, LabelledClips]:
-    """Read one clip of each labelled video of a built-in set: for training, and for testing."""
-    clip = config.clip.make(frames_per_clip=config.encoder.num_frames)
-    image_size, num_workers = config.encoder.image_size, config.batches.num_workers
-    classes = num_labels(DIGIT_MOTION_TASKS)
-    train, test = labelled_sets.train_and_test(config.data)
-    limits = config.limits.make()
-    first, second = (
-        read_labelled_clips(samples, clip, image_size, classes, num_workers, limits)
-        for samples in (train[: config.probe_videos], test)
-    )
-    return first, second
-
-
-def evaluate(
-    config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
-) -> dict[str, ComparedEncoder]:
-    """Probe the encoder on the built-in set, beside an untrained one and on single frames."""
-    train, test = labelled_clips(config)
-    settings = replace(probe_configs.digit_motion(), epochs=config.probe_epochs)
-    comparison = EncoderComparison(pretrained, settings, train, test)
-    return {
-        "pretrained target encoder": comparison(pretrained),
-        "untrained encoder": comparison(untrained),
-        "single frame, pretrained": comparison(pretrained, single_frame=True),
-    }
 
 
 def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
@@ -214,13 +180,12 @@ def _listed(config: PretrainConfig) -> list[Sample]:
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "pretrain.py"
 ) -> tuple[PretrainConfig, Path]:
-    """Read the config and the workdir from a command line."""
+    """Read the config and the workdir from a command line; what is wrong ends the process."""
     name, given, workdir = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
-    config = replace(CONFIGS[name](), **given)
-    try:
+    with command_line.refusing(program, CONFIGS):
+        config = replace(CONFIGS[name](), **given)
+        check_options(config)
         check_budgets(config, CONFIGS[name]())
-    except ValueError as error:
-        sys.exit(f"{program}: {error}")
     return config, workdir
 
 
@@ -228,11 +193,13 @@ def main(arguments: list[str] | None = None, program: str = "pretrain.py") -> No
     """Run the recipe as a command; `program` stands in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     config, workdir = parse_arguments(arguments, program)
+    with command_line.refusing(program, CONFIGS):
+        check_files(config, workdir)
     distribution.launch_on_all_devices()
     try:
-        run(config, workdir)
+        run(config, workdir, program)
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
-        collectives.exit_with_error(f"{program}: {error}")
+        collectives.exit_with_error(f"{program}: {command_line.explain(error, CONFIGS)}")
 
 
 if __name__ == "__main__":

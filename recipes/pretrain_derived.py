@@ -5,6 +5,7 @@ Budgets follow the token grid and the masks, clipping the warm-up.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from keras_vjepa import VJEPAPretrainer
@@ -19,9 +20,13 @@ from keras_vjepa.data.batches.mask_budgets import (
 from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.mask_sampler import counts_after_truncation
 from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.layers.embedding import TubeletEmbedding
+from keras_vjepa.presets.preset import check_preset
+from keras_vjepa.pretraining_check import check_masks, check_parts
 from keras_vjepa.recipes.pretrain_objects import clip_after, make_masks, mask_kinds
 from keras_vjepa.recipes.pretrain_parts import MASK_SETS, PretrainConfig
+from keras_vjepa.training.resumable import check_folder
 
 # Options that may change when a run goes on. The samples are compared in place of their path, the
 # budgets in place of the batch that they are made for.
@@ -91,6 +96,24 @@ def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> d
 def defining(options: Mapping[str, Any], free: set[str]) -> dict[str, Any]:
     """Take the options that are not free, as JSON has them."""
     return json.loads(json.dumps({k: v for k, v in options.items() if k not in free}))
+
+
+def check_options(config: PretrainConfig) -> None:
+    """Check a config in milliseconds; raise `ValueError` by the name of what is out of range."""
+    check_parts(config)
+    check_masks(config, mask_kinds(config), token_grid(config))
+
+
+def check_files(config: PretrainConfig, workdir: Path) -> None:
+    """Check that data, presets and folder can be what they are said to be, and make nothing."""
+    check_folder(workdir)
+    if config.data not in SETS and not Path(config.data).exists():
+        raise FileNotFoundError(
+            f"`data` must be a folder, a list or one of {', '.join(SETS)}. Received: {config.data}"
+        )
+    for name in ("start_from", "teacher"):
+        if getattr(config, name):
+            check_preset(getattr(config, name), name)
 
 
 def check_budgets(config: PretrainConfig, original: PretrainConfig) -> None:

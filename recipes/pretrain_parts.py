@@ -16,6 +16,7 @@ from keras_vjepa import (
     WarmupCosine,
     training,
 )
+from keras_vjepa.arguments import check_choice
 from keras_vjepa.configuration import Part
 from keras_vjepa.data import (
     CausalMultiBlockMask,
@@ -30,6 +31,7 @@ from keras_vjepa.data import (
 )
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
 from keras_vjepa.monitoring import FeatureLog
+from keras_vjepa.pretraining_check import check_fields
 
 MASKS: dict[str, Callable[..., MultiBlockMask | RandomTubeMask]] = {
     "multi_block": MultiBlockMask,
@@ -196,3 +198,7 @@ class PretrainConfig:
     seed: int = 234
     probe_epochs: int = 8
     probe_videos: int = 2000
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_choice(MASKS, masks=self.masks)

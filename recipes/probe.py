@@ -29,15 +29,16 @@ from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.labelled_sets import check_sources
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator, Metrics
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import draw_confusion, summary
 from keras_vjepa.locks import locked
-from keras_vjepa.presets.preset import load_backbone
+from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper
 from keras_vjepa.training.results import damaged_result
-from keras_vjepa.training.resumable import writable_folder
+from keras_vjepa.training.resumable import check_folder, writable_folder
 
 # What recipes/pretrain.py leaves, and the name of an encoder without training.
 OWN_PRESET = Path("workdir") / labelled_sets.BUILT_IN / "preset"
@@ -132,15 +133,7 @@ def make_encoder(config: ProbeConfig) -> keras.Model:
     if config.preset != UNTRAINED:
         return load_backbone(config.preset, dtype=config.dtype)
     keras.utils.set_random_seed(config.seed)
-    return VJEPABackbone(
-        config.image_size or 224,
-        config.clip.frames_per_clip or 16,
-        patch_size=8 if config.data.data in SETS else 16,
-        hidden_dim=96,
-        num_layers=4,
-        num_heads=4,
-        dtype=config.dtype,
-    )
+    return VJEPABackbone(**untrained_arguments(config), dtype=config.dtype)
 
 
 def samples_of(config: ProbeConfig) -> tuple[list[Sample], list[Sample]]:
@@ -151,6 +144,39 @@ def samples_of(config: ProbeConfig) -> tuple[list[Sample], list[Sample]]:
 def cache_of(config: ProbeConfig, workdir: Path) -> Path:
     """Find the folder for features."""
     return Path(config.cache) if config.cache else workdir / "features"
+
+
+def check(config: ProbeConfig, workdir: Path) -> None:
+    """Check what a config and a folder are by themselves; the config's values are checked already.
+
+    Args:
+        config: of the evaluation.
+        workdir: for all results.
+
+    Raises:
+        ValueError: for the first option that is out of range, by its name.
+        OSError: if data, preset or a folder cannot be what they are said to be.
+    """
+    check_folder(workdir)
+    if config.cache:
+        check_folder(config.cache, "cache")
+    config.data.check(check_sources)
+    if config.preset not in ("", UNTRAINED):
+        check_preset(config.preset)
+    else:
+        VJEPABackbone.number_of_weights(**untrained_arguments(config))
+
+
+def untrained_arguments(config: ProbeConfig) -> dict[str, Any]:
+    """Name the arguments of the encoder without training, of the size of the built-in recipe."""
+    return {
+        "image_size": config.image_size or 224,
+        "num_frames": config.clip.frames_per_clip or 16,
+        "patch_size": 8 if config.data.data in SETS else 16,
+        "hidden_dim": 96,
+        "num_layers": 4,
+        "num_heads": 4,
+    }
 
 
 def parse_arguments(
@@ -172,12 +198,14 @@ def parse_arguments(
 def main(arguments: list[str] | None = None, program: str = "probe.py") -> None:
     """Run the recipe as a command; `program` stands in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
+    with command_line.refusing(program, CONFIGS):
         config, workdir = parse_arguments(arguments, program)
-        distribution.launch_on_all_devices()
+        check(config, workdir)
+    distribution.launch_on_all_devices()
+    try:
         run(config, workdir)
-    except (ValueError, OSError, TooManyBadFilesError) as error:
-        collectives.exit_with_error(f"{program}: {error}")
+    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
+        collectives.exit_with_error(f"{program}: {command_line.explain(error, CONFIGS)}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from keras_vjepa.arguments import MOST_LONG, check_choice, check_whole
 from keras_vjepa.configuration import Part, replace
 from keras_vjepa.data.sources.labelled_sets import BUILT_IN, train_and_test
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
+from keras_vjepa.training.optimizer import LEARNING_DTYPES
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class ProbeConfig(ProbeSettings):
     cache: str = ""
     dtype: str = "mixed_bfloat16"
     data: Part = Part(train_and_test, supplied=("kind",), arguments={"data": BUILT_IN})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, MOST_LONG, splits=self.splits)
+        check_choice(LEARNING_DTYPES, dtype=self.dtype)
 
 
 def k400() -> ProbeConfig:

@@ -48,6 +48,15 @@ class Row:
     untrained: bool = False
     single_frame: bool = False
 
+    def of(self, config: ProbeConfig) -> ProbeConfig:
+        """Return the config of the row.
+
+        Args:
+            config: of the first row.
+        """
+        stride = config.clip.frame_step // (2 if self.half_the_time else 1)
+        return replace(config, temporal_stride=stride, **self.changes)
+
 
 # A clip spans nearly the whole video, with half the stride less than half of it.
 ROWS = (
@@ -87,8 +96,7 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
     lines.append("|---" * (1 + len(config.tasks)) + "|")
     for row in ROWS:
         start = time.perf_counter()
-        stride = config.clip.frame_step // (2 if row.half_the_time else 1)
-        changed = replace(config, temporal_stride=stride, **row.changes)
+        changed = row.of(config)
         # Rows with the same probes on features of one shape share the compiled step.
         shape = (changed.classifier.pooling, changed.classifier.num_clips)
         one = FrozenProbe(
@@ -125,6 +133,23 @@ def make_untrained(config: ProbeConfig, encoder: keras.Model) -> keras.Model:
     return type(encoder).from_config(encoder.get_config())
 
 
+def check(config: ProbeConfig, workdir: Path) -> None:
+    """Check the config of every row, before anything is made or written.
+
+    Raises:
+        ValueError: for the first option that is out of range, by its name.
+        OSError: if data, preset or a folder cannot be what they are said to be.
+    """
+    probe.check(config, workdir)
+    if config.clip.frame_step < 2:
+        raise ValueError(
+            "`temporal_stride` must be at least 2, for the rows of half the time. "
+            f"Received: {config.clip.frame_step}"
+        )
+    for row in ROWS:
+        row.of(config)
+
+
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "probe_table.py"
 ) -> tuple[ProbeConfig, Path]:
@@ -138,13 +163,15 @@ def parse_arguments(
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
     """Run the recipe as a command; `program` stands in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
+    with command_line.refusing(program, CONFIGS):
         config, workdir = parse_arguments(arguments, program)
+        check(config, workdir)
+    try:
         if config.preset == probe.UNTRAINED:
             print("The encoder is untrained: the rows say what the data gives away.")
         print(run(config, workdir), end="")
-    except (ValueError, OSError, TooManyBadFilesError) as error:
-        sys.exit(f"{program}: {error}")
+    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
+        sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ scratch, once for each task of the built-in set; prints the accuracy on the test
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -24,18 +25,23 @@ from keras_vjepa import (
     command_line,
     files,
 )
+from keras_vjepa.arguments import check_choice
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.comparison import LabelledClips
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
 from keras_vjepa.locks import locked
-from keras_vjepa.recipes.pretrain import labelled_clips
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
+from keras_vjepa.recipes.pretrain_derived import check_files, check_options
+from keras_vjepa.recipes.pretrain_evaluation import labelled_clips
 from keras_vjepa.recipes.pretrain_objects import make_encoder
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
+from keras_vjepa.training.loss_log import FiniteLoss, NotFiniteError
 from keras_vjepa.training.resumable import writable_folder
 
 BATCH_SIZE = 32
+# Of a loss that is not finite.
+REMEDY = "the `learning_rate` must be lower"
 
 
 def train(config: PretrainConfig, task: str, training: LabelledClips, test: LabelledClips) -> float:
@@ -57,16 +63,17 @@ def train(config: PretrainConfig, task: str, training: LabelledClips, test: Labe
         batch_size=BATCH_SIZE,
         epochs=config.probe_epochs,
         verbose=2,
+        callbacks=[FiniteLoss(REMEDY)],
     )
     labels = labels_of(test.samples, DIGIT_MOTION_TASKS)[task]
-    _, accuracy = classifier.evaluate(test.videos, labels, BATCH_SIZE, verbose=0)
+    loss, accuracy = classifier.evaluate(test.videos, labels, BATCH_SIZE, verbose=0)
+    if not math.isfinite(loss):
+        raise NotFiniteError(steps, f"The loss of the test videos is {loss}", REMEDY)
     return float(accuracy)
 
 
 def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
     """Train; print and save the accuracy of every task."""
-    if config.data not in SETS:
-        raise ValueError(f"`data` must be one of {', '.join(SETS)}. Received: {config.data}")
     with locked(writable_folder(workdir), "--workdir"):
         training, test = labelled_clips(config)
         found = {}
@@ -83,10 +90,15 @@ def main(arguments: list[str] | None = None, program: str = "supervised.py") -> 
     name, overrides, workdir = command_line.parse(
         program, __doc__ or "", CONFIGS, arguments, prefix="supervised_"
     )
+    with command_line.refusing(program, CONFIGS):
+        config = replace(CONFIGS[name](), **overrides)
+        check_choice(SETS, data=config.data)
+        check_options(config)
+        check_files(config, workdir)
     try:
-        run(replace(CONFIGS[name](), **overrides), workdir)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{program}: {error}")
+        run(config, workdir)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
 
 
 if __name__ == "__main__":

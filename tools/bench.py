@@ -27,6 +27,7 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa.arguments import MOST_LONG, check_whole
 from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import device, distribution
 from keras_vjepa.command_line import OneLineParser
@@ -258,8 +259,8 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     parser.add_argument("--attention", action="store_true", help="time attention alone")
     parser.add_argument("--precision", action="store_true", help="features in other types")
     options = parser.parse_all(arguments)
-    if min(options.batch_size, options.steps) < 1:
-        parser.error("--batch-size and --steps must be at least 1")
+    with parser.refusing():
+        check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
     keras.config.set_dtype_policy(options.dtype)
     if options.attention:
         bench_attention(options)

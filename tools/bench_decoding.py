@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keras_vjepa import files
+from keras_vjepa.arguments import check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.reading.av_decoder import has_av
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
@@ -178,8 +179,8 @@ def main(arguments: list[str] | None = None, program: str = "bench_decoding.py")
     parser.add_argument("--clips", type=int, default=20, help="clips read by each (default: 20)")
     parser.add_argument("--leaks", action="store_true", help="watch memory and open files instead")
     options = parser.parse_all(arguments)
-    if options.clips < 1:
-        parser.error(f"--clips must be at least 1. Received: {options.clips}")
+    with parser.refusing():
+        check_whole(1, clips=options.clips)
     if options.video is None and not has_av():
         parser.error("--video must be given without PyAV (pip install av)")
     cv2.setNumThreads(1)

@@ -20,7 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_vjepa import files
-from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.arguments import MOST_SEED, check_whole
+from keras_vjepa.command_line import OneLineParser, refusing
+from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes.pretrain_configs import CONFIGS
+from keras_vjepa.recipes.pretrain_derived import check_files
 
 RECIPE = ("-m", "keras_vjepa", "pretrain")
 READY = " parameters, "
@@ -137,6 +141,13 @@ def main(arguments: list[str] | None = None, program: str = "check_resume.py") -
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--kill_seed", type=int, default=0, help="of the moments")
     parsed, options = parser.parse_known_args(arguments)
+    with parser.refusing():
+        check_whole(0, kills=parsed.kills)
+        check_whole(0, MOST_SEED, kill_seed=parsed.kill_seed)
+    # Before what the folder holds is removed.
+    config, _ = pretrain.parse_arguments(options, program)
+    with refusing(program, CONFIGS):
+        check_files(config, parsed.workdir)
     shutil.rmtree(parsed.workdir, ignore_errors=True)
     parsed.workdir.mkdir(parents=True)
     rng = random.Random(parsed.kill_seed)

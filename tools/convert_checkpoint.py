@@ -12,9 +12,32 @@ the work, and says what is checked.
 """
 
 import sys
+from pathlib import Path
+from typing import Any
 
+from keras_vjepa.arguments import MOST_LONG, MOST_SIDE, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import CheckpointError, convert
+from keras_vjepa.training.resumable import check_folder
+
+# What only a file in the authors' layout leaves open.
+OF_FILES = ("probe", "predictor_num_heads", "probe_num_heads")
+
+
+def _check(checkpoint: str, preset: str, given: dict[str, Any]) -> None:
+    """Check the options before anything is read; raise `ValueError` or `OSError`."""
+    check_folder(preset, "preset")
+    for name in given.keys() & {"num_heads", "predictor_num_heads", "probe_num_heads"}:
+        check_whole(1, MOST_LONG, **{name: given[name]})
+    for name in given.keys() & {"image_size", "num_frames"}:
+        check_whole(1, MOST_SIDE if name == "image_size" else MOST_LONG, **{name: given[name]})
+    if not Path(checkpoint).exists():
+        raise FileNotFoundError(f"checkpoint must be a file or folder. Received: {checkpoint}")
+    for name in OF_FILES:
+        if name in given and Path(checkpoint).is_dir():
+            raise ValueError(f"`{name}` must be left out for a folder. Received: {given[name]}")
+    if "probe_num_heads" in given and "probe" not in given:
+        raise ValueError("`probe_num_heads` must be left out without `probe`.")
 
 
 def main(arguments: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:
@@ -31,13 +54,15 @@ def main(arguments: list[str] | None = None, program: str = "convert_checkpoint.
     parser.add_argument("--image-size", type=int, help="of a V-JEPA 2 file; default: 256")
     parser.add_argument("--num-frames", type=int, help="of a V-JEPA 2 file; default: 64")
     options = vars(parser.parse_all(arguments))
+    checkpoint, preset = options.pop("checkpoint"), options.pop("preset")
+    given = {name: value for name, value in options.items() if value is not None}
+    with parser.refusing():
+        _check(checkpoint, preset, given)
     try:
-        checkpoint, preset = options.pop("checkpoint"), options.pop("preset")
-        given = {name: value for name, value in options.items() if value is not None}
         model = convert(checkpoint, **given)
         model.save_to_preset(preset)
     except (CheckpointError, OSError) as error:
-        sys.exit(f"{program}: {error}")
+        sys.exit(f"{program}: {parser.explain(error)}")
     print(f"Wrote {preset}: {model.count_params():,} parameters.")
 
 

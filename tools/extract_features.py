@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor
+from keras_vjepa.arguments import MOST_LONG
 from keras_vjepa.backend import engine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
@@ -215,8 +216,9 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--output must be a folder that can be written: {options.output}")
     for name in ("batch_size", "stride", "num_frames", "frame_step", "image_frames"):
         value = getattr(options, name)
-        if value is not None and not 1 <= value <= _MOST:
-            raise ValueError(f"{typed(name)} must be from 1 to {_MOST}. Received: {value}")
+        most = MOST_LONG if name in ("num_frames", "image_frames") else _MOST
+        if value is not None and not 1 <= value <= most:
+            raise ValueError(f"{typed(name)} must be from 1 to {most}. Received: {value}")
     size = options.image_size or [1]
     if len(size) > 2 or not all(1 <= side <= _LARGEST_SIDE for side in size):
         received = " ".join(map(str, size))

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from keras_vjepa.arguments import MOST_LONG, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.tools.bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS, make_batch
@@ -195,8 +196,8 @@ def main(arguments: list[str] | None = None, program: str = "plain_torch_step.py
     parser.add_argument("--dtype", default="float32", choices=["float32", "mixed_bfloat16"])
     parser.add_argument("--unmeasured", action="store_true", help="no numbers of each weight")
     options = parser.parse_all(arguments)
-    if min(options.batch_size, options.steps) < 1:
-        parser.error("--batch-size and --steps must be at least 1")
+    with parser.refusing():
+        check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = SIZES[options.size]
     encoder = Encoder(size.hidden_dim, size.num_layers, size.num_heads).to(device)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
+from keras_vjepa.arguments import MOST_SEED, MOST_SIDE, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.batches.mask_kinds import (
     LONG_RANGE,
@@ -34,6 +35,8 @@ MASKS: dict[str, Mask] = {
     "random": RandomTokenMask(ratio=0.9),
     "causal": CausalMultiBlockMask(num_blocks=8, spatial_scale=0.15, num_context_frames=6),
 }
+# Rows of a picture that anyone looks at.
+MOST_SAMPLES = 256
 NUM_FRAMES, TUBELET_SIZE, PATCH_SIZE = 16, 2, 16
 
 # OpenCV's order: blue, green, red.
@@ -84,21 +87,22 @@ def main(arguments: list[str] | None = None, program: str = "show_masks.py") -> 
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_all(arguments)
-    if options.resolution < PATCH_SIZE or options.resolution % PATCH_SIZE:
+    with parser.refusing():
+        check_whole(PATCH_SIZE, MOST_SIDE, resolution=options.resolution)
+        check_whole(1, MOST_SAMPLES, batch_size=options.batch_size)
+        check_whole(0, MOST_SEED, seed=options.seed)
+    if options.resolution % PATCH_SIZE:
         parser.error(
-            f"--resolution must be a positive multiple of {PATCH_SIZE}. "
-            f"Received: {options.resolution}"
+            f"--resolution must be a multiple of {PATCH_SIZE}. Received: {options.resolution}"
         )
     if options.output.suffix != ".png" or not options.output.parent.is_dir():
         parser.error(f"--output must be a .png in an existing folder. Received: {options.output}")
     side = options.resolution // PATCH_SIZE
-    try:
+    with parser.refusing():
         masks = [MASKS[name] for name in options.mask]
         grid = (NUM_FRAMES // TUBELET_SIZE, side, side)
         sampler = MaskSampler(masks, grid, truncation="batch_min", seed=options.seed)
         picture = draw_batch(sampler, options.batch_size)
-    except ValueError as error:
-        parser.error(str(error))
     try:
         files.write_picture(options.output, picture)
     except OSError as error:

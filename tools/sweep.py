@@ -18,16 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_vjepa import files
-from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.arguments import MOST_SEED, check_whole
+from keras_vjepa.command_line import WRONG_USAGE, OneLineParser, refusing
 from keras_vjepa.locks import locked
+from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes.pretrain_configs import CONFIGS
+from keras_vjepa.recipes.pretrain_derived import check_files
 from keras_vjepa.training.results import read_result
 
 RECIPE = ("-m", "keras_vjepa", "pretrain")
 TASKS = ("motion", "digit")
 PRETRAINED, UNTRAINED = "pretrained target encoder", "untrained encoder"
-
-# argparse's exit code: no run of the sweep would do better.
-WRONG_USAGE = 2
 
 Point = tuple[tuple[str, str], ...]
 
@@ -36,6 +37,11 @@ def points(vary: Sequence[Sequence[str]]) -> list[Point]:
     """All combinations of the values of the varied fields."""
     fields = [[(field, value) for value in values] for field, *values in vary]
     return [tuple(combination) for combination in itertools.product(*fields)]
+
+
+def options_of(point: Point) -> list[str]:
+    """A combination as the recipe's command line has it."""
+    return [text for field, value in point for text in (f"--{field}", value)]
 
 
 def name_of(point: Point) -> str:
@@ -49,11 +55,11 @@ def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> N
         return
     # What an interrupted run left behind is not a result.
     shutil.rmtree(folder, ignore_errors=True)
-    options = [text for field, value in point for text in (f"--{field}", value)]
-    command = [sys.executable, *RECIPE, *common, *options]
+    command = [sys.executable, *RECIPE, *common, *options_of(point)]
     command += ["--seed", str(seed), "--workdir", str(folder)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    # No run of the sweep would do better.
     if done.returncode == WRONG_USAGE:
         sys.exit(reason)
     if done.returncode:
@@ -117,6 +123,13 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
         if not values:
             parser.error(f"--vary {field} must be followed by at least one value")
     combinations = points(parsed.vary)
+    with parser.refusing():
+        for seed in parsed.seeds:
+            check_whole(0, MOST_SEED, seeds=seed)
+    for point in combinations:
+        config, _ = pretrain.parse_arguments([*common, *options_of(point)], program)
+        with refusing(program, CONFIGS):
+            check_files(config, parsed.workdir)
     try:
         parsed.workdir.mkdir(parents=True, exist_ok=True)
         with locked(parsed.workdir, "workdir"):

@@ -11,11 +11,13 @@ missing position table. It may hold a table all the same, which its model does n
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_vjepa.configuration import renamed
 from keras_vjepa.conversion.entries import (
     PATCH_KERNEL,
     SAME,
@@ -290,7 +292,8 @@ def convert(
     """
     if probe is not None:
         backbone = convert_backbone(path, num_heads=num_heads, **arguments)
-        return convert_classifier(backbone, probe, probe_num_heads)
+        with _naming(num_heads="probe_num_heads"):
+            return convert_classifier(backbone, probe, probe_num_heads)
     with named(path):
         (online, predicting, averaged), positions = networks(
             read_checkpoint(path),
@@ -299,8 +302,9 @@ def convert(
         )
         config = {**encoder_config(online, num_heads, positions), **arguments}
         encoder = _make(VJEPABackbone, path, **config)
-        config = predictor_config(predicting, encoder, predictor_num_heads)
-        predictor = _make(VJEPAPredictor, path, **config)
+        with _naming(num_heads="predictor_num_heads"):
+            config = predictor_config(predicting, encoder, predictor_num_heads)
+            predictor = _make(VJEPAPredictor, path, **config)
         pretrainer = VJEPAPretrainer(encoder, predictor)
         load_entries("encoder", online, encoder_entries(encoder))
         load_entries("predictor", predicting, predictor_entries(predictor))
@@ -339,6 +343,16 @@ def _make(cls: Any, path: str | Path, **arguments: Any) -> Any:
     asked_for = cls.number_of_weights(**arguments)
     check_weights(f"a {cls.__name__}", asked_for, Path(path).stat().st_size)
     return cls(**arguments)
+
+
+@contextmanager
+def _naming(**names: str) -> Iterator[None]:
+    """Have errors call arguments of a part by the names that `convert` has for them."""
+    try:
+        yield
+    except ValueError as error:
+        known = {own: f"`{name}`" for own, name in names.items()}
+        raise type(error)(renamed(str(error), known)) from None
 
 
 def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:

@@ -122,6 +122,9 @@ class EncoderComparison:
 
     Returns:
         A `ComparedEncoder`.
+
+    Raises:
+        NotFiniteError: if all probes of a task diverge.
     """
 
     def __init__(
@@ -161,9 +164,13 @@ class EncoderComparison:
         steps = settings.epochs * batches.steps_per_epoch
         self.sweep.restart(settings.seed, steps)
         self.sweep.train_on(batches, 0, steps)
+        finite = self.sweep.which_are_finite(steps)
         chosen = self._accuracy(train, held_out)
         reached = self._accuracy(test, self.test.samples)
-        best = {task: int(np.argmax(chosen[task])) for task in settings.tasks}
+        best = {
+            task: int(np.argmax(np.where(finite[task], chosen[task], -1.0)))
+            for task in settings.tasks
+        }
         return ComparedEncoder(
             {task: float(reached[task][i]) for task, i in best.items()},
             {task: settings.candidates[i][0] for task, i in best.items()},

@@ -94,6 +94,7 @@ class FrozenProbe:
         self._train: Sequence[Sample] = ()
         self._split = Split([], [])
         self._validation_accuracy: dict[str, NDArray[np.float64]] = {}
+        self._finite: dict[str, NDArray[np.bool_]] = {}
 
     # --- Training --------------------------------------------------------------------------------
 
@@ -129,6 +130,7 @@ class FrozenProbe:
 
         Raises:
             ValueError: if a share is out of range, or no sample to train on is of some class.
+            NotFiniteError: if all probes of a task have diverged.
             OSError: if features or checkpoints cannot be written.
         """
         # Says now which class is missing, and not when all features have been computed.
@@ -143,6 +145,7 @@ class FrozenProbe:
             self.sweep.train_on(batches, 0, steps, self.parallel)
         else:
             self._train_by_epochs(batches, steps, checkpoints)
+        self._finite = self.sweep.which_are_finite(steps)
         self._validation_accuracy = self._validate()
         return self
 
@@ -186,7 +189,9 @@ class FrozenProbe:
     def best(self, task: str) -> int:
         """Return the place of a task's best probe among the candidates."""
         accuracy = self._validation_accuracy.get(task)
-        return 0 if accuracy is None else int(np.argmax(accuracy))
+        if accuracy is None:
+            return 0
+        return int(np.argmax(np.where(self._finite[task], accuracy, -1.0)))
 
     def classifier(self, task: str) -> VJEPAVideoClassifier:
         """Make a classifier of the encoder and a task's best probe."""

@@ -8,6 +8,7 @@ from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
 from keras_vjepa.data.transforms.views import center_view
+from keras_vjepa.evaluation.settings_check import check_parts, check_settings
 from keras_vjepa.evaluation.sweep_optimizer import Candidate, SweepAdamW
 from keras_vjepa.models.adapters import Size, TokenEncoder
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
@@ -51,6 +52,9 @@ class ProbeSettings:
         transform: arguments of `VideoProbeTransform` or `ImageProbeTransform`.
         operations: arguments of `RandAugment` or `AutoAugment`.
         optimizer: arguments of `SweepAdamW`.
+
+    Raises:
+        ValueError: for the first setting that is out of range.
     """
 
     tasks: tuple[str, ...] = ("action",)
@@ -101,18 +105,13 @@ class ProbeSettings:
     operations: Part = Part(RandAugment, AutoAugment, prefix="augment_")
     optimizer: Part = Part(SweepAdamW, supplied=("networks", "candidates"))
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_parts(self)
+
     @property
     def classes(self) -> dict[str, int]:
-        """Return the number of classes of each task, by its name.
-
-        Raises:
-            ValueError: unless there is one for each.
-        """
-        if len(self.tasks) != len(self.num_classes):
-            raise ValueError(
-                f"`num_classes` must hold a number for each of the `tasks`={self.tasks}. "
-                f"Received: {self.num_classes}"
-            )
+        """Return the number of classes of each task, by its name."""
         return dict(zip(self.tasks, self.num_classes, strict=True))
 
     @property

@@ -5,6 +5,7 @@ alone: same initial weights, same batches, its own clipping. Which one is best i
 training videos that are held out, never on the test set.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,13 @@ from keras_vjepa.evaluation.sweep_optimizer import Candidate, SweepAdamW
 from keras_vjepa.evaluation.task_labels import Tasks, split_labels
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier, combine_predictions
 from keras_vjepa.tasks.probe import VJEPAProbe
+from keras_vjepa.training.loss_log import FiniteLoss, NotFiniteError
+from keras_vjepa.types import Tensor
+
+_LOG = logging.getLogger(__name__)
+
+# Of a loss that is not finite.
+REMEDY = "the `learning_rates` must be lower"
 
 
 class ProbeSweep(TrainableModel):
@@ -40,6 +48,9 @@ class ProbeSweep(TrainableModel):
 
     Call arguments:
         inputs: features `(batch, predictions, tokens, dim)`; with a `classifier` what that takes.
+
+    A step logs `finite`, 1.0 or 0.0: whether every task still has a probe that learns. One that
+    diverges does not stop the others.
 
     Returns:
         Logits of each task: `(batch, candidates, classes)`, of the combined predictions; in
@@ -134,13 +145,60 @@ class ProbeSweep(TrainableModel):
             total += len(self.candidates) * ops.mean(losses)
         return collectives.loss_share(total)
 
+    def after_step(self) -> dict[str, Tensor]:
+        """Look whether a probe of each task is finite.
+
+        Every loss and every feature of a probe shows in the gradient of its last bias, so that is
+        where NaN and infinity are found without reading all weights.
+        """
+        learns = [
+            ops.any(ops.stack([_is_finite(probe.linear.bias) for probe in self.probes_of(task)]))
+            for task in self.tasks
+        ]
+        return {"finite": ops.cast(ops.all(ops.stack(learns)), "float32")}
+
+    def which_are_finite(self, step: int) -> dict[str, NDArray[np.bool_]]:
+        """Tell of the probes of each task whether all of their weights are finite.
+
+        Args:
+            step: the last one, for messages.
+
+        Raises:
+            NotFiniteError: if no probe of a task is; the others are named in the log.
+        """
+        finite = {}
+        for task in self.tasks:
+            weights = [probe.get_weights() for probe in self.probes_of(task)]
+            found = np.array([all(np.isfinite(w).all() for w in one) for one in weights])
+            if not found.any():
+                raise NotFiniteError(step, f"No probe of {task} is finite", REMEDY)
+            for i in np.flatnonzero(~found):
+                rate, decay = self.candidates[i]
+                _LOG.warning(
+                    "The probe of %s with learning rate %g and weight decay %g is not finite, and "
+                    "cannot be the best.",
+                    *(task, rate, decay),
+                )
+            finite[task] = found
+        return finite
+
     def train_on(
         self, batches: TrainingBatches[Any], start: int, stop: int, parallel: DataParallel = ALONE
     ) -> None:
-        """Train on this process's batches of the steps from `start` to `stop`."""
+        """Train on this process's batches of the steps from `start` to `stop`.
+
+        Raises:
+            NotFiniteError: if all probes of a task have diverged.
+        """
         try:
             stream = parallel.feed(batches.stream(start, stop))
-            self.fit(stream, steps_per_epoch=stop - start, shuffle=False, verbose=0)
+            self.fit(
+                stream,
+                steps_per_epoch=stop - start,
+                shuffle=False,
+                verbose=0,
+                callbacks=[FiniteLoss(REMEDY, start)],
+            )
         except Exception:
             # Some backends wrap what the data raised into pages of their own.
             if batches.error is not None:
@@ -161,3 +219,7 @@ class ProbeSweep(TrainableModel):
             task: np.concatenate([part[task] for part in parts])[: len(batches.samples)]
             for task in self.tasks
         }
+
+
+def _is_finite(variable: keras.Variable) -> Tensor:
+    return ops.all(ops.isfinite(ops.convert_to_tensor(variable)))

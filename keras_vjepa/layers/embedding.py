@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend.device import on_each_device
 from keras_vjepa.backend.token_ops import linear
 from keras_vjepa.layers.dense import weight_initializer
@@ -84,6 +85,7 @@ class TubeletEmbedding(Rematerializable):
         self, hidden_dim: int, patch_size: int = 16, tubelet_size: int = 2, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check_whole(1, hidden_dim=hidden_dim, patch_size=patch_size, tubelet_size=tubelet_size)
         self.hidden_dim = hidden_dim
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.arguments import MOST_LONG, check_choice, check_number, check_whole
 from keras_vjepa.backend.token_ops import gelu
 from keras_vjepa.layers.dense import (
     INITIALIZER_STDDEV,
@@ -77,10 +78,11 @@ class AttentivePooler(Rematerializable):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if self_attention not in ("query", "tokens"):
-            raise ValueError(
-                f"`self_attention` must be 'query' or 'tokens'. Received: {self_attention!r}"
-            )
+        check_whole(1, MOST_LONG, num_heads=num_heads, num_layers=num_layers)
+        check_whole(1, MOST_LONG, optional=True, head_dim=head_dim)
+        check_number("(0, 64]", mlp_ratio=mlp_ratio)
+        check_number("(0, 1]", layer_norm_epsilon=layer_norm_epsilon)
+        check_choice(("query", "tokens"), self_attention=self_attention)
         self.num_heads = num_heads
         self.num_layers = num_layers
         self.mlp_ratio = mlp_ratio

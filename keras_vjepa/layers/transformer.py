@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.arguments import check_number, check_whole
 from keras_vjepa.backend.attention import attention, token_order, wants_leading_keys
 from keras_vjepa.backend.part_calls import call_part, part_of_a_block
 from keras_vjepa.backend.token_ops import gelu, merge_heads, split_heads
@@ -49,6 +50,7 @@ class SelfAttention(Rematerializable):
 
     def __init__(self, num_heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_whole(1, num_heads=num_heads)
         self.num_heads = num_heads
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -117,6 +119,8 @@ class TransformerBlock(Rematerializable):
         self, num_heads: int, mlp_dim: int, layer_norm_epsilon: float = 1e-6, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check_whole(1, num_heads=num_heads, mlp_dim=mlp_dim)
+        check_number("[0, 1]", layer_norm_epsilon=layer_norm_epsilon)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.layer_norm_epsilon = layer_norm_epsilon

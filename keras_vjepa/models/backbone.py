@@ -135,13 +135,6 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         # All arguments, by their names.
         encoder_weights(locals())
         super().__init__(**kwargs)
-        modes = position_modes(position_embedding)
-        position_mode = modes[0] if position_mode is None else position_mode
-        if position_mode not in modes:
-            raise ValueError(
-                f"`position_mode` must be {modes[0]!r} or {modes[1]!r} for `position_embedding`="
-                f"{position_embedding!r}. Received: {position_mode!r}"
-            )
         # A tuple again when it comes out of a JSON file as a list.
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
         self.num_frames = num_frames
@@ -153,7 +146,7 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         self.mlp_ratio = mlp_ratio
         self.position_embedding = position_embedding
         self.uniform_power = uniform_power
-        self.position_mode = position_mode
+        self.position_mode = _mode(position_embedding, position_mode)
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
         self.num_channels = num_channels
@@ -230,7 +223,9 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         >>> VJEPABackbone.number_of_weights(hidden_dim=1024, num_layers=24, num_heads=16)
         305490944
         """
-        return encoder_weights(arguments_of(cls, arguments))
+        own = arguments_of(cls, arguments)
+        _mode(own["position_embedding"], own["position_mode"])
+        return encoder_weights(own)
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
@@ -435,6 +430,18 @@ def position_modes(position_embedding: str) -> tuple[str, ...]:
     """
     check_choice(POSITION_EMBEDDINGS, position_embedding=position_embedding)
     return POSITION_MODES[position_embedding]
+
+
+def _mode(position_embedding: str, position_mode: str | None) -> str:
+    modes = position_modes(position_embedding)
+    if position_mode is None:
+        return modes[0]
+    if position_mode not in modes:
+        raise ValueError(
+            f"`position_mode` must be {modes[0]!r} or {modes[1]!r} for `position_embedding`="
+            f"{position_embedding!r}. Received: {position_mode!r}"
+        )
+    return position_mode
 
 
 def _height_width(image_size: Size) -> tuple[int, int]:

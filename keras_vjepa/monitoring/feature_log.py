@@ -15,6 +15,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa import files
+from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend import collectives, device
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
@@ -42,8 +43,7 @@ class FeatureLog(keras.callbacks.Callback):
 
     def __init__(self, videos: NDArray[np.float32] | None, path: Path, every: int = 300) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1. Received: {every}")
+        check_whole(1, every=every)
         self.videos = videos
         self.path = path
         self.every = every

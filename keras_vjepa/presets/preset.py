@@ -122,11 +122,26 @@ def find_preset(
         return BUILT_IN[name].folder(name, load_weights, trust_on_first_use)
     folder = Path(name).expanduser()
     if not folder.exists() and isinstance(preset, str) and len(folder.parts) == 1:
-        raise ValueError(
-            "`preset` must be a folder, hf://user/repo, kaggle://user/model/framework/variation "
-            f"or one of {', '.join(BUILT_IN)}. Received: {name!r}"
-        )
+        check_preset(preset)
     return _as_preset(folder)
+
+
+def check_preset(preset: PresetName, name: str = "preset") -> None:
+    """Check, without fetching anything, that a preset is there or has a name of one that is not.
+
+    Args:
+        preset: as in `find_preset`.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: if there is no such folder, and no such name.
+    """
+    text = os.fspath(preset)
+    if not is_address(text) and text not in BUILT_IN and not Path(text).expanduser().is_dir():
+        raise ValueError(
+            f"`{name}` must be a folder, hf://user/repo, kaggle://user/model/framework/variation "
+            f"or one of {', '.join(BUILT_IN)}. Received: {text!r}"
+        )
 
 
 def _converter(folder: Path) -> Callable[[Path], Path] | None:

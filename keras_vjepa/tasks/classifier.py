@@ -133,9 +133,8 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_whole(1, MOST_LONG, num_clips=num_clips, num_views=num_views)
-        check_whole(1, MOST_CLASSES, optional=True, max_frames=max_frames)
-        check_flag(attend_across_clips=attend_across_clips, trainable_backbone=trainable_backbone)
+        check_predictions(num_clips, num_views, attend_across_clips, max_frames)
+        check_flag(trainable_backbone=trainable_backbone)
         encoder = as_token_encoder(backbone)
         if max_frames is not None and encoder.tubelet_size is None:
             raise ValueError("`max_frames` must be None for a backbone without a `tubelet_size`.")
@@ -428,6 +427,19 @@ def _check_table(max_frames: int | None, dim: int) -> None:
             f"`max_frames` must give a table of at most {_MOST_TABLE:,} numbers. "
             f"Received: {max_frames} of {dim}"
         )
+
+
+def check_predictions(
+    num_clips: int, num_views: int, attend_across_clips: bool, max_frames: int | None
+) -> None:
+    """Check arguments of `VJEPAVideoClassifier`, before there is a backbone.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    check_whole(1, MOST_LONG, num_clips=num_clips, num_views=num_views)
+    check_whole(1, MOST_CLASSES, optional=True, max_frames=max_frames)
+    check_flag(attend_across_clips=attend_across_clips)
 
 
 def combine_predictions(logits: Tensor) -> Tensor:

@@ -115,18 +115,17 @@ class VJEPAPretrainer(Preset, TrainableModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if target not in TARGETS:
-            raise ValueError(f"`target` must be one of {TARGETS}. Received: {target!r}")
+        check_objective(
+            loss_exponent,
+            variance_weight,
+            target,
+            normalize_targets,
+            context_variance_weight,
+            context_covariance_weight,
+        )
         if not isinstance(momentum, LinearSchedule):
             check_number("[0, 1]", momentum=momentum)
-        check_number("(0, 64]", loss_exponent=loss_exponent)
-        check_number(
-            "[0, inf)",
-            variance_weight=variance_weight,
-            context_variance_weight=context_variance_weight,
-            context_covariance_weight=context_covariance_weight,
-        )
-        check_flag(normalize_targets=normalize_targets, padding=padding)
+        check_flag(padding=padding)
         _check_fit(encoder, predictor, teacher, target)
         self.encoder = encoder
         self.predictor = predictor
@@ -393,6 +392,31 @@ class VJEPAPretrainer(Preset, TrainableModel):
             if name in config
         }
         return cls(**{**config, **parts})
+
+
+def check_objective(
+    loss_exponent: float,
+    variance_weight: float,
+    target: str,
+    normalize_targets: bool,
+    context_variance_weight: float,
+    context_covariance_weight: float,
+) -> None:
+    """Check arguments of `VJEPAPretrainer`, before there is a model.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"`target` must be one of {TARGETS}. Received: {target!r}")
+    check_number("(0, 64]", loss_exponent=loss_exponent)
+    check_number(
+        "[0, inf)",
+        variance_weight=variance_weight,
+        context_variance_weight=context_variance_weight,
+        context_covariance_weight=context_covariance_weight,
+    )
+    check_flag(normalize_targets=normalize_targets)
 
 
 def _check_fit(

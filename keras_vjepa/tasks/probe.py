@@ -69,12 +69,9 @@ class VJEPAProbe(keras.Model):
     ) -> None:
         super().__init__(**kwargs)
         check_whole(1, MOST_CLASSES, num_classes=num_classes)
-        check_whole(1, MOST_LONG, num_layers=num_layers)
-        check_whole(1, MOST_LONG, optional=True, num_heads=num_heads, head_dim=head_dim)
-        check_number("(0, 64]", mlp_ratio=mlp_ratio)
-        check_number("(0, 1]", layer_norm_epsilon=layer_norm_epsilon)
-        check_choice(("attentive", "average"), pooling=pooling)
-        check_choice(("query", "tokens"), self_attention=self_attention)
+        check_probe(
+            num_heads, num_layers, mlp_ratio, layer_norm_epsilon, pooling, head_dim, self_attention
+        )
         if pooling == "attentive" and num_heads is None:
             raise ValueError("`num_heads` must be given for attentive pooling. Received: None")
         self.num_classes = num_classes
@@ -204,6 +201,28 @@ class VJEPAProbe(keras.Model):
             "head_dim": self.head_dim,
             "self_attention": self.self_attention,
         }
+
+
+def check_probe(
+    num_heads: int | None,
+    num_layers: int,
+    mlp_ratio: float,
+    layer_norm_epsilon: float,
+    pooling: str,
+    head_dim: int | None,
+    self_attention: str,
+) -> None:
+    """Check arguments of `VJEPAProbe`, before it is known what it is a probe of.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    check_whole(1, MOST_LONG, num_layers=num_layers)
+    check_whole(1, MOST_LONG, optional=True, num_heads=num_heads, head_dim=head_dim)
+    check_number("(0, 64]", mlp_ratio=mlp_ratio)
+    check_number("(0, 1]", layer_norm_epsilon=layer_norm_epsilon)
+    check_choice(("attentive", "average"), pooling=pooling)
+    check_choice(("query", "tokens"), self_attention=self_attention)
 
 
 def _token_width(tokens_shape: Sequence[int | None]) -> int:

@@ -9,13 +9,46 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vjepa.arguments import check_whole
+
 
 class NotFiniteError(FloatingPointError):
     """A step's loss, or what it made of the weights, is NaN or infinite."""
 
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"{what} at step {step}")
+    def __init__(self, step: int, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what} at step {step}" + (f"; {remedy}" if remedy else ""))
         self.step = step
+
+
+class FiniteLoss(keras.callbacks.Callback):
+    """Ends a training whose loss is not finite: raises `NotFiniteError`.
+
+    Where a model logs `finite`, 1.0 or 0.0, that counts in the place of its loss.
+
+    Args:
+        remedy: what a user can do, for the message.
+        done: steps that were done before.
+    """
+
+    # Keras reads logs in threads of its own then, so that no step waits for the host.
+    async_safe = True
+
+    def __init__(self, remedy: str, done: int = 0) -> None:
+        super().__init__()
+        self.remedy = remedy
+        self.done = done
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        logs = logs or {}
+        loss = float(logs["loss"])
+        if not logs.get("finite", math.isfinite(loss)):
+            steps = self._epoch * ((self.params or {}).get("steps") or 0)
+            step = self.done + steps + batch + 1
+            raise NotFiniteError(step, f"The loss is {loss}", self.remedy)
 
 
 class LossLog(keras.callbacks.Callback):
@@ -38,8 +71,7 @@ class LossLog(keras.callbacks.Callback):
         self, steps: int, every: int = 20, losses: Sequence[float] = (), shown: bool = True
     ) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"`log_every` must be at least 1. Received: {every}")
+        check_whole(1, log_every=every)
         self.steps = steps
         self.every = every
         self.shown = shown

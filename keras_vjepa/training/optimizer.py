@@ -9,6 +9,7 @@ the golden losses), its weight decay is a number, and its clipping takes all var
 """
 
 import dataclasses
+import numbers
 import re
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_vjepa.arguments import check_flag, check_number, check_whole
 from keras_vjepa.backend import collectives, updates
 from keras_vjepa.types import Tensor
 
@@ -48,6 +50,21 @@ class _Trained:
                 f"Received: {unknown[0]}"
             )
         return [known[id(variable)] for variable in variables]
+
+
+# Policies of Keras in which models learn. Not float16 alone, whose weights would stand still.
+LEARNING_DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "mixed_float16")
+
+
+def check_moments(beta_1: float, beta_2: float, epsilon: float, clip_norm: float | None) -> None:
+    """Check arguments of `AdamW` that every optimizer made of it has.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    check_number("[0, 1)", beta_1=beta_1, beta_2=beta_2)
+    check_number("[0, inf)", epsilon=epsilon)
+    check_number("(0, inf)", optional=True, clip_norm=clip_norm)
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -94,14 +111,21 @@ class AdamW(keras.optimizers.Optimizer):
         amsgrad: bool = False,
         loss_scale_factor: float | None = None,
     ) -> None:
+        # Schedules know their own range, and variables are what they are.
+        if isinstance(learning_rate, numbers.Number | str | None):
+            check_number("[0, inf)", learning_rate=learning_rate)
+        if isinstance(weight_decay, numbers.Number | str | None):
+            check_number("[0, inf)", weight_decay=weight_decay)
+        check_moments(beta_1, beta_2, epsilon, clip_norm)
+        check_number("(0, inf)", optional=True, loss_scale_factor=loss_scale_factor)
+        check_whole(0, clip_after=clip_after)
+        check_flag(amsgrad=amsgrad)
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             loss_scale_factor=loss_scale_factor,
             name=name,
         )
-        if clip_norm is not None and clip_norm <= 0:
-            raise ValueError(f"`clip_norm` must be positive or None. Received: {clip_norm}")
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon

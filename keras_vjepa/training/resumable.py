@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_vjepa import files
+from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.locks import locked
 from keras_vjepa.training.batches import Batches, opened
@@ -82,7 +83,7 @@ def run(
         The loss of every step.
 
     Raises:
-        ValueError: if the folder cannot hold a run, or holds another one or one on other files.
+        ValueError: if a number is out of range, or the folder is unfit or of a run of other files.
         FloatingPointError: if a loss or the weights are not finite.
         OSError: if checkpoints cannot be written or read, or another process works in the folder.
 
@@ -90,6 +91,7 @@ def run(
 
     >>> training.run(pretrainer, batches, workdir="runs/a", steps=10_000)  # doctest: +SKIP
     """
+    check_run(steps, checkpoint_every, keep_last, keep_every, log_every)
     folder = writable_folder(workdir)
     checkpoints = Checkpoints(folder / "checkpoints", keep_last, keep_every)
     described = describe_run(model, batches, description)
@@ -100,6 +102,23 @@ def run(
         log = LossLog(steps, log_every, losses, shown=parallel.is_first)
         saving = SaveCheckpoints(checkpoints, log, checkpoint_every, described, callbacks, parallel)
         return _train(model, batches, callbacks, saving)
+
+
+def check_run(
+    steps: int,
+    checkpoint_every: int = 300,
+    keep_last: int = 2,
+    keep_every: int = 0,
+    log_every: int = 20,
+) -> None:
+    """Check arguments of `run`, before there is a model or a folder.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    check_whole(1, steps=steps)
+    check_whole(1, checkpoint_every=checkpoint_every, keep_last=keep_last, log_every=log_every)
+    check_whole(0, keep_every=keep_every)
 
 
 def _train(
@@ -182,8 +201,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         parallel: DataParallel,
     ) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"`checkpoint_every` must be at least 1. Received: {every}")
+        check_whole(1, checkpoint_every=every)
         self.checkpoints = checkpoints
         self.log = log
         self.every = every
@@ -276,12 +294,32 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
         ValueError: for an address: "gs://bucket" as a path would be a local folder of that name.
         OSError: if it cannot be made or written.
     """
-    folder = Path(workdir)
-    if re.match(r"\w+:/", str(folder)):
-        raise ValueError(
-            f"`workdir` must be a local or a mounted path (gcsfuse, NFS). Received: {folder}"
-        )
+    folder = check_folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"`workdir` must be a folder that can be written. Received: {folder}")
+    return folder
+
+
+def check_folder(workdir: str | os.PathLike[str], name: str = "workdir") -> Path:
+    """Check that a folder for a run is there or can be made, and make nothing.
+
+    Args:
+        workdir: the folder.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: as `writable_folder`.
+        OSError: if something else has that name.
+    """
+    folder = Path(workdir)
+    if re.match(r"\w+:/", str(folder)):
+        raise ValueError(
+            f"`{name}` must be a local or a mounted path (gcsfuse, NFS). Received: {folder}"
+        )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"`{name}` must be a folder. Received: {folder}")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"`{name}` must be a folder that can be written. Received: {folder}")
     return folder

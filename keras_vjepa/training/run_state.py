@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
+from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend.collectives import values
 from keras_vjepa.zip_archives import open_archive
 
@@ -185,10 +186,8 @@ class Checkpoints:
     def __init__(
         self, folder: str | os.PathLike[str], keep_last: int = 2, keep_every: int = 0
     ) -> None:
-        if keep_last < 1:
-            raise ValueError(f"`keep_last` must be at least 1. Received: {keep_last}")
-        if keep_every < 0:
-            raise ValueError(f"`keep_every` must not be negative. Received: {keep_every}")
+        check_whole(1, keep_last=keep_last)
+        check_whole(0, keep_every=keep_every)
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.keep_every = keep_every

@@ -4,12 +4,14 @@ Departure from the paper's text, as in the authors' code: weight decay follows a
 """
 
 import math
+import numbers
 from typing import Any
 
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_vjepa.arguments import check_number, check_whole
 from keras_vjepa.types import Tensor
 
 
@@ -44,7 +46,10 @@ class WarmupCosine(LearningRateSchedule):
         self, start: float, peak: float, final: float, warmup_steps: int, total_steps: int
     ) -> None:
         super().__init__()
-        if not 0 <= warmup_steps < total_steps:
+        check_number("[0, inf)", start=start, peak=peak, final=final)
+        check_whole(1, total_steps=total_steps)
+        check_whole(0, warmup_steps=warmup_steps)
+        if warmup_steps >= total_steps:
             raise ValueError(
                 f"`warmup_steps` must be in [0, total_steps={total_steps}). "
                 f"Received: {warmup_steps}"
@@ -90,6 +95,10 @@ class CosineSchedule(LearningRateSchedule):
 
     def __init__(self, start: float, final: float, total_steps: int) -> None:
         super().__init__()
+        check_number("[0, inf)", start=start, final=final)
+        # A sweep gives a variable: its trainings differ in length.
+        if isinstance(total_steps, numbers.Number):
+            check_whole(1, total_steps=total_steps)
         self.start = start
         self.final = final
         self.total_steps = total_steps
@@ -107,11 +116,11 @@ class CosineSchedule(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class LinearSchedule(LearningRateSchedule):
-    """A straight line from `start`, reached at the first iteration, towards `final` (App. C).
+    """A line from `start`, reached at the first iteration, to `final`; for momenta (App. C).
 
     Args:
-        start: value at s = 1, where s counts iterations from 1.
-        final: value `total_steps` later.
+        start: value at s = 1, where s counts iterations from 1; in [0, 1].
+        final: value `total_steps` later, likewise.
         total_steps: length; a float, since the reference does not round it here.
 
     Example:
@@ -123,6 +132,8 @@ class LinearSchedule(LearningRateSchedule):
 
     def __init__(self, start: float, final: float, total_steps: float) -> None:
         super().__init__()
+        check_number("[0, 1]", start=start, final=final)
+        check_number("(0, inf)", total_steps=total_steps)
         self.start = start
         self.final = final
         self.total_steps = total_steps

@@ -322,7 +322,7 @@ def test_command(tmp_path, capsys):
         return capsys.readouterr().out
 
     preset, tiny = tmp_path / "preset", GOLDEN / "tiny.pth.tar"
-    with pytest.raises(SystemExit, match="^convert_checkpoint.py: .*pass `num_heads`"):
+    with pytest.raises(SystemExit, match="^convert_checkpoint.py: .*pass --num-heads$"):
         run(tiny, preset)
     assert not preset.exists()
     assert run(tiny, preset, "--num-heads", 4).startswith(f"Wrote {preset}: ")

@@ -7,6 +7,7 @@ import pytest
 from keras_vjepa import AdamW, CosineSchedule, VJEPAProbe
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.evaluation.sweep_optimizer import SweepAdamW
+from keras_vjepa.training.loss_log import NotFiniteError
 from tests.evaluation.support import assert_close, weights_of
 from tests.support import slow_but_on
 
@@ -141,3 +142,29 @@ def test_a_second_training_starts_afresh_and_compiles_nothing(monkeypatch):
     assert_close(weights_of(sweep), first, 0)
     # Torch has no compiled step: there it is called once for each.
     assert len(traced) == (9 if keras.config.backend() == "torch" else 0)
+
+
+class Rows:
+    """Batches of the toy set, as a training asks for them."""
+
+    error = None
+
+    def stream(self, start, stop):
+        return list(steps_of(*toy(), stop))[start:]
+
+
+def test_a_training_stops_when_no_probe_of_a_task_is_finite_any_more(caplog):
+    mixed = make_sweep({"a": 3, "b": 4}, ((1e30, 0.0), (1e-3, 0.0)))
+    mixed.restart(0, 4)
+    mixed.train_on(Rows(), 0, 4)
+    finite = mixed.which_are_finite(4)
+    assert [list(found) for found in finite.values()] == [[False, True]] * 2
+    assert "The probe of b with learning rate 1e+30 and weight decay 0 is not" in caplog.text
+    alone = make_sweep({"a": 3, "b": 4}, ((1e30, 0.0),))
+    alone.restart(0, 40)
+    with pytest.raises(NotFiniteError) as error_info:
+        alone.train_on(Rows(), 2, 40)
+    assert 3 <= error_info.value.step < 10
+    assert str(error_info.value).endswith("; the `learning_rates` must be lower")
+    with pytest.raises(NotFiniteError, match="^No probe of a is finite at step 40; the `learn"):
+        alone.which_are_finite(40)

@@ -180,13 +180,14 @@ def test_budgets_that_are_accepted(line):
         ("--image_size 384 --masks random_tube --context_budgets 152,152", "context", 152),
     ],
 )
-def test_budgets_of_another_grid_are_refused(line, budgets, received):
+def test_budgets_of_another_grid_are_refused(line, budgets, received, capsys):
     with pytest.raises(SystemExit) as stopped:
         parsed(f"--config vitl16 {line}")
-    message = str(stopped.value.code)
-    assert message.startswith(f"pretrain.py: `{budgets}_budgets` must be for the grid of ")
-    assert message.endswith(f"Leave the option out for the means. Received: {received}")
-    assert "tokens, where " in message and "\n" not in message
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message.startswith(f"pretrain.py: --{budgets}_budgets must be for the grid of ")
+    assert message.endswith(f"Leave the option out for the means. Received: {received}\n")
+    assert "tokens, where " in message and message.count("\n") == 1
 
 
 # --- What is said --------------------------------------------------------------------------------

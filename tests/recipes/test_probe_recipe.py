@@ -158,24 +158,33 @@ def test_the_probe_of_v_jepa_2_can_be_asked_for(small_encoder):
     assert {name: found[name] for name in expected} == expected
 
 
-def refused(arguments, monkeypatch, tmp_path):
+def refused(arguments, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["probe.py", *arguments])
+    before = set(tmp_path.iterdir())
     with pytest.raises(SystemExit) as exit_info:
         probe.main()
-    message = str(exit_info.value.code)
-    assert message.startswith("probe.py: ") and len(message.splitlines()) == 1
+    message = capsys.readouterr().err
+    if exit_info.value.code == 2:
+        assert set(tmp_path.iterdir()) == before
+    else:
+        message = f"{exit_info.value.code}\n"
+    assert message.startswith("probe.py: ") and message.count("\n") == 1
     return message
 
 
 def test_bad_input_is_named(built_in, monkeypatch, tmp_path, capsys):
-    refuse = lambda *arguments: refused(list(arguments), monkeypatch, tmp_path)  # noqa: E731
-    assert "`data` must be given" in refuse("--config", "k400")
-    assert "nowhere" in refuse("--preset", "nowhere")
+    refuse = lambda *arguments: refused(list(arguments), monkeypatch, tmp_path, capsys)  # noqa: E731
+    assert "--data must be given" in refuse("--config", "k400")
+    assert "--preset must be a folder, " in refuse("--preset", "nowhere")
+    assert "--label_names must be left out" in refuse("--label_names", "/nope")
+    assert "--data must be text, and not empty" in refuse("--data", "")
+    missing = ("--config", "ssv2", "--data", ".", "--label_names", "/nope")
+    assert "--label_names must be a file or folder that exists" in refuse(*missing)
     encoder = VJEPABackbone(48, 4, patch_size=8, hidden_dim=24, num_layers=1, num_heads=2)
     encoder.save_to_preset(tmp_path / "preset")
-    assert "`image_size` must be 48" in refuse("--preset", "preset")
-    assert "`num_clips` must be" in refuse(
+    assert "--image_size must be 48" in refuse("--preset", "preset")
+    assert "--num_clips must be" in refuse(
         "--num_frames", "4", "--image_size", "48", "--preset", "preset", "--num_clips", "0"
     )
     with pytest.raises(SystemExit):
@@ -231,7 +240,7 @@ def test_run_is_saved_stopped_continued_and_repeated(
 @pytest.mark.data
 @pytest.mark.parametrize("damage", ["cut", "missing", "none"])
 def test_a_damaged_classifier_is_named_and_its_split_evaluated_again(damage, tmp_path, capsys):
-    config, forgotten = small(tasks=("motion",)), []
+    config, forgotten = small(tasks=("motion",), num_classes=(10,)), []
     evaluator = SimpleNamespace(is_finished=lambda splits: True, forget=forgotten.append)
     classifier = tmp_path / "classifier_motion"
     shutil.copytree(BEFORE_THE_HOUSE / "presets" / "classifier_attentive", classifier)

@@ -30,8 +30,8 @@ class Recipe:
         self.commands.append(command)
         options = dict(zip(command[4::2], command[5::2], strict=True))
         rate = float(options["--learning_rate"])
-        if rate < 0:
-            return subprocess.CompletedProcess(command, 1, stderr="page\npretrain: too low\n")
+        if rate > 1:
+            return subprocess.CompletedProcess(command, 1, stderr="page\npretrain: too high\n")
         folder = sweep.Path(options["--workdir"])
         write_result(folder, 0.5 + rate, 0.25 + rate * int(options["--seed"]))
         return subprocess.CompletedProcess(command, 0, stderr="")
@@ -45,20 +45,21 @@ def recipe(monkeypatch):
 
 
 def arguments(folder, *values):
-    return [str(folder), "--vary", "learning_rate", *values, "--seeds", "1", "2", "--steps", "5"]
+    varied = ["--vary", "learning_rate", *values]
+    return [str(folder), *varied, "--seeds", "1", "2", "--steps", "5", "--warmup_steps", "1"]
 
 
 def test_table_is_ranked_and_names_failures(tmp_path, recipe, capsys):
-    sweep.main(arguments(tmp_path, "0.1", "-1", "0.2"))
+    sweep.main(arguments(tmp_path, "0.1", "9", "0.2"))
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "learning_rate=0.2",
         "learning_rate=0.1",
-        "learning_rate=-1",
+        "learning_rate=9",
     ]
     # Digit gains 0.2 and 0.4 over the two seeds.
     assert "0.300 ± 0.141" in lines[2]
-    assert "0; pretrain: too low" in lines[4]
+    assert "0; pretrain: too high" in lines[4]
     assert capsys.readouterr().out.splitlines() == lines
     assert all("--steps" in command for command in recipe.commands)
 
@@ -88,3 +89,18 @@ def test_wrong_option_stops_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.subprocess, "run", refuse)
     with pytest.raises(SystemExit, match="no --x"):
         sweep.main(arguments(tmp_path, "0.1"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["learning_rate", "0.1", "-1"], "--learning_rate must be at least 0. Received: -1.0"),
+        (["learning_rat", "0.1"], "unknown option --learning_rat; did you mean --learning_rate?"),
+        (["num_heads", "4", "5"], "--hidden_dim must be a multiple of --num_heads=5. Received: 96"),
+    ],
+)
+def test_no_run_begins_when_one_of_them_cannot(given, message, tmp_path, recipe, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([str(tmp_path / "new"), "--vary", *given])
+    assert ended.value.code == 2 and not recipe.commands and not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == f"sweep.py: {message}\n"

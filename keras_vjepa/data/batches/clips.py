@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.arguments import MOST_LONG, check_flag, check_whole
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
@@ -32,12 +33,20 @@ class ClipSettings:
         frame_step: source frames per clip frame; a clip spans `frames_per_clip * frame_step`.
         num_clips: equal segments of the video, with one clip in each.
         allow_clip_overlap: let clips overlap where the segments are too short (evaluation).
+
+    Raises:
+        ValueError: if an argument is out of its range.
     """
 
     frames_per_clip: int = 16
     frame_step: int = 4
     num_clips: int = 1
     allow_clip_overlap: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole(1, MOST_LONG, frames_per_clip=self.frames_per_clip, num_clips=self.num_clips)
+        check_whole(1, frame_step=self.frame_step)
+        check_flag(allow_clip_overlap=self.allow_clip_overlap)
 
 
 @dataclass(frozen=True)

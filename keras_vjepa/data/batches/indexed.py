@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.arguments import MOST_SEED, check_number, check_whole
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.samples import Sample
@@ -35,8 +36,26 @@ _MAX_SUBSTITUTES = 16
 _CLIP_STREAM, _SHUFFLE_STREAM = 0x636C6970, 0x73687566
 
 
+_MOST_SAMPLES, _MOST_THREADS = 2**20, 2**10
+
+
 class TooManyBadFilesError(RuntimeError):
     """Raised when more of the files cannot be read than the settings allow."""
+
+
+def check_reading(
+    batch_size: int, seed: int, num_workers: int, read_ahead: int, max_bad_share: float
+) -> None:
+    """Check how batches are to be read, before there are samples; see `IndexedBatches`.
+
+    Raises:
+        ValueError: for the first argument that is out of range.
+    """
+    check_whole(1, _MOST_SAMPLES, batch_size=batch_size)
+    check_whole(1, _MOST_THREADS, num_workers=num_workers)
+    check_whole(1, _MOST_SAMPLES, read_ahead=read_ahead)
+    check_whole(0, MOST_SEED, seed=seed)
+    check_number("[0, 1]", max_bad_share=max_bad_share)
 
 
 @dataclass
@@ -76,7 +95,11 @@ class IndexedBatches(Generic[ItemT, BatchT]):
     def __post_init__(self) -> None:
         if not self.samples:
             raise ValueError("`samples` must hold at least one video. Received: none")
-        if self.batch_size < 1 or self.batch_size % self.process_count:
+        check_whole(1, process_count=self.process_count)
+        check_reading(
+            self.batch_size, self.seed, self.num_workers, self.read_ahead, self.max_bad_share
+        )
+        if self.batch_size % self.process_count:
             raise ValueError(
                 f"`batch_size` must be a multiple of `process_count`={self.process_count}. "
                 f"Received: {self.batch_size}"

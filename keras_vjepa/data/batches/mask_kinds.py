@@ -19,9 +19,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.arguments import check_number, check_range, check_whole, shown
+
 Grid = tuple[int, int, int]
 Range = tuple[float, float]
 MAX_DRAWS = 1000
+_MOST_BLOCKS = 1024
 BLOCK_SIZE_STREAM = 0
 FIRST_POSITION_STREAM = 1
 
@@ -34,17 +37,15 @@ def _hashable(value: float | Range) -> float | Range:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_range(name: str, value: float | Range, upper: float) -> None:
-    low, high = _as_range(value)
-    if not 0.0 < low <= high <= upper:
-        raise ValueError(
-            f"`{name}` must be a number or a (low, high) range in (0, {upper:g}]. Received: {value}"
-        )
-
-
-def check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1. Received: {value}")
+def _check_ranges(interval: str, **values: float | Range) -> None:
+    for name, value in values.items():
+        try:
+            check_range(interval, **{name: _as_range(value)})
+        except ValueError:
+            raise ValueError(
+                f"`{name}` must be a number or a (low, high) range in {interval}. "
+                f"Received: {shown(value)}"
+            ) from None
 
 
 class Mask(Protocol):
@@ -78,7 +79,8 @@ class MultiBlockMask:
         spatial_scale: share of a frame's area that one block covers, in (0, 1]; a (low, high)
             range is drawn from uniformly, once per batch.
         temporal_scale: share of the time steps that one block spans, likewise.
-        aspect_ratio: range of height / width of a block, drawn from uniformly, once per batch.
+        aspect_ratio: range of height / width of a block, drawn from uniformly, once per batch;
+            in [0.01, 100].
         max_temporal_keep: the context never sees time step `max(1, int(Nt * max_temporal_keep))`
             or later ones; in (0, 1].
         max_keep: most tokens that a context may hold after truncation, or `None`.
@@ -101,20 +103,17 @@ class MultiBlockMask:
     max_keep: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least_one("num_blocks", self.num_blocks)
         # A list from a JSON file would not be hashable.
         object.__setattr__(self, "spatial_scale", _hashable(self.spatial_scale))
         object.__setattr__(self, "temporal_scale", _hashable(self.temporal_scale))
         object.__setattr__(self, "aspect_ratio", _hashable(self.aspect_ratio))
-        _check_range("spatial_scale", self.spatial_scale, upper=1.0)
-        _check_range("temporal_scale", self.temporal_scale, upper=1.0)
-        _check_range("aspect_ratio", self.aspect_ratio, upper=math.inf)
-        if not 0.0 < self.max_temporal_keep <= 1.0:
-            raise ValueError(
-                f"`max_temporal_keep` must be in (0, 1]. Received: {self.max_temporal_keep}"
-            )
-        if self.max_keep is not None:
-            check_at_least_one("max_keep", self.max_keep)
+        check_whole(1, _MOST_BLOCKS, num_blocks=self.num_blocks)
+        _check_ranges(
+            "(0, 1]", spatial_scale=self.spatial_scale, temporal_scale=self.temporal_scale
+        )
+        _check_ranges("[0.01, 100]", aspect_ratio=self.aspect_ratio)
+        check_number("(0, 1]", max_temporal_keep=self.max_temporal_keep)
+        check_whole(1, optional=True, max_keep=self.max_keep)
 
     def block_size(self, grid: Grid, size_draws: NDArray[np.float64]) -> Grid:
         """Time steps, rows and columns of a block.
@@ -214,7 +213,8 @@ class CausalMultiBlockMask(MultiBlockMask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.num_context_frames <= self.num_frames:
+        check_whole(1, num_context_frames=self.num_context_frames, num_frames=self.num_frames)
+        if self.num_context_frames > self.num_frames:
             raise ValueError(
                 f"`num_context_frames` must be in [1, `num_frames`={self.num_frames}]. "
                 f"Received: {self.num_context_frames}"
@@ -249,10 +249,8 @@ class RandomTubeMask:
     max_keep: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio < 1.0:
-            raise ValueError(f"`ratio` must be in (0, 1). Received: {self.ratio}")
-        if self.max_keep is not None:
-            check_at_least_one("max_keep", self.max_keep)
+        check_number("(0, 1)", ratio=self.ratio)
+        check_whole(1, optional=True, max_keep=self.max_keep)
 
     def check_grid(self, grid: Grid) -> None:
         """Raise `ValueError` unless some patches stay visible and some are hidden."""

@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.arguments import check_whole
 from keras_vjepa.data.batches.mask_kinds import (
     BLOCK_SIZE_STREAM,
     FIRST_POSITION_STREAM,
@@ -29,7 +30,6 @@ from keras_vjepa.data.batches.mask_kinds import (
     MAX_DRAWS,
     SHORT_RANGE,
     Mask,
-    check_at_least_one,
 )
 
 Grid = tuple[int, int, int]
@@ -98,7 +98,7 @@ class MaskSampler:
                 f'`truncation`="batch_min". Received: {self.context_budgets} and '
                 f"{self.target_budgets}"
             )
-        check_at_least_one("budget_batch_size", self.budget_batch_size)
+        check_whole(1, budget_batch_size=self.budget_batch_size)
         for mask in self.masks:
             mask.check_grid(self.grid)
         self.masks, self.grid = tuple(self.masks), (*self.grid,)
@@ -132,7 +132,7 @@ class MaskSampler:
             raise ValueError(
                 f"`step` and `start` must not be negative. Received: {step} and {start}"
             )
-        check_at_least_one("batch_size", batch_size)
+        check_whole(1, batch_size=batch_size)
         batch = {}
         for kind in range(len(self.masks)):
             visible = self.draw_visible(kind, step, batch_size, start)
@@ -292,8 +292,7 @@ def counts_after_truncation(
     >>> counts_after_truncation([RandomTubeMask(0.9)], (8, 14, 14), batch_size=2, num_batches=1)
     array([[[ 152, 1416]]])
     """
-    check_at_least_one("batch_size", batch_size)
-    check_at_least_one("num_batches", num_batches)
+    check_whole(1, batch_size=batch_size, num_batches=num_batches)
     return _counts_after_truncation(tuple(masks), (*grid,), batch_size, num_batches, seed)
 
 

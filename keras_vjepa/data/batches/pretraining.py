@@ -1,7 +1,7 @@
 """Endless batches of clips and masks, for pretraining (§3.2, §3.4, App. C)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -83,6 +83,15 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return self.stream()
+
+    def first(self, count: int) -> NDArray[np.float32]:
+        """Read the first clips; they do not depend on the size of the batches.
+
+        Args:
+            count: number of clips.
+        """
+        alone = replace(self, batch_size=count, process_index=0, process_count=1)
+        return np.asarray(alone.batch(0)["videos"], "float32")
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
         return self._training_clips(sample, rng)

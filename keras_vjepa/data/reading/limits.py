@@ -6,6 +6,8 @@ from dataclasses import dataclass
 # Resizing the shorter side of a frame to 256 pixels makes a longer one of 100 times as much: what
 # is more oblong is no picture, and would take gigabytes.
 MAX_ASPECT = 100
+# A month: threads can wait for some centuries and no longer.
+_MOST_SECONDS = 2_592_000
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class ReadingLimits:
             in memory.
 
     Raises:
-        ValueError: if a limit is not positive.
+        ValueError: if a limit is out of its range.
 
     Example:
 
@@ -37,6 +39,11 @@ class ReadingLimits:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite. Received: {value}")
+        if self.max_file_seconds > _MOST_SECONDS:
+            raise ValueError(
+                f"`max_file_seconds` must be at most {_MOST_SECONDS:,}. "
+                f"Received: {self.max_file_seconds}"
+            )
 
     def check_size(self, height: int, width: int) -> None:
         """Check the size of a frame before it is decoded.

@@ -12,6 +12,7 @@
 
 from pathlib import Path
 
+from keras_vjepa.arguments import check_text
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.manifests import (
@@ -77,6 +78,25 @@ def train_and_test(
         return train, test
     names = listed_class_names(data)
     return list_samples(data, kind, names), list_samples(test_data, kind, names)
+
+
+def check_sources(data: str, test_data: str, videos: str, label_names: str) -> None:
+    """Check that all that is given exists, before anything is read; arguments as above.
+
+    Raises:
+        FileNotFoundError: for the first that does not.
+        ValueError: if `data` is empty, or has no use for another.
+    """
+    check_text(data=data)
+    others = {"test_data": test_data, "videos": videos, "label_names": label_names}
+    for name, path in others.items():
+        if path and data in SETS:
+            raise ValueError(f"`{name}` must be left out with `data`={data}. Received: {path}")
+    for name, path in {"data": data, **others}.items():
+        if path and data not in SETS and not Path(path).exists():
+            raise FileNotFoundError(
+                f"`{name}` must be a file or folder that exists. Received: {path}"
+            )
 
 
 def _is_kinetics(path: str) -> bool:

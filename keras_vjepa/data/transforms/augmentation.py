@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.arguments import check_number, check_whole, shown
 from keras_vjepa.data.transforms.operations import (
     MAX_MAGNITUDE,
     OPERATIONS,
@@ -20,6 +21,16 @@ from keras_vjepa.data.transforms.operations import (
 
 Frames = NDArray[np.uint8]
 Colour = tuple[int, int, int]
+
+
+_MOST_OPERATIONS = 1000
+
+
+def _check_colour(fill: Colour) -> None:
+    if not isinstance(fill, tuple | list) or len(fill) != 3:
+        raise ValueError(f"`fill` must be red, green and blue. Received: {shown(fill)}")
+    for part in fill:
+        check_whole(0, 255, fill=part)
 
 
 # --------------------------------------------------------------------------------- policies
@@ -119,16 +130,11 @@ class RandAugment:
     fill: Colour = (128, 128, 128)
 
     def __post_init__(self) -> None:
-        if self.num_operations < 0:
-            raise ValueError(
-                f"`num_operations` must be at least 0. Received: {self.num_operations}"
-            )
-        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"`magnitude` must be in [0, 10]. Received: {self.magnitude}")
-        if self.magnitude_std < 0:
-            raise ValueError(f"`magnitude_std` must be at least 0. Received: {self.magnitude_std}")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"`probability` must be in [0, 1]. Received: {self.probability}")
+        check_whole(0, _MOST_OPERATIONS, num_operations=self.num_operations)
+        check_number(f"[0, {MAX_MAGNITUDE:g}]", magnitude=self.magnitude)
+        check_number("[0, inf)", magnitude_std=self.magnitude_std)
+        check_number("[0, 1]", probability=self.probability)
+        _check_colour(self.fill)
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
         """Draw the operations of one clip; between none and `num_operations` of them."""
@@ -196,6 +202,9 @@ class AutoAugment:
     """
 
     fill: Colour = (124, 116, 104)
+
+    def __post_init__(self) -> None:
+        _check_colour(self.fill)
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
         """Draw the operations of one clip; none, one or two of them."""

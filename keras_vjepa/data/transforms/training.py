@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from keras_vjepa.arguments import check_number, check_range, check_size
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.crops import (
     check_frames,
@@ -188,14 +189,7 @@ class ImageProbeTransform:
 
 
 def _check_settings(settings: PretrainTransform | ImageProbeTransform) -> None:
-    if np.min(settings.crop_size) < 1:
-        raise ValueError(f"`crop_size` must be at least 1. Received: {settings.crop_size}")
-    if not 0 < settings.scale[0] <= settings.scale[1] <= 1:
-        raise ValueError(
-            f"`scale` must be a (low, high) range in (0, 1]. Received: {settings.scale}"
-        )
-    if not 0 < settings.ratio[0] <= settings.ratio[1]:
-        raise ValueError(f"`ratio` must be a (low, high) range above 0. Received: {settings.ratio}")
-    for name in ("horizontal_flip", "erasing"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1]. Received: {getattr(settings, name)}")
+    check_size(crop_size=settings.crop_size)
+    check_range("(0, 1]", scale=settings.scale)
+    check_range("[0.01, 100]", ratio=settings.ratio)
+    check_number("[0, 1]", horizontal_flip=settings.horizontal_flip, erasing=settings.erasing)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.arguments import MOST_LONG, check_whole
 from keras_vjepa.data.transforms.crops import check_frames, normalize
 from keras_vjepa.data.transforms.resampling import resize_antialiased
 
@@ -33,8 +34,7 @@ def resize_short_side(
     (2, 32, 42, 3)
     """
     check_frames(frames)
-    if short_side < 1:
-        raise ValueError(f"`short_side` must be at least 1. Received: {short_side}")
+    check_whole(1, MOST_LONG, short_side=short_side)
     height, width = frames.shape[1:3]
     short = min(height, width)
     if short == short_side:

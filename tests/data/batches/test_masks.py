@@ -354,7 +354,7 @@ def test_a_range_may_come_out_of_a_json_file():
         ),
         (
             lambda: MultiBlockMask(8, 0.1, aspect_ratio=(2.0, 1.0)),
-            "`aspect_ratio` must be a number or a (low, high) range in (0, inf]. "
+            "`aspect_ratio` must be a number or a (low, high) range in [0.01, 100]. "
             "Received: (2.0, 1.0)",
         ),
         (lambda: MultiBlockMask(0, 0.1), "`num_blocks` must be at least 1. Received: 0"),

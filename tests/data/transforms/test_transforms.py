@@ -297,7 +297,7 @@ def test_image_probe_transform():
         ),
         (
             lambda: PretrainTransform(8, ratio=(0.0, 1.0)),
-            "`ratio` must be a (low, high) range above 0. Received: (0.0, 1.0)",
+            "`ratio` must be a (low, high) range in [0.01, 100]. Received: (0.0, 1.0)",
         ),
         (
             lambda: PretrainTransform(8, horizontal_flip=1.5),

@@ -1,0 +1,42 @@
+"""Probe what a pretraining run on a built-in set has made, beside what it began with (§4.3)."""
+
+from keras_vjepa import VJEPABackbone
+from keras_vjepa.configuration import replace
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.evaluation import (
+    ComparedEncoder,
+    EncoderComparison,
+    LabelledClips,
+    read_labelled_clips,
+)
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, num_labels
+from keras_vjepa.recipes import probe_configs
+from keras_vjepa.recipes.pretrain_parts import PretrainConfig
+
+
+def labelled_clips(config: PretrainConfig) -> tuple[LabelledClips, LabelledClips]:
+    """Read one clip of each labelled video of a built-in set: for training, and for testing."""
+    clip = config.clip.make(frames_per_clip=config.encoder.num_frames)
+    image_size, num_workers = config.encoder.image_size, config.batches.num_workers
+    classes = num_labels(DIGIT_MOTION_TASKS)
+    train, test = labelled_sets.train_and_test(config.data)
+    limits = config.limits.make()
+    first, second = (
+        read_labelled_clips(samples, clip, image_size, classes, num_workers, limits)
+        for samples in (train[: config.probe_videos], test)
+    )
+    return first, second
+
+
+def evaluate(
+    config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
+) -> dict[str, ComparedEncoder]:
+    """Probe the encoder on the built-in set, beside an untrained one and on single frames."""
+    train, test = labelled_clips(config)
+    settings = replace(probe_configs.digit_motion(), epochs=config.probe_epochs)
+    comparison = EncoderComparison(pretrained, settings, train, test)
+    return {
+        "pretrained target encoder": comparison(pretrained),
+        "untrained encoder": comparison(untrained),
+        "single frame, pretrained": comparison(pretrained, single_frame=True),
+    }
