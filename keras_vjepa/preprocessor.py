@@ -95,7 +95,7 @@ class VJEPAVideoPreprocessor:
         image_frames: int | None = None,
     ) -> None:
         check_size(image_size=image_size)
-        check_whole(1, MOST_LONG, num_frames=num_frames, num_clips=num_clips)
+        check_whole(1, MOST_LONG, num_frames=num_frames, num_clips=num_clips, num_views=num_views)
         check_whole(1, frame_step=frame_step)
         check_whole(1, MOST_LONG, optional=True, image_frames=image_frames)
         # A tuple again when it comes out of a JSON file as a list.

@@ -97,7 +97,7 @@ class CosineSchedule(LearningRateSchedule):
         super().__init__()
         check_number("[0, inf)", start=start, final=final)
         # A sweep gives a variable: its trainings differ in length.
-        if isinstance(total_steps, numbers.Number):
+        if isinstance(total_steps, numbers.Number | str):
             check_whole(1, total_steps=total_steps)
         self.start = start
         self.final = final

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vjepa import VJEPABackbone, VJEPAPretrainer, training
+from keras_vjepa import VJEPABackbone, VJEPAPretrainer, command_line, training
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.sources import labelled_sets
@@ -110,6 +110,15 @@ def test_trained_with_labels(small_set, tmp_path, capsys):
     found = json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"]
     assert set(found) == {"digit", "motion"}
     assert "motion: " in capsys.readouterr().out
+
+
+@slow_but_on("torch")
+def test_training_with_labels_stops_on_a_loss_that_is_not_finite(small_set, tmp_path, monkeypatch):
+    config = {**SHRUNK, "learning_rate": 1e30, "probe_epochs": 4}
+    line = [f"--{name}={command_line.text_of(value)}" for name, value in config.items()]
+    with pytest.raises(SystemExit, match="^supervised.py: The loss .*; the --learning_rate"):
+        supervised.main([*line, "--workdir", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.slow

@@ -259,6 +259,23 @@ def test_a_damaged_classifier_is_named_and_its_split_evaluated_again(damage, tmp
 
 
 @slow_but_on("torch")
+def test_a_probe_that_diverges_ends_the_command(
+    built_in, small_encoder, tmp_path, monkeypatch, capsys
+):
+    small_encoder.save_to_preset(tmp_path / "preset")
+    options = {
+        **{**SMALL, "preset": str(tmp_path / "preset"), "workdir": str(tmp_path / "run")},
+        **{"short_side": 32, "epochs": 2, "learning_rates": (1e30,)},
+    }
+    line = [f"--{name}={command_line.text_of(value)}" for name, value in options.items()]
+    message = refused(line, monkeypatch, tmp_path, capsys)
+    assert message.startswith("probe.py: The loss is ")
+    assert message.endswith("; the --learning_rates must be lower\n")
+    assert not list((tmp_path / "run").glob("result.json"))
+    assert not list((tmp_path / "run").glob("classifier_*"))
+
+
+@slow_but_on("torch")
 def test_several_views_and_clips_with_augmentation(built_in, small_encoder, tmp_path):
     small_encoder.save_to_preset(tmp_path / "preset")
     config = small(

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.arguments import check_whole
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
 from keras_vjepa.data.batches.mask_kinds import (
     BLOCK_SIZE_STREAM,
     FIRST_POSITION_STREAM,
@@ -84,14 +84,15 @@ class MaskSampler:
     def __post_init__(self) -> None:
         if not self.masks:
             raise ValueError("`masks` must hold at least one mask. Received: none")
-        if len(self.grid) != 3 or min(self.grid) < 1:
+        if not isinstance(self.grid, tuple | list) or len(self.grid) != 3:
             raise ValueError(f"`grid` must be three positive numbers. Received: {self.grid}")
+        for tokens in self.grid:
+            check_whole(1, MOST_LONG, grid=tokens)
         if self.truncation not in ("budget", "batch_min"):
             raise ValueError(
                 f'`truncation` must be "budget" or "batch_min". Received: {self.truncation!r}'
             )
-        if self.seed < 0:
-            raise ValueError(f"`seed` must not be negative. Received: {self.seed}")
+        check_whole(0, MOST_SEED, seed=self.seed)
         if self.truncation == "batch_min" and (self.context_budgets or self.target_budgets):
             raise ValueError(
                 "`context_budgets` and `target_budgets` must be None with "

@@ -1,13 +1,17 @@
 """How much time and memory a file may take (§3.4)."""
 
 import math
+import numbers
 from dataclasses import dataclass
+
+from keras_vjepa.arguments import check_number, check_whole
 
 # Resizing the shorter side of a frame to 256 pixels makes a longer one of 100 times as much: what
 # is more oblong is no picture, and would take gigabytes.
 MAX_ASPECT = 100
 # A month: threads can wait for some centuries and no longer.
 _MOST_SECONDS = 2_592_000
+_MOST_PIXELS = 2**40
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,11 @@ class ReadingLimits:
     def __post_init__(self) -> None:
         for name in ("max_file_seconds", "max_frame_pixels"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not is_number or not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite. Received: {value}")
-        if self.max_file_seconds > _MOST_SECONDS:
-            raise ValueError(
-                f"`max_file_seconds` must be at most {_MOST_SECONDS:,}. "
-                f"Received: {self.max_file_seconds}"
-            )
+        check_number(f"(0, {_MOST_SECONDS}]", max_file_seconds=self.max_file_seconds)
+        check_whole(1, _MOST_PIXELS, max_frame_pixels=self.max_frame_pixels)
 
     def check_size(self, height: int, width: int) -> None:
         """Check the size of a frame before it is decoded.
