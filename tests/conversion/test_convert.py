@@ -324,6 +324,8 @@ def test_command(tmp_path, capsys):
     preset, tiny = tmp_path / "preset", GOLDEN / "tiny.pth.tar"
     with pytest.raises(SystemExit, match="^convert_checkpoint.py: .*pass --num-heads$"):
         run(tiny, preset)
+    with pytest.raises(SystemExit, match="multiple of --predictor-num-heads=7. Received: "):
+        run(tiny, preset, "--num-heads", 4, "--predictor-num-heads", 7)
     assert not preset.exists()
     assert run(tiny, preset, "--num-heads", 4).startswith(f"Wrote {preset}: ")
     assert VJEPABackbone.from_preset(preset).hidden_dim == 72

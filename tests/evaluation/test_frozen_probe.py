@@ -208,3 +208,11 @@ def test_the_classifier_of_a_probe_is_a_preset(digit_videos, small_encoder, tmp_
     found = restored.get_config()
     assert {name: found[name] for name in options} == options
     assert_close(restored.probe.get_weights(), probe.sweep.probes_of("digit")[0].get_weights(), 0)
+
+
+def test_a_probe_that_is_not_finite_is_never_the_best(small_encoder):
+    probe = FrozenProbe(small_encoder, num_classes=(5,), learning_rates=(1e-3, 1e-2))
+    probe._validation_accuracy = {"action": np.array([0.0, 0.0])}
+    for finite, best in (([False, True], 1), ([True, True], 0)):
+        probe._finite = {"action": np.array(finite)}
+        assert probe.best("action") == best

@@ -116,7 +116,7 @@ def test_trained_with_labels(small_set, tmp_path, capsys):
 def test_training_with_labels_stops_on_a_loss_that_is_not_finite(small_set, tmp_path, monkeypatch):
     config = {**SHRUNK, "learning_rate": 1e30, "probe_epochs": 4}
     line = [f"--{name}={command_line.text_of(value)}" for name, value in config.items()]
-    with pytest.raises(SystemExit, match="^supervised.py: The loss .*; the --learning_rate"):
+    with pytest.raises(SystemExit, match="^supervised.py: The loss is .*; the --learning_rate"):
         supervised.main([*line, "--workdir", str(tmp_path / "run")])
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -308,7 +308,11 @@ def test_bad_settings_are_named(tmp_path):
     assert "--teacher must be a folder, hf://" in refused(["--teacher", "nowhere"], tmp_path)
     (tmp_path / "file").write_text("")
     message = refused(["--workdir", str(tmp_path / "file")], tmp_path)
-    assert message.startswith("pretrain.py: ") and "file" in message
+    assert message == f"pretrain.py: --workdir must be a folder. Received: {tmp_path / 'file'}"
+    with pytest.raises(SystemExit) as exit_info:
+        pretrain.main(["--workdir", str(tmp_path / "file")])
+    # Before there are devices, models or videos.
+    assert exit_info.value.code == 2
 
 
 def test_unknown_names_are_errors(capsys):

@@ -188,6 +188,11 @@ def test_bad_input_is_named(built_in, monkeypatch, tmp_path, capsys):
         "--num_frames", "4", "--image_size", "48", "--preset", "preset", "--num_clips", "0"
     )
     with pytest.raises(SystemExit):
+        probe_table.main(["--temporal_stride", "1", "--workdir", str(tmp_path / "table")])
+    message = "probe_table.py: --temporal_stride must be at least 2, for the rows of half the time."
+    assert capsys.readouterr().err == f"{message} Received: 1\n"
+    assert not (tmp_path / "table").exists()
+    with pytest.raises(SystemExit):
         probe.parse_arguments(["--variant", "mine"])
     assert "argument --variant: must be reference or paper" in capsys.readouterr().err
 
