@@ -10,19 +10,15 @@ with 1 if something else happened; `--keep FOLDER` keeps what did.
 import argparse
 import collections
 import json
-import os
-import queue
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.watched import WatchedProcess, answer, environment_with
+
 # What an artefact of 100 kB may take at the most, in seconds and in MiB beyond what was there.
 HANG_SECONDS, MOST_MIB = 10.0, 1024
 
@@ -81,87 +77,21 @@ def load_for_another_process() -> None:
 
     import keras_vjepa.training.run_state  # noqa: F401
 
-    print("ready", flush=True)
-    for line in sys.stdin:
-        kind, folder = line.rstrip("\n").split("\t")
+    def load_one(request: str) -> str:
+        kind, folder = request.split("\t")
         outcome = load(kind, Path(folder))
         keras.utils.clear_session()
-        print("done", " ".join(outcome.split()), most_mib(), sep="\t", flush=True)
+        return outcome
 
-
-def most_mib() -> int:
-    """Most memory that this process ever had, in MiB; 0 if not known."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10
-    except OSError:
-        return 0
-
-
-class Loader:
-    """A process that loads artefacts, begun anew when it dies or hangs."""
-
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "tests.conversion.fuzz", "--load"]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, args=(self._process, self._lines)).start()
-        assert self._lines.get(timeout=300) == "ready"
-        self._most = 0
-
-    def _listen(self, process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            # Libraries may write here too.
-            if line.startswith(("ready", "done\t")):
-                lines.put(line.rstrip("\n"))
-        lines.put("")
-
-    def load(self, kind: str, folder: Path) -> dict[str, Any]:
-        """Load an artefact: what came of it, in how many seconds, and what the process holds."""
-        assert self._process.stdin is not None
-        start = time.monotonic()
-        self._process.stdin.write(f"{kind}\t{folder}\n")
-        self._process.stdin.flush()
-        try:
-            line = self._lines.get(timeout=HANG_SECONDS)
-            outcome = "" if line else f"CRASH {self._process.wait()}"
-        except queue.Empty:
-            outcome = "HANG"
-        seconds = round(time.monotonic() - start, 2)
-        if outcome:
-            self.close()
-            self._start()
-            return {"outcome": outcome, "seconds": seconds, "mib": 0}
-        _, outcome, mib = line.split("\t")
-        grown = int(mib) - self._most if self._most else 0
-        self._most = int(mib)
-        if grown > MOST_MIB:
-            outcome = f"{grown} MiB"
-        return {"outcome": outcome, "seconds": seconds, "mib": int(mib)}
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    answer(load_one)
 
 
 def fuzz(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Load the artefacts; yields results."""
     from tests.conversion.mutants import damaged, sound_artefacts
 
-    loader = Loader()
+    command = ["-m", "tests.conversion.fuzz", "--load"]
+    loader = WatchedProcess(command, environment_with(), HANG_SECONDS, MOST_MIB)
     with tempfile.TemporaryDirectory() as parent:
         for i, (kind, artefact) in enumerate(
             damaged(sound_artefacts(), options.count, options.seed)
@@ -170,7 +100,7 @@ def fuzz(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             folder.mkdir()
             for name, content in artefact.items():
                 (folder / name).write_bytes(content)
-            result = {"name": f"{i:05d} {kind}", "kind": kind, **loader.load(kind, folder)}
+            result = {"name": f"{i:05d} {kind}", "kind": kind, **loader.ask(f"{kind}\t{folder}")}
             yield result
             if options.keep and not is_wanted(result["outcome"]):
                 shutil.copytree(folder, options.keep / f"{options.seed}_{i:05d}_{kind}")

@@ -15,13 +15,9 @@ on after an interruption; `--keep FOLDER` keeps the files that did something els
 import argparse
 import collections
 import json
-import os
-import queue
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +27,8 @@ import numpy as np
 
 from tests.data.reading.mutants import damaged, frames, sound_images, sound_videos
 from tests.data.reading.stamped import stamps
+from tests.watched import ROOT, WatchedProcess, answer, environment_with, num_open_files
 
-ROOT = Path(__file__).parents[3]
 WITHOUT_AV = ROOT / "tests" / "without_av"
 # A file that keeps its process busy for longer counts as a hang; the reader's own limit is lower.
 HANG_SECONDS = 90.0
@@ -106,99 +102,21 @@ def _clear_stamp(frame: np.ndarray) -> int | None:
     return number if is_clear and number < len(frames()) else None
 
 
-def resources() -> tuple[int, int]:
-    """Most memory that this process ever had, in MiB, and its open files; 0 if not known."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        most = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10
-        return most, len(os.listdir("/proc/self/fd"))
-    except OSError:
-        return 0, 0
-
-
 def read_for_another_process() -> None:
     """Read the files whose paths come in, and say after each what became of it."""
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name, content in sound_videos(["mjpg.avi"]).items():
             Path(folder, name).write_bytes(content)
-        print("ready", flush=True)
-        for line in sys.stdin:
-            outcome = read_in_all_ways(line.rstrip("\n"), str(Path(folder, "mjpg.avi")))
-            print(outcome, *resources(), sep="\t", flush=True)
+        sound = str(Path(folder, "mjpg.avi"))
+        answer(lambda path: read_in_all_ways(path, sound), num_open_files)
 
 
 # ------------------------------------------------------------------------- the process that watches
 
 
 def environment(without_av: bool) -> dict[str, str]:
-    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    hidden = [str(WITHOUT_AV)] if without_av else []
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, hidden + path))}
-
-
-class Reader:
-    """A process that reads files, begun anew when it dies or hangs.
-
-    Args:
-        without_av: read as if PyAV were not installed.
-    """
-
-    def __init__(self, without_av: bool) -> None:
-        self._environment = environment(without_av)
-        self._start()
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "tests.data.reading.fuzz", "--read"]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=self._environment,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, args=(self._process, self._lines)).start()
-        assert self._lines.get(timeout=300) == "ready"
-        self._most = 0
-
-    def _listen(self, process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            # Libraries may write here too.
-            if line.startswith("ready") or "\t" in line:
-                lines.put(line.rstrip("\n"))
-        lines.put("")
-
-    def read(self, path: Path) -> dict[str, Any]:
-        """Read a file: what became of it, in how many seconds, and what the process holds."""
-        assert self._process.stdin is not None
-        start = time.monotonic()
-        self._process.stdin.write(f"{path}\n")
-        self._process.stdin.flush()
-        try:
-            line = self._lines.get(timeout=HANG_SECONDS)
-            outcome = "" if line else f"CRASH {self._process.wait()}"
-        except queue.Empty:
-            outcome = "HANG"
-        if outcome:
-            self.close()
-            self._start()
-            return {"outcome": outcome, "seconds": time.monotonic() - start, "mib": 0, "files": 0}
-        outcome, mib, num_files = line.split("\t")
-        grown = int(mib) - self._most if self._most else 0
-        self._most = int(mib)
-        if grown > MOST_MIB:
-            outcome = f"{grown} MiB"
-        seconds = round(time.monotonic() - start, 2)
-        return {"outcome": outcome, "seconds": seconds, "mib": int(mib), "files": int(num_files)}
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    return environment_with(WITHOUT_AV) if without_av else environment_with()
 
 
 def extract(folder: Path, without_av: bool) -> str:
@@ -231,7 +149,10 @@ def fuzz(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     done = {line["name"] for line in results_in(options.results)}
     jobs = [*damaged(sound_videos(), options.videos, options.seed)]
     jobs += damaged(sound_images(), options.images, options.seed)
-    reader = Reader(options.without_av)
+    command = ["-m", "tests.data.reading.fuzz", "--read"]
+    reader = WatchedProcess(
+        command, environment(options.without_av), HANG_SECONDS, MOST_MIB, further=["files"]
+    )
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent)
         make_preset(folder / "preset")
@@ -242,7 +163,7 @@ def fuzz(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 path = folder / "source" / name
                 path.write_bytes(content)
                 if name not in done:
-                    result = {"name": name, **reader.read(path)}
+                    result = {"name": name, **reader.ask(str(path))}
                     yield result
                     if options.keep and not is_wanted(result["outcome"]):
                         options.keep.mkdir(parents=True, exist_ok=True)
