@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
+from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.run_state import Checkpoints
 
@@ -131,14 +132,10 @@ class Evaluator:
     def _done(self, index: int, say: bool = False) -> Metrics | None:
         """Read the metrics of a split, None if they are not there or damaged."""
         path = self._path(index)
-        if not path.exists():
-            return None
-        with suppress(OSError, ValueError):
-            metrics = json.loads(path.read_text())
-            tasks = self.probe.settings.tasks
-            if isinstance(metrics, dict) and all(isinstance(metrics.get(t), dict) for t in tasks):
-                return metrics
-        if say:
+        metrics, tasks = read_result(path), self.probe.settings.tasks
+        if metrics is not None and all(isinstance(metrics.get(task), dict) for task in tasks):
+            return metrics
+        if say and path.exists():
             _LOG.warning("Damaged, and computed anew: %s", path)
         return None
 

@@ -42,6 +42,7 @@ from keras_vjepa.evaluation.feature_shards import (
 from keras_vjepa.evaluation.features import FeatureExtractor, why_unreadable
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
+from keras_vjepa.training.results import read_result
 
 _LOG = logging.getLogger(__name__)
 
@@ -158,7 +159,8 @@ def _say_what_is_new(folder: Path, name: str, manifest: dict[str, Any]) -> None:
     """Log why the caches that are there do not serve, by the one that is most alike."""
     differences: dict[Path, list[str]] = {}
     for path in sorted(folder.glob(f"{name}-*/manifest.json")):
-        other = _read(path)
+        # A damaged one is unlike any other.
+        other = read_result(path) or {}
         names = sorted({*manifest, *other})
         differences[path.parent] = [n for n in names if manifest.get(n) != other.get(n)]
     if differences:
@@ -168,15 +170,6 @@ def _say_what_is_new(folder: Path, name: str, manifest: dict[str, Any]) -> None:
             nearest,
             ", ".join(differences[nearest]),
         )
-
-
-def _read(manifest: Path) -> dict[str, Any]:
-    """A manifest; empty if it is damaged, and unlike any other then."""
-    try:
-        content = json.loads(manifest.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_shard(

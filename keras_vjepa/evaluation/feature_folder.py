@@ -22,7 +22,12 @@ from numpy.typing import NDArray
 
 from keras_vjepa import files
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.sources.content_hashes import NO_CONTENT, content_hash, content_hashes
+from keras_vjepa.data.sources.content_hashes import (
+    NO_CONTENT,
+    as_text,
+    content_hash,
+    content_hashes,
+)
 from keras_vjepa.evaluation.feature_names import SOURCES_FILE, features_name, with_hash
 from keras_vjepa.evaluation.feature_records import (
     FeatureRecord,
@@ -105,7 +110,7 @@ class FeatureFolder:
         contents = dict.fromkeys(paths, "")
         if self._records:
             hashes = content_hashes([str(path) for path in paths])
-            contents = {path: bytes(row).hex() for path, row in zip(paths, hashes, strict=True)}
+            contents = dict(zip(paths, as_text(hashes), strict=True))
         plan = FeaturePlan(self._outputs(root, contents))
         for path, features in zip(paths, self._hashes(plan), strict=True):
             self._plan_one(plan, path, contents[path], features)
@@ -182,7 +187,7 @@ class FeatureFolder:
         if not self._records:
             return [_UNREADABLE] * len(plan.outputs)
         paths = [str(self.folder / output) for output in plan.outputs.values()]
-        return [bytes(row).hex() for row in content_hashes(paths)]
+        return as_text(content_hashes(paths))
 
     def _outputs_of_nothing(self, root: Path, plan: FeaturePlan) -> list[str]:
         below, listed = os.path.join(os.path.abspath(root), ""), {*plan.outputs.values()}

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
-from keras_vjepa.data.sources.content_hashes import Hashes
+from keras_vjepa.data.sources.content_hashes import Hashes, as_text
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.training.results import read_result
 
 
 def read_shard(path: Path) -> tuple[NDArray[Any], dict[str, str]]:
@@ -60,7 +61,7 @@ def what_is_wrong(
         newer = [s.path for s in samples if _changed_at(s.path) > _changed_at(str(path))]
         return f"{newer[0]} is newer than the features of it" if newer else None
     known = notes["contents"]
-    for sample, before, now in zip(samples, known, _as_text(contents), strict=True):
+    for sample, before, now in zip(samples, known, as_text(contents), strict=True):
         if before != now:
             return f"{sample.path} has another content than when its features were computed"
     return None
@@ -81,27 +82,20 @@ def write_notes(path: Path, contents: Hashes, unreadable: dict[str, str]) -> Non
         contents: hashes of the files.
         unreadable: those that could not be read, with the reason.
     """
-    notes = {"contents": _as_text(contents), "unreadable": unreadable}
+    notes = {"contents": as_text(contents), "unreadable": unreadable}
     files.write_text(path.with_suffix(".json"), json.dumps(notes, indent=2, sort_keys=True))
 
 
 def _read_notes(path: Path) -> dict[str, Any]:
     """What is known of a shard, in the words of today; empty if its file is damaged."""
-    try:
-        notes = json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(notes, dict):
+    notes = read_result(path.with_suffix(".json"))
+    if notes is None:
         return {}
     if all(isinstance(value, str) for value in notes.values()):
         return {"unreadable": notes}
     if isinstance(notes.get("contents"), list) and isinstance(notes.get("unreadable"), dict):
         return notes
     return {}
-
-
-def _as_text(contents: Hashes) -> list[str]:
-    return [bytes(row).hex() for row in contents]
 
 
 def _changed_at(path: str) -> int:

@@ -96,6 +96,11 @@ def content_hashes(paths: Sequence[str]) -> Hashes:
     return hashes
 
 
+def as_text(hashes: Hashes) -> list[str]:
+    """Write each of some hashes as JSON files hold it."""
+    return [bytes(row).hex() for row in hashes]
+
+
 # --- A file --------------------------------------------------------------------------------------
 
 
