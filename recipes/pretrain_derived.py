@@ -21,7 +21,7 @@ from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.mask_sampler import counts_after_truncation
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.layers.embedding import TubeletEmbedding
+from keras_vjepa.models import dimensions
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.pretraining_check import check_masks, check_parts
 from keras_vjepa.recipes.pretrain_objects import clip_after, make_masks, mask_kinds
@@ -51,12 +51,8 @@ FAR = 2.0
 
 def token_grid(config: PretrainConfig) -> Grid:
     """Tell the token grid of a config's encoder without making the encoder."""
-    encoder = config.encoder
-    size = encoder.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    tubelet_size = 1 if encoder.num_frames == 1 else encoder.tubelet_size
-    embedding = TubeletEmbedding(encoder.hidden_dim, encoder.patch_size, tubelet_size, name="grid")
-    return embedding.grid_shape((None, encoder.num_frames, height, width, None))
+    names = ("image_size", "num_frames", "patch_size", "tubelet_size")
+    return dimensions.token_grid({name: getattr(config.encoder, name) for name in names})
 
 
 def resolved(config: PretrainConfig, grid: Grid) -> dict[str, Any]:

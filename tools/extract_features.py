@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor
-from keras_vjepa.arguments import MOST_LONG
+from keras_vjepa.arguments import MOST, MOST_LONG, MOST_SIDE
 from keras_vjepa.backend import engine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
@@ -43,13 +43,12 @@ from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Rows
 from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
 from keras_vjepa.locks import locked
+from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import find_preset, load_backbone
 
 DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16", "float64")
 
-# Beyond them nothing is meant, and NumPy and OpenCV cannot count.
-_MOST, _LARGEST_SIDE = 2**31 - 1, 2**13
 # Between two lines of progress in a file that nobody watches.
 _SECONDS_BETWEEN_LINES = 60
 
@@ -73,8 +72,7 @@ class Extractor:
         self.batch_size = batch_size
         self.limits = limits
         self._compiled_for: tuple[int, ...] | None = None
-        size = preprocessor.image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = height_and_width(preprocessor.image_size)
         for option in ("num_frames", "image_frames"):
             # Says now, and not at the first file, which sizes the backbone cannot take.
             frames = getattr(preprocessor, option) or preprocessor.num_frames
@@ -216,15 +214,14 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--output must be a folder that can be written: {options.output}")
     for name in ("batch_size", "stride", "num_frames", "frame_step", "image_frames"):
         value = getattr(options, name)
-        most = MOST_LONG if name in ("num_frames", "image_frames") else _MOST
+        most = MOST_LONG if name in ("num_frames", "image_frames") else MOST
         if value is not None and not 1 <= value <= most:
             raise ValueError(f"{typed(name)} must be from 1 to {most}. Received: {value}")
     size = options.image_size or [1]
-    if len(size) > 2 or not all(1 <= side <= _LARGEST_SIDE for side in size):
+    if len(size) > 2 or not all(1 <= side <= MOST_SIDE for side in size):
         received = " ".join(map(str, size))
         raise ValueError(
-            f"--image-size must be one or two numbers from 1 to {_LARGEST_SIDE}. "
-            f"Received: {received}"
+            f"--image-size must be one or two numbers from 1 to {MOST_SIDE}. Received: {received}"
         )
 
 
@@ -268,8 +265,7 @@ def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Pat
 
 def check_memory(preprocessor: VJEPAVideoPreprocessor, options: argparse.Namespace) -> None:
     """Raise if the pixels of one batch are more than this machine's memory holds."""
-    size = preprocessor.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = height_and_width(preprocessor.image_size)
     frames = max(preprocessor.num_frames, preprocessor.image_frames or 0)
     # Singly, and together.
     needed = 2 * options.batch_size * frames * height * width * 3 * 4

@@ -25,7 +25,11 @@ from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
-from keras_vjepa.models.dimensions import POSITION_EMBEDDINGS, encoder_weights
+from keras_vjepa.models.dimensions import (
+    POSITION_EMBEDDINGS,
+    encoder_weights,
+    height_and_width,
+)
 from keras_vjepa.presets.preset import WEIGHTS_FILE, Preset
 from keras_vjepa.types import Tensor
 
@@ -257,7 +261,7 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         >>> VJEPABackbone.from_size("tiny", image_size=32, num_frames=4).video_shape
         (4, 32, 32, 3)
         """
-        return (self.num_frames, *_height_width(self.image_size), self.num_channels)
+        return (self.num_frames, *height_and_width(self.image_size), self.num_channels)
 
     @property
     def num_tokens(self) -> int:
@@ -442,10 +446,3 @@ def _mode(position_embedding: str, position_mode: str | None) -> str:
             f"{position_embedding!r}. Received: {position_mode!r}"
         )
     return position_mode
-
-
-def _height_width(image_size: Size) -> tuple[int, int]:
-    if isinstance(image_size, int):
-        return image_size, image_size
-    height, width = image_size
-    return height, width

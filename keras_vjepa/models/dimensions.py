@@ -39,10 +39,25 @@ def encoder_weights(arguments: Mapping[str, Any]) -> int:
     check_size(image_size=arguments["image_size"])
     lengths = {name: arguments[name] for name in ("num_frames", "patch_size", "tubelet_size")}
     check_whole(1, MOST_LONG, **lengths, num_channels=arguments["num_channels"])
-    size, frames = arguments["image_size"], arguments["num_frames"]
     patch, dim = arguments["patch_size"], arguments["hidden_dim"]
-    tubelet = 1 if frames == 1 else arguments["tubelet_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    grid = token_grid(arguments)
+    tubelet = arguments["num_frames"] // grid[0]
+    kernel = tubelet * patch * patch * arguments["num_channels"] * dim
+    total = kernel + dim + _block_weights(arguments) + 2 * dim
+    return _checked(total, math.prod(grid), arguments, "image_size")
+
+
+def token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Tell the token grid (time, row, column) of a `VJEPABackbone` without making it.
+
+    Args:
+        arguments: of the backbone, by name; sizes alone are read, and are known to be positive.
+
+    Raises:
+        ValueError: if the patch does not divide the frames.
+    """
+    height, width = height_and_width(arguments["image_size"])
+    frames = arguments["num_frames"]
     for name, sides, step in (
         ("image_size", (height, width), "patch_size"),
         ("num_frames", (frames,), "tubelet_size" if frames > 1 else ""),
@@ -52,10 +67,16 @@ def encoder_weights(arguments: Mapping[str, Any]) -> int:
                 f"`{name}` must be a multiple of `{step}`={arguments[step]}. "
                 f"Received: {arguments[name]}"
             )
-    num_tokens = (frames // tubelet) * (height // patch) * (width // patch)
-    kernel = tubelet * patch * patch * arguments["num_channels"] * dim
-    total = kernel + dim + _block_weights(arguments) + 2 * dim
-    return _checked(total, num_tokens, arguments, "image_size")
+    patch, tubelet = arguments["patch_size"], 1 if frames == 1 else arguments["tubelet_size"]
+    return frames // tubelet, height // patch, width // patch
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Write a size as height and width; one number stands for both."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
 
 
 def predictor_weights(arguments: Mapping[str, Any]) -> int:
