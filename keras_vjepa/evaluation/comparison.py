@@ -21,7 +21,7 @@ from keras_vjepa.data.transforms.views import center_view
 from keras_vjepa.evaluation.features import FeatureExtractor
 from keras_vjepa.evaluation.metrics import top_k
 from keras_vjepa.evaluation.settings import ProbeSettings
-from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.evaluation.sweep import ProbeSweep, place_of_best
 from keras_vjepa.evaluation.task_labels import labels_of, num_labels
 from keras_vjepa.models.adapters import Size
 from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
@@ -167,10 +167,7 @@ class EncoderComparison:
         finite = self.sweep.which_are_finite(steps)
         chosen = self._accuracy(train, held_out)
         reached = self._accuracy(test, self.test.samples)
-        best = {
-            task: int(np.argmax(np.where(finite[task], chosen[task], -1.0)))
-            for task in settings.tasks
-        }
+        best = {task: place_of_best(chosen[task], finite[task]) for task in settings.tasks}
         return ComparedEncoder(
             {task: float(reached[task][i]) for task, i in best.items()},
             {task: settings.candidates[i][0] for task, i in best.items()},

@@ -19,7 +19,7 @@ from keras_vjepa.evaluation.probe_batches import ProbeBatches
 from keras_vjepa.evaluation.readouts import READOUTS
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.evaluation.splits import Split, make_split
-from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.evaluation.sweep import ProbeSweep, place_of_best
 from keras_vjepa.evaluation.task_labels import labels_of
 from keras_vjepa.models.adapters import as_token_encoder
 from keras_vjepa.presets.preset import PresetName, load_backbone
@@ -191,7 +191,7 @@ class FrozenProbe:
         accuracy = self._validation_accuracy.get(task)
         if accuracy is None:
             return 0
-        return int(np.argmax(np.where(self._finite[task], accuracy, -1.0)))
+        return place_of_best(accuracy, self._finite[task])
 
     def classifier(self, task: str) -> VJEPAVideoClassifier:
         """Make a classifier of the encoder and a task's best probe."""

@@ -221,5 +221,10 @@ class ProbeSweep(TrainableModel):
         }
 
 
+def place_of_best(accuracy: NDArray[np.float64], finite: NDArray[np.bool_]) -> int:
+    """Find the first of the most accurate probes, among those that are finite."""
+    return int(np.argmax(np.where(finite, accuracy, -1.0)))
+
+
 def _is_finite(variable: keras.Variable) -> Tensor:
     return ops.all(ops.isfinite(ops.convert_to_tensor(variable)))
