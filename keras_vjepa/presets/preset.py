@@ -306,8 +306,12 @@ def check_claims(
         ValueError: if the config, an override or a file does not fit.
     """
     config = read_config(folder, name, kind.__name__)
+    config["config"].update(overrides or {})
+    _check_described(folder, name, kind, config)
+
+
+def _check_described(folder: Path, name: str, kind: type, config: dict[str, Any]) -> None:
     with named(folder / name):
-        config["config"].update(overrides or {})
         asked_for = weights_asked_for(config, kind)
     check_files(folder, name, asked_for)
 
@@ -323,9 +327,9 @@ def _read_model(
         raise ValueError(
             f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
         )
-    if load_weights:
-        check_claims(folder, name, cls, overrides)
     config["config"].update(overrides)
+    if load_weights:
+        _check_described(folder, name, cls, config)
     with named(folder / name, problem=f"describes no {cls.__name__}"):
         model = keras.saving.deserialize_keras_object(config)
         if not isinstance(model, cls):
