@@ -12,11 +12,11 @@ from keras_vjepa.arguments import (
     check_number,
     check_text,
     check_whole,
-    shown,
 )
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_budgets import BUDGETS
 from keras_vjepa.data.batches.mask_kinds import Grid, Mask, MultiBlockMask, RandomTubeMask
+from keras_vjepa.data.batches.mask_sampler import check_one_per_mask
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.tasks.pretrainer import check_objective
@@ -91,10 +91,7 @@ def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
         budgets = getattr(config.sampler, name)
         for budget in budgets or ():
             check_whole(1, math.prod(grid), optional=True, **{name: budget})
-        if budgets is not None and len(budgets) != len(kinds):
-            raise ValueError(
-                f"`{name}` must hold one number per mask ({len(kinds)}). Received: {shown(budgets)}"
-            )
+        check_one_per_mask(name, budgets, kinds)
     encoder, predictor = config.encoder, config.predictor
     known = {
         "encoder_dim": encoder.hidden_dim,

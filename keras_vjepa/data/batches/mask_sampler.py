@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole, shown
 from keras_vjepa.data.batches.mask_kinds import (
     BLOCK_SIZE_STREAM,
     FIRST_POSITION_STREAM,
@@ -179,10 +179,7 @@ class MaskSampler:
         """The given budgets, completed by each kind's one count or mean count."""
         if budgets is None:
             budgets = [None] * len(self.masks)
-        if len(budgets) != len(self.masks):
-            raise ValueError(
-                f"`{name}` must hold one number per mask ({len(self.masks)}). Received: {budgets}"
-            )
+        check_one_per_mask(name, budgets, self.masks)
         is_context = name == "context_budgets"
         if None in budgets:
             means = mean_counts(self.masks, self.grid, self.budget_batch_size)
@@ -214,6 +211,16 @@ class MaskSampler:
     def _random(self, step: int, stream: int, attempt: int) -> np.random.Philox:
         key = np.random.SeedSequence(self.seed, spawn_key=(MASK_STREAM, step, stream, attempt))
         return np.random.Philox(key)
+
+
+def check_one_per_mask(
+    name: str, budgets: Sequence[int | None] | None, masks: Sequence[Mask]
+) -> None:
+    """Raise `ValueError` if budgets are given, by their name, and not one for each mask kind."""
+    if budgets is not None and len(budgets) != len(masks):
+        raise ValueError(
+            f"`{name}` must hold one number per mask ({len(masks)}). Received: {shown(budgets)}"
+        )
 
 
 def paper_masks(grid: Grid, seed: int = 0, budget_batch_size: int = 24) -> MaskSampler:
