@@ -94,7 +94,7 @@ def check_whole(
         if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             problem = "a whole number" + (" or None" if optional else "")
         elif int(value) < least:
-            problem = f"at least {least}" if least else "at least 0"
+            problem = f"at least {least}"
         elif int(value) > most:
             problem = f"at most {most:,}"
         else:
