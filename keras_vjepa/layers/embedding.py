@@ -90,8 +90,8 @@ class TubeletEmbedding(Rematerializable):
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        kernel_shape = (self.tubelet_size, self.patch_size, self.patch_size, input_shape[-1])
+    def build(self, videos_shape: Sequence[int | None]) -> None:
+        kernel_shape = (self.tubelet_size, self.patch_size, self.patch_size, videos_shape[-1])
         self.kernel = self.add_weight(
             shape=(*kernel_shape, self.hidden_dim), initializer=weight_initializer(), name="kernel"
         )

@@ -53,17 +53,17 @@ class SelfAttention(Rematerializable):
         check_whole(1, num_heads=num_heads)
         self.num_heads = num_heads
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        dim = input_shape[-1]
+    def build(self, inputs_shape: Sequence[int | None]) -> None:
+        dim = inputs_shape[-1]
         if dim is None or dim % self.num_heads:
             raise ValueError(
                 f"The width of the tokens must be a multiple of `num_heads`={self.num_heads}. "
                 f"Received: {dim}"
             )
         self.query_key_value = dense(3 * dim, "query_key_value", self.dtype_policy)
-        self.query_key_value.build(input_shape)
+        self.query_key_value.build(inputs_shape)
         self.output_projection = dense(dim, "output_projection", self.dtype_policy)
-        self.output_projection.build(input_shape)
+        self.output_projection.build(inputs_shape)
 
     def call(
         self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None
@@ -125,16 +125,16 @@ class TransformerBlock(Rematerializable):
         self.mlp_dim = mlp_dim
         self.layer_norm_epsilon = layer_norm_epsilon
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        dim, policy = input_shape[-1], self.dtype_policy
+    def build(self, inputs_shape: Sequence[int | None]) -> None:
+        dim, policy = inputs_shape[-1], self.dtype_policy
         self.attention_norm = layer_norm(self.layer_norm_epsilon, "attention_norm", policy)
         self.attention = SelfAttention(self.num_heads, name="attention", dtype=policy)
         self.mlp_norm = layer_norm(self.layer_norm_epsilon, "mlp_norm", policy)
         self.mlp_hidden = dense(self.mlp_dim, "mlp_hidden", policy)
         self.mlp_output = dense(dim, "mlp_output", policy)  # type: ignore[arg-type]
         for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp_hidden):
-            layer.build(input_shape)
-        self.mlp_output.build((*input_shape[:-1], self.mlp_dim))
+            layer.build(inputs_shape)
+        self.mlp_output.build((*inputs_shape[:-1], self.mlp_dim))
 
     def attention_branch(
         self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None

@@ -158,7 +158,7 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
         # gives every variable a path of its own.
         self.build((None, *self.video_shape))
 
-    def build(self, video_shape: Sequence[int | None]) -> None:
+    def build(self, videos_shape: Sequence[int | None]) -> None:
         policy = self.dtype_policy
         tokens_shape = (None, None, self.hidden_dim)
         self.tubelet_embedding = TubeletEmbedding(
@@ -168,8 +168,8 @@ class VJEPABackbone(Preset, Rematerializable, keras.Model):
             name="tubelet_embedding",
             dtype=policy,
         )
-        self.grid_shape = self.tubelet_embedding.grid_shape(video_shape)
-        self.tubelet_embedding.build(video_shape)
+        self.grid_shape = self.tubelet_embedding.grid_shape(videos_shape)
+        self.tubelet_embedding.build(videos_shape)
         if self.position_embedding == "sincos":
             table = self._table(self.grid_shape)
             self.position_table = self.add_weight(

@@ -183,11 +183,13 @@ class VJEPAPredictor(Preset, Rematerializable, keras.Model):
     def compute_output_shape(
         self,
         context_shape: Sequence[int | None],
-        context_indices_shape: Sequence[int | None],
-        target_indices_shape: Sequence[int | None],
+        context_indices_shape: Sequence[int | None] | None = None,
+        target_indices_shape: Sequence[int | None] | None = None,
         padding_mask_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
-        return (context_shape[0], target_indices_shape[1], self.output_dim)
+        # `summary` knows what `build` was given, the context alone.
+        targets = None if target_indices_shape is None else target_indices_shape[1]
+        return (context_shape[0], targets, self.output_dim)
 
     def preset_files(self) -> dict[str, Any]:
         return {self.config_file: self, _WEIGHTS_FILE: self}
