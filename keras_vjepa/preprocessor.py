@@ -4,8 +4,8 @@ The one module where the model side and the data side meet: `keras_vjepa.data` r
 and what a model was trained on is kept in its preset, in `preprocessor.json`.
 
 Departures from the authors' evaluations: clips do not lie at random places but at the start of
-each part of the video, so that features do not change from call to call; an array of exactly as
-many frames as a clip has is that clip, whatever `frame_step` is.
+each part of the video, so that features do not change from call to call; frames in memory, exactly
+as many as a clip has, are that clip, whatever `frame_step` is.
 """
 
 import json
@@ -26,6 +26,7 @@ from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.folders import is_image
+from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
 from keras_vjepa.data.transforms.views import center_view, three_views
 from keras_vjepa.named_errors import named
 from keras_vjepa.presets.preset import (
@@ -38,7 +39,6 @@ from keras_vjepa.presets.preset import (
 
 Frames = NDArray[np.uint8]
 Videos = NDArray[np.float32]
-Source = str | os.PathLike[str] | Frames
 
 PREPROCESSOR_FILE = "preprocessor.json"
 
@@ -52,16 +52,24 @@ class VJEPAVideoPreprocessor:
             resized with their proportions kept, and cropped in the middle.
         num_frames: frames of a clip.
         frame_step: source frames per frame of a clip; a clip spans `num_frames * frame_step` of
-            them, and a video that is shorter repeats its last frame.
+            them. Of a video that is shorter, a clip has as many frames as fit in such steps, and
+            then the last one again until it is full. Nothing is padded with black.
         num_clips: clips of a video, one in each of so many equal parts.
         num_views: 1, the middle; or 3, squares along the longer side.
         image_frames: how often an image is repeated: None for `num_frames`, or fewer, such as the
             `tubelet_size` of the backbone for a single tubelet.
 
     Call arguments:
-        inputs: a path to a video or an image, an array of uint8 RGB frames
-            `(frames, height, width, 3)` or of one image `(height, width, 3)`, or a list of any of
-            these.
+        inputs: one video or image, or a list of several:
+            a path (text or `pathlib`) of a video or an image;
+            an array, or a tensor of torch, JAX or TensorFlow on any device, uint8 from 0 to 255 or
+            floats from 0 to 1: a video `(frames, height, width, channels)` of any number of frames,
+            or an image `(height, width, channels)`; the channels may stand in front of height and
+            width where that cannot mean something else;
+            a PIL image;
+            a list of pictures, arrays or PIL images, which are the frames of **one** video. For
+            `num_frames=1`, an image model's, they are as many images.
+            Grey becomes RGB, and transparency is left out. Five axes are a list of videos.
         limits: time and pixels that a file may take.
 
     Returns:
@@ -71,8 +79,8 @@ class VJEPAVideoPreprocessor:
 
     Raises:
         UnreadableVideoError: if a file cannot be read.
-        ValueError: for arguments out of range, arrays of other kinds, and images that are repeated
-            less often than the videos beside them have frames.
+        ValueError: for arguments out of range, inputs of other kinds, with their place in a list,
+            and images that are repeated less often than the videos beside them have frames.
 
     Example:
 
@@ -112,13 +120,47 @@ class VJEPAVideoPreprocessor:
         self.num_views = num_views
         self.image_frames = image_frames
 
-    def __call__(
-        self, inputs: Source | Sequence[Source], limits: ReadingLimits = DEFAULT_LIMITS
-    ) -> Videos:
-        sources: Sequence[Any] = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __call__(self, inputs: Any, limits: ReadingLimits = DEFAULT_LIMITS) -> Videos:
+        return self.batch(self.sources(inputs), limits)
+
+    def sources(self, inputs: Any) -> list[Source]:
+        """List the videos and images that the call makes a batch of, unread.
+
+        Args:
+            inputs: as in the call.
+
+        Returns:
+            Paths, and frames as uint8 RGB; each may be passed to the call by itself.
+
+        Raises:
+            ValueError: as the call.
+        """
+        return as_sources(inputs, images_apart=self.num_frames == 1)
+
+    def is_one(self, inputs: Any) -> bool:
+        """Whether the call makes a batch of one of `inputs`, which are no list of several."""
+        return is_one(inputs, images_apart=self.num_frames == 1)
+
+    def batch(self, sources: Sequence[Source], limits: ReadingLimits = DEFAULT_LIMITS) -> Videos:
+        """Read and transform what `sources` lists, or a part of it, as the call does.
+
+        Args:
+            sources: paths, and frames as uint8 RGB.
+            limits: as in the call.
+
+        Returns:
+            As the call.
+
+        Raises:
+            UnreadableVideoError: if a file cannot be read.
+            ValueError: for images that are repeated less often than the videos beside them have
+                frames.
+        """
         samples = [self._clips(source, limits) for source in sources]
-        if not samples:
-            raise ValueError("`inputs` must hold at least one video or image. Received: none")
         if len({sample.shape for sample in samples}) > 1:
             raise ValueError(
                 f"`image_frames` must be None or `num_frames`={self.num_frames} where images and "
@@ -130,18 +172,12 @@ class VJEPAVideoPreprocessor:
 
     def _clips(self, source: Source, limits: ReadingLimits) -> Videos:
         """One element of the batch that the call returns."""
-        if not isinstance(source, np.ndarray):
-            path = os.fspath(source)
-            if is_image(path):
-                return self._image(read_image(path, limits))
-            with open_video(path, limits=limits) as video:
+        if isinstance(source, str):
+            if is_image(source):
+                return self._image(read_image(source, limits))
+            with open_video(source, limits=limits) as video:
                 indices = self._indices(video.num_frames)
                 return self._video(video.read(indices.ravel()))
-        if source.dtype != np.uint8 or source.ndim not in (3, 4) or source.shape[-1] != 3:
-            raise ValueError(
-                "`inputs` must be uint8 RGB, (frames, height, width, 3) or (height, width, 3). "
-                f"Received: {source.dtype} of shape {source.shape}"
-            )
         if source.ndim == 3:
             return self._image(source)
         as_it_is = len(source) == self.num_frames and self.num_clips == 1

@@ -30,6 +30,7 @@ from keras_vjepa.models.dimensions import (
     encoder_weights,
     height_and_width,
 )
+from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.preset import WEIGHTS_FILE, Preset
 from keras_vjepa.types import Tensor
 
@@ -68,7 +69,7 @@ POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPABackbone(Preset, Rematerializable, keras.Model):
+class VJEPABackbone(Preset, PixelModel, Rematerializable):
     """Encode video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
 
     Args:

@@ -20,6 +20,7 @@ from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_who
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
+from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
@@ -31,6 +32,7 @@ from keras_vjepa.presets.preset import (
     load_backbone,
     read_config,
 )
+from keras_vjepa.tasks.class_labels import check_class_labels
 from keras_vjepa.tasks.probe import MOST_CLASSES, VJEPAProbe
 from keras_vjepa.types import Tensor
 
@@ -52,7 +54,7 @@ _MOST_TABLE = 2**28
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAVideoClassifier(Preset, TrainableModel):
+class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 
     Compile it with a loss on logits and metrics, and call `fit`. All clips and views pass the
@@ -291,6 +293,10 @@ class VJEPAVideoClassifier(Preset, TrainableModel):
             return logits
         logits = ops.reshape(logits, (-1, predictions, self.num_classes))
         return logits if training else combine_predictions(logits)
+
+    def check_labels(self, y: Any, num_videos: int | None = None) -> None:
+        """Check that labels are those of classes; see `check_class_labels`."""
+        check_class_labels(y, self.num_classes, getattr(self, "loss", None), num_videos)
 
     # --- Several predictions in training ---------------------------------------------------------
 

@@ -28,6 +28,7 @@ from keras_vjepa.backend import collectives, updates
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.presets.claims import described_class, weights_asked_for
 from keras_vjepa.presets.preset import CONFIG_FILE, WEIGHTS_FILE, Preset
@@ -48,7 +49,7 @@ _ENCODER_FILE, _TEACHER_FILE = "encoder.weights.h5", "teacher.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPretrainer(Preset, TrainableModel):
+class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
     """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
 
     Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of

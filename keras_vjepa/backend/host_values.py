@@ -1,0 +1,59 @@
+"""Numbers that can be looked at without waiting for a device (App. C).
+
+Within a compiled step there are no values yet, and to fetch them from an accelerator would hold
+it up; so what is checked of a model's inputs is what lies on the host when they enter.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.types import Tensor
+
+# Of height and width, every so many pixels are looked at.
+_STRIDE = 8
+
+
+def sample_of(pixels: Tensor) -> NDArray[Any] | None:
+    """Take a part of the pixels of a batch, if they have values and those lie on the host.
+
+    Args:
+        pixels: `(..., height, width, channels)`, an array or a tensor of the running engine.
+
+    Returns:
+        Every eighth row and column; None of what is traced or lies on an accelerator.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.host_values import sample_of
+    >>> sample_of(np.zeros((2, 4, 32, 32, 3))).shape
+    (2, 4, 4, 4, 3)
+    """
+    if len(pixels.shape) >= 3 and (isinstance(pixels, np.ndarray) or _is_on_host(pixels)):
+        part = pixels[..., ::_STRIDE, ::_STRIDE, :]
+        return part if isinstance(part, np.ndarray) else keras.ops.convert_to_numpy(part)
+    return None
+
+
+def _is_on_host(tensor: Tensor) -> bool:
+    if keras.config.backend() == "torch":
+        import torch
+
+        # Not a subclass, whose values are faked while a program is exported.
+        return type(tensor) is torch.Tensor and (
+            tensor.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+    if keras.config.backend() == "jax":
+        import jax
+
+        return isinstance(tensor, jax.Array) and (
+            not isinstance(tensor, jax.core.Tracer)
+            and all(device.platform == "cpu" for device in tensor.devices())
+            and tensor.is_fully_addressable
+        )
+    return hasattr(tensor, "numpy") and "CPU" in str(getattr(tensor, "device", ""))

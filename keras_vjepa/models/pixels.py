@@ -1,0 +1,238 @@
+"""Notice pixels that no preprocessor has made before a model is run on them (App. D.1).
+
+Integers are refused, on each engine in the same words; floats far from what normalised ones are
+get one warning. Values are looked at where they enter on the host, never within a compiled step.
+"""
+
+import contextlib
+import os
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vjepa.arguments import shown
+from keras_vjepa.backend.host_values import sample_of
+
+# Normalised pixels lie between -2.2 and 2.7; random numbers of deviation 1 do not get here.
+_FAR = 10.0
+_REMEDY = "pass it through the preprocessor (`VJEPAVideoPreprocessor`)"
+
+
+def check_pixels(pixels: Any) -> float | None:
+    """Check that what enters a model are floats.
+
+    Args:
+        pixels: videos or images, or what a user took for such.
+
+    Returns:
+        The largest distance from 0 among some of them; None where it cannot be seen.
+
+    Raises:
+        ValueError: for integers, paths and other things that are no floats.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.models.pixels import check_pixels
+    >>> check_pixels(np.zeros((1, 4, 32, 32, 3), np.uint8))
+    Traceback (most recent call last):
+    ValueError: `videos` must be normalised floats: pass it through the preprocessor \
+(`VJEPAVideoPreprocessor`). Received: uint8 of shape (1, 4, 32, 32, 3)
+    """
+    name, received = "", shown(pixels)
+    if hasattr(pixels, "dtype") and hasattr(pixels, "shape"):
+        with contextlib.suppress(ValueError):  # of types that no engine has, such as text
+            name = keras.backend.standardize_dtype(pixels.dtype)
+        received = f"{name or pixels.dtype} of shape {tuple(pixels.shape)}"
+    if "float" not in name:
+        raise ValueError(f"`videos` must be normalised floats: {_REMEDY}. Received: {received}")
+    sample = sample_of(pixels)
+    if sample is None or not sample.size:
+        return None
+    return max(float(sample.max()), -float(sample.min()))
+
+
+def _of(inputs: Any) -> Any:
+    """The pixels of a model's input, which may be a dictionary."""
+    return inputs.get("videos") if isinstance(inputs, Mapping) else inputs
+
+
+def _is_data(x: Any) -> bool:
+    """Whether Keras would look for pixels in it, rather than draw batches from it."""
+    of_paths = isinstance(x, list | tuple) and bool(x) and isinstance(x[0], str | os.PathLike)
+    is_array = hasattr(x, "dtype") and hasattr(x, "shape")
+    return of_paths or is_array or isinstance(x, Mapping | str | os.PathLike)
+
+
+class PixelModel(keras.Model):
+    """Adds the check of pixels to a model, and of labels where a subclass knows what they must be.
+
+    A mixin, before the other bases that derive from `keras.Model`.
+
+    Attributes:
+        warned_of_pixels: whether this model has warned of numbers that are not normalised.
+        refusal: what data were refused with during a call of `fit`, `evaluate` or `predict`.
+    """
+
+    warned_of_pixels = False
+    refusal: Exception | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', for normalised floats."""
+        if args:
+            self.check_inputs(args[0])
+        return super().__call__(*args, **kwargs)
+
+    def check_inputs(self, inputs: Any) -> None:
+        """Check the pixels of an input; a missing one is left to Keras.
+
+        Raises:
+            ValueError: as `check_pixels`.
+        """
+        pixels = _of(inputs)
+        if pixels is None:
+            return
+        try:
+            largest = check_pixels(pixels)
+        except ValueError as error:
+            self.refusal = error.with_traceback(None)
+            raise
+        if largest is not None and largest > _FAR and not self.warned_of_pixels:
+            self.warned_of_pixels = True
+            warnings.warn(
+                f"`videos` should be normalised floats, about -2 to 3: {_REMEDY}. "
+                f"Received: values as far as {largest:.4g} from 0",
+                stacklevel=3,
+            )
+
+    def check_labels(self, y: Any, num_videos: int | None = None) -> None:
+        """Check labels on the host; of this class, anything is right.
+
+        Args:
+            y: what `fit` or a batch has as labels.
+            num_videos: how many there must be.
+        """
+
+    # --- Where arrays and batches enter ----------------------------------------------------------
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', with pixels and labels checked: arrays first, batches one by one."""
+        gate = _Gate(self)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple | list) and len(validation) in (2, 3):
+            gate(*validation[:2])
+        elif validation is not None:
+            kwargs["validation_data"] = gate(validation)
+        x = gate(x, y)
+        return gate.through(super().fit, x, y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', with pixels and labels checked."""
+        gate = _Gate(self)
+        x = gate(x, y)
+        return gate.through(super().evaluate, x, y, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', with pixels checked."""
+        gate = _Gate(self)
+        x = gate(x)
+        return gate.through(super().predict, x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', with pixels and labels checked."""
+        return super().train_on_batch(_Gate(self)(x, y), y, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', with pixels and labels checked."""
+        return super().test_on_batch(_Gate(self)(x, y), y, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """As Keras', with pixels checked."""
+        return super().predict_on_batch(_Gate(self)(x))
+
+
+class _Gate:
+    """What the data of a call pass, whether they are arrays or drawn in batches."""
+
+    def __init__(self, model: PixelModel) -> None:
+        self.model = model
+
+    def __call__(self, x: Any, y: Any = None) -> Any:
+        """`x`, checked if it is an array, or of batches that will be checked."""
+        if _is_data(x):
+            self.model.check_inputs(x)
+            first = keras.tree.flatten(x)[0] if isinstance(x, Mapping) else x
+            self.model.check_labels(y, len(first))
+            return x
+        if isinstance(x, types.GeneratorType):
+            return self._batches(x)
+        if isinstance(x, keras.utils.PyDataset) and not x.use_multiprocessing:
+            return _CheckedDataset(x, self)
+        return x
+
+    def through(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function of Keras; what data are refused with is raised as it was.
+
+        Some engines wrap what is raised while they draw a batch, or trace a step, into pages of
+        their own.
+        """
+        self.model.refusal = None
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            if self.model.refusal is not None:
+                raise self.model.refusal from None
+            raise
+        finally:
+            self.model.refusal = None
+
+    def drawn(self, draw: Callable[[], Any]) -> Any:
+        """Draw a batch and check it."""
+        try:
+            batch = draw()
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            self.model.check_inputs(x)
+            if isinstance(y, np.ndarray):
+                self.model.check_labels(y)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.model.refusal = error
+            raise
+        return batch
+
+    def _batches(self, source: Any) -> Iterator[Any]:
+        while True:
+            try:
+                batch = self.drawn(lambda: next(source))
+            except StopIteration:
+                return
+            yield batch
+
+
+class _CheckedDataset(keras.utils.PyDataset):
+    """A dataset whose batches pass a gate."""
+
+    def __init__(self, dataset: keras.utils.PyDataset, gate: _Gate) -> None:
+        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
+        self.dataset, self.gate = dataset, gate
+
+    @property
+    def num_batches(self) -> int | None:
+        """As the dataset's."""
+        return self.dataset.num_batches
+
+    def __getitem__(self, index: int) -> Any:
+        return self.gate.drawn(lambda: self.dataset[index])
+
+    def on_epoch_begin(self) -> None:
+        """As the dataset's."""
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """As the dataset's."""
+        self.dataset.on_epoch_end()

@@ -1,0 +1,130 @@
+"""Pixels that no preprocessor made are refused, or warned of once, in the same words everywhere."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAVideoClassifier
+
+ARGUMENTS = {"hidden_dim": 8, "num_layers": 1, "num_heads": 1}
+REMEDY = r"pass it through the preprocessor \(`VJEPAVideoPreprocessor`\)"
+CLIPS = np.random.default_rng(0).normal(size=(2, 2, 16, 16, 3)).astype("float32")
+
+
+def backbone(num_frames=2):
+    return VJEPABackbone(16, num_frames, **ARGUMENTS)
+
+
+def pretrainer():
+    encoder = backbone()
+    predictor = VJEPAPredictor(8, encoder.position_axes, 8, 1, 1, num_mask_tokens=1)
+    model = VJEPAPretrainer(encoder, predictor)
+    model.compile()
+    return model
+
+
+def batch(videos):
+    indices = np.zeros((2, 1), "int32")
+    return {"videos": videos, "context_indices_0": indices, "target_indices_0": indices}
+
+
+MODELS = {
+    "backbone": (backbone, lambda videos: videos),
+    "image model": (lambda: backbone(1), lambda videos: videos[:, 0]),
+    "classifier": (lambda: VJEPAVideoClassifier(backbone(), 3), lambda videos: videos),
+    "pretrainer": (pretrainer, batch),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model_and_inputs(request):
+    make, inputs = MODELS[request.param]
+    return make(), inputs
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "bool"])
+def test_integers_are_refused_in_one_line(model_and_inputs, kind):
+    model, inputs = model_and_inputs
+    pixels = CLIPS.astype(kind)
+    message = rf"^`videos` must be normalised floats: {REMEDY}. Received: {kind} of shape \(2, "
+    for use in (model, model.predict, model.predict_on_batch):
+        with pytest.raises(ValueError, match=message) as caught:
+            use(inputs(pixels))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="Received: int32|Received: bool|Received: uint8"):
+        model(inputs(ops.cast(ops.convert_to_tensor(pixels), kind.replace("64", "32"))))
+
+
+def test_far_floats_are_warned_of_once(model_and_inputs):
+    model, inputs = model_and_inputs
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="`videos`")
+        model(inputs(CLIPS))
+    words = rf"`videos` should be normalised floats, .*{REMEDY}. Received: values as far as 200"
+    with pytest.warns(UserWarning, match=words):
+        model(inputs(ops.convert_to_tensor(np.full_like(CLIPS, 200))))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="`videos`")
+        model(inputs(np.full_like(CLIPS, -200)))
+
+
+@pytest.mark.parametrize("given", ["x.mp4", ["x.mp4"], [["x.mp4"]], np.array(["x.mp4"])])
+def test_paths_are_refused_in_one_line(given):
+    with pytest.raises(ValueError, match="`videos` must be normalised floats: .*Received: "):
+        backbone()(given)
+
+
+def test_fit_and_predict_warn_where_arrays_enter():
+    model = VJEPAVideoClassifier(backbone(), 3)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.warns(UserWarning, match="Received: values as far as 100 from 0"):
+        model.fit(CLIPS * 0 + 100, np.zeros(2, "int32"), verbose=0)
+
+
+class Batches(keras.utils.PyDataset):
+    """Good ones, then one that is not."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        videos = CLIPS if index < 2 else CLIPS.astype("uint8")
+        return videos, np.zeros(2, "int32")
+
+
+def generated(dataset):
+    yield from (dataset[index] for index in range(len(dataset)))
+
+
+@pytest.mark.parametrize(
+    "make", [Batches, lambda: Batches(workers=2), lambda: generated(Batches())]
+)
+def test_batches_are_checked_one_by_one(make):
+    model = VJEPAVideoClassifier(backbone(), 3)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    message = "`videos` must be normalised floats: .*Received: uint8"
+    with pytest.raises(ValueError, match=message) as caught:
+        model.fit(make(), steps_per_epoch=3, verbose=0, shuffle=False)
+    assert "\n" not in str(caught.value)
+    assert model.refusal is None
+
+
+def test_datasets_keep_what_they_are():
+    """Number of batches and epochs pass through the check."""
+    seen = []
+
+    class Counted(Batches):
+        def __len__(self):
+            return 2
+
+        def on_epoch_end(self):
+            seen.append("end")
+
+    model = VJEPAVideoClassifier(backbone(), 3)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    steps = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: seen.append(step))
+    model.fit(Counted(), epochs=2, verbose=0, callbacks=[steps])
+    assert [one for one in seen if one != "end"] == [0, 1, 0, 1] and seen.count("end") >= 2
