@@ -39,7 +39,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def model_and_inputs(request):
     make, inputs = MODELS[request.param]
     return make(), inputs
@@ -61,14 +61,19 @@ def test_integers_are_refused_in_one_line(model_and_inputs, kind):
 def test_far_floats_are_warned_of_once(model_and_inputs):
     model, inputs = model_and_inputs
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="`videos`")
-        model(inputs(CLIPS))
+        warnings.simplefilter("error")
+        model.check_inputs(inputs(CLIPS))
     words = rf"`videos` should be normalised floats, .*{REMEDY}. Received: values as far as 200"
     with pytest.warns(UserWarning, match=words):
-        model(inputs(ops.convert_to_tensor(np.full_like(CLIPS, 200))))
+        model.check_inputs(inputs(ops.convert_to_tensor(np.full_like(CLIPS, 200))))
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="`videos`")
-        model(inputs(np.full_like(CLIPS, -200)))
+        warnings.simplefilter("error")
+        model.check_inputs(inputs(np.full_like(CLIPS, -200)))
+
+
+def test_a_call_warns():
+    with pytest.warns(UserWarning, match="`videos` should be normalised floats"):
+        backbone()(np.full_like(CLIPS, 200))
 
 
 @pytest.mark.parametrize("given", ["x.mp4", ["x.mp4"], [["x.mp4"]], np.array(["x.mp4"])])
@@ -77,11 +82,16 @@ def test_paths_are_refused_in_one_line(given):
         backbone()(given)
 
 
-def test_fit_and_predict_warn_where_arrays_enter():
+@pytest.fixture(scope="module")
+def classifier():
     model = VJEPAVideoClassifier(backbone(), 3)
     model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+def test_fit_warns_where_arrays_enter(classifier):
     with pytest.warns(UserWarning, match="Received: values as far as 100 from 0"):
-        model.fit(CLIPS * 0 + 100, np.zeros(2, "int32"), verbose=0)
+        classifier.fit(CLIPS * 0 + 100, np.zeros(2, "int32"), verbose=0)
 
 
 class Batches(keras.utils.PyDataset):
@@ -102,17 +112,15 @@ def generated(dataset):
 @pytest.mark.parametrize(
     "make", [Batches, lambda: Batches(workers=2), lambda: generated(Batches())]
 )
-def test_batches_are_checked_one_by_one(make):
-    model = VJEPAVideoClassifier(backbone(), 3)
-    model.compile("sgd", "sparse_categorical_crossentropy")
+def test_batches_are_checked_one_by_one(classifier, make):
     message = "`videos` must be normalised floats: .*Received: uint8"
     with pytest.raises(ValueError, match=message) as caught:
-        model.fit(make(), steps_per_epoch=3, verbose=0, shuffle=False)
+        classifier.fit(make(), steps_per_epoch=3, verbose=0, shuffle=False)
     assert "\n" not in str(caught.value)
-    assert model.refusal is None
+    assert classifier.refusal is None
 
 
-def test_datasets_keep_what_they_are():
+def test_datasets_keep_what_they_are(classifier):
     """Number of batches and epochs pass through the check."""
     seen = []
 
@@ -123,8 +131,6 @@ def test_datasets_keep_what_they_are():
         def on_epoch_end(self):
             seen.append("end")
 
-    model = VJEPAVideoClassifier(backbone(), 3)
-    model.compile("sgd", "sparse_categorical_crossentropy")
     steps = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: seen.append(step))
-    model.fit(Counted(), epochs=2, verbose=0, callbacks=[steps])
+    classifier.fit(Counted(), epochs=2, verbose=0, callbacks=[steps])
     assert [one for one in seen if one != "end"] == [0, 1, 0, 1] and seen.count("end") >= 2
