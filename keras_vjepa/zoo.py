@@ -227,7 +227,7 @@ def _converted(file: RemoteFile, trust_on_first_use: bool) -> Iterator[Path]:
             reason = str(error).removeprefix(f"{path}: ").replace(str(path), file.name)
             raise ValueError(
                 f"{file.address} was downloaded but cannot be used, and was removed: {reason}"
-            ) from error
+            ) from None
 
 
 @contextmanager

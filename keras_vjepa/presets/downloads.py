@@ -9,6 +9,7 @@ never half a file under its final name.
 
 import hashlib
 import os
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 import keras
 
 from keras_vjepa import files
+from keras_vjepa.named_errors import one_line
 
 TRUST_VARIABLE = "KERAS_VJEPA_TRUST_ON_FIRST_USE"
 _HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
@@ -106,10 +108,23 @@ def _fetch(file: RemoteFile, folder: Path) -> Path:
             file.name, file.address, cache_dir=str(folder), cache_subdir=str(folder)
         )
     except Exception as error:  # `get_file` raises nothing more exact.
+        # Without the errors below it, which are pages that end in the same words.
         raise ValueError(
-            f"{file.address} cannot be downloaded, and nothing was kept: {_first_line(error)}"
-        ) from error
+            f"{file.address} cannot be downloaded, and nothing was kept: {_reason(error)}. "
+            f"Try again, or fetch it yourself: curl -C - -O {file.address}, and then "
+            "keras-vjepa convert."
+        ) from None
     return Path(path)
+
+
+def _reason(error: Exception) -> str:
+    """What the network said, where `get_file` has packed it into words of its own."""
+    cause = error.__context__
+    if isinstance(cause, urllib.error.HTTPError):
+        return f"the server answers {cause.code}, {cause.reason}"
+    if isinstance(cause, urllib.error.URLError):
+        return f"no connection ({cause.reason})"
+    return one_line(error).rstrip(".")
 
 
 # --- Hubs ----------------------------------------------------------------------------------------
@@ -138,14 +153,14 @@ def preset_from_hub(preset: str, load_weights: bool) -> Path:
     except ImportError:
         raise
     except Exception as error:  # Each library has dozens of its own.
-        raise ValueError(f"{preset} cannot be fetched: {_first_line(error)}") from error
+        raise ValueError(f"{preset} cannot be fetched: {one_line(error)}") from None
 
 
 def _from_hugging_face(preset: str, load_weights: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError(f"{preset} needs a package: pip install huggingface_hub") from error
+    except ImportError:
+        raise ImportError(f"{preset} needs a package: pip install huggingface_hub") from None
     repository, _, revision = preset.removeprefix(_HUGGING_FACE).partition("@")
     patterns = ["*.json", "*.h5", "*.safetensors"] if load_weights else ["*.json"]
     return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
@@ -154,10 +169,6 @@ def _from_hugging_face(preset: str, load_weights: bool) -> Path:
 def _from_kaggle(preset: str, load_weights: bool) -> Path:
     try:
         import kagglehub
-    except ImportError as error:
-        raise ImportError(f"{preset} needs a package: pip install kagglehub") from error
+    except ImportError:
+        raise ImportError(f"{preset} needs a package: pip install kagglehub") from None
     return Path(kagglehub.model_download(preset.removeprefix(_KAGGLE)))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

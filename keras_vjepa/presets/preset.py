@@ -26,6 +26,7 @@ import keras
 
 from keras_vjepa import files
 from keras_vjepa.backend import engine
+from keras_vjepa.configuration import nearest
 from keras_vjepa.json_files import JsonFileError, read_json_object
 from keras_vjepa.named_errors import named
 from keras_vjepa.presets.claims import (
@@ -110,6 +111,7 @@ def find_preset(
         trust_on_first_use: as in `Preset.from_preset`.
 
     Raises:
+        FileNotFoundError: if there is no such folder, or it holds presets and is none.
         ValueError: if there is no such name, or what it stands for cannot be fetched.
     """
     name = os.fspath(preset)
@@ -120,10 +122,8 @@ def find_preset(
         return _as_preset(folder)
     if name in BUILT_IN:
         return BUILT_IN[name].folder(name, load_weights, trust_on_first_use)
-    folder = Path(name).expanduser()
-    if not folder.exists() and isinstance(preset, str) and len(folder.parts) == 1:
-        check_preset(preset)
-    return _as_preset(folder)
+    check_preset(preset)
+    return _as_preset(Path(name).expanduser())
 
 
 def check_preset(preset: PresetName, name: str = "preset") -> None:
@@ -134,14 +134,46 @@ def check_preset(preset: PresetName, name: str = "preset") -> None:
         name: of the argument, for messages.
 
     Raises:
-        ValueError: if there is no such folder, and no such name.
+        FileNotFoundError: if there is no such folder, or it holds presets and is none.
+        ValueError: if there is no such name.
     """
     text = os.fspath(preset)
-    if not is_address(text) and text not in BUILT_IN and not Path(text).expanduser().is_dir():
+    if is_address(text) or text in BUILT_IN:
+        return
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        _check_is_no_parent(folder, name)
+    elif isinstance(preset, str) and len(folder.parts) == 1 and not text.startswith("."):
         raise ValueError(
             f"`{name}` must be a folder, hf://user/repo, kaggle://user/model/framework/variation "
-            f"or one of {', '.join(BUILT_IN)}. Received: {text!r}"
+            f"or a name of keras_vjepa.list_presets(). Received: {text!r}"
+            f"{nearest(text, [*BUILT_IN, *_folders_beside(folder)])}"
         )
+    else:
+        found = "which is a file" if folder.exists() else "and there is no such folder"
+        raise FileNotFoundError(
+            f"`{name}` must be the folder of a preset. Received: {text!r}, {found}"
+            f"{nearest(text, _folders_beside(folder))}"
+        )
+
+
+def _check_is_no_parent(folder: Path, name: str) -> None:
+    """Point to the presets in a folder that is none itself, such as that of a run."""
+    if not (folder / METADATA_FILE).exists():
+        within = sorted(str(path.parent) for path in folder.glob(f"*/{METADATA_FILE}"))
+        if within:
+            raise FileNotFoundError(
+                f"`{name}` must be the folder of a preset. Received: {str(folder)!r}, which is "
+                f"none and holds {', '.join(within[:4])}{', ...' if len(within) > 4 else ''}"
+            )
+
+
+def _folders_beside(folder: Path) -> list[str]:
+    """The folders that are where one should be, as they would have been written."""
+    try:
+        return [str(path) for path in folder.parent.iterdir() if path.is_dir()]
+    except OSError:
+        return []
 
 
 def _converter(folder: Path) -> Callable[[Path], Path] | None:

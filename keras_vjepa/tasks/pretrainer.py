@@ -17,11 +17,13 @@ One batch is a dictionary (the only contract with `keras_vjepa.data`):
 Indices count tokens by time, then row, then column; -1 marks padding at the end of a row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import keras
 from keras import ops
+from keras.utils import unpack_x_y_sample_weight
 
 from keras_vjepa.arguments import check_flag, check_number, check_whole
 from keras_vjepa.backend import collectives, updates
@@ -38,7 +40,8 @@ from keras_vjepa.tasks.objective import (
     spread_losses,
     without_padding,
 )
-from keras_vjepa.training.batches import opened
+from keras_vjepa.tasks.pretraining_batch import check_batch, is_in_memory, is_stream
+from keras_vjepa.training.batches import FirstSteps, opened
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import LinearSchedule
 from keras_vjepa.types import Batch, Tensor
@@ -225,7 +228,14 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
             + self.context_covariance_weight * covariance_loss
         )
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras'; what is no batch is said without the page that Keras wraps errors in."""
+        check_batch(inputs=args[0] if args else kwargs.get("inputs"))
+        return super().__call__(*args, **kwargs)
+
     def call(self, inputs: Batch) -> Tensor:
+        # Again, for an engine that calls it without the above.
+        check_batch(inputs=inputs)
         loss, variance_loss = self.sample_losses(inputs)
         if self.variance_weight:
             loss = loss + self.variance_weight * variance_loss
@@ -259,20 +269,64 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
         """As `keras.Model.fit`, which also takes batches as `keras_vjepa.data.ClipBatches` makes.
 
         Of those it takes the batches from the optimizer's step on: several epochs, and several
-        calls, continue one stream.
+        calls, continue one stream. As `validation_data` it takes of them the first
+        `validation_steps`, the same after every epoch.
 
         Args:
             x: batches of a function of the step, or anything that Keras takes.
             args: as in Keras.
-            kwargs: as in Keras. `steps_per_epoch` is needed with batches that have no end.
+            kwargs: as in Keras. `steps_per_epoch` and `validation_steps` are needed with batches
+                that have no end.
         """
-        if not hasattr(x, "stream") or not self.compiled:
-            return super().fit(x, *args, **kwargs)
-        if kwargs.get("steps_per_epoch") is None:
-            raise ValueError("`steps_per_epoch` must be given with endless batches. Received: None")
-        with opened(x, int(self.optimizer.iterations)) as source:
-            given = ((batch,) for batch in source)
-            return super().fit(given, *args, **{"shuffle": False, **kwargs})
+        if is_in_memory(x):
+            check_batch(x=x)
+        given, validation = {**kwargs}, kwargs.get("validation_data")
+        with ExitStack() as stack:
+            if is_stream(validation):
+                first = FirstSteps(validation, _steps(given, "validation_steps"))
+                given["validation_data"] = first
+                stack.enter_context(first.raising())
+            elif validation is not None and is_in_memory(validation):
+                check_batch(validation_data=unpack_x_y_sample_weight(validation)[0])
+            if is_stream(x) and self.compiled:
+                _steps(given, "steps_per_epoch")
+                source = stack.enter_context(opened(x, int(self.optimizer.iterations)))
+                x, given = ((batch,) for batch in source), {"shuffle": False, **given}
+            return super().fit(x, *args, **given)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`, of batches as `keras_vjepa.data.ClipBatches` makes too.
+
+        Of those it takes the first, the same in every call. A batch is what the top of this module
+        says; there are no labels.
+
+        Args:
+            x: batches of a function of the step, or anything that Keras takes.
+            args: as in Keras.
+            kwargs: as in Keras. `steps` is needed with batches that have no end.
+        """
+        with _finite(x, kwargs) as source:
+            return super().evaluate(source, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`, the loss of each sample; `x` and `steps` as in `evaluate`."""
+        with _finite(x, kwargs) as source:
+            return super().predict(source, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`."""
+        check_batch(x=x)
+        return super().train_on_batch(x, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.test_on_batch`."""
+        check_batch(x=x)
+        return super().test_on_batch(x, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """As `keras.Model.predict_on_batch`: the loss of each sample."""
+        check_batch(x=x)
+        return super().predict_on_batch(x)
 
     def compile(  # type: ignore[override]
         self, optimizer: Any = None, accumulation_steps: int = 1, **kwargs: Any
@@ -446,6 +500,28 @@ def _check_fit(
             f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "
             f"Received: {predictor.output_dim}"
         )
+
+
+@contextmanager
+def _finite(source: Any, given: Mapping[str, Any]) -> Iterator[Any]:
+    """Lend what Keras can evaluate in place of endless batches, and raise what these raise."""
+    if not is_stream(source):
+        if is_in_memory(source):
+            check_batch(x=source)
+        yield source
+        return
+    first = FirstSteps(source, _steps(given, "steps"))
+    with first.raising():
+        yield first
+
+
+def _steps(given: Mapping[str, Any], name: str) -> int:
+    """How many batches to take of such as have no end."""
+    steps = given.get(name)
+    if steps is None:
+        raise ValueError(f"`{name}` must be given with endless batches. Received: None")
+    check_whole(1, **{name: steps})
+    return int(steps)
 
 
 def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:

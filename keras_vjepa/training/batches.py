@@ -4,6 +4,8 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+import keras
+
 
 class Named(Protocol):
     """A sample, by its file."""
@@ -26,6 +28,9 @@ class Batches(Protocol):
 
     @property
     def error(self) -> Exception | None: ...
+
+    def batch(self, step: int) -> Any:
+        """Make the batch of a step."""
 
     def stream(self, start: int = 0, stop: int | None = None) -> Generator[Any, None, None]:
         """Yield the batches of the steps from `start` to `stop`, or for ever."""
@@ -61,3 +66,41 @@ def opened(batches: Batches, start: int, stop: int | None = None) -> Iterator[An
         # A backend's own thread may still be in it, and will then do so.
         with suppress(ValueError):
             source.close()
+
+
+class FirstSteps(keras.utils.PyDataset):
+    """The batches of the first steps, the same in every pass: what an evaluation looks at.
+
+    Args:
+        batches: the batches.
+        steps: how many of them.
+    """
+
+    def __init__(self, batches: Batches, steps: int) -> None:
+        # Each thread makes a batch; as many wait as training has ahead.
+        workers = getattr(batches, "num_workers", 1)
+        ahead = getattr(batches, "read_ahead", 1)
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=ahead)
+        self.batches = batches
+        self.steps = steps
+        self._error: Exception | None = None
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> tuple[Any]:
+        try:
+            return (self.batches.batch(index),)
+        except Exception as error:
+            self._error = error
+            raise
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Have what the data raised in a block leave it as it was raised, as in `opened`."""
+        try:
+            yield
+        except Exception:
+            if self._error is not None:
+                raise self._error from None
+            raise

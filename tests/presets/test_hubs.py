@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -101,6 +102,7 @@ def test_a_missing_repository_is_one_line(hub):
     with pytest.raises(ValueError, match="^hf://user/nothing cannot be fetched: ") as raised:
         VJEPABackbone.from_preset("hf://user/nothing")
     assert "\n" not in str(raised.value)
+    assert "".join(traceback.format_exception(raised.value)).count("Traceback") == 1
 
 
 def test_a_preset_from_kaggle(backbone, tmp_path, monkeypatch):
@@ -115,5 +117,6 @@ def test_a_preset_from_kaggle(backbone, tmp_path, monkeypatch):
 @pytest.mark.parametrize("scheme,package", [("hf", "huggingface_hub"), ("kaggle", "kagglehub")])
 def test_a_missing_package_is_named(scheme, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=f"needs a package: pip install {package}"):
+    with pytest.raises(ImportError, match=f"needs a package: pip install {package}") as raised:
         VJEPABackbone.from_preset(f"{scheme}://user/a")
+    assert "".join(traceback.format_exception(raised.value)).count("Traceback") == 1

@@ -1,0 +1,66 @@
+"""What a batch of pretraining is, and what is said of anything else (§3.1, §3.2)."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from keras_vjepa.training.batches import Batches
+
+_CONTEXT, _TARGET = "context_indices_", "target_indices_"
+
+
+def check_batch(**given: Any) -> None:
+    """Check that what a pretrainer is given is a batch.
+
+    Args:
+        given: whatever was given, by the name of the argument.
+
+    Raises:
+        ValueError: if it is not; the message says what a batch is, and what makes one.
+
+    Example:
+
+    >>> from keras_vjepa.tasks.pretraining_batch import check_batch
+    >>> check_batch(x={"videos": 0, "context_indices_0": 0, "target_indices_0": 0})
+    """
+    for name, inputs in given.items():
+        received = _what_it_is_instead(inputs)
+        if received is not None:
+            raise ValueError(
+                f"`{name}` must be a batch: a dictionary of `videos` (batch, frames, height, "
+                f"width, channels) and, for each kind of masks i = 0, 1, ..., `{_CONTEXT}i` and "
+                f"`{_TARGET}i` (batch, tokens), as keras_vjepa.data.ClipBatches makes them. "
+                f"Received: {received}"
+            )
+
+
+def is_stream(source: Any) -> TypeGuard[Batches]:
+    """Tell whether batches are a function of the step, as those of `ClipBatches` are."""
+    return hasattr(source, "stream") and hasattr(source, "batch")
+
+
+def is_in_memory(source: Any) -> bool:
+    """Tell whether something can only be the data itself, and nothing that yields batches."""
+    kinds = Mapping | list | tuple | str | os.PathLike
+    return source is None or isinstance(source, kinds) or hasattr(source, "shape")
+
+
+def _what_it_is_instead(inputs: Any) -> str | None:
+    if not isinstance(inputs, Mapping):
+        shape = getattr(inputs, "shape", None)
+        if shape is not None:
+            return f"an array of shape {tuple(shape)}"
+        kind = type(inputs).__name__
+        return f"{kind}, whose `batch(0)` is one" if is_stream(inputs) else f"{kind}"
+    kinds = {
+        str(key)[len(start) :]
+        for key in inputs
+        for start in (_CONTEXT, _TARGET)
+        if str(key).startswith(start)
+    }
+    needed = [f"{start}{kind}" for kind in sorted(kinds | {"0"}) for start in (_CONTEXT, _TARGET)]
+    missing = [key for key in ("videos", *needed) if key not in inputs]
+    if not missing:
+        return None
+    found = ", ".join(f"`{key}`" for key in inputs) or "nothing"
+    return f"a dictionary of {found}, without {' and '.join(f'`{key}`' for key in missing)}"
