@@ -281,6 +281,31 @@ def _is_taken(path: Path) -> bool:
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
+def copy(source: PathLike, unfinished: Path) -> None:
+    """Have a file, a link or a folder with all that is in it at a second place.
+
+    Files are not copied but get a second name, where the disk can do that.
+
+    Args:
+        source: what there is.
+        unfinished: its second place, in a folder that is lent.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if os.path.isdir(source) and not os.path.islink(source):
+        shutil.copytree(source, unfinished, symlinks=True, copy_function=_second_name)
+    else:
+        _second_name(source, unfinished)
+
+
+def _second_name(source: PathLike, path: PathLike) -> None:
+    try:
+        os.link(source, path, follow_symlinks=False)
+    except OSError:  # not on every disk
+        shutil.copy2(source, path, follow_symlinks=False)
+
+
 # --- The folders in between ----------------------------------------------------------------------
 
 

@@ -29,18 +29,11 @@ from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
 from keras_vjepa.data.transforms.views import center_view, three_views
 from keras_vjepa.named_errors import named
-from keras_vjepa.presets.preset import (
-    CONFIG_FILE,
-    PresetName,
-    PresetNames,
-    find_preset,
-    read_config,
-)
+from keras_vjepa.presets.preprocessing import described_preprocessor
+from keras_vjepa.presets.preset import PREPROCESSOR_FILE, PresetName, PresetNames, find_preset
 
 Frames = NDArray[np.uint8]
 Videos = NDArray[np.float32]
-
-PREPROCESSOR_FILE = "preprocessor.json"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -314,11 +307,7 @@ class VJEPAVideoPreprocessor:
             ValueError: if `preset` or `overrides` do not exist.
         """
         folder = find_preset(preset, load_weights=False)
-        own = files.kind_of(folder / PREPROCESSOR_FILE) is not None
-        described_in = PREPROCESSOR_FILE if own else CONFIG_FILE
-        arguments = read_config(folder, described_in, cls.__name__)["config"]
-        if not own:
-            arguments = {n: arguments[n] for n in ("image_size", "num_frames") if n in arguments}
+        described_in, arguments = described_preprocessor(folder, cls.__name__)
         unknown = set(overrides) - set(cls().get_config())
         if unknown:
             raise ValueError(

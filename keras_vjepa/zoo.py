@@ -25,10 +25,10 @@ from keras_vjepa import files
 from keras_vjepa.conversion import CheckpointError, convert, convert_classifier
 from keras_vjepa.models.backbone import SIZES, VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
-from keras_vjepa.preprocessor import PREPROCESSOR_FILE, VJEPAVideoPreprocessor
+from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 from keras_vjepa.presets.downloads import RemoteFile, downloaded
 from keras_vjepa.presets.integrity import METADATA_FILE, damage
-from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS
+from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS, PREPROCESSOR_FILE
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 

@@ -80,7 +80,13 @@ class ProbeSettings:
     classifier: Part = Part(
         VJEPAVideoClassifier,
         # The evaluation is one of a frozen encoder.
-        supplied=("backbone", "num_classes", "trainable_backbone"),
+        supplied=(
+            "backbone",
+            "num_classes",
+            "trainable_backbone",
+            "class_names",
+            "preprocessor",
+        ),
         derived={"num_heads": "the encoder's"},
     )
     clip: Part = Part(

@@ -25,13 +25,14 @@ from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
+from keras_vjepa.models.backbone_preset import BackbonePreset
 from keras_vjepa.models.dimensions import (
     POSITION_EMBEDDINGS,
     encoder_weights,
     height_and_width,
 )
 from keras_vjepa.models.pixels import PixelModel
-from keras_vjepa.presets.preset import WEIGHTS_FILE, Preset
+from keras_vjepa.presets.preset import WEIGHTS_FILE
 from keras_vjepa.types import Tensor
 
 Size = int | tuple[int, int]
@@ -69,7 +70,7 @@ POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPABackbone(Preset, PixelModel, Rematerializable):
+class VJEPABackbone(BackbonePreset, PixelModel, Rematerializable):
     """Encode video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
 
     Args:

@@ -16,6 +16,7 @@ The grammar and the layout are keras-hub's:
 The backbone of a pretrainer's preset is its target encoder, the one that is evaluated (App. D.1).
 """
 
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from typing import Any, Protocol, Self
 import keras
 
 from keras_vjepa import files
+from keras_vjepa.arguments import shown
 from keras_vjepa.backend import engine
 from keras_vjepa.configuration import nearest
 from keras_vjepa.json_files import JsonFileError, read_json_object
@@ -39,6 +41,14 @@ from keras_vjepa.presets.downloads import is_address, preset_from_hub
 from keras_vjepa.presets.integrity import METADATA_FILE, WRITTEN, describe_files
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
+PREPROCESSOR_FILE = "preprocessor.json"
+
+# Whatever kind of model was saved: the next one leaves none of them behind.
+_MODEL_FILES = {
+    METADATA_FILE,
+    *(f"{name}.json" for name in ("config", "pretrainer", "predictor", "task")),
+    *(f"{name}.weights.h5" for name in ("model", "encoder", "predictor", "teacher", "task")),
+}
 
 _REMEDY = "Copy the preset again, or have it made anew."
 
@@ -143,6 +153,13 @@ def check_preset(preset: PresetName, name: str = "preset") -> None:
     folder = Path(text).expanduser()
     if folder.is_dir():
         _check_is_no_parent(folder, name)
+    elif folder.is_file():
+        remedy = f"a preset is made of a checkpoint by: keras-vjepa convert {text} FOLDER"
+        if folder.suffix == ".keras":
+            remedy = "it is loaded by keras.models.load_model"
+        raise FileNotFoundError(
+            f"`{name}` must be the folder of a preset. Received: {text!r}, which is a file; {remedy}"
+        )
     elif isinstance(preset, str) and len(folder.parts) == 1 and not text.startswith("."):
         raise ValueError(
             f"`{name}` must be a folder, hf://user/repo, kaggle://user/model/framework/variation "
@@ -150,7 +167,7 @@ def check_preset(preset: PresetName, name: str = "preset") -> None:
             f"{nearest(text, [*BUILT_IN, *_folders_beside(folder)])}"
         )
     else:
-        found = "which is a file" if folder.exists() else "and there is no such folder"
+        found = "which is no folder" if folder.exists() else "and there is no such folder"
         raise FileNotFoundError(
             f"`{name}` must be the folder of a preset. Received: {text!r}, {found}"
             f"{nearest(text, _folders_beside(folder))}"
@@ -209,20 +226,20 @@ class Preset:
     def save_to_preset(self, folder: PresetName) -> None:
         """Write this model as a preset folder; a folder of that name must not exist, or be empty.
 
-        The folder appears complete or not at all. A preset that is there is replaced whole, its
-        preprocessor too: save that after the model.
+        The folder appears complete or not at all. Of a preset that is there, the files of its model
+        are replaced; others stay, and so does its preprocessor, unless the model has one.
 
         Raises:
             FileExistsError: if the folder holds something else than a preset.
             OSError: if it cannot be written.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / METADATA_FILE).exists():
-            raise FileExistsError(
-                f"`folder` must not exist, be empty or be a preset. Received: {folder}"
-            )
+        others = _others_in(folder)
         with files.unfinished_folder(folder, existing="replace") as unfinished:
             self._write_preset(unfinished)
+            for path in others:
+                if not (unfinished / path.name).exists():
+                    files.copy(path, unfinished / path.name)
 
     def _write_preset(self, unfinished: Path) -> None:
         contents = self.preset_files()
@@ -272,6 +289,17 @@ class Preset:
         return model
 
 
+def _others_in(folder: Path) -> list[Path]:
+    """What lies in a folder and is no file of a model; refuses one that is no preset."""
+    found = sorted(folder.iterdir()) if folder.exists() else []
+    names = {path.name for path in found}
+    if names - {PREPROCESSOR_FILE} and METADATA_FILE not in names:
+        raise FileExistsError(
+            f"`folder` must not exist, be empty or be a preset. Received: {folder}"
+        )
+    return [path for path in found if path.name not in _MODEL_FILES]
+
+
 def load_backbone(
     preset: PresetName,
     load_weights: bool = True,
@@ -310,6 +338,11 @@ def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
     except JsonFileError as error:
         raise ValueError(f"{path} is damaged: {error}. {_REMEDY}") from error
     if not isinstance(config.get("config"), dict):
+        if isinstance(config.get("model_type"), str):
+            raise ValueError(
+                f"{path} describes another package's model, {shown(config['model_type'])}. Of "
+                f"those, these can be read: {', '.join(CONVERTERS)}"
+            )
         raise ValueError(f"{path} is damaged: it describes no {class_name}. {_REMEDY}")
     return config
 
@@ -353,8 +386,10 @@ def _read_model(
 ) -> Any:
     config = read_config(folder, name, cls.__name__)
     with named(folder / name):
-        described_class(config, cls)
-    unknown = set(overrides) - set(config["config"])
+        found = described_class(config, cls)
+    # What the constructor has learned since the preset was written may be given too.
+    known = {*config["config"], *(inspect.signature(found).parameters if found else ())}
+    unknown = set(overrides) - known
     if unknown:
         raise ValueError(
             f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
@@ -376,4 +411,6 @@ def _described(model: Any) -> dict[str, Any]:
     if "trainable" in config["config"]:
         # Frozen where it comes from (a target encoder, a classifier's backbone), not for ever.
         config["config"]["trainable"] = True
+    # A file of its own.
+    config["config"].pop("preprocessor", None)
     return config

@@ -10,7 +10,7 @@ showing the same frames; clips follow each other in time.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -20,55 +20,34 @@ from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_who
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
-from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.claims import weights_asked_for
-from keras_vjepa.presets.preset import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    Preset,
-    PresetName,
-    check_claims,
-    find_preset,
-    load_backbone,
-    read_config,
-)
-from keras_vjepa.tasks.class_labels import check_class_labels
+from keras_vjepa.presets.preprocessing import Preprocessor
+from keras_vjepa.tasks.classification import Classification, check_classes, check_preprocessor
+from keras_vjepa.tasks.classifier_preset import PROBE_ARGUMENTS, PROBE_FILE, ClassifierPreset
 from keras_vjepa.tasks.probe import MOST_CLASSES, VJEPAProbe
 from keras_vjepa.types import Tensor
 
-# Constructor arguments that determine the shapes of the probe's weights, or what they mean.
-PROBE_ARGUMENTS = (
-    "num_classes",
-    "pooling",
-    "num_heads",
-    "head_dim",
-    "num_layers",
-    "mlp_ratio",
-    "layer_norm_epsilon",
-    "self_attention",
-)
-
-_PROBE_FILE = "task.weights.h5"
 # The position of each frame of a video of an hour, at the greatest width.
 _MOST_TABLE = 2**28
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
+class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 
-    Compile it with a loss on logits and metrics, and call `fit`. All clips and views pass the
-    backbone as one batch. The tokens of all clips of a view then pass the probe together, which
-    gives one prediction a view; without `attend_across_clips`, every clip of every view gives one.
-    Several predictions are combined as the mean of their softmax; in training the loss is the mean
-    of their losses.
+    Call `fit`, and then `classify` with files. It is compiled with a loss on logits, `AdamW` and
+    accuracy, unless `compile` is called anew. All clips and views pass the backbone as one
+    batch. The tokens of all clips of a view then pass the probe together, which gives one
+    prediction a view; without `attend_across_clips`, every clip of every view gives one. Several
+    predictions are combined as the mean of their softmax; in training the loss is the mean of their
+    losses.
 
     Args:
         backbone: any Keras model that returns `(batch, tokens, dim)`; see
             `keras_vjepa.models.adapters`. It gets the value of `trainable_backbone` as its
             `trainable`. One that takes single images, as a `VJEPABackbone` of one frame, is applied
             to every frame, and the tokens of all frames of a clip are concatenated.
-        num_classes: width of the logits.
+        num_classes: width of the logits; may be left out with `class_names`.
         num_clips: clips of a video.
         num_views: spatial views of a clip in evaluation. Videos of one view are always taken, so
             that training can see one and validation all.
@@ -84,6 +63,9 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
             tokens of a tubelet that begins at frame n of the source video. Off in the reference's
             runs.
         trainable_backbone: True to fine-tune the backbone as well.
+        class_names: names of the classes in the order of their numbers, which `classify` tells.
+        preprocessor: a `VJEPAVideoPreprocessor` with as many clips and views, through which
+            `classify` takes files; saved and loaded with the model. `from_preset` finds it.
 
     Call arguments:
         inputs: float videos, normalised, `(batch, frames, height, width, channels)` for one clip;
@@ -112,14 +94,13 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
     (1, 7)
     """
 
-    config_file = "task.json"
     # Keras builds the metrics, and the optimizer, from the first batch.
     built_when_compiled = False
 
     def __init__(
         self,
         backbone: keras.Model,
-        num_classes: int,
+        num_classes: int | None = None,
         num_clips: int = 1,
         num_views: int = 1,
         pooling: str = "attentive",
@@ -132,15 +113,18 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
         attend_across_clips: bool = True,
         max_frames: int | None = None,
         trainable_backbone: bool = False,
+        class_names: Sequence[str] | None = None,
+        preprocessor: Preprocessor | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_predictions(num_clips, num_views, attend_across_clips, max_frames)
         check_flag(trainable_backbone=trainable_backbone)
+        check_preprocessor(preprocessor, num_clips, num_views)
         encoder = as_token_encoder(backbone)
-        if max_frames is not None and encoder.tubelet_size is None:
-            raise ValueError("`max_frames` must be None for a backbone without a `tubelet_size`.")
-        self.num_classes = num_classes
+        _check_table(max_frames, encoder)
+        self.num_classes, self.class_names = check_classes(num_classes, class_names)
+        self.preprocessor = preprocessor
         self.num_clips = num_clips
         self.num_views = num_views
         self.pooling = pooling
@@ -159,7 +143,7 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
         backbone.trainable = not trainable_backbone
         backbone.trainable = trainable_backbone
         self.probe = VJEPAProbe(
-            num_classes,
+            self.num_classes,
             encoder.num_heads if num_heads is None else num_heads,
             num_layers,
             pooling,
@@ -172,11 +156,11 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
         )
         # Built here, so that presets and optimizers find the weights.
         self.build()
+        self.compile()
 
     def build(self, input_shape: Any = None) -> None:
         dim = self.token_encoder().hidden_dim
         self.probe.build((None, None, dim))
-        _check_table(self.max_frames, dim)
         if self.max_frames is not None:
             self.frame_table = self.add_weight(
                 shape=(self.max_frames, dim),
@@ -294,10 +278,6 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
         logits = ops.reshape(logits, (-1, predictions, self.num_classes))
         return logits if training else combine_predictions(logits)
 
-    def check_labels(self, y: Any, num_videos: int | None = None) -> None:
-        """Check that labels are those of classes; see `check_class_labels`."""
-        check_class_labels(y, self.num_classes, getattr(self, "loss", None), num_videos)
-
     # --- Several predictions in training ---------------------------------------------------------
 
     def compute_loss(
@@ -327,63 +307,11 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
 
     # --- Configuration ---------------------------------------------------------------------------
 
-    def preset_files(self) -> dict[str, Any]:
-        return {
-            CONFIG_FILE: self.backbone,
-            WEIGHTS_FILE: self.backbone,
-            self.config_file: self,
-            _PROBE_FILE: self.probe,
-        }
-
-    @classmethod
-    def from_preset(
-        cls,
-        preset: PresetName,
-        load_weights: bool = True,
-        trust_on_first_use: bool = False,
-        **overrides: Any,
-    ) -> Self:
-        """Restore a classifier from its preset, or begin one from a backbone's or pretrainer's.
-
-        Args:
-            preset, load_weights, trust_on_first_use: as in `Preset.from_preset`. From a backbone's
-                or pretrainer's preset, the probe is fresh.
-            overrides: constructor arguments. `num_classes` is needed where the preset holds no
-                classifier. `dtype` is the backbone's as well.
-
-        Raises:
-            FileNotFoundError: if the folder is no preset.
-            ValueError: without `num_classes` for a preset that holds no classifier, and for
-                overrides that the probe's weights do not fit.
-        """
-        folder = find_preset(preset, load_weights, trust_on_first_use)
-        precision = {name: overrides[name] for name in ("dtype",) if name in overrides}
-        if not (folder / cls.config_file).is_file():
-            backbone = load_backbone(folder, load_weights, **precision)
-            if "num_classes" not in overrides:
-                raise ValueError(
-                    f"`num_classes` must be given for a preset that holds no {cls.config_file}. "
-                    f"Received: {folder}"
-                )
-            return cls(backbone, **overrides)
-        if load_weights:
-            # The backbone is made of its own file, the probe of what the other says of both.
-            check_claims(folder, CONFIG_FILE, keras.Model, precision)
-            check_claims(folder, cls.config_file, cls, overrides)
-        stored = read_config(folder, cls.config_file, cls.__name__)["config"]
-        for name in PROBE_ARGUMENTS:
-            if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
-                raise ValueError(
-                    f"`{name}` must be {stored.get(name)!r}, as the probe of {folder}, or pass its "
-                    f"backbone to {cls.__name__} for a fresh one. Received: {overrides[name]!r}"
-                )
-        overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
-        return super().from_preset(folder, load_weights, **overrides)
-
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
         """As `VJEPABackbone.weights_asked_for`, for backbone and probe."""
         own = arguments_of(cls, config)
+        own["num_classes"], _ = check_classes(own["num_classes"], own["class_names"])
         backbone, asked_for = own["backbone"], {}
         if isinstance(backbone, keras.Model):
             encoder = as_token_encoder(backbone)
@@ -394,7 +322,7 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
         if isinstance(dim, int):
             probe = {name: own[name] for name in PROBE_ARGUMENTS}
             probe["num_heads"] = heads if own["num_heads"] is None else own["num_heads"]
-            asked_for[_PROBE_FILE] = VJEPAProbe.number_of_weights(dim, **probe)
+            asked_for[PROBE_FILE] = VJEPAProbe.number_of_weights(dim, **probe)
         return asked_for
 
     def get_config(self) -> dict[str, Any]:
@@ -414,24 +342,32 @@ class VJEPAVideoClassifier(Preset, PixelModel, TrainableModel):
             "attend_across_clips": self.attend_across_clips,
             "max_frames": self.max_frames,
             "trainable_backbone": self.trainable_backbone,
+            "class_names": self.class_names,
+            "preprocessor": self.preprocessor
+            and keras.saving.serialize_keras_object(self.preprocessor),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        backbone = config["backbone"]
-        if isinstance(backbone, dict):
-            backbone = keras.saving.deserialize_keras_object(
-                backbone, custom_objects=custom_objects
-            )
-        return cls(**{**config, "backbone": backbone})
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            for name in ("backbone", "preprocessor")
+            # Configs of before there were preprocessors in them do not name one.
+            if isinstance(config.get(name), dict)
+        }
+        return cls(**{**config, **parts})
 
 
-def _check_table(max_frames: int | None, dim: int) -> None:
-    """Check the size of the one array that no file holds."""
-    if max_frames is not None and max_frames * dim > _MOST_TABLE:
+def _check_table(max_frames: int | None, encoder: TokenEncoder) -> None:
+    """Check that tokens have frames, and the size of the one array that no file holds."""
+    if max_frames is None:
+        return
+    if encoder.tubelet_size is None:
+        raise ValueError("`max_frames` must be None for a backbone without a `tubelet_size`.")
+    if max_frames * encoder.hidden_dim > _MOST_TABLE:
         raise ValueError(
             f"`max_frames` must give a table of at most {_MOST_TABLE:,} numbers. "
-            f"Received: {max_frames} of {dim}"
+            f"Received: {max_frames} of {encoder.hidden_dim}"
         )
 
 

@@ -294,8 +294,8 @@ def test_a_classifier_preset_restores_the_whole(tmp_path):
     assert half.backbone.compute_dtype == half.probe.compute_dtype == "bfloat16"
     fresh = VJEPAVideoClassifier.from_preset(tmp_path / "preset", load_weights=False, num_classes=2)
     assert fresh.probe.num_classes == 2
-    with pytest.raises(ValueError, match="`num_classes` must be 5, as the probe of .*Received: 2"):
-        VJEPAVideoClassifier.from_preset(tmp_path / "preset", num_classes=2)
+    with pytest.raises(ValueError, match="`mlp_ratio` must be 2.0, as the probe of .*Received: 3"):
+        VJEPAVideoClassifier.from_preset(tmp_path / "preset", mlp_ratio=3)
 
 
 @pytest.mark.parametrize("kind", ["backbone", "pretrainer"])

@@ -1,0 +1,120 @@
+"""Presets of backbones, also for clips of another size than theirs (§3.3, App. C).
+
+Departure from the authors' code, which stretches the table of positions each time a clip of another
+size is encoded: here it is done once, and the backbone is then one of that size.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from keras import ops
+
+from keras_vjepa.arguments import shown
+from keras_vjepa.layers.positions import resample_position_table
+from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.presets.preset import CONFIG_FILE, Preset, PresetName, find_preset, read_config
+
+_LOG = logging.getLogger(__name__)
+
+# Arguments that say what shape the weights have, or what they mean.
+_OF_WEIGHTS = (
+    "patch_size",
+    "tubelet_size",
+    "hidden_dim",
+    "num_layers",
+    "num_heads",
+    "mlp_ratio",
+    "num_channels",
+    "position_embedding",
+)
+
+
+class BackbonePreset(Preset):
+    """Adds `from_preset` and `save_to_preset` to a backbone, whose size may be changed."""
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: PresetName,
+        load_weights: bool = True,
+        trust_on_first_use: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Restore a backbone from a preset of any kind.
+
+        Args:
+            preset, load_weights, trust_on_first_use: as in `Preset.from_preset`.
+            overrides: constructor arguments to change. With another `image_size` or `num_frames`
+                the table of positions is stretched to that size, once, which the log says; with
+                `position_mode="fresh"` it is made anew, and rotary positions need neither.
+
+        Raises:
+            FileNotFoundError: if the folder is no preset.
+            ValueError: for overrides that do not exist, or that the weights do not fit.
+        """
+        if not load_weights or not overrides:
+            return super().from_preset(preset, load_weights, trust_on_first_use, **overrides)
+        folder = find_preset(preset, load_weights, trust_on_first_use)
+        stored = read_config(folder, CONFIG_FILE, cls.__name__)["config"]
+        _check_fit(folder, stored, overrides)
+        sizes: dict[str, Any] = {
+            name: overrides.pop(name) for name in ("image_size", "num_frames") if name in overrides
+        }
+        model = super().from_preset(folder, **overrides)
+        return resized(model, sizes, f"Positions of {folder}") if sizes else model
+
+
+def _check_fit(folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    for name in _OF_WEIGHTS:
+        if name in overrides and overrides[name] != stored.get(name):
+            raise ValueError(
+                f"`{name}` must be {stored.get(name)!r} for the weights of {folder / CONFIG_FILE}; "
+                f"pass `load_weights=False` for fresh ones. Received: {shown(overrides[name])}"
+            )
+    num_frames = overrides.get("num_frames", stored.get("num_frames"))
+    if (num_frames == 1) != (stored.get("num_frames") == 1):
+        wanted = "more than 1" if num_frames == 1 else "1"
+        kind = "clips" if num_frames == 1 else "single images"
+        raise ValueError(
+            f"`num_frames` must be {wanted} for the weights of {folder}, which are of {kind}. "
+            f"Received: {shown(num_frames)}"
+        )
+
+
+def resized(backbone: Any, sizes: Mapping[str, Any], subject: str) -> Any:
+    """Make a backbone of another size with the weights of one that has been trained.
+
+    Args:
+        backbone: the trained one.
+        sizes: `image_size`, `num_frames` or both.
+        subject: of the line in the log, if there is a table to stretch.
+
+    Returns:
+        The new one; `backbone` itself if it has that size.
+
+    Raises:
+        ValueError: as the constructor.
+    """
+    config = backbone.get_config()
+    new = type(backbone).from_config({**config, **sizes})
+    if new.video_shape == backbone.video_shape:
+        return backbone
+    weights = backbone.get_weights()
+    if backbone.position_embedding == "sincos":
+        place = [variable is backbone.position_table for variable in backbone.weights].index(True)
+        weights[place] = new.get_weights()[place]
+        verb = "were made anew"
+        if backbone.position_mode == "resample":
+            table = ops.convert_to_tensor(backbone.position_table)
+            stretched = resample_position_table(table, backbone.position_axes, new.position_axes)
+            weights[place] = ops.convert_to_numpy(stretched)
+            verb = "were stretched"
+        was, now = (
+            "{} x {} x {}".format(one.num_frames, *height_and_width(one.image_size))
+            for one in (backbone, new)
+        )
+        _LOG.warning("%s %s from %s to %s", subject, verb, was, now)
+    new.set_weights(weights)
+    return new

@@ -1,0 +1,90 @@
+"""The preprocessor that a preset holds beside a model (App. D.1).
+
+What reads files stands above the models and is not known here: a preset's is made by the name that
+it is registered under, as its models are.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+
+from keras_vjepa import files
+from keras_vjepa.arguments import arguments_of
+from keras_vjepa.named_errors import named
+from keras_vjepa.presets.preset import CONFIG_FILE, PREPROCESSOR_FILE, read_config
+from keras_vjepa.types import Tensor
+
+_REGISTERED = "keras_vjepa>VJEPAVideoPreprocessor"
+# Of a preset without a preprocessor, what the backbone's arguments say of one.
+_SIZES = ("image_size", "num_frames")
+
+
+class Preprocessor(Protocol):
+    """Makes what a classifier takes of what a user has; see `VJEPAVideoPreprocessor`.
+
+    Attributes:
+        num_clips: clips of a video.
+        num_views: views of a clip.
+    """
+
+    num_clips: int
+    num_views: int
+
+    def sources(self, inputs: Any) -> list[Any]:
+        """List the videos and images in `inputs`."""
+
+    def is_one(self, inputs: Any) -> bool:
+        """Whether `inputs` are one video or image, no list."""
+
+    def batch(self, sources: Sequence[Any]) -> Tensor:
+        """Read and transform some of the sources."""
+
+
+def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str, Any]]:
+    """Read what a preset says of its preprocessor.
+
+    Args:
+        folder: of the preset.
+        class_name: of the preprocessor, for messages.
+
+    Returns:
+        Name of the file that says it, and the arguments; of a preset without a preprocessor,
+        those of its backbone that are sizes.
+
+    Raises:
+        FileNotFoundError: if the folder is no preset.
+        ValueError: if the file is damaged.
+    """
+    if files.kind_of(folder / PREPROCESSOR_FILE) is not None:
+        return PREPROCESSOR_FILE, read_config(folder, PREPROCESSOR_FILE, class_name)["config"]
+    config = read_config(folder, CONFIG_FILE, class_name)["config"]
+    return CONFIG_FILE, {name: config[name] for name in _SIZES if name in config}
+
+
+def preset_preprocessor(folder: Path, **changes: Any) -> Preprocessor | None:
+    """Make the preprocessor of a preset.
+
+    Args:
+        folder: of the preset.
+        changes: arguments to change.
+
+    Returns:
+        The preprocessor; None if the preset says too little of one, or `changes` are such as it
+        cannot make.
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
+    found = keras.saving.get_registered_object(_REGISTERED)
+    described_in, arguments = described_preprocessor(folder, _REGISTERED.split(">")[1])
+    if found is None or (described_in == CONFIG_FILE and len(arguments) < len(_SIZES)):
+        return None
+    with named(folder / described_in):
+        arguments = arguments_of(found, arguments)
+        found(**arguments)
+    try:
+        return found(**{**arguments, **changes})
+    except ValueError:  # a number of views that is made in another way
+        return None

@@ -1,0 +1,208 @@
+"""What a classifier knows of its classes, and the way to them from a file (§4.3, App. D.1).
+
+Departure from the authors' evaluations: the step length of a probe that is trained without further
+arguments is one of Table 10, and does not follow a schedule.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vjepa.arguments import check_whole, shown
+from keras_vjepa.models.pixels import PixelModel
+from keras_vjepa.presets.preprocessing import Preprocessor
+from keras_vjepa.tasks.class_labels import check_class_labels
+from keras_vjepa.training.optimizer import AdamW
+
+# Of a probe on a frozen backbone, and of both.
+_LEARNING_RATE, _FINE_TUNING_RATE = 1e-3, 1e-4
+
+_OPTIMIZER_BUILT = "optimizer_built"
+
+Prediction = list[tuple[str | int, float]]
+
+
+def check_classes(
+    num_classes: int | None, class_names: Sequence[str] | None
+) -> tuple[int, list[str] | None]:
+    """Check the classes of a classifier, of which the number or the names may be left out.
+
+    Args:
+        num_classes: how many there are; None for as many as names.
+        class_names: names in the order of their numbers, or None.
+
+    Returns:
+        The number, and the names.
+
+    Raises:
+        ValueError: if both are missing or do not fit, and for names that are none or occur twice.
+
+    Example:
+
+    >>> from keras_vjepa.tasks.classification import check_classes
+    >>> check_classes(None, ("cat", "dog"))
+    (2, ['cat', 'dog'])
+    """
+    if class_names is None:
+        if num_classes is None:
+            raise ValueError("`num_classes` or `class_names` must be given. Received: neither")
+        return num_classes, None
+    names = [] if isinstance(class_names, str) else list(class_names)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"`class_names` must be a list of names. Received: {shown(class_names)}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"`class_names` must differ. Received twice: {twice[0]!r}")
+    if num_classes is not None and num_classes != len(names):
+        raise ValueError(
+            f"`class_names` must hold `num_classes`={num_classes} names. Received: {len(names)}"
+        )
+    return len(names), names
+
+
+def check_preprocessor(preprocessor: Any, num_clips: int, num_views: int) -> None:
+    """Check that a preprocessor makes as many clips and views as a classifier takes.
+
+    Raises:
+        ValueError: if it does not, or is none.
+    """
+    if preprocessor is None:
+        return
+    for name, wanted in (("num_clips", num_clips), ("num_views", num_views)):
+        found = getattr(preprocessor, name, None)
+        if found is None:
+            raise ValueError(
+                "`preprocessor` must be a VJEPAVideoPreprocessor or None. "
+                f"Received: {shown(preprocessor)}"
+            )
+        if found != wanted and (name, found) != ("num_views", 1):
+            raise ValueError(
+                f"`preprocessor` must have `{name}`={wanted} as the classifier. Received: {found}"
+            )
+
+
+class Classification(PixelModel):
+    """Adds to a classifier its names, the way to them from a file, and training by default.
+
+    A mixin for a model with the attributes below that returns logits.
+
+    Attributes:
+        num_classes: width of the logits.
+        class_names: names in the order of their numbers, or None.
+        preprocessor: what makes the model's input of files, or None.
+        max_frames: None for a model that takes pixels alone.
+    """
+
+    num_classes: int
+    class_names: list[str] | None
+    preprocessor: Preprocessor | None
+    max_frames: int | None
+
+    def classify(self, inputs: Any, top: int = 5, batch_size: int = 4) -> Any:
+        """Name the likeliest classes of videos and images.
+
+        Args:
+            inputs: what the `preprocessor` takes: a path, an array, PIL images, a tensor, or a list
+                of any of these. It makes the clips and views that the classifier combines.
+            top: number of classes.
+            batch_size: videos that are read and passed through the model at a time.
+
+        Returns:
+            A list of `(name, probability)`, the likeliest first; for a list of videos one such list
+            each. Without `class_names`, numbers stand in place of names.
+
+        Raises:
+            ValueError: without a preprocessor, for a model that needs `frame_indices`, and for
+                inputs that the preprocessor does not take.
+
+        Example:
+
+        >>> import numpy as np
+        >>> from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, VJEPAVideoPreprocessor
+        >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+        >>> classifier = VJEPAVideoClassifier(
+        ...     backbone, class_names=["a", "b"], preprocessor=VJEPAVideoPreprocessor(32, 4)
+        ... )
+        >>> names = classifier.classify(np.zeros((10, 48, 64, 3), "uint8"))
+        >>> sorted(name for name, probability in names)
+        ['a', 'b']
+        """
+        check_whole(1, top=top, batch_size=batch_size)
+        if self.preprocessor is None:
+            raise ValueError(
+                "`preprocessor` must be set to classify files: pass it to the constructor, or "
+                "`model.preprocessor = keras_vjepa.VJEPAVideoPreprocessor(...)`. Received: None"
+            )
+        if self.max_frames is not None:
+            raise ValueError(
+                "`max_frames` must be None to classify files: a preprocessor gives no "
+                f"`frame_indices`. Received: {self.max_frames}"
+            )
+        sources = self.preprocessor.sources(inputs)
+        predictions: list[Prediction] = []
+        for start in range(0, len(sources), batch_size):
+            clips = np.asarray(self.preprocessor.batch(sources[start : start + batch_size]))
+            missing = batch_size - len(clips) if start else 0
+            # As many as before: another number would be compiled anew.
+            filled = np.concatenate([clips, np.repeat(clips[-1:], missing, axis=0)])
+            logits = self.predict(filled, batch_size=len(filled), verbose=0)
+            probabilities = ops.convert_to_numpy(ops.softmax(np.asarray(logits, "float32")))
+            predictions += [self._named(row, top) for row in probabilities[: len(clips)]]
+        return predictions[0] if self.preprocessor.is_one(inputs) else predictions
+
+    def _named(self, probabilities: np.ndarray, top: int) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")[:top].tolist()
+        names = self.class_names or range(self.num_classes)
+        return [(names[number], float(probabilities[number])) for number in order]
+
+    def check_labels(self, y: Any, num_videos: int | None = None) -> None:
+        """Check that labels are those of classes; see `check_class_labels`."""
+        check_class_labels(y, self.num_classes, getattr(self, "loss", None), num_videos)
+
+    # --- Training by default ---------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        loss_weights: Any = None,
+        metrics: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.compile`, with what a classifier needs where nothing is given.
+
+        The constructor has called it without arguments.
+
+        Args:
+            optimizer: default: `AdamW`, of step length 1e-3, or 1e-4 where the backbone is trained.
+            loss: default: cross-entropy of the logits with class numbers.
+            loss_weights: as in Keras.
+            metrics: default: the accuracy, where the loss is the default one too; else none.
+            kwargs: as in Keras.
+        """
+        if isinstance(metrics, str) and metrics == "auto":
+            metrics = ["accuracy"] if isinstance(loss, str) and loss == "auto" else None
+        # None would leave those of the last call.
+        metrics = [] if metrics is None else metrics
+        if isinstance(optimizer, str) and optimizer == "auto":
+            trains_backbone = bool(self.backbone.trainable_variables)
+            optimizer = AdamW(_FINE_TUNING_RATE if trains_backbone else _LEARNING_RATE)
+        if isinstance(loss, str) and loss == "auto":
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        super().compile(optimizer, loss, loss_weights, metrics, **kwargs)
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """As Keras', with whether the optimizer has variables, which one of no step has not."""
+        config = super().get_compile_config()
+        return config and {**config, _OPTIMIZER_BUILT: self.optimizer.built}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as a saved model was, with the variables of its optimizer."""
+        arguments = dict(keras.saving.deserialize_keras_object(config))
+        is_built = arguments.pop(_OPTIMIZER_BUILT, True)
+        self.compile(**arguments)
+        if is_built:
+            self.optimizer.build(self.trainable_variables)

@@ -1,0 +1,187 @@
+"""Presets of classifiers, and classifiers from presets of other models or classes (App. D.1)."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import keras
+
+from keras_vjepa.arguments import arguments_of
+from keras_vjepa.presets.preprocessing import Preprocessor, preset_preprocessor
+from keras_vjepa.presets.preset import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    WEIGHTS_FILE,
+    Preset,
+    PresetName,
+    check_claims,
+    find_preset,
+    load_backbone,
+    read_config,
+)
+
+# Constructor arguments that determine the shapes of the probe's weights, or what they mean.
+PROBE_ARGUMENTS = (
+    "num_classes",
+    "pooling",
+    "num_heads",
+    "head_dim",
+    "num_layers",
+    "mlp_ratio",
+    "layer_norm_epsilon",
+    "self_attention",
+)
+
+PROBE_FILE = "task.weights.h5"
+_LOG = logging.getLogger(__name__)
+
+
+class ClassifierPreset(Preset):
+    """Adds `from_preset` and `save_to_preset` to a classifier of backbone, probe and preprocessor.
+
+    Attributes:
+        backbone: of the classifier.
+        probe: of the classifier.
+        preprocessor: of the classifier, or None.
+        num_classes: of the probe.
+    """
+
+    config_file = "task.json"
+
+    backbone: keras.Model
+    probe: keras.Model
+    preprocessor: Preprocessor | None
+    num_classes: int
+
+    def preset_files(self) -> dict[str, Any]:
+        files = {
+            CONFIG_FILE: self.backbone,
+            WEIGHTS_FILE: self.backbone,
+            self.config_file: self,
+            PROBE_FILE: self.probe,
+        }
+        if self.preprocessor is not None:
+            files[PREPROCESSOR_FILE] = self.preprocessor
+        return files
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: PresetName,
+        load_weights: bool = True,
+        trust_on_first_use: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """Restore a classifier from its preset, or begin one from a backbone's or pretrainer's.
+
+        The preprocessor of the preset comes with it, set to its clips and views.
+
+        Args:
+            preset, load_weights, trust_on_first_use: as in `Preset.from_preset`. From a backbone's
+                or pretrainer's preset, the probe is fresh.
+            overrides: constructor arguments. `num_classes` or `class_names` is needed where the
+                preset holds no classifier; where it holds one for other classes, its probe is left
+                out, which the log says, and a fresh one takes its place. `dtype` is the backbone's
+                as well.
+
+        Raises:
+            FileNotFoundError: if the folder is no preset.
+            ValueError: without classes for a preset that holds no classifier, and for overrides
+                that the probe's weights do not fit.
+        """
+        folder = find_preset(preset, load_weights, trust_on_first_use)
+        precision = {name: overrides[name] for name in ("dtype",) if name in overrides}
+        is_classifier = (folder / cls.config_file).is_file()
+        if not is_classifier and not {"num_classes", "class_names"} & {*overrides}:
+            raise ValueError(
+                f"`num_classes` must be given for a preset that holds no {cls.config_file}, or "
+                f"`class_names`. Received: {folder}"
+            )
+        stored: dict[str, Any] = {}
+        if is_classifier:
+            stored = read_config(folder, cls.config_file, cls.__name__)["config"]
+        if not is_classifier or needs_new_head(stored, overrides):
+            arguments_of(cls, {"backbone": None, **overrides})
+            backbone = load_backbone(folder, load_weights, **precision)
+            arguments = begun_anew(stored, _with_preprocessor(folder, stored, overrides))
+            model = cls(**{**arguments, "backbone": backbone})
+            if is_classifier and load_weights:
+                _LOG.warning(
+                    "Left out of %s: the probe of its %s classes; that of %d classes begins anew",
+                    folder,
+                    stored.get("num_classes"),
+                    model.num_classes,
+                )
+            return model
+        overrides = _with_preprocessor(folder, stored, overrides)
+        return cls._with_its_probe(folder, stored, load_weights, precision, overrides)
+
+    @classmethod
+    def _with_its_probe(
+        cls,
+        folder: Path,
+        stored: dict[str, Any],
+        load_weights: bool,
+        precision: dict[str, Any],
+        overrides: dict[str, Any],
+    ) -> Self:
+        if load_weights:
+            # The backbone is made of its own file, the probe of what the other says of both.
+            check_claims(folder, CONFIG_FILE, keras.Model, precision)
+            check_claims(folder, cls.config_file, cls, overrides)
+        for name in PROBE_ARGUMENTS[1:]:
+            if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
+                raise ValueError(
+                    f"`{name}` must be {stored.get(name)!r}, as the probe of {folder}, or pass its "
+                    f"backbone to {cls.__name__} for a fresh one. Received: {overrides[name]!r}"
+                )
+        overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
+        return super().from_preset(folder, load_weights, **overrides)
+
+
+def needs_new_head(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+    """Whether the classes of a preset are others than those asked for.
+
+    Args:
+        stored: arguments of the classifier in the preset.
+        overrides: arguments to change.
+
+    Returns:
+        False also where classes that had no names get some.
+
+    Example:
+
+    >>> from keras_vjepa.tasks.classifier_preset import needs_new_head
+    >>> needs_new_head({"num_classes": 2}, {"class_names": ["a", "b"]})
+    False
+    """
+    names, stored_names = overrides.get("class_names"), stored.get("class_names")
+    number = overrides.get("num_classes")
+    if number is None:
+        number = stored.get("num_classes") if names is None else len(names)
+    renamed = None not in (names, stored_names) and list(names or ()) != stored_names
+    return number != stored.get("num_classes") or renamed
+
+
+def begun_anew(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge arguments where the head is new: the names of its classes are not the old ones.
+
+    Args:
+        stored: arguments of the classifier in the preset.
+        overrides: arguments to change.
+    """
+    kept = {name: value for name, value in stored.items() if name not in ("name", "class_names")}
+    if overrides.get("num_classes") is None:
+        kept.pop("num_classes", None)
+    return {**kept, **overrides}
+
+
+def _with_preprocessor(
+    folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The overrides, with the preprocessor of the preset unless they name one."""
+    if "preprocessor" in overrides:
+        return dict(overrides)
+    views = {name: overrides.get(name, stored.get(name, 1)) for name in ("num_clips", "num_views")}
+    return {**overrides, "preprocessor": preset_preprocessor(folder, **views)}
