@@ -154,11 +154,9 @@ def check_preset(preset: PresetName, name: str = "preset") -> None:
     if folder.is_dir():
         _check_is_no_parent(folder, name)
     elif folder.is_file():
-        remedy = f"a preset is made of a checkpoint by: keras-vjepa convert {text} FOLDER"
-        if folder.suffix == ".keras":
-            remedy = "it is loaded by keras.models.load_model"
         raise FileNotFoundError(
-            f"`{name}` must be the folder of a preset. Received: {text!r}, which is a file; {remedy}"
+            f"`{name}` must be the folder of a preset. Received: {text!r}, which is a file"
+            f"{_remedy_for_file(text)}"
         )
     elif isinstance(preset, str) and len(folder.parts) == 1 and not text.startswith("."):
         raise ValueError(
@@ -172,6 +170,12 @@ def check_preset(preset: PresetName, name: str = "preset") -> None:
             f"`{name}` must be the folder of a preset. Received: {text!r}, {found}"
             f"{nearest(text, _folders_beside(folder))}"
         )
+
+
+def _remedy_for_file(name: str) -> str:
+    if name.endswith((".tar", ".pth", ".pt")):
+        return f"; a preset is made of a checkpoint by: keras-vjepa convert {name} FOLDER"
+    return "; it is loaded by keras.models.load_model" if name.endswith(".keras") else ""
 
 
 def _check_is_no_parent(folder: Path, name: str) -> None:

@@ -320,7 +320,7 @@ def test_other_presets_get_a_fresh_probe(kind, tmp_path):
     assert tuple(classifier(clips(1, 2, 4)).shape) == (1, 4)
     with pytest.raises(ValueError, match="`num_classes` must be given for a preset that holds no"):
         VJEPAVideoClassifier.from_preset(tmp_path / "preset")
-    with pytest.raises(FileNotFoundError, match="`preset` must be a folder that holds config.json"):
+    with pytest.raises(FileNotFoundError, match="`preset` must be the folder of a preset"):
         VJEPAVideoClassifier.from_preset(tmp_path / "none", num_classes=4)
 
 
