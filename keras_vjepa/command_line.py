@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import re
 import sys
 import types
 import typing
@@ -82,18 +83,40 @@ def explain(error: Exception, configs: Mapping[str, Callable[[], Any]]) -> str:
 
 
 @contextmanager
-def refusing(program: str, configs: Mapping[str, Callable[[], Any]]) -> Iterator[None]:
+def refusing(
+    program: str,
+    configs: Mapping[str, Callable[[], Any]],
+    arguments: Sequence[str] | None = (),
+) -> Iterator[None]:
     """Have what a block raises of options end the process: one line on stderr, and exit code 2.
 
     Args:
         program: what the recipe was called as.
         configs: as in `parse`.
+        arguments: those of the process if None. Where what is wrong is the value of another option
+            than those that were given, the line names these too.
     """
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"{program}: {explain(error, configs)}", file=sys.stderr)
+        given = _options_in(sys.argv[1:] if arguments is None else arguments)
+        text = explain(error, configs)
+        if given and not any(re.search(rf"{name}(?![\w-])", text) for name in given):
+            text = f"{text}; given: {' '.join(f'{name} {given[name]}' for name in given)}"
+        print(f"{program}: {text}", file=sys.stderr)
         sys.exit(WRONG_USAGE)
+
+
+def _options_in(arguments: Sequence[str]) -> dict[str, str]:
+    """The options of a command line, as they were typed, with their values."""
+    found, name = {}, ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument.partition("=")
+            found[name] = value
+        elif name:
+            found[name] = f"{found[name]} {argument}".strip()
+    return found
 
 
 def sibling(program: str, own: str, other: str) -> str:

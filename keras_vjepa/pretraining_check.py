@@ -1,7 +1,8 @@
 """Check what defines a pretraining run, before anything is made or written (Table 9, App. C)."""
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_vjepa.arguments import (
@@ -13,6 +14,7 @@ from keras_vjepa.arguments import (
     check_text,
     check_whole,
 )
+from keras_vjepa.configuration import ConfigT, replace, values
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_budgets import BUDGETS
 from keras_vjepa.data.batches.mask_kinds import Grid, Mask, MultiBlockMask, RandomTubeMask
@@ -22,6 +24,76 @@ from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.tasks.pretrainer import check_objective
 from keras_vjepa.training.optimizer import LEARNING_DTYPES
 from keras_vjepa.training.resumable import check_run
+
+
+def configured(original: ConfigT, given: Mapping[str, Any], say: bool = True) -> ConfigT:
+    """Set options in a config; of the others, those that do not fit these are fitted to them.
+
+    They are a warm-up that is longer than the run, and the frames of the context of causal masks.
+
+    Args:
+        original: a config of a recipe.
+        given: what a user sets, by the names of options.
+        say: print a line for each option that is another than the config's.
+
+    Raises:
+        ValueError: for a value that is out of range, and for one that was given and does not fit,
+            by the name of the option.
+    """
+    config = replace(original, **given)
+    changes = _fitting_warm_up(original, config, given) | _fitting_context(config, given)
+    lines = [
+        f"--{name} is {value:,} in place of the config's {values(config)[name]:,}, which does not "
+        f"fit {reason}."
+        for name, (value, reason) in changes.items()
+    ]
+    for name in ("start_learning_rate", "final_learning_rate"):
+        rate, peak = values(config)[name], config.learning_rate.peak
+        if "learning_rate" in given and name not in given and rate > peak > 0:
+            lines.append(
+                f"--{name} is the config's {rate:g}, which is more than the --learning_rate."
+            )
+    if say:
+        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
+    return replace(config, **{name: value for name, (value, _) in changes.items()})
+
+
+# Values that fit, by the names of their options, and what the config's own do not fit.
+_Changes = dict[str, tuple[int, str]]
+
+
+def _fitting_warm_up(original: Any, config: Any, given: Mapping[str, Any]) -> _Changes:
+    """Shorten a warm-up as the run is shorter, and with it what begins at its end."""
+    length, steps = _schedule_length(config), config.run.steps
+    warm_up, clip_after = config.learning_rate.warmup_steps, config.optimizer.clip_after
+    if length < 1 or warm_up < length:
+        return {}
+    share = original.learning_rate.warmup_steps / _schedule_length(original)
+    fitting = min(round(share * length), length - 1)
+    if "warmup_steps" in given:
+        raise ValueError(
+            "`warmup_steps` must be less than `steps` times `schedule_scale`, "
+            f"{steps:,} x {config.schedule_scale:g}. Received: {warm_up}; leave it out for "
+            f"{fitting}, or take more `steps`"
+        )
+    reason = f"into {steps:,} step{'s' * (steps != 1)}"
+    changes = {"warmup_steps": (fitting, reason)}
+    if "clip_after" not in given and clip_after is not None and clip_after >= length:
+        changes["clip_after"] = (round(clip_after * fitting / warm_up), reason)
+    return changes
+
+
+def _fitting_context(config: Any, given: Mapping[str, Any]) -> _Changes:
+    """Take the paper's three quarters of the frames where its 12 are more than there are."""
+    frames, context = config.encoder.num_frames, config.mask.num_context_frames
+    fits = config.masks != "causal_multi_block" or context <= frames
+    if fits or "max_context_frames" in given or frames < 2:
+        return {}
+    return {"max_context_frames": (3 * frames // 4, f"{frames} frames")}
+
+
+def _schedule_length(config: Any) -> int:
+    return int(config.run.steps * config.schedule_scale)
 
 
 def check_fields(config: Any) -> None:

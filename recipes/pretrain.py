@@ -17,15 +17,14 @@ from pathlib import Path
 from keras_vjepa import VJEPAPretrainer, command_line, files
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
-from keras_vjepa.configuration import defaults, replace
+from keras_vjepa.configuration import defaults
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.samples import Sample, list_samples
-from keras_vjepa.evaluation import (
-    comparison_table,
-)
+from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve
+from keras_vjepa.pretraining_check import configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
     MAY_DIFFER,
@@ -182,8 +181,8 @@ def parse_arguments(
 ) -> tuple[PretrainConfig, Path]:
     """Read the config and the workdir from a command line; what is wrong ends the process."""
     name, given, workdir = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
-    with command_line.refusing(program, CONFIGS):
-        config = replace(CONFIGS[name](), **given)
+    with command_line.refusing(program, CONFIGS, arguments):
+        config = configured(CONFIGS[name](), given)
         check_options(config)
         check_budgets(config, CONFIGS[name]())
     return config, workdir

@@ -163,7 +163,7 @@ def parse_arguments(
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
     """Run the recipe as a command; `program` stands in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    with command_line.refusing(program, CONFIGS):
+    with command_line.refusing(program, CONFIGS, arguments):
         config, workdir = parse_arguments(arguments, program)
         check(config, workdir)
     try:

@@ -26,11 +26,12 @@ from keras_vjepa import (
     files,
 )
 from keras_vjepa.arguments import check_choice
-from keras_vjepa.configuration import replace, values
+from keras_vjepa.configuration import values
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.comparison import LabelledClips
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
 from keras_vjepa.locks import locked
+from keras_vjepa.pretraining_check import configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files, check_options
 from keras_vjepa.recipes.pretrain_evaluation import labelled_clips
@@ -90,8 +91,8 @@ def main(arguments: list[str] | None = None, program: str = "supervised.py") -> 
     name, overrides, workdir = command_line.parse(
         program, __doc__ or "", CONFIGS, arguments, prefix="supervised_"
     )
-    with command_line.refusing(program, CONFIGS):
-        config = replace(CONFIGS[name](), **overrides)
+    with command_line.refusing(program, CONFIGS, arguments):
+        config = configured(CONFIGS[name](), overrides, say=False)  # It has a schedule of its own.
         check_choice(SETS, data=config.data)
         check_options(config)
         check_files(config, workdir)
