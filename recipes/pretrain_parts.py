@@ -161,7 +161,8 @@ class PretrainConfig:
     )
     optimizer: Part = Part(
         AdamW,
-        supplied=("learning_rate", "weight_decay", "name"),
+        # `accumulation_steps` is the recipe's: a step stays a step.
+        supplied=("learning_rate", "weight_decay", "name", "gradient_accumulation_steps"),
         derived={"clip_after": "41/40 of warmup_steps"},
         arguments={"clip_norm": 10.0},
     )

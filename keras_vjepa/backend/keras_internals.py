@@ -91,6 +91,13 @@ def _a_variable() -> keras.Variable:
     return keras.Variable(0.0)
 
 
+@functools.cache
+def _an_optimizer() -> keras.optimizers.Optimizer:
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)
+    optimizer.build([_a_variable()])
+    return optimizer
+
+
 def _torch() -> Any:
     import torch
 
@@ -107,6 +114,9 @@ def _of_torch(*names: str) -> list[PrivateName]:
 PRIVATE_NAMES: list[PrivateName] = [
     PrivateName("_value", "keras.Variable", _a_variable),
     PrivateName("get_autocast_scope", "keras.src.backend", lambda: backend, engines=("torch",)),
+    # Gradients that an optimizer accumulates, and how many batches they are of.
+    PrivateName("_accumulated_gradients", "keras.optimizers.Optimizer", _an_optimizer),
+    PrivateName("_iterations", "keras.optimizers.Optimizer", _an_optimizer),
     # A step for all weights in a few calls.
     *_of_torch(
         "_foreach_add_",
@@ -171,6 +181,16 @@ def autocast_dtype() -> str | None:
     """Return the type that weights are cast to when they are read; None if they are not."""
     scope = backend.get_autocast_scope()
     return None if scope is None else scope.dtype
+
+
+def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """Return the variable in which an optimizer counts batches, whether or not it moved weights."""
+    return optimizer._iterations
+
+
+def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> Sequence[keras.Variable]:
+    """Return the sums of gradients that a built optimizer keeps, in the order of its weights."""
+    return optimizer._accumulated_gradients
 
 
 def foreach(operation: str, *arguments: Any) -> Any:

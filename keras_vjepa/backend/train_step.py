@@ -6,8 +6,8 @@ TensorFlow, and on torch waits for nothing, so that a GPU never stands still.
 
 A batch that does not fit a device at once (App. C: 3,072 clips a step) is worked through in parts.
 Their gradients are added and applied once, so a step is a step: schedules, clipping, moving average
-and what is logged are those of the whole batch. Keras' own `gradient_accumulation_steps` counts
-every part as a step, and moves schedules and whatever follows the optimizer with it.
+and what is logged are those of the whole batch. An optimizer that takes its gradient from several
+batches (`gradient_accumulation_steps`) is another thing: each of them is a step.
 """
 
 import functools
@@ -20,11 +20,13 @@ from keras import ops
 
 from keras_vjepa.backend import collectives, keras_internals
 from keras_vjepa.backend.cuda_graph import RecordedStep
+from keras_vjepa.backend.optimizer_state import may_skip_updates, updates_made
+from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.token_ops import weight_copies
 from keras_vjepa.types import Tensor
 
 
-class TrainableModel(keras_internals.Overrides, keras.Model):
+class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
     """A Keras model that every engine trains by the step of this module.
 
     Like `keras.Model`, it gets its loss from `compute_loss`, and its logs from `compute_metrics`;
@@ -32,8 +34,9 @@ class TrainableModel(keras_internals.Overrides, keras.Model):
     compiled. To change the step, override `after_step`, or `train_step` as in Keras.
 
     Attributes:
-        accumulation_steps: parts in which a device works through its share of a batch. More than
-            one is for a model that takes no labels and returns the loss of each sample.
+        accumulation_steps: parts in which a device works through its share of a batch; fewer where
+            the share has fewer samples. More than one is for a model that takes no labels and
+            returns the loss of each sample.
 
     Example:
 
@@ -57,11 +60,20 @@ class TrainableModel(keras_internals.Overrides, keras.Model):
 
     accumulation_steps = 1
 
-    def after_step(self) -> dict[str, Tensor]:
+    @property
+    def batch_size_matters(self) -> bool:  # type: ignore[override]
+        """Whether a training step must know the number of samples: to divide it into parts."""
+        return self.accumulation_steps > 1
+
+    def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
         """Do what follows the optimizer's step, within the compiled program.
 
         Variables are read and assigned as anywhere; what is read from other attributes is constant
         until the next `compile`.
+
+        Args:
+            moved: bool scalar, whether the optimizer has changed the weights in this step; None
+                for an optimizer that does so in each.
 
         Returns:
             Scalars to log beside the metrics, of this device.
@@ -116,18 +128,39 @@ def _make_step(model: TrainableModel) -> Step:
 # --- What the engines share ----------------------------------------------------------------------
 
 
-def _parts(arrays: Any, num_parts: int) -> Any:
-    """The arrays with an axis of parts in front.
+def _parts(arrays: Any, num_parts: int) -> list[tuple[Any, float]]:
+    """Split a batch into parts, in one group or, where their number does not divide it, in two.
 
     Part i holds samples i, i + num_parts, ...: with the batch spread over devices, each splits the
     samples that it has.
+
+    Args:
+        arrays: of the batch.
+        num_parts: of both groups together; one for each sample if there are fewer of those.
+
+    Returns:
+        Of each group the arrays with an axis of parts in front, and how many times the samples of
+        one of its parts are in the batch.
     """
+    num_samples = keras.tree.flatten(arrays)[0].shape[0]
+    if num_samples is None or num_samples % num_parts == 0:
 
-    def split(array: Tensor) -> Tensor:
-        array = ops.reshape(array, (-1, num_parts, *ops.shape(array)[1:]))
-        return ops.swapaxes(array, 0, 1)
+        def split(array: Tensor) -> Tensor:
+            array = ops.reshape(array, (-1, num_parts, *ops.shape(array)[1:]))
+            return ops.swapaxes(array, 0, 1)
 
-    return keras.tree.map_structure(split, arrays)
+        return [(keras.tree.map_structure(split, arrays), num_parts)]
+    size, larger = divmod(num_samples, num_parts)
+    groups = [(range(larger), size + 1)]
+    if size:
+        groups.append((range(larger, num_parts), size))
+
+    def stacked(places: range) -> Any:
+        return keras.tree.map_structure(
+            lambda array: ops.stack([array[i::num_parts] for i in places]), arrays
+        )
+
+    return [(stacked(places), num_samples / size) for places, size in groups]
 
 
 def _part(parts: Any, index: Any) -> Any:
@@ -135,7 +168,13 @@ def _part(parts: Any, index: Any) -> Any:
 
 
 def _logs(
-    model: TrainableModel, x: Any, y: Any, y_pred: Any, sample_weight: Any, loss: Tensor
+    model: TrainableModel,
+    x: Any,
+    y: Any,
+    y_pred: Any,
+    sample_weight: Any,
+    loss: Tensor,
+    updates: Tensor | None,
 ) -> dict[str, Any]:
     """Metrics of a step that the optimizer has made, and what `after_step` tells.
 
@@ -146,6 +185,7 @@ def _logs(
         y_pred: outputs; None if they were computed in parts, whose mean is the loss.
         sample_weight: or None.
         loss: mean of this device.
+        updates: those that the optimizer had made before its step; see `_updates_before`.
     """
     if y_pred is None:
         y_pred = ops.reshape(loss, (1,))
@@ -155,7 +195,13 @@ def _logs(
     loss_metric = next(metric for metric in model.metrics if metric.name == "loss")
     loss_metric.update_state(loss, sample_weight=num_samples)
     logs = model.compute_metrics(x, y, y_pred, sample_weight)
-    return {**logs, **collectives.reduce_logs(model.after_step())}
+    moved = None if updates is None else updates_made(model.optimizer) > updates
+    return {**logs, **collectives.reduce_logs(model.after_step(moved))}
+
+
+def _updates_before(optimizer: Any) -> Tensor | None:
+    """The number of updates before a step; None if each step makes one, and nobody need ask."""
+    return updates_made(optimizer) if may_skip_updates(optimizer) else None
 
 
 # --- torch ---------------------------------------------------------------------------------------
@@ -166,15 +212,23 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
 
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     num_parts, variables = model.accumulation_steps, model.trainable_variables
-    parts, outputs, loss = _parts(x, num_parts) if num_parts > 1 else None, None, 0.0
+    outputs, loss, updates = None, 0.0, _updates_before(model.optimizer)
+    parts: list[tuple[Any, float]] = [(x, 1)]
+    if num_parts > 1:
+        groups = _parts(x, num_parts)
+        lengths = [len(keras.tree.flatten(group)[0]) for group, _ in groups]
+        parts = [
+            (_part(group, i), times)
+            for (group, times), length in zip(groups, lengths, strict=True)
+            for i in range(length)
+        ]
     weights = [keras_internals.stored_value(variable) for variable in variables]
     for weight in weights:
         weight.grad = None
     with weight_copies() as copies:
-        for i in range(num_parts):
-            inputs = x if parts is None else _part(parts, i)
+        for inputs, times in parts:
             outputs = model(inputs, **model.in_training)
-            share = model.compute_loss(inputs, y, outputs, sample_weight) / num_parts
+            share = model.compute_loss(inputs, y, outputs, sample_weight) / times
             # Adds to what the variables hold. The scale is for float16, whose gradients underflow.
             model.optimizer.scale_loss(share).backward()
             copies.hand_over_gradients()
@@ -183,7 +237,8 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
         # Keras' own step waits for the device here, to look at the loss.
         gradients = collectives.average_gradients([weight.grad for weight in weights])
         model.optimizer.apply(gradients, variables)
-        return _logs(model, x, y, outputs if parts is None else None, sample_weight, loss)
+        outputs = outputs if num_parts == 1 else None
+        return _logs(model, x, y, outputs, sample_weight, loss, updates)
 
 
 class _RecordedTorchStep:
@@ -212,34 +267,38 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
 
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     num_parts, weights = model.accumulation_steps, model.trainable_weights
+    updates = _updates_before(model.optimizer)
 
-    def gradients_of(inputs: Any) -> tuple[Tensor, list[Tensor], Any]:
+    def gradients_of(inputs: Any, times: float) -> tuple[Tensor, list[Tensor], Any]:
         with tf.GradientTape() as tape:
             outputs = model(inputs, **model.in_training)
-            share = model.compute_loss(inputs, y, outputs, sample_weight) / num_parts
+            share = model.compute_loss(inputs, y, outputs, sample_weight) / times
             scaled = model.optimizer.scale_loss(share)
         return share, tape.gradient(scaled, weights), outputs
 
-    if num_parts == 1:
-        loss, gradients, outputs = gradients_of(x)
-    else:
-        parts, outputs = _parts(x, num_parts), None
-
+    def add_parts(total: tuple[Any, ...], parts: Any, times: float) -> tuple[Any, ...]:
         def add_part(i: Tensor, loss: Tensor, gradients: list[Tensor]) -> tuple[Any, ...]:
-            share, new, _ = gradients_of(_part(parts, i))
+            share, new, _ = gradients_of(_part(parts, i), times)
             pairs = zip(gradients, new, strict=True)
             return i + 1, loss + share, [a if b is None else a + b for a, b in pairs]
 
-        _, loss, gradients = tf.while_loop(
-            lambda i, *_: i < num_parts,
-            add_part,
-            (0, 0.0, [tf.zeros(weight.shape, weight.dtype) for weight in weights]),
-            # One part's activations in memory at a time.
-            parallel_iterations=1,
+        length = keras.tree.flatten(parts)[0].shape[0]
+        # One part's activations in memory at a time.
+        _, *total = tf.while_loop(
+            lambda i, *_: i < length, add_part, (0, *total), parallel_iterations=1
         )
+        return tuple(total)
+
+    if num_parts == 1:
+        loss, gradients, outputs = gradients_of(x, 1)
+    else:
+        outputs = None
+        loss, gradients = 0.0, [tf.zeros(weight.shape, weight.dtype) for weight in weights]
+        for parts, times in _parts(x, num_parts):
+            loss, gradients = add_parts((loss, gradients), parts, times)
     model.optimizer.apply(gradients, weights)
     loss = loss * collectives.replicas_in_sync()
-    return _logs(model, x, y, outputs, sample_weight, loss)
+    return _logs(model, x, y, outputs, sample_weight, loss, updates)
 
 
 # --- JAX -----------------------------------------------------------------------------------------
@@ -265,25 +324,29 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
         )
         return gradients, loss, kept, outputs
 
+    with keras.StatelessScope([*zip(model.optimizer.variables, optimizer, strict=True)]):
+        updates = _updates_before(model.optimizer)
     # What a forward pass may change as well, such as the state of a random seed.
     kept = [non_trainable, metrics]
     if num_parts == 1:
         gradients, loss, kept, outputs = gradients_of(x, kept)
     else:
-        outputs = None
+        outputs, shares = None, []
 
         def add_part(total: Any, part: Any) -> tuple[Any, None]:
             *new, kept, _ = gradients_of(part, total[2])
             return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), None
 
-        start = jax.tree.map(jax.numpy.zeros_like, trainable), 0.0, kept
-        (gradients, loss, kept), _ = jax.lax.scan(add_part, start, _parts(x, num_parts))
-        gradients, loss = jax.tree.map(lambda total: total / num_parts, (gradients, loss))
+        for parts, times in _parts(x, num_parts):
+            start = jax.tree.map(jax.numpy.zeros_like, trainable), 0.0, kept
+            (*totals, kept), _ = jax.lax.scan(add_part, start, parts)
+            shares.append(jax.tree.map(lambda total, times=times: total / times, totals))
+        gradients, loss = functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), shares)
     trainable, optimizer = model.optimizer.stateless_apply(optimizer, gradients, trainable)
     return _in_state(
         model,
         (trainable, kept[0], optimizer, kept[1]),
-        lambda: _logs(model, x, y, outputs, sample_weight, loss),
+        lambda: _logs(model, x, y, outputs, sample_weight, loss, updates),
     )
 
 

@@ -111,6 +111,62 @@ def all_finite(values: Sequence[Tensor]) -> Tensor:
     return ops.cast(ops.isfinite(total), "float32")
 
 
+def mean_of_batches(
+    sums: Variables, gradients: Sequence[Tensor], num_batches: int, due: Tensor
+) -> list[Tensor]:
+    """Add a batch's gradients to the sums so far, and start the sums anew if an update is due.
+
+    Args:
+        sums: variables of the shapes of the gradients.
+        gradients: of this batch.
+        num_batches: over which an update takes the mean.
+        due: bool scalar, whether this batch is the last of them.
+
+    Returns:
+        The sums over `num_batches`: where an update is due, the means of the gradients.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.backend.updates import mean_of_batches
+    >>> total, due = keras.Variable([3.0]), keras.ops.convert_to_tensor(True)
+    >>> [mean] = mean_of_batches([total], [keras.ops.ones(1)], 2, due)
+    >>> float(mean[0]), float(keras.ops.convert_to_numpy(total)[0])
+    (2.0, 0.0)
+    """
+    if runs_op_by_op():
+        import torch
+
+        with torch.no_grad():
+            values = _stored(sums)
+            foreach("add_", values, list(gradients))
+            means = foreach("mul", values, 1.0 / num_batches)
+            foreach("mul_", values, 1.0 - due.to(torch.float32))
+        return means
+    means = []
+    for total, gradient in zip(sums, gradients, strict=True):
+        value = total + ops.cast(gradient, total.dtype)
+        means.append(value / num_batches)
+        total.assign(ops.where(due, ops.zeros_like(value), value))
+    return means
+
+
+def check_learning_dtype(variables: Variables) -> None:
+    """Raise if a variable that is to be trained is kept in float16.
+
+    The squares of small gradients, and the epsilon beside them, are 0 there.
+
+    Raises:
+        ValueError: naming the variable and the precisions that models learn in.
+    """
+    for variable in variables:
+        if keras.backend.standardize_dtype(variable.dtype) == "float16":
+            raise ValueError(
+                "`dtype` must be 'mixed_float16', 'mixed_bfloat16', 'bfloat16' or 'float32' for "
+                f"training. Received: 'float16', of {variable.path}"
+            )
+
+
 def decay(variables: Variables, rate: Tensor | float) -> None:
     """variables -= rate * variables.
 
@@ -141,6 +197,7 @@ def adam(
     learning_rate: Tensor,
     betas: tuple[float, float],
     epsilon: float,
+    due: Tensor | None = None,
 ) -> None:
     """Make one step of Adam, with epsilon added to the bias-corrected root.
 
@@ -152,6 +209,7 @@ def adam(
         learning_rate: a scalar.
         betas: decay of the first and of the second moment.
         epsilon: keeps the root from 0.
+        due: bool scalar; where it is False, nothing changes. None for True.
 
     Example:
 
@@ -165,7 +223,7 @@ def adam(
     0.5
     """
     if runs_op_by_op():
-        _fused_adam(variables, gradients, moments, step, learning_rate, betas, epsilon)
+        _fused_adam(variables, gradients, moments, step, learning_rate, betas, epsilon, due)
         return
     step = ops.cast(step + 1, "float32")
     first_correction, second_correction = (_bias_correction(beta, step) for beta in betas)
@@ -177,13 +235,18 @@ def adam(
         kind = variable.dtype
         gradient = ops.cast(gradient, kind)
         first, second = moments.first[i], moments.second[i]
-        first.assign_add((1.0 - betas[0]) * (gradient - first))
-        second.assign_add((1.0 - betas[1]) * (ops.square(gradient) - second))
+        first.assign_add(_if(due, (1.0 - betas[0]) * (gradient - first)))
+        second.assign_add(_if(due, (1.0 - betas[1]) * (ops.square(gradient) - second)))
         if moments.largest:
             second = moments.largest[i]
             second.assign(ops.maximum(second, moments.second[i]))
         root = ops.sqrt(second) + ops.cast(epsilon, kind)
-        variable.assign_sub(ops.cast(scale, kind) * first / root)
+        variable.assign_sub(_if(due, ops.cast(scale, kind) * first / root))
+
+
+def _if(due: Tensor | None, change: Tensor) -> Tensor:
+    """The change, or zeros where it is not due."""
+    return change if due is None else ops.where(due, change, ops.zeros_like(change))
 
 
 def _bias_correction(beta: float, step: Tensor) -> Tensor:
@@ -199,6 +262,7 @@ def _fused_adam(
     learning_rate: Tensor,
     betas: tuple[float, float],
     epsilon: float,
+    due: Tensor | None,
 ) -> None:
     """`adam` by torch's kernel for all variables."""
     import torch
@@ -221,4 +285,6 @@ def _fused_adam(
             weight_decay=0.0,
             eps=epsilon,
             maximize=False,
+            # As for gradients that overflowed, the kernel leaves everything as it is.
+            found_inf=None if due is None else 1.0 - due.to(torch.float32),
         )

@@ -145,7 +145,7 @@ class ProbeSweep(TrainableModel):
             total += len(self.candidates) * ops.mean(losses)
         return collectives.loss_share(total)
 
-    def after_step(self) -> dict[str, Tensor]:
+    def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
         """Look whether a probe of each task is finite.
 
         Every loss and every feature of a probe shows in the gradient of its last bias, so that is

@@ -62,6 +62,7 @@ class SweepAdamW(AdamW):
         variables: Sequence[keras.Variable],
         learning_rate: Any,
         weight_decay: Any,
+        due: Any = None,
     ) -> None:
         """Move each network as AdamW does, by its candidate's learning rate and weight decay."""
         for candidate, members in self._groups.items():
@@ -72,6 +73,7 @@ class SweepAdamW(AdamW):
                 [variables[i] for i in mine],
                 rate(self.iterations),
                 decay(self.iterations) if callable(decay) else decay,
+                due,
             )
 
     def restart(self, total_steps: int) -> None:

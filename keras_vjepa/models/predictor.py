@@ -17,6 +17,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import arguments_of
+from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
@@ -30,7 +31,7 @@ _WEIGHTS_FILE = "predictor.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPredictor(Preset, Rematerializable, keras.Model):
+class VJEPAPredictor(Preset, StepFunctions, Rematerializable, keras.Model):
     """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 
     Args:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend import collectives, device
+from keras_vjepa.backend.optimizer_state import batches_taken
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
 
@@ -54,7 +55,7 @@ class FeatureLog(keras.callbacks.Callback):
         self._encode: Callable[..., Any] | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.step = int(self.model.optimizer.iterations)
+        self.step = int(ops.convert_to_numpy(batches_taken(self.model.optimizer)))
         steps, epochs = (self.params.get(name) for name in ("steps", "epochs"))
         # Known before the checkpoint of the last step is written, unless Keras does not know.
         self._last = self.step + steps * epochs if steps and epochs else None

@@ -27,6 +27,7 @@ from keras.utils import unpack_x_y_sample_weight
 
 from keras_vjepa.arguments import check_flag, check_number, check_whole
 from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend.optimizer_state import batches_taken, inner_optimizers
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.models.backbone import VJEPABackbone
@@ -62,7 +63,8 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
     Args:
         encoder: the x-encoder.
         predictor: its `encoder_dim` must be the encoder's `hidden_dim`.
-        momentum: schedule of the moving average, or a float.
+        momentum: schedule of the moving average, or a float. It counts batches, as the optimizer's
+            schedules do.
         loss_exponent: q in mean(|z - h|^q) / q; 1 in the paper.
         variance_weight: weight of the variance regulariser; 0 in the paper.
         target: what is predicted: `"features"` of the target encoder, or `"pixels"`, the baseline
@@ -269,8 +271,8 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
         """As `keras.Model.fit`, which also takes batches as `keras_vjepa.data.ClipBatches` makes.
 
         Of those it takes the batches from the optimizer's step on: several epochs, and several
-        calls, continue one stream. As `validation_data` it takes of them the first
-        `validation_steps`, the same after every epoch.
+        calls, continue one stream. Those that a `LossScaleOptimizer` skipped are seen again. As
+        `validation_data` it takes of them the first `validation_steps`, the same after every epoch.
 
         Args:
             x: batches of a function of the step, or anything that Keras takes.
@@ -290,7 +292,8 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
                 check_batch(validation_data=unpack_x_y_sample_weight(validation)[0])
             if is_stream(x) and self.compiled:
                 _steps(given, "steps_per_epoch")
-                source = stack.enter_context(opened(x, int(self.optimizer.iterations)))
+                done = int(ops.convert_to_numpy(batches_taken(self.optimizer)))
+                source = stack.enter_context(opened(x, done))
                 x, given = ((batch,) for batch in source), {"shuffle": False, **given}
             return super().fit(x, *args, **given)
 
@@ -338,23 +341,26 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
         kept.
 
         Args:
-            optimizer: default: `AdamW`.
+            optimizer: default: `AdamW`. An `AdamW`, also one in another optimizer, clips encoder
+                and predictor each by its own norm.
             accumulation_steps: parts in which a device works through its share of a batch, one
-                after the other, before the optimizer's step. The numbers stay the same.
+                after the other, before the optimizer's step. The numbers stay the same, also for a
+                batch that the parts do not divide.
             kwargs: as in Keras.
         """
         check_whole(1, accumulation_steps=accumulation_steps)
         self.accumulation_steps = accumulation_steps
         self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
-        if isinstance(optimizer, AdamW):
-            optimizer.clip_separately(
-                [self.encoder.trainable_variables, self.predictor.trainable_variables]
-            )
         super().compile(optimizer=optimizer, **kwargs)
         # Now rather than in the first step: that step is then traced once, and saved optimizer
         # variables find their place.
         self.optimizer.build(self.trainable_variables)
+        for inner in inner_optimizers(self.optimizer):
+            if isinstance(inner, AdamW):
+                inner.clip_separately(
+                    [self.encoder.trainable_variables, self.predictor.trainable_variables]
+                )
 
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:
@@ -368,27 +374,36 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
         optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
         self.compile(optimizer, config["accumulation_steps"])
 
-    def after_step(self) -> dict[str, Tensor]:
-        """Move the target encoder (App. B), after each step of the optimizer.
+    def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
+        """Move the target encoder (App. B), after each update of the optimizer.
+
+        Args:
+            moved: bool scalar, whether there was an update; None for True.
 
         Returns:
             `finite`, 1.0 or 0.0: whether the step left finite weights. A gradient that is not
             finite shows in the step that made it.
         """
-        self.update_target_encoder()
+        self.update_target_encoder(moved)
         return {"finite": updates.all_finite(self.trainable_variables)}
 
-    def update_target_encoder(self) -> None:
-        """target = momentum * target + (1 - momentum) * encoder, over all variables."""
-        updates.move_towards(
-            self.target_encoder.variables, self.encoder.variables, self._update_rate()
-        )
+    def update_target_encoder(self, moved: Tensor | None = None) -> None:
+        """target = momentum * target + (1 - momentum) * encoder, over all variables.
+
+        Args:
+            moved: bool scalar; where it is False, nothing changes. None for True.
+        """
+        rate = self._update_rate()
+        if moved is not None:
+            rate = rate * ops.cast(moved, "float32")
+        updates.move_towards(self.target_encoder.variables, self.encoder.variables, rate)
 
     def _update_rate(self) -> Tensor:
         if not isinstance(self.momentum, LinearSchedule):
             return 1.0 - self.momentum
-        # The optimizer has counted its step already: the first update sees iteration 1.
-        return self.momentum.complement(ops.convert_to_tensor(self.optimizer.iterations) - 1)
+        # The optimizer has counted its step already: the first update sees batch 1.
+        batches = ops.convert_to_tensor(batches_taken(self.optimizer))
+        return self.momentum.complement(batches - 1)
 
     # --- Configuration ---------------------------------------------------------------------------
 

@@ -31,6 +31,12 @@ _NOT_DESCRIBED = {
     "process_count",
 }
 
+# What an argument was before there was one.
+_BEFORE = {
+    f"training.optimizer.{wrapped}gradient_accumulation_steps": None
+    for wrapped in ("", "inner_optimizer.")
+}
+
 
 def describe_run(
     model: keras.Model, batches: Batches, given: Mapping[str, Any] | None = None
@@ -81,7 +87,8 @@ def check_same_run(
     """
     # Before defaults: whoever knows no weights knows the preset by its path.
     by_weights = {name for name in stored if f"{name}_weights" in stored.keys() & current.keys()}
-    stored = {**{k: v for k, v in (defaults or {}).items() if k in current}, **stored}
+    defaults = {**_BEFORE, **(defaults or {})}
+    stored = {**{k: v for k, v in defaults.items() if k in current}, **stored}
     differences = [
         f"{name} {stored.get(name, 'absent')} -> {current.get(name, 'absent')}"
         for name in sorted({*stored, *current} - by_weights)

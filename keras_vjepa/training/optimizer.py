@@ -20,17 +20,20 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_vjepa.arguments import check_flag, check_number, check_whole
-from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend import collectives, keras_internals, updates
 from keras_vjepa.types import Tensor
 
-# Arguments of Keras' optimizers that this one does not have, and what says that they are off.
-_OFF = {
-    "clipnorm": None,
-    "clipvalue": None,
-    "global_clipnorm": None,
-    "use_ema": False,
-    "ema_overwrite_frequency": None,
-    "gradient_accumulation_steps": None,
+_CLIPS = "`clip_norm`, the largest norm of the gradient of a network"
+_AVERAGES = "`keras.optimizers.AdamW`, or the target encoder of a pretrainer"
+# Arguments of Keras' optimizers that this one does not have: what says that they are off, and what
+# to take instead.
+_OFF: dict[str, tuple[Any, str]] = {
+    "clipnorm": (None, _CLIPS),
+    "clipvalue": (None, _CLIPS),
+    "global_clipnorm": (None, _CLIPS),
+    "use_ema": (False, _AVERAGES),
+    "ema_momentum": (0.99, _AVERAGES),
+    "ema_overwrite_frequency": (None, _AVERAGES),
 }
 
 
@@ -71,21 +74,29 @@ def check_moments(beta_1: float, beta_2: float, epsilon: float, clip_norm: float
 class AdamW(keras.optimizers.Optimizer):
     """AdamW as the reference's: decoupled scheduled decay, epsilon after the bias correction.
 
-    Per iteration: clip, `p -= lr * weight_decay * p` (never for 1-D variables),
+    Per update: clip, `p -= lr * weight_decay * p` (never for 1-D variables),
     `p -= lr * m_hat / (sqrt(v_hat) + epsilon)`.
 
     Args:
-        learning_rate: float or schedule.
-        weight_decay: float or schedule of the iteration.
+        learning_rate: float or schedule. Schedules count batches, as those of Keras do: several an
+            update with `gradient_accumulation_steps`.
+        weight_decay: float or schedule.
         beta_1: decay of the first moment.
         beta_2: decay of the second moment.
         epsilon: added to the root of the bias-corrected second moment.
         clip_norm: largest gradient norm of a network, or None. Networks are what
             `clip_separately` was told; else all variables are one.
-        clip_after: iterations that pass before clipping begins.
+        clip_after: batches that pass before clipping begins.
         name: of the optimizer, and in the paths of its variables.
         amsgrad: divide by the largest second moment so far.
         loss_scale_factor: what the loss was multiplied by; gradients are divided by it.
+        gradient_accumulation_steps: None, or the number of batches, at least 2, of which an update
+            takes the mean gradient; clipping sees the mean. To work through one batch in parts, see
+            `accumulation_steps` of `VJEPAPretrainer.compile`.
+        off: the other arguments of Keras' optimizers, as long as they are off.
+
+    Raises:
+        ValueError: for arguments out of range, and for those of Keras that are not off.
 
     Example:
 
@@ -110,7 +121,10 @@ class AdamW(keras.optimizers.Optimizer):
         name: str = "adamw",
         amsgrad: bool = False,
         loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        **off: Any,
     ) -> None:
+        _check_off(off)
         # Schedules know their own range, and variables are what they are.
         if isinstance(learning_rate, numbers.Number | str | None):
             check_number("[0, inf)", learning_rate=learning_rate)
@@ -119,11 +133,13 @@ class AdamW(keras.optimizers.Optimizer):
         check_moments(beta_1, beta_2, epsilon, clip_norm)
         check_number("(0, inf)", optional=True, loss_scale_factor=loss_scale_factor)
         check_whole(0, clip_after=clip_after)
+        check_whole(2, optional=True, gradient_accumulation_steps=gradient_accumulation_steps)
         check_flag(amsgrad=amsgrad)
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
             name=name,
         )
         self.beta_1 = beta_1
@@ -142,7 +158,7 @@ class AdamW(keras.optimizers.Optimizer):
     def weight_decay(self) -> Any:
         """Weight decay of the next update: a number, or a scalar tensor if scheduled."""
         if isinstance(self._weight_decay, LearningRateSchedule):
-            return self._weight_decay(self.iterations)
+            return self._weight_decay(keras_internals.batch_count(self))
         return self._weight_decay
 
     @weight_decay.setter
@@ -150,7 +166,10 @@ class AdamW(keras.optimizers.Optimizer):
         self._weight_decay = value
 
     def clip_separately(self, networks: Sequence[Sequence[keras.Variable]]) -> None:
-        """Clip each of these groups of variables by its own norm. Call before training."""
+        """Clip each of these groups of variables by its own norm. Call before training.
+
+        Where another optimizer trains a part of a network, the norm is that of the rest.
+        """
         self._networks = [{id(variable) for variable in network} for network in networks]
 
     def exclude_from_weight_decay(
@@ -170,10 +189,15 @@ class AdamW(keras.optimizers.Optimizer):
         self._not_decayed_names += list(var_names or ())
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Make the moments of these variables, once."""
+        """Make the moments of these variables, once.
+
+        Raises:
+            ValueError: for a variable in float16.
+        """
         if self.built:
             return
         variables = list(variables)
+        updates.check_learning_dtype(variables)
         super().build(variables)
         first, second = self.add_optimizer_variables(variables, ["momentum", "velocity"])
         largest: Any = ()
@@ -188,7 +212,7 @@ class AdamW(keras.optimizers.Optimizer):
         grads: Sequence[Tensor | None],
         trainable_variables: Sequence[keras.Variable] | None = None,
     ) -> None:
-        """Change the variables by one step along their gradients, and count it.
+        """Take the gradients of a batch, and count it; change the variables if an update is due.
 
         Args:
             grads: of each variable; None for one that the loss does not depend on.
@@ -204,14 +228,30 @@ class AdamW(keras.optimizers.Optimizer):
         gradients = collectives.sum_over_replicas(own_gradients)
         if self.loss_scale_factor is not None:
             gradients = [gradient / self.loss_scale_factor for gradient in gradients]
+        due = None
+        if self.gradient_accumulation_steps:
+            due = (self._batches() + 1) % self.gradient_accumulation_steps == 0
+            gradients = self._mean_of_batches(gradients, variables, due)
         if self.clip_norm is not None:
             gradients = self._clip(gradients, variables)
-        self.move(gradients, variables, self.learning_rate, self.weight_decay)
+        self.move(gradients, variables, self.learning_rate, self.weight_decay, due)
         for variable in variables:
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable))
         # Not `assign_add`, which would copy the 1 to the device, and wait for it.
-        self.iterations.assign(self.iterations.value + 1)
+        keras_internals.batch_count(self).assign(self._batches() + 1)
+
+    def _batches(self) -> Tensor:
+        """Return the number of batches so far; `iterations` are updates, and cost torch a copy."""
+        return ops.convert_to_tensor(keras_internals.batch_count(self))
+
+    def _mean_of_batches(
+        self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], due: Tensor
+    ) -> list[Tensor]:
+        assert self._trained is not None
+        sums = keras_internals.gradient_accumulators(self)
+        own_sums = [sums[i] for i in self._trained.positions(variables)]
+        return updates.mean_of_batches(own_sums, gradients, self.gradient_accumulation_steps, due)
 
     def move(
         self,
@@ -219,20 +259,33 @@ class AdamW(keras.optimizers.Optimizer):
         variables: Sequence[keras.Variable],
         learning_rate: Any,
         weight_decay: Any,
+        due: Tensor | None = None,
     ) -> None:
-        """Decay the variables, then move them by Adam along their clipped gradients."""
+        """Decay the variables, then move them by Adam along their clipped gradients.
+
+        Args:
+            gradients: of the variables.
+            variables: among those that the optimizer was built for.
+            learning_rate: of this update.
+            weight_decay: of this update.
+            due: bool scalar; where it is False, nothing changes. None for True.
+        """
         # A variable times a number would copy the number to the device.
         learning_rate = ops.convert_to_tensor(learning_rate)
         decayed = [variable for variable in variables if self._is_decayed(variable)]
-        updates.decay(decayed, learning_rate * weight_decay)
+        decay_rate = learning_rate * weight_decay
+        if due is not None:
+            decay_rate = decay_rate * ops.cast(due, "float32")
+        updates.decay(decayed, decay_rate)
         updates.adam(
             variables,
             gradients,
             self._moments_of(variables),
-            ops.convert_to_tensor(self.iterations),
+            self._batches() // (self.gradient_accumulation_steps or 1),
             learning_rate,
             (self.beta_1, self.beta_2),
             self.epsilon,
+            due,
         )
 
     def _moments_of(self, variables: Sequence[keras.Variable]) -> updates.Moments:
@@ -254,7 +307,7 @@ class AdamW(keras.optimizers.Optimizer):
     ) -> list[Tensor]:
         clipped = list(gradients)
         keys = [id(variable) for variable in variables]
-        active = ops.convert_to_tensor(self.iterations) >= self.clip_after
+        active = self._batches() >= self.clip_after
         for network in self._networks or [set(keys)]:
             members = [i for i, key in enumerate(keys) if key in network]
             if not members:  # frozen
@@ -285,25 +338,29 @@ class AdamW(keras.optimizers.Optimizer):
             "name": self.name,
             "amsgrad": self.amsgrad,
             "loss_scale_factor": self.loss_scale_factor,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        config = dict(config)
         # Files of before 0.1 hold all arguments of Keras' optimizers.
-        config.pop("ema_momentum", None)
-        for name, off in _OFF.items():
-            value = config.pop(name, off)
-            if value != off:
-                raise ValueError(
-                    f"`{name}` must be {off} in the config of AdamW. Received: {value}"
-                )
+        config = {name: value for name, value in config.items() if name != "ema_momentum"}
         for name in ("learning_rate", "weight_decay"):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(
                     config[name], custom_objects=custom_objects
                 )
         return cls(**config)
+
+
+def _check_off(given: dict[str, Any]) -> None:
+    """Raise unless these arguments are Keras' and off."""
+    for name, value in given.items():
+        if name not in _OFF:
+            raise TypeError(f"AdamW has no argument `{name}`. Received: {value}")
+        off, instead = _OFF[name]
+        if value != off:
+            raise ValueError(f"`{name}` must be {off} for AdamW: take {instead}. Received: {value}")
 
 
 def _where_there_is_one(

@@ -179,6 +179,83 @@ def test_regularisers_of_layers_count(accumulation_steps):
     np.testing.assert_allclose(numpy(layer.kernel), 0.8 * before, atol=1e-3)
 
 
+def weights_after_a_step(num_samples, num_parts, **arguments):
+    pretrainer = small_pretrainer(num_masks=1, **arguments)
+    pretrainer.compile(keras.optimizers.SGD(1.0), num_parts)
+    pretrainer.encoder.blocks[0].mlp_hidden.kernel.regularizer = keras.regularizers.L2(0.1)
+    logs = pretrainer.train_on_batch(random_batch(0, pretrainer, num_samples), return_dict=True)
+    return [logs["loss"], *pretrainer.get_weights()]
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize("num_samples,num_parts", [(3, 2), (2, 4)])
+def test_parts_that_do_not_divide_a_batch_give_the_same_numbers(num_samples, num_parts):
+    """A part counts as much as it has samples, and there may be more parts than samples."""
+    expected = weights_after_a_step(num_samples, 1)
+    for value, wanted in zip(weights_after_a_step(num_samples, num_parts), expected, strict=True):
+        np.testing.assert_allclose(value, wanted, atol=1e-6)
+
+
+@slow_but_on("torch")
+def test_the_target_encoder_follows_updates():
+    """Of an optimizer that makes one every second batch."""
+    pretrainer = small_pretrainer(num_masks=1, momentum=LinearSchedule(0.5, 0.9, 4.0))
+    pretrainer.compile(AdamW(1e-2, gradient_accumulation_steps=2))
+    batch = random_batch(0, pretrainer)
+    expected = pretrainer.target_encoder.get_weights()
+    for momentum in (None, 0.6, None, 0.8):
+        pretrainer.train_on_batch(batch)
+        if momentum is not None:
+            weights = zip(expected, pretrainer.encoder.get_weights(), strict=True)
+            expected = [momentum * e + (1 - momentum) * w for e, w in weights]
+        for value, wanted in zip(pretrainer.target_encoder.get_weights(), expected, strict=True):
+            np.testing.assert_allclose(value, wanted, atol=1e-6)
+
+
+@slow_but_on("torch")
+def test_a_step_that_overflows_changes_nothing_and_does_not_count():
+    inner = AdamW(1e-2, clip_norm=0.01)
+    pretrainer = small_pretrainer(num_masks=1, dtype="mixed_float16", momentum=0.5)
+    pretrainer.compile(keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**40))
+    batch = random_batch(0, pretrainer)
+    networks = (pretrainer.encoder, pretrainer.predictor, pretrainer.target_encoder)
+    before = pretrainer.get_weights()
+    assert pretrainer.train_on_batch(batch, return_dict=True)["finite"] == 1.0
+    assert int(pretrainer.optimizer.iterations) == 0
+    for value, wanted in zip(pretrainer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    pretrainer.optimizer.dynamic_scale.assign(2.0**10)
+    starts = [network.get_weights() for network in networks]
+    pretrainer.train_on_batch(batch)
+    assert int(pretrainer.optimizer.iterations) == 1
+    for network, start in zip(networks, starts, strict=True):
+        changes = zip(network.get_weights(), start, strict=True)
+        assert max(np.abs(value - other).max() for value, other in changes) > 1e-3
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_wrapped_optimizer_clips_each_network(scaled):
+    """And by the norm of gradients that are scaled back: a step is as long as without a wrapper."""
+
+    def moved(wrapped):
+        # A large epsilon: a step is as long as the gradient.
+        optimizer = AdamW(1.0, 0.0, epsilon=1.0, clip_norm=1e-3)
+        if wrapped and scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**10)
+        elif wrapped:
+            only = keras.optimizers.OptimizerMap(optimizer)
+            optimizer = keras.optimizers.MultiOptimizer(only)
+        pretrainer = small_pretrainer(num_masks=1)
+        pretrainer.compile(optimizer, auto_scale_loss=False)
+        before = pretrainer.get_weights()
+        pretrainer.train_on_batch(random_batch(0, pretrainer))
+        return [a - b for a, b in zip(pretrainer.get_weights(), before, strict=True)]
+
+    for change, expected in zip(moved(True), moved(False), strict=True):
+        np.testing.assert_allclose(change, expected, atol=1e-6)
+
+
 @slow_but_on("torch", "tensorflow")
 def test_float16_steps_are_as_long_as_those_of_float32():
     """Keras scales the loss for float16, and the gradients back; a part must do so too."""
@@ -201,7 +278,10 @@ def test_float16_steps_are_as_long_as_those_of_float32():
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
 @pytest.mark.parametrize("leading_keys", [False, True])
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_a_step_neither_waits_nor_copies_from_the_host(scheduled, leading_keys, monkeypatch):
+@pytest.mark.parametrize("batches_an_update", [None, 2])
+def test_a_step_neither_waits_nor_copies_from_the_host(
+    batches_an_update, scheduled, leading_keys, monkeypatch
+):
     """Not a number goes to the device, or comes from it, which would stop both."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -230,7 +310,8 @@ def test_a_step_neither_waits_nor_copies_from_the_host(scheduled, leading_keys, 
     pretrainer = small_pretrainer(
         momentum=momentum, variance_weight=0.1, context_variance_weight=0.1
     )
-    pretrainer.compile(AdamW(*rates, clip_norm=1.0, clip_after=1))
+    accumulation = {"gradient_accumulation_steps": batches_an_update}
+    pretrainer.compile(AdamW(*rates, clip_norm=1.0, clip_after=1, **accumulation))
     batch = {k: ops.convert_to_tensor(v) for k, v in random_batch(0, pretrainer).items()}
     pretrainer.train_step((batch,))
     for name in ("as_tensor", "tensor", "from_numpy"):
@@ -238,7 +319,8 @@ def test_a_step_neither_waits_nor_copies_from_the_host(scheduled, leading_keys, 
     with Watch():
         pretrainer.train_step((batch,))
     assert waits == []
-    assert int(pretrainer.optimizer.iterations.value) == 2
+    monkeypatch.undo()
+    assert int(pretrainer.optimizer.iterations) == 2 // (batches_an_update or 1)
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")

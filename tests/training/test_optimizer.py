@@ -129,6 +129,46 @@ def test_all_variables_are_updated_at_once(amsgrad):
     assert counts[0] == counts[1]
 
 
+def applied(optimizer, variables, batches):
+    """Hand an optimizer the gradients of each batch in turn; the values of the variables then."""
+    optimizer.build(variables)
+    for gradients in batches:
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], variables)
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_an_update_takes_the_mean_gradient_of_several_batches(amsgrad):
+    """Clipping sees the mean, schedules count batches, and nothing moves in between."""
+    rng = np.random.default_rng(0)
+    shapes, steps = [(3, 4), (4,)], 3
+    initial = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    batches = [[rng.normal(size=s).astype("float32") for s in shapes] for _ in range(3 * steps)]
+
+    variables = [keras.Variable(value) for value in initial]
+    schedules = WarmupCosine(1e-3, 1e-2, 1e-4, 2, 20), CosineSchedule(0.1, 0.5, 20)
+    optimizer = AdamW(*schedules, clip_norm=0.5, gradient_accumulation_steps=steps, amsgrad=amsgrad)
+    between = applied(optimizer, variables, batches[: steps - 1])
+    for value, wanted in zip(between, initial, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    assert int(optimizer.iterations) == 0
+    found = applied(optimizer, variables, batches[steps - 1 :])
+    assert int(optimizer.iterations) == 3
+
+    ends = [steps - 1, 2 * steps - 1, 3 * steps - 1]
+    means = [
+        [np.mean([batch[i] for batch in batches[end - 2 : end + 1]], axis=0) for i in range(2)]
+        for end in ends
+    ]
+    expected = [keras.Variable(value) for value in initial]
+    plain = AdamW(1.0, 0.0, clip_norm=0.5, amsgrad=amsgrad)
+    for end, mean in zip(ends, means, strict=True):
+        plain.learning_rate, plain.weight_decay = (float(s(end)) for s in schedules)
+        wanted = applied(plain, expected, [mean])
+    for value, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(value, other, atol=2e-6)
+
+
 def test_variables_and_arguments_that_it_does_not_know_are_named():
     optimizer, known = AdamW(), keras.Variable(np.ones((2, 3), "float32"))
     with pytest.raises(ValueError, match="`trainable_variables` must be given before"):
@@ -141,8 +181,56 @@ def test_variables_and_arguments_that_it_does_not_know_are_named():
         optimizer.apply([None], [known])
     with pytest.raises(ValueError, match="must be called before `build`"):
         optimizer.exclude_from_weight_decay([known])
-    with pytest.raises(ValueError, match="`use_ema` must be False in the config of AdamW"):
+    with pytest.raises(ValueError, match="`use_ema` must be False for AdamW"):
         AdamW.from_config({**optimizer.get_config(), "use_ema": True})
+
+
+def test_accumulation_is_that_of_keras():
+    """And goes on from a state that was saved between two updates."""
+    rng = np.random.default_rng(0)
+    batches = [[rng.normal(size=(2, 3)).astype("float32")] for _ in range(10)]
+
+    def start(kind):
+        # The same weight decay; Keras adds its epsilon elsewhere.
+        optimizer = kind(0.1, weight_decay=0.01, gradient_accumulation_steps=4)
+        return optimizer, [keras.Variable(np.ones((2, 3), "float32"))]
+
+    whole, other = start(AdamW), start(keras.optimizers.AdamW)
+    [value], [wanted] = applied(*whole, batches), applied(*other, batches)
+    assert int(whole[0].iterations) == int(other[0].iterations) == 2
+    np.testing.assert_allclose(value, wanted, atol=1e-5)
+    assert np.abs(value - 1.0).max() > 0.05
+
+    stopped, restored = start(AdamW), start(AdamW)
+    applied(*stopped, batches[:6])
+    restored[0].build(restored[1])
+    for pair in ((stopped[0].variables, restored[0].variables), (stopped[1], restored[1])):
+        for source, target in zip(*pair, strict=True):
+            target.assign(keras.ops.convert_to_numpy(source))
+    np.testing.assert_array_equal(applied(*restored, batches[6:])[0], value)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"clipnorm": 1.0}, "`clipnorm` must be None for AdamW: take `clip_norm`.* Received: 1.0"),
+        ({"use_ema": True}, "`use_ema` must be False for AdamW: take `keras.optimizers.AdamW`"),
+        ({"gradient_accumulation_steps": 1}, "`gradient_accumulation_steps` must be"),
+    ],
+)
+def test_arguments_of_keras_that_must_be_off(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        AdamW(1e-3, **arguments)
+    assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="AdamW has no argument `momentum`. Received: 0.9"):
+        AdamW(1e-3, momentum=0.9)
+
+
+def test_float16_weights_are_refused():
+    """Their squares are 0, and so is epsilon: a step would be infinite."""
+    weight = keras.Variable(np.ones((2, 2)), dtype="float16", name="half")
+    with pytest.raises(ValueError, match="`dtype` must be 'mixed_float16'.* Received: .* half"):
+        AdamW().build([weight])
 
 
 def test_a_config_with_what_keras_adds_still_loads():
@@ -153,7 +241,7 @@ def test_a_config_with_what_keras_adds_still_loads():
     added |= {"gradient_accumulation_steps": None}
     restored = AdamW.from_config({**optimizer.get_config(), **added})
     assert restored.get_config() == optimizer.get_config()
-    assert not set(added) & set(restored.get_config())
+    assert set(added) & set(restored.get_config()) == {"gradient_accumulation_steps"}
 
 
 def test_what_is_left_out_of_the_decay():

@@ -24,12 +24,12 @@ def samples(tmp_path_factory):
     return data.list_samples(folder)
 
 
-def make_pretrainer(**arguments):
+def make_pretrainer(batches_an_update=None, **arguments):
     keras.utils.set_random_seed(0)
     encoder = VJEPABackbone(32, 4, 8, hidden_dim=12, num_layers=1, num_heads=2)
     predictor = VJEPAPredictor(12, encoder.position_axes, 8, 1, 2)
     pretrainer = VJEPAPretrainer(encoder, predictor, **arguments)
-    pretrainer.compile(training.AdamW(1e-3))
+    pretrainer.compile(training.AdamW(1e-3, gradient_accumulation_steps=batches_an_update))
     return pretrainer
 
 
@@ -98,6 +98,22 @@ def test_the_same_call_goes_on_after_a_crash(samples, whole, tmp_path, capsys):
     )
     assert losses == whole[1]
     assert "Going on from step 2" in capsys.readouterr().err
+
+
+@slow_but_on("torch")
+def test_a_run_goes_on_between_two_updates_of_the_optimizer(samples, tmp_path):
+    """Of three batches each; the sums of their gradients are in the checkpoint."""
+
+    def losses_of(workdir, crash_after=0):
+        pretrainer = make_pretrainer(3)
+        batches, callbacks = batches_for(pretrainer, samples), [Losses(crash_after)]
+        return training.run(pretrainer, batches, workdir, STEPS, callbacks, checkpoint_every=2)
+
+    expected = losses_of(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crashed"):
+        losses_of(tmp_path / "stopped", crash_after=3)
+    assert training.Checkpoints(tmp_path / "stopped" / "checkpoints").steps() == [2]
+    assert losses_of(tmp_path / "stopped") == expected
 
 
 def test_a_run_that_is_done_trains_no_more(samples, whole, monkeypatch):

@@ -1,0 +1,60 @@
+"""What a step asks of any optimizer of Keras, whatever wraps it (App. C).
+
+An optimizer may leave the weights as they are in some steps: while it accumulates gradients, or, as
+`LossScaleOptimizer` does, where float16 overflowed. What follows an optimizer's update, as the
+moving average of the weights does, must then wait as well.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_vjepa.backend import keras_internals
+from keras_vjepa.types import Tensor
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """List the optimizers that change weights: those in a wrapper, or the optimizer itself.
+
+    A `MultiOptimizer` that is given a function knows all of its own when it is built.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.backend.optimizer_state import inner_optimizers
+    >>> scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(name="inside"))
+    >>> [optimizer.name for optimizer in inner_optimizers(scaled)]
+    ['inside']
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return inner_optimizers(optimizer.inner_optimizer)
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return list(optimizer.optimizers)
+    return [optimizer]
+
+
+def batches_taken(optimizer: Any) -> keras.Variable:
+    """Return the number of batches that an optimizer has taken, which schedules are read at.
+
+    Keras' `iterations` counts updates: fewer where gradients are accumulated over several batches.
+    Batches whose gradients overflowed are not counted.
+    """
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return keras_internals.batch_count(optimizer)
+
+
+def updates_made(optimizer: Any) -> Tensor:
+    """Count the updates of weights so far, of all inner optimizers together."""
+    counts = []
+    for inner in inner_optimizers(optimizer):
+        count = ops.convert_to_tensor(keras_internals.batch_count(inner))
+        counts.append(count // (inner.gradient_accumulation_steps or 1))
+    return sum(counts[1:], counts[0])
+
+
+def may_skip_updates(optimizer: Any) -> bool:
+    """Tell whether there are steps in which the weights stay as they are."""
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return scales or any(i.gradient_accumulation_steps for i in inner_optimizers(optimizer))

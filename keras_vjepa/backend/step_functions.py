@@ -1,0 +1,134 @@
+"""What `fit`, `evaluate` and `predict` run on each batch, whatever the size of its videos (§3.3).
+
+TensorFlow's trainer keeps one program for all batches: when one of another size comes, the sizes in
+the program become unknown, and with them the grid of tokens. Here there is a program for each size
+of videos, which sees no other. The other engines do as much by themselves.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_vjepa.backend import collectives, updates
+
+# Arrays with fewer axes, such as tokens and lists of indices, may have lengths that are unknown.
+_AXES_OF_IMAGES = 4
+
+Run = Callable[[Any], Any]
+
+
+class StepFunctions:
+    """A mixin, before `keras.Model` among the bases of a model that takes videos of any size.
+
+    Attributes:
+        batch_size_matters: whether a training step must know the number of samples as well.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_vjepa.backend.step_functions import StepFunctions
+    >>> class Pixels(StepFunctions, keras.Model):
+    ...     def call(self, videos):
+    ...         return keras.ops.reshape(videos, (-1, np.prod(videos.shape[1:])))
+    >>> model = Pixels()
+    >>> [model.predict(np.ones((2, n, 8, 8, 3)), verbose=0).shape for n in (2, 3)]
+    [(2, 384), (2, 576)]
+    """
+
+    batch_size_matters = False
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As Keras'.
+
+        Raises:
+            ValueError: for weights in float16, which do not learn.
+        """
+        if force or self.train_function is None:  # type: ignore[attr-defined]
+            updates.check_learning_dtype(self.trainable_variables)  # type: ignore[attr-defined]
+        return self._make("train_function", force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """As Keras'."""
+        return self._make("test_function", force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """As Keras'."""
+        return self._make("predict_function", force)
+
+    def _make(self, name: str, force: bool) -> Any:
+        make = getattr(super(), f"make_{name}")
+        if getattr(self, name) is not None and not force:
+            return getattr(self, name)
+        made = make(force=True)
+        if keras.config.backend() != "tensorflow" or collectives.replicas_in_sync() > 1:
+            return made
+
+        def another() -> Run:
+            before = getattr(self, name)
+            make(force=True)
+            function = getattr(self, name)
+            setattr(self, name, before)
+            return function
+
+        kind = _ProgramForEachSize if name == "predict_function" else _StepForEachSize
+        each = kind(getattr(self, name), another)
+        each.batches_a_call = self.steps_per_execution  # type: ignore[attr-defined]
+        each.batch_size_matters = self.batch_size_matters and name == "train_function"
+        setattr(self, name, each)
+        return each
+
+
+class _ProgramForEachSize:
+    """A function of batches, made anew for each size of videos in them. TensorFlow only."""
+
+    batch_size_matters = False
+    batches_a_call = 1
+
+    def __init__(self, first: Run, another: Callable[[], Run]) -> None:
+        self._unused: Run | None = first
+        self._another = another
+        self._functions: dict[Any, Run] = {}
+
+    def __call__(self, data: Any) -> Any:
+        return self._function_for(data)(data)
+
+    def _function_for(self, data: Any) -> Run:
+        sizes = tuple(self._size(array) for array in keras.tree.flatten(data))
+        if sizes not in self._functions:
+            self._functions[sizes] = self._unused or self._another()
+            self._unused = None
+        return self._functions[sizes]
+
+    def _size(self, array: Any) -> Any:
+        """What a program must know of an array."""
+        shape = tuple(getattr(array, "shape", ()))
+        known = shape[1:] if len(shape) >= _AXES_OF_IMAGES else ()
+        return (shape[:1], known) if self.batch_size_matters else known
+
+
+class _StepForEachSize(_ProgramForEachSize):
+    """The same of an iterator, of which a call takes one batch or, as Keras is told, several."""
+
+    def __call__(self, iterator: Any) -> Any:
+        specs = getattr(iterator, "element_spec", None)
+        if specs is not None and self._are_known(specs):
+            return self._function_for(specs)(iterator)
+        outputs: Any = None
+        for _ in range(self.batches_a_call):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                if outputs is None:
+                    raise
+                break
+            outputs = self._function_for(batch)(iter([batch]))
+        return outputs
+
+    def _are_known(self, specs: Any) -> bool:
+        """Whether all batches of a data set have the same sizes, and it says which."""
+        for spec in keras.tree.flatten(specs):
+            shape = getattr(spec, "shape", None)
+            if shape is None or shape.rank is None or None in keras.tree.flatten(self._size(spec)):
+                return False
+        return True
