@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_LONG, arguments_of, check_size, check_whole
+from keras_vjepa.data.batches.preprocessed import TrainingEpochs, ValidationEpochs
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.image import read_image
@@ -27,10 +28,12 @@ from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
+from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.views import center_view, three_views
 from keras_vjepa.named_errors import named
 from keras_vjepa.presets.preprocessing import described_preprocessor
 from keras_vjepa.presets.preset import PREPROCESSOR_FILE, PresetName, PresetNames, find_preset
+from keras_vjepa.training.datasets import EpochDataset
 
 Frames = NDArray[np.uint8]
 Videos = NDArray[np.float32]
@@ -160,6 +163,58 @@ class VJEPAVideoPreprocessor:
                 f"videos are in one list. Received: {self.image_frames}"
             )
         return np.stack(samples)
+
+    def dataset(
+        self,
+        samples: Sequence[Sample],
+        num_classes: int,
+        batch_size: int = 8,
+        training: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_workers: int = 2,
+        max_bad_share: float = 0.05,
+        limits: ReadingLimits = DEFAULT_LIMITS,
+    ) -> EpochDataset:
+        """Make a dataset for `fit` and `evaluate` of labelled files, read while they are needed.
+
+        Args:
+            samples: files with class numbers, such as `list_samples` gives.
+            num_classes: number of classes.
+            batch_size: videos in a batch.
+            training: True for full batches in another order each epoch, where another file takes
+                the place of one that cannot be read; False for each file once and in order, where
+                such a one is left out.
+            shuffle: False leaves the order of training as it is.
+            seed: of that order.
+            num_workers: threads.
+            max_bad_share: stop when more than this share of the files cannot be read.
+            limits: time and pixels that a file may take.
+
+        Returns:
+            A `keras.utils.PyDataset` of `(inputs, labels)`, with a length.
+
+        Raises:
+            ValueError: for no samples, labels that are missing or too large, and options out of
+                range.
+        """
+
+        def read(path: str) -> Videos:
+            return self._clips(path, limits)
+
+        options: dict[str, Any] = {
+            "read": read,
+            "num_classes": num_classes,
+            "num_workers": num_workers,
+            "max_bad_share": max_bad_share,
+            "seed": seed,
+        }
+        batches: TrainingEpochs | ValidationEpochs
+        if training:
+            batches = TrainingEpochs(samples, batch_size, shuffle=shuffle, **options)
+        else:
+            batches = ValidationEpochs(samples, batch_size, **options)
+        return EpochDataset(batches, num_workers)
 
     # --- One video or image ----------------------------------------------------------------------
 

@@ -62,6 +62,9 @@ def at_home(tmp_path, monkeypatch):
         path = tmp_path / "my_videos" / f"{number}.avi"
         write_motion_jpeg(path, np.roll(frames, number, axis=1), 24)
         rows.append(f"{path} {number % 10}\n")
+    for number in range(10):
+        path = tmp_path / "videos" / ("juggling", "riding")[number % 2] / f"{number}.avi"
+        write_motion_jpeg(path, np.roll(frames, number, axis=1), 24)
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text("".join(rows))
     monkeypatch.setitem(backbone.SIZES, "small", SmallerSize(24, 1, 2))
@@ -84,6 +87,20 @@ def test_the_python_of_the_readme_runs(at_home):
         exec(compile(block, f"<README, Python block {number}>", "exec"), names)
     assert names["features"].shape == (1, 8, 24)
     assert (at_home / "runs" / "a" / "preset" / "config.json").is_file()
+
+
+def test_from_a_folder_of_classes_to_names(at_home, capsys):
+    """On each backend, unlike the whole of it."""
+    [block] = [block for block in blocks("README.md", "python") if "from_directory" in block]
+    assert len([line for line in block.splitlines() if line]) <= 8
+    names = {}
+    exec(compile(block, "<README, a folder of classes>", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "10 files of 2 classes: 8 for training, 2 for validation" in printed
+    found = names["model"].classify("clip.mp4", top=5)
+    assert str(found) == printed.splitlines()[-1]
+    assert sorted(name for name, _ in found) == ["juggling", "riding"]
+    assert sum(share for _, share in found) == pytest.approx(1, abs=1e-5)
 
 
 # --- Commands ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """From files to batches, with NumPy and OpenCV alone."""
 
 from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.directory import DirectoryData, from_directory
 from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches
 from keras_vjepa.data.batches.mask_kinds import (
     CausalMultiBlockMask,
@@ -25,6 +26,7 @@ __all__ = [
     "CausalMultiBlockMask",
     "ClipBatches",
     "ClipSettings",
+    "DirectoryData",
     "EvaluationBatches",
     "ImageProbeTransform",
     "LabelledBatches",
@@ -38,6 +40,7 @@ __all__ = [
     "Sample",
     "VideoProbeTransform",
     "center_view",
+    "from_directory",
     "list_samples",
     "mean_counts",
     "paper_masks",

@@ -127,6 +127,8 @@ class PixelModel(keras.Model):
             gate(*validation[:2])
         elif validation is not None:
             kwargs["validation_data"] = gate(validation)
+        if getattr(x, "keeps_order", False):
+            kwargs.setdefault("shuffle", False)
         x = gate(x, y)
         return gate.through(super().fit, x, y, *args, **kwargs)
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vjepa.data.sources.folders import EXTENSIONS, Kind, check_kind, search_folder
+from keras_vjepa.data.sources.folders import (
+    EXTENSIONS,
+    Kind,
+    check_kind,
+    is_image,
+    search_folder,
+)
 from keras_vjepa.data.sources.rows import Row, path_from_list, read_rows
 
 _LOG = logging.getLogger(__name__)
@@ -172,25 +178,47 @@ def list_class_folders(
     [0, 1]
     """
     check_kind(kind)
-    found = class_folders(root)
-    numbers = {name: number for number, name in enumerate(class_names or found)}
-    unknown = [name for name in found if name not in numbers]
+    names = class_folders(root) if class_names is None else class_names
+    samples = label_by_folder(root, search_folder(root, kind).paths, names)
+    if not samples:
+        raise ValueError(f"No {kind}s below the class folders of {root}.")
+    return samples
+
+
+def label_by_folder(
+    root: str | Path, paths: Sequence[str], class_names: Sequence[str]
+) -> list[Sample]:
+    """Label files by the folder in `root` that they lie in.
+
+    Args:
+        root: folder with one folder for each class.
+        paths: files of one kind in `root` and in the folders in it.
+        class_names: names of the classes in the order of their numbers.
+
+    Returns:
+        The samples, in the order of `paths`; files in no class folder are left out, which the log
+        says.
+
+    Raises:
+        ValueError: if a folder is not in `class_names`.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    unknown = [name for name in class_folders(root) if name not in numbers]
     if unknown:
         raise ValueError(
             f"`class_names` must hold the name of every folder in {root}. Received: none of "
             f"{', '.join(map(repr, unknown[:3]))}{' ...' if len(unknown) > 3 else ''}"
         )
-    samples, classless = [], 0
-    for path in search_folder(root, kind).paths:
+    samples, classless = [], []
+    for path in paths:
         name, *below = Path(path).relative_to(root).parts
         if below:
             samples.append(Sample(path, numbers[name]))
         else:
-            classless += 1
+            classless.append(path)
     if classless:
-        _LOG.warning("Left out of %s: %d %s(s) in no class folder", root, classless, kind)
-    if not samples:
-        raise ValueError(f"No {kind}s below the class folders of {root}.")
+        kind = "image" if is_image(classless[0]) else "video"
+        _LOG.warning("Left out of %s: %d %s(s) in no class folder", root, len(classless), kind)
     return samples
 
 

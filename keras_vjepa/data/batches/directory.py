@@ -1,0 +1,206 @@
+"""From a folder of classes to training and validation (App. D.1).
+
+The names are those of `keras.utils.image_dataset_from_directory`.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from keras_vjepa.arguments import check_flag, check_whole, shown
+from keras_vjepa.data.batches.indexed import check_reading
+from keras_vjepa.data.sources.folders import is_image, search_folder
+from keras_vjepa.data.sources.labels import low_shot
+from keras_vjepa.data.sources.samples import Sample, class_folders, label_by_folder
+
+_LOG = logging.getLogger(__name__)
+
+
+class DatasetMaker(Protocol):
+    """What is asked of a preprocessor; `VJEPAVideoPreprocessor` is one.
+
+    Attributes:
+        num_frames: frames of a clip, 1 for single images.
+    """
+
+    num_frames: int
+
+    def dataset(self, samples: Sequence[Sample], **options: Any) -> Any:
+        """Make a dataset that `fit` takes of labelled samples."""
+
+
+@dataclass(frozen=True)
+class DirectoryData:
+    """Holds what a folder of classes gives.
+
+    Attributes:
+        train: a `keras.utils.PyDataset` of `(inputs, labels)` for `fit`.
+        validation: one for `validation_data` and `evaluate`; None without a split.
+        class_names: names of the classes in the order of their numbers.
+    """
+
+    train: Any
+    validation: Any
+    class_names: list[str]
+
+
+def from_directory(
+    directory: str | Path,
+    preprocessor: DatasetMaker,
+    labels: str | Sequence[int] = "inferred",
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 8,
+    shuffle: bool = True,
+    seed: int = 0,
+    validation_split: float | None = None,
+    num_workers: int = 2,
+    max_bad_share: float = 0.05,
+) -> DirectoryData:
+    """Read a folder with one folder of videos or images for each class.
+
+    Files are read while they are needed, by threads, and a few batches are in memory at a time.
+    Clips are those of the evaluation, without augmentation. Where videos and images lie together,
+    the videos are taken, or the images if the preprocessor makes single images; what is left out is
+    said in one line of the log. A file that cannot be read is named there too: in training another
+    one takes its place, in validation it is left out.
+
+    Args:
+        directory: the folder.
+        preprocessor: a `VJEPAVideoPreprocessor`, which makes the inputs.
+        labels: `"inferred"` from the folders, or a class number for each file below `directory`,
+            in the order of their paths.
+        class_names: names of the classes in the order of their numbers; the folders' names, sorted,
+            if None.
+        batch_size: videos in a batch.
+        shuffle: whether each epoch has an order of its own, which follows from the seed.
+        seed: of the order and of the split.
+        validation_split: share of the files of each class, in (0, 1), that is kept for validation;
+            None for no validation.
+        num_workers: threads that read.
+        max_bad_share: stop when more than this share of the files cannot be read.
+
+    Returns:
+        The datasets and the names.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it holds no class folders, one of them no file, an argument is out of range,
+            or a class has no file left to train with.
+
+    Example:
+
+    ```python
+    data = keras_vjepa.data.from_directory("videos/", preprocessor, validation_split=0.2)
+    model.fit(data.train, validation_data=data.validation)
+    ```
+    """
+    check_flag(shuffle=shuffle)
+    check_reading(batch_size, seed, num_workers, num_workers, max_bad_share)
+    samples, names = _labelled(Path(directory), labels, class_names, preprocessor.num_frames == 1)
+    training, validation = _split(samples, validation_split, seed, names)
+    options = {
+        "num_classes": len(names),
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        "max_bad_share": max_bad_share,
+    }
+    print(_summary(training, validation, names))
+    return DirectoryData(
+        preprocessor.dataset(training, training=True, shuffle=shuffle, seed=seed, **options),
+        preprocessor.dataset(validation, **options) if validation else None,
+        names,
+    )
+
+
+def _summary(training: list[Sample], validation: list[Sample], names: list[str]) -> str:
+    count = len(training) + len(validation)
+    parts = f": {len(training)} for training, {len(validation)} for validation"
+    return (
+        f"{count} file{'' if count == 1 else 's'} of "
+        f"{len(names)} class{'' if len(names) == 1 else 'es'}{parts if validation else ''}"
+    )
+
+
+def _labelled(
+    directory: Path,
+    labels: str | Sequence[int],
+    class_names: Sequence[str] | None,
+    prefers_images: bool,
+) -> tuple[list[Sample], list[str]]:
+    """All samples, and the names of the classes."""
+    inferred = isinstance(labels, str)
+    if inferred and labels != "inferred":
+        raise ValueError(f"`labels` must be 'inferred' or class numbers. Received: {shown(labels)}")
+    if not directory.is_dir():
+        raise FileNotFoundError(f"`directory` must be an existing folder. Received: {directory}")
+    folders = class_folders(directory) if inferred else []
+    if inferred and {"train"} < {*folders} <= {"train", "val", "validation", "test"}:
+        raise ValueError(
+            f"`directory` must have a folder for each class; give {directory / 'train'}, and read "
+            f"{directory / (set(folders) - {'train'}).pop()} with its `class_names`. "
+            f"Received: folders {', '.join(folders)}"
+        )
+    paths = _of_one_kind(directory, prefers_images)
+    if inferred:
+        names = list(class_names or folders)
+        samples = label_by_folder(directory, paths, names)
+        empty = {*range(len(names))} - {sample.label for sample in samples}
+        if class_names is None and empty:
+            raise ValueError(
+                f"Every class folder of {directory} must hold a file. "
+                f"Received: none in {names[min(empty)]!r}"
+            )
+        return samples, names
+    if len(labels) != len(paths):
+        raise ValueError(
+            f"`labels` must hold a class number for each of {len(paths)} files in {directory}. "
+            f"Received: {len(labels)}"
+        )
+    given: dict[str, Any] = {f"labels[{place}]": label for place, label in enumerate(labels)}
+    check_whole(0, **given)
+    numbers = [int(label) for label in labels]
+    names = list(class_names or map(str, range(max(numbers) + 1)))
+    return [Sample(path, number) for path, number in zip(paths, numbers, strict=True)], names
+
+
+def _of_one_kind(directory: Path, prefers_images: bool) -> list[str]:
+    """Files of the kind that is wanted, or of the other one if there are none."""
+    found = search_folder(directory, "video", "image").paths
+    kinds: dict[str, list[str]] = {"video": [], "image": []}
+    for path in found:
+        kinds["image" if is_image(path) else "video"].append(path)
+    wanted, other = ("image", "video") if prefers_images else ("video", "image")
+    if not kinds[wanted]:
+        wanted, other = other, wanted
+    if not kinds[wanted]:
+        raise ValueError(f"`directory` must hold videos or images. Received: none in {directory}")
+    if kinds[other]:
+        _LOG.warning(
+            "Left out of %s: %d %s(s) beside %ss", directory, len(kinds[other]), other, wanted
+        )
+    return kinds[wanted]
+
+
+def _split(
+    samples: list[Sample], share: float | None, seed: int, names: list[str]
+) -> tuple[list[Sample], list[Sample]]:
+    if share is None:
+        return samples, []
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise ValueError(f"`validation_split` must be in (0, 1). Received: {shown(share)}")
+    counts = Counter(sample.label for sample in samples)
+    several = [sample for sample in samples if counts[sample.label] > 1]
+    validation = low_shot(several, share, seed)
+    held_out = {sample.path for sample in validation}
+    training = [sample for sample in samples if sample.path not in held_out]
+    left = {sample.label for sample in training}
+    for label in counts:
+        if label not in left:
+            raise ValueError(
+                f"`validation_split` must leave a file of each class to train with. Received: "
+                f"{share:g}, which leaves none of {counts[label]} in {names[label or 0]!r}"
+            )
+    return training, validation

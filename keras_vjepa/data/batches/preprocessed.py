@@ -1,0 +1,117 @@
+"""Labelled batches of what a preprocessor makes of files, an epoch at a time (App. D.1).
+
+Departure from the authors' training of probes: clips are those of the evaluation, the same in every
+epoch and not augmented, so that what is learned is what `classify` will see. Their augmentation is
+in `labelled.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.batches.indexed import IndexedBatches, ShuffledBatches
+from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.sources.labels import check_labels
+from keras_vjepa.data.sources.samples import Sample
+
+Videos = NDArray[np.float32]
+LabelledVideos = tuple[Videos, NDArray[np.int32]]
+
+
+def _stacked(items: list[tuple[Sample, Videos]]) -> LabelledVideos:
+    labels = np.array([sample.label for sample, _ in items], np.int32)
+    return np.stack([videos for _, videos in items]), labels
+
+
+@dataclass
+class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
+    """Makes batches of epochs that each see every sample in an order of their own.
+
+    All batches are full: the last of an epoch is filled up from the next one's order, and there are
+    never more samples in a batch than there are. A file that cannot be read is named, and another
+    sample takes its place.
+
+    Args:
+        read: makes the model's input of a path.
+        num_classes: labels are below it.
+        shuffle: False leaves the samples in their order.
+    """
+
+    read: Callable[[str], Videos] = field(kw_only=True)
+    num_classes: int = field(kw_only=True)
+    shuffle: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_labels(self.samples, self.num_classes)
+        self.batch_size = min(self.batch_size, len(self.samples))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the batches of an epoch."""
+        return -(-len(self.samples) // self.batch_size)
+
+    def batch_of(self, epoch: int, index: int) -> LabelledVideos:
+        """Make a batch of an epoch."""
+        first = epoch * len(self.samples) + index * self.batch_size
+        return _stacked([self._read(first + row) for row in range(self.batch_size)])
+
+    def _content(self, sample: Sample, rng: np.random.Generator) -> Videos:
+        return self.read(sample.path)
+
+    def _sample_index(self, position: int) -> int:
+        in_order = position % len(self.samples)
+        return super()._sample_index(position) if self.shuffle else in_order
+
+
+@dataclass
+class ValidationEpochs(IndexedBatches[Videos | None, LabelledVideos]):
+    """Makes batches of every sample once and in order, the same in every epoch.
+
+    A file that cannot be read is named and left out, so its batch is smaller, as is the last one. A
+    batch of which nothing can be read holds the next sample that can.
+
+    Args:
+        read: makes the model's input of a path.
+        num_classes: labels are below it.
+    """
+
+    read: Callable[[str], Videos] = field(kw_only=True)
+    num_classes: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_labels(self.samples, self.num_classes)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the batches of an epoch."""
+        return -(-len(self.samples) // self.batch_size)
+
+    def batch_of(self, epoch: int, index: int) -> LabelledVideos:
+        """Make a batch, whichever the epoch."""
+        count = len(self.samples)
+        first = index * self.batch_size
+        items: list[tuple[Sample, Videos]] = []
+        for row in range(count):
+            if row >= min(self.batch_size, count - first) and items:
+                break
+            sample = self.samples[(first + row) % count]
+            videos = self._read((first + row) % count)
+            if videos is not None:
+                items.append((sample, videos))
+        if not items:
+            self._stop_at_too_many_bad_files()
+        return _stacked(items)
+
+    def _read(self, position: int) -> Videos | None:
+        path = self.samples[position].path
+        if path in self.bad_files:
+            return None
+        try:
+            return self.read(path)
+        except UnreadableVideoError as error:
+            self._note_bad_file(path, str(error), "Left out")
+            return None
