@@ -3,6 +3,7 @@
 The names are those of `keras.utils.image_dataset_from_directory`.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -61,24 +62,21 @@ def from_directory(
 ) -> DirectoryData:
     """Read a folder with one folder of videos or images for each class.
 
-    Files are read while they are needed, by threads, and a few batches are in memory at a time.
-    Clips are those of the evaluation, without augmentation. Where videos and images lie together,
-    the videos are taken, or the images if the preprocessor makes single images; what is left out is
-    said in one line of the log. A file that cannot be read is named there too: in training another
-    one takes its place, in validation it is left out.
+    Files are read by threads while they are needed, a few batches at a time. Clips are those of the
+    evaluation, without augmentation. Of videos beside images the videos are taken, or the images if
+    the preprocessor makes single images. What is left out is said in one line of the log, and so is
+    a file that cannot be read: in training another takes its place, in validation it is left out.
 
     Args:
         directory: the folder.
         preprocessor: a `VJEPAVideoPreprocessor`, which makes the inputs.
         labels: `"inferred"` from the folders, or a class number for each file below `directory`,
             in the order of their paths.
-        class_names: names of the classes in the order of their numbers; the folders' names, sorted,
-            if None.
+        class_names: names in the order of the classes' numbers; if None the folders', sorted.
         batch_size: videos in a batch.
         shuffle: whether each epoch has an order of its own, which follows from the seed.
         seed: of the order and of the split.
-        validation_split: share of the files of each class, in (0, 1), that is kept for validation;
-            None for no validation.
+        validation_split: share of each class, in (0, 1), that is kept for validation, or None.
         num_workers: threads that read.
         max_bad_share: stop when more than this share of the files cannot be read.
 
@@ -90,29 +88,22 @@ def from_directory(
         ValueError: if it holds no class folders, one of them no file, an argument is out of range,
             or a class has no file left to train with.
 
-    Example:
-
-    ```python
-    data = keras_vjepa.data.from_directory("videos/", preprocessor, validation_split=0.2)
-    model.fit(data.train, validation_data=data.validation)
-    ```
+    Example: the README's "From a folder of classes".
     """
     check_flag(shuffle=shuffle)
     check_reading(batch_size, seed, num_workers, num_workers, max_bad_share)
     samples, names = _labelled(Path(directory), labels, class_names, preprocessor.num_frames == 1)
     training, validation = _split(samples, validation_split, seed, names)
-    options = {
-        "num_classes": len(names),
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "max_bad_share": max_bad_share,
-    }
     print(_summary(training, validation, names))
-    return DirectoryData(
-        preprocessor.dataset(training, training=True, shuffle=shuffle, seed=seed, **options),
-        preprocessor.dataset(validation, **options) if validation else None,
-        names,
+    make = functools.partial(
+        preprocessor.dataset,
+        num_classes=len(names),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        max_bad_share=max_bad_share,
     )
+    train = make(training, training=True, shuffle=shuffle, seed=seed)
+    return DirectoryData(train, make(validation) if validation else None, names)
 
 
 def _summary(training: list[Sample], validation: list[Sample], names: list[str]) -> str:
