@@ -38,6 +38,9 @@ _REPLACED = ".replaced"
 # What another machine writes, whose processes cannot be seen from here, is left over after a day.
 _LEFT_OVER_AFTER = 24 * 60 * 60
 
+# The disk, what one may use of it, or the longest file.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 _numbers = itertools.count()
 _cleaned: set[Path] = set()
 _cleaning = threading.Lock()
@@ -126,12 +129,13 @@ def write_picture(path: PathLike, pixels: NDArray[Any]) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    with unfinished_file(path) as unfinished:
-        written = False
-        with suppress(cv2.error):  # for an ending that it does not know
-            written = cv2.imwrite(str(unfinished), pixels)
-        if not written:
-            raise OSError(f"The picture cannot be written as .png or another kind: {path}")
+    encoded = None
+    with suppress(cv2.error):  # for an ending that it does not know
+        # Encoded here, for OpenCV 5.0 ends the process at a path that is not UTF-8.
+        _, encoded = cv2.imencode(Path(path).suffix, pixels)
+    if encoded is None:
+        raise OSError(f"The picture cannot be written as .png or another kind: {path}")
+    write_bytes(path, encoded.tobytes())
 
 
 @contextmanager
@@ -173,7 +177,7 @@ def unfinished_file(
         raise OSError(f"The path must be that of a file. Received: {path}, which is something else")
     if existing == "refuse" and path.exists():
         raise FileExistsError(f"The file must not exist. Received: {path}")
-    with scratch_folder(path.parent) as scratch:
+    with _naming_when_full(path), scratch_folder(path.parent) as scratch:
         unfinished = scratch / path.name
         yield unfinished
         move_file(unfinished, path, durable, existing)
@@ -225,6 +229,20 @@ def _link(unfinished: Path, path: Path, existing: Existing) -> None:
         raise FileExistsError(f"The file must not exist. Received: {path}")
 
 
+@contextmanager
+def _naming_when_full(path: Path) -> Iterator[None]:
+    """Have the error of a full disk name what was to be written, in one line.
+
+    The system names no file in it, HDF5 one that is not there any more, among its addresses.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 # --- A folder ------------------------------------------------------------------------------------
 
 
@@ -253,7 +271,7 @@ def unfinished_folder(
     path = Path(os.path.realpath(path))
     if existing == "refuse" and _is_taken(path):
         raise FileExistsError(f"The folder must not exist, or be empty. Received: {path}")
-    with scratch_folder(path.parent) as scratch:
+    with _naming_when_full(path), scratch_folder(path.parent) as scratch:
         unfinished = scratch / path.name
         unfinished.mkdir()
         yield unfinished

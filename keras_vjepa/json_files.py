@@ -86,10 +86,11 @@ def _no_constant(text: str) -> NoReturn:
 
 def _check_depth(found: Any) -> None:
     """Raise `RecursionError` for what others, who read it by recursion, could not bear."""
-    level = [found]
+    level = [found] if isinstance(found, dict | list) else []
     for _ in range(_DEEPEST):
-        inner = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [one for items in inner for one in items if isinstance(one, dict | list)]
         if not level:
             return
-    raise RecursionError
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [one for items in inner for one in items if isinstance(one, dict | list)]
+    if level:
+        raise RecursionError

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -85,7 +86,7 @@ def _acquire(path: str, folder: str, option: str, wait: bool) -> int | None:
         _say_that_there_is_none(folder, "this system has none")
         return None
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _opened(path, option)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,6 +113,24 @@ def _acquire(path: str, folder: str, option: str, wait: bool) -> int | None:
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return descriptor
         os.close(descriptor)
+
+
+def _opened(path: str, option: str) -> int:
+    """Open the lock's file, made if need be; what a link leads to is not ours to write."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise OSError(
+        f"{option} must be a folder that can be locked: {path} is no file, or a link to one. "
+        "Remove it"
+    )
 
 
 def _wait(descriptor: int) -> None:

@@ -1,5 +1,6 @@
 """Files and folders are written complete or not at all."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -139,6 +140,31 @@ def test_a_picture(tmp_path):
     assert names(tmp_path) == ["a.png"]
 
 
+def test_a_picture_in_a_folder_whose_name_is_not_utf_8(tmp_path):
+    """In a process of its own: OpenCV 5.0 would end it."""
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    # The module alone: a process that imports Keras takes seconds to begin.
+    code = (
+        "import importlib.util, sys; import numpy as np;"
+        "spec = importlib.util.spec_from_file_location('files', sys.argv[1]);"
+        "files = importlib.util.module_from_spec(spec); spec.loader.exec_module(files);"
+        "files.write_picture(sys.argv[2] + '/a.png', np.zeros((4, 5, 3), np.uint8))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, files.__file__, folder])
+    assert done.returncode == 0 and os.listdir(folder) == [b"a.png"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_names_what_was_to_be_written(number, tmp_path):
+    for lend in (files.unfinished_file, files.unfinished_folder):
+        with pytest.raises(OSError) as error, lend(tmp_path / "new"):
+            raise OSError(number, "words of a library\non several lines")
+        assert error.value.errno == number
+        assert str(error.value).endswith(f": '{tmp_path / 'new'}'")
+        assert "\n" not in str(error.value) and names(tmp_path) == []
+
+
 def test_durable_files_are_synchronised_before_they_get_their_name(tmp_path, monkeypatch):
     synchronised = []
     monkeypatch.setattr(files, "_sync", lambda path: synchronised.append((path, path.exists())))
@@ -159,10 +185,10 @@ def test_durable_files_are_synchronised_before_they_get_their_name(tmp_path, mon
 
 def test_a_disk_that_does_not_synchronise_is_an_error(tmp_path, monkeypatch):
     def fsync(descriptor):
-        raise OSError(files.errno.ENOSPC, "no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*file"):
         files.write_text(tmp_path / "file", "content", durable=True)
     assert names(tmp_path) == []
 

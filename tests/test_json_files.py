@@ -42,6 +42,11 @@ def test_what_is_read(tmp_path):
         assert read_json(path) == content
     with pytest.raises(JsonFileError, match="must hold a JSON object. Received: list"):
         read_json_object(path)
+    for content in (None, True, 3, 1.5, "text"):
+        path.write_text(json.dumps(content))
+        assert read_json(path) == content
+        with pytest.raises(JsonFileError, match="must hold a JSON object. Received: "):
+            read_json_object(path)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
 

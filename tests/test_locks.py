@@ -42,6 +42,21 @@ def test_a_killed_run_holds_nothing(holder, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def make_a_link(path):
+    (path.parent / "precious").write_text("what a link leads to")
+    path.symlink_to("precious")
+
+
+@pytest.mark.parametrize("make", [make_a_link, os.mkfifo, os.mkdir])
+def test_what_is_no_lock_is_not_written_to(make, tmp_path):
+    make(tmp_path / ".lock")
+    with pytest.raises(OSError, match="^--workdir must be a folder that can be locked: .*.lock is"):
+        with locked(tmp_path, "--workdir"):
+            pass
+    if make is make_a_link:
+        assert (tmp_path / "precious").read_text() == "what a link leads to"
+
+
 def test_waiting_for_another_run(holder, tmp_path, caplog):
     threading.Timer(0.3, holder.kill).start()
     start = time.perf_counter()

@@ -43,10 +43,13 @@ def read_records(path: Path) -> tuple[dict[str, FeatureRecord], int]:
         The last record of each output, and the number of lines that are damaged.
 
     Raises:
-        OSError: if the file is there and cannot be read.
+        OSError: if the file is there and cannot be read, or is none: a pipe would be read for ever.
     """
-    if not path.exists():
+    kind = files.kind_of(path)
+    if kind is None:
         return {}, 0
+    if kind != "file":
+        raise OSError(f"{path} must be a file. Received: a {kind}. Remove it")
     # A line that was cut short has no end.
     *lines, rest = path.read_bytes().split(b"\n")
     records = [_record_of(line) for line in lines]

@@ -1,12 +1,15 @@
 """Whether the results that a run left are whole, before it is called finished (App. C)."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from keras_vjepa.json_files import read_json_object
 from keras_vjepa.presets.integrity import damage
+
+# In a run's folder.
+CHECKPOINTS = "checkpoints"
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
@@ -19,8 +22,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         The object in it; None if there is none, or the file is damaged.
     """
     with suppress(OSError, ValueError):
-        content = json.loads(path.read_text())
-        return content if isinstance(content, dict) else None
+        return read_json_object(path)
     return None
 
 
@@ -42,3 +44,21 @@ def damaged_result(workdir: Path, names: Sequence[str], presets: Sequence[str]) 
         if (workdir / name).is_dir() and (problem := damage(workdir / name)):
             return problem
     return None
+
+
+def check_not_lost(workdir: Path, names: Sequence[str]) -> None:
+    """Raise if a run that begins would replace the results of one that cannot go on.
+
+    Args:
+        workdir: in which some results are missing.
+        names: files and folders that a run leaves.
+
+    Raises:
+        FileExistsError: if there is one of them and no checkpoint.
+    """
+    left = [workdir / name for name in names if (workdir / name).exists()]
+    if left and not any((workdir / CHECKPOINTS).glob("step-*")):
+        raise FileExistsError(
+            f"`workdir` must be a new folder, or hold the checkpoints of its run. Received: "
+            f"{workdir}, where {left[0]} would be replaced. Move it away, or take another --workdir"
+        )

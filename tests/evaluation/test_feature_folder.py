@@ -252,6 +252,14 @@ def test_a_damaged_record_harms_no_other(line, output, videos, caplog):
     assert "is damaged in 1 line" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["sources.jsonl", "settings.json"])
+def test_a_pipe_is_not_waited_for(name, output, videos):
+    (output / name).unlink()
+    os.mkfifo(output / name)
+    with pytest.raises(OSError, match=f"{name}"):
+        extract(videos, output)
+
+
 def test_lost_records(output, videos, caplog):
     (output / "sources.jsonl").unlink()
     assert extract(videos, output)[1] == [*ALL] and contents(output) == ALL

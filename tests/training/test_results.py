@@ -36,7 +36,23 @@ def not_utf_8(path):
     path.write_bytes(b'{"steps": "\xe9"}')
 
 
-@pytest.mark.parametrize("do", [cut, make_a_list, make_a_folder, not_utf_8, os.remove])
+def nest_deep(path):
+    path.write_text('{"a":' * 3000 + "1" + "}" * 3000)
+
+
+def make_a_number(path):
+    path.write_text("3")
+
+
+def make_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES = (cut, make_a_list, make_a_number, make_a_folder, make_a_pipe, nest_deep, not_utf_8)
+
+
+@pytest.mark.parametrize("do", [*DAMAGES, os.remove])
 def test_a_damaged_file_is_no_result(do, workdir):
     names = ["config.json"]
     assert read_result(workdir / "config.json") == {"steps": 6}
