@@ -15,6 +15,9 @@ import keras
 
 from keras_vjepa import configuration, files
 from keras_vjepa.backend import collectives, engine
+from keras_vjepa.data.reading.av_decoder import has_av
+from keras_vjepa.data.reading.limits import DEFAULT_LIMITS
+from keras_vjepa.data.reading.video import way_of_reading
 from keras_vjepa.data.sources.content_hashes import content_hashes
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
@@ -28,7 +31,9 @@ from keras_vjepa.training.run_state import Checkpoints
 # The metrics of each task, as `FrozenProbe.score` gives them.
 Metrics = dict[str, dict[str, Any]]
 
-# Settings that the numbers do not depend on.
+# In the file of a split, beside the metrics: a hash of them. Older ones have none.
+_CHECKSUM = "checksum"
+# Settings that the numbers do not depend on, or that stand in `way_of_reading`.
 _FREE = {"num_workers", "max_bad_share", "max_file_seconds", "max_frame_pixels"}
 # Where the versions before the first release kept what they had done.
 _EARLIER_FOLDER = "unfinished"
@@ -113,7 +118,7 @@ class Evaluator:
             progress = path.with_suffix("")
             metrics = self._metrics(index, Checkpoints(progress, keep_last=1), after_split)
             if is_first:
-                files.write_text(path, json.dumps(metrics))
+                files.write_text(path, json.dumps({**metrics, _CHECKSUM: _hash_of(metrics)}))
                 shutil.rmtree(progress, ignore_errors=True)
 
     def is_finished(self, splits: int = 1) -> bool:
@@ -132,8 +137,10 @@ class Evaluator:
     def _done(self, index: int, say: bool = False) -> Metrics | None:
         """Read the metrics of a split, None if they are not there or damaged."""
         path = self._path(index)
-        metrics, tasks = read_result(path), self.probe.settings.tasks
-        if metrics is not None and all(isinstance(metrics.get(task), dict) for task in tasks):
+        content, tasks = read_result(path) or {}, self.probe.settings.tasks
+        metrics: dict[str, Any] = {task: content.get(task) for task in tasks}
+        checksum = content.get(_CHECKSUM, _hash_of(metrics))
+        if all(isinstance(one, dict) for one in metrics.values()) and checksum == _hash_of(metrics):
             return metrics
         if say and path.exists():
             _LOG.warning("Damaged, and computed anew: %s", path)
@@ -169,6 +176,10 @@ class Evaluator:
             fingerprint(probe.encoder),
             [_hash_of_contents(part) for part in (self.train, self.test)],
         ]
+        # Not where it is the usual one, so that evaluations of before are found.
+        reading = way_of_reading(probe.settings.limits.make())
+        is_usual = has_av() and reading == way_of_reading(DEFAULT_LIMITS)
+        about += [] if is_usual else [reading]
         # Labels too: they do not change features, but what a probe learns of them.
         about += [[sample.label for sample in part] for part in (self.train, self.test)]
         return hashlib.blake2b(json.dumps(about).encode()).hexdigest()[:16]
@@ -186,6 +197,11 @@ class Evaluator:
             _LOG.warning(
                 "%s is of an earlier version and not used: this evaluation begins anew.", earlier[0]
             )
+
+
+def _hash_of(metrics: Metrics) -> str:
+    text = json.dumps(metrics, sort_keys=True)
+    return hashlib.blake2b(text.encode()).hexdigest()[:16]
 
 
 def _hash_of_contents(samples: Sequence[Sample]) -> str:

@@ -31,12 +31,14 @@ from keras_vjepa import files
 from keras_vjepa.backend import collectives, engine
 from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
+from keras_vjepa.data.reading.video import way_of_reading
 from keras_vjepa.data.sources.content_hashes import Hashes, content_hashes
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.feature_shards import (
-    keep_contents,
+    keep_notes,
     read_shard,
     what_is_wrong,
+    write_header,
     write_notes,
 )
 from keras_vjepa.evaluation.features import FeatureExtractor, why_unreadable
@@ -96,17 +98,19 @@ def _found_or_computed(
     starts = range(0, batches.num_steps, batches_per_shard)
     paths = [folder / f"{number:05d}.npy" for number in range(len(starts))]
     size, samples = batches_per_shard * batches.batch_size, batches.samples
-    contents = None
+    contents, reading = None, way_of_reading(batches.limits)
     if batches.process_index == 0:
         contents = content_hashes([sample.path for sample in samples])
         for number, path in enumerate(paths):
             part = slice(number * size, (number + 1) * size)
-            problem = path.exists() and what_is_wrong(path, samples[part], contents[part], dtype)
+            problem = path.exists() and what_is_wrong(
+                path, samples[part], contents[part], dtype, reading
+            )
             if problem:
                 _LOG.warning("Features are computed anew: %s.", problem)
                 path.unlink()
             elif path.exists():
-                keep_contents(path, contents[part])
+                keep_notes(path, contents[part], reading)
     # So that all processes miss the same.
     collectives.wait_for_all()
     missing = [path for path in paths if not path.exists()]
@@ -117,7 +121,7 @@ def _found_or_computed(
             parts = extractor.encode(batches, start, stop)
             if contents is not None:
                 part = slice(number * size, (number + 1) * size)
-                _write_shard(path, parts, batches, start, stop, dtype, contents[part])
+                _write_shard(path, parts, batches, start, stop, dtype, contents[part], reading)
             else:
                 deque(parts, maxlen=0)
     collectives.wait_for_all()
@@ -180,27 +184,28 @@ def _write_shard(
     stop: int,
     dtype: str,
     contents: Hashes,
+    reading: str,
 ) -> None:
     first, last = (min(s * batches.batch_size, len(batches.samples)) for s in (start, stop))
-    array, done, unreadable = None, 0, {}
+    done, unreadable = 0, {}
+    # Not mapped into memory: where the disk becomes full, that would end the process.
     with files.unfinished_file(path) as unfinished:
-        for features in parts:
-            if array is None:
-                shape = (last - first, *features.shape[1:])
-                _check_space(path.parent, shape, len(batches.samples) - first, np.dtype(dtype))
-                array = np.lib.format.open_memmap(unfinished, "w+", np.dtype(dtype), shape)
-            unread = np.isnan(features[:, 0, 0, 0])
-            for row in np.flatnonzero(unread).tolist():
-                position = first + done + row
-                unreadable[batches.samples[position].path] = why_unreadable(batches, position)
-            rows = array[done : done + len(features)]
-            rows[:], rows[unread] = features, 0
-            done += len(features)
-        assert array is not None
-        array.flush()
-        del array
+        with open(unfinished, "wb") as file:
+            for features in parts:
+                if not done:
+                    shape = (last - first, *features.shape[1:])
+                    _check_space(path.parent, shape, len(batches.samples) - first, np.dtype(dtype))
+                    write_header(file, dtype, shape)
+                unread = np.isnan(features[:, 0, 0, 0])
+                for row in np.flatnonzero(unread).tolist():
+                    position = first + done + row
+                    unreadable[batches.samples[position].path] = why_unreadable(batches, position)
+                rows = features.astype(dtype)
+                rows[unread] = 0
+                file.write(rows.tobytes())
+                done += len(features)
         # Before the block ends: a shard is there when its features are.
-        write_notes(path, contents, unreadable)
+        write_notes(path, contents, unreadable, unfinished, reading)
 
 
 def _check_space(

@@ -40,6 +40,7 @@ from keras_vjepa.evaluation.feature_settings import (
     hash_of_settings,
     write_settings,
 )
+from keras_vjepa.evaluation.feature_shards import write_header
 
 Rows = NDArray[np.float32]
 
@@ -275,9 +276,7 @@ def _write_rows(unfinished: Path, count: int, batches: Iterator[Rows]) -> None:
     with open(unfinished, "wb") as file:
         for i, batch in enumerate(batches):
             if i == 0:
-                header = {"descr": "<f4", "fortran_order": False}
-                shape = {"shape": (count, *batch.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, {**header, **shape})
+                write_header(file, "float32", (count, *batch.shape[1:]))
             file.write(batch.astype("<f4").tobytes())
 
 

@@ -2,22 +2,26 @@
 
     00000.npy       features of the first samples, `(samples, predictions, tokens, dim)`
     00000.json      `contents`: hashes of the samples' files as they were; `unreadable`: those
-                    that could not be read, with the reason; their rows are zeros
+                    that could not be read, with the reason; their rows are zeros; `features`: a
+                    hash of the features; `reading`: by what, and within which limits, files were
+                    read
 
-A shard of an older version has the latter alone. It holds if no file is newer than it.
+A shard of an older version has `unreadable` alone, or lacks the last two. The former holds if no
+file is newer than it.
 """
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
-from keras_vjepa.data.sources.content_hashes import Hashes, as_text
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.sources.content_hashes import Hashes, as_text, content_hash
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.training.results import read_result
 
@@ -35,7 +39,7 @@ def read_shard(path: Path) -> tuple[NDArray[Any], dict[str, str]]:
 
 
 def what_is_wrong(
-    path: Path, samples: Sequence[Sample], contents: Hashes, dtype: str
+    path: Path, samples: Sequence[Sample], contents: Hashes, dtype: str, reading: str
 ) -> str | None:
     """Say why a shard does not hold the features of samples.
 
@@ -44,10 +48,13 @@ def what_is_wrong(
         samples: of the shard.
         contents: hashes of their files as they are.
         dtype: of the features.
+        reading: by what, and within which limits, files are read now.
 
     Returns:
         The reason, with the name of a file; None if nothing is wrong.
     """
+    if files.kind_of(path) != "file":
+        return f"{path} is damaged: it is no file"
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -55,8 +62,13 @@ def what_is_wrong(
     if array.ndim != 4 or len(array) != len(samples) or array.dtype != dtype:
         return f"{path} is damaged: it holds {array.dtype} of shape {array.shape}"
     notes = _read_notes(path)
-    if not notes:
+    if not notes or len(notes.get("contents", samples)) != len(samples):
         return f"{path.with_suffix('.json')} is damaged"
+    if "features" in notes and notes["features"] != content_hash(path).hex():
+        return f"{path} is damaged: it is not as it was written"
+    if notes["unreadable"] and notes.get("reading") != reading:
+        unread = printable(next(iter(notes["unreadable"])))
+        return f"{unread} could not be read, and files are read in another way now"
     if "contents" not in notes:
         newer = [s.path for s in samples if _changed_at(s.path) > _changed_at(str(path))]
         return f"{newer[0]} is newer than the features of it" if newer else None
@@ -67,23 +79,45 @@ def what_is_wrong(
     return None
 
 
-def keep_contents(path: Path, contents: Hashes) -> None:
-    """Write hashes of the files into a shard of an older version that has none."""
+def keep_notes(path: Path, contents: Hashes, reading: str) -> None:
+    """Complete the notes of a shard of an older version, whose features hold."""
     notes = _read_notes(path)
-    if "contents" not in notes:
-        write_notes(path, contents, notes["unreadable"])
+    if "contents" not in notes or "features" not in notes:
+        write_notes(path, contents, notes["unreadable"], path, reading)
 
 
-def write_notes(path: Path, contents: Hashes, unreadable: dict[str, str]) -> None:
+def write_notes(
+    path: Path, contents: Hashes, unreadable: dict[str, str], features: Path, reading: str
+) -> None:
     """Write what is known of a shard's files, before its features appear.
 
     Args:
         path: the .npy file.
         contents: hashes of the files.
         unreadable: those that could not be read, with the reason.
+        features: where the features lie now.
+        reading: by what, and within which limits, the files were read.
     """
-    notes = {"contents": as_text(contents), "unreadable": unreadable}
+    notes = {
+        "contents": as_text(contents),
+        "unreadable": unreadable,
+        "features": content_hash(features).hex(),
+        "reading": reading,
+    }
     files.write_text(path.with_suffix(".json"), json.dumps(notes, indent=2, sort_keys=True))
+
+
+def write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
+    """Write what an .npy file begins with; the numbers follow, row by row.
+
+    Args:
+        file: open for writing, and empty.
+        dtype: of the numbers.
+        shape: of all of them.
+    """
+    described = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
+    header = {"descr": described, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _read_notes(path: Path) -> dict[str, Any]:
@@ -93,9 +127,10 @@ def _read_notes(path: Path) -> dict[str, Any]:
         return {}
     if all(isinstance(value, str) for value in notes.values()):
         return {"unreadable": notes}
-    if isinstance(notes.get("contents"), list) and isinstance(notes.get("unreadable"), dict):
-        return notes
-    return {}
+    contents, unreadable = notes.get("contents"), notes.get("unreadable")
+    if not (isinstance(contents, list) and isinstance(unreadable, dict)):
+        return {}
+    return notes if all(isinstance(reason, str) for reason in unreadable.values()) else {}
 
 
 def _changed_at(path: str) -> int:

@@ -42,7 +42,8 @@ def make_split(
         validation_share: share of those that is held out; None for none.
 
     Raises:
-        ValueError: if a share is out of range, or no training sample is of some class.
+        ValueError: if a share is out of range or holds out nothing, or no training sample is of
+            some class.
 
     Example:
 
@@ -57,6 +58,12 @@ def make_split(
         if not 0 < validation_share < 1:
             raise ValueError(f"`validation_share` must be in (0, 1). Received: {validation_share}")
         validation = _spread_over_classes(kept, validation_share, seed)
+        if not validation:
+            raise ValueError(
+                f"`validation_share` must leave samples to choose among several probes by: of "
+                f"{len(kept)} at least one. Take a larger share, or a single learning rate and "
+                f"weight decay. Received: {validation_share}"
+            )
     held_out = set(validation)
     training = [sample for i, sample in enumerate(kept) if i not in held_out]
     for task, labels in labels_of(training, tasks).items():

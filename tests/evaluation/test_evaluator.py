@@ -74,6 +74,8 @@ def test_another_evaluation_has_another_key(digit_videos, small_encoder):
         evaluator(small_encoder, digit_videos, None, mlp_ratio=2.0).key,
         evaluator(small_encoder, digit_videos, None, beta_2=0.9).key,
         evaluator(small_encoder, digit_videos, None, seed=1).key,
+        evaluator(small_encoder, digit_videos, None, max_frame_pixels=10_000).key,
+        evaluator(small_encoder, digit_videos, None, max_file_seconds=1.0).key,
     ]
     assert len(set(keys)) == len(keys)
 
@@ -186,8 +188,12 @@ def a_list(path):
     path.write_text("[1]")
 
 
+def another_number(path):
+    path.write_text(path.read_text().replace('"top1": 1', '"top1": 3'))
+
+
 @pytest.mark.data
-@pytest.mark.parametrize("damage", [cut, empty, of_no_task, a_list])
+@pytest.mark.parametrize("damage", [cut, empty, of_no_task, a_list, another_number])
 def test_a_damaged_split_is_named_and_computed_anew(damage, counted, caplog):
     one, asked = counted
     expected = one(splits=3)
@@ -197,6 +203,14 @@ def test_a_damaged_split_is_named_and_computed_anew(damage, counted, caplog):
     assert one(splits=3) == expected and asked == [0, 1, 2, 1]
     assert caplog.messages == [f"Damaged, and computed anew: {one._path(1)}"]
     assert one.is_finished(3)
+
+
+@pytest.mark.data
+def test_a_pipe_in_the_place_of_a_split_is_not_waited_for(counted):
+    one, _ = counted
+    os.mkfifo(one._path(0))
+    with pytest.raises(OSError, match=f"must be that of a file. Received: {one._path(0)}"):
+        one()
 
 
 @pytest.mark.data

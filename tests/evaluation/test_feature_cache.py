@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 
 import keras
@@ -201,6 +202,36 @@ def test_a_file_that_was_missing_is_read_when_it_is_there(
     assert not found.unreadable and everything(found)[3].any()
 
 
+def test_what_could_not_be_read_is_tried_again_in_another_way(
+    copies, small_encoder, tmp_path, monkeypatch, caplog
+):
+    """With larger limits, or with another decoder."""
+    small_limit = {"max_frame_pixels": 100, "max_bad_share": 1.0}
+    features(small_encoder, copies[:9], tmp_path / "a", **small_limit)
+    seen = counted(monkeypatch)
+    features(small_encoder, copies[:9], tmp_path / "a", **small_limit)
+    assert not seen
+    found = features(small_encoder, copies[:9], tmp_path / "a")
+    assert not found.unreadable and everything(found).any(axis=(1, 2, 3)).all()
+    assert "could not be read, and files are read in another way now" in caplog.text
+    seen.clear()
+    # What was read once is not read again for that.
+    features(small_encoder, copies[:9], tmp_path / "a", **small_limit)
+    assert not seen
+
+
+def test_a_disk_that_becomes_full_is_an_error(copies, small_encoder, tmp_path, monkeypatch):
+    """It would be the end of the process if the file were mapped into memory."""
+    monkeypatch.setattr(feature_cache, "_check_space", lambda *_: None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*00000.npy"):
+            features(small_encoder, copies[:9], tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def cut(path):
     os.truncate(path, path.stat().st_size // 2)
 
@@ -217,9 +248,32 @@ def a_list(path):
     path.write_text("[]")
 
 
+def swap_rows(path):
+    array = np.load(path)
+    np.save(path, array[::-1])
+
+
+def make_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def nest_deep(path):
+    path.write_text('{"a":' * 3000 + "1" + "}" * 3000)
+
+
+def noting(**changes):
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
+        ("00001.npy", swap_rows),
+        ("00001.npy", make_a_pipe),
+        ("00001.json", nest_deep),
+        ("00001.json", noting(contents=[])),
+        ("00001.json", noting(unreadable={"a.mp4": 5})),
         *((name, damage) for name in ("00001.npy", "00001.json") for damage in (cut, empty)),
         ("00001.npy", of_another_shape),
         ("00001.json", a_list),

@@ -38,6 +38,15 @@ def test_shares_out_of_range_are_named(share):
         make_split([Sample("a.mp4", 0)], {"a": 1}, 0, validation_share=share)
 
 
+def test_too_few_samples_to_choose_by_are_named():
+    """Or the first of several probes would be taken for the best, without a word."""
+    samples = [Sample(f"{i}.mp4", i % 2) for i in range(8)]
+    with pytest.raises(ValueError, match="`validation_share` must leave samples to choose among"):
+        make_split(samples, {"action": 2}, 0, validation_share=0.1)
+    assert len(make_split(samples, {"action": 2}, 0, validation_share=0.2).validation) == 1
+    assert not make_split(samples, {"action": 2}, 0).validation
+
+
 def test_labels_of_several_tasks():
     tasks = {"a": 3, "b": 4, "c": 2}
     found = split_labels(np.array([0, 1, 2, 23]), tasks)

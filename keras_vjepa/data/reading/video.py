@@ -327,6 +327,24 @@ def open_video(
     return through_gate(path, UnreadableVideoError, limits.max_file_seconds, opened)
 
 
+def way_of_reading(limits: ReadingLimits) -> str:
+    """Write in words what decides, beside a file itself, whether it can be read.
+
+    Args:
+        limits: time and pixels that it may take.
+
+    Example:
+
+    >>> way_of_reading(ReadingLimits(max_file_seconds=5)).split(", ")[1:]
+    ['max_file_seconds=5', 'max_frame_pixels=67108864']
+    """
+    decoder = "PyAV" if has_av() else "OpenCV"
+    return (
+        f"{decoder}, max_file_seconds={limits.max_file_seconds:g}, "
+        f"max_frame_pixels={limits.max_frame_pixels}"
+    )
+
+
 def _opened(path: str, decoder: str, limits: ReadingLimits, hint: str) -> VideoReader:
     check_file(path)
     check_is_no_list(path)
