@@ -10,6 +10,7 @@
 `data` alone may be a folder that has `train` and `val` (or `test`) in it.
 """
 
+import csv
 from pathlib import Path
 
 from keras_vjepa.arguments import check_text
@@ -60,6 +61,7 @@ def train_and_test(
             "`test_data` must be given with `data`, unless `data` is a folder that holds `train` "
             f"and `val`. Received: none for {data}"
         )
+    _check_alike(data, test_data, videos, label_names)
     if Path(data).is_dir():
         class_names = class_folders(data)
         test = list_class_folders(test_data, class_names, kind)
@@ -99,11 +101,26 @@ def check_sources(data: str, test_data: str, videos: str, label_names: str) -> N
             )
 
 
+def _check_alike(data: str, test_data: str, videos: str, label_names: str) -> None:
+    """Check that both are folders or neither, and that nothing is given that is not used."""
+    is_folder, is_kinetics = Path(data).is_dir(), _is_kinetics(data)
+    if is_folder != Path(test_data).is_dir():
+        raise ValueError(
+            f"`test_data` must be a {'folder' if is_folder else 'file'}, as {data} is. "
+            f"Received: {test_data}"
+        )
+    is_json = Path(data).suffix == ".json" and not is_folder
+    used = {"videos": is_kinetics or is_json, "label_names": is_json}
+    for name, value in (("videos", videos), ("label_names", label_names)):
+        if value and not used[name]:
+            raise ValueError(f"`{name}` must be left out with {data}. Received: {value}")
+
+
 def _is_kinetics(path: str) -> bool:
     if not Path(path).is_file():
         return False
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return "youtube_id" in file.readline().split(",")
+        return "youtube_id" in next(csv.reader([file.readline()]), [])
 
 
 def _check_given(name: str, value: str, data: str) -> None:

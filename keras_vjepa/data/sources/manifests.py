@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_vjepa.arguments import shown
 from keras_vjepa.data.sources.folders import search_folder
 from keras_vjepa.data.sources.samples import Sample
 
@@ -142,9 +143,15 @@ def something_something_samples(
     entries, numbers = _load_json(annotations, list), _load_json(labels, dict)
     samples = []
     for entry in entries:
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise ValueError(f"Every entry of {annotations} must have an `id`. Received: {entry}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int):
+            raise ValueError(
+                f"Every entry of {annotations} must have an `id`. Received: {str(entry)[:80]}"
+            )
         template = entry.get("template")
+        if not isinstance(template, str | None):
+            raise ValueError(
+                f"Every `template` in {annotations} must be text. Received: {shown(template)}"
+            )
         label = None
         if template is not None:
             plain = template.replace("[", "").replace("]", "")
@@ -165,9 +172,10 @@ def _class_number(number: Any, labels: str | Path) -> int:
 
 def _load_json(path: str | Path, kind: type) -> Any:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not a JSON file: {reason}") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path} must hold a JSON {kind.__name__}. Use the published file.")
     return content

@@ -22,7 +22,14 @@ _QUOTED_LAST = re.compile(rf"""([^"']+?){_SEPARATOR}+(["'])(.*(?:{_EXTENSION}))\
 # What stands before a path: it may hold spaces where something else separates the two.
 _FIRST_OF_COLUMNS = re.compile(r"([^/\\,;\t]+?)\s*(?:,|;|\t|::)\s*(.+)", re.DOTALL)
 _FIRST_WORD = re.compile(r"([^/\\\s]+)\s+(.+)", re.DOTALL)
+# What other tools put between path and label, and nobody here.
+_OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE)
+_TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+# The longest path that systems know, and as much again. Of a message, what fits on a screen.
+_LONGEST_ROW, _LONGEST_SHOWN = 8192, 200
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,16 @@ def read_rows(source: Path) -> Iterator[Row]:
         raise ValueError(f"{source} is not a text file. Save the list as UTF-8 text.")
     # Not splitlines(): that would also cut a path at rarer separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+        # Lists that were put together hold such a mark at the beginning of each.
+        row = line.strip().removeprefix("\ufeff").strip()
+        if row:
             where = f"{source}:{number}"
             try:
-                path, label = _parsed(line.strip(), source.parent)
+                path, label = _parsed(row, source.parent)
             except ValueError as error:
-                reason = f"{where}: {error} Received: '{printable(line.strip())}'"
-                raise ValueError(reason) from error
+                shown = printable(row)
+                shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
+                raise ValueError(f"{where}: {error} Received: '{shown}'") from error
             yield Row(path_from_list(path, source.parent), label, where)
 
 
@@ -81,6 +91,8 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
     Raises:
         ValueError: if it can mean several things or nothing.
     """
+    if len(row) > _LONGEST_ROW:
+        raise ValueError(f"A row must have at most {_LONGEST_ROW:,} characters.")
     quoted = _QUOTED.match(row)
     if quoted:
         path, rest = quoted[2].replace(quoted[1] * 2, quoted[1]), row[quoted.end() :]
@@ -95,9 +107,23 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
     label = _label(rest)
     if not quoted:
         path, label = _label_first(path, label, folder)
+    if not path.strip():
+        raise ValueError("There is no path. Write rows `path label`.")
+    if not quoted and not _exists(path, folder):
+        _check_meant(path, rest)
     if not (_is_utf8(f"{label}") and (_is_utf8(path) or _exists(path, folder))):
         raise ValueError("It is not UTF-8, nor is there such a file. Save the list as UTF-8 text.")
     return path, label
+
+
+def _check_meant(path: str, rest: str) -> None:
+    """Raise if it is plain that a row means something else than a file that is not there."""
+    if path.count('"') % 2 or rest.count('"') % 2:
+        raise ValueError("A quote is not closed.")
+    if not rest and _OTHER_SEPARATOR.search(path):
+        raise ValueError("Between path and label must be a space, a comma or a semicolon.")
+    if _TWO_ROWS.fullmatch(path):
+        raise ValueError("Two rows stand in one line.")
 
 
 def _split_at_last_separator(row: str) -> tuple[str, str]:
@@ -153,6 +179,8 @@ def _label_first(path: str, label: int | str | None, folder: Path) -> tuple[str,
                 f"Is {first!r} a label or a part of the name? There is neither file. "
                 'Write rows `path label`, and a path that holds a separator as "path".'
             )
+    if _PATH.fullmatch(first):
+        raise ValueError("Two files stand in one row. Write rows `path label`.")
     if label is not None:
         raise ValueError("Something stands before the path and after it. Write rows `path label`.")
     if is_number and not first.isdecimal():
@@ -170,8 +198,11 @@ def _not_a_label(found: str) -> str:
 def _unquoted(text: str) -> str:
     text = text.strip()
     for quote in "\"'":
-        if len(text) > 1 and text[0] == text[-1] == quote:
-            return text[1:-1].replace(quote * 2, quote)
+        inner = text[1:-1]
+        # With such a one within, several things are quoted.
+        is_one = quote not in inner.replace(quote * 2, "")
+        if len(text) > 1 and text[0] == text[-1] == quote and is_one:
+            return inner.replace(quote * 2, quote)
     return text
 
 

@@ -34,3 +34,30 @@ def test_sources_of_data(tmp_path):
         read(f"{folder}/train.csv")
     with pytest.raises(ValueError, match="`videos` must be given"):
         read(f"{folder}/kinetics_train.csv", f"{folder}/kinetics_val.csv")
+
+
+def test_a_quoted_header_of_kinetics(tmp_path):
+    """As tools write it that quote all columns."""
+    header, row = '"label","youtube_id","time_start","time_end"', '"b","x","0","10"'
+    (tmp_path / "a.csv").write_text(f"{header}\n{row}\n")
+    path = str(tmp_path / "a.csv")
+    train, _ = labelled_sets.train_and_test(path, path, "/videos")
+    assert train == [Sample("/videos/x_000000_000010.mp4", 0)]
+
+
+def test_what_is_not_used_or_does_not_go_together_is_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.mp4").touch()
+    (tmp_path / "a.csv").write_text("1.mp4 0\n")
+    (tmp_path / "k.csv").write_text("label,youtube_id,time_start,time_end\nb,x,0,10\n")
+    folder, rows, kinetics = (str(tmp_path / name) for name in ("", "a.csv", "k.csv"))
+    for data, test_data, videos, label_names, name in (
+        (rows, rows, "/v", "", "videos"),
+        (folder, folder, "/v", "", "videos"),
+        (rows, rows, "", "/l.json", "label_names"),
+        (kinetics, kinetics, "/v", "/l.json", "label_names"),
+        (folder, rows, "", "", "test_data"),
+        (rows, folder, "", "", "test_data"),
+    ):
+        with pytest.raises(ValueError, match=f"^`{name}` must be "):
+            labelled_sets.train_and_test(data, test_data, videos, label_names)

@@ -118,6 +118,9 @@ def test_something_something_labels_that_are_no_numbers(tmp_path, number):
         ([], "No videos in .*val.json"),
         ([{"template": "x"}], "val.json must have an `id`. Received: {'template': 'x'}"),
         (["7"], "val.json must have an `id`. Received: 7"),
+        ([{"id": None}], "val.json must have an `id`. Received: {'id': None}"),
+        ([{"id": "7", "template": 5}], "Every `template` in .*val.json must be text. Received: 5"),
+        ("[" * 100_000, "val.json is not a JSON file: nested too deep"),
     ],
 )
 def test_no_something_something_list(tmp_path, content, message):

@@ -47,16 +47,42 @@ def only(folder, row):
         ("part 2/a.mp4 3", "part 2/a.mp4", 3),
         ("no extension 3", "no extension", 3),
         ("clip.unknown,3", "clip.unknown", 3),
+        ("\ufeffa.mp4 3", "a.mp4", 3),
     ],
 )
 def test_read_right(tmp_path, row, path, label):
     assert only(tmp_path, row) == (path, label)
 
 
+def test_two_files_in_a_row(tmp_path):
+    """The first is no class of the second."""
+    (tmp_path / "b.mp4").touch()
+    with pytest.raises(ValueError, match="list.csv:1: Two files stand in one row"):
+        list_samples(write(tmp_path, "a.mp4 b.mp4"))
+
+
+def test_a_long_row_is_not_shown_whole(tmp_path):
+    for row in ("a.mp4 " + "9" * 5000, "::" * 50_000):
+        with pytest.raises(ValueError, match="list.csv:1: ") as error:
+            list_samples(write(tmp_path, row))
+        assert len(str(error.value)) < 600
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ("0,a.mp4,3", "before the path and after it"),
+        ('"juggling","a","3","13","train"', "More than one thing follows the path"),
+        ('"a.mp4","3","4"', "More than one thing follows the path"),
+        ("a.mp4 0 b.mp4 1", "Two rows stand in one line"),
+        ('"a.mp4 3', "A quote is not closed"),
+        ('a.mp4 3"', "A quote is not closed"),
+        ("a.mp4|3", "must be a space, a comma or a semicolon"),
+        ("a.mp4=3", "must be a space, a comma or a semicolon"),
+        ("a.mp4:3", "must be a space, a comma or a semicolon"),
+        ('""', "There is no path"),
+        ('" " 3', "There is no path"),
+        (",3", "There is no path"),
         ("0\ta.mp4\t3", "before the path and after it"),
         ("a.mp4 3 5", "More than one thing follows the path"),
         ("a.mp4,3,validate", "More than one thing follows the path"),
