@@ -23,7 +23,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.samples import Sample, list_samples
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
-from keras_vjepa.monitoring import LossCurve
+from keras_vjepa.monitoring import LossCurve, damaged_curve
 from keras_vjepa.pretraining_check import configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
@@ -47,8 +47,8 @@ from keras_vjepa.recipes.pretrain_objects import (
 )
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.training.description import check_same_run
-from keras_vjepa.training.input_files import check_input_files
-from keras_vjepa.training.results import damaged_result, read_result
+from keras_vjepa.training.input_files import check_input_files, knows_input_files
+from keras_vjepa.training.results import check_not_lost, damaged_result, read_result
 from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.signals import stop_signals
 
@@ -147,15 +147,18 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
     names = ["config.json", "preset/config.json"]
     names += ["probe.json"] if config.data in SETS else []
     if not all((workdir / name).is_file() for name in names):
+        check_not_lost(workdir, ["config.json", "preset"])
         return False
     stored = read_result(workdir / "config.json")
     if stored is not None:
-        grid, free = token_grid(config), MAY_DIFFER - {"data"}
+        is_known = config.data not in SETS and knows_input_files(workdir)
+        grid, free = token_grid(config), MAY_DIFFER - (set() if is_known else {"data"})
         current = defining(resolved(config, grid), free) | presets_as_they_are(config, stored)
         stored = defining(upgraded(stored, config, grid), free)
         check_same_run(stored, current, workdir, defining(defaults(config), free))
         check_input_files(workdir, _listed(config))
     problem = damaged_result(workdir, names, ["preset", "untrained"])
+    problem = problem or damaged_curve(workdir, config.run.steps)
     if problem is not None and not (workdir / "checkpoints").is_dir():
         raise ValueError(
             f"{problem}, and there is no checkpoint to make it anew from. Copy it again, or take "

@@ -673,7 +673,13 @@ PUBLIC: dict[str, set[str]] = {
         "as_token_encoder",
         "register_adapter",
     },
-    "monitoring": {"FeatureLog", "FeatureStatistics", "LossCurve", "feature_statistics"},
+    "monitoring": {
+        "FeatureLog",
+        "FeatureStatistics",
+        "LossCurve",
+        "damaged_curve",
+        "feature_statistics",
+    },
     "training": {
         "AdamW",
         "Checkpoints",

@@ -134,11 +134,16 @@ def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) 
 
     def features(path: Path) -> tuple[int, Iterator[Rows]]:
         count, batches = extractor.features(path)
-        return count, watched(count, batches)
+        return count, watched(path, count, batches)
 
-    def watched(count: int, batches: Iterator[Rows]) -> Iterator[Rows]:
+    def watched(path: Path, count: int, batches: Iterator[Rows]) -> Iterator[Rows]:
         done = 0
         for batch in batches:
+            if not np.isfinite(batch).all():
+                raise ValueError(
+                    f"--preset must give finite features in --dtype {extractor.backbone.dtype}. "
+                    f"Received: NaN or infinity for {printable(path)}"
+                )
             yield batch
             done += len(batch)
             # A part of a file, so that hours of one video show.

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from types import TracebackType
 
 BACKENDS = ("jax", "torch", "tensorflow")
 VARIABLE = "KERAS_BACKEND"
@@ -47,8 +48,19 @@ def prepare() -> None:
 
 
 def quieten() -> None:
-    """Keep TensorFlow's start from filling the screen, unless the user wants it to."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Keep TensorFlow's start, and what Ctrl-C is answered with, from filling the screen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # unless the user wants it to
+    sys.excepthook = _excepthook
+
+
+def _excepthook(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Say one line where the user ended the program, and else what Python says."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def choose() -> str:

@@ -5,7 +5,31 @@ from pathlib import Path
 
 from keras_vjepa import files
 from keras_vjepa.monitoring.pictures import draw_curve
+from keras_vjepa.training.results import CHECKPOINTS
 from keras_vjepa.training.resumable import RunCallback
+
+_TABLE, _PICTURE = "loss.csv", "loss.png"
+_END_OF_PNG = b"IEND\xaeB`\x82"
+
+
+def damaged_curve(folder: Path, steps: int) -> str | None:
+    """Say which file of a finished run's `LossCurve` is damaged, if a checkpoint has the losses.
+
+    Args:
+        folder: of the run.
+        steps: of the whole run.
+
+    Returns:
+        The file and what is wrong with it; None if nothing is, or nothing can be done about it.
+    """
+    if not (folder / CHECKPOINTS).is_dir():
+        return None
+    table, picture = folder / _TABLE, folder / _PICTURE
+    if not table.is_file() or table.read_bytes().count(b"\n") != steps + 1:
+        return f"{table} is missing or damaged"
+    if not picture.is_file() or not picture.read_bytes().endswith(_END_OF_PNG):
+        return f"{picture} is missing or damaged"
+    return None
 
 
 class LossCurve(RunCallback):
@@ -21,5 +45,5 @@ class LossCurve(RunCallback):
 
     def on_checkpoint(self, losses: Sequence[float]) -> None:
         rows = "".join(f"{i},{loss:.9g}\n" for i, loss in enumerate(losses, start=1))
-        files.write_text(self.folder / "loss.csv", "step,loss\n" + rows)
-        draw_curve(losses, self.folder / "loss.png")
+        files.write_text(self.folder / _TABLE, "step,loss\n" + rows)
+        draw_curve(losses, self.folder / _PICTURE)

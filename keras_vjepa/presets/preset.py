@@ -297,7 +297,10 @@ def _others_in(folder: Path) -> list[Path]:
     """What lies in a folder and is no file of a model; refuses one that is no preset."""
     found = sorted(folder.iterdir()) if folder.exists() else []
     names = {path.name for path in found}
-    if names - {PREPROCESSOR_FILE} and METADATA_FILE not in names:
+    known = names <= {*_MODEL_FILES, PREPROCESSOR_FILE}
+    # Of a preset that was damaged, any file may be missing.
+    is_left = known and any(name.endswith(".weights.h5") for name in names)
+    if names - {PREPROCESSOR_FILE} and METADATA_FILE not in names and not is_left:
         raise FileExistsError(
             f"`folder` must not exist, be empty or be a preset. Received: {folder}"
         )

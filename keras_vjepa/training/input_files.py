@@ -13,6 +13,7 @@ import numpy as np
 from keras_vjepa import files
 from keras_vjepa.data.sources.content_hashes import HASH_BYTES, Hashes, content_hashes
 from keras_vjepa.training.batches import Named
+from keras_vjepa.zip_archives import open_archive
 
 _FILE = "input_files.npz"
 
@@ -32,6 +33,11 @@ def check_input_files(workdir: Path, samples: Sequence[Named]) -> None:
     known = _read(workdir) if samples else None
     if known is not None:
         _check(workdir, samples, known, content_hashes([sample.path for sample in samples]))
+
+
+def knows_input_files(workdir: Path) -> bool:
+    """Tell whether a folder says what was in the files of its run, wherever these lie now."""
+    return _read(workdir) is not None
 
 
 def keep_input_files(workdir: Path, samples: Sequence[Named], goes_on: bool) -> None:
@@ -70,12 +76,14 @@ def _read(workdir: Path) -> Hashes | None:
     if not path.is_file():
         return None
     try:
+        # What a file claims is compared with its bytes first.
+        open_archive(path)[0].close()
         with np.load(path, allow_pickle=False) as stored:
             hashes = np.asarray(stored["hashes"])
     except Exception:  # A zip file cut short or changed raises anything.
         hashes = np.zeros(0)
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != HASH_BYTES:
-        _LOG.warning("Damaged, and made anew: %s", path)
+        _LOG.warning("Damaged, so what this run was trained on is not compared: %s", path)
         return None
     return hashes
 

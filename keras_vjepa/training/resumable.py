@@ -20,6 +20,7 @@ from keras_vjepa.training.batches import Batches, opened
 from keras_vjepa.training.description import changed_versions, check_same_run, describe_run
 from keras_vjepa.training.input_files import keep_input_files
 from keras_vjepa.training.loss_log import LossLog, NotFiniteError
+from keras_vjepa.training.results import CHECKPOINTS
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state, restore_training_state
 from keras_vjepa.training.signals import StopSignals, stop_signals
 
@@ -93,7 +94,7 @@ def run(
     """
     check_run(steps, checkpoint_every, keep_last, keep_every, log_every)
     folder = writable_folder(workdir)
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last, keep_every)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, keep_last, keep_every)
     described = describe_run(model, batches, description)
     with locked(folder, "`workdir`") if parallel.is_first else nullcontext():
         losses = resume(checkpoints, model, described, defaults, upgrade)

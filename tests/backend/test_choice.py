@@ -141,6 +141,16 @@ def test_our_programs_end_in_one_line_and_others_get_an_error(monkeypatch):
         choice.prepare()
 
 
+def test_ctrl_c_is_answered_with_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    choice.quieten()
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    [_, line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("Stopped by Ctrl-C.")
+    sys.excepthook(ZeroDivisionError, ZeroDivisionError("1 / 0"), None)
+    assert "ZeroDivisionError: 1 / 0" in capsys.readouterr().err
+
+
 def test_a_choice_is_said(monkeypatch, capsys, caplog):
     monkeypatch.setattr(choice, "choose", lambda: "Keras runs on jax.")
     monkeypatch.setattr(choice, "started_as_file", lambda: "probe.py")

@@ -76,6 +76,19 @@ def test_a_config_may_be_edited_and_sizes_may_do(preset):
 
 
 @pytest.mark.data
+def test_what_is_left_of_a_preset_is_replaced_and_something_else_is_not(preset):
+    model = load_backbone(preset)
+    (preset / "metadata.json").unlink()
+    model.save_to_preset(preset)
+    assert damage(preset) is None
+    (preset / "metadata.json").unlink()
+    (preset / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="must not exist, be empty or be a preset"):
+        model.save_to_preset(preset)
+    assert (preset / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.data
 @pytest.mark.parametrize("name", ["model.weights.h5", "config.json"])
 def test_presets_of_before_are_looked_at_as_far_as_they_can_be(name, tmp_path):
     shutil.copytree(BEFORE_THE_HOUSE / "presets" / "backbone_sincos", tmp_path / "preset")

@@ -143,6 +143,8 @@ def copy(whole, tmp_path):
         ("preset/model.weights.h5", os.remove),
         ("preset/pretrainer.json", os.remove),
         ("preset", shutil.rmtree),
+        *((name, cut) for name in ("loss.csv", "loss.png")),
+        ("loss.csv", os.remove),
     ],
 )
 def test_a_run_with_a_damaged_result_is_not_finished(name, do, config, copy, capsys):
@@ -161,7 +163,30 @@ def test_a_run_with_a_damaged_result_is_not_finished(name, do, config, copy, cap
         assert line.startswith(f"{copy / name} is ") and "no checkpoint to make it anew" in line
 
 
+@pytest.mark.parametrize("name", ["config.json", "preset/config.json", "preset"])
+def test_what_cannot_be_made_anew_is_not_replaced(name, config, copy):
+    """Checkpoints that were removed to have room, and a result that is gone."""
+    shutil.rmtree(copy / "checkpoints")
+    shutil.rmtree(copy / name) if name == "preset" else (copy / name).unlink()
+    left = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    for one in (config, replace(config, seed=7)):
+        with pytest.raises(
+            FileExistsError, match="`workdir` must be a new folder, or hold"
+        ) as error:
+            pretrain.run(one, copy)
+        assert len(str(error.value).splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == left
+
+
+def test_a_finished_run_s_videos_may_be_moved(config, copy, videos, tmp_path, capsys):
+    shutil.copytree(videos, tmp_path / "videos")
+    pretrain.run(replace(config, data=str(tmp_path / "videos")), copy)
+    assert "holds this run, finished" in capsys.readouterr().err
+
+
 def test_damaged_results_are_made_anew(config, whole, copy, monkeypatch, capsys):
+    (copy / "preset" / "metadata.json").unlink()
+    (copy / "loss.csv").unlink()
     cut(copy / "config.json")
     cut(copy / "preset" / "model.weights.h5")
     monkeypatch.setattr(VJEPAPretrainer, "fit", None)

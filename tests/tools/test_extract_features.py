@@ -291,6 +291,17 @@ def in_use(folder):
     return file
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_not_written(number, preset, videos, tmp_path, capsys):
+    backbone = VJEPABackbone.from_preset(preset)
+    backbone.norm.beta.assign(backbone.norm.beta + number)
+    backbone.save_to_preset(preset)
+    assert run(preset, videos, tmp_path / "out") == 2
+    [line] = [one for one in capsys.readouterr().err.splitlines() if "finite" in one]
+    assert "--preset must give finite features in --dtype float32. Received: NaN or inf" in line
+    assert files_in(tmp_path / "out") == ["settings.json"]
+
+
 def test_one_run_a_folder(preset, videos, tmp_path, monkeypatch, capsys):
     """A second is refused before it loads the model; and if the first began meanwhile."""
     with in_use(tmp_path / "out"):

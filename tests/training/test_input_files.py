@@ -97,12 +97,19 @@ def of_another_kind(path):
     np.savez(path, hashes=np.zeros((3, 5)))
 
 
-@pytest.mark.parametrize("damage", [cut, empty, of_another_kind])
+def compressed(path):
+    """Of a few bytes, 4 GB in memory."""
+    np.savez_compressed(path, hashes=np.zeros((1000, 16), np.uint8))
+
+
+@pytest.mark.parametrize("damage", [cut, empty, of_another_kind, compressed])
 def test_a_damaged_record_is_named_and_made_anew(damage, samples, workdir, caplog):
     record = workdir / "input_files.npz"
     damage(record)
     keep_input_files(workdir, samples, goes_on=True)
-    assert caplog.records[0].getMessage() == f"Damaged, and made anew: {record}"
+    messages = caplog.messages
+    assert messages[0].startswith("Damaged, so what this run was") and str(record) in messages[0]
+    assert "From here on it does" in messages[1]
     replace_by_another(samples[1].path)
     with pytest.raises(ValueError, match="files with another content"):
         check_input_files(workdir, samples)
