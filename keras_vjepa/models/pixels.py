@@ -43,13 +43,16 @@ def check_pixels(pixels: Any) -> float | None:
     ValueError: `videos` must be normalised floats: pass it through the preprocessor \
 (`VJEPAVideoPreprocessor`). Received: uint8 of shape (1, 4, 32, 32, 3)
     """
-    name, received = "", shown(pixels)
-    if hasattr(pixels, "dtype") and hasattr(pixels, "shape"):
+    name, is_array = "", hasattr(pixels, "dtype") and hasattr(pixels, "shape")
+    if is_array:
         with contextlib.suppress(ValueError):  # of types that no engine has, such as text
             name = keras.backend.standardize_dtype(pixels.dtype)
-        received = f"{name or pixels.dtype} of shape {tuple(pixels.shape)}"
     if "float" not in name:
-        raise ValueError(f"`videos` must be normalised floats: {_REMEDY}. Received: {received}")
+        # Written only now: of a whole batch it takes as long as a small step.
+        what = f"{name or pixels.dtype} of shape {tuple(pixels.shape)}" if is_array else None
+        raise ValueError(
+            f"`videos` must be normalised floats: {_REMEDY}. Received: {what or shown(pixels)}"
+        )
     sample = sample_of(pixels)
     if sample is None or not sample.size:
         return None

@@ -8,6 +8,8 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAVideoClassifier
+from keras_vjepa.backend.host_values import sample_of
+from keras_vjepa.models.pixels import check_pixels
 
 ARGUMENTS = {"hidden_dim": 8, "num_layers": 1, "num_heads": 1}
 REMEDY = r"pass it through the preprocessor \(`VJEPAVideoPreprocessor`\)"
@@ -134,3 +136,19 @@ def test_datasets_keep_what_they_are(classifier):
     steps = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: seen.append(step))
     classifier.fit(Counted(), epochs=2, verbose=0, callbacks=[steps])
     assert [one for one in seen if one != "end"] == [0, 1, 0, 1] and seen.count("end") >= 2
+
+
+class Unprintable(np.ndarray):
+    """To write a batch as text takes as long as a small step."""
+
+    def __repr__(self):
+        raise AssertionError
+
+
+def test_pixels_that_are_right_are_not_written_as_text():
+    check_pixels(CLIPS.view(Unprintable))
+
+
+def test_few_pixels_are_looked_at():
+    videos = np.broadcast_to(np.float32(0), (64, 16, 224, 224, 3))
+    assert sample_of(videos).size <= 4 * 16 * 14 * 14 * 3
