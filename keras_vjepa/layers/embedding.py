@@ -109,7 +109,12 @@ class TubeletEmbedding(Rematerializable):
         names = ("num_frames", "height", "width")
         sizes = (self.tubelet_size, self.patch_size, self.patch_size)
         for name, size, step in zip(names, video_shape[1:4], sizes, strict=True):
-            if size is None or size <= 0 or size % step:
+            if size is None:
+                raise ValueError(
+                    f"`{name}` of the videos must be known when a program is made of the model: "
+                    "call the model itself, which has one for each size. Received: None"
+                )
+            if size <= 0 or size % step:
                 what = "tubelet_size" if name == "num_frames" else "patch_size"
                 raise ValueError(
                     f"`{name}` must be a multiple of `{what}`={step}. Received: {size}"

@@ -197,6 +197,12 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
                 f"Received: `max_frames`={self.max_frames}"
             )
         videos = self._with_clips_and_views(videos)
+        if None in videos.shape[1:]:
+            raise ValueError(
+                "The number and size of `videos` must be known when a program is made of the "
+                "model: call the model itself, which has one for each size. Received shape: "
+                f"{tuple(videos.shape)}"
+            )
         _, clips, views, frames = videos.shape[:4]
         tokens = self.token_encoder().clip_tokens(
             ops.reshape(videos, (-1, *videos.shape[3:])), training and self.trainable_backbone

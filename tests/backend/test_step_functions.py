@@ -149,6 +149,16 @@ def test_our_models_take_two_sizes():
         assert issubclass(kind, StepFunctions)
 
 
+def test_a_program_of_sizes_that_are_not_known_is_refused():
+    """As a user's functional model would be."""
+    backbone = VJEPABackbone(16, 2, 8, hidden_dim=8, num_layers=1, num_heads=2)
+    of_any_length = keras.Input((None, 16, 16, 3))
+    with pytest.raises(ValueError, match="`num_frames` of the videos must be known"):
+        backbone(of_any_length)
+    with pytest.raises(ValueError, match="size of `videos` must be known .* Received shape"):
+        VJEPAVideoClassifier(backbone, 3).features(of_any_length)
+
+
 @slow_but_on("torch")
 def test_models_predict_two_sizes():
     for model, inputs, first, second in models():
