@@ -39,6 +39,8 @@ def shown(value: Any) -> str:
 
 # What Keras' base classes take, whatever the constructor's own arguments are.
 _OF_KERAS = ("name", "trainable", "dtype", "activity_regularizer", "autocast")
+# What every model here takes beside them; see `keras_vjepa.layers.layer_states`.
+_OF_MODELS = ("layer_states",)
 
 
 def arguments_of(constructor: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def arguments_of(constructor: Callable[..., Any], given: Mapping[str, Any]) -> d
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
     for name in given:
-        if name not in known and not (name in _OF_KERAS and len(known) < len(parameters)):
+        is_of_a_base = name in _OF_KERAS + _OF_MODELS and len(known) < len(parameters)
+        if name not in known and not is_of_a_base:
             raise ValueError(f"`{shown(name)}` is no argument of {constructor.__name__}")
     for name, parameter in known.items():
         if name not in given and parameter.default is parameter.empty:

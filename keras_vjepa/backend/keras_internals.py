@@ -113,6 +113,13 @@ def _of_torch(*names: str) -> list[PrivateName]:
 
 PRIVATE_NAMES: list[PrivateName] = [
     PrivateName("_value", "keras.Variable", _a_variable),
+    PrivateName(
+        "_flatten_layers",
+        "keras.layers.Layer",
+        lambda: keras.layers.Layer,
+        ("include_self", "recursive"),
+    ),
+    PrivateName("_post_quantize", "keras.Model", lambda: keras.Model, ("mode",)),
     PrivateName("get_autocast_scope", "keras.src.backend", lambda: backend, engines=("torch",)),
     # Gradients that an optimizer accumulates, and how many batches they are of.
     PrivateName("_accumulated_gradients", "keras.optimizers.Optimizer", _an_optimizer),
@@ -175,6 +182,19 @@ def stored_value(variable: Any) -> Tensor:
     that is done with the result, and casts within the former.
     """
     return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """List the layers that a layer has made or was given, not those within them."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def forget_replaced_weights(model: keras.Model) -> None:
+    """Let go of weights whose layers were quantized one by one; `model.quantize` does by itself.
+
+    torch's side of a Keras model would keep them, and name them among its parameters.
+    """
+    model._post_quantize(None)
 
 
 def autocast_dtype() -> str | None:

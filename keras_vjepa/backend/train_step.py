@@ -270,7 +270,10 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     updates = _updates_before(model.optimizer)
 
     def gradients_of(inputs: Any, times: float) -> tuple[Tensor, list[Tensor], Any]:
-        with tf.GradientTape() as tape:
+        # By itself a tape watches all variables, those that Keras has frozen since they were made
+        # too, and records what they lead to.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([weight.value for weight in weights])
             outputs = model(inputs, **model.in_training)
             share = model.compute_loss(inputs, y, outputs, sample_weight) / times
             scaled = model.optimizer.scale_loss(share)

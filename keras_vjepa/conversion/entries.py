@@ -45,6 +45,8 @@ class Entry(NamedTuple):
 def linear_entries(names: Iterable[str], layer: Any) -> Iterator[Entry]:
     """A dense layer that one or several linear layers of the foreign model make."""
     names = tuple(names)
+    if layer.quantization_mode is not None:
+        raise CheckpointError(f"The model must not be quantized in that layout: {layer.path} is")
     yield Entry(tuple(f"{name}.weight" for name in names), layer.kernel, TRANSPOSED)
     yield Entry(tuple(f"{name}.bias" for name in names), layer.bias, SAME)
 

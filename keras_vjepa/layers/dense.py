@@ -7,6 +7,8 @@ from a normal distribution of deviation 0.02 at every depth.
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_vjepa.backend.part_calls import part_of_a_block
 from keras_vjepa.backend.token_ops import linear, normalize
@@ -14,6 +16,8 @@ from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.types import Tensor
 
 INITIALIZER_STDDEV = 0.02
+
+_LORA_MATRICES, _LORA_ALPHA = ("lora_kernel_a", "lora_kernel_b"), "lora_alpha"
 
 
 def weight_initializer() -> keras.initializers.Initializer:
@@ -26,7 +30,9 @@ def weight_initializer() -> keras.initializers.Initializer:
 class TokenDense(Rematerializable, keras.layers.Dense):
     """Apply one linear map to each token: `keras.layers.Dense`, faster on every backend.
 
-    Arguments, weights, quantization and LoRA are those of `keras.layers.Dense`.
+    Arguments, weights and quantization are those of `keras.layers.Dense`, and so is LoRA, but that
+    its matrices stay apart in files, and that the kernel beside them stays frozen whatever
+    `trainable` becomes.
 
     Example:
 
@@ -36,6 +42,8 @@ class TokenDense(Rematerializable, keras.layers.Dense):
     (2, 5, 6)
     """
 
+    lora_enabled: bool
+
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if self.bias is None or self.activation is not keras.activations.linear:
             return super().call(inputs, training)
@@ -44,6 +52,70 @@ class TokenDense(Rematerializable, keras.layers.Dense):
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
         """Quantize the weights, as `keras.layers.Dense` does for itself but not for subclasses."""
         super().quantize(mode, type_check=False, config=config)
+
+    # --- LoRA ------------------------------------------------------------------------------------
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer learns; with LoRA its kernel never does."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Dense.trainable.fset(self, value)
+        if self.lora_enabled:
+            for variable in self.variables:
+                if variable.name == "kernel":
+                    variable.trainable = False
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write the weights. Keras would add LoRA to the kernel, and training could not go on."""
+        if not self.lora_enabled:
+            super().save_own_variables(store)
+            return
+        self.lora_enabled = False
+        try:
+            super().save_own_variables(store)
+        finally:
+            self.lora_enabled = True
+        for name in _LORA_MATRICES:
+            store[name] = getattr(self, name)
+        store[_LORA_ALPHA] = np.float32(self.lora_alpha)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read the weights.
+
+        LoRA of the file goes into the layer's, or into the kernel of a layer without. A layer whose
+        file has none begins LoRA anew.
+
+        Raises:
+            ValueError: if LoRA of the file cannot go there.
+        """
+        stored = {name: store[name] for name in store.keys()}
+        matrices = [np.asarray(stored.pop(name)) for name in _LORA_MATRICES if name in stored]
+        has_lora = len(matrices) == len(_LORA_MATRICES)
+        alpha = float(np.asarray(stored.pop(_LORA_ALPHA, 1.0)))
+        if not self.lora_enabled:
+            super().load_own_variables(stored)
+            if has_lora:
+                self._merge(matrices[0], matrices[1], alpha)
+            return
+        # Keras zeroes both matrices, from where they would never learn.
+        fresh = np.array(ops.convert_to_numpy(self.lora_kernel_a))
+        super().load_own_variables(stored)
+        self.lora_kernel_a.assign(matrices[0] if has_lora else fresh)
+        if has_lora:
+            self.lora_kernel_b.assign(matrices[1])
+
+    def _merge(self, down: np.ndarray, up: np.ndarray, alpha: float) -> None:
+        """Add LoRA of a file to the kernel."""
+        if self.quantization_mode is not None:
+            raise ValueError(
+                f"`{self.name}` is quantized, and its file has LoRA beside it: call "
+                f"`enable_lora({down.shape[-1]})` first."
+            )
+        change = ops.matmul(ops.convert_to_tensor(down), ops.convert_to_tensor(up))
+        self.kernel.assign_add(ops.cast(alpha / down.shape[-1] * change, self.kernel.dtype))
 
 
 @part_of_a_block

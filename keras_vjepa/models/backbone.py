@@ -32,6 +32,7 @@ from keras_vjepa.models.dimensions import (
     encoder_weights,
     height_and_width,
 )
+from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.preset import WEIGHTS_FILE
 from keras_vjepa.types import Tensor
@@ -71,7 +72,7 @@ POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPABackbone(BackbonePreset, StepFunctions, PixelModel, Rematerializable):
+class VJEPABackbone(BackbonePreset, LowRankAdaptable, StepFunctions, PixelModel, Rematerializable):
     """Encode video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
 
     Args:
@@ -189,6 +190,7 @@ class VJEPABackbone(BackbonePreset, StepFunctions, PixelModel, Rematerializable)
         )
         self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
         self.norm.build(tokens_shape)
+        self.restore_layer_states()
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> Self:

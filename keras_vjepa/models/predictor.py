@@ -19,6 +19,7 @@ from keras import ops
 from keras_vjepa.arguments import arguments_of
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.layers.dense import dense, layer_norm
+from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
@@ -31,7 +32,7 @@ _WEIGHTS_FILE = "predictor.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPredictor(Preset, StepFunctions, Rematerializable, keras.Model):
+class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, keras.Model):
     """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 
     Args:
@@ -136,6 +137,7 @@ class VJEPAPredictor(Preset, StepFunctions, Rematerializable, keras.Model):
         self.norm.build(tokens_shape)
         self.output_projection = dense(self.output_dim, "output_projection", policy)
         self.output_projection.build(tokens_shape)
+        self.restore_layer_states()
 
     @classmethod
     def number_of_weights(cls, **arguments: Any) -> int:

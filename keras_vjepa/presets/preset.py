@@ -415,7 +415,8 @@ def _described(model: Any) -> dict[str, Any]:
     config = keras.saving.serialize_keras_object(model)
     for key in ("compile_config", "build_config"):
         config.pop(key, None)
-    if "trainable" in config["config"]:
+    states = config["config"].get("layer_states", {})
+    if "trainable" in config["config"] and not any(s.get("trainable") for s in states.values()):
         # Frozen where it comes from (a target encoder, a classifier's backbone), not for ever.
         config["config"]["trainable"] = True
     # A file of its own.

@@ -18,8 +18,10 @@ from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_whole
 from keras_vjepa.backend.train_step import TrainableModel
+from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
+from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
 from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preprocessing import Preprocessor
 from keras_vjepa.tasks.classification import Classification, check_classes, check_preprocessor
@@ -32,7 +34,7 @@ _MOST_TABLE = 2**28
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
+class VJEPAVideoClassifier(ClassifierPreset, KeepsLayerStates, Classification, TrainableModel):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 
     Call `fit`, and then `classify` with files. It is compiled with a loss on logits, `AdamW` and
@@ -44,9 +46,9 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
 
     Args:
         backbone: any Keras model that returns `(batch, tokens, dim)`; see
-            `keras_vjepa.models.adapters`. It gets the value of `trainable_backbone` as its
-            `trainable`. One that takes single images, as a `VJEPABackbone` of one frame, is applied
-            to every frame, and the tokens of all frames of a clip are concatenated.
+            `keras_vjepa.models.adapters`. One that takes single images, as a `VJEPABackbone` of one
+            frame, is applied to every frame, and the tokens of all frames of a clip are
+            concatenated.
         num_classes: width of the logits; may be left out with `class_names`.
         num_clips: clips of a video.
         num_views: spatial views of a clip in evaluation. Videos of one view are always taken, so
@@ -62,7 +64,9 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
         max_frames: None, or the number of rows of a sine-cosine table whose row n is added to the
             tokens of a tubelet that begins at frame n of the source video. Off in the reference's
             runs.
-        trainable_backbone: True to fine-tune the backbone as well.
+        trainable_backbone: False freezes the backbone, True leaves it as it is, or unfreezes it if
+            its `trainable` is False. None freezes a backbone without LoRA. From then on its own
+            `trainable`, and that of its layers, says what is trained, as anywhere in Keras.
         class_names: names of the classes in the order of their numbers, which `classify` tells.
         preprocessor: a `VJEPAVideoPreprocessor` with as many clips and views, through which
             `classify` takes files; saved and loaded with the model. `from_preset` finds it.
@@ -112,14 +116,15 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
         self_attention: str = "query",
         attend_across_clips: bool = True,
         max_frames: int | None = None,
-        trainable_backbone: bool = False,
+        trainable_backbone: bool | None = None,
         class_names: Sequence[str] | None = None,
         preprocessor: Preprocessor | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_predictions(num_clips, num_views, attend_across_clips, max_frames)
-        check_flag(trainable_backbone=trainable_backbone)
+        if trainable_backbone is not None:
+            check_flag(trainable_backbone=trainable_backbone)
         check_preprocessor(preprocessor, num_clips, num_views)
         encoder = as_token_encoder(backbone)
         _check_table(max_frames, encoder)
@@ -136,12 +141,8 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
         self.self_attention = self_attention
         self.attend_across_clips = attend_across_clips
         self.max_frames = max_frames
-        self.trainable_backbone = trainable_backbone
         self.backbone = backbone
-        # Both ways: an assignment that changes nothing does not reach the layers on every backend,
-        # and those of a backbone that was made with `trainable=False` are still trainable.
-        backbone.trainable = not trainable_backbone
-        backbone.trainable = trainable_backbone
+        set_trainable(backbone, trainable_backbone)
         self.probe = VJEPAProbe(
             self.num_classes,
             encoder.num_heads if num_heads is None else num_heads,
@@ -169,7 +170,17 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
                 name="frame_table",
             )
             self.frame_table.assign(position_table(dim, (self.max_frames,)))
+        self.restore_layer_states()
         self.built = True
+
+    @property
+    def trainable_backbone(self) -> bool:
+        """What the backbone's own `trainable` is."""
+        return self.backbone.trainable
+
+    def described_elsewhere(self) -> list[keras.layers.Layer]:
+        """Return the backbone, which has a config of its own."""
+        return [self.backbone]
 
     # A method: Keras takes a property that returns a model for another place to save it in.
     def token_encoder(self) -> TokenEncoder:
@@ -186,10 +197,10 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
         Args:
             videos: as in the call.
             frame_indices: as in the call; only with `max_frames`.
-            training: passed on to a backbone that is trained.
+            training: passed on to a backbone of which something is trained.
 
         Returns:
-            `(batch, predictions, tokens, dim)`; without gradient from a frozen backbone.
+            `(batch, predictions, tokens, dim)`.
         """
         if (frame_indices is None) != (self.max_frames is None):
             raise ValueError(
@@ -205,11 +216,8 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
             )
         _, clips, views, frames = videos.shape[:4]
         tokens = self.token_encoder().clip_tokens(
-            ops.reshape(videos, (-1, *videos.shape[3:])), training and self.trainable_backbone
+            ops.reshape(videos, (-1, *videos.shape[3:])), training and is_trained(self.backbone)
         )
-        if not self.trainable_backbone:
-            # Frozen variables alone would not stop the backward pass on every backend.
-            tokens = ops.stop_gradient(tokens)
         _, num_tokens, dim = tokens.shape
         tokens = ops.reshape(tokens, (-1, clips, views, num_tokens, dim))
         if frame_indices is not None:
@@ -361,7 +369,13 @@ class VJEPAVideoClassifier(ClassifierPreset, Classification, TrainableModel):
             # Configs of before there were preprocessors in them do not name one.
             if isinstance(config.get(name), dict)
         }
-        return cls(**{**config, **parts})
+        config = {**config, **parts}
+        as_it_was = kept_flags(config["backbone"], config.get("trainable_backbone"))
+        model = cls(**config)
+        if as_it_was.restore():
+            # Again, for what is trained now.
+            model.compile()
+        return model
 
 
 def _check_table(max_frames: int | None, encoder: TokenEncoder) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import keras
 
 from keras_vjepa.arguments import arguments_of
+from keras_vjepa.models.frozen import set_trainable
 from keras_vjepa.presets.preprocessing import Preprocessor, preset_preprocessor
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
@@ -137,6 +138,9 @@ class ClassifierPreset(Preset):
                     f"backbone to {cls.__name__} for a fresh one. Received: {overrides[name]!r}"
                 )
         overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
+        if "trainable_backbone" in overrides:
+            # It counts more than what the backbone's config says of single layers.
+            set_trainable(overrides["backbone"], overrides["trainable_backbone"])
         return super().from_preset(folder, load_weights, **overrides)
 
 
@@ -171,7 +175,8 @@ def begun_anew(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
         stored: arguments of the classifier in the preset.
         overrides: arguments to change.
     """
-    kept = {name: value for name, value in stored.items() if name not in ("name", "class_names")}
+    of_the_head = ("name", "class_names", "layer_states")
+    kept = {name: value for name, value in stored.items() if name not in of_the_head}
     if overrides.get("num_classes") is None:
         kept.pop("num_classes", None)
     return {**kept, **overrides}

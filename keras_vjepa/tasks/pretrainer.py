@@ -30,6 +30,7 @@ from keras_vjepa.backend import collectives, updates
 from keras_vjepa.backend.optimizer_state import batches_taken, inner_optimizers
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
+from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.models.predictor import VJEPAPredictor
@@ -53,7 +54,7 @@ _ENCODER_FILE, _TEACHER_FILE = "encoder.weights.h5", "teacher.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
+class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TrainableModel):
     """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
 
     Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
@@ -148,6 +149,24 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
             teacher.trainable = False
         self.target_encoder = _copy_of(encoder)
         self.built = True
+
+    @property
+    def trainable(self) -> bool:
+        """Whether encoder and predictor learn; target encoder and teacher never do."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        KeepsLayerStates.trainable.fset(self, value)
+        for encoder in self._not_trained():
+            encoder.trainable = False
+
+    def _not_trained(self) -> list[VJEPABackbone]:
+        return [self.target_encoder, *([] if self.teacher is None else [self.teacher])]
+
+    def described_elsewhere(self) -> list[keras.layers.Layer]:
+        """Return all parts: they have configs of their own, or are copies of what has one."""
+        return [self.encoder, self.predictor, *self._not_trained()]
 
     # --- The objective ---------------------------------------------------------------------------
 
@@ -349,6 +368,7 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
             kwargs: as in Keras.
         """
         check_whole(1, accumulation_steps=accumulation_steps)
+        self._check_parts()
         self.accumulation_steps = accumulation_steps
         self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
@@ -361,6 +381,20 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
                 inner.clip_separately(
                     [self.encoder.trainable_variables, self.predictor.trainable_variables]
                 )
+
+    def _check_parts(self) -> None:
+        """Check what was done to the parts since they were put together."""
+        for part in self._not_trained():
+            if any(variable.trainable for variable in part.variables):
+                raise ValueError(
+                    f"`trainable` must be False of {part.name}, which no gradient trains."
+                )
+        shapes = [[v.shape for v in e.variables] for e in (self.encoder, self.target_encoder)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "`encoder` must have LoRA, or be quantized, before the pretrainer is made, so that "
+                "its target encoder is like it."
+            )
 
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:
@@ -396,7 +430,13 @@ class VJEPAPretrainer(Preset, PixelModel, TrainableModel):
         rate = self._update_rate()
         if moved is not None:
             rate = rate * ops.cast(moved, "float32")
-        updates.move_towards(self.target_encoder.variables, self.encoder.variables, rate)
+        encoders = (self.target_encoder, self.encoder)
+        # Quantized kernels are whole numbers, and stand still.
+        targets, sources = (
+            [v for v in encoder.variables if keras.backend.is_float_dtype(v.dtype)]
+            for encoder in encoders
+        )
+        updates.move_towards(targets, sources, rate)
 
     def _update_rate(self) -> Tensor:
         if not isinstance(self.momentum, LinearSchedule):

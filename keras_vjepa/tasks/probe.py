@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, arguments_of, check_choice, check_number, check_whole
 from keras_vjepa.backend.step_functions import StepFunctions
+from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.pooling import AttentivePooler, attend_together
 from keras_vjepa.types import Tensor
 
@@ -22,7 +23,7 @@ MOST_CLASSES = 2**22
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAProbe(StepFunctions, keras.Model):
+class VJEPAProbe(KeepsLayerStates, StepFunctions, keras.Model):
     """Classifies tokens: pools them, then a linear layer (§4.3, App. D.1).
 
     A model by itself, to be fitted on features that were computed once; the part that learns of a
@@ -135,6 +136,7 @@ class VJEPAProbe(StepFunctions, keras.Model):
         )
         self.linear.build((None, dim))
         self.built = True
+        self.restore_layer_states()
 
     def call(self, tokens: Tensor) -> Tensor:
         self._check_width(tokens)

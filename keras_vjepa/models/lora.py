@@ -1,0 +1,164 @@
+"""LoRA: fine-tuning by changes of low rank to the projections of attention (App. D.1).
+
+Beyond the paper, which trains probes on frozen features: Hu et al., 2021. The calls are those of
+keras-hub's backbones; Keras' dense layers do the work.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vjepa import files
+from keras_vjepa.arguments import check_number, check_whole, shown
+from keras_vjepa.layers.layer_states import KeepsLayerStates, layers_within
+from keras_vjepa.named_errors import named
+from keras_vjepa.presets.claims import numbers_held
+
+_ENDING = ".lora.h5"
+_MATRICES = ("lora_kernel_a", "lora_kernel_b")
+# Names of the layers that LoRA changes.
+_TARGETS = ("query_key_value",)
+
+
+class LowRankAdaptable(KeepsLayerStates):
+    """A model that LoRA can fine-tune: few new weights learn, those that are there stand still.
+
+    From `enable_lora` on, `trainable = True` means that these new weights learn and nothing else of
+    the model; set a layer's own `trainable` to train that as well.
+
+    Example:
+
+    >>> from keras_vjepa import VJEPABackbone
+    >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> backbone.enable_lora(rank=2)
+    >>> [variable.name for variable in backbone.trainable_variables]
+    ['bias', 'lora_kernel_a', 'lora_kernel_b']
+    """
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the model learns; with LoRA, its new weights alone."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        KeepsLayerStates.trainable.fset(self, value)
+        if value and self.lora_rank is not None:
+            within = dict(layers_within(self))
+            for layer in within.values():
+                layer.trainable = False
+            for layer in _with_lora(self).values():
+                layer.trainable = True
+
+    def enable_lora(self, rank: int, lora_alpha: float | None = None) -> None:
+        """Freeze the model, and give attention's fused projections matrices that learn.
+
+        Compile anew afterwards. The outputs stay as they are until the matrices have learnt.
+
+        Args:
+            rank: of the change of each kernel.
+            lora_alpha: the change is scaled by `lora_alpha / rank`; the rank if None.
+
+        Raises:
+            ValueError: if LoRA is enabled already, or the rank is larger than a kernel.
+        """
+        targets = [layer for _, layer in layers_within(self) if layer.name in _TARGETS]
+        most = min(min(layer.kernel.shape) for layer in targets)
+        check_whole(1, most, rank=rank)
+        check_number("(0, inf)", optional=True, lora_alpha=lora_alpha)
+        if _with_lora(self):
+            raise ValueError("`enable_lora` must be called once. Received: a model with LoRA")
+        for layer in targets:
+            layer.enable_lora(rank, lora_alpha)
+        self.lora_rank = rank
+        self.trainable = True
+
+    def save_lora_weights(self, filepath: files.PathLike) -> None:
+        """Write what LoRA has learnt, and nothing else of the model.
+
+        Args:
+            filepath: ends in `.lora.h5`.
+
+        Raises:
+            ValueError: for a model without LoRA, and another ending.
+        """
+        layers = _with_lora(self)
+        if not layers:
+            raise ValueError("`enable_lora` must be called before. Received: a model without LoRA")
+        if not str(filepath).endswith(_ENDING):
+            raise ValueError(f"`filepath` must end in {_ENDING}. Received: {filepath}")
+        with files.unfinished_file(filepath) as unfinished, h5py.File(unfinished, "w") as file:
+            for path, layer in layers.items():
+                group = file.create_group(path)
+                group.attrs["lora_alpha"] = float(layer.lora_alpha)
+                for name in _MATRICES:
+                    group[name] = ops.convert_to_numpy(getattr(layer, name))
+
+    def load_lora_weights(self, filepath: files.PathLike) -> None:
+        """Read what `save_lora_weights` wrote; calls `enable_lora` if that was not done.
+
+        Args:
+            filepath: the file.
+
+        Raises:
+            ValueError: if it is damaged, or of a model with other layers or another rank.
+        """
+        with named(filepath):
+            found = _read(Path(filepath))
+            ranks = {down.shape[-1] for down, _, _ in found.values()}
+            alphas = {alpha for _, _, alpha in found.values()}
+            if not _with_lora(self) and len(ranks) == len(alphas) == 1:
+                self.enable_lora(ranks.pop(), alphas.pop())
+            layers = _with_lora(self)
+            if layers.keys() != found.keys():
+                raise ValueError(
+                    f"it must hold LoRA of {len(layers)} layers, as the model has. "
+                    f"Received: of {len(found)}, or of others"
+                )
+            for path, layer in layers.items():
+                shapes = [tuple(getattr(layer, name).shape) for name in _MATRICES]
+                if [matrix.shape for matrix in found[path][:2]] != shapes:
+                    raise ValueError(
+                        f"it must hold matrices of the shapes {shapes}, of rank "
+                        f"{layer.lora_rank}. Received: {[m.shape for m in found[path][:2]]}"
+                    )
+            for path, layer in layers.items():
+                *matrices, layer.lora_alpha = found[path]
+                for name, matrix in zip(_MATRICES, matrices, strict=True):
+                    getattr(layer, name).assign(matrix)
+
+
+def has_lora(model: keras.Model) -> bool:
+    """Whether a layer of a model, of any kind, has LoRA enabled."""
+    return bool(_with_lora(model))
+
+
+def _with_lora(model: keras.Model) -> dict[str, Any]:
+    """Layers within a model that have LoRA, by their paths."""
+    return {
+        path: layer for path, layer in layers_within(model) if getattr(layer, "lora_enabled", False)
+    }
+
+
+def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """Matrices and alpha by the paths of layers."""
+    # Refuses what lies in other files.
+    numbers_held(path)
+    found = {}
+    with h5py.File(path, "r") as file:
+
+        def visit(name: str, group: Any) -> None:
+            if isinstance(group, h5py.Group) and _MATRICES[0] in group:
+                down, up = (np.asarray(group[matrix]) for matrix in _MATRICES)
+                if down.ndim != 2 or up.ndim != 2:
+                    raise ValueError(f"{shown(name)} must hold two matrices")
+                found[name] = down, up, float(group.attrs["lora_alpha"])
+
+        file.visititems(visit)
+    if not found:
+        raise ValueError("it must hold weights of LoRA. Received: none")
+    return found

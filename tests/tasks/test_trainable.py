@@ -1,0 +1,207 @@
+"""What is trained is what Keras says is trainable, of any model, in any order of the calls."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_vjepa import (
+    AdamW,
+    VJEPABackbone,
+    VJEPAVideoClassifier,
+)
+from tests.support import slow_but_on
+
+VIDEOS = np.random.default_rng(0).normal(size=(2, 2, 8, 8, 3)).astype("float32")
+LABELS = np.array([0, 1])
+
+
+def backbone(num_layers=2, **arguments):
+    return VJEPABackbone(8, 2, 4, hidden_dim=8, num_layers=num_layers, num_heads=2, **arguments)
+
+
+def classifier(num_layers=2, **arguments):
+    return VJEPAVideoClassifier(backbone(num_layers), 2, **arguments)
+
+
+def compiled(model, optimizer=None):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # A decay that shows at once where there is no gradient.
+    optimizer = optimizer or AdamW(1e-2, weight_decay=10.0)
+    model.compile(optimizer, loss, jit_compile=keras.config.backend() == "jax")
+    return model
+
+
+def values(model):
+    return {v.path: np.array(ops.convert_to_numpy(v)) for v in model.variables}
+
+
+def moved(model, train):
+    """Paths of the weights that `train` changes."""
+    before = values(model)
+    train()
+    return {path for path, value in values(model).items() if (value != before[path]).any()}
+
+
+def trained(model):
+    return {v.path for v in model.trainable_variables}
+
+
+# What to set, and the layers of the backbone that are trained then.
+PARTS = {
+    "whole": lambda b: setattr(b, "trainable", True),
+    "last": lambda b: (setattr(b, "trainable", False), setattr(b.blocks[1], "trainable", True)),
+    "all_but_first": lambda b: (
+        setattr(b, "trainable", True),
+        setattr(b.tubelet_embedding, "trainable", False),
+        setattr(b.blocks[0], "trainable", False),
+    ),
+    "nothing": lambda b: setattr(b, "trainable", False),
+}
+OF_THE_BACKBONE = {"whole": 28, "last": 12, "all_but_first": 14, "nothing": 0}
+
+
+@pytest.mark.parametrize(
+    "part,order,optimizer",
+    [
+        ("last", "compile fit set compile fit", "ours"),
+        ("whole", "compile set fit", "ours"),
+        pytest.param("last", "set compile fit", "ours", marks=slow_but_on("torch")),
+        pytest.param("all_but_first", "set compile fit", "ours", marks=slow_but_on("torch")),
+        pytest.param("nothing", "compile set fit", "ours", marks=slow_but_on("torch")),
+        pytest.param("whole", "set compile fit", "keras", marks=slow_but_on("torch")),
+        pytest.param("last", "set compile fit", "keras", marks=slow_but_on("torch")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A layer's `trainable` state")
+def test_what_is_trainable_moves_and_nothing_else(part, order, optimizer):
+    model = classifier()
+
+    def fit():
+        model.fit(VIDEOS, LABELS, verbose=0)
+
+    steps = {
+        "set": lambda: PARTS[part](model.backbone),
+        "compile": lambda: compiled(
+            model, keras.optimizers.AdamW(1e-2, 10.0) if optimizer == "keras" else None
+        ),
+        "fit": fit,
+    }
+    *ahead, _ = order.split()
+    for step in ahead:
+        steps[step]()
+    assert moved(model, fit) == trained(model)
+    assert len(trained(model)) == len(trained(model.probe)) + OF_THE_BACKBONE[part]
+
+
+def test_the_argument_is_what_the_backbone_says():
+    model = classifier()
+    assert model.trainable_backbone is model.backbone.trainable is False
+    assert not trained(model.backbone)
+    model.backbone.trainable = True
+    assert model.trainable_backbone and model.get_config()["trainable_backbone"] is True
+    partly = backbone()
+    partly.blocks[0].trainable = False
+    assert len(trained(VJEPAVideoClassifier(partly, 2, trainable_backbone=True).backbone)) == 16
+    assert not trained(VJEPAVideoClassifier(partly, 2).backbone)
+    assert len(trained(VJEPAVideoClassifier(partly, 2, trainable_backbone=True).backbone)) == 28
+
+
+def test_a_backbone_made_frozen_is_frozen():
+    frozen = backbone(trainable=False)
+    assert not any(variable.trainable for variable in frozen.variables)
+    frozen.trainable = True
+    assert len(trained(frozen)) == 28
+    images = keras.Input((8, 8, 3))
+    tokens = keras.layers.Dense(8)(keras.layers.Reshape((-1, 6))(images))
+    foreign = keras.Model(images, tokens, trainable=False)
+    model = VJEPAVideoClassifier(foreign, 2, num_heads=2)
+    assert trained(model) == trained(model.probe)
+    model.backbone.trainable = True
+    assert len(trained(model)) == len(trained(model.probe)) + 2
+
+
+def test_assigning_what_is_there_reaches_all_layers():
+    model = backbone()
+    model.blocks[1].trainable = False
+    model.trainable = True
+    assert len(trained(model)) == 28
+
+
+# --- No backward pass where nothing is trained ---------------------------------------------------
+
+
+def products_in_a_step(model):
+    """Number of matrix products in one training step."""
+    data = (ops.convert_to_tensor(VIDEOS), ops.convert_to_tensor(LABELS))
+    compiled(model)
+    model.prepare_step()
+    model.optimizer.build(model.trainable_variables)
+    return {"torch": in_torch, "tensorflow": in_tensorflow, "jax": in_jax}[keras.config.backend()](
+        model, data
+    )
+
+
+def in_torch(model, data):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = str(function)
+            self.count += "mm" in name or "attention" in name
+            return function(*args, **(kwargs or {}))
+
+    with Count() as counting:
+        model.train_step(data)
+    return counting.count
+
+
+def in_tensorflow(model, data):
+    import tensorflow as tf
+
+    graph = tf.function(lambda: model.train_step(data)).get_concrete_function().graph
+    return sum(op.type in ("MatMul", "BatchMatMulV2", "Einsum") for op in graph.get_operations())
+
+
+def in_jax(model, data):
+    import jax
+
+    state = tuple(
+        [variable.value for variable in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        )
+    )
+
+    def count(jaxpr):
+        inner = [
+            count(getattr(part, "jaxpr", part))
+            for equation in jaxpr.eqns
+            for value in equation.params.values()
+            for part in (value if isinstance(value, list | tuple) else [value])
+            if hasattr(part, "eqns") or hasattr(part, "jaxpr")
+        ]
+        return sum(e.primitive.name == "dot_general" for e in jaxpr.eqns) + sum(inner)
+
+    return count(jax.make_jaxpr(model.train_step)(state, data).jaxpr)
+
+
+def test_no_backward_pass_where_nothing_is_trained():
+    """A block more that is frozen costs its forward pass, wherever something above it learns."""
+
+    def last_only(num_layers):
+        model = classifier(num_layers)
+        model.backbone.blocks[-1].trainable = True
+        return model
+
+    counts = [products_in_a_step(model) for model in (classifier(1), classifier(2))]
+    partly = [products_in_a_step(model) for model in (last_only(1), last_only(2))]
+    forward = counts[1] - counts[0]
+    assert partly[1] - partly[0] == forward > 0
+    # And it is seen where there is one.
+    assert partly[0] >= counts[0] + forward
