@@ -66,9 +66,17 @@ def _of(inputs: Any) -> Any:
 
 def _is_data(x: Any) -> bool:
     """Whether Keras would look for pixels in it, rather than draw batches from it."""
-    of_paths = isinstance(x, list | tuple) and bool(x) and isinstance(x[0], str | os.PathLike)
     is_array = hasattr(x, "dtype") and hasattr(x, "shape")
-    return of_paths or is_array or isinstance(x, Mapping | str | os.PathLike)
+    return is_array or x is None or isinstance(x, Mapping | str | os.PathLike | list | tuple)
+
+
+def _as_labels(y: Any) -> Any:
+    """Labels as an array where they are a list of numbers, which Keras does not take."""
+    if isinstance(y, list | tuple):
+        with contextlib.suppress(ValueError):  # rows of several lengths
+            array = np.asarray(y)
+            return array if array.dtype.kind in "iufb" else y
+    return y
 
 
 class PixelModel(keras.Model):
@@ -86,8 +94,8 @@ class PixelModel(keras.Model):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras', for normalised floats."""
-        if args:
-            self.check_inputs(args[0])
+        for inputs in args[:1] or [kwargs[name] for name in ("videos", "inputs") if name in kwargs]:
+            self.check_inputs(inputs)
         return super().__call__(*args, **kwargs)
 
     def check_inputs(self, inputs: Any) -> None:
@@ -97,7 +105,7 @@ class PixelModel(keras.Model):
             ValueError: as `check_pixels`.
         """
         pixels = _of(inputs)
-        if pixels is None:
+        if pixels is None and isinstance(inputs, Mapping):
             return
         try:
             largest = check_pixels(pixels)
@@ -127,37 +135,43 @@ class PixelModel(keras.Model):
         gate = _Gate(self)
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple | list) and len(validation) in (2, 3):
-            gate(*validation[:2])
+            kwargs["validation_data"] = _checked_pair(gate, validation)
         elif validation is not None:
             kwargs["validation_data"] = gate(validation)
         if getattr(x, "keeps_order", False):
             kwargs.setdefault("shuffle", False)
-        x = gate(x, y)
-        return gate.through(super().fit, x, y, *args, **kwargs)
+        y = _as_labels(y)
+        return gate.through(super().fit, gate(x, y), y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras', with pixels and labels checked."""
-        gate = _Gate(self)
-        x = gate(x, y)
-        return gate.through(super().evaluate, x, y, *args, **kwargs)
+        gate, y = _Gate(self), _as_labels(y)
+        return gate.through(super().evaluate, gate(x, y), y, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As Keras', with pixels checked."""
         gate = _Gate(self)
-        x = gate(x)
-        return gate.through(super().predict, x, *args, **kwargs)
+        return gate.through(super().predict, gate(x), *args, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras', with pixels and labels checked."""
+        y = _as_labels(y)
         return super().train_on_batch(_Gate(self)(x, y), y, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras', with pixels and labels checked."""
+        y = _as_labels(y)
         return super().test_on_batch(_Gate(self)(x, y), y, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """As Keras', with pixels checked."""
         return super().predict_on_batch(_Gate(self)(x))
+
+
+def _checked_pair(gate: "_Gate", pair: Any) -> tuple[Any, ...]:
+    x, y, *weight = pair
+    y = _as_labels(y)
+    return (gate(x, y), y, *weight)
 
 
 class _Gate:
@@ -166,12 +180,13 @@ class _Gate:
     def __init__(self, model: PixelModel) -> None:
         self.model = model
 
-    def __call__(self, x: Any, y: Any = None) -> Any:
-        """`x`, checked if it is an array, or of batches that will be checked."""
+    def __call__(self, x: Any, *labels: Any) -> Any:
+        """`x`, checked if it is an array, as are labels; or of batches that will be checked."""
         if _is_data(x):
             self.model.check_inputs(x)
             first = keras.tree.flatten(x)[0] if isinstance(x, Mapping) else x
-            self.model.check_labels(y, len(first))
+            for y in labels:
+                self.model.check_labels(y, len(first))
             return x
         if isinstance(x, types.GeneratorType):
             return self._batches(x)

@@ -160,7 +160,10 @@ class Classification(PixelModel):
 
     def check_labels(self, y: Any, num_videos: int | None = None) -> None:
         """Check that labels are those of classes; see `check_class_labels`."""
-        check_class_labels(y, self.num_classes, getattr(self, "loss", None), num_videos)
+        loss = getattr(self, "loss", None)
+        if y is None and num_videos is not None and loss is not None:
+            raise ValueError("`y` must be given beside videos, a label for each. Received: None")
+        check_class_labels(y, self.num_classes, loss, num_videos)
 
     # --- Training by default ---------------------------------------------------------------------
 

@@ -78,17 +78,26 @@ def test_a_call_warns():
         backbone()(np.full_like(CLIPS, 200))
 
 
-@pytest.mark.parametrize("given", ["x.mp4", ["x.mp4"], [["x.mp4"]], np.array(["x.mp4"])])
-def test_paths_are_refused_in_one_line(given):
-    with pytest.raises(ValueError, match="`videos` must be normalised floats: .*Received: "):
-        backbone()(given)
-
-
 @pytest.fixture(scope="module")
 def classifier():
     model = VJEPAVideoClassifier(backbone(), 3)
     model.compile("sgd", "sparse_categorical_crossentropy")
     return model
+
+
+@pytest.mark.parametrize(
+    "given", ["x.mp4", ["x.mp4"], [["x.mp4"]], np.array(["x.mp4"]), None, list(CLIPS)]
+)
+def test_what_is_no_array_is_refused_in_one_line(classifier, given):
+    for use in (classifier, classifier.predict, classifier.backbone, classifier.backbone.predict):
+        with pytest.raises(ValueError, match="`videos` must be normalised floats: ") as caught:
+            use(given)
+        assert "\n" not in str(caught.value)
+
+
+def test_pixels_given_by_name_are_checked():
+    with pytest.raises(ValueError, match="`videos` must be normalised floats: .*uint8"):
+        backbone()(videos=CLIPS.astype("uint8"))
 
 
 def test_fit_warns_where_arrays_enter(classifier):

@@ -63,16 +63,22 @@ def test_no_step_is_made_with_wrong_labels(classifier):
     before = classifier.probe.get_weights()
     wrong, right = np.array([1, 2, 3, 1]), np.array([1, 2, 0, 1])
     message = "Received: 3 at position 2"
-    for y in (wrong, ops.convert_to_tensor(wrong)):
+    for y in (wrong, ops.convert_to_tensor(wrong), wrong.tolist()):
         with pytest.raises(ValueError, match=message):
             classifier.fit(CLIPS, y, verbose=0)
     with pytest.raises(ValueError, match=message):
         classifier.fit(CLIPS, right, validation_data=(CLIPS, wrong), verbose=0)
+    with pytest.raises(ValueError, match="`y` must be given beside videos"):
+        classifier.fit(CLIPS, verbose=0)
     for use in (classifier.evaluate, classifier.train_on_batch, classifier.test_on_batch):
         with pytest.raises(ValueError, match=message):
             use(CLIPS, wrong)
     for was, weight in zip(before, classifier.probe.get_weights(), strict=True):
         np.testing.assert_array_equal(was, weight)
+
+
+def test_labels_may_be_a_list(classifier):
+    assert classifier.evaluate(CLIPS, [0, 1, 2, 0], verbose=0) > 0
 
 
 def test_labels_of_a_generator_are_checked_as_they_come(classifier):

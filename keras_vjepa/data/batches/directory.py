@@ -90,6 +90,9 @@ def from_directory(
 
     Example: the README's "From a folder of classes".
     """
+    if not hasattr(preprocessor, "dataset"):
+        received = shown(preprocessor)
+        raise ValueError(f"`preprocessor` must be a VJEPAVideoPreprocessor. Received: {received}")
     check_flag(shuffle=shuffle)
     check_reading(batch_size, seed, num_workers, num_workers, max_bad_share)
     samples, names = _labelled(Path(directory), labels, class_names, preprocessor.num_frames == 1)

@@ -170,6 +170,8 @@ def test_bad_arguments_are_named(videos, preprocessor, change, message):
 
 
 def test_folders_of_another_kind_are_named(preprocessor, tmp_path):
+    with pytest.raises(ValueError, match="`preprocessor` must be a VJEPAVideoPreprocessor. Rec"):
+        read(tmp_path, "preprocessor")
     with pytest.raises(FileNotFoundError, match="`directory` must be an existing folder"):
         read(tmp_path / "none", preprocessor)
     with pytest.raises(ValueError, match="must hold one folder for each class"):
