@@ -6,6 +6,7 @@ get one warning. Values are looked at where they enter on the host, never within
 
 import contextlib
 import os
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ from keras_vjepa.backend.host_values import sample_of
 
 # Normalised pixels lie between -2.2 and 2.7; random numbers of deviation 1 do not get here.
 _FAR = 10.0
+# Of this thread: whether one of these models is being called.
+_within = threading.local()
 _REMEDY = "pass it through the preprocessor (`VJEPAVideoPreprocessor`)"
 
 
@@ -94,9 +97,15 @@ class PixelModel(keras.Model):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras', for normalised floats."""
+        if getattr(_within, "a_model", False):  # whose own input was checked
+            return super().__call__(*args, **kwargs)
         for inputs in args[:1] or [kwargs[name] for name in ("videos", "inputs") if name in kwargs]:
             self.check_inputs(inputs)
-        return super().__call__(*args, **kwargs)
+        _within.a_model = True
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            _within.a_model = False
 
     def check_inputs(self, inputs: Any) -> None:
         """Check the pixels of an input; a missing one is left to Keras.

@@ -73,9 +73,12 @@ def test_far_floats_are_warned_of_once(model_and_inputs):
         model.check_inputs(inputs(np.full_like(CLIPS, -200)))
 
 
-def test_a_call_warns():
-    with pytest.warns(UserWarning, match="`videos` should be normalised floats"):
-        backbone()(np.full_like(CLIPS, 200))
+@pytest.mark.parametrize("make", [backbone, lambda: VJEPAVideoClassifier(backbone(), 3)])
+def test_a_call_warns_once_for_all_its_parts(make):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make()(np.full_like(CLIPS, 200))
+    assert sum("`videos` should be normalised" in str(one.message) for one in caught) == 1
 
 
 @pytest.fixture(scope="module")
