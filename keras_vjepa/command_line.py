@@ -205,7 +205,8 @@ def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -
 def _read_folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("must be a folder. Received: nothing")
-    return Path(text)
+    # No shell does that for `--workdir=~/runs`.
+    return Path(text).expanduser()
 
 
 def _one_of(what: str, known: Mapping[str, Any]) -> Callable[[str], str]:

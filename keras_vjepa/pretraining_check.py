@@ -96,6 +96,11 @@ def _schedule_length(config: Any) -> int:
     return int(config.run.steps * config.schedule_scale)
 
 
+# Ten times the largest that is of use: to draw that many masks a hundred times takes a minute.
+_LARGEST_BUDGET_BATCH = 1024
+_NUM_COLOURS = 3
+
+
 def check_fields(config: Any) -> None:
     """Check what a config says itself, and not its parts.
 
@@ -137,9 +142,16 @@ def check_parts(config: Any) -> None:
     )
     config.mask.make_each(MultiBlockMask)
     config.sampler.check(
-        lambda budget_batch_size: check_whole(1, budget_batch_size=budget_batch_size)
+        lambda budget_batch_size: check_whole(
+            1, _LARGEST_BUDGET_BATCH, budget_batch_size=budget_batch_size
+        )
     )
     with config.encoder.renaming():
+        if config.encoder.num_channels != _NUM_COLOURS:
+            raise ValueError(
+                f"`num_channels` must be {_NUM_COLOURS}, as videos are read. "
+                f"Received: {config.encoder.num_channels}"
+            )
         VJEPABackbone.number_of_weights(**config.encoder.arguments)
     config.clip.make(frames_per_clip=config.encoder.num_frames)
     config.transform.make(crop_size=config.encoder.image_size)

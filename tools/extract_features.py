@@ -165,7 +165,8 @@ def path_of(text: str) -> Path:
     """Read a path from the command line; an address would be a local folder of that name."""
     if not text or re.match(r"\w+://", text):
         raise argparse.ArgumentTypeError(f"must be a path on this machine. Received: {text!r}")
-    return Path(text)
+    # No shell does that for `--output=~/features`.
+    return Path(text).expanduser()
 
 
 def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:

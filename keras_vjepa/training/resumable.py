@@ -25,6 +25,8 @@ from keras_vjepa.training.run_state import Checkpoints, copy_training_state, res
 from keras_vjepa.training.signals import StopSignals, stop_signals
 
 LOSSES = "losses"
+# Of a path in a message.
+_LONGEST_SHOWN = 300
 Upgrade = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 _LOG = logging.getLogger(__name__)
@@ -296,7 +298,10 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
         OSError: if it cannot be made or written.
     """
     folder = check_folder(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a link to nothing, a file system that has no folders
+        raise _not_made("workdir", folder, error) from error
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"`workdir` must be a folder that can be written. Received: {folder}")
     return folder
@@ -318,9 +323,24 @@ def check_folder(workdir: str | os.PathLike[str], name: str = "workdir") -> Path
         raise ValueError(
             f"`{name}` must be a local or a mounted path (gcsfuse, NFS). Received: {folder}"
         )
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if folder.parts and folder.parts[0].startswith("~"):
+        raise ValueError(
+            f"`{name}` must be a path without ~, which only a shell and `Path.expanduser` know. "
+            f"Received: {folder}"
+        )
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long
+        raise _not_made(name, folder, error) from error
     if not there.is_dir():
         raise NotADirectoryError(f"`{name}` must be a folder. Received: {folder}")
     if not os.access(there, os.W_OK):
         raise PermissionError(f"`{name}` must be a folder that can be written. Received: {folder}")
     return folder
+
+
+def _not_made(name: str, folder: Path, error: OSError) -> OSError:
+    return OSError(
+        f"`{name}` must be a folder that can be made: {error.strerror or error}. "
+        f"Received: {str(folder)[:_LONGEST_SHOWN]}"
+    )

@@ -302,9 +302,14 @@ def test_broken_videos_stop_the_run(tmp_path):
 
 def test_bad_settings_are_named(tmp_path):
     assert "--num_heads=5" in refused(["--num_heads", "5"], tmp_path)
-    assert "--warmup_steps must be in" in refused(["--steps", "5"], tmp_path)
+    assert "--warmup_steps must be" in refused(["--steps", "5", "--warmup_steps", "9"], tmp_path)
     assert "--data must be text, and not empty" in refused(["--data", ""], tmp_path)
     assert "--workdir: must be a folder" in refused(["--workdir", ""], tmp_path)
+    assert "--num_channels must be 3, as videos" in refused(["--num_channels", "4"], tmp_path)
+    message = refused(["--budget_batch_size", "100000"], tmp_path)
+    assert "--budget_batch_size must be at most 1,024" in message
+    message = refused(["--workdir", str(tmp_path / ("x" * 300))], tmp_path)
+    assert "--workdir must be a folder that can be made: File name too long" in message
     assert "--teacher must be a folder, hf://" in refused(["--teacher", "nowhere"], tmp_path)
     (tmp_path / "file").write_text("")
     message = refused(["--workdir", str(tmp_path / "file")], tmp_path)

@@ -9,6 +9,8 @@ import pytest
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, data, training
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.locks import FolderInUseError
+from keras_vjepa.recipes import pretrain
+from keras_vjepa.training.resumable import writable_folder
 from tests.support import lock_holder, slow_but_on
 
 STEPS = 4
@@ -226,3 +228,31 @@ def test_batches_have_the_papers_settings_for_an_encoder(samples):
             data.ClipBatches(samples, 2, **shapes)
     with pytest.raises(ValueError, match="`frames_per_clip` must be 4, as in `video_shape`"):
         batches_for(make_pretrainer(), samples, clip=data.ClipSettings(8))
+
+
+def a_link_to_nothing(folder):
+    (folder / "link").symlink_to("nowhere")
+    return folder / "link"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda folder: folder / ("x" * 300), "can be made: File name too long"),
+        (a_link_to_nothing, "can be made: File exists"),
+        (lambda folder: "~/runs/a", "without ~"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_named(make, problem, tmp_path):
+    with pytest.raises((OSError, ValueError)) as error:
+        writable_folder(make(tmp_path))
+    [line] = str(error.value).splitlines()
+    assert line.startswith("`workdir` must be a ") and problem in line and "Received: " in line
+
+
+@pytest.mark.data
+def test_the_home_folder_is_found_on_a_command_line(monkeypatch, tmp_path):
+    """No shell does that in `--workdir=~/runs`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pretrain.parse_arguments(["--workdir=~/runs/a"])[1] == tmp_path / "runs" / "a"
