@@ -137,12 +137,65 @@ def engine_questions(source: str, telling: set[str]) -> list[str]:
             found.append(f"line {node.lineno}: {dotted(node.func)}")
         if isinstance(node, ast.Attribute) and dotted(node) == "keras.config.backend":
             found.append(f"line {node.lineno}: keras.config.backend")
+    found += _other_ways_to_ask(tree)
     names = _engine_variables(tree)
     for decision in _decisions(tree):
         for node in ast.walk(decision):
             if names_the_engine(node) or (isinstance(node, ast.Name) and node.id in names):
                 found.append(f"line {node.lineno}: a decision by the engine's name")
     return found + _counted_arguments(tree)
+
+
+def _docstrings(tree: ast.AST) -> set[int]:
+    """Identities of the texts that stand as statements of their own."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def _other_ways_to_ask(tree: ast.AST) -> Iterator[str]:
+    """Where the engine's name is had in another way, or for more than to be written down."""
+    recorded = {
+        id(value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict | ast.List)
+        for value in (node.values if isinstance(node, ast.Dict) else node.elts)
+    }
+    texts = _docstrings(tree)
+    for node in ast.walk(tree):
+        line = f"line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call):
+            called = dotted(node.func)
+            if called.startswith("engine.name") and id(node) not in recorded:
+                yield f"{line}: {called} is for records alone"
+            if called == "getattr" and dotted(node.args[0]).split(".")[0] == "keras":
+                yield f"{line}: getattr of keras"
+        elif isinstance(node, ast.Attribute) and dotted(node) == "config.backend":
+            yield f"{line}: {dotted(node)}"
+        elif isinstance(node, ast.Constant) and id(node) not in texts:
+            if "KERAS_BACKEND" in str(node.value):
+                yield f"{line}: the variable KERAS_BACKEND"
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            module = getattr(node, "module", None) or ""
+            for alias in node.names:
+                full = f"{module}.{alias.name}".strip(".")
+                of_keras = full.split(".")[0] == "keras" and not full.startswith("keras.src")
+                if of_keras and {"backend", "config"} & set(full.split(".")):
+                    yield f"{line}: import of {full}"
+                renamed = full.endswith("backend.engine") and alias.asname
+                if renamed or full.startswith("keras_vjepa.backend.engine."):
+                    yield f"{line}: import of {full}, under another name than `engine`"
+
+
+def modules_by_name(source: str) -> list[str]:
+    """Where code imports, or looks for, a module whose name is a text: no rule sees which."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        called = dotted(node.func) if isinstance(node, ast.Call) else ""
+        asks = called.split(".")[-1] in ("import_module", "__import__", "find_spec", "find_loader")
+        if asks and ast.unparse(node.args[0]) != "'av'":
+            found.append(f"line {node.lineno}: {called}")
+        if isinstance(node, ast.Attribute) and dotted(node) == "sys.modules":
+            found.append(f"line {node.lineno}: sys.modules")
+    return found
 
 
 def _counted_arguments(tree: ast.AST) -> list[str]:
@@ -155,7 +208,21 @@ def _counted_arguments(tree: ast.AST) -> list[str]:
         for node in ast.walk(function):
             if isinstance(node, ast.Compare) and counted in ast.unparse(node):
                 found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        if not function.name.endswith("_step"):
+            continue
+        # In a step, whatever follows from how many there are.
+        names = {function.args.vararg.arg}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and names & _names_in(node.value):
+                names |= {name for target in node.targets for name in _names_in(target)}
+        for decision in _decisions(function):
+            if names & _names_in(decision):
+                found.append(f"line {decision.lineno}: a decision by the arguments of a step")
     return found
+
+
+def _names_in(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 # --- Private names -------------------------------------------------------------------------------
@@ -183,12 +250,19 @@ def is_private(name: str) -> bool:
 
 def classes_of_keras(sources: Iterable[str]) -> set[str]:
     """Classes of the sources that derive from one of Keras, or from such a class."""
-    bases = {
-        node.name: [dotted(base) for base in node.bases]
-        for source in sources
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ClassDef)
-    }
+    bases: dict[str, list[str]] = {}
+    for source in sources:
+        tree = ast.parse(source)
+        imported = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                names = [dotted(base) for base in node.bases]
+                bases[node.name] = [imported.get(name, name) for name in names]
     found: set[str] = set()
     while True:
         new = {
@@ -218,6 +292,8 @@ def private_uses(
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             if node.attr not in own and dotted(node) not in _OF_PYTHON:
                 found.append(f"{line}: {dotted(node)}")
+        if isinstance(node, ast.Attribute) and dotted(node) == "keras.src":
+            found.append(f"{line}: keras.src")
         if isinstance(node, ast.ClassDef) and node.name in of_keras:
             names = own_private_names([ast.unparse(node)]) & foreign
             found += [f"{line}: {node.name} overrides {name}" for name in sorted(names)]
@@ -228,8 +304,23 @@ def private_uses(
                 outside = parts[0] in {"keras", *BACKENDS}
                 if outside and (parts[:2] == ["keras", "src"] or any(map(is_private, parts))):
                     found.append(f"{line}: import of {'.'.join(parts)}")
-        if isinstance(node, ast.Call) and dotted(node.func) in ("getattr", "hasattr", "setattr"):
-            text = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
-            if isinstance(text, str) and is_private(text) and text not in own:
-                found.append(f"{line}: {text!r}")
+        found += [f"{line}: {text!r}" for text in _attributes_as_text(node) if text not in own]
     return found
+
+
+_TAKE_NAMES = ("getattr", "hasattr", "setattr", "delattr", "attrgetter", "methodcaller")
+
+
+def _attributes_as_text(node: ast.AST) -> list[str]:
+    """Private attributes whose names stand as texts: in `getattr` and its like, in `vars(...)`."""
+    candidates: list[ast.AST] = []
+    if isinstance(node, ast.Call):
+        last = dotted(node.func).split(".")[-1]
+        if last in _TAKE_NAMES or last in ("__setattr__", "__getattribute__", "__delattr__"):
+            candidates = list(node.args)
+    elif isinstance(node, ast.Subscript):
+        held = ast.unparse(node.value)
+        if held.startswith("vars(") or held.endswith(".__dict__"):
+            candidates = [node.slice]
+    texts = [one.value for one in candidates if isinstance(one, ast.Constant)]
+    return [text for text in texts if isinstance(text, str) and is_private(text)]

@@ -87,6 +87,8 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif seam.dotted(node).startswith("keras_vjepa."):
+            names.add(seam.dotted(node))  # what somebody else imported
     return names
 
 
@@ -131,6 +133,7 @@ def test_an_upward_import_is_found():
     assert upward_imports("layers.dense", "from keras_vjepa.models.backbone import SIZES")
     lazy = "def f():\n    from keras_vjepa import VJEPABackbone"
     assert upward_imports("training.optimizer", lazy) == [""]
+    assert upward_imports("layers.dense", "keras_vjepa.models.backbone.SIZES")
     assert upward_imports("data.reading.video", "from keras_vjepa.data.batches import indexed")
     assert not upward_imports("layers.dense", "from keras_vjepa.backend import token_ops")
 
@@ -186,6 +189,40 @@ def test_only_the_seam_knows_which_engine_runs(path):
     assert seam.engine_questions(path.read_text(), telling()) == []
 
 
+QUESTIONS = (
+    "import torch",
+    "from jax import numpy",
+    "kind = 'torch'",
+    "from keras_vjepa.backend.disguised import waits",
+    "from keras_vjepa.backend import disguised\nif disguised.IS_COMPILED: pass",
+    "backend = keras.config.backend()",
+    "backend = keras.backend.backend()",
+    "from keras_vjepa.backend import engine\nif engine.name().startswith('t'): pass",
+    "chosen = {}[engine.name()]",
+    "name = engine.name()\nfast = name in kinds",
+    "def train_step(self, *args):\n    if len(args) == 1: pass",
+    "def train_step(self, *args):\n    n = len(args)\n    if n == 1: pass",
+    "def train_step(self, *args):\n    if args[1:]: pass",
+    "def train_step(self, *args):\n    match args:\n        case [x]: pass",
+    "def train_step(self, *args):\n    state, *rest = args\n    if rest: pass",
+    "from keras.config import backend as which\nx = which()",
+    "from keras import config\nb = config.backend()",
+    "from keras.backend import backend",
+    "import keras.config as known",
+    "kind = getattr(keras.config, 'back' + 'end')()",
+    "step = STEPS.get(engine.name())",
+    "step = getattr(self, f'_step_{engine.name()}')",
+    "kind: str = engine.name()",
+    "one, kind = 1, engine.name()",
+    "self.kind = engine.name()",
+    "def f(kind=engine.name()): pass",
+    "helper(engine.name_and_version())",
+    "from keras_vjepa.backend.engine import name",
+    "from keras_vjepa.backend import engine as e",
+    "kind = os.environ['KERAS_BACKEND']",
+)
+
+
 def test_a_question_for_the_engine_is_found():
     """By its name, by what a function of the seam returns, and by what differs between engines."""
     disguised = """
@@ -206,26 +243,54 @@ def norm(x):
 """
     told = seam.telling_names([disguised])
     assert told == {"needs_copies", "waits", "number_of_kernels", "IS_COMPILED"}
-    for planted in (
-        "import torch",
-        "from jax import numpy",
-        "kind = 'torch'",
-        "from keras_vjepa.backend.disguised import waits",
-        "from keras_vjepa.backend import disguised\nif disguised.IS_COMPILED: pass",
-        "backend = keras.config.backend()",
-        "backend = keras.backend.backend()",
-        "from keras_vjepa.backend import engine\nif engine.name().startswith('t'): pass",
-        "chosen = {}[engine.name()]",
-        "name = engine.name()\nfast = name in kinds",
-        "def train_step(self, *args):\n    if len(args) == 1: pass",
-    ):
+    for planted in QUESTIONS:
         assert seam.engine_questions(planted, told), planted
     for allowed in (
         "from keras_vjepa.backend.disguised import norm",
         "metadata = {'engine': engine.name()}",
         "def f(*arrays):\n    return len(arrays)",
+        "def f(*kinds):\n    return kinds or ('video',)",
+        '"""Run it with KERAS_BACKEND=..."""',
     ):
         assert not seam.engine_questions(allowed, told), allowed
+
+
+# What runs where it is installed, beside Python's own modules; the engines are not among it.
+PACKAGES = {
+    *("keras", "keras_vjepa", "numpy", "cv2", "h5py", "av", "ml_dtypes", "PIL"),
+    *("huggingface_hub", "kagglehub", "safetensors"),
+}
+
+
+def foreign_packages(source: str) -> set[str]:
+    roots = {name.split(".")[0] for name in imports(source)}
+    return roots - PACKAGES - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", OUTSIDE_THE_SEAM, ids=name)
+def test_no_module_is_imported_unseen(path):
+    assert foreign_packages(path.read_text()) == set()
+    if path.name != "__main__.py":
+        assert seam.modules_by_name(path.read_text()) == []
+
+
+def test_a_module_that_is_imported_unseen_is_found():
+    for planted in (
+        "import jaxlib",
+        "from torchvision import io",
+        "import tf_keras",
+        "import flax",
+    ):
+        assert len(foreign_packages(planted)) == 1
+    for planted in (
+        "importlib.import_module('keras_vjepa.models.backbone')",
+        "import_module('to' + 'rch')",
+        "__import__('keras_vjepa.models')",
+        "importlib.util.find_spec('jax')",
+        "if 'a' in sys.modules: pass",
+    ):
+        assert len(seam.modules_by_name(planted)) == 1, planted
+    assert not seam.modules_by_name("importlib.util.find_spec('av')")
 
 
 def test_the_seam_itself_tells():
@@ -263,12 +328,19 @@ def test_private_names_of_keras_stand_in_one_file(path, private_names):
 def test_a_private_name_of_keras_is_found(private_names):
     own, foreign, of_keras = private_names
     assert {"VJEPAPretrainer", "AdamW", "SweepAdamW"} <= of_keras
+    assert seam.classes_of_keras(["from keras import Model as M\nclass A(M): pass"]) == {"A"}
     for planted in (
         "from keras.src.backend import config",
         "from torch._utils import something",
         "model._loss_tracker.reset_state()",
         "torch._foreach_add_(a, b)",
         "getattr(layer, '_layers')",
+        "vars(layer)['_layers']",
+        "layer.__dict__['_layers']",
+        "operator.attrgetter('_layers')(layer)",
+        "object.__getattribute__(layer, '_layers')",
+        "delattr(layer, '_layers')",
+        "import keras\nkeras.src.backend.config",
         "class AdamW(keras.optimizers.Optimizer):\n    def _get_variable_index(self): pass",
     ):
         assert seam.private_uses(planted, own, foreign, of_keras), planted
@@ -348,6 +420,15 @@ WRITES = {
     "save_weights": 0,
     "save_model": 1,
     "save_file": 1,
+    "json.dump": 1,
+    "pickle.dump": 1,
+    "torch.save": 1,
+    "numpy.save": 0,
+    "np.memmap": 0,
+    "os.truncate": 0,
+    "os.symlink": 1,
+    "shutil.copyfileobj": 1,
+    "logging.FileHandler": 0,
     "tempfile.mkdtemp": 0,
     "tempfile.mkstemp": 0,
     "tempfile.NamedTemporaryFile": 0,
@@ -358,7 +439,12 @@ LENT, LENDERS = (
     {"unfinished_file", "unfinished_folder", "scratch_folder"},
 )
 # A log that is read while another process writes it; a lock, which is an open file.
-WRITTEN_OPENLY = {("tools.check_resume", "self.output"), ("locks", "path")}
+WRITTEN_OPENLY = {
+    ("tools.check_resume", "self.output"),
+    ("locks", "path"),
+    # In the system's temporary folder, and gone with it.
+    ("data.reading.opencv_decoder", "link"),
+}
 
 
 def target_of(call: ast.Call) -> ast.expr | None:
@@ -453,6 +539,10 @@ def test_one_writer(path):
         "zipfile.ZipFile(path, 'w')",
         "model.save_weights(path)",
         "tempfile.mkdtemp(dir=folder)",
+        "json.dump(content, opened)",
+        "np.memmap(path, 'f4', 'w+')",
+        "os.symlink(path, other)",
+        "logging.FileHandler(path)",
         "tempfile.TemporaryDirectory(dir=folder)",
         "from os import replace",
         "from tempfile import mkdtemp",
