@@ -3,7 +3,7 @@
 The loss cannot tell. It falls when all features become one constant, and may rise while they learn.
 """
 
-import csv
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +24,8 @@ from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statist
 COLUMNS = ("step", "feature_std", "effective_rank")
 # Encoded at a time.
 CLIPS = 8
+
+_LOG = logging.getLogger(__name__)
 
 
 class FeatureLog(keras.callbacks.Callback):
@@ -119,9 +121,19 @@ def encode_with(encoder: VJEPABackbone) -> Callable[..., NDArray[np.float32]]:
 
 
 def _read(path: Path, done: int) -> dict[int, FeatureStatistics]:
-    """The rows of a run that goes on."""
-    if not path.exists():
+    """The rows of a run that goes on; damaged ones are left out, and the log says so."""
+    if files.kind_of(path) != "file":
         return {}
-    with open(path, newline="") as file:
-        rows = [[float(row[name]) for name in COLUMNS] for row in csv.DictReader(file)]
-    return {int(step): FeatureStatistics(std, rank) for step, std, rank in rows if step <= done}
+    header, *lines = path.read_text("utf-8", "replace").splitlines() or [""]
+    found: dict[int, FeatureStatistics] = {}
+    damaged = 0 if header == ",".join(COLUMNS) else 1
+    for line in lines:
+        try:
+            step, std, rank = map(float, line.split(","))
+            if step <= done:
+                found[int(step)] = FeatureStatistics(std, rank)
+        except (ValueError, OverflowError):
+            damaged += 1
+    if damaged:
+        _LOG.warning("Left out of %s, which is damaged: %d of its lines.", path, damaged)
+    return found

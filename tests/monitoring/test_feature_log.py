@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
-from keras_vjepa.monitoring.feature_log import FeatureLog, encode_with
+from keras_vjepa.monitoring.feature_log import FeatureLog, _read, encode_with
 from keras_vjepa.monitoring.statistics import feature_statistics
 from tests.support import slow_but_on
 
@@ -89,6 +89,29 @@ def test_weights_that_are_not_finite_show(pretrainer, videos, tmp_path):
     pretrainer.target_encoder.norm.gamma.assign(np.full(24, np.nan))
     fit(pretrainer, videos, tmp_path / "features.csv", 1)
     assert all(np.isnan(rank) for rank in rows_of(tmp_path / "features.csv").values())
+
+
+HEADER = "step,feature_std,effective_rank\n"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [
+        (b"", 1),
+        (bytes(50), 1),
+        (b"\xff\xfe", 1),
+        (b"a,b\n1,2\n", 2),
+        (HEADER.encode() + b"0,1,2\n2,0.5\n", 1),
+        (HEADER.encode() + b"0,1,2\n2,0.5,x\n-inf,1,1\n", 2),
+    ],
+)
+def test_a_damaged_table_does_not_stop_a_run_that_goes_on(content, left, tmp_path, caplog):
+    path = tmp_path / "features.csv"
+    path.write_bytes(content)
+    found = _read(path, done=10)
+    assert list(found) == ([0] if b"0,1,2" in content else [])
+    assert caplog.messages == [f"Left out of {path}, which is damaged: {left} of its lines."]
 
 
 def test_at_least_one_step_between_rows(videos, tmp_path):
