@@ -18,6 +18,7 @@ from typing import Any
 from keras_vjepa.arguments import MOST_LONG, MOST_SIDE, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import CheckpointError, convert
+from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.training.resumable import check_folder
 
 # What only a file in the authors' layout leaves open.
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None, program: str = "convert_checkpoint.
         model.save_to_preset(preset)
     except (CheckpointError, OSError) as error:
         sys.exit(f"{program}: {parser.explain(error)}")
-    print(f"Wrote {preset}: {model.count_params():,} parameters.")
+    print(f"Wrote {printable(preset)}: {model.count_params():,} parameters.")
 
 
 if __name__ == "__main__":

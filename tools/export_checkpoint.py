@@ -15,6 +15,7 @@ from typing import Any
 from keras_vjepa import VJEPABackbone, VJEPAPretrainer, VJEPAVideoClassifier
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import export_checkpoint, export_hugging_face, export_probe
+from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.presets.preset import find_preset
 
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None, program: str = "export_checkpoint.p
                 export_probe(model.probe, options.probe)
     except (OSError, ValueError) as error:
         sys.exit(f"{program}: {error}")
-    print(f"Wrote {options.output}.")
+    print(f"Wrote {printable(options.output)}.")
 
 
 if __name__ == "__main__":
