@@ -73,7 +73,15 @@ def assert_alike(actual, expected, call=lambda model: model(VIDEOS)):
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "state",
+    [
+        state
+        if state in ("last_trained", "lora_beside_int8")
+        else pytest.param(state, marks=slow_but_on("torch"))
+        for state in STATES
+    ],
+)
 def test_a_backbone_keeps_what_was_set(state, tmp_path):
     model = backbone()
     STATES[state](model)
@@ -93,7 +101,8 @@ def test_a_backbone_keeps_what_was_set(state, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize(
-    "state", ["last_trained", "lora", pytest.param("int8", marks=slow_but_on("torch"))]
+    "state",
+    ["lora", *(pytest.param(s, marks=slow_but_on("torch")) for s in ("last_trained", "int8"))],
 )
 def test_a_classifier_keeps_what_was_set_on_its_backbone(state, tmp_path):
     model = VJEPAVideoClassifier(backbone(), 2)
@@ -110,6 +119,7 @@ def test_a_classifier_keeps_what_was_set_on_its_backbone(state, tmp_path):
     assert not any(variable.trainable for variable in frozen.backbone.variables)
 
 
+@slow_but_on("torch")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_other_models_keep_what_was_set(tmp_path):
     encoder = backbone()

@@ -64,9 +64,8 @@ def test_by_hand_the_kernel_alone_is_frozen():
     assert {path.split("/", 1)[1] for path in frozen} == {kernel, "position_table"}
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("mixed_bfloat16", marks=slow_but_on("torch"))]
-)
+@slow_but_on("torch")
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_a_training_goes_on(dtype, tmp_path):
     backbone_of_dtype = backbone(dtype=dtype)
     backbone_of_dtype.enable_lora(2)

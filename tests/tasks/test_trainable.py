@@ -8,9 +8,11 @@ from keras import ops
 from keras_vjepa import (
     AdamW,
     VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
     VJEPAVideoClassifier,
 )
-from tests.support import slow_but_on
+from tests.support import random_batch, slow_but_on
 
 VIDEOS = np.random.default_rng(0).normal(size=(2, 2, 8, 8, 3)).astype("float32")
 LABELS = np.array([0, 1])
@@ -205,3 +207,50 @@ def test_no_backward_pass_where_nothing_is_trained():
     assert partly[1] - partly[0] == forward > 0
     # And it is seen where there is one.
     assert partly[0] >= counts[0] + forward
+
+
+# --- Pretraining, and pixels ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["last", pytest.param("nothing", marks=slow_but_on("torch"))])
+def test_a_pretrainer_trains_what_is_trainable(part):
+    encoder = backbone()
+    predictor = VJEPAPredictor(8, encoder.position_axes, 8, 1, 2, num_mask_tokens=1)
+    model = VJEPAPretrainer(encoder, predictor, momentum=0.5)
+    PARTS[part](encoder)
+    model.compile(AdamW(1e-2, weight_decay=10.0), jit_compile=keras.config.backend() == "jax")
+    batch = random_batch(0, model, context=2, target=2)
+    found = moved(model, lambda: model.fit(batch, verbose=0))
+    of_target = {path for path in found if path.startswith(model.target_encoder.name)}
+    assert found - of_target == trained(model)
+    of_encoder = {path for path in trained(model) if path.startswith(encoder.name)}
+    assert len(of_encoder) == OF_THE_BACKBONE[part] == len(of_target)
+
+
+def gradient_of_pixels(model):
+    """Of the first logit, by what each engine offers for it."""
+    engine = keras.config.backend()
+    if engine == "torch":
+        import torch
+
+        pixels = torch.tensor(VIDEOS, requires_grad=True)
+        return torch.autograd.grad(model(pixels, training=False)[0, 0], pixels)[0]
+    if engine == "jax":
+        import jax
+
+        variables = (model.trainable_variables, model.non_trainable_variables)
+        values = [[variable.value for variable in part] for part in variables]
+        function = lambda x: model.stateless_call(*values, x, training=False)[0][0, 0]  # noqa: E731
+        return jax.jit(jax.grad(function))(VIDEOS)
+    import tensorflow as tf
+
+    pixels = tf.constant(VIDEOS)
+    with tf.GradientTape() as tape:
+        tape.watch(pixels)
+        logit = model(pixels, training=False)[0, 0]
+    return tape.gradient(logit, pixels)
+
+
+def test_pixels_of_a_frozen_classifier_have_a_gradient():
+    gradient = ops.convert_to_numpy(gradient_of_pixels(classifier(1)))
+    assert np.abs(gradient[0]).max() > 0 and not gradient[1].any()
