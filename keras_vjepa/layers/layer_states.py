@@ -63,8 +63,9 @@ class KeepsLayerStates(keras.layers.Layer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "trainable":
-            # An engine may pass over an assignment of what is there already: the layers within,
-            # which may have been set since, would not hear of it.
+            # One by one: an engine may pass over an assignment of what a layer has already, and
+            # layers within that, which may have been set since, would not hear of it.
+            set_on_each(self, bool(value))
             type(self).trainable.fset(self, value)
         else:
             super().__setattr__(name, value)
@@ -148,6 +149,13 @@ def layers_within(
             path = f"{prefix}{layer.name}"
             yield path, layer
             yield from layers_within(layer, elsewhere, f"{path}/")
+
+
+def set_on_each(around: keras.layers.Layer, trainable: bool) -> None:
+    """Set `trainable` on every layer within another that has it not."""
+    for _, layer in layers_within(around):
+        if layer.trainable != trainable:
+            layer.trainable = trainable
 
 
 def _found(model: KeepsLayerStates, elsewhere: Layers) -> States:

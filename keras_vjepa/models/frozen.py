@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_vjepa.layers.layer_states import layers_within
+from keras_vjepa.layers.layer_states import layers_within, set_on_each
 from keras_vjepa.models.lora import has_lora
 
 
@@ -39,10 +39,9 @@ def set_trainable(backbone: keras.Model, trainable: bool | None) -> None:
     if trainable and not backbone.trainable:
         backbone.trainable = True
     elif not trainable:
-        # Both ways: layers of a foreign model that was made with `trainable=False` are trainable,
-        # and not every engine lets an assignment reach them that changes nothing.
-        backbone.trainable = True
+        # Layers of a foreign model that was made with `trainable=False` are trainable.
         backbone.trainable = False
+        set_on_each(backbone, False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,7 +163,7 @@ def in_torch(model, data):
 def in_tensorflow(model, data):
     import tensorflow as tf
 
-    graph = tf.function(lambda: model.train_step(data)).get_concrete_function().graph
+    graph = tf.function(model.train_step, autograph=False).get_concrete_function(data).graph
     return sum(op.type in ("MatMul", "BatchMatMulV2", "Einsum") for op in graph.get_operations())
 
 
