@@ -34,8 +34,12 @@ def sample_of(pixels: Tensor) -> NDArray[Any] | None:
     (2, 4, 2, 2, 3)
     """
     if len(pixels.shape) >= 4 and (isinstance(pixels, np.ndarray) or _is_on_host(pixels)):
-        part = pixels[:_MOST_VIDEOS, ..., ::_STRIDE, ::_STRIDE, :]
-        return part if isinstance(part, np.ndarray) else keras.ops.convert_to_numpy(part)
+        part = np.s_[:_MOST_VIDEOS, ..., ::_STRIDE, ::_STRIDE, :]
+        if keras.config.backend() == "torch":
+            return keras.ops.convert_to_numpy(pixels[part])
+        # All of it first, without a copy: within a program that is being compiled, a part of a
+        # tensor that has values has none.
+        return np.asarray(pixels)[part]
     return None
 
 

@@ -10,6 +10,7 @@ from keras import ops
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAVideoClassifier
 from keras_vjepa.backend.host_values import sample_of
 from keras_vjepa.models.pixels import check_pixels
+from tests.support import compiled
 
 ARGUMENTS = {"hidden_dim": 8, "num_layers": 1, "num_heads": 1}
 REMEDY = r"pass it through the preprocessor \(`VJEPAVideoPreprocessor`\)"
@@ -164,3 +165,12 @@ def test_pixels_that_are_right_are_not_written_as_text():
 def test_few_pixels_are_looked_at():
     videos = np.broadcast_to(np.float32(0), (64, 16, 224, 224, 3))
     assert sample_of(videos).size <= 4 * 16 * 14 * 14 * 3
+
+
+def test_a_constant_of_a_compiled_program_is_taken():
+    """A tensor with values, whose parts have none while the program is made."""
+    model, clips = backbone(), ops.convert_to_tensor(CLIPS)
+    outputs = compiled(lambda: model(clips))()
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(outputs), ops.convert_to_numpy(model(clips)), atol=1e-6
+    )
