@@ -1,6 +1,7 @@
 """Features computed once: the same numbers as online, kept, found again, and never mixed up."""
 
 import json
+import logging
 import os
 import resource
 import shutil
@@ -110,7 +111,11 @@ def test_memory_holds_what_the_disk_holds(digit_videos, small_encoder, tmp_path)
     assert not everything(memory)[-1].any()
 
 
-def test_other_features_have_another_folder(digit_videos, small_encoder, tmp_path, caplog):
+def test_other_features_have_another_folder(
+    digit_videos, small_encoder, tmp_path, monkeypatch, caplog
+):
+    # TensorFlow says things of its own.
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", False)
     samples = digit_videos[0][:9]
     other = VJEPABackbone.from_config(small_encoder.get_config())
     other.set_weights([weight + 0.1 for weight in small_encoder.get_weights()])
