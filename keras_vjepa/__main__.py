@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_help(program))
         return 0
     if name == "--version":
-        print(_version())
-        return 0
+        return _say_version(program)
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         known = [*COMMANDS, "--help", "--version"]
@@ -100,15 +99,29 @@ def _first_line(module: str) -> str:
     return line.partition(" (")[0].removesuffix(".")
 
 
-def _version() -> str:
-    packages = ["keras", *choice.installed()]
-    others = []
-    for package in packages:
-        try:
-            others.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:  # TensorFlow is also installed under other names
-            others.append(package)
-    return f"keras-vjepa {keras_vjepa.__version__} ({', '.join(others)})"
+def _say_version(program: str) -> int:
+    """Print what is installed and which backend runs; say what is wrong with the chosen one."""
+    problem, on = "", ""
+    try:
+        choice.choose()
+        on = f" on {choice.chosen()}"
+    except ImportError as error:
+        problem = str(error)
+    backends = ", ".join(map(_with_version, choice.installed())) or "no backend"
+    print(
+        f"keras-vjepa {keras_vjepa.__version__} ({_with_version('keras')}{on}; "
+        f"installed: {backends})"
+    )
+    if problem:
+        print(f"{program}: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def _with_version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:  # TensorFlow is also installed under other names
+        return package
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import pytest
 
 import keras_vjepa
@@ -59,6 +60,17 @@ def test_version(capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"keras-vjepa {keras_vjepa.__version__} (keras 3.")
     assert all(backend in out for backend in choice.installed())
+    assert f" on {keras.config.backend()}; installed: " in out
+
+
+def test_version_claims_no_backend_that_does_not_run(capsys, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "trch")
+    monkeypatch.delitem(sys.modules, "keras")
+    assert command.main(["--version"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("\n") == err.count("\n") == 1
+    assert out.startswith("keras-vjepa ") and " on " not in out
+    assert err.endswith("must be jax, torch or tensorflow. Received: 'trch'; did you mean torch?\n")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from keras_vjepa.configuration import nearest
+
 BACKENDS = ("jax", "torch", "tensorflow")
 VARIABLE = "KERAS_BACKEND"
 COMMAND = "keras-vjepa"
@@ -110,9 +112,19 @@ def installed() -> list[str]:
     return [name for name, spec in specs.items() if spec is not None and spec.origin is not None]
 
 
+def chosen() -> str:
+    """Name the backend that Keras runs on, or would run on, after `choose`."""
+    if "keras" in sys.modules:
+        return sys.modules["keras"].config.backend()
+    return os.environ.get(VARIABLE) or _written_in(_keras_folder() / "keras.json")
+
+
 def _check(name: str, chosen_by: str, found: list[str]) -> None:
     if name not in BACKENDS:
-        raise ImportError(f"{chosen_by} must be jax, torch or tensorflow. Received: {name!r}")
+        raise ImportError(
+            f"{chosen_by} must be jax, torch or tensorflow. Received: {name!r}"
+            f"{nearest(name, BACKENDS)}"
+        )
     if name not in found:
         there = f"set {VARIABLE} to {' or '.join(found)}" if found else "nothing else is installed"
         raise ImportError(

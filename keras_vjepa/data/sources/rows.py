@@ -85,6 +85,19 @@ def read_rows(source: Path) -> Iterator[Row]:
             yield Row(path_from_list(path, source.parent), label, where)
 
 
+def looks_like_a_file(row: Row, folder: Path) -> bool:
+    """Tell whether a row can be that of a file, and not a word of some other text.
+
+    Args:
+        row: as `read_rows` gives it.
+        folder: where the list is.
+    """
+    if row.label is not None or os.path.exists(row.path):
+        return True
+    written = os.path.relpath(row.path, folder)
+    return bool(os.path.dirname(written) or os.path.splitext(written)[1])
+
+
 def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
     """Path and label of a row.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.sources.folders import (
     EXTENSIONS,
     Kind,
@@ -15,7 +16,7 @@ from keras_vjepa.data.sources.folders import (
     is_image,
     search_folder,
 )
-from keras_vjepa.data.sources.rows import Row, path_from_list, read_rows
+from keras_vjepa.data.sources.rows import Row, looks_like_a_file, path_from_list, read_rows
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def list_samples(
     Raises:
         FileNotFoundError: if `source` does not exist.
         ValueError: if `kind` is unknown, or `source` is of another type, cannot be read, holds
-            nothing, a row that can mean several things, or a label that is neither a whole number
+            nothing or no row of a video or image, a row that can mean several things, or a label that is neither a whole number
             nor one of `class_names`; the message begins with the file and the line.
 
     Example:
@@ -243,6 +244,12 @@ def _samples_of_list(source: Path, class_names: Sequence[str] | None) -> list[Sa
 def _rows_of_list(source: Path) -> list[Row]:
     """Rows whose labels are all numbers or all names."""
     rows = list(read_rows(source))
+    if rows and not any(looks_like_a_file(row, source.parent) for row in rows):
+        first = os.path.relpath(rows[0].path, source.parent)
+        raise ValueError(
+            f"{rows[0].where}: A list must have rows `path label`, and no row of this one has a "
+            f"label, an extension or a folder, or is a file. Received: '{printable(first)}'"
+        )
     names = [row for row in rows if isinstance(row.label, str)]
     if names and any(isinstance(row.label, int) for row in rows):
         raise ValueError(

@@ -176,3 +176,28 @@ def test_class_folders(tmp_path, caplog):
         class_folders(train / "b")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list_class_folders(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("one\n", "no row of this one has a label, an extension or a folder, or is a file"),
+        ("milk\n\nbread\n", "no row of this one has .* Received: 'milk'"),
+        ("Buy milk\nand bread\n", "The label of a row must be a whole number"),
+    ],
+)
+def test_a_text_that_is_no_list_is_refused_with_its_line(content, reason, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=reason) as raised:
+        list_samples(path)
+    assert str(raised.value).startswith(f"{path}:1: ") and "\n" not in str(raised.value)
+
+
+def test_one_row_of_a_file_is_enough(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("without_extension\na.mp4\n")
+    assert len(list_samples(path)) == 2
+    path.write_text("without_extension\n")
+    (tmp_path / "without_extension").touch()
+    assert len(list_samples(path)) == 1
