@@ -144,6 +144,9 @@ def _with_dashes(error: Exception, names: Mapping[str, str]) -> str:
 class OneLineParser(argparse.ArgumentParser):
     """A parser of a command line that answers bad input with one line, and exit code 2."""
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"formatter_class": DefaultsLast, **arguments})
+
     def error(self, message: str) -> NoReturn:
         """End the process with one line, without the usage."""
         self.exit(WRONG_USAGE, f"{self.prog}: {message}\n")
@@ -191,7 +194,7 @@ def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         value = option.derived if option.value is None and option.derived else text_of(option.value)
-        text = f"{option.description} ({_words_for(option.annotation)}) [{value}]"
+        text = f"{as_typed(option, known)} ({_words_for(option.annotation)}) [{value}]"
         groups[title].add_argument(
             f"--{option.name}",
             type=_reader_of(option.annotation),
@@ -200,6 +203,45 @@ def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -
             # argparse takes a per cent sign for its own.
             help=text.strip().replace("%", "%%"),
         )
+
+
+def as_typed(option: Option, known: Mapping[str, Option]) -> str:
+    """Write what a docstring says of an option as help, where it says of others how to type them.
+
+    What it says of arguments and functions that only Python has is left out.
+
+    Args:
+        option: the option.
+        known: all options, by name.
+    """
+    siblings = {
+        o.argument: o.name for o in known.values() if o.argument and o.field == option.field
+    }
+    names = {**dict.fromkeys(known), **siblings}
+    typed = {name: f"--{found or name}" for name, found in names.items()} | {"None": "none"}
+
+    def text(found: re.Match[str]) -> str:
+        return _IDENTIFIER.sub(lambda one: typed.get(one[0], one[0]), found[1].replace('"', ""))
+
+    def is_of_python(clause: str) -> bool:
+        quoted = [text for text in re.findall(r"`([^`]*)`", clause) if text[:1] != '"']
+        names = _IDENTIFIER.findall(" ".join(quoted))
+        return any(name not in typed and _OF_PYTHON(name) for name in names)
+
+    kept = []
+    for sentence in re.split(r"(?<=\.)\s+(?=[A-Z`])", option.description.rstrip(".")):
+        clauses = re.split(r"(?:;|, see)\s+", sentence)
+        kept.append(
+            "; ".join(itertools.takewhile(lambda clause: not is_of_python(clause), clauses))
+        )
+    description = ". ".join(sentence.rstrip(".") for sentence in kept if sentence)
+    description = re.sub(r"\bNone\b", "none", re.sub(r"`([^`]*)`", text, description))
+    return f"{description}." if description else ""
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+# What looks like a name of Python's, and not like a word or a letter of a formula.
+_OF_PYTHON = re.compile(r"\w*(?:[a-z]_[a-z]|[a-z][A-Z])\w*").fullmatch
 
 
 def _read_folder(text: str) -> Path:
@@ -229,6 +271,22 @@ def _reader_of(annotation: Any) -> Callable[[str], Any]:
     return read
 
 
+class DefaultsLast(argparse.RawDescriptionHelpFormatter):
+    """Help as it was written, in which every option ends in its default, if it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help or "", action.default
+        # Flags are off unless given; what argparse leaves out has said it itself.
+        has_none = default in (None, argparse.SUPPRESS, []) or isinstance(default, bool)
+        if not action.option_strings or has_none or "(default: " in text:
+            return text
+        values = default if isinstance(default, list | tuple) else [default]
+        written = " ".join(
+            f"{value:,}" if isinstance(value, int | float) else str(value) for value in values
+        )
+        return f"{text} (default: {written})"
+
+
 # --- Values as text ------------------------------------------------------------------------------
 
 
@@ -238,6 +296,11 @@ def text_of(value: Any) -> str:
         inner = [text_of(item).replace(SEPARATORS[0], SEPARATORS[1]) for item in value]
         return SEPARATORS[0].join(inner)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def counted(count: int, one: str) -> str:
+    """Write a number of things: "1 clip", "1,024 clips"."""
+    return f"{count:,} {one}{'s' * (count != 1)}"
 
 
 def read_value(text: str, annotation: Any, separators: str = SEPARATORS) -> Any:

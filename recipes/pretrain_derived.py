@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_vjepa import VJEPAPretrainer
 from keras_vjepa.backend.distribution import DataParallel
+from keras_vjepa.command_line import counted
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.mask_budgets import (
     BUDGETS,
@@ -135,8 +136,8 @@ def introduction(
     """Say what a run is about to do, and what of it a user may not expect."""
     lines = [
         f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
-        f"parameters, {len(batches.samples):,} videos, {config.run.steps:,} steps of "
-        f"{batches.batch_size} clips; {devices}",
+        f"parameters, {counted(len(batches.samples), 'video')}, "
+        f"{counted(config.run.steps, 'step')} of {counted(batches.batch_size, 'clip')}; {devices}",
         masks_in_words(config.masks, make_masks(config, pretrainer.encoder.grid_shape)),
         batch_in_words(config),
     ]

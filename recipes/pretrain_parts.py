@@ -125,8 +125,8 @@ class PretrainConfig:
         MaskSampler,
         supplied=("masks", "grid", "seed"),
         derived={
-            "context_budgets": "the means on this grid at budget_batch_size clips",
-            "target_budgets": "the means on this grid at budget_batch_size clips",
+            "context_budgets": "the means on this grid, see --budget_batch_size",
+            "target_budgets": "the means on this grid, see --budget_batch_size",
         },
     )
     encoder: Part = Part(
@@ -163,7 +163,7 @@ class PretrainConfig:
         AdamW,
         # `accumulation_steps` is the recipe's: a step stays a step.
         supplied=("learning_rate", "weight_decay", "name", "gradient_accumulation_steps"),
-        derived={"clip_after": "41/40 of warmup_steps"},
+        derived={"clip_after": "41/40 of --warmup_steps"},
         arguments={"clip_norm": 10.0},
     )
     learning_rate: Part = Part(

@@ -248,10 +248,17 @@ class _AttentionLayer(keras.layers.Layer):
 def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     """Run the command; `program` stands in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="base", choices=list(SIZES))
+    parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
     parser.add_argument("--batch-size", type=int, default=1, help="clips of a process")
-    parser.add_argument("--steps", type=int, default=5, help="on accelerators: tens of steps")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "mixed_bfloat16"])
+    parser.add_argument(
+        "--steps", type=int, default=5, help="that are timed; on accelerators take tens"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "mixed_bfloat16"],
+        help="precision",
+    )
     parser.add_argument("--remat", action="store_true", help="activations computed twice")
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")

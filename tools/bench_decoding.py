@@ -15,7 +15,6 @@ differ.
 that is cut, and prints memory and open files on the way.
 """
 
-import argparse
 import contextlib
 import os
 import sys
@@ -172,11 +171,10 @@ def main(arguments: list[str] | None = None, program: str = "bench_decoding.py")
     parser = OneLineParser(
         prog=program,
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--video", help="the file to read, in the place of the two that are made")
-    parser.add_argument("--clips", type=int, default=20, help="clips read by each (default: 20)")
+    parser.add_argument("--video", help="the file to read (default: the two that are made)")
+    parser.add_argument("--clips", type=int, default=20, help="clips read by each")
     parser.add_argument("--leaks", action="store_true", help="watch memory and open files instead")
     options = parser.parse_all(arguments)
     with parser.refusing():

@@ -135,11 +135,11 @@ def main(arguments: list[str] | None = None, program: str = "check_resume.py") -
     parser = OneLineParser(
         prog=program,
         description=(__doc__ or "").splitlines()[0],
-        epilog="All other options go to recipes/pretrain.py, for example --data or --steps.",
+        epilog="All other options are those of pretrain, for example --data or --steps.",
     )
     parser.add_argument("workdir", type=Path, help="folder of the runs; what it holds is removed")
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--kill_seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=30, help="how often a run is killed")
+    parser.add_argument("--kill_seed", type=int, default=0, help="of the moments of the kills")
     parsed, options = parser.parse_known_args(arguments)
     with parser.refusing():
         check_whole(0, kills=parsed.kills)

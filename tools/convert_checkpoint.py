@@ -46,14 +46,20 @@ def main(arguments: list[str] | None = None, program: str = "convert_checkpoint.
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="file, e.g. vitl16.pth.tar, or transformers folder")
     parser.add_argument("preset", help="folder to write")
-    parser.add_argument("--num-heads", type=int, help="if the encoder's width is no usual size")
     parser.add_argument(
-        "--predictor-num-heads", type=int, help="default: the encoder's; V-JEPA 2: 12"
+        "--num-heads",
+        type=int,
+        help="of the encoder, if its width is no usual size (default: by the width)",
+    )
+    parser.add_argument(
+        "--predictor-num-heads", type=int, help="(default: the encoder's; V-JEPA 2: 12)"
     )
     parser.add_argument("--probe", help="probe checkpoint; the preset is then a classifier")
-    parser.add_argument("--probe-num-heads", type=int, help="default: the encoder's; V-JEPA 2: 16")
-    parser.add_argument("--image-size", type=int, help="of a V-JEPA 2 file; default: 256")
-    parser.add_argument("--num-frames", type=int, help="of a V-JEPA 2 file; default: 64")
+    parser.add_argument(
+        "--probe-num-heads", type=int, help="(default: the encoder's; V-JEPA 2: 16)"
+    )
+    parser.add_argument("--image-size", type=int, help="of a V-JEPA 2 file (default: 256)")
+    parser.add_argument("--num-frames", type=int, help="of a V-JEPA 2 file (default: 64)")
     options = vars(parser.parse_all(arguments))
     checkpoint, preset = options.pop("checkpoint"), options.pop("preset")
     given = {name: value for name, value in options.items() if value is not None}

@@ -34,7 +34,12 @@ def main(arguments: list[str] | None = None, program: str = "export_checkpoint.p
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("preset", help="folder or name to read")
     parser.add_argument("output", help="file to write, or folder for transformers")
-    parser.add_argument("--layout", choices=("authors", "transformers"), default="authors")
+    parser.add_argument(
+        "--layout",
+        choices=("authors", "transformers"),
+        default="authors",
+        help="whose files to write",
+    )
     parser.add_argument("--probe", help="file to write a classifier's probe to")
     options = parser.parse_all(arguments)
     try:

@@ -171,29 +171,49 @@ def path_of(text: str) -> Path:
 
 def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
     """Read the command line; bad input ends the process with one line that names the option."""
-    parser = OneLineParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("source", type=path_of, help="a folder of videos and images, or one file")
-    parser.add_argument("--preset", required=True, help="what `from_preset` takes")
+    parser.add_argument(
+        "--preset",
+        required=True,
+        help="name of a released model, folder, or address hf://user/repo",
+    )
     parser.add_argument("--output", type=path_of, required=True, help="folder of the features")
     parser.add_argument("--tokens", action="store_true", help="one row per token, not their mean")
-    parser.add_argument("--stride", type=int, help="frames between windows; default: no overlap")
-    parser.add_argument("--image-size", type=int, nargs="+", help="one side, or height and width")
-    parser.add_argument("--num-frames", type=int, help="of a window; default: the preset's")
-    parser.add_argument("--frame-step", type=int, help="source frames per frame of a window")
-    parser.add_argument("--image-frames", type=int, help="how often an image is repeated")
-    parser.add_argument("--batch-size", type=int, default=4, help="windows at a time (default: 4)")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        help="source frames from the start of a window to the next (default: no overlap)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        help="one side, or height and width (default: the preset's)",
+    )
+    parser.add_argument("--num-frames", type=int, help="frames of a window (default: the preset's)")
+    parser.add_argument(
+        "--frame-step", type=int, help="source frames per frame of a window (default: the preset's)"
+    )
+    parser.add_argument(
+        "--image-frames",
+        type=int,
+        help="how often an image is repeated (default: the preset's)",
+    )
+    parser.add_argument("--batch-size", type=int, default=4, help="windows at a time")
     described = descriptions(ReadingLimits)
     for limit, kind in (("max_file_seconds", float), ("max_frame_pixels", int)):
         default = getattr(DEFAULT_LIMITS, limit)
-        text = f"{described[limit]} (default: {default:,})"
-        parser.add_argument(typed(limit), type=kind, default=default, help=text)
+        parser.add_argument(typed(limit), type=kind, default=default, help=described[limit])
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], metavar="DTYPE",
-        help=f"of the model: {', '.join(DTYPES)}",
+        help=f"precision of the model: {', '.join(DTYPES)}",
     )  # fmt: skip
-    parser.add_argument("--trust-on-first-use", action="store_true", help="see the README")
+    parser.add_argument(
+        "--trust-on-first-use",
+        action="store_true",
+        help="download a released file whose SHA-256 is not known yet, and keep its hash",
+    )
     options = parser.parse_all(arguments)
     try:
         check(options)

@@ -190,10 +190,15 @@ def seconds(function: Callable[[], float], steps: int) -> list[float]:
 def main(arguments: list[str] | None = None, program: str = "plain_torch_step.py") -> None:
     """Run the command; `program` stands in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="base", choices=list(SIZES))
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "mixed_bfloat16"])
+    parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
+    parser.add_argument("--batch-size", type=int, default=1, help="clips")
+    parser.add_argument("--steps", type=int, default=5, help="that are timed")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "mixed_bfloat16"],
+        help="precision",
+    )
     parser.add_argument("--unmeasured", action="store_true", help="no numbers of each weight")
     options = parser.parse_all(arguments)
     with parser.refusing():

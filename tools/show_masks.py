@@ -7,7 +7,6 @@ the context, blue ones the target; grey ones were cut off by the truncation to t
 of the batch and are in neither.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -78,14 +77,18 @@ def draw_batch(sampler: MaskSampler, batch_size: int) -> NDArray[np.uint8]:
 
 def main(arguments: list[str] | None = None, program: str = "show_masks.py") -> int:
     """Run the command; `program` stands in front of its messages. Returns the exit code."""
-    parser = OneLineParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the picture to write, .png")
-    parser.add_argument("--mask", nargs="+", choices=MASKS, default=["short", "long"])
+    parser.add_argument(
+        "--mask",
+        nargs="+",
+        choices=MASKS,
+        default=["short", "long"],
+        help="kinds of masks, from left to right",
+    )
     parser.add_argument("--resolution", type=int, default=224, help="pixels, a multiple of 16")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8, help="samples")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks")
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(PATCH_SIZE, MOST_SIDE, resolution=options.resolution)

@@ -111,13 +111,20 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
     parser = OneLineParser(
         prog=program,
         description=(__doc__ or "").splitlines()[0],
-        epilog="All other options go to recipes/pretrain.py, for example --config or --steps.",
+        epilog="All other options are those of pretrain, for example --config or --steps.",
     )
     parser.add_argument("workdir", type=Path, help="folder of the runs and of table.md")
     parser.add_argument(
-        "--vary", nargs="+", action="append", default=[], metavar="FIELD VALUE", help="repeatable"
+        "--vary",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("OPTION", "VALUE"),
+        help="an option of pretrain without its dashes, and values to try; may be repeated",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="of the runs of each combination"
+    )
     parsed, common = parser.parse_known_args(arguments)
     for field, *values in parsed.vary:
         if not values:

@@ -30,7 +30,7 @@ class WarmupCosine(LearningRateSchedule):
     Args:
         start: value at s = 0.
         peak: value at s = `warmup_steps`.
-        final: value at s = `total_steps`.
+        final: value at the end of the schedule.
         warmup_steps: iterations of warm-up, at least 0.
         total_steps: length of the schedule, not of the run: the paper stretches it by 1.25.
 
@@ -83,7 +83,7 @@ class CosineSchedule(LearningRateSchedule):
 
     Args:
         start: value at s = 0, where s counts iterations from 1.
-        final: value at s = `total_steps`.
+        final: value at its end.
         total_steps: length of the schedule.
 
     Example:
@@ -120,7 +120,7 @@ class LinearSchedule(LearningRateSchedule):
 
     Args:
         start: value at s = 1, where s counts iterations from 1; in [0, 1].
-        final: value `total_steps` later, likewise.
+        final: value at its end, likewise.
         total_steps: length; a float, since the reference does not round it here.
 
     Example:

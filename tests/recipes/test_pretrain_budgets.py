@@ -197,12 +197,12 @@ def test_budgets_of_another_grid_are_refused(line, budgets, received, capsys):
     ("changes", "text"),
     [
         ({}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; context 368 + 104, target 752 + "
-         "1,104 tokens; means at 24 clips"),
+         "1,104 tokens, the means of lists cut to the shortest of 24"),
         ({"context_budgets": (80, None)}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; "
-         "context 80 + 104 (the means would be 368 + 104), target 752 + 1,104 tokens; means at 24 "
-         "clips"),
+         "context 80 + 104 (the means would be 368 + 104), target 752 + 1,104 tokens, the means "
+         "of lists cut to the shortest of 24"),
         ({"budget_batch_size": 1}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; context 584 "
-         "+ 296, target 984 + 1,272 tokens; means at 1 clip"),
+         "+ 296, target 984 + 1,272 tokens, the means of lists that are not cut"),
         ({"masks": "random_tube"}, "random_tube, 2 sets a clip, of 8 x 14 x 14 tokens; context "
          "152 + 152, target 1,416 + 1,416 tokens"),
         ({"truncation": "batch_min"}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; every "

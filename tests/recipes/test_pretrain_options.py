@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, data, training
-from keras_vjepa.command_line import text_of
+from keras_vjepa.command_line import as_typed, text_of
 from keras_vjepa.configuration import descriptions, options, replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
@@ -83,7 +83,7 @@ def test_every_argument_is_an_option_with_its_description(constructor, capsys, m
         option = found[argument]
         # Of an argument that several kinds have, the first one's is shown.
         assert descriptions(constructor)[argument]
-        assert f"--{option.name} VALUE {option.description} (" in help_text
+        assert f"--{option.name} VALUE {as_typed(option, options(digit_motion()))} (" in help_text
     assert not set(known) - set(arguments_of(constructor))
 
 

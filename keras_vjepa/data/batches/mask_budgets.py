@@ -107,8 +107,9 @@ def masks_in_words(name: str, sampler: MaskSampler) -> str:
     text = f"{head}; {', '.join(parts)} tokens"
     if are_exact(sampler.masks, sampler.grid):
         return text
-    clips = "clip" if sampler.budget_batch_size == 1 else "clips"
-    return f"{text}; means at {sampler.budget_batch_size} {clips}"
+    if sampler.budget_batch_size == 1:
+        return f"{text}, the means of lists that are not cut"
+    return f"{text}, the means of lists cut to the shortest of {sampler.budget_batch_size}"
 
 
 def _grid_in_words(grid: Grid) -> str:

@@ -62,8 +62,9 @@ def list_samples(
     Raises:
         FileNotFoundError: if `source` does not exist.
         ValueError: if `kind` is unknown, or `source` is of another type, cannot be read, holds
-            nothing or no row of a video or image, a row that can mean several things, or a label that is neither a whole number
-            nor one of `class_names`; the message begins with the file and the line.
+            nothing or no row of a file, a row that can mean several things, or a label that is
+            neither a whole number nor one of `class_names`; the message begins with the file and
+            the line.
 
     Example:
 

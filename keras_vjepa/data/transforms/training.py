@@ -39,7 +39,7 @@ class PretrainTransform:
         ratio: range of the crop's width / height.
         horizontal_flip: probability of a flip.
         motion_shift: move the crop linearly between two boxes drawn for the first and last frame.
-        erasing: probability of `random_erasing`.
+        erasing: probability that a box of the clip is erased, see `random_erasing`.
         augmentation: what is done to the whole frames first, for example `RandAugment()`.
 
     Raises:
@@ -135,7 +135,7 @@ class ImageProbeTransform:
         scale: range of the crop's share of the image's area, in (0, 1].
         ratio: range of the crop's width / height.
         horizontal_flip: probability of a flip.
-        erasing: probability of `random_erasing`.
+        erasing: probability that a box of the clip is erased, see `random_erasing`.
         augmentation: what is done to the crop; `None` for nothing.
 
     Raises:

@@ -60,7 +60,7 @@ def center_view(
         frames: (time, height, width, 3).
         crop_size: side, or (height, width), of the crop.
         short_side: of the resized frames, so that they hold the crop. Default: the least with
-            which they hold crop_size * 256 / 224, rounded down.
+            which they hold 256 / 224 of the crop, rounded down.
         antialias: of the resizing; `True` is the transform of the image tasks.
 
     Returns:
