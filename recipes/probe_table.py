@@ -30,11 +30,7 @@ from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import probe
-from keras_vjepa.recipes.probe_configs import (
-    ProbeConfig,
-    digit_motion,
-    digit_motion_black,
-)
+from keras_vjepa.recipes.probe_configs import ProbeConfig, digit_motion, digit_motion_black
 from keras_vjepa.training.resumable import writable_folder
 
 

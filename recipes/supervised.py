@@ -18,13 +18,7 @@ import keras_vjepa  # noqa: F401
 # isort: split
 import keras
 
-from keras_vjepa import (
-    AdamW,
-    VJEPAVideoClassifier,
-    WarmupCosine,
-    command_line,
-    files,
-)
+from keras_vjepa import AdamW, VJEPAVideoClassifier, WarmupCosine, command_line, files
 from keras_vjepa.arguments import check_choice
 from keras_vjepa.configuration import values
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
