@@ -28,6 +28,8 @@ KNOWN = {
         "learning_rate": ["learning_rate", "start_learning_rate", "warmup_steps"],
         "weight_decay": ["start_weight_decay", "final_weight_decay"],
         "name": [],
+        # A step of the recipe stays a step.
+        "gradient_accumulation_steps": ["accumulation_steps"],
     },
     data.CausalMultiBlockMask: {"num_frames": ["num_frames"]},
     data.MaskSampler: {"masks": ["masks"], "grid": ["image_size"], "seed": ["seed"]},
@@ -109,7 +111,7 @@ def test_what_is_given_reaches_the_models():
         "uniform_power": False,
         "position_mode": "fresh",
         "layer_norm_epsilon": 1e-3,
-        "num_channels": 1,
+        "num_channels": 3,
         "remat": True,
     }
     predictor = {
