@@ -176,6 +176,33 @@ def normalize(tokens: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Te
     return torch.nn.functional.layer_norm(tokens, gamma.shape, gamma, beta, epsilon)
 
 
+def standardize(tokens: Tensor, epsilon: float) -> Tensor:
+    """Layer norm over the last axis without scale and offset.
+
+    Args:
+        tokens: `(..., dim)`.
+        epsilon: added to the variance.
+
+    Returns:
+        The shape and type of `tokens`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.token_ops import standardize
+    >>> float(standardize(np.array([[1.0, 3.0]], "float32"), 0.0)[0, 1])
+    1.0
+    """
+    if not runs_op_by_op():
+        return ops.layer_normalization(tokens, axis=-1, epsilon=epsilon)
+    import torch
+
+    # A plain number: ONNX has no norm over an axis whose length depends on the input, and of a free
+    # number of samples that is what a recorded program makes of the shape.
+    tokens = _as_tensor(tokens)
+    return torch.nn.functional.layer_norm(tokens, (int(tokens.shape[-1]),), eps=epsilon)
+
+
 def gelu(inputs: Tensor) -> Tensor:
     """x times the normal distribution's cumulative at x, not its tanh approximation.
 

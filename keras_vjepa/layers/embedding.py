@@ -148,9 +148,11 @@ class TubeletEmbedding(Rematerializable):
         videos_shape: Sequence[int | None],
         token_indices_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
-        tokens: int | None = math.prod(self.grid_shape(videos_shape))
+        tokens: int | None = None
         if token_indices_shape is not None:
             tokens = token_indices_shape[1]
+        elif None not in videos_shape[1:4]:
+            tokens = math.prod(self.grid_shape(videos_shape))
         return (videos_shape[0], tokens, self.hidden_dim)
 
     def get_config(self) -> dict[str, Any]:

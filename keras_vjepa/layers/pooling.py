@@ -17,7 +17,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, check_choice, check_number, check_whole
-from keras_vjepa.backend.token_ops import gelu
+from keras_vjepa.backend.token_ops import gelu, standardize
 from keras_vjepa.layers.dense import (
     INITIALIZER_STDDEV,
     TokenDense,
@@ -225,7 +225,7 @@ def attend_together(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[
     for all poolers, which agree in the norm's epsilon and in precision.
     """
     dtype = poolers[0].compute_dtype
-    normed = ops.layer_normalization(tokens, epsilon=poolers[0].layer_norm_epsilon)
+    normed = standardize(tokens, poolers[0].layer_norm_epsilon)
     normed = ops.cast(normed, dtype)
     queries = ops.concatenate([pooler.folded_query() for pooler in poolers])
     logits = ops.cast(ops.matmul(queries, ops.swapaxes(normed, 1, 2)), "float32")

@@ -77,6 +77,8 @@ def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
     rotations = ops.cast(ops.expand_dims(rotations, 2), heads.dtype)
     head_dim = heads.shape[-1]
     cosine, sine = rotations[..., :head_dim], rotations[..., head_dim:]
-    pairs = ops.reshape(heads, (*ops.shape(heads)[:-1], -1, 2))
-    partners = ops.reshape(ops.flip(pairs, axis=-1), ops.shape(heads))
+    # Not the number of samples, which a program that is exported for any batch would keep.
+    shape = (-1, *ops.shape(heads)[1:])
+    pairs = ops.reshape(heads, (*shape[:-1], head_dim // 2, 2))
+    partners = ops.reshape(ops.flip(pairs, axis=-1), shape)
     return heads * cosine + partners * sine

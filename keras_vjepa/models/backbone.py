@@ -32,6 +32,7 @@ from keras_vjepa.models.dimensions import (
     encoder_weights,
     height_and_width,
 )
+from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.preset import WEIGHTS_FILE
@@ -72,7 +73,9 @@ POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPABackbone(BackbonePreset, LowRankAdaptable, StepFunctions, PixelModel, Rematerializable):
+class VJEPABackbone(
+    BackbonePreset, LowRankAdaptable, StepFunctions, PixelModel, Rematerializable, Exportable
+):
     """Encode video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
 
     Args:
@@ -376,27 +379,9 @@ class VJEPABackbone(BackbonePreset, LowRankAdaptable, StepFunctions, PixelModel,
                 outputs[i] = self.norm(x)
         return [outputs[i] for i in layers]
 
-    def export(
-        self,
-        filepath: Any,
-        format: str = "tf_saved_model",
-        batch_size: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        """Write the backbone for other programs, for clips of the size that it is made for.
-
-        As `keras.Model.export`, which asks for the shape.
-
-        Args:
-            filepath: what to write.
-            format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`; the README says which
-                backend offers which.
-            batch_size: clips at a time; shapes are fixed.
-            kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
-        """
-        shape = (batch_size, *self.video_shape)
-        signature = [keras.InputSpec(shape=shape, dtype="float32", name="videos")]
-        super().export(filepath, format=format, **{"input_signature": signature, **kwargs})
+    def export_inputs(self) -> tuple[int, ...]:
+        """As `Exportable.export_inputs`: clips of the size that it is made for, or images."""
+        return self.video_shape[1:] if self.is_image_model else self.video_shape
 
     def compute_output_shape(
         self,

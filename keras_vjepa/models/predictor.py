@@ -25,6 +25,7 @@ from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.dimensions import predictor_weights
+from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.presets.preset import Preset
 from keras_vjepa.types import Tensor
 
@@ -32,7 +33,7 @@ _WEIGHTS_FILE = "predictor.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, keras.Model):
+class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, Exportable):
     """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 
     Args:
@@ -54,7 +55,8 @@ class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, 
             for the pixel targets of Table 1.
 
     Call arguments:
-        context: `(batch, context, encoder_dim)`, the encoder's output.
+        context: `(batch, context, encoder_dim)`, the encoder's output; or a dictionary of this and
+            the next three by their names, as `fit` and `predict` hand over several inputs.
         context_indices: int `(batch, context)`, where each context token stands in the clip.
         target_indices: int `(batch, targets)`, the positions to predict.
         padding_mask: optional bool `(batch, context + targets)`; False entries are not attended to.
@@ -163,12 +165,19 @@ class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, 
 
     def call(
         self,
-        context: Tensor,
-        context_indices: Tensor,
-        target_indices: Tensor,
+        context: Tensor | dict[str, Tensor],
+        context_indices: Tensor | None = None,
+        target_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
         mask_index: int = 0,
     ) -> Tensor:
+        if isinstance(context, dict):
+            return self.call(**_by_name(context), mask_index=mask_index)
+        if context_indices is None or target_indices is None:
+            raise ValueError(
+                "`context_indices` and `target_indices` must be given, by themselves or in a "
+                "dictionary with `context`. Received: None"
+            )
         x = self.input_projection(context)
         mask_token = ops.cast(self.mask_tokens[mask_index % self.num_mask_tokens], x.dtype)
         targets = ops.broadcast_to(mask_token, (*ops.shape(target_indices), self.hidden_dim))
@@ -185,14 +194,23 @@ class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, 
 
     def compute_output_shape(
         self,
-        context_shape: Sequence[int | None],
+        context_shape: Any,
         context_indices_shape: Sequence[int | None] | None = None,
         target_indices_shape: Sequence[int | None] | None = None,
         padding_mask_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
+        if isinstance(context_shape, dict):
+            shapes = _by_name(context_shape)
+            context_shape, target_indices_shape = shapes["context"], shapes["target_indices"]
         # `summary` knows what `build` was given, the context alone.
         targets = None if target_indices_shape is None else target_indices_shape[1]
         return (context_shape[0], targets, self.output_dim)
+
+    def export_inputs(self) -> Any:
+        raise ValueError(
+            "`input_signature` must be given: a predictor takes any number of `context` and "
+            "`target_indices`. Received: None"
+        )
 
     def preset_files(self) -> dict[str, Any]:
         return {self.config_file: self, _WEIGHTS_FILE: self}
@@ -213,3 +231,16 @@ class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, 
             "remat": self.remat,
             "output_dim": self.output_dim,
         }
+
+
+_INPUTS = ("context", "context_indices", "target_indices", "padding_mask")
+
+
+def _by_name(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Check the names of inputs that came in one dictionary."""
+    if not {*_INPUTS[:3]} <= {*inputs} <= {*_INPUTS}:
+        raise ValueError(
+            f"The inputs of a predictor must be `context`, `context_indices`, `target_indices` "
+            f"and perhaps `padding_mask`. Received: {', '.join(map(str, inputs))}"
+        )
+    return inputs

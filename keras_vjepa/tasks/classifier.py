@@ -21,6 +21,8 @@ from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
+from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
 from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preprocessing import Preprocessor
@@ -34,7 +36,9 @@ _MOST_TABLE = 2**28
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAVideoClassifier(ClassifierPreset, KeepsLayerStates, Classification, TrainableModel):
+class VJEPAVideoClassifier(
+    ClassifierPreset, KeepsLayerStates, Classification, TrainableModel, Exportable
+):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 
     Call `fit`, and then `classify` with files. It is compiled with a loss on logits, `AdamW` and
@@ -292,6 +296,16 @@ class VJEPAVideoClassifier(ClassifierPreset, KeepsLayerStates, Classification, T
         logits = ops.reshape(logits, (-1, predictions, self.num_classes))
         return logits if training else combine_predictions(logits)
 
+    def compute_output_spec(self, inputs: Any, training: bool | None = False) -> keras.KerasTensor:
+        # Of videos of any length, which `call` cannot be tried with.
+        videos = inputs["videos"] if isinstance(inputs, dict) else inputs
+        batch, _, views = self._with_clips_and_views(videos).shape[:3]
+        predictions = views if self.attend_across_clips else views * self.num_clips
+        shape = (batch, self.num_classes)
+        if training and predictions > 1:
+            shape = (batch, predictions, self.num_classes)
+        return keras.KerasTensor(shape, dtype=self.variable_dtype)
+
     # --- Several predictions in training ---------------------------------------------------------
 
     def compute_loss(
@@ -318,6 +332,25 @@ class VJEPAVideoClassifier(ClassifierPreset, KeepsLayerStates, Classification, T
         if len(y_pred.shape) == 3:
             y_pred = combine_predictions(y_pred)
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    # --- Export ----------------------------------------------------------------------------------
+
+    def export_inputs(self) -> Any:
+        """As `Exportable.export_inputs`: clips of the size that the backbone is made for."""
+        encoder = self.token_encoder()
+        if encoder.num_frames is None or encoder.image_size is None:
+            raise ValueError(
+                "`input_signature` must be given for a backbone that takes any number of frames "
+                "or any `image_size`. Received: None"
+            )
+        clip = (encoder.num_frames, *height_and_width(encoder.image_size), 3)
+        if self.num_views > 1:
+            clip = (self.num_clips, self.num_views, *clip)
+        elif self.num_clips > 1:
+            clip = (self.num_clips, *clip)
+        if self.max_frames is None:
+            return clip
+        return {"videos": clip, "frame_indices": (self.num_clips, encoder.num_frames)}
 
     # --- Configuration ---------------------------------------------------------------------------
 

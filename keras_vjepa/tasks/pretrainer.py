@@ -445,6 +445,17 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TrainableModel):
         batches = ops.convert_to_tensor(batches_taken(self.optimizer))
         return self.momentum.complement(batches - 1)
 
+    def export(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: what other programs run is an encoder.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A pretrainer is not exported: export what it trains, `target_encoder`, `encoder` or "
+            "`predictor`."
+        )
+
     # --- Configuration ---------------------------------------------------------------------------
 
     def preset_files(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ stands between the pooler and the linear layer. The probe on average-pooled feat
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -16,14 +16,19 @@ from keras_vjepa.arguments import MOST_LONG, arguments_of, check_choice, check_n
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.pooling import AttentivePooler, attend_together
+from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.types import Tensor
 
 # More than any set of videos or images has.
 MOST_CLASSES = 2**22
+_NO_PRESET = (
+    "A probe alone has no preset: use `VJEPAVideoClassifier.save_to_preset` with its backbone, or "
+    "`save` for a .keras file."
+)
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAProbe(KeepsLayerStates, StepFunctions, keras.Model):
+class VJEPAProbe(KeepsLayerStates, StepFunctions, Exportable):
     """Classifies tokens: pools them, then a linear layer (§4.3, App. D.1).
 
     A model by itself, to be fitted on features that were computed once; the part that learns of a
@@ -191,6 +196,33 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, keras.Model):
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (tokens_shape[0], self.num_classes)
+
+    def compute_output_spec(self, tokens: keras.KerasTensor) -> keras.KerasTensor:
+        # Logits have the type of the weights; Keras would promise the one that is computed in.
+        shape = self.compute_output_shape(tokens.shape)
+        return keras.KerasTensor(shape, dtype=self.variable_dtype)
+
+    def save_to_preset(self, folder: Any) -> None:
+        """Refuse: a preset begins with a backbone.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_PRESET)
+
+    @classmethod
+    def from_preset(cls, preset: Any, **kwargs: Any) -> Self:
+        """Refuse: a preset begins with a backbone.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(_NO_PRESET)
+
+    def export_inputs(self) -> Any:
+        raise ValueError(
+            "`input_signature` must be given: a probe takes any number of tokens. Received: None"
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
