@@ -301,10 +301,8 @@ class VJEPAVideoClassifier(
         videos = inputs["videos"] if isinstance(inputs, dict) else inputs
         batch, _, views = self._with_clips_and_views(videos).shape[:3]
         predictions = views if self.attend_across_clips else views * self.num_clips
-        shape = (batch, self.num_classes)
-        if training and predictions > 1:
-            shape = (batch, predictions, self.num_classes)
-        return keras.KerasTensor(shape, dtype=self.variable_dtype)
+        several = (predictions,) if training and predictions > 1 else ()
+        return keras.KerasTensor((batch, *several, self.num_classes), dtype=self.variable_dtype)
 
     # --- Several predictions in training ---------------------------------------------------------
 
@@ -343,14 +341,15 @@ class VJEPAVideoClassifier(
                 "`input_signature` must be given for a backbone that takes any number of frames "
                 "or any `image_size`. Received: None"
             )
-        clip = (encoder.num_frames, *height_and_width(encoder.image_size), 3)
+        several: tuple[int, ...] = ()
         if self.num_views > 1:
-            clip = (self.num_clips, self.num_views, *clip)
+            several = (self.num_clips, self.num_views)
         elif self.num_clips > 1:
-            clip = (self.num_clips, *clip)
+            several = (self.num_clips,)
+        clip = (encoder.num_frames, *height_and_width(encoder.image_size), 3)
         if self.max_frames is None:
-            return clip
-        return {"videos": clip, "frame_indices": (self.num_clips, encoder.num_frames)}
+            return (*several, *clip)
+        return {"videos": (*several, *clip), "frame_indices": (self.num_clips, encoder.num_frames)}
 
     # --- Configuration ---------------------------------------------------------------------------
 

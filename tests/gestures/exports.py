@@ -7,8 +7,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 
 from tests.gestures.gestures import Cell, numpy
+from tests.gestures.outcome import is_clear
 
 # As the README's table; the other formats of Keras need packages that are not installed here.
 FORMATS = {
@@ -16,6 +18,8 @@ FORMATS = {
     "tensorflow": ("tf_saved_model", "onnx", "litert"),
     "torch": ("onnx", "torch"),
 }
+# Models that cannot know the shape of their inputs: it must be given.
+OF_ANY_LENGTH = ("predictor", "probe")
 SUFFIXES = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite", "torch": ".pt2"}
 
 
@@ -73,7 +77,13 @@ def export(cell: Cell, format: str, called: bool, batch_size: int | None) -> Non
     if called:
         model(cell.kind.inputs())
     path = cell.folder / f"model{SUFFIXES[format]}"
-    model.export(path, format=format, batch_size=batch_size, verbose=False)
+    arguments: dict[str, Any] = {}
+    if cell.kind.name in OF_ANY_LENGTH:
+        with pytest.raises(ValueError) as raised:
+            model.export(path, format=format, batch_size=batch_size, verbose=False)
+        assert is_clear(str(raised.value)), str(raised.value)
+        arguments["input_signature"] = [cell.kind.signature(batch_size)]
+    model.export(path, format=format, batch_size=batch_size, verbose=False, **arguments)
     for batch in (batch_size,) if batch_size else (3, 1):
         inputs = cell.kind.inputs(batch)
         cell.assert_close(RUNNERS[format](path, inputs), model(inputs), factor=2)

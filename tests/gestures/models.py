@@ -79,6 +79,18 @@ class Kind:
         }
         return inputs.get("", inputs)
 
+    def signature(self, batch: int | None) -> Any:
+        """Describe inputs for an exported file."""
+        specs = {
+            name: keras.InputSpec(
+                shape=(batch, *shape),
+                dtype="int32" if name in INDICES else "float32",
+                name=name or "inputs",
+            )
+            for name, shape in self.shapes.items()
+        }
+        return specs.get("", specs)
+
     def labels(self, outputs: Any) -> Any:
         """Make labels that fit inputs whose outputs are given; None for a model without labels."""
         random = np.random.default_rng(5)

@@ -59,7 +59,8 @@ def is_clear(message: str) -> bool:
 def outcome_of(error: BaseException) -> Outcome:
     """Judge an error that a gesture has raised."""
     message = message_of(error)
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = frames[-1].filename if frames else ""
     answers = isinstance(error, _KINDS) and raised_in.startswith(_FOLDERS)
     if answers and is_clear(message):
         return Outcome(REFUSES, message)

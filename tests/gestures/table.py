@@ -126,12 +126,14 @@ def run(path: Path, only: Sequence[str] = ()) -> None:
     backend, begun = keras.config.backend(), path.with_name(path.name + ".begun")
     done = {place for engine, place in map(key_of, read_results(path)) if engine == backend}
     wanted = [p for p in places(backend) if p not in done and all(w in str(p) for w in only)]
+    # What a process that was killed has left.
+    last = begun.read_text() if begun.exists() else ""
     fresh, start = FreshProcess(), time.perf_counter()
     with path.open("a") as file:
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             file.write("\n")
         for i, place in enumerate(wanted):
-            killed = begun.exists() and begun.read_text() == f"{backend} | {place}"
+            killed = last == f"{backend} | {place}"
             begun.write_text(f"{backend} | {place}")
             then = time.perf_counter()
             try:
