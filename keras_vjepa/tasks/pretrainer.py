@@ -284,6 +284,11 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TrainableModel):
     def compute_output_shape(self, input_shape: dict[str, Sequence[int | None]]) -> Any:
         return (input_shape["videos"][0],)
 
+    def compute_output_spec(self, inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
+        # Losses are float32; Keras would promise the type that is computed in.
+        shape = self.compute_output_shape({"videos": inputs["videos"].shape})
+        return keras.KerasTensor(shape, dtype="float32")
+
     # --- The training step -----------------------------------------------------------------------
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
@@ -592,7 +597,7 @@ def _steps(given: Mapping[str, Any], name: str) -> int:
 
 def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
     config = encoder.get_config()
-    if encoder.dtype_policy.variable_dtype != "float32":
+    if encoder.dtype_policy.variable_dtype in ("bfloat16", "float16"):
         # Half-precision variables would stand still: their steps round to nothing.
         config["dtype"] = f"mixed_{encoder.dtype_policy.compute_dtype}"
     target = VJEPABackbone.from_config({**config, "name": f"target_{encoder.name}"})

@@ -204,8 +204,13 @@ def train_on_batch(cell: Cell) -> None:
     found = model.train_on_batch(inputs, labels, return_dict=True)["loss"]
     if cell.kind.name != "classifier 2x2":  # in training, the mean of its predictions' losses
         cell.assert_close(found, expected, factor=3)
+    if cell.precision == "mixed_float16":
+        # Keras leaves out steps until it has found a scale for the loss.
+        for _ in range(9):
+            model.train_on_batch(inputs, labels)
+    else:
+        assert int(model.optimizer.iterations) == 1
     assert_trained(before, model, cell.precision)
-    assert int(model.optimizer.iterations) == 1
 
 
 # --- To copy and to save -------------------------------------------------------------------------

@@ -23,7 +23,7 @@ _AROUND = re.compile(
 )
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _REMEDY = re.compile(
-    r"\b(must|use|pass|call|export|save|set|make|wrap|give|see|needs?|install)\b", re.I
+    r"\b(must|consider|use|pass|call|export|save|set|make|wrap|give|see|needs?|install)\b", re.I
 )
 
 WORKS, REFUSES, FAILS = "works", "refuses", "fails"

@@ -23,12 +23,7 @@ SAMPLE = [
     Place("float32", "pretrainer", "evaluate"),
 ]
 ON_TORCH = [
-    *(
-        Place("float32", "backbone rotary", gesture)
-        for gesture in GESTURES
-        # What is set on layers after construction does not survive yet.
-        if gesture != "call" and "save, load" not in gesture
-    ),
+    *(Place("float32", "backbone rotary", gesture) for gesture in GESTURES if gesture != "call"),
     *(Place("float16", model, "call") for model in KINDS),
     *(Place("float32", model, "in a functional model") for model in KINDS),
     *(Place("float32", model, "unknown axes") for model in KINDS),
