@@ -22,7 +22,7 @@ from keras_vjepa.data.batches.mask_sampler import check_one_per_mask
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.tasks.pretrainer import check_objective
-from keras_vjepa.training.optimizer import LEARNING_DTYPES
+from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
 from keras_vjepa.training.resumable import check_run
 
 
@@ -201,7 +201,9 @@ def _check_schedules(config: Any) -> None:
             f"`steps` times `schedule_scale` must be in [1, {MOST:,}]. Received: {length:g}"
         )
     config.momentum.make(total_steps=length)
-    config.optimizer.make(
-        learning_rate=config.learning_rate.make(total_steps=int(length)),
-        weight_decay=config.weight_decay.make(total_steps=int(length)),
-    )
+    config.learning_rate.make(total_steps=int(length))
+    config.weight_decay.make(total_steps=int(length))
+    # Not the optimizer, whose variables JAX would put on a device, before it is told of the others.
+    config.optimizer.check(check_moments)
+    config.optimizer.check(check_updates)
+    config.optimizer.check(lambda clip_after: check_whole(0, optional=True, clip_after=clip_after))

@@ -70,6 +70,16 @@ def check_moments(beta_1: float, beta_2: float, epsilon: float, clip_norm: float
     check_number("(0, inf)", optional=True, clip_norm=clip_norm)
 
 
+def check_updates(amsgrad: bool, loss_scale_factor: float | None) -> None:
+    """Check arguments of `AdamW` that its updates depend on beside the moments.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    check_number("(0, inf)", optional=True, loss_scale_factor=loss_scale_factor)
+    check_flag(amsgrad=amsgrad)
+
+
 @keras.saving.register_keras_serializable("keras_vjepa")
 class AdamW(keras.optimizers.Optimizer):
     """AdamW as the reference's: decoupled scheduled decay, epsilon after the bias correction.
@@ -131,10 +141,9 @@ class AdamW(keras.optimizers.Optimizer):
         if isinstance(weight_decay, numbers.Number | str | None):
             check_number("[0, inf)", weight_decay=weight_decay)
         check_moments(beta_1, beta_2, epsilon, clip_norm)
-        check_number("(0, inf)", optional=True, loss_scale_factor=loss_scale_factor)
+        check_updates(amsgrad, loss_scale_factor)
         check_whole(0, clip_after=clip_after)
         check_whole(2, optional=True, gradient_accumulation_steps=gradient_accumulation_steps)
-        check_flag(amsgrad=amsgrad)
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,

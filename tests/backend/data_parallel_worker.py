@@ -25,6 +25,7 @@ from keras_vjepa import (
 )
 from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.recipes import pretrain, probe
 from tests.support import random_batch
 
 STEPS, BATCH_SIZE = 5, 8
@@ -127,10 +128,18 @@ def virtual_devices(number):
         )
 
 
+def read_options():
+    """As recipes do before they join the others; JAX must not have used its devices then."""
+    pretrain.parse_arguments(["--steps", "40"])
+    config, workdir = probe.parse_arguments([])
+    probe.check(config, workdir)
+
+
 def main():
     output, options = sys.argv[1], json.loads(sys.argv[2])
     distribution.HEARTBEAT_TIMEOUT = options.pop("heartbeat", distribution.HEARTBEAT_TIMEOUT)
     virtual_devices(options.pop("virtual_devices", 1))
+    read_options()
     parallel = distribution.setup(options.pop("shard_parameters", False))
     print(parallel, flush=True)
     if options.pop("by_head", False):
