@@ -1,5 +1,7 @@
 """Probe what a pretraining run on a built-in set has made, beside what it began with (§4.3)."""
 
+import sys
+
 from keras_vjepa import VJEPABackbone
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources import labelled_sets
@@ -32,11 +34,16 @@ def evaluate(
     config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
 ) -> dict[str, ComparedEncoder]:
     """Probe the encoder on the built-in set, beside an untrained one and on single frames."""
+    print("A frozen probe, longer than a short run: reading.", file=sys.stderr, flush=True)
     train, test = labelled_clips(config)
     settings = replace(probe_configs.digit_motion(), epochs=config.probe_epochs)
     comparison = EncoderComparison(pretrained, settings, train, test)
-    return {
-        "pretrained target encoder": comparison(pretrained),
-        "untrained encoder": comparison(untrained),
-        "single frame, pretrained": comparison(pretrained, single_frame=True),
-    }
+    results = {}
+    for name, encoder, single_frame in (
+        ("pretrained target encoder", pretrained, False),
+        ("untrained encoder", untrained, False),
+        ("single frame, pretrained", pretrained, True),
+    ):
+        print(f"Probing: {name}.", file=sys.stderr, flush=True)
+        results[name] = comparison(encoder, single_frame=single_frame)
+    return results

@@ -18,6 +18,8 @@ import json
 import logging
 import os
 import shutil
+import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -47,6 +49,9 @@ from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.training.results import read_result
 
 _LOG = logging.getLogger(__name__)
+
+# Between two lines on how far it is.
+_SECONDS_BETWEEN_LINES = 30
 
 
 def cached_features(
@@ -115,6 +120,9 @@ def _found_or_computed(
     collectives.wait_for_all()
     missing = [path for path in paths if not path.exists()]
     collectives.wait_for_all()
+    if missing and contents is not None:
+        _say_how_many(f"Computing features of {len(samples):,} samples", paths, missing)
+    said = time.monotonic()
     for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
         if path in missing:
             stop = min(start + batches_per_shard, batches.num_steps)
@@ -124,6 +132,10 @@ def _found_or_computed(
                 _write_shard(path, parts, batches, start, stop, dtype, contents[part], reading)
             else:
                 deque(parts, maxlen=0)
+            if contents is not None and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                left = [path for path in missing if not path.exists()]
+                _say_how_many("Features", paths, left)
+                said = time.monotonic()
     collectives.wait_for_all()
     shards: list[NDArray[Any]] = []
     unreadable: dict[str, str] = {}
@@ -132,6 +144,12 @@ def _found_or_computed(
         shards.append(array)
         unreadable |= unread
     return Features(samples, shards, unreadable)
+
+
+def _say_how_many(what: str, paths: Sequence[Path], missing: Sequence[Path]) -> None:
+    """Tell on stderr how far it is, for nobody to wait before an empty screen."""
+    done = len(paths) - len(missing)
+    print(f"{what}: {done:,} of {len(paths):,} parts done.", file=sys.stderr, flush=True)
 
 
 def _described_folder(

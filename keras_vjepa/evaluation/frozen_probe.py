@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -141,6 +142,12 @@ class FrozenProbe:
         num_samples = len(self._split.training) / settings.fraction
         steps = settings.epochs * math.ceil(num_samples / settings.batch_size)
         self.sweep.restart(seed, steps)
+        if self.parallel.is_first:
+            print(
+                f"Training {len(self.sweep.probes)} probes side by side: {steps:,} steps.",
+                file=sys.stderr,
+                flush=True,
+            )
         if checkpoints is None or settings.keeps_features:
             self.sweep.train_on(batches, 0, steps, self.parallel)
         else:

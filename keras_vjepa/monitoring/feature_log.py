@@ -64,6 +64,13 @@ class FeatureLog(keras.callbacks.Callback):
         if self.videos is not None:
             self.rows = _read(self.path, self.step)
         if self.step == 0:
+            if self.videos is not None:
+                print(
+                    f"Features of {len(self.videos):,} clips are looked at now and every "
+                    f"{self.every:,} steps.",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self._write()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

@@ -88,7 +88,9 @@ class LossLog(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
         self._pending.append((logs["step_loss"], logs["finite"]))
-        if self.done % self.every == 0 or self.done == self.steps:
+        # The first tells how long a step takes.
+        is_first = self.done == self._first + 1
+        if is_first or self.done % self.every == 0 or self.done == self.steps:
             self.flush()
             if self.shown:
                 self._show(self.done)

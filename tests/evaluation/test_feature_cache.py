@@ -373,3 +373,9 @@ def test_the_manifest_is_that_of_the_first_caches(
         "short_side": short_side,
         "single_frame": False,
     }
+
+
+def test_how_far_it_is_is_said(tmp_path, capsys):
+    paths = [tmp_path / name for name in ("0.npy", "1.npy")]
+    feature_cache._say_how_many("Features", paths, paths[1:])
+    assert capsys.readouterr().err == "Features: 1 of 2 parts done.\n"
