@@ -26,7 +26,9 @@ SUFFIXES = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite", "torch":
 def run_tf_saved_model(path: Path, inputs: Any) -> np.ndarray:
     import tensorflow as tf
 
-    return np.asarray(tf.saved_model.load(str(path)).serve(inputs))
+    # Held: its variables go with it.
+    loaded = tf.saved_model.load(str(path))
+    return np.asarray(loaded.serve(inputs))
 
 
 def run_onnx(path: Path, inputs: Any) -> np.ndarray:
