@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from keras_vjepa.files import PathLike
 
 _LONGEST_REASON = 300
+# What an error of our own may say with the names of files, which are long themselves.
+_LONGEST = 1500
 
 
 @contextmanager
@@ -20,7 +22,8 @@ def named(
 
     Args:
         path: the file or folder that is read in the block.
-        error: what to raise; if the block raises it with the file's name, it stays as it is.
+        error: what to raise; if the block raises it with the file's name, in one line that is not
+            too long, it stays as it is.
         problem: what is wrong where the reason alone says little.
 
     Raises:
@@ -39,7 +42,9 @@ def named(
     except ValueError as reason:
         text = one_line(reason)
         if str(path) in text and isinstance(reason, error):
-            raise
+            if _is_one_line(str(reason)):
+                raise
+            raise error(text) from reason
         raise error(f"{path}: {text}") from reason
     except Exception as reason:
         text = f"{type(reason).__name__}: {one_line(reason)}"
@@ -50,3 +55,7 @@ def one_line(error: Exception) -> str:
     """Write what an error says on one line, and not too long."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+
+
+def _is_one_line(text: str) -> bool:
+    return "\n" not in text and len(text) <= _LONGEST

@@ -408,6 +408,20 @@ def test_a_folder_in_place_of_a_checkpoint(path):
     assert "must be a file. Received: a folder" in refused(read_checkpoint, path)
 
 
+@pytest.mark.parametrize("text", ["x" * 100_000, "a\nb"])
+def test_what_a_header_holds_is_said_in_one_short_line(tmp_path, text):
+    """The library repeats the header's own words, however many and in however many lines."""
+    header = json.dumps({"w": {"dtype": text, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "vjepa2"}))
+    (folder / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(4)
+    )
+    message = refused(convert, folder)
+    assert len(message) < 600 and "\n" not in message and "is damaged" in message
+
+
 # --- Sound ones -----------------------------------------------------------------------------------
 
 
