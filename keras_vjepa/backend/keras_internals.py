@@ -148,6 +148,13 @@ PRIVATE_NAMES: list[PrivateName] = [
         ("iterator", "data_batch"),
         engines=("tensorflow",),
     ),
+    # Overridden, see `ExportedAsAsked`.
+    PrivateName(
+        "_default_save_signature",
+        "keras.Model",
+        lambda: keras.Model,
+        engines=("tensorflow",),
+    ),
     PrivateName(
         "_initialize_ddp", "keras.Model", lambda: keras.Model, engines=("torch",), since=(3, 16)
     ),
@@ -264,6 +271,16 @@ class Overrides:
 
     def _initialize_ddp(self) -> None:
         """Do nothing: Keras 3.16 would average the gradients of torch's processes once more."""
+
+
+class ExportedAsAsked:
+    """A model of several inputs, of which a SavedModel has the signature that was asked for alone.
+
+    A mixin, before `keras.Model` among the bases. Keras would write down one more, of what `build`
+    was given, which calls the model with the first of its inputs.
+    """
+
+    _default_save_signature = None
 
 
 def check_overrides(model: keras.Model) -> None:

@@ -17,6 +17,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import arguments_of
+from keras_vjepa.backend.keras_internals import ExportedAsAsked
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.layer_states import KeepsLayerStates
@@ -33,7 +34,9 @@ _WEIGHTS_FILE = "predictor.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPredictor(Preset, KeepsLayerStates, StepFunctions, Rematerializable, Exportable):
+class VJEPAPredictor(
+    ExportedAsAsked, Preset, KeepsLayerStates, StepFunctions, Rematerializable, Exportable
+):
     """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 
     Args:

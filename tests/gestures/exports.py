@@ -48,7 +48,8 @@ def run_litert(path: Path, inputs: Any) -> np.ndarray:
     arrays = inputs if isinstance(inputs, dict) else {"": inputs}
     found = {}
     for name, array in arrays.items():
-        (place,) = (p for p in places if name in p["name"]) if name else places
+        # The shortest: one input's name may begin another's.
+        place = min((p for p in places if name in p["name"]), key=lambda p: len(p["name"]))
         found[place["index"]] = array
         interpreter.resize_tensor_input(place["index"], array.shape, strict=True)
     interpreter.allocate_tensors()
