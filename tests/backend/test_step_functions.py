@@ -149,12 +149,22 @@ def test_our_models_take_two_sizes():
         assert issubclass(kind, StepFunctions)
 
 
-def test_a_program_of_sizes_that_are_not_known_is_refused():
+def test_a_program_of_sizes_that_are_not_known_works_or_is_refused():
     """As a user's functional model would be."""
     backbone = VJEPABackbone(16, 2, 8, hidden_dim=8, num_layers=1, num_heads=2)
     of_any_length = keras.Input((None, 16, 16, 3))
-    with pytest.raises(ValueError, match="`num_frames` of the videos must be known"):
-        backbone(of_any_length)
+    tokens = backbone(of_any_length)
+    assert tokens.shape == (None, None, 8)
+    model = keras.Model(of_any_length, tokens)
+    for num_frames in (2, 4):
+        videos = np.ones((1, num_frames, 16, 16, 3), "float32")
+        if keras.config.backend() == "tensorflow" and num_frames == 4:
+            # Its second program is made for any size.
+            with pytest.raises(ValueError, match="`num_frames` of the videos must be known"):
+                model.predict(videos, verbose=0)
+            continue
+        expected = keras.ops.convert_to_numpy(backbone(videos))
+        np.testing.assert_allclose(model.predict(videos, verbose=0), expected, atol=1e-6)
     with pytest.raises(ValueError, match="size of `videos` must be known .* Received shape"):
         VJEPAVideoClassifier(backbone, 3).features(of_any_length)
 

@@ -29,6 +29,8 @@ from keras_vjepa.evaluation.views import (
 SUPPLIED = {
     "backbone": "the encoder that is evaluated",
     "num_classes": "the tasks",
+    "class_names": "numbers will do",
+    "preprocessor": "the transforms",
     "trainable_backbone": "False: the evaluation is one of a frozen encoder",
     "networks": "the probes",
     "candidates": "learning rates and weight decays",
