@@ -104,13 +104,12 @@ def resized(backbone: Any, sizes: Mapping[str, Any], subject: str) -> Any:
     weights = backbone.get_weights()
     if backbone.position_embedding == "sincos":
         place = [variable is backbone.position_table for variable in backbone.weights].index(True)
-        weights[place] = new.get_weights()[place]
-        verb = "were made anew"
+        table, verb = ops.convert_to_tensor(new.position_table), "were made anew"
         if backbone.position_mode == "resample":
-            table = ops.convert_to_tensor(backbone.position_table)
-            stretched = resample_position_table(table, backbone.position_axes, new.position_axes)
-            weights[place] = ops.convert_to_numpy(stretched)
+            stored = ops.convert_to_tensor(backbone.position_table)
+            table = resample_position_table(stored, backbone.position_axes, new.position_axes)
             verb = "were stretched"
+        weights[place] = ops.convert_to_numpy(table)
         was, now = (
             "{} x {} x {}".format(one.num_frames, *height_and_width(one.image_size))
             for one in (backbone, new)
