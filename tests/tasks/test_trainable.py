@@ -7,19 +7,12 @@ from keras import ops
 
 from keras_vjepa import (
     AdamW,
-    VJEPABackbone,
     VJEPAPredictor,
     VJEPAPretrainer,
     VJEPAVideoClassifier,
 )
+from tests.models.test_layer_states import LABELS, VIDEOS, backbone
 from tests.support import random_batch, slow_but_on
-
-VIDEOS = np.random.default_rng(0).normal(size=(2, 2, 8, 8, 3)).astype("float32")
-LABELS = np.array([0, 1])
-
-
-def backbone(num_layers=2, **arguments):
-    return VJEPABackbone(8, 2, 4, hidden_dim=8, num_layers=num_layers, num_heads=2, **arguments)
 
 
 def classifier(num_layers=2, **arguments):
