@@ -37,6 +37,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
+def counted(count: int, one: str, more: str = "") -> str:
+    """Write a number of things: "1 clip", "1,024 clips".
+
+    Args:
+        count: of them.
+        one: what a single one is called.
+        more: what others are called; `one` and an s if empty.
+    """
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
 # What Keras' base classes take, whatever the constructor's own arguments are.
 _OF_KERAS = ("name", "trainable", "dtype", "activity_regularizer", "autocast")
 # What every model here takes beside them; see `keras_vjepa.layers.layer_states`.

@@ -298,11 +298,6 @@ def text_of(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def counted(count: int, one: str) -> str:
-    """Write a number of things: "1 clip", "1,024 clips"."""
-    return f"{count:,} {one}{'s' * (count != 1)}"
-
-
 def read_value(text: str, annotation: Any, separators: str = SEPARATORS) -> Any:
     """Read a value of an annotated type: numbers, text, true or false, none, tuples of them.
 

@@ -13,6 +13,7 @@ from keras_vjepa.arguments import (
     check_number,
     check_text,
     check_whole,
+    counted,
 )
 from keras_vjepa.configuration import ConfigT, replace, values
 from keras_vjepa.data.batches.indexed import check_reading
@@ -76,7 +77,7 @@ def _fitting_warm_up(original: Any, config: Any, given: Mapping[str, Any]) -> _C
             f"{steps:,} x {config.schedule_scale:g}. Received: {warm_up}; leave it out for "
             f"{fitting}, or take more `steps`"
         )
-    reason = f"into {steps:,} step{'s' * (steps != 1)}"
+    reason = f"into {counted(steps, 'step')}"
     changes = {"warmup_steps": (fitting, reason)}
     if "clip_after" not in given and clip_after is not None and clip_after >= length:
         changes["clip_after"] = (round(clip_after * fitting / warm_up), reason)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_vjepa import VJEPAPretrainer
+from keras_vjepa.arguments import counted
 from keras_vjepa.backend.distribution import DataParallel
-from keras_vjepa.command_line import counted
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.mask_budgets import (
     BUDGETS,

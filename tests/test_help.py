@@ -6,7 +6,8 @@ import re
 import pytest
 
 from keras_vjepa import __main__ as command
-from keras_vjepa.command_line import as_typed, counted
+from keras_vjepa.arguments import counted
+from keras_vjepa.command_line import as_typed
 from keras_vjepa.configuration import Option
 from keras_vjepa.recipes.pretrain_configs import CONFIGS as PRETRAIN_CONFIGS
 from keras_vjepa.recipes.probe_configs import CONFIGS as PROBE_CONFIGS

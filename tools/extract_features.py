@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor
-from keras_vjepa.arguments import MOST, MOST_LONG, MOST_SIDE
+from keras_vjepa.arguments import MOST, MOST_LONG, MOST_SIDE, counted
 from keras_vjepa.backend import engine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
@@ -371,8 +371,7 @@ def report(
     for reason in bad_files.values():
         print(reason, file=sys.stderr)
     if bad_files:
-        count = f"{len(bad_files):,} file{'s' * (len(bad_files) > 1)}"
-        print(f"{program}: {count} cannot be read.", file=sys.stderr)
+        print(f"{program}: {counted(len(bad_files), 'file')} cannot be read.", file=sys.stderr)
     for problem in problems:
         print(f"{printable(problem)} is damaged or gone again.", file=sys.stderr)
     if problems:

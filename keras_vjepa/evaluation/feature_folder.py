@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
+from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.sources.content_hashes import (
     NO_CONTENT,
@@ -93,7 +94,7 @@ class FeatureFolder:
             _LOG.warning(
                 "%s is damaged in %s: it is made anew, with the features that these were of.",
                 folder / SOURCES_FILE,
-                _counted(damaged, "line"),
+                counted(damaged, "line"),
             )
             write_records(folder / SOURCES_FILE, self._records.values())
 
@@ -122,7 +123,7 @@ class FeatureFolder:
             ("of a file that is not there any more, kept", self._outputs_of_nothing(root, plan)),
         ):
             if outputs:
-                count = _counted(len(outputs), "file of features", "files of features")
+                count = counted(len(outputs), "file of features", "files of features")
                 _LOG.warning("%s in %s %s: %s", count, self.folder, problem, _named(outputs))
         return plan
 
@@ -170,7 +171,7 @@ class FeatureFolder:
         if renamed:
             _LOG.warning(
                 "%s the name of another whose features are there; %s says which is which: %s",
-                _counted(len(renamed), "file has", "files have"),
+                counted(len(renamed), "file has", "files have"),
                 self.folder / SOURCES_FILE,
                 _named(renamed),
             )
@@ -264,7 +265,7 @@ class FeatureFolder:
             "%s is of an earlier version, which did not note what its features are of: %s taken "
             "over, those that are younger than the files of their names.",
             self.folder,
-            _counted(len(self._records), "file of features", "files of features"),
+            counted(len(self._records), "file of features", "files of features"),
         )
         # In this order: a run that is killed in between finds the records, and settings of before.
         write_records(self.folder / SOURCES_FILE, self._records.values())
@@ -294,10 +295,6 @@ def _is_younger(features: Path, source: Path) -> bool:
         return False
     # The first tells of a file that was moved there and kept the time of its content.
     return features.stat().st_mtime_ns > max(status.st_ctime_ns, status.st_mtime_ns)
-
-
-def _counted(count: int, one: str, more: str = "") -> str:
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
 def _named(outputs: Sequence[str]) -> str:

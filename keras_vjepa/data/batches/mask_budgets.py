@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from keras_vjepa.arguments import counted
 from keras_vjepa.data.batches.mask_kinds import Grid, Mask
 from keras_vjepa.data.batches.mask_sampler import MaskSampler, mean_counts
 
@@ -94,8 +95,8 @@ def masks_in_words(name: str, sampler: MaskSampler) -> str:
     >>> masks_in_words("random_tube", MaskSampler([RandomTubeMask(0.9)], (8, 14, 14)))
     'Masks: random_tube, 1 set a clip, of 8 x 14 x 14 tokens; context 152, target 1,416 tokens'
     """
-    sets = f"{len(sampler.masks)} set{'s' if len(sampler.masks) > 1 else ''} a clip"
-    head = f"Masks: {name}, {sets}, of {_grid_in_words(sampler.grid)} tokens"
+    sets = counted(len(sampler.masks), "set")
+    head = f"Masks: {name}, {sets} a clip, of {_grid_in_words(sampler.grid)} tokens"
     if sampler.truncation == "batch_min":
         return f"{head}; every list is cut to the shortest of its batch"
     parts = []
