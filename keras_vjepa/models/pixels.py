@@ -67,10 +67,10 @@ def _of(inputs: Any) -> Any:
     return inputs.get("videos") if isinstance(inputs, Mapping) else inputs
 
 
-def _is_data(x: Any) -> bool:
-    """Whether Keras would look for pixels in it, rather than draw batches from it."""
-    is_array = hasattr(x, "dtype") and hasattr(x, "shape")
-    return is_array or x is None or isinstance(x, Mapping | str | os.PathLike | list | tuple)
+def is_in_memory(source: Any) -> bool:
+    """Tell whether something can only be the data itself, and nothing that yields batches."""
+    kinds = Mapping | list | tuple | str | os.PathLike
+    return source is None or isinstance(source, kinds) or hasattr(source, "shape")
 
 
 def _as_labels(y: Any) -> Any:
@@ -191,7 +191,7 @@ class _Gate:
 
     def __call__(self, x: Any, *labels: Any) -> Any:
         """`x`, checked if it is an array, as are labels; or of batches that will be checked."""
-        if _is_data(x):
+        if is_in_memory(x):
             self.model.check_inputs(x)
             first = keras.tree.flatten(x)[0] if isinstance(x, Mapping) else x
             for y in labels:

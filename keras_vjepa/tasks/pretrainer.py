@@ -32,7 +32,7 @@ from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.backbone import VJEPABackbone
-from keras_vjepa.models.pixels import PixelModel
+from keras_vjepa.models.pixels import PixelModel, is_in_memory
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.presets.claims import described_class, weights_asked_for
 from keras_vjepa.presets.preset import CONFIG_FILE, WEIGHTS_FILE, Preset
@@ -42,7 +42,7 @@ from keras_vjepa.tasks.objective import (
     spread_losses,
     without_padding,
 )
-from keras_vjepa.tasks.pretraining_batch import check_batch, is_in_memory, is_stream
+from keras_vjepa.tasks.pretraining_batch import check_batch, is_stream
 from keras_vjepa.training.batches import FirstSteps, opened
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import LinearSchedule

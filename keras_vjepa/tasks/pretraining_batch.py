@@ -1,6 +1,5 @@
 """What a batch of pretraining is, and what is said of anything else (§3.1, §3.2)."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -37,12 +36,6 @@ def check_batch(**given: Any) -> None:
 def is_stream(source: Any) -> TypeGuard[Batches]:
     """Tell whether batches are a function of the step, as those of `ClipBatches` are."""
     return hasattr(source, "stream") and hasattr(source, "batch")
-
-
-def is_in_memory(source: Any) -> bool:
-    """Tell whether something can only be the data itself, and nothing that yields batches."""
-    kinds = Mapping | list | tuple | str | os.PathLike
-    return source is None or isinstance(source, kinds) or hasattr(source, "shape")
 
 
 def _what_it_is_instead(inputs: Any) -> str | None:
