@@ -183,6 +183,46 @@ def unfinished_file(
         move_file(unfinished, path, durable, existing)
 
 
+@contextmanager
+def continued_file(path: PathLike, durable: bool = False) -> Iterator[Path]:
+    """Lend a path to write a file to that may take several goes, by one process after another.
+
+    Once the block ends, the file gets its own place. If the block raises, or the process is killed,
+    what was written stays beside that place as `NAME.part`, and whoever asks next gets it again.
+    Let one at a time do that: see `locks.locked`.
+
+    Args:
+        path: the file. Folders on the way are made.
+        durable: as in `unfinished_file`.
+
+    Yields:
+        The path to write to, where a part of the file may be already.
+
+    Raises:
+        OSError: if it cannot be written.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_vjepa.files import continued_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for text in "first", "first and second":
+    ...         with suppress(KeyError), continued_file(Path(folder) / "a.txt") as unfinished:
+    ...             before = unfinished.exists()
+    ...             _ = unfinished.write_text(text)
+    ...             if text == "first":
+    ...                 raise KeyError("stopped")
+    ...     before, os.listdir(folder)
+    (True, ['a.txt'])
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.part")
+    with _naming_when_full(unfinished):
+        yield unfinished
+        move_file(unfinished, path, durable)
+
+
 def move_file(
     unfinished: Path, path: PathLike, durable: bool = False, existing: Existing = "replace"
 ) -> None:

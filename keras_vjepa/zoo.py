@@ -5,8 +5,9 @@ downloads that file, checks it, converts it and writes a preset into the cache; 
 cache is all that is needed. The weights are under the authors' licence, and none of them are in
 this package.
 
-The SHA-256 of their files are not yet known here: the files could not be downloaded where this
-package was made. So each must be trusted once, by the user; see `downloads.py`.
+The files could not be downloaded where this package was made, so it knows the SHA-256 of those
+alone that others have stated, and who did. Each of the rest must be trusted once, by the user; see
+`presets/downloads.py`.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from typing import Any
 
 import keras
 
-from keras_vjepa import files
+from keras_vjepa import files, locks
 from keras_vjepa.conversion import CheckpointError, convert, convert_classifier
 from keras_vjepa.models.backbone import SIZES, VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
@@ -59,10 +60,18 @@ class Entry:
         """Its preset in the cache; without weights, a folder of descriptions alone."""
         cache = files.cache_folder()
         folder = cache / "presets" / name
-        if _is_whole(folder):
+        if folder.exists() and damage(folder, thorough=False) is None:
             return folder
         if not load_weights:
             return self._write_descriptions(cache / "descriptions" / name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locks.locked(folder.parent, files.CACHE_VARIABLE, wait=True, name=f".lock-{name}"):
+            # Another process may have made it while this one waited.
+            if not _is_whole(folder):
+                self._make(folder, trust_on_first_use)
+        return folder
+
+    def _make(self, folder: Path, trust_on_first_use: bool) -> None:
         with files.unfinished_folder(folder, existing=_unless_damaged(folder)) as unfinished:
             with _float32():
                 self.write_models(unfinished, trust_on_first_use)
@@ -70,7 +79,6 @@ class Entry:
             metadata = json.loads((unfinished / METADATA_FILE).read_text())
             metadata = {**metadata, **self.describe()}
             (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2))
-        return folder
 
     def _write_descriptions(self, folder: Path) -> Path:
         preprocessor = keras.saving.serialize_keras_object(self.preprocessor())
@@ -299,6 +307,30 @@ def _described(cls: type, **arguments: Any) -> dict[str, Any]:
 _JEPA = "https://dl.fbaipublicfiles.com/jepa"
 _JEPA_2 = "https://dl.fbaipublicfiles.com/vjepa2"
 
+_CONFIRMED = "two or more unrelated public projects (confirmed)"
+_REPORTED = "one public project (reported; nobody has confirmed it)"
+
+# Hash and length of the files, and who states them; of the others nobody does. The list that this
+# is taken from contradicts itself: Meta publishes no hash, it says, and also that this one of
+# `vitl.pt` is that of `original/model.pth` in Meta's own repository facebook/vjepa2-vitl-fpc64-256,
+# which shows hashes of its files. It gives no exact length of `vitl16.pth.tar` (about 5.1 GB).
+_STATED: dict[str, dict[str, Any]] = {
+    f"{_JEPA}/vitl16/vitl16.pth.tar": {
+        "sha256": "0cd3bfce97d04891a31eac70d573ef94f423d858a6b0dc0b3ddf5f8d00b33fe4",
+        "stated_by": _REPORTED,
+    },
+    f"{_JEPA_2}/vitl.pt": {
+        "sha256": "5346856ec9df69487fe72a25bf2632aaa8112df33fb67708e3f7374edc1f7012",
+        "num_bytes": 5_127_726_842,
+        "stated_by": _CONFIRMED,
+    },
+}
+
+
+def _file(address: str) -> RemoteFile:
+    return RemoteFile(address, **_STATED.get(address, {}))
+
+
 #   folder of the files, size of the encoder, pixels, trainable parameters of the encoder
 _PRETRAINED = {
     "vjepa_large_patch16_224": ("vitl16", "large", 224, 303_885_312),
@@ -332,7 +364,7 @@ def _encoder(size: str, pixels: int, num_frames: int, **arguments: Any) -> Argum
 for _name, (_folder, _size, _pixels, _parameters) in _PRETRAINED.items():
     BUILT_IN[_name] = PretrainedEntry(
         f"V-JEPA ViT-{_size[0].upper()}/16, pretrained on VideoMix2M at {_pixels} pixels",
-        RemoteFile(f"{_JEPA}/{_folder}/{_folder}.pth.tar"),
+        _file(f"{_JEPA}/{_folder}/{_folder}.pth.tar"),
         encoder=_encoder(_size, _pixels, 16),
         predictor={"hidden_dim": 384, "num_layers": 12, "num_heads": 16, "num_mask_tokens": 2},
         parameters=_parameters,
@@ -341,10 +373,10 @@ for _name, (_folder, _size, _pixels, _parameters) in _PRETRAINED.items():
     )
 
 for _row, (_name, (_folder, *_)) in enumerate(_PRETRAINED.items()):
-    for _task, (_file, _dataset, _classes, _clips, _views, _scores) in _PROBES.items():
+    for _task, (_probe, _dataset, _classes, _clips, _views, _scores) in _PROBES.items():
         BUILT_IN[f"{_name}_{_task}"] = ClassifierEntry(
             _name,
-            RemoteFile(f"{_JEPA}/{_folder}/{_file}.pth.tar"),
+            _file(f"{_JEPA}/{_folder}/{_probe}.pth.tar"),
             _dataset,
             _classes,
             _scores[_row],
@@ -352,11 +384,11 @@ for _row, (_name, (_folder, *_)) in enumerate(_PRETRAINED.items()):
             _views,
         )
 
-for _name, (_file, _size, _pixels, _parameters) in _PRETRAINED_2.items():
+for _name, (_checkpoint, _size, _pixels, _parameters) in _PRETRAINED_2.items():
     _rotary = {"position_embedding": "rotary"}
     BUILT_IN[_name] = PretrainedEntry(
         f"V-JEPA 2 ViT-{_size[0]}/16 at {_pixels} pixels",
-        RemoteFile(f"{_JEPA_2}/{_file}"),
+        _file(f"{_JEPA_2}/{_checkpoint}"),
         encoder=_encoder(_size, _pixels, 64, **_rotary),
         predictor={
             **{"hidden_dim": 384, "num_layers": 12, "num_heads": 12, "num_mask_tokens": 10},

@@ -436,7 +436,7 @@ WRITES = {
 # What `files.py` lends paths under, and who does.
 LENT, LENDERS = (
     {"unfinished", "scratch"},
-    {"unfinished_file", "unfinished_folder", "scratch_folder"},
+    {"unfinished_file", "unfinished_folder", "scratch_folder", "continued_file"},
 )
 # A log that is read while another process writes it; a lock, which is an open file.
 WRITTEN_OPENLY = {

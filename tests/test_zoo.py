@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,10 @@ from keras_vjepa import (
     VJEPAVideoClassifier,
     VJEPAVideoPreprocessor,
 )
+from keras_vjepa.presets import transfer
 from keras_vjepa.presets.downloads import TRUST_VARIABLE, RemoteFile
 from keras_vjepa.presets.preset import BUILT_IN
-from keras_vjepa.zoo import ClassifierEntry, PretrainedEntry
+from keras_vjepa.zoo import _CONFIRMED, _REPORTED, ClassifierEntry, PretrainedEntry
 from tests.support import GOLDEN, ROOT, channels_last, golden
 
 # Files are fetched, converted and kept in the same way on each backend.
@@ -211,6 +213,57 @@ def test_an_unknown_hash_must_be_trusted_and_is_then_pinned(zoo, server, tmp_pat
     assert left_in_cache(tmp_path) == [pin.name]
 
 
+def state(monkeypatch, stated_by, **changes):
+    """Have somebody say of the tiny file's hash what the table says of the authors'."""
+    entry = BUILT_IN["tiny"]
+    checkpoint = replace(entry.checkpoint, stated_by=stated_by, **changes)
+    monkeypatch.setitem(BUILT_IN, "tiny", replace(entry, checkpoint=checkpoint))
+
+
+@pytest.mark.parametrize("stated_by", [_CONFIRMED, _REPORTED])
+def test_a_stated_hash_needs_no_trust_and_a_difference_says_whose_it_is(
+    stated_by, zoo, server, tmp_path, monkeypatch
+):
+    state(monkeypatch, stated_by)
+    content = (server.folder / CHECKPOINT).read_bytes()
+    (server.folder / CHECKPOINT).write_bytes(content[:-1] + b"x")
+    whose = f"must have the SHA-256 {zoo[CHECKPOINT]}, according to {re.escape(stated_by)}. "
+    for trusted in (False, True):
+        with pytest.raises(ValueError, match=f"{whose}Received: .*removed.*keras-vjepa verify"):
+            VJEPABackbone.from_preset("tiny", trust_on_first_use=trusted)
+        assert left_in_cache(tmp_path) == []
+    (server.folder / CHECKPOINT).write_bytes(content)
+    assert VJEPABackbone.from_preset("tiny").num_layers == 3
+
+
+def test_a_stated_length_is_compared_before_anything_comes(zoo, server, monkeypatch):
+    state(monkeypatch, _CONFIRMED, num_bytes=10**12)
+    with pytest.raises(ValueError, match="exactly 1,000,000,000,000 bytes, according to two or"):
+        VJEPABackbone.from_preset("tiny")
+
+
+def test_what_the_table_knows_of_hashes():
+    stated = {
+        file["address"].rpartition(".com/")[2]: (file["sha256"][:8], file["num_bytes"])
+        for described in keras_vjepa.list_presets().values()
+        for file in described["files"]
+        if file["sha256"]
+    }
+    assert stated == {
+        "jepa/vitl16/vitl16.pth.tar": ("0cd3bfce", None),
+        "vjepa2/vitl.pt": ("5346856e", 5_127_726_842),
+    }
+
+
+def test_a_pin_that_is_damaged_is_named(zoo, monkeypatch):
+    forget_hash(monkeypatch)
+    pin = BUILT_IN["tiny"].checkpoint.pin
+    pin.parent.mkdir(parents=True)
+    pin.write_text("<html>")
+    with pytest.raises(ValueError, match=r"\.sha256 must begin with a SHA-256. Remove it"):
+        VJEPABackbone.from_preset("tiny", trust_on_first_use=True)
+
+
 def test_trust_by_environment(zoo, monkeypatch):
     forget_hash(monkeypatch)
     forget_hash(monkeypatch, "tiny_task")
@@ -224,9 +277,7 @@ def test_trust_by_environment(zoo, monkeypatch):
 def break_it(server, how):
     path = server.folder / CHECKPOINT
     content = path.read_bytes()
-    if how == "interrupted":
-        server.interrupt = True
-    elif how == "404":
+    if how == "404":
         path.unlink()
     elif how == "wrong hash":
         path.write_bytes(content[:-1] + b"x")
@@ -242,11 +293,6 @@ def break_it(server, how):
 @pytest.mark.parametrize(
     "how,trusted,message",
     [
-        (
-            "interrupted",
-            False,
-            "cannot be downloaded, and nothing was kept: .*retrieval incomplete",
-        ),
         ("404", False, "nothing was kept: the server answers 404, .*: curl -C - -O http"),
         ("no server", False, "nothing was kept: no connection .*refused.*: curl -C - -O http"),
         ("wrong hash", False, "must have the SHA-256 .*according to this package"),
@@ -266,10 +312,48 @@ def test_a_bad_download_leaves_nothing_behind(
     # Nor do the errors below it stand above it on the screen.
     assert "".join(traceback.format_exception(raised.value)).count("Traceback") == 1
     assert left_in_cache(tmp_path) == []
-    if how in ("interrupted", "truncated archive"):
-        server.interrupt = False
+    if how == "truncated archive":
         (server.folder / CHECKPOINT).write_bytes((GOLDEN / "tiny.pth.tar").read_bytes())
         assert VJEPABackbone.from_preset("tiny", trust_on_first_use=trusted).num_layers == 3
+
+
+def test_an_interrupted_download_is_kept(zoo, server, tmp_path, monkeypatch):
+    server.interrupt = True
+    monkeypatch.setattr(transfer, "PATIENCE", transfer.Patience(tries=2, first_wait=0.0))
+    with pytest.raises(ValueError, match="are kept in .*part.*: the connection broke") as raised:
+        VJEPABackbone.from_preset("tiny")
+    assert "\n" not in str(raised.value) and f"curl -C - -O {server.address}" in str(raised.value)
+    names = left_in_cache(tmp_path)
+    assert len(names) == 2 and names[0].endswith(".pth.tar.part") and names[1].endswith(".json")
+    server.interrupt = False
+    assert VJEPABackbone.from_preset("tiny").num_layers == 3
+    assert not list((tmp_path / "cache" / "downloads").iterdir())
+
+
+def test_a_file_is_kept_until_there_is_a_preset_of_it(zoo, server, monkeypatch):
+    """What is stopped or has no place on the disk is gone on with, without a second download."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("keras_vjepa.zoo.convert", raising(KeyboardInterrupt))
+        VJEPABackbone.from_preset("tiny")
+    path = BUILT_IN["tiny"].checkpoint.path
+    assert path.is_file()
+    VJEPABackbone.from_preset("tiny")
+    assert server.requested == [f"/{CHECKPOINT}"] and not path.exists()
+
+
+def raising(error):
+    def function(*arguments, **options):
+        raise error
+
+    return function
+
+
+def test_a_file_that_was_changed_in_the_cache_is_fetched_anew(zoo, server, caplog):
+    path = BUILT_IN["tiny"].checkpoint.path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"something else")
+    VJEPABackbone.from_preset("tiny")
+    assert server.requested == [f"/{CHECKPOINT}"] and "is not what it must be" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["model.weights.h5", "config.json", "metadata.json"])
@@ -297,11 +381,11 @@ def test_a_file_of_another_architecture_is_an_error(zoo, tmp_path, monkeypatch):
 
 
 def test_two_at_a_time_get_the_same_preset(zoo, server, tmp_path):
-    """Both download, the second to finish takes the files of the first."""
+    """One downloads, the other waits and takes the files of the first."""
     folder = partial(BUILT_IN["tiny"].folder, "tiny", True, False)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: folder(), range(2))
-    assert first == second
+    assert first == second and server.requested == [f"/{CHECKPOINT}"]
     assert VJEPABackbone.from_preset(first).num_layers == 3
     assert [p.name for p in (tmp_path / "cache" / "presets").iterdir()] == ["tiny"]
 
@@ -329,7 +413,8 @@ def test_every_released_model_is_listed():
         assert described["licence"] and described["source"].startswith("https://")
         for file in described["files"]:
             assert file["address"].startswith("https://dl.fbaipublicfiles.com/")
-            assert set(file) == {"address", "sha256"}
+            assert set(file) == {"address", "sha256", "num_bytes", "stated_by"}
+            assert (file["sha256"] is None) == (file["stated_by"] is None)
 
 
 @pytest.mark.parametrize("name", VJEPABackbone.presets)

@@ -1,30 +1,30 @@
-"""Files from elsewhere: the authors' checkpoints, and presets on the hubs (App. C, App. D.1).
+"""Checkpoints on the authors' server: fetched once, checked and removed (App. C, App. D.1).
 
-Downloading is left to libraries. `huggingface_hub` and `kagglehub`, each an extra, keep a cache,
-resume, know revisions and work without network. The authors' files lie on a plain web server, from
-which Keras' own `get_file` takes them: it notices a short answer and needs no package beside Keras,
-but it does not resume. What is done here is the part that it leaves: SHA-256, and that there is
-never half a file under its final name.
+`transfer.py` downloads. What is done here: one process at a time fetches a file; its SHA-256 is
+that which is stated for it or, where none is, that of the first download; and it stays no longer
+than it is needed, but long enough for nothing to be fetched twice.
 """
 
-import hashlib
+import logging
 import os
-import urllib.error
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
-
-from keras_vjepa import files
-from keras_vjepa.named_errors import one_line
+from keras_vjepa import files, locks
+from keras_vjepa.presets.transfer import (
+    Expected,
+    TransferError,
+    WrongContentError,
+    fetch,
+    hash_of,
+)
 
 TRUST_VARIABLE = "KERAS_VJEPA_TRUST_ON_FIRST_USE"
-_HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
 
-
-# --- A file on a web server ----------------------------------------------------------------------
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,49 +34,71 @@ class RemoteFile:
     Attributes:
         address: where it is.
         sha256: its hash, or None while it is not yet known.
+        num_bytes: its length, or None.
+        stated_by: who says so of hash and length, for messages; None for this package.
     """
 
     address: str
     sha256: str | None = None
+    num_bytes: int | None = None
+    stated_by: str | None = None
 
     @property
     def name(self) -> str:
         return self.address.rsplit("/", 1)[-1]
 
     @property
-    def _trusted(self) -> Path:
+    def _readable(self) -> str:
+        return self.address.split("://", 1)[-1].replace("/", "_")
+
+    @property
+    def path(self) -> Path:
+        """Where it lies in the cache while it is needed."""
+        return files.cache_folder() / "downloads" / self._readable
+
+    @property
+    def pin(self) -> Path:
         """Where the hash of the first download is kept, in the layout of `sha256sum`."""
-        readable = self.address.split("://", 1)[-1].replace("/", "_")
-        return files.cache_folder() / "trusted" / f"{readable}.sha256"
+        return files.cache_folder() / "trusted" / f"{self._readable}.sha256"
 
     def known_sha256(self) -> str | None:
         """The hash that the file must have: the stated one, else that of the first download."""
-        if self.sha256 is None and self._trusted.is_file():
-            return self._trusted.read_text().split()[0]
+        if self.sha256 is None and self.pin.is_file():
+            text = self.pin.read_text("utf-8", errors="replace")
+            found = re.match(r"[0-9a-f]{64}(?=\s)", text)
+            if found is None:
+                raise ValueError(f"{self.pin} must begin with a SHA-256. Remove it to trust anew")
+            return found[0]
         return self.sha256
 
     def trust(self, sha256: str) -> None:
         """Keep the hash of the first download, unless there is one."""
-        files.write_text(self._trusted, f"{sha256}  {self.address}\n", existing="keep")
+        files.write_text(self.pin, f"{sha256}  {self.address}\n", existing="keep")
 
 
 @contextmanager
-def downloaded(file: RemoteFile, trust_on_first_use: bool = False) -> Iterator[Path]:
+def downloaded(
+    file: RemoteFile, trust_on_first_use: bool = False, keep: bool = False
+) -> Iterator[Path]:
     """Download a file for as long as the context lasts.
 
     Its hash is checked. Where none is known, that of this download is kept when the context ends
-    well, so a file that turned out to be useless is not trusted.
+    well, so a file that turned out to be useless is not trusted. What was stopped, here or on the
+    way, is gone on with the next time; of several processes one works, and the others wait.
 
     Args:
         file: what to download.
         trust_on_first_use: accept a file whose hash is not known.
+        keep: leave the file in the cache for the next who asks.
 
     Yields:
-        Path of the complete file, which is removed afterwards.
+        Path of the complete file. It is removed afterwards, also if the context ends in a
+        `ValueError`, which means that the file is useless; whatever else ends it leaves the file.
 
     Raises:
         ValueError: if it cannot be downloaded, has another hash than it must, or its hash is not
             known and may not be trusted.
+        OSError: if there is no place for it.
     """
     known = file.known_sha256()
     trusted = trust_on_first_use or os.environ.get(TRUST_VARIABLE, "0") not in ("", "0")
@@ -86,89 +108,62 @@ def downloaded(file: RemoteFile, trust_on_first_use: bool = False) -> Iterator[P
             "downloaded is the authors' file. To accept it once and pin its hash, pass "
             f"`trust_on_first_use=True` or set {TRUST_VARIABLE}=1."
         )
-    # The system's temporary folder may be too small for it.
-    with files.scratch_folder(files.cache_folder()) as folder:
-        path = _fetch(file, folder)
-        with open(path, "rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        if known is not None and sha256 != known:
-            origin = "this package" if file.sha256 else str(file._trusted)
-            raise ValueError(
-                f"{file.address} must have the SHA-256 {known}, according to {origin}. "
-                f"Received: {sha256}. The file was removed."
-            )
-        yield path
+    with _alone_with(file) as path:
+        sha256 = _fetched(file, path, known)
+        try:
+            yield path
+        except ValueError:
+            path.unlink(missing_ok=True)
+            raise
         if known is None:
             file.trust(sha256)
+        if not keep:
+            path.unlink(missing_ok=True)
 
 
-def _fetch(file: RemoteFile, folder: Path) -> Path:
+@contextmanager
+def _alone_with(file: RemoteFile) -> Iterator[Path]:
+    """Keep other processes away from a file in the cache."""
+    path = file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = f".lock-{path.name}"
+    with locks.locked(path.parent, files.CACHE_VARIABLE, wait=True, name=lock):
+        yield path
+
+
+def _fetched(file: RemoteFile, path: Path, known: str | None) -> str:
+    """Have a file in the cache, and return its hash, which is what it must be."""
+    if path.is_file():
+        # Whole, from a time before: what was to be made of it was stopped.
+        sha256 = hash_of(path)
+        if known in (None, sha256):
+            return sha256
+        _LOG.warning("%s is not what it must be, and is fetched anew.", path)
+        path.unlink()
     try:
-        path = keras.utils.get_file(
-            file.name, file.address, cache_dir=str(folder), cache_subdir=str(folder)
-        )
-    except Exception as error:  # `get_file` raises nothing more exact.
+        return fetch(file.address, path, Expected(known, file.num_bytes))
+    except TransferError as error:
         # Without the errors below it, which are pages that end in the same words.
         raise ValueError(
-            f"{file.address} cannot be downloaded, and nothing was kept: {_reason(error)}. "
-            f"Try again, or fetch it yourself: curl -C - -O {file.address}, and then "
+            f"{error}. Try again, or fetch it yourself: curl -C - -O {file.address}, and then "
             "keras-vjepa convert."
         ) from None
-    return Path(path)
+    except WrongContentError as error:
+        raise ValueError(_another_file(file, error)) from None
 
 
-def _reason(error: Exception) -> str:
-    """What the network said, where `get_file` has packed it into words of its own."""
-    cause = error.__context__
-    if isinstance(cause, urllib.error.HTTPError):
-        return f"the server answers {cause.code}, {cause.reason}"
-    if isinstance(cause, urllib.error.URLError):
-        return f"no connection ({cause.reason})"
-    return one_line(error).rstrip(".")
-
-
-# --- Hubs ----------------------------------------------------------------------------------------
-
-
-def is_address(preset: str) -> bool:
-    """Whether this names a preset on a hub."""
-    return preset.startswith((_HUGGING_FACE, _KAGGLE))
-
-
-def preset_from_hub(preset: str, load_weights: bool) -> Path:
-    """The local copy of a preset on a hub.
-
-    Args:
-        preset: `hf://user/repo`, `hf://user/repo@revision`, or
-            `kaggle://user/model/framework/variation[/version]`.
-        load_weights: False leaves weights out, where the hub's library can.
-
-    Raises:
-        ImportError: if the hub's library is not installed.
-        ValueError: if the preset cannot be fetched.
-    """
-    fetch = _from_hugging_face if preset.startswith(_HUGGING_FACE) else _from_kaggle
-    try:
-        return fetch(preset, load_weights)
-    except ImportError:
-        raise
-    except Exception as error:  # Each library has dozens of its own.
-        raise ValueError(f"{preset} cannot be fetched: {one_line(error)}") from None
-
-
-def _from_hugging_face(preset: str, load_weights: bool) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ImportError(f"{preset} needs a package: pip install huggingface_hub") from None
-    repository, _, revision = preset.removeprefix(_HUGGING_FACE).partition("@")
-    patterns = ["*.json", "*.h5", "*.safetensors"] if load_weights else ["*.json"]
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-
-
-def _from_kaggle(preset: str, load_weights: bool) -> Path:
-    try:
-        import kagglehub
-    except ImportError:
-        raise ImportError(f"{preset} needs a package: pip install kagglehub") from None
-    return Path(kagglehub.model_download(preset.removeprefix(_KAGGLE)))
+def _another_file(file: RemoteFile, error: WrongContentError) -> str:
+    """Say where the hash comes from that a file does not have, and what to do."""
+    if file.sha256 is None and file.pin.is_file():
+        origin = f"the first download, kept in {file.pin}"
+        remedy = "Remove that to trust what is there now"
+    else:
+        origin = file.stated_by or "this package"
+        remedy = (
+            "Try once more; if it is the same, tell the project both, with keras-vjepa verify. "
+            "What you fetched yourself and trust, keras-vjepa convert takes"
+        )
+    return (
+        f"{file.address} must have {error.must_have}, according to {origin}. "
+        f"Received: {error.received}. The file was removed. {remedy}."
+    )

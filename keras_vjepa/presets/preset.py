@@ -37,7 +37,7 @@ from keras_vjepa.presets.claims import (
     described_class,
     weights_asked_for,
 )
-from keras_vjepa.presets.downloads import is_address, preset_from_hub
+from keras_vjepa.presets.hubs import is_address, preset_from_hub
 from keras_vjepa.presets.integrity import METADATA_FILE, WRITTEN, describe_files
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"

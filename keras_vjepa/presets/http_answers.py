@@ -1,0 +1,247 @@
+"""Ask a web server for a file or the rest of it, and tell what its answer means (App. C).
+
+Standard library alone. Nothing that a server says is believed: a range that was not asked for, a
+page in place of a file, bytes beyond the end and an archive that swells are told apart here.
+"""
+
+import http.client
+import re
+import ssl
+import sys
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from typing import IO, Any
+
+from keras_vjepa.named_errors import one_line
+
+CHUNK = 1 << 20
+# Weights hardly shrink: what swells more than that is no file of weights.
+_MOST_SWELLING = 64
+# Codes after which the same request may be answered otherwise.
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_ZLIB_WITH_GZIP_HEADER = 32 + zlib.MAX_WBITS
+
+
+class RefusedError(Exception):
+    """Raised for an answer that asking again would not change."""
+
+
+class BrokenError(Exception):
+    """Raised when a connection or a server fails for now.
+
+    Attributes:
+        wait: seconds after which the server wants to be asked again, if it says so.
+        answered: whether there was a server at all.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0, answered: bool = True) -> None:
+        super().__init__(reason)
+        self.wait, self.answered = wait, answered
+
+
+class OutdatedPartError(Exception):
+    """Raised when the part that is here cannot be gone on with; it says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What there is of a file.
+
+    Attributes:
+        num_bytes: how much.
+        version: what the server called this version of the file: an ETag or a date.
+        total: length of the whole file, if the server said so.
+    """
+
+    num_bytes: int = 0
+    version: str | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A server's answer, before its content is read.
+
+    Attributes:
+        start: where in the file the content begins.
+        version: as in `Part`.
+        total: as in `Part`.
+        content: the bytes, chunk by chunk; it ends early where the connection does so unnoticed,
+            and raises `BrokenError` where that was noticed.
+    """
+
+    start: int
+    version: str | None
+    total: int | None
+    content: Iterator[bytes]
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows what stays on the web, and as safe as it was."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: Any,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        kept = ("https",) if req.type == "https" else ("https", "http")
+        if newurl.partition(":")[0].lower() not in kept:
+            raise RefusedError(
+                f"the server leads to {newurl[:200]}, which is not {' or '.join(kept)}"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@contextmanager
+def ask(address: str, part: Part, timeout: float) -> Iterator[Answer]:
+    """Ask for a file, or for what a part lacks of it, for as long as the context lasts.
+
+    Args:
+        address: of the file.
+        part: what there is already.
+        timeout: seconds without a byte after which the connection counts as broken.
+
+    Yields:
+        The answer; its `start` is 0 if the server sends all of the file again.
+
+    Raises:
+        RefusedError: if asking again is of no use.
+        BrokenError: if it may be.
+        OutdatedPartError: if the file must be asked for from its beginning.
+    """
+    headers = {"Accept-Encoding": "identity", "User-Agent": "keras_vjepa"}
+    if part.num_bytes:
+        headers["Range"] = f"bytes={part.num_bytes}-"
+        if part.version and not part.version.startswith("W/"):
+            headers["If-Range"] = part.version
+    opener = urllib.request.build_opener(_Redirects)
+    try:
+        response = opener.open(urllib.request.Request(address, headers=headers), timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with closing(error):
+            yield _answer_to_error(error, part)
+        return
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _no_connection(error) from None
+    with closing(response):
+        yield _answer(response, part)
+
+
+def _no_connection(error: Exception) -> Exception:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return RefusedError(f"its certificate cannot be trusted ({reason.verify_message})")
+    text = one_line(reason) if isinstance(reason, Exception) else str(reason)
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return RefusedError(f"its address cannot be used ({text})")
+    answered = not isinstance(error, urllib.error.URLError)
+    return BrokenError(f"no connection ({text})", answered=answered)
+
+
+def _answer_to_error(error: urllib.error.HTTPError, part: Part) -> Answer:
+    if error.code == 416 and part.num_bytes:
+        length = re.fullmatch(r"bytes \*/(\d{1,18})", error.headers.get("Content-Range", ""))
+        version = _version(error.headers)
+        if length and int(length[1]) == part.num_bytes and version in (None, part.version):
+            return Answer(part.num_bytes, part.version, part.num_bytes, iter(()))
+        raise OutdatedPartError("it is not as long any more as what is here")
+    reason = f"the server answers {error.code}, {one_line(Exception(error.reason))}"
+    if error.code in _PASSING:
+        wait = error.headers.get("Retry-After", "")
+        raise BrokenError(reason, wait=float(wait) if re.fullmatch(r"\d{1,6}", wait) else 0.0)
+    raise RefusedError(reason)
+
+
+def _answer(response: http.client.HTTPResponse, part: Part) -> Answer:
+    kind = response.headers.get_content_type()
+    if kind in ("text/html", "application/xhtml+xml"):
+        raise RefusedError(
+            f"the server answers with a page ({kind}) in place of the file: a login, or something "
+            "between here and there"
+        )
+    version, encoding = _version(response.headers), response.headers.get("Content-Encoding", "")
+    is_plain = encoding.strip().lower() in ("", "identity")
+    if response.status == 206 and part.num_bytes:
+        if not is_plain:
+            raise OutdatedPartError("the server sends parts of it compressed")
+        length, total = _range(response, part)
+        if version is not None and part.version not in (None, version):
+            raise OutdatedPartError("it has changed on the server")
+        content = _chunks(response, length)
+        return Answer(part.num_bytes, version or part.version, total, content)
+    if response.status != 200:
+        raise RefusedError(f"the server answers {response.status}, {response.reason}")
+    if is_plain:
+        return Answer(0, version, response.length, _chunks(response, response.length))
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        raise RefusedError(f"the server sends it compressed ({encoding[:40]}), unasked")
+    # Length and version are those of what is sent.
+    return Answer(0, None, None, _expanded(_chunks(response, response.length)))
+
+
+def _version(headers: Message) -> str | None:
+    found = headers.get("ETag") or headers.get("Last-Modified")
+    return found[:500] if found else None
+
+
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+
+
+def _range(response: http.client.HTTPResponse, part: Part) -> tuple[int, int | None]:
+    """How much is sent, and the length of the whole; it must begin where the part ends."""
+    text = response.headers.get("Content-Range", "")
+    found = _RANGE.fullmatch(text.strip())
+    if found is None or int(found[1]) != part.num_bytes or int(found[2]) < int(found[1]):
+        raise OutdatedPartError(f"the server sends another part than was asked for ({text[:60]!r})")
+    total = None if found[3] == "*" else int(found[3])
+    if total is not None and int(found[2]) >= total:
+        raise OutdatedPartError(f"the server sends a part that cannot be ({text[:60]!r})")
+    if part.total is not None and total not in (None, part.total):
+        raise OutdatedPartError("it has another length on the server now")
+    length = int(found[2]) - part.num_bytes + 1
+    return (length if response.length is None else min(length, response.length)), total
+
+
+def _chunks(response: http.client.HTTPResponse, length: int | None) -> Iterator[bytes]:
+    left = sys.maxsize if length is None else length
+    while left > 0:
+        try:
+            # What has come, and not a full chunk: a slow connection shows that it moves.
+            chunk = response.read1(min(CHUNK, left))
+        except (OSError, http.client.HTTPException) as error:
+            reason = "no more bytes came" if isinstance(error, TimeoutError) else one_line(error)
+            raise BrokenError(f"the connection broke ({reason})") from None
+        if not chunk:
+            break
+        left -= len(chunk)
+        yield chunk
+    if length is not None and left > 0:
+        raise BrokenError("the connection broke (it ended too early)")
+
+
+def _expanded(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    expanding = zlib.decompressobj(_ZLIB_WITH_GZIP_HEADER)
+    num_sent = num_expanded = 0
+    for chunk in chunks:
+        num_sent += len(chunk)
+        while chunk and not expanding.eof:
+            try:
+                expanded = expanding.decompress(chunk, CHUNK)
+            except zlib.error as error:
+                raise RefusedError(f"what the server sends cannot be expanded ({error})") from None
+            num_expanded += len(expanded)
+            if num_expanded > _MOST_SWELLING * num_sent + CHUNK:
+                raise RefusedError("what the server sends swells too much when it is expanded")
+            chunk = expanding.unconsumed_tail
+            yield expanded
+    if not expanding.eof:
+        raise BrokenError("the connection broke (what was compressed ended too early)")

@@ -1,0 +1,321 @@
+"""Download a large file, in as many goes as it takes, and fetch no byte twice (App. C).
+
+What has come stays beside the file's place as `NAME.part`, with `NAME.part.json`, which says what
+the server called that version of the file. The next go, after a break or by another process after
+this one was killed, asks the server for the rest of the same version (`Range`, `If-Range`). Where
+the server has another version now, or sends no parts of files, the file is begun anew, and that is
+said. SHA-256 is computed on the way: what an earlier process left is read once for it.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from keras_vjepa import files
+from keras_vjepa.json_files import read_json_object
+from keras_vjepa.presets.http_answers import (
+    Answer,
+    BrokenError,
+    OutdatedPartError,
+    Part,
+    RefusedError,
+    ask,
+)
+from keras_vjepa.presets.transfer_display import TransferDisplay, amount
+
+# No file of weights is longer; for a server that never ends.
+_MOST_BYTES = 2**38
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a download goes on with a bad connection.
+
+    Attributes:
+        timeout: seconds without a byte after which it is broken off.
+        least_rate: bytes a second, over `timeout` seconds, below which it is.
+        tries: breaks in a row without headway after which it is given up.
+        headway: share of the file that must come for the count of breaks to begin anew.
+        first_wait: seconds before the second try; each further one waits twice as long.
+        longest_wait: seconds, also where the server asks for more.
+    """
+
+    timeout: float = 60.0
+    least_rate: float = 1000.0
+    tries: int = 6
+    headway: float = 1 / 64
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+
+
+PATIENCE = Patience()
+
+
+class TransferError(ValueError):
+    """Raised when a file cannot be downloaded: what happened, and what was kept."""
+
+
+class WrongContentError(ValueError):
+    """Raised when the server has another file than it must be.
+
+    Attributes:
+        must_have: what the file must have, such as "the SHA-256 ...".
+        received: what it has.
+    """
+
+    def __init__(self, must_have: str, received: str) -> None:
+        super().__init__(f"the file must have {must_have}. Received: {received}")
+        self.must_have, self.received = must_have, received
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a file before it is downloaded.
+
+    Attributes:
+        sha256: its hash, or None.
+        num_bytes: its length, or None.
+    """
+
+    sha256: str | None = None
+    num_bytes: int | None = None
+
+
+def fetch(
+    address: str, path: Path, expected: Expected = Expected(), patience: Patience | None = None
+) -> str:
+    """Download a file, or what an earlier process left to do of it.
+
+    Let one process at a time do that: see `locks.locked`.
+
+    Args:
+        address: where it is.
+        path: where to; there is a file once all of it is there and is what it must be.
+        expected: what it must be.
+        patience: None for `PATIENCE`.
+
+    Returns:
+        Its SHA-256.
+
+    Raises:
+        TransferError: if it cannot be downloaded; what has come is kept.
+        WrongContentError: if it is another file than expected; what has come of it is removed.
+        OSError: if the disk has no place for it, or it cannot be written.
+    """
+    with files.continued_file(path) as unfinished:
+        transfer = _Transfer(address, unfinished, expected, patience or PATIENCE)
+        sha256 = transfer.run()
+    transfer.forget()
+    return sha256
+
+
+def hash_of(path: Path) -> str:
+    """Read a file, and return its SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Transfer:
+    """One download: its part on the disk, and how often it broke without headway."""
+
+    def __init__(
+        self, address: str, unfinished: Path, expected: Expected, patience: Patience
+    ) -> None:
+        self._address, self._expected, self._patience = address, expected, patience
+        self._unfinished = unfinished
+        self._described = unfinished.with_name(f"{unfinished.name}.json")
+        self._display = TransferDisplay(address.rsplit("/", 1)[-1])
+        self._hash = hashlib.sha256()
+        self._part = self._found()
+        # The furthest byte so far, how far it was when breaks began to be counted, and their count.
+        self._furthest = self._headway_from = self._part.num_bytes
+        self._num_breaks, self._was_answered = 0, False
+
+    def run(self) -> str:
+        """Ask until the file is whole; return its hash."""
+        try:
+            while not self._is_whole():
+                self._ask()
+        except KeyboardInterrupt:
+            self._display.say(f"stopped; {amount(self._part.num_bytes)} are kept to go on with")
+            raise
+        sha256 = self._hash.hexdigest()
+        if self._expected.sha256 not in (None, sha256):
+            self._remove()
+            raise WrongContentError(f"the SHA-256 {self._expected.sha256}", sha256)
+        return sha256
+
+    def _ask(self) -> None:
+        """Ask once for what is missing, and receive what comes."""
+        try:
+            with ask(self._address, self._part, self._patience.timeout) as answer:
+                self._was_answered = True
+                self._receive(answer)
+        except OutdatedPartError as error:
+            self._display.say(f"begun anew: {error}")
+            self._begin(Answer(0, None, None, iter(()))).close()
+        except BrokenError as error:
+            self._wait_after(error)
+        except RefusedError as error:
+            raise self._given_up(str(error)) from None
+
+    def forget(self) -> None:
+        """Remove what was noted of the part."""
+        self._described.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        self._unfinished.unlink(missing_ok=True)
+        self.forget()
+
+    # --- What is here --------------------------------------------------------------------------
+
+    def _found(self) -> Part:
+        """What an earlier process left, read once for its hash; nothing, if that is of no use."""
+        noted = None
+        with suppress(OSError, ValueError):
+            noted = read_json_object(self._described)
+        if noted is None or noted.get("address") != self._address:
+            return Part()
+        version, total = noted.get("version"), noted.get("total")
+        num_bytes = self._unfinished.stat().st_size if self._unfinished.is_file() else 0
+        is_sound = isinstance(version, str | None) and type(total) in (int, type(None))
+        if not num_bytes or not is_sound or num_bytes > (total or _MOST_BYTES):
+            return Part()
+        if version is None and self._expected.sha256 is None:
+            self._display.say("begun anew: nothing would tell whether it has changed meanwhile")
+            return Part()
+        with open(self._unfinished, "rb") as file:
+            while chunk := file.read(1 << 20):
+                self._hash.update(chunk)
+        return Part(num_bytes, version, total)
+
+    def _is_whole(self) -> bool:
+        """Whether all of the file is there, as far as its length is known."""
+        total = self._part.total
+        return total is not None and self._part.num_bytes == total and self._unfinished.is_file()
+
+    def _begin(self, answer: Answer) -> BinaryIO:
+        """Open the part for what comes, emptied if all of the file does."""
+        file = _opened(self._unfinished, is_continued=answer.start > 0)
+        if not answer.start:
+            self._hash = hashlib.sha256()
+        self._part = Part(answer.start, answer.version, answer.total)
+        noted = {"address": self._address, "version": answer.version, "total": answer.total}
+        files.write_text(self._described, json.dumps(noted))
+        return file
+
+    # --- What comes ----------------------------------------------------------------------------
+
+    def _receive(self, answer: Answer) -> None:
+        self._check_length(answer.total)
+        self._check_disk(answer.total)
+        if self._part.num_bytes and not answer.start:
+            same = answer.version in (None, self._part.version)
+            reason = (
+                "the server sends no parts of files" if same else "it has changed on the server"
+            )
+            self._display.say(f"begun anew: {reason}")
+        with self._begin(answer) as file:
+            self._display.begin(answer.start, answer.total)
+            try:
+                for chunk in self._fast_enough(answer.content):
+                    self._keep(file, chunk)
+            except RefusedError:  # what has come is of no use
+                self._part = Part()
+                raise
+        if answer.total is None and not answer.start:
+            # The end of what the server sends is that of the file, and nothing said where it is.
+            if self._part.num_bytes < (self._expected.num_bytes or 0):
+                raise BrokenError("the connection broke (it ended too early)")
+            self._part = replace(self._part, total=self._part.num_bytes)
+        if not self._is_whole():
+            raise BrokenError("the server sent less than was asked for")
+        self._display.end(self._part.num_bytes)
+
+    def _keep(self, file: BinaryIO, chunk: bytes) -> None:
+        num_bytes = self._part.num_bytes + len(chunk)
+        self._check_length(None, at_least=num_bytes)
+        _write_all(file, chunk)
+        self._hash.update(chunk)
+        self._part = replace(self._part, num_bytes=num_bytes)
+        self._furthest = max(self._furthest, num_bytes)
+        self._display.update(num_bytes)
+
+    def _check_length(self, total: int | None, at_least: int = 0) -> None:
+        """Check the length that is said before anything is kept, and then what comes."""
+        expected = self._expected.num_bytes
+        most = _MOST_BYTES if expected is None else expected
+        if at_least > most or (total or 0) > most or (expected and total not in (None, expected)):
+            if at_least:
+                self._remove()
+            must_have = "at most" if expected is None else "exactly"
+            received = f"at least {at_least:,}" if at_least else f"{total:,}"
+            raise WrongContentError(f"{must_have} {most:,} bytes", received)
+
+    def _check_disk(self, total: int | None) -> None:
+        folder = self._unfinished.parent
+        here = self._unfinished.stat().st_size if self._unfinished.exists() else 0
+        needed = (total or self._expected.num_bytes or 0) - here
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise OSError(
+                f"There must be {amount(needed)} free in {folder} for {self._address}. Received: "
+                f"{amount(free)}. Make room, or set {files.CACHE_VARIABLE} to another folder"
+            )
+
+    def _fast_enough(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        least, since, num_bytes = self._patience.least_rate, time.monotonic(), 0
+        for chunk in chunks:
+            yield chunk
+            num_bytes += len(chunk)
+            passed = time.monotonic() - since
+            if passed > self._patience.timeout:
+                if num_bytes < least * passed:
+                    raise BrokenError(f"the connection was slower than {amount(least)} a second")
+                since, num_bytes = time.monotonic(), 0
+
+    # --- What breaks ---------------------------------------------------------------------------
+
+    def _wait_after(self, error: BrokenError) -> None:
+        """Wait before asking again, unless that has not helped for too long."""
+        patience, total = self._patience, self._part.total
+        enough = 2**20 if total is None else patience.headway * total
+        if self._furthest - self._headway_from >= enough:
+            self._num_breaks, self._headway_from = 0, self._furthest
+        self._num_breaks += 1
+        if self._num_breaks >= patience.tries or not (error.answered or self._was_answered):
+            raise self._given_up(str(error))
+        wait = max(patience.first_wait * 2 ** (self._num_breaks - 1), error.wait)
+        wait = min(wait, patience.longest_wait)
+        self._display.say(
+            f"{error} after {amount(self._part.num_bytes)}; going on in {wait:.3g} s "
+            f"({self._num_breaks} of {patience.tries - 1})"
+        )
+        time.sleep(wait)
+
+    def _given_up(self, reason: str) -> TransferError:
+        num_bytes, total = self._part.num_bytes, self._part.total
+        kept = "nothing was kept"
+        if num_bytes:
+            share = amount(num_bytes) + (f" of {amount(total)}" if total else "")
+            kept = f"{share} are kept in {self._unfinished}, and the next try goes on there"
+        else:
+            self._remove()
+        return TransferError(f"{self._address} cannot be downloaded, and {kept}: {reason}")
+
+
+def _opened(unfinished: Path, is_continued: bool) -> BinaryIO:
+    return open(unfinished, "ab" if is_continued else "wb", buffering=0)
+
+
+def _write_all(file: BinaryIO, chunk: bytes) -> None:
+    """Write without a buffer: what was received is in the file when a process is killed."""
+    left = memoryview(chunk)
+    while left:
+        left = left[file.write(left) :]
