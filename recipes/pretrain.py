@@ -28,10 +28,10 @@ from keras_vjepa.pretraining_check import configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
     MAY_DIFFER,
+    as_begun,
     check_budgets,
     check_files,
     check_options,
-    defining,
     introduction,
     resolved,
     token_grid,
@@ -46,7 +46,7 @@ from keras_vjepa.recipes.pretrain_objects import (
     weights_of_presets,
 )
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
-from keras_vjepa.training.description import check_same_run
+from keras_vjepa.training.description import check_same_run, defining
 from keras_vjepa.training.input_files import check_input_files, knows_input_files
 from keras_vjepa.training.results import check_not_lost, damaged_result, read_result
 from keras_vjepa.training.resumable import writable_folder
@@ -64,6 +64,7 @@ def run(config: PretrainConfig, workdir: Path, program: str = "pretrain.py") -> 
     parallel = distribution.setup(config.shard_parameters)
     writable_folder(workdir)
     with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
+        config = as_begun(config, workdir)
         if not _is_finished(config, workdir, parallel.is_first):
             _train(config, workdir, parallel, program)
         elif parallel.is_first:

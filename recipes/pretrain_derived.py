@@ -3,7 +3,6 @@
 Budgets follow the token grid and the masks, clipping the warm-up.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from keras_vjepa.data.batches.mask_budgets import (
     masks_in_words,
 )
 from keras_vjepa.data.batches.mask_kinds import Grid
-from keras_vjepa.data.batches.mask_sampler import counts_after_truncation
+from keras_vjepa.data.batches.mask_sampler import counts_after_truncation, mean_counts
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.models import dimensions
@@ -27,7 +26,9 @@ from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.pretraining_check import check_masks, check_parts
 from keras_vjepa.recipes.pretrain_objects import clip_after, make_masks, mask_kinds
 from keras_vjepa.recipes.pretrain_parts import MASK_SETS, PretrainConfig
+from keras_vjepa.training.results import CHECKPOINTS, read_result
 from keras_vjepa.training.resumable import check_folder
+from keras_vjepa.training.run_state import Checkpoints
 
 # Options that may change when a run goes on. The samples are compared in place of their path, the
 # budgets in place of the batch that they are made for.
@@ -90,9 +91,18 @@ def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> d
     return stored
 
 
-def defining(options: Mapping[str, Any], free: set[str]) -> dict[str, Any]:
-    """Take the options that are not free, as JSON has them."""
-    return json.loads(json.dumps({k: v for k, v in options.items() if k not in free}))
+def as_begun(config: PretrainConfig, workdir: Path) -> PretrainConfig:
+    """Keep the budgets of a run that began when all that are not given were the means."""
+    stored = read_result(workdir / "config.json")
+    stored = stored or Checkpoints(workdir / CHECKPOINTS).described().get("run")
+    sampler, grid = config.sampler, token_grid(config)
+    if not stored or sampler.truncation == "batch_min":
+        return config
+    found = upgraded(stored, config, grid).get("target_budgets")
+    _, means = mean_counts(mask_kinds(config), grid, sampler.budget_batch_size)
+    given = sampler.target_budgets or [None] * len(means)
+    former = [mean if own is None else own for own, mean in zip(given, means, strict=True)]
+    return replace(config, target_budgets=tuple(former)) if found == former else config
 
 
 def check_options(config: PretrainConfig) -> None:

@@ -14,6 +14,7 @@ from keras_vjepa.data.batches.mask_kinds import Mask
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
+from keras_vjepa.models.backbone_preset import copy_weights
 from keras_vjepa.presets.fingerprints import fingerprint_of_weights
 from keras_vjepa.recipes.pretrain_parts import MASK_SETS, MASKS, PretrainConfig
 
@@ -101,7 +102,7 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     encoder = make_encoder(config)
     teacher, start = (load_encoder(config, field) for field in ("teacher", "start_from"))
     if start is not None:
-        _take_weights(encoder, start, config.start_from)
+        copy_weights(start, encoder, start_from=config.start_from)
     length = config.run.steps * config.schedule_scale
     exact = are_exact(mask_kinds(config), encoder.grid_shape)
     given = config.sampler.context_budgets or config.sampler.target_budgets
@@ -170,19 +171,6 @@ def presets_as_they_are(config: PretrainConfig, stored: Mapping[str, Any]) -> di
                 if path == stored.get(field):
                     found[name] = stored[name]
     return found
-
-
-def _take_weights(encoder: VJEPABackbone, start: VJEPABackbone, preset: str) -> None:
-    """Copy the weights of another encoder of the same architecture."""
-    free = {"name", "dtype", "remat", "trainable"}
-    wanted, found = encoder.get_config(), start.get_config()
-    for name in sorted(wanted.keys() - free):
-        if wanted[name] != found[name]:
-            raise ValueError(
-                f"`start_from` must be an encoder of the config's architecture, with `{name}`="
-                f"{wanted[name]}. Received: {found[name]} in {preset}"
-            )
-    encoder.set_weights(start.get_weights())
 
 
 def _scale_weights(network: keras.Model, stddev: float) -> None:

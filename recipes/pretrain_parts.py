@@ -125,8 +125,8 @@ class PretrainConfig:
         MaskSampler,
         supplied=("masks", "grid", "seed"),
         derived={
-            "context_budgets": "the means on this grid, see --budget_batch_size",
-            "target_budgets": "the means on this grid, see --budget_batch_size",
+            "context_budgets": "those of this grid, see --budget_batch_size",
+            "target_budgets": "those of this grid, see --budget_batch_size",
         },
     )
     encoder: Part = Part(

@@ -117,3 +117,26 @@ def resized(backbone: Any, sizes: Mapping[str, Any], subject: str) -> Any:
         _LOG.warning("%s %s from %s to %s", subject, verb, was, now)
     new.set_weights(weights)
     return new
+
+
+def copy_weights(source: Any, target: Any, **preset: str) -> None:
+    """Copy the weights of a backbone to another one of the same architecture.
+
+    Args:
+        source: the trained one.
+        target: takes them.
+        preset: name of the argument that names the source's preset, and that name, for messages.
+
+    Raises:
+        ValueError: for the first argument of the two that determines an architecture and differs.
+    """
+    ((argument, name),) = preset.items()
+    free = {"name", "dtype", "remat", "trainable"}
+    wanted, found = target.get_config(), source.get_config()
+    for option in sorted(wanted.keys() - free):
+        if wanted[option] != found[option]:
+            raise ValueError(
+                f"`{argument}` must be an encoder of the config's architecture, with `{option}`="
+                f"{wanted[option]}. Received: {found[option]} in {name}"
+            )
+    target.set_weights(source.get_weights())

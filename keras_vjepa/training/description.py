@@ -51,9 +51,9 @@ def describe_run(
         given: names and values that define the run, as JSON has them. None takes the arguments of
             the model, of its optimizer and of the batches.
     """
-    defining = given if given is not None else {**_describe_model(model), **_settings_of(batches)}
+    arguments = given if given is not None else {**_describe_model(model), **_settings_of(batches)}
     return {
-        "run": {**defining, "samples": _describe_samples(batches.samples)},
+        "run": {**arguments, "samples": _describe_samples(batches.samples)},
         "versions": {
             "keras_vjepa": importlib.metadata.version("keras-vjepa"),
             "keras": keras.__version__,
@@ -62,6 +62,11 @@ def describe_run(
             "opencv": cv2.__version__,
         },
     }
+
+
+def defining(options: Mapping[str, Any], free: set[str]) -> dict[str, Any]:
+    """Take the options that are not free, as JSON has them."""
+    return json.loads(json.dumps({k: v for k, v in options.items() if k not in free}))
 
 
 def check_same_run(

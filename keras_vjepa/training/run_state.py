@@ -261,6 +261,14 @@ class Checkpoints:
             )
         return None
 
+    def described(self) -> dict[str, Any]:
+        """Read the description of the newest checkpoint that has one, and nothing else of it."""
+        for path in reversed(self._paths()):
+            # Damage is named where the arrays are read.
+            with suppress(Exception), open_archive(path)[0], np.load(path) as stored:
+                return dict(json.loads(stored[_DESCRIPTION].tobytes()))
+        return {}
+
     def _paths(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("step-*.npz") if _PATTERN.fullmatch(p.name))
 

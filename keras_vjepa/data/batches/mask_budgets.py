@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from keras_vjepa.arguments import counted
 from keras_vjepa.data.batches.mask_kinds import Grid, Mask
-from keras_vjepa.data.batches.mask_sampler import MaskSampler, mean_counts
+from keras_vjepa.data.batches.mask_sampler import MaskSampler, default_budgets, mean_counts
 
 BUDGETS = ("context_budgets", "target_budgets")
 # Budgets that lists cut to the shortest of 1 to so many clips have on average are usual.
@@ -73,7 +73,7 @@ def check_usual_budgets(
                 raise ValueError(
                     f"`{name}` must be for the grid of {_grid_in_words(grid)} tokens, where "
                     f"{fitting[0]:,} to {fitting[-1]:,} are usual. "
-                    f"Leave the option out for the means. Received: {budget}"
+                    f"Leave the option out for those of this grid. Received: {budget}"
                 )
 
 
@@ -100,17 +100,17 @@ def masks_in_words(name: str, sampler: MaskSampler) -> str:
     if sampler.truncation == "batch_min":
         return f"{head}; every list is cut to the shortest of its batch"
     parts = []
-    means = MaskSampler(sampler.masks, sampler.grid, budget_batch_size=sampler.budget_batch_size)
-    for budgets_name in BUDGETS:
-        budgets, usual = getattr(sampler, budgets_name), getattr(means, budgets_name)
+    defaults = default_budgets(sampler.masks, sampler.grid, sampler.budget_batch_size)
+    for budgets_name, usual in zip(BUDGETS, defaults, strict=True):
+        budgets = getattr(sampler, budgets_name)
         text = f"{budgets_name.removesuffix('_budgets')} {_sum(budgets)}"
-        parts.append(text if budgets == usual else f"{text} (the means would be {_sum(usual)})")
+        parts.append(text if budgets == usual else f"{text} (by default {_sum(usual)})")
     text = f"{head}; {', '.join(parts)} tokens"
     if are_exact(sampler.masks, sampler.grid):
         return text
     if sampler.budget_batch_size == 1:
-        return f"{text}, the means of lists that are not cut"
-    return f"{text}, the means of lists cut to the shortest of {sampler.budget_batch_size}"
+        return f"{text}, about the means of lists that are not cut"
+    return f"{text}, about the means of lists cut to the shortest of {sampler.budget_batch_size}"
 
 
 def _grid_in_words(grid: Grid) -> str:

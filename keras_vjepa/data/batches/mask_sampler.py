@@ -7,10 +7,11 @@ paper's "about 90 %".
 
 The truncation "budget" is ours: it cuts to a fixed length instead of to the batch's shortest
 sample, so that compiled backends see one shape. That length is the mean of what the authors' code
-cuts to, for the grid and the masks at hand; but lists of one length have fewer late tokens than
-lists of many lengths with that mean: at 224 pixels .054 of the short-range targets lie in the last
-two of eight time steps, not .064. And each sample has a random stream of its own; in the
-authors' code all devices draw the same positions.
+cuts to, for the grid and the masks at hand. Lists of one length may have fewer late targets than
+lists of many lengths with that mean: those are what the longest add. At 224 pixels .056 of the
+short-range targets would lie in the last two of eight time steps, not .065; so a budget of targets
+is as much longer as it takes (768 in place of 752, where .067 are late). And each sample has a
+random stream of its own; in the authors' code all devices draw the same positions.
 """
 
 import functools
@@ -39,6 +40,12 @@ PADDING = -1
 # "mask" in ASCII: keeps these draws apart from others made from the same seed and step.
 MASK_STREAM = 0x6D61736B
 
+# The last so many time steps are late. Budgets come as close as this to the share of late targets
+# that lists cut to the batch minimum have, and stay as close to the mean length.
+_LATE_STEPS = 2
+_LATE_TOLERANCE = 0.04
+_MOST_FROM_MEAN = 1.05
+
 
 @dataclass
 class MaskSampler:
@@ -51,12 +58,12 @@ class MaskSampler:
             to the shortest list of the batch, as the authors' code does. Either way the first
             indices stay.
         context_budgets: tokens per context, one number per mask kind. `None`, or `None` for that
-            kind, takes its one count, if it has one as `RandomTubeMask` does, or else the mean
-            that `mean_counts` gives.
+            kind, takes its one count, if it has one as `RandomTubeMask` does, or else what
+            `default_budgets` gives.
         target_budgets: tokens per target, likewise.
         seed: non-negative.
-        budget_batch_size: budgets that are not given are the means at so many clips, the batch of
-            a device in the authors' code: 24 (Table 9), and 10 for ViT-H/16 at 384 pixels. They
+        budget_batch_size: budgets that are not given are those of so many clips, the batch of a
+            device in the authors' code: 24 (Table 9), and 10 for ViT-H/16 at 384 pixels. They
             never depend on the number of devices or on the batch at hand.
 
     Raises:
@@ -68,7 +75,7 @@ class MaskSampler:
     >>> sampler = MaskSampler([SHORT_RANGE, LONG_RANGE], (8, 14, 14), context_budgets=(368, None))
     >>> batch = sampler(step=0, batch_size=4)
     >>> {name: indices.shape for name, indices in batch.items()}  # doctest: +NORMALIZE_WHITESPACE
-    {'context_indices_0': (4, 368), 'target_indices_0': (4, 752),
+    {'context_indices_0': (4, 368), 'target_indices_0': (4, 768),
      'context_indices_1': (4, 104), 'target_indices_1': (4, 1104)}
     """
 
@@ -176,15 +183,15 @@ class MaskSampler:
         )
 
     def _complete(self, name: str, budgets: Sequence[int | None] | None) -> tuple[int, ...]:
-        """The given budgets, completed by each kind's one count or mean count."""
+        """The given budgets, completed by each kind's own."""
         if budgets is None:
             budgets = [None] * len(self.masks)
         check_one_per_mask(name, budgets, self.masks)
         is_context = name == "context_budgets"
         if None in budgets:
-            means = mean_counts(self.masks, self.grid, self.budget_batch_size)
-            pairs = zip(budgets, means[0 if is_context else 1], strict=True)
-            budgets = [mean if budget is None else budget for budget, mean in pairs]
+            own = default_budgets(self.masks, self.grid, self.budget_batch_size)
+            pairs = zip(budgets, own[0 if is_context else 1], strict=True)
+            budgets = [default if budget is None else budget for budget, default in pairs]
         resolved = []
         for mask, budget in zip(self.masks, budgets, strict=True):
             most = math.prod(self.grid)
@@ -229,7 +236,7 @@ def paper_masks(grid: Grid, seed: int = 0, budget_batch_size: int = 24) -> MaskS
     Args:
         grid: tokens per axis (Nt, Nh, Nw).
         seed: non-negative.
-        budget_batch_size: clips at which the budgets are the means on this grid.
+        budget_batch_size: as in `MaskSampler`.
 
     Raises:
         ValueError: if the grid is too small for the blocks.
@@ -245,14 +252,49 @@ def paper_masks(grid: Grid, seed: int = 0, budget_batch_size: int = 24) -> MaskS
     return MaskSampler(masks, grid, seed=seed, budget_batch_size=budget_batch_size)
 
 
+def default_budgets(
+    masks: Sequence[Mask], grid: Grid, batch_size: int, num_batches: int = 1000, seed: int = 0
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Find the fixed lengths that come closest to lists cut to the shortest of their batch.
+
+    They are the budgets of a `MaskSampler` that is given none. A context has the mean length, and
+    so has a target if as large a share of it lies in the last two time steps as of lists that are
+    cut. If not, it has the length nearest to the mean that has this share, to 4 %; where there is
+    none within 5 % of the mean, the length of those whose share is closest.
+
+    Args:
+        masks: as in `mean_counts`, like the other arguments.
+
+    Returns:
+        Context budgets and target budgets, one per mask kind.
+
+    Raises:
+        ValueError: as `MaskSampler` does.
+
+    Example:
+
+    >>> from keras_vjepa.data.batches.mask_kinds import LONG_RANGE, SHORT_RANGE
+    >>> default_budgets([SHORT_RANGE, LONG_RANGE], (8, 14, 14), batch_size=24)
+    ((368, 104), (768, 1104))
+    """
+    drawn = tuple(masks), (*grid,), batch_size, num_batches, seed
+    contexts, means = mean_counts(*drawn)
+    counts = counts_after_truncation(*drawn)[..., 1]
+    targets = tuple(
+        _as_late(math.prod(grid) - visible, early, mean, _rounding(of_kind, grid[0]))
+        for (visible, early), mean, of_kind in zip(_drawn(*drawn), means, counts, strict=True)
+    )
+    return contexts, targets
+
+
 def mean_counts(
     masks: Sequence[Mask], grid: Grid, batch_size: int, num_batches: int = 1000, seed: int = 0
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Estimate the mean context and target counts after truncation to the batch minimum.
 
-    They are what the authors' code gives on average, and the budgets of a `MaskSampler` that is
-    given none. A function of its arguments alone: every process finds the same, and so does a run
-    that goes on. The second call with the same arguments takes no time.
+    They are what the authors' code gives on average. A function of its arguments alone: every
+    process finds the same, and so does a run that goes on. The second call with the same arguments
+    takes no time.
 
     Args:
         masks: mask kinds; hashable, as frozen dataclasses are.
@@ -292,7 +334,7 @@ def counts_after_truncation(
         masks: as in `mean_counts`, like the other arguments.
 
     Returns:
-        Shape (masks, num_batches, 2): context and target. It may not be written to.
+        Shape (masks, num_batches, 2): context and target.
 
     Example:
 
@@ -301,32 +343,80 @@ def counts_after_truncation(
     array([[[ 152, 1416]]])
     """
     check_whole(1, batch_size=batch_size, num_batches=num_batches)
-    return _counts_after_truncation(tuple(masks), (*grid,), batch_size, num_batches, seed)
+    visible = _drawn(tuple(masks), (*grid,), batch_size, num_batches, seed)[:, 0]
+    contexts, targets = visible.min(axis=2), math.prod(grid) - visible.max(axis=2)
+    for of_kind, mask in zip(contexts, masks, strict=True):
+        if mask.max_keep is not None:
+            np.minimum(of_kind, mask.max_keep, out=of_kind)
+    return np.stack([contexts, targets], axis=2)
 
 
 @functools.cache
-def _counts_after_truncation(
+def _drawn(
     masks: tuple[Mask, ...], grid: Grid, batch_size: int, num_batches: int, seed: int
 ) -> NDArray[np.int64]:
+    """Count the visible tokens of each clip and the hidden ones that are not late.
+
+    Returns:
+        Shape (masks, 2, num_batches, batch_size). It may not be written to.
+    """
     sampler = MaskSampler(masks, grid, truncation="batch_min", seed=seed)
-    counts = np.empty((len(masks), num_batches, 2), np.int64)
+    # Of clips of one or two time steps every token is late.
+    num_early = math.prod(grid[1:]) * max(0, grid[0] - _LATE_STEPS)
+    counts = np.empty((len(masks), 2, num_batches, batch_size), np.int64)
     for kind, mask in enumerate(masks):
         # All samples of a kind that has one count are alike.
         alike = mask.token_counts(grid) is not None
-        counts[kind] = [
-            sampler._list_lengths(kind, sampler.draw_visible(kind, step, batch_size))
-            for step in range(1 if alike else num_batches)
-        ]
+        for step in range(1 if alike else num_batches):
+            visible = sampler.draw_visible(kind, step, batch_size)
+            counts[kind, 0, step] = visible.sum(axis=1)
+            counts[kind, 1, step] = num_early - visible[:, :num_early].sum(axis=1)
+        if alike:
+            counts[kind] = counts[kind, :, :1]
     counts.setflags(write=False)
     return counts
 
 
+def _as_late(hidden: NDArray[np.int64], early: NDArray[np.int64], mean: int, rounding: int) -> int:
+    """The length nearest to the mean with as many late tokens as lists cut to the batch minimum.
+
+    Args:
+        hidden: tokens of each list, shape (batches, batch_size).
+        early: those of them that are not late, likewise.
+        mean: of the shortest list of a batch, rounded.
+        rounding: of which lengths are multiples.
+    """
+    wanted = _late_share(hidden, early, hidden.min(axis=1, keepdims=True))
+    longest = max(mean, min(int(_MOST_FROM_MEAN * mean), int(hidden.max())))
+    best, distance = mean, abs(_late_share(hidden, early, mean) - wanted)
+    # Lists of one length have fewer late tokens: a shorter length has still fewer.
+    for length in range(mean + rounding, longest + 1, rounding):
+        if distance <= _LATE_TOLERANCE * wanted:
+            break
+        found = abs(_late_share(hidden, early, length) - wanted)
+        if found < distance:
+            best, distance = length, found
+    return best
+
+
+def _late_share(
+    hidden: NDArray[np.int64], early: NDArray[np.int64], length: int | NDArray[np.int64]
+) -> float:
+    """Share of late tokens in lists that are cut to a length."""
+    cut = np.minimum(hidden, length)
+    return float(np.maximum(0, cut - early).sum() / cut.sum())
+
+
 def _rounded_mean(counts: NDArray[np.int64], num_steps: int) -> int:
-    """The multiple of the time steps that is nearest to the mean, if all counts are multiples."""
-    step = int(np.gcd.reduce(counts))
-    if step % num_steps == 0:
-        step = num_steps
-    return step * round(float(counts.mean()) / step)
+    """The nearest multiple to the mean of what counts are rounded to."""
+    rounding = _rounding(counts, num_steps)
+    return rounding * round(float(counts.mean()) / rounding)
+
+
+def _rounding(counts: NDArray[np.int64], num_steps: int) -> int:
+    """The time steps, if all counts are multiples of them, or else what divides all counts."""
+    divisor = int(np.gcd.reduce(counts))
+    return num_steps if divisor % num_steps == 0 else divisor
 
 
 def _first_indices(chosen: NDArray[np.bool_], num_indices: int) -> NDArray[np.int32]:

@@ -13,7 +13,12 @@ from keras_vjepa.data.batches.mask_kinds import (
     RandomTokenMask,
     RandomTubeMask,
 )
-from keras_vjepa.data.batches.mask_sampler import PADDING, MaskSampler, mean_counts
+from keras_vjepa.data.batches.mask_sampler import (
+    PADDING,
+    MaskSampler,
+    default_budgets,
+    mean_counts,
+)
 from tests.support import GOLDEN
 
 pytestmark = pytest.mark.data
@@ -314,6 +319,43 @@ def test_mean_counts():
         assert ours % 8 == 0 and abs(ours - expected) <= 24
     sampler = MaskSampler(*arguments[:2], context_budgets=contexts, target_budgets=targets)
     assert sampler(0, 2)["target_indices_2"].shape == (2, 1416)
+
+
+def late_shares(kind, lengths):
+    """Share of the targets in the last two of eight steps, of lists cut to the shortest of 24
+    clips and of lists cut to given lengths, in batches that budgets are not made from."""
+    sampler = MaskSampler([kind], (8, 14, 14), "batch_min", seed=1)
+    hidden = [~sampler.draw_visible(0, step, 24) for step in range(300)]
+    counts = np.array([[of_batch.sum(1), of_batch[:, : 6 * 196].sum(1)] for of_batch in hidden])
+    num_hidden, num_early = counts[:, 0], counts[:, 1]
+    shares = []
+    for length in (num_hidden.min(axis=1, keepdims=True), *lengths):
+        cut = np.minimum(num_hidden, length)
+        shares.append(np.maximum(0, cut - num_early).sum() / cut.sum())
+    return shares
+
+
+@pytest.mark.parametrize(("kind", "mean"), [(SHORT_RANGE, 752), (LONG_RANGE, 1104)])
+def test_budgets_have_as_many_late_targets_as_lists_of_a_batch(kind, mean):
+    [[budget]] = default_budgets([kind], (8, 14, 14), 24)[1:]
+    assert mean_counts([kind], (8, 14, 14), 24)[1] == (mean,) and mean <= budget <= 1.05 * mean
+    wanted, found, of_mean = late_shares(kind, (budget, mean))
+    assert found == pytest.approx(wanted, rel=0.05)
+    # Longer than the mean only where that has too few.
+    assert (budget > mean) == (of_mean < 0.95 * wanted) == (kind == SHORT_RANGE)
+
+
+def test_late_targets_never_cost_more_than_a_twentieth():
+    """Lists that are not cut have many more late targets than those of one length."""
+    [mean] = mean_counts([SHORT_RANGE], (8, 14, 14), 1)[1]
+    [budget] = default_budgets([SHORT_RANGE], (8, 14, 14), 1)[1]
+    assert 1.04 * mean < budget <= 1.05 * mean
+
+
+def test_clips_of_two_time_steps_have_the_means():
+    kinds = [SHORT_RANGE, LONG_RANGE, RandomTubeMask()]
+    for grid in ((1, 14, 14), (2, 8, 8)):
+        assert default_budgets(kinds, grid, 24) == mean_counts(kinds, grid, 24)
 
 
 def test_budgets_that_are_not_given_are_the_means():
