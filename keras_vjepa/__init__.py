@@ -15,6 +15,7 @@ if not choice.is_deferred:
     from keras_vjepa.models.predictor import VJEPAPredictor
     from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
     from keras_vjepa.presets.preset import list_presets
+    from keras_vjepa.presets.upload import upload_preset
     from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
     from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
     from keras_vjepa.tasks.probe import VJEPAProbe
@@ -40,4 +41,5 @@ __all__ = [
     "evaluation",
     "list_presets",
     "training",
+    "upload_preset",
 ]

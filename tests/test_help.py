@@ -23,6 +23,7 @@ REQUIRED = {
     "features": ["here", "--preset", "here", "--output", "out"],
     "convert": ["here", "out"],
     "export": ["here", "out"],
+    "upload": ["here", "hf://user/repo"],
     "masks": ["--output", "masks.png"],
     "sweep": ["out"],
     "check-resume": ["out"],

@@ -678,6 +678,7 @@ PUBLIC: dict[str, set[str]] = {
         "evaluation",
         "list_presets",
         "training",
+        "upload_preset",
     },
     "conversion": {
         "CheckpointError",

@@ -44,7 +44,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
 PREPROCESSOR_FILE = "preprocessor.json"
 
 # Whatever kind of model was saved: the next one leaves none of them behind.
-_MODEL_FILES = {
+MODEL_FILES = {
     METADATA_FILE,
     *(f"{name}.json" for name in ("config", "pretrainer", "predictor", "task")),
     *(f"{name}.weights.h5" for name in ("model", "encoder", "predictor", "teacher", "task")),
@@ -297,14 +297,14 @@ def _others_in(folder: Path) -> list[Path]:
     """What lies in a folder and is no file of a model; refuses one that is no preset."""
     found = sorted(folder.iterdir()) if folder.exists() else []
     names = {path.name for path in found}
-    known = names <= {*_MODEL_FILES, PREPROCESSOR_FILE}
+    known = names <= {*MODEL_FILES, PREPROCESSOR_FILE}
     # Of a preset that was damaged, any file may be missing.
     is_left = known and any(name.endswith(".weights.h5") for name in names)
     if names - {PREPROCESSOR_FILE} and METADATA_FILE not in names and not is_left:
         raise FileExistsError(
             f"`folder` must not exist, be empty or be a preset. Received: {folder}"
         )
-    return [path for path in found if path.name not in _MODEL_FILES]
+    return [path for path in found if path.name not in MODEL_FILES]
 
 
 def load_backbone(

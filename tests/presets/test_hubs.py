@@ -31,7 +31,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.startswith("/api/models/user/tiny/revision/"):
             files = [{"rfilename": path.name} for path in folder.iterdir()]
             content = json.dumps({"id": "user/tiny", "sha": COMMIT, "siblings": files}).encode()
-        elif self.path.startswith(f"/api/models/user/tiny/tree/{COMMIT}"):
+        elif self.path.startswith("/api/models/user/tiny/tree/"):
             entries = [
                 {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name}
                 for p in folder.iterdir()
