@@ -22,6 +22,7 @@ COMMANDS = {
     "features": "keras_vjepa.tools.extract_features",
     "convert": "keras_vjepa.tools.convert_checkpoint",
     "export": "keras_vjepa.tools.export_checkpoint",
+    "verify": "keras_vjepa.tools.verify_weights",
     "upload": "keras_vjepa.tools.upload_preset",
     "masks": "keras_vjepa.tools.show_masks",
     "bench": "keras_vjepa.tools.bench",

@@ -57,6 +57,7 @@ FLOORS = (
     "pretraining_check",
     "conversion",
     "zoo",
+    "verification",
     "",
     "recipes",
     "tools",

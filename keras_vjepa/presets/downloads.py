@@ -109,7 +109,7 @@ def downloaded(
             f"`trust_on_first_use=True` or set {TRUST_VARIABLE}=1."
         )
     with _alone_with(file) as path:
-        sha256 = _fetched(file, path, known)
+        sha256 = _fetched(file, path, known, file.num_bytes)
         try:
             yield path
         except ValueError:
@@ -122,6 +122,33 @@ def downloaded(
 
 
 @contextmanager
+def received(file: RemoteFile, keep: bool = False) -> Iterator[tuple[Path, str]]:
+    """Download a file for as long as the context lasts, for somebody who checks its hash.
+
+    Args:
+        file: what to download.
+        keep: leave the file in the cache, where `downloaded` finds it.
+
+    Yields:
+        Path of the complete file, and its SHA-256.
+
+    Raises:
+        ValueError: if it cannot be downloaded.
+        OSError: if there is no place for it.
+    """
+    with _alone_with(file) as path:
+        sha256, is_done = _fetched(file, path, known=None, num_bytes=None), True
+        try:
+            yield path, sha256
+        except BaseException as error:
+            is_done = isinstance(error, Exception)  # and was not stopped, to be gone on with
+            raise
+        finally:
+            if is_done and not keep:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
 def _alone_with(file: RemoteFile) -> Iterator[Path]:
     """Keep other processes away from a file in the cache."""
     path = file.path
@@ -131,7 +158,7 @@ def _alone_with(file: RemoteFile) -> Iterator[Path]:
         yield path
 
 
-def _fetched(file: RemoteFile, path: Path, known: str | None) -> str:
+def _fetched(file: RemoteFile, path: Path, known: str | None, num_bytes: int | None) -> str:
     """Have a file in the cache, and return its hash, which is what it must be."""
     if path.is_file():
         # Whole, from a time before: what was to be made of it was stopped.
@@ -141,7 +168,7 @@ def _fetched(file: RemoteFile, path: Path, known: str | None) -> str:
         _LOG.warning("%s is not what it must be, and is fetched anew.", path)
         path.unlink()
     try:
-        return fetch(file.address, path, Expected(known, file.num_bytes))
+        return fetch(file.address, path, Expected(known, num_bytes))
     except TransferError as error:
         # Without the errors below it, which are pages that end in the same words.
         raise ValueError(
