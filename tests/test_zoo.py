@@ -229,7 +229,7 @@ def test_a_stated_hash_needs_no_trust_and_a_difference_says_whose_it_is(
     (server.folder / CHECKPOINT).write_bytes(content[:-1] + b"x")
     whose = f"must have the SHA-256 {zoo[CHECKPOINT]}, according to {re.escape(stated_by)}. "
     for trusted in (False, True):
-        with pytest.raises(ValueError, match=f"{whose}Received: .*removed.*keras-vjepa verify"):
+        with pytest.raises(ValueError, match=f"{whose}Received: .*not taken.*keras-vjepa verify"):
             VJEPABackbone.from_preset("tiny", trust_on_first_use=trusted)
         assert left_in_cache(tmp_path) == []
     (server.folder / CHECKPOINT).write_bytes(content)

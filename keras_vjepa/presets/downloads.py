@@ -192,5 +192,5 @@ def _another_file(file: RemoteFile, error: WrongContentError) -> str:
         )
     return (
         f"{file.address} must have {error.must_have}, according to {origin}. "
-        f"Received: {error.received}. The file was removed. {remedy}."
+        f"Received: {error.received}. It was not taken. {remedy}."
     )

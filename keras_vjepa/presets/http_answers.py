@@ -22,8 +22,9 @@ from keras_vjepa.named_errors import one_line
 CHUNK = 1 << 20
 # Weights hardly shrink: what swells more than that is no file of weights.
 _MOST_SWELLING = 64
-# Codes after which the same request may be answered otherwise.
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+# Codes after which the same request may be answered otherwise: these, and those of a server that
+# fails, which proxies have numbers of their own for; but for what it does not do at all.
+_PASSING, _FAILING, _NEVER = {408, 425, 429}, range(500, 600), {501, 505}
 _ZLIB_WITH_GZIP_HEADER = 32 + zlib.MAX_WBITS
 
 
@@ -155,7 +156,7 @@ def _answer_to_error(error: urllib.error.HTTPError, part: Part) -> Answer:
             return Answer(part.num_bytes, part.version, part.num_bytes, iter(()))
         raise OutdatedPartError("it is not as long any more as what is here")
     reason = f"the server answers {error.code}, {one_line(Exception(error.reason))}"
-    if error.code in _PASSING:
+    if error.code in _PASSING or (error.code in _FAILING and error.code not in _NEVER):
         wait = error.headers.get("Retry-After", "")
         raise BrokenError(reason, wait=float(wait) if re.fullmatch(r"\d{1,6}", wait) else 0.0)
     raise RefusedError(reason)

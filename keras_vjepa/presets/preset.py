@@ -86,8 +86,8 @@ def list_presets(cls: type | None = None) -> dict[str, dict[str, Any]]:
 
     Returns:
         A dictionary for each name: `description`, `parameters`, `input`, `licence`, `source`,
-        `files` (each with its address and its SHA-256, None while it is not yet known), and
-        `scores`, as the paper reports them, in per cent.
+        `files` (each with its address, its SHA-256 and length, None while they are not known, and
+        who states them), and `scores`, as the paper reports them, in per cent.
 
     Example:
 

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from keras_vjepa import files
 from keras_vjepa.json_files import read_json_object
 from keras_vjepa.presets.http_answers import (
+    CHUNK,
     Answer,
     BrokenError,
     OutdatedPartError,
@@ -177,21 +178,26 @@ class _Transfer:
 
     def _found(self) -> Part:
         """What an earlier process left, read once for its hash; nothing, if that is of no use."""
-        noted = None
+        num_bytes = self._unfinished.stat().st_size if self._unfinished.is_file() else 0
+        if num_bytes == 0:
+            return Part()
+        noted: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             noted = read_json_object(self._described)
-        if noted is None or noted.get("address") != self._address:
-            return Part()
         version, total = noted.get("version"), noted.get("total")
-        num_bytes = self._unfinished.stat().st_size if self._unfinished.is_file() else 0
         is_sound = isinstance(version, str | None) and type(total) in (int, type(None))
-        if not num_bytes or not is_sound or num_bytes > (total or _MOST_BYTES):
+        if (
+            noted.get("address") != self._address
+            or not is_sound
+            or num_bytes > (total or num_bytes)
+        ):
+            self._display.say("begun anew: what is here of it cannot be gone on with")
             return Part()
         if version is None and self._expected.sha256 is None:
             self._display.say("begun anew: nothing would tell whether it has changed meanwhile")
             return Part()
         with open(self._unfinished, "rb") as file:
-            while chunk := file.read(1 << 20):
+            while chunk := file.read(CHUNK):
                 self._hash.update(chunk)
         return Part(num_bytes, version, total)
 
