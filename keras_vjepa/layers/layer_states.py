@@ -54,6 +54,8 @@ class KeepsLayerStates(keras.layers.Layer):
     """
 
     lora_rank: int | None = None
+    # Of a class whose own `enable_lora` there is.
+    takes_lora = False
 
     def __init__(
         self, *args: Any, layer_states: Mapping[str, Mapping[str, Any]] | None = None, **kwargs: Any
@@ -88,7 +90,7 @@ class KeepsLayerStates(keras.layers.Layer):
                 layer.trainable = False
         states = self._ahead.take()
         for path in states:
-            if path not in layers and not (path == "" and hasattr(self, "enable_lora")):
+            if path not in layers and not (path == "" and self.takes_lora):
                 raise ValueError(
                     f"`layer_states` must be of layers of {self.name}. Received: {shown(path)}"
                 )

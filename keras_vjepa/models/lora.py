@@ -39,6 +39,8 @@ class LowRankAdaptable(KeepsLayerStates):
     ['bias', 'lora_kernel_a', 'lora_kernel_b']
     """
 
+    takes_lora = True
+
     @property
     def trainable(self) -> bool:
         """Whether the model learns; with LoRA, its new weights alone."""
@@ -53,6 +55,20 @@ class LowRankAdaptable(KeepsLayerStates):
                 layer.trainable = False
             for layer in _with_lora(self).values():
                 layer.trainable = True
+        self._freeze_own_weights()
+
+    def restore_layer_states(self) -> None:
+        """As `KeepsLayerStates.restore_layer_states`; with LoRA, weights of no layer are frozen."""
+        super().restore_layer_states()
+        self._freeze_own_weights()
+
+    def _freeze_own_weights(self) -> None:
+        """With LoRA, freeze the weights that the model holds itself, such as mask tokens."""
+        if self.lora_rank is not None:
+            of_layers = {id(v) for _, layer in layers_within(self) for v in layer.variables}
+            for variable in self.variables:
+                if id(variable) not in of_layers:
+                    variable.trainable = False
 
     def enable_lora(self, rank: int, lora_alpha: float | None = None) -> None:
         """Freeze the model, and give attention's fused projections matrices that learn.

@@ -20,13 +20,13 @@ from keras_vjepa.arguments import arguments_of
 from keras_vjepa.backend.keras_internals import ExportedAsAsked
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.layers.dense import dense, layer_norm
-from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.dimensions import predictor_weights
 from keras_vjepa.models.exporting import Exportable
+from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.presets.preset import Preset
 from keras_vjepa.types import Tensor
 
@@ -35,7 +35,7 @@ _WEIGHTS_FILE = "predictor.weights.h5"
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAPredictor(
-    ExportedAsAsked, Preset, KeepsLayerStates, StepFunctions, Rematerializable, Exportable
+    ExportedAsAsked, Preset, LowRankAdaptable, StepFunctions, Rematerializable, Exportable
 ):
     """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 

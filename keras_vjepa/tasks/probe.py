@@ -219,6 +219,17 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, Exportable):
         """
         raise NotImplementedError(_NO_PRESET)
 
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: a probe begins with weights that know nothing yet.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A probe has no LoRA, which adapts weights that were pretrained: train it whole, and "
+            "use `backbone.enable_lora` for what it reads."
+        )
+
     def export_inputs(self) -> Any:
         raise ValueError(
             "`input_signature` must be given: a probe takes any number of tokens. Received: None"

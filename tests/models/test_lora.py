@@ -1,10 +1,17 @@
-"""LoRA on a backbone: what learns, what stays, files."""
+"""LoRA on a backbone and a predictor: what learns, what stays, files."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_vjepa import AdamW, VJEPABackbone, VJEPAVideoClassifier
+from keras_vjepa import (
+    AdamW,
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    VJEPAProbe,
+    VJEPAVideoClassifier,
+)
 from tests.models.test_layer_states import (
     LABELS,
     VIDEOS,
@@ -52,6 +59,49 @@ def test_nothing_undoes_it():
         model.enable_lora(2)
     with pytest.raises(ValueError, match="`rank` must be at most 8. Received: 9"):
         backbone().enable_lora(9)
+
+
+def predictor():
+    return VJEPAPredictor(8, (1, 2, 2), hidden_dim=8, num_layers=1, num_heads=1)
+
+
+@slow_but_on("torch")
+def test_mask_tokens_of_a_predictor_stay_as_they_are(tmp_path):
+    model = predictor()
+    model.enable_lora(2)
+    assert names(model) == OF_LORA
+    tokens = np.random.default_rng(0).normal(size=(2, 2, 8)).astype("float32")
+    indices = np.tile(np.arange(4, dtype="int32"), (2, 1))
+    inputs = {
+        "context": tokens,
+        "context_indices": indices[:, :2],
+        "target_indices": indices[:, 2:],
+    }
+    model.compile(AdamW(1e-2, weight_decay=1.0), "mse")
+    before = {v.path: numpy(v) for v in model.variables}
+    model.train_on_batch(inputs, tokens)
+    moved = {v.path for v in model.variables if (numpy(v) != before[v.path]).any()}
+    assert moved == {v.path for v in model.trainable_variables}
+    model.save(tmp_path / "model.keras")
+    for copy in (
+        keras.saving.load_model(tmp_path / "model.keras"),
+        keras.models.clone_model(model),
+        # What it is put into sets `trainable` again.
+        VJEPAPretrainer(backbone(num_layers=1), model).predictor,
+    ):
+        assert names(copy) == OF_LORA and len(copy.trainable_variables) == 3
+    model.trainable = False
+    model.trainable = True
+    assert names(model) == OF_LORA
+
+
+def test_a_probe_refuses_it():
+    probe = VJEPAProbe(3, num_heads=1)
+    with pytest.raises(NotImplementedError, match="`backbone.enable_lora`"):
+        probe.enable_lora(2)
+    states = {"": {"lora_rank": 2}}
+    with pytest.raises(ValueError, match="`layer_states` must be of layers of"):
+        VJEPAProbe(3, num_heads=1, layer_states=states).build((None, None, 8))
 
 
 def test_by_hand_the_kernel_alone_is_frozen():
