@@ -1,5 +1,7 @@
 """What each engine needs to be told for an exported file (§4.3: encoders run in other programs)."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -31,3 +33,31 @@ def options(model: keras.Model, format: str, signature: Any) -> dict[str, Any]:
     batch = torch.export.Dim("batch")
     free = keras.tree.map_structure(lambda _: {0: batch}, signature)
     return {"dynamic_shapes": [tuple(free)]}
+
+
+@contextlib.contextmanager
+def readable(format: str) -> Iterator[None]:
+    """Have Keras write files that programs can run, while this is open.
+
+    tf2onnx moves transposes about to save some of them, and forgets that the terms of a sum may
+    differ in shape: programs stop at such a file of a classifier. They save transposes themselves,
+    when they load a file.
+
+    Args:
+        format: of the file.
+    """
+    if format != "onnx" or keras.config.backend() != "tensorflow":
+        yield
+        return
+    try:
+        from tf2onnx.optimizer import TransposeOptimizer
+    except ImportError:
+        # Keras says what to install.
+        yield
+        return
+    usual = TransposeOptimizer.optimize
+    TransposeOptimizer.optimize = lambda self, graph, iteration: graph
+    try:
+        yield
+    finally:
+        TransposeOptimizer.optimize = usual

@@ -49,7 +49,9 @@ class Exportable(keras.Model):
         if signature is None:
             signature = [_specs(self.export_inputs(), batch_size)]
         options = exported_files.options(self, format, signature)
-        super().export(filepath, format=format, input_signature=signature, **{**options, **kwargs})
+        given = {"format": format, "input_signature": signature, **options, **kwargs}
+        with exported_files.readable(format):
+            super().export(filepath, **given)
 
 
 def _specs(shapes: Any, batch_size: int | None) -> Any:
