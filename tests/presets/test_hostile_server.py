@@ -20,7 +20,7 @@ pytestmark = pytest.mark.data
 
 CONTENT = random.Random(5).randbytes(60_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-PATIENCE = Patience(timeout=0.1, first_wait=0.0)
+PATIENCE = Patience(timeout=10.0, first_wait=0.0)
 
 
 def breaking(handler, rng):
