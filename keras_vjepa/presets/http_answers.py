@@ -175,6 +175,7 @@ def _answer(response: http.client.HTTPResponse, part: Part) -> Answer:
         if not is_plain:
             raise OutdatedPartError("the server sends parts of it compressed")
         length, total = _range(response, part)
+        total = part.total if total is None else total
         if version is not None and part.version not in (None, version):
             raise OutdatedPartError("it has changed on the server")
         content = _chunks(response, length)

@@ -146,6 +146,10 @@ class _Transfer:
         except KeyboardInterrupt:
             self._display.say(f"stopped; {amount(self._part.num_bytes)} are kept to go on with")
             raise
+        except WrongContentError:
+            if not self._part.num_bytes:
+                self._remove()
+            raise
         sha256 = self._hash.hexdigest()
         if self._expected.sha256 not in (None, sha256):
             self._remove()
@@ -160,7 +164,7 @@ class _Transfer:
                 self._receive(answer)
         except OutdatedPartError as error:
             self._display.say(f"begun anew: {error}")
-            self._begin(Answer(0, None, None, iter(()))).close()
+            self._part = Part()
         except BrokenError as error:
             self._wait_after(error)
         except RefusedError as error:
@@ -232,7 +236,7 @@ class _Transfer:
             try:
                 for chunk in self._fast_enough(answer.content):
                     self._keep(file, chunk)
-            except RefusedError:  # what has come is of no use
+            except (RefusedError, WrongContentError):  # what has come is of no use
                 self._part = Part()
                 raise
         if answer.total is None and not answer.start:
@@ -258,8 +262,6 @@ class _Transfer:
         expected = self._expected.num_bytes
         most = _MOST_BYTES if expected is None else expected
         if at_least > most or (total or 0) > most or (expected and total not in (None, expected)):
-            if at_least:
-                self._remove()
             must_have = "at most" if expected is None else "exactly"
             received = f"at least {at_least:,}" if at_least else f"{total:,}"
             raise WrongContentError(f"{must_have} {most:,} bytes", received)

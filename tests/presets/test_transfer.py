@@ -257,6 +257,20 @@ def test_ranges_shorter_than_asked_for_are_gone_on_with(server, path):
     assert server.asked == [50_000, 110_000, 170_000] and server.num_sent == 150_000
 
 
+def test_what_is_here_is_kept_until_something_better_comes(server, path):
+    leave_part(server, path)
+    server.answers = [partial(lying_range, text="x"), lambda h: h.head(503)]
+    assert download(server, path) == SHA256
+    assert server.asked == [50_000, 0, 0]
+
+
+def test_a_part_of_a_length_that_is_not_said_again(server, path):
+    leave_part(server, path)
+    server.answers = [partial(lying_range, text="bytes 50000-199999/*", content=CONTENT[50_000:])]
+    assert download(server, path) == SHA256
+    assert server.asked == [50_000]
+
+
 def test_a_refused_range_of_another_length_is_begun_anew(server, path):
     leave_part(server, path, total=None)
     server.answers = [lambda handler: handler.head(416, Content_Range="bytes */12")]
