@@ -194,8 +194,13 @@ def _retrieved(capture: cv2.VideoCapture, out: Frames | None = None) -> Frames |
 def _same(frame: Frames | None, other: Frames | None) -> bool:
     if frame is None or other is None or frame.shape != other.shape:
         return False
-    # Most differ where a few pixels are looked at.
-    return np.array_equal(frame[::16, ::16], other[::16, ::16]) and np.array_equal(frame, other)
+    # Most differ in a few of their rows, which lie in memory in one piece each.
+    step = -(-len(frame) // 4)
+    few = (
+        row.tobytes() == same.tobytes()
+        for row, same in zip(frame[::step], other[::step], strict=True)
+    )
+    return all(few) and np.array_equal(frame, other)
 
 
 def _is_plain(name: str) -> bool:

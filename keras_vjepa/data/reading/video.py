@@ -197,7 +197,9 @@ class VideoReader:
             return None
         keyframe = float(index.timestamps[index.keyframes[nearest]])
         is_ahead = self._time <= index.timestamps[position]
-        return None if is_ahead and keyframe <= self._time else keyframe
+        # What was just opened comes to its first frame without a seek.
+        reached = max(self._time, float(index.timestamps[0]))
+        return None if is_ahead and keyframe <= reached else keyframe
 
     def _trust_less(self) -> None:
         """Give up what misled: first seeks and what was passed over, then timestamps.

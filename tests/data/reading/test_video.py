@@ -302,6 +302,22 @@ def test_seeks_across_keyframes_and_only_there(tmp_path, monkeypatch):
         assert len(advances) < 60, "frames were decoded that the seek should have skipped"
 
 
+@pytest.mark.parametrize("decoder", ["opencv", "av"])
+def test_a_file_that_is_known_is_read_from_its_start_without_a_seek(tmp_path, monkeypatch, decoder):
+    if decoder == "av":
+        pytest.importorskip("av")
+    path = write_with_opencv(tmp_path / "a.mp4", "mp4v")
+    open_video(path, decoder).close()
+    with open_video(path, decoder) as video:
+        # Its contents are remembered, so that nothing has been decoded yet.
+        assert video._position == -1
+        seeks = count_calls(monkeypatch, video._decoder, "seek")
+        assert stamps(video.read([2, 7])) == [2, 7]
+        assert not seeks
+        # The first keyframe is where the way back leads.
+        assert stamps(video.read([1])) == [1]
+
+
 def test_wrong_seek_is_noticed(tmp_path, monkeypatch):
     path = write_with_opencv(tmp_path / "a.mp4", "mp4v")
     with open_video(path, "opencv") as video:
