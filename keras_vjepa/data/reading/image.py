@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa.data.reading.errors import UnreadableImageError
 from keras_vjepa.data.reading.gate import check_file, through_gate
-from keras_vjepa.data.reading.image_headers import FORMATS, image_header
+from keras_vjepa.data.reading.image_headers import FORMATS, image_header, with_plain_transparency
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 
 # Four channels of 16 bits: what is larger than its pixels can fill is not read into memory.
@@ -51,7 +51,8 @@ def _decoded(path: str | Path, limits: ReadingLimits) -> NDArray[np.uint8]:
     content = Path(path).read_bytes()
     header = image_header(content)
     limits.check_size(header.height, header.width)
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    stored = np.frombuffer(with_plain_transparency(content), np.uint8)
+    image = cv2.imdecode(stored, cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"no image is found in it (damaged, or none of {FORMATS})")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)

@@ -4,13 +4,15 @@ Only formats that are understood here are decoded at all.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 FORMATS = "PNG, JPEG, BMP, WebP, TIFF and GIF"
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TRANSPARENCY = 256, 257, 338
+# Whether colours have been multiplied by their transparency.
+_DONE, _TO_COME = 1, 2
 
 
 class ImageHeader(NamedTuple):
@@ -144,20 +146,44 @@ def _webp(content: bytes) -> tuple[int, int]:
 
 
 def _tiff(content: bytes) -> tuple[int, int]:
+    sizes = {_TIFF_HEIGHT: 0, _TIFF_WIDTH: 0}
+    for tag, layout, place in _tiff_entries(content):
+        if tag in sizes:
+            (size,) = struct.unpack_from(layout, content, place)
+            sizes[tag] = max(sizes[tag], size)  # a second one would be the decoder's to choose
+    return sizes[_TIFF_HEIGHT], sizes[_TIFF_WIDTH]
+
+
+def with_plain_transparency(content: bytes) -> bytes:
+    """Have a TIFF image decoded with its colours as they are stored.
+
+    libtiff, which OpenCV decodes it with, multiplies them by transparency that says that they have
+    not been multiplied yet. This one says that they have.
+
+    Args:
+        content: of an image whose header has been read. Others than TIFF stay as they are.
+    """
+    if image_format(content[:16]) != "TIFF":
+        return content
+    changed = bytearray(content)
+    for tag, layout, place in _tiff_entries(content):
+        if tag == _TIFF_TRANSPARENCY and struct.unpack_from(layout, content, place) == (_TO_COME,):
+            struct.pack_into(layout, changed, place, _DONE)
+    return bytes(changed)
+
+
+def _tiff_entries(content: bytes) -> Iterator[tuple[int, str, int]]:
+    """Tag, layout and place of the value of each entry that a TIFF image says of itself."""
     order = "<" if content[:2] == b"II" else ">"
     is_big = struct.unpack_from(order + "H", content, 2)[0] == 43
     place_layout, count_layout, entry_size = ("Q", "Q", 20) if is_big else ("I", "H", 12)
     (place,) = struct.unpack_from(order + place_layout, content, 8 if is_big else 4)
     (count,) = struct.unpack_from(order + count_layout, content, place)
     place += struct.calcsize(count_layout)
-    sizes = {_TIFF_HEIGHT: 0, _TIFF_WIDTH: 0}
     for i in range(min(count, 4096)):
         tag, kind = struct.unpack_from(order + "HH", content, place + entry_size * i)
-        if tag in sizes:
-            value = place + entry_size * i + (12 if is_big else 8)
-            (size,) = struct.unpack_from(order + _TIFF_TYPES.get(kind, "I"), content, value)
-            sizes[tag] = max(sizes[tag], size)  # a second one would be the decoder's to choose
-    return sizes[_TIFF_HEIGHT], sizes[_TIFF_WIDTH]
+        value = place + entry_size * i + (12 if is_big else 8)
+        yield tag, order + _TIFF_TYPES.get(kind, "I"), value
 
 
 _STARTS = {

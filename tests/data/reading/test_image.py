@@ -7,6 +7,7 @@ from PIL import Image
 
 from keras_vjepa.data.reading.errors import UnreadableImageError, UnreadableVideoError
 from keras_vjepa.data.reading.image import read_image
+from keras_vjepa.data.reading.image_headers import with_plain_transparency
 
 pytestmark = pytest.mark.data
 
@@ -35,6 +36,19 @@ def test_grey_and_transparent(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), RGB[..., :1].repeat(3, -1))
     Image.fromarray(RGB).convert("RGBA").save(tmp_path / "alpha.png")
     np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), RGB)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate"])
+@pytest.mark.parametrize("big", [False, True])
+def test_colours_of_a_transparent_tiff_are_not_multiplied(tmp_path, compression, big):
+    """Its tag says that they have not been; libtiff would."""
+    alpha = np.random.default_rng(1).integers(256, size=(*RGB.shape[:2], 1), dtype=np.uint8)
+    image = Image.fromarray(np.concatenate([RGB, alpha], axis=2))
+    image.save(tmp_path / "a.tif", compression=compression, big_tiff=big)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RGB)
+    png = tmp_path / "a.png"
+    image.save(png)
+    assert with_plain_transparency(png.read_bytes()) == png.read_bytes()
 
 
 def test_upright(tmp_path):
