@@ -214,6 +214,9 @@ class AVDecoder:
         out[...] = upright
 
     def close(self) -> None:
+        # What decodes knows this decoder, which knows it: all its frames would stay in memory
+        # until Python looks for circles.
+        self._frames = iter(())
         self._container.close()
 
 

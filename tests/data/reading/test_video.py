@@ -1,11 +1,13 @@
 """Clips are the authors' frames; every file gives exactly its frames, or one clear error."""
 
+import gc
 import json
 import os
 import pickle
 import struct
 import sys
 import wave
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -316,6 +318,23 @@ def test_a_file_that_is_known_is_read_from_its_start_without_a_seek(tmp_path, mo
         assert not seeks
         # The first keyframe is where the way back leads.
         assert stamps(video.read([1])) == [1]
+
+
+@pytest.mark.parametrize("decoder", ["opencv", "av"])
+def test_a_closed_file_leaves_no_memory_to_the_garbage_collector(tmp_path, decoder):
+    """A decoder holds the frames that others are predicted from, of any size."""
+    if decoder == "av":
+        pytest.importorskip("av")
+    path = write_with_opencv(tmp_path / "a.mp4", "mp4v")
+    gc.disable()
+    try:
+        with open_video(path, decoder) as video:
+            video.read([3])
+        left = weakref.ref(video._decoder)
+        del video
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_wrong_seek_is_noticed(tmp_path, monkeypatch):
