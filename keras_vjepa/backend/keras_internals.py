@@ -111,8 +111,20 @@ def _of_torch(*names: str) -> list[PrivateName]:
     ]
 
 
+def _of_a_module(name: str, *parameters: str) -> PrivateName:
+    return PrivateName(
+        name,
+        "torch.nn.Module",
+        lambda: _torch().nn.Module,
+        parameters,
+        engines=("torch",),
+        requirement=TORCH_VERSIONS,
+    )
+
+
 PRIVATE_NAMES: list[PrivateName] = [
     PrivateName("_value", "keras.Variable", _a_variable),
+    PrivateName("_dtype", "keras.Variable", _a_variable, engines=("torch",)),
     PrivateName(
         "_flatten_layers",
         "keras.layers.Layer",
@@ -147,6 +159,12 @@ PRIVATE_NAMES: list[PrivateName] = [
         lambda: keras.Model,
         ("iterator", "data_batch"),
         engines=("tensorflow",),
+    ),
+    # Overridden, see `torch_modules.TorchModule`.
+    _of_a_module("_apply", "fn", "recurse"),
+    _of_a_module("_save_to_state_dict", "destination", "prefix", "keep_vars"),
+    _of_a_module(
+        "_load_from_state_dict", "state_dict", "local_metadata", "missing_keys", "error_msgs"
     ),
     # Overridden, see `ExportedAsAsked`.
     PrivateName(
@@ -189,6 +207,11 @@ def stored_value(variable: Any) -> Tensor:
     that is done with the result, and casts within the former.
     """
     return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def follow_stored_dtype(variable: keras.Variable) -> None:
+    """Tell a variable the type of the tensor that it holds, which torch has cast."""
+    variable._dtype = keras.backend.standardize_dtype(variable._value.dtype)
 
 
 def layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -19,6 +19,7 @@ from keras import ops
 
 from keras_vjepa.arguments import arguments_of, check_choice
 from keras_vjepa.backend.step_functions import StepFunctions
+from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
@@ -74,7 +75,13 @@ POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPABackbone(
-    BackbonePreset, LowRankAdaptable, StepFunctions, PixelModel, Rematerializable, Exportable
+    BackbonePreset,
+    LowRankAdaptable,
+    StepFunctions,
+    PixelModel,
+    Rematerializable,
+    TorchModule,
+    Exportable,
 ):
     """Encode video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
 

@@ -19,6 +19,7 @@ from keras import ops
 from keras_vjepa.arguments import arguments_of
 from keras_vjepa.backend.keras_internals import ExportedAsAsked
 from keras_vjepa.backend.step_functions import StepFunctions
+from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
@@ -35,7 +36,13 @@ _WEIGHTS_FILE = "predictor.weights.h5"
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAPredictor(
-    ExportedAsAsked, Preset, LowRankAdaptable, StepFunctions, Rematerializable, Exportable
+    ExportedAsAsked,
+    Preset,
+    LowRankAdaptable,
+    StepFunctions,
+    Rematerializable,
+    TorchModule,
+    Exportable,
 ):
     """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 

@@ -17,6 +17,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_whole
+from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
@@ -37,7 +38,7 @@ _MOST_TABLE = 2**28
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAVideoClassifier(
-    ClassifierPreset, KeepsLayerStates, Classification, TrainableModel, Exportable
+    ClassifierPreset, KeepsLayerStates, Classification, TrainableModel, TorchModule, Exportable
 ):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 

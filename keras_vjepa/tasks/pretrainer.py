@@ -28,6 +28,7 @@ from keras.utils import unpack_x_y_sample_weight
 from keras_vjepa.arguments import check_flag, check_number, check_whole
 from keras_vjepa.backend import collectives, updates
 from keras_vjepa.backend.optimizer_state import batches_taken, inner_optimizers
+from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.layers.layer_states import KeepsLayerStates
@@ -54,7 +55,7 @@ _ENCODER_FILE, _TEACHER_FILE = "encoder.weights.h5", "teacher.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TrainableModel):
+class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, TrainableModel):
     """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
 
     Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of

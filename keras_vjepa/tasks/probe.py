@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, arguments_of, check_choice, check_number, check_whole
 from keras_vjepa.backend.step_functions import StepFunctions
+from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.pooling import AttentivePooler, attend_together
 from keras_vjepa.models.exporting import Exportable
@@ -28,7 +29,7 @@ _NO_PRESET = (
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAProbe(KeepsLayerStates, StepFunctions, Exportable):
+class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
     """Classifies tokens: pools them, then a linear layer (§4.3, App. D.1).
 
     A model by itself, to be fitted on features that were computed once; the part that learns of a
