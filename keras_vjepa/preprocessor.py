@@ -11,6 +11,7 @@ as many as a clip has, are that clip, whatever `frame_step` is.
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_LONG, arguments_of, check_size, check_whole
+from keras_vjepa.backend import tf_data
 from keras_vjepa.data.batches.preprocessed import TrainingEpochs, ValidationEpochs
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
@@ -63,6 +65,7 @@ class VJEPAVideoPreprocessor:
             or an image `(height, width, channels)`; the channels may stand in front of height and
             width where that cannot mean something else;
             a PIL image;
+            a tensor of paths or of frames within `dataset.map` of TensorFlow;
             a list of pictures, arrays or PIL images, which are the frames of **one** video. For
             `num_frames=1`, an image model's, they are as many images.
             Grey becomes RGB, and transparency is left out. Five axes are a list of videos.
@@ -121,6 +124,8 @@ class VJEPAVideoPreprocessor:
         return f"{type(self).__name__}({arguments})"
 
     def __call__(self, inputs: Any, limits: ReadingLimits = DEFAULT_LIMITS) -> Videos:
+        if tf_data.is_symbolic(inputs):
+            return tf_data.call_later(partial(self, limits=limits), inputs, self._shape(inputs))
         return self.batch(self.sources(inputs), limits)
 
     def sources(self, inputs: Any) -> list[Source]:
@@ -215,6 +220,21 @@ class VJEPAVideoPreprocessor:
         else:
             batches = ValidationEpochs(samples, batch_size, **options)
         return EpochDataset(batches, num_workers)
+
+    def _shape(self, inputs: Any) -> tuple[int | None, ...]:
+        """Axes of what the call will return."""
+        given = tf_data.shape_of(inputs)
+        if given is None:
+            batch = None
+        else:
+            # A path, an image or a video; or several paths or videos.
+            several = 1 if inputs.dtype == "string" else 5
+            batch = given[0] if len(given) == several else 1
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        frames = self.num_frames if self.image_frames is None else None
+        clips = () if self.num_clips == self.num_views == 1 else (self.num_clips, self.num_views)
+        return (batch, *clips, frames, height, width, 3)
 
     # --- One video or image ----------------------------------------------------------------------
 
