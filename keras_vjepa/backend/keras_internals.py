@@ -219,10 +219,11 @@ def layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def forget_replaced_weights(model: keras.Model) -> None:
-    """Let go of weights whose layers were quantized one by one; `model.quantize` does by itself.
+def track_weights_anew(model: keras.Model) -> None:
+    """Let torch know what weights a model has, after its layers got other ones, one by one.
 
-    torch's side of a Keras model would keep them, and name them among its parameters.
+    `model.quantize` does by itself. torch's side of a Keras model would go on with those that were
+    replaced, and know nothing of new ones in layers that are held in lists.
     """
     model._post_quantize(None)
 

@@ -126,15 +126,6 @@ if TYPE_CHECKING or keras.config.backend() == "torch":
             every = weights_by_name(self).items()
             return {name: weight for name, weight in every if id(weight) not in within}
 
-        def named_parameters(
-            self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-        ) -> Iterator[tuple[str, Tensor]]:
-            """As torch's, each weight once, under its name in `state_dict`."""
-            if not recurse:
-                return
-            for name, weight in weights_by_name(self).items():
-                yield f"{prefix}.{name}" if prefix else name, stored_value(weight)
-
         def requires_grad_(self, requires_grad: bool = True) -> "TorchModule":
             """Set `trainable`, which says of Keras' layers whether they get a gradient."""
             self.trainable = requires_grad

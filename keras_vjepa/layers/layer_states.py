@@ -20,7 +20,7 @@ from typing import Any
 import keras
 
 from keras_vjepa.arguments import check_choice, check_flag, check_number, check_whole, shown
-from keras_vjepa.backend.keras_internals import forget_replaced_weights, layers_of
+from keras_vjepa.backend.keras_internals import layers_of, track_weights_anew
 
 States = dict[str, dict[str, Any]]
 Layers = Collection[keras.layers.Layer]
@@ -100,8 +100,8 @@ class KeepsLayerStates(keras.layers.Layer):
             for step in (_quantize, _set_trainable, _enable_lora):
                 for path, layer in layers.items():
                     step(layer, states.get(path, {}))
-        if any("quantization_config" in state for state in states.values()):
-            forget_replaced_weights(self)
+        if any({"quantization_config", "lora_rank"} & state.keys() for state in states.values()):
+            track_weights_anew(self)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.quantize`; `layer_states` keeps it."""

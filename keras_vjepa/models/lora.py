@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_vjepa import files
 from keras_vjepa.arguments import check_number, check_whole, shown
+from keras_vjepa.backend.keras_internals import track_weights_anew
 from keras_vjepa.layers.layer_states import KeepsLayerStates, layers_within
 from keras_vjepa.named_errors import named
 from keras_vjepa.presets.claims import numbers_held
@@ -90,6 +91,7 @@ class LowRankAdaptable(KeepsLayerStates):
             raise ValueError("`enable_lora` must be called once. Received: a model with LoRA")
         for layer in targets:
             layer.enable_lora(rank, lora_alpha)
+        track_weights_anew(self)
         self.lora_rank = rank
         self.trainable = True
 
