@@ -194,6 +194,7 @@ def test_a_loop_of_torch_compiled_and_in_autocast():
     assert losses[2] < losses[1] < losses[0]
 
 
+@on_torch
 def test_a_loader_of_paths(tmp_path):
     cv2 = pytest.importorskip("cv2")
     paths = []
