@@ -15,8 +15,9 @@ from keras_vjepa.presets.integrity import METADATA_FILE
 from keras_vjepa.presets.preset import CONFIG_FILE, PREPROCESSOR_FILE
 
 TASK_FILE, PRETRAINER_FILE, PREDICTOR_FILE = "task.json", "pretrainer.json", "predictor.json"
-# Figures of a run, beside its presets or among their files.
-_FIGURES = "probe.json"
+# What recipes write beside a run's `preset`, and beside an evaluation's `classifier_TASK`.
+_RUN_FIGURES, _EVALUATION_FIGURES = "probe.json", "result.json"
+_CLASSIFIER = "classifier_"
 # What a hub calls licences; others are `other` there, with their name.
 _LICENCES = {"mit", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
 _UNSAID = {"name", "trainable", "dtype", "layer_states", "class_names"}
@@ -176,15 +177,32 @@ def _evaluation(folder: Path, metadata: Object) -> list[str]:
     scores = metadata.get("scores")
     for name, score in scores.items() if isinstance(scores, dict) else ():
         rows.append(f"- {_text(name, '?')}: {_text(score, '?')} % top-1, as the paper reports it")
+    rows += [*_figures_of_run(folder), *_figures_of_evaluation(folder)]
+    return rows or ["No figures are in the preset."]
+
+
+def _figures_of_run(folder: Path) -> Iterator[str]:
     beside = folder.parent if folder.name == "preset" else folder
-    path = next((f / _FIGURES for f in (folder, beside) if (f / _FIGURES).is_file()), None)
+    path = next((f / _RUN_FIGURES for f in (folder, beside) if (f / _RUN_FIGURES).is_file()), None)
     for name, figures in (_read(path) if path else {}).items():
         for what, value in figures.items() if isinstance(figures, dict) else ():
             if isinstance(value, int | float):
-                rows.append(
-                    f"- {_text(name, '?')}, {_text(what, '?').replace('_', ' ')}: {value:.4g}"
-                )
-    return rows or ["No figures are in the preset."]
+                yield f"- {_text(name, '?')}, {_text(what, '?').replace('_', ' ')}: {value:.4g}"
+
+
+def _figures_of_evaluation(folder: Path) -> Iterator[str]:
+    """Those of the first split, of which the classifiers are kept."""
+    if not folder.name.startswith(_CLASSIFIER):
+        return
+    task = folder.name.removeprefix(_CLASSIFIER)
+    splits = _read(folder.parent / _EVALUATION_FIGURES).get("splits")
+    first = splits[0] if isinstance(splits, list) and splits else None
+    metrics = first.get(task) if isinstance(first, dict) else None
+    for what in ("top1", "top5"):
+        value = metrics.get(what) if isinstance(metrics, dict) else None
+        if isinstance(metrics, dict) and isinstance(value, float):
+            count = _text(metrics.get("num_counted"), "?")
+            yield f"- {_text(task, '?')}, {what}: {100 * value:.1f} % of {count} samples"
 
 
 def _read(path: Path) -> Object:

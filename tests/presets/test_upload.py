@@ -333,6 +333,18 @@ def test_the_page_of_a_run_has_the_figures_beside_its_preset(tmp_path):
     assert "Licence of the weights: not stated" in card and "license" not in card.split("---")[1]
 
 
+def test_the_page_of_a_classifier_has_the_figures_of_its_evaluation(preset, tmp_path):
+    classifier = preset.rename(tmp_path / "classifier_motion")
+    metrics = {"top1": 0.8765, "top5": 1.0, "num_counted": 400, "per_class": [0.5]}
+    result = {"splits": [{"motion": metrics, "digit": {"top1": 0.1}}, {"motion": {"top1": 0.2}}]}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    card = model_card(classifier, "hf://user/tiny")
+    assert "- motion, top1: 87.6 % of 400 samples\n- motion, top5: 100.0 % of 400 samples\n" in card
+    for damaged in ("[]", '{"splits": 3}', '{"splits": [[]]}', '{"splits": [{"motion": 1}]}'):
+        (tmp_path / "result.json").write_text(damaged)
+        assert "No figures are in the preset." in model_card(classifier, "hf://user/tiny")
+
+
 @pytest.mark.parametrize("licence", ["my own: free\nlicense: mit", "Apache-2.0"])
 def test_a_licence_is_one_entry_of_the_header(licence, preset):
     yaml = pytest.importorskip("yaml")
