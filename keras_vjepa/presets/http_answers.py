@@ -6,13 +6,15 @@ page in place of a file, bytes beyond the end and an archive that swells are tol
 
 import http.client
 import re
+import socket
 import ssl
 import sys
+import threading
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any
@@ -25,6 +27,8 @@ _MOST_SWELLING = 64
 # Codes after which the same request may be answered otherwise: these, and those of a server that
 # fails, which proxies have numbers of their own for; but for what it does not do at all.
 _PASSING, _FAILING, _NEVER = {408, 425, 429}, range(500, 600), {501, 505}
+# So many timeouts long an answer's headers may take.
+_MOST_TIMEOUTS = 2
 _ZLIB_WITH_GZIP_HEADER = 32 + zlib.MAX_WBITS
 
 
@@ -82,6 +86,41 @@ class Answer:
     content: Iterator[bytes]
 
 
+def _bounded(connection: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
+    """A kind of connection that is cut if an answer's headers take too long.
+
+    A server that drips them begins its timeout anew with each byte.
+    """
+
+    class Bounded(connection):  # type: ignore[misc, valid-type]
+        def getresponse(self) -> http.client.HTTPResponse:
+            timer = threading.Timer(_MOST_TIMEOUTS * self.timeout, self._cut, [self.sock])
+            timer.daemon = True
+            timer.start()
+            try:
+                return super().getresponse()
+            finally:
+                timer.cancel()
+
+        @staticmethod
+        def _cut(cut: socket.socket) -> None:
+            with suppress(OSError):
+                cut.shutdown(socket.SHUT_RDWR)
+
+    return Bounded
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_bounded(http.client.HTTPConnection), req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        context = ssl.create_default_context()
+        return self.do_open(_bounded(http.client.HTTPSConnection), req, context=context)
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows what stays on the web, and as safe as it was."""
 
@@ -124,7 +163,7 @@ def ask(address: str, part: Part, timeout: float) -> Iterator[Answer]:
         headers["Range"] = f"bytes={part.num_bytes}-"
         if part.version and not part.version.startswith("W/"):
             headers["If-Range"] = part.version
-    opener = urllib.request.build_opener(_Redirects)
+    opener = urllib.request.build_opener(_Http, _Https, _Redirects)
     try:
         response = opener.open(urllib.request.Request(address, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
@@ -169,25 +208,28 @@ def _answer(response: http.client.HTTPResponse, part: Part) -> Answer:
             f"the server answers with a page ({kind}) in place of the file: a login, or something "
             "between here and there"
         )
+    if response.status != 200 and not (response.status == 206 and part.num_bytes):
+        raise RefusedError(f"the server answers {response.status}, {response.reason}")
+    # Before the headers are believed: a connection that breaks within them seems to end them.
+    sent, first = response.length, _first_chunk(response)
     version, encoding = _version(response.headers), response.headers.get("Content-Encoding", "")
     is_plain = encoding.strip().lower() in ("", "identity")
-    if response.status == 206 and part.num_bytes:
+    if response.status == 206:
         if not is_plain:
             raise OutdatedPartError("the server sends parts of it compressed")
-        length, total = _range(response, part)
-        total = part.total if total is None else total
+        length, total = _range(response.headers, part)
         if version is not None and part.version not in (None, version):
             raise OutdatedPartError("it has changed on the server")
-        content = _chunks(response, length)
+        content = _chunks(response, first, length if sent is None else min(length, sent))
+        total = part.total if total is None else total
         return Answer(part.num_bytes, version or part.version, total, content)
-    if response.status != 200:
-        raise RefusedError(f"the server answers {response.status}, {response.reason}")
+    content = _chunks(response, first, sent)
     if is_plain:
-        return Answer(0, version, response.length, _chunks(response, response.length))
+        return Answer(0, version, sent, content)
     if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
         raise RefusedError(f"the server sends it compressed ({encoding[:40]}), unasked")
     # Length and version are those of what is sent.
-    return Answer(0, None, None, _expanded(_chunks(response, response.length)))
+    return Answer(0, None, None, _expanded(content))
 
 
 def _version(headers: Message) -> str | None:
@@ -198,9 +240,9 @@ def _version(headers: Message) -> str | None:
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
-def _range(response: http.client.HTTPResponse, part: Part) -> tuple[int, int | None]:
+def _range(headers: Message, part: Part) -> tuple[int, int | None]:
     """How much is sent, and the length of the whole; it must begin where the part ends."""
-    text = response.headers.get("Content-Range", "")
+    text = headers.get("Content-Range", "")
     found = _RANGE.fullmatch(text.strip())
     if found is None or int(found[1]) != part.num_bytes or int(found[2]) < int(found[1]):
         raise OutdatedPartError(f"the server sends another part than was asked for ({text[:60]!r})")
@@ -209,25 +251,37 @@ def _range(response: http.client.HTTPResponse, part: Part) -> tuple[int, int | N
         raise OutdatedPartError(f"the server sends a part that cannot be ({text[:60]!r})")
     if part.total is not None and total not in (None, part.total):
         raise OutdatedPartError("it has another length on the server now")
-    length = int(found[2]) - part.num_bytes + 1
-    return (length if response.length is None else min(length, response.length)), total
+    return int(found[2]) - part.num_bytes + 1, total
 
 
-def _chunks(response: http.client.HTTPResponse, length: int | None) -> Iterator[bytes]:
+def _first_chunk(response: http.client.HTTPResponse) -> bytes:
+    """What comes first, which is something unless the length is said to be nothing."""
+    chunk = b"" if response.length == 0 else _read(response, CHUNK)
+    if not chunk and response.length != 0:
+        raise BrokenError("the connection broke (before the first byte)")
+    return chunk
+
+
+def _chunks(
+    response: http.client.HTTPResponse, first: bytes, length: int | None
+) -> Iterator[bytes]:
     left = sys.maxsize if length is None else length
-    while left > 0:
-        try:
-            # What has come, and not a full chunk: a slow connection shows that it moves.
-            chunk = response.read1(min(CHUNK, left))
-        except (OSError, http.client.HTTPException) as error:
-            reason = "no more bytes came" if isinstance(error, TimeoutError) else one_line(error)
-            raise BrokenError(f"the connection broke ({reason})") from None
-        if not chunk:
-            break
+    chunk = first[:left]
+    while chunk:
         left -= len(chunk)
         yield chunk
+        chunk = _read(response, min(CHUNK, left)) if left else b""
     if length is not None and left > 0:
         raise BrokenError("the connection broke (it ended too early)")
+
+
+def _read(response: http.client.HTTPResponse, most: int) -> bytes:
+    """Read what has come, and not a full chunk: a slow connection shows that it moves."""
+    try:
+        return response.read1(most)
+    except (OSError, http.client.HTTPException) as error:
+        reason = "no more bytes came" if isinstance(error, TimeoutError) else one_line(error)
+        raise BrokenError(f"the connection broke ({reason})") from None
 
 
 def _expanded(chunks: Iterator[bytes]) -> Iterator[bytes]:

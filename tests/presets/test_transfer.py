@@ -441,6 +441,30 @@ def test_a_server_that_hangs_is_left(server, path):
     assert server.asked[:2] == [0, 1000]
 
 
+def test_headers_that_drip_are_cut(server, path):
+    def dripping(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\nX: ")
+        for _ in range(300):
+            time.sleep(0.01)
+            handler.wfile.write(b"x")
+
+    leave_part(server, path)
+    server.answers = [dripping]
+    patience = Patience(timeout=0.2, first_wait=0.0)
+    assert download(server, path, patience=patience) == SHA256
+    assert set(server.asked) == {50_000} and server.num_sent == 150_000
+
+
+@pytest.mark.parametrize("length", [12, 30, 60, 90, 120, 150])
+def test_headers_that_break_are_not_believed(length, server, path):
+    """Their end by the end of the connection looks like any other."""
+    head = b'HTTP/1.1 206 P\r\nContent-Range: bytes 50000-199999/200000\r\nETag: "one"\r\n'
+    leave_part(server, path)
+    server.answers = [lambda h: h.wfile.write((head + b"Content-Length: 150000\r\n\r\n")[:length])]
+    assert download(server, path) == SHA256
+    assert server.asked == [50_000, 50_000] and server.num_sent == 150_000
+
+
 def test_drops_are_too_slow(server, path, capsys):
     def dripping(handler):
         well(handler, 0)
