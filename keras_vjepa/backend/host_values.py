@@ -43,6 +43,33 @@ def sample_of(pixels: Tensor) -> NDArray[Any] | None:
     return None
 
 
+def host_array(tensor: Any) -> Any:
+    """View the values of a tensor of any library as an array, where they lie on the host.
+
+    Args:
+        tensor: of torch, JAX or TensorFlow, an array, or anything else.
+
+    Returns:
+        The array, without a copy; what has no such values, or is of a type that NumPy does not
+        know, as it is.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.backend.host_values import host_array
+    >>> host_array(keras.ops.ones((2,))).tolist(), host_array("a.mp4")
+    ([1.0, 1.0], 'a.mp4')
+    """
+    if isinstance(tensor, np.ndarray) or not hasattr(tensor, "__array__"):
+        return tensor
+    if getattr(tensor, "is_cuda", False) or getattr(tensor, "requires_grad", False):
+        return tensor
+    try:
+        return np.asarray(tensor)
+    except Exception:  # a library's own, such as for a tensor of a traced function
+        return tensor
+
+
 def _is_on_host(tensor: Tensor) -> bool:
     if keras.config.backend() == "torch":
         import torch

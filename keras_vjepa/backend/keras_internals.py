@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -98,6 +99,11 @@ def _an_optimizer() -> keras.optimizers.Optimizer:
     return optimizer
 
 
+def _names_in_state_sync() -> Any:
+    """What Keras' own code, for JAX, reads of a model in a loop over batches."""
+    return types.SimpleNamespace(**dict.fromkeys(keras.Model.jax_state_sync.__code__.co_names))
+
+
 def _torch() -> Any:
     import torch
 
@@ -152,6 +158,8 @@ PRIVATE_NAMES: list[PrivateName] = [
         engines=("torch",),
         requirement=TORCH_VERSIONS,
     ),
+    # The weights that a step has made, while the variables hold none.
+    PrivateName("_jax_state", "keras.Model", _names_in_state_sync, engines=("jax",)),
     # Overridden, see `Overrides`.
     PrivateName(
         "_maybe_symbolic_build",
@@ -237,6 +245,14 @@ def autocast_dtype() -> str | None:
 def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
     """Return the variable in which an optimizer counts batches, whether or not it moved weights."""
     return optimizer._iterations
+
+
+def lend_state(model: keras.Model, state: Mapping[str, Sequence[Tensor]] | None) -> None:
+    """Tell a model on JAX the values of its variables in a loop over batches; None after it.
+
+    Keras does so after a step, and puts them into the variables when the loop ends.
+    """
+    model._jax_state = state
 
 
 def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> Sequence[keras.Variable]:

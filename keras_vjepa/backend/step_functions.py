@@ -2,7 +2,8 @@
 
 TensorFlow's trainer keeps one program for all batches: when one of another size comes, the sizes in
 the program become unknown, and with them the grid of tokens. Here there is a program for each size
-of videos, which sees no other. The other engines do as much by themselves.
+of videos, which sees no other. The other engines do as much by themselves. On JAX no interrupt
+breaks a step, see `loops.py`.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend.loops import UnbrokenStep
 
 # Arrays with fewer axes, such as tokens and lists of indices, may have lengths that are unknown.
 _AXES_OF_IMAGES = 4
@@ -61,6 +63,9 @@ class StepFunctions:
         if getattr(self, name) is not None and not force:
             return getattr(self, name)
         made = make(force=True)
+        if keras.config.backend() == "jax":
+            setattr(self, name, UnbrokenStep(self, name, getattr(self, name)))
+            return getattr(self, name)
         if keras.config.backend() != "tensorflow" or collectives.replicas_in_sync() > 1:
             return made
 

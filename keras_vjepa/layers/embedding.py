@@ -18,6 +18,8 @@ from keras_vjepa.layers.dense import weight_initializer
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.types import Tensor
 
+_GRID_AXES = ("num_frames", "height", "width")
+
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Pick tokens of every sample by their numbers.
@@ -106,29 +108,51 @@ class TubeletEmbedding(Rematerializable):
         Raises:
             ValueError: if frames, height or width are not multiples of the patch.
         """
-        names = ("num_frames", "height", "width")
-        sizes = (self.tubelet_size, self.patch_size, self.patch_size)
-        for name, size, step in zip(names, video_shape[1:4], sizes, strict=True):
+        for name, size in zip(_GRID_AXES, video_shape[1:4], strict=True):
             if size is None:
                 raise ValueError(
                     f"`{name}` of the videos must be known when a program is made of the model: "
                     "call the model itself, which has one for each size. Received: None"
                 )
-            if size <= 0 or size % step:
+        self._check_multiples(video_shape)
+        time, row, column = (n // s for n, s in zip(video_shape[1:4], self._steps, strict=True))  # type: ignore[operator]
+        return time, row, column
+
+    @property
+    def _steps(self) -> tuple[int, int, int]:
+        return (self.tubelet_size, self.patch_size, self.patch_size)
+
+    def _check_multiples(self, video_shape: Sequence[int | None]) -> None:
+        for name, size, step in zip(_GRID_AXES, video_shape[1:4], self._steps, strict=True):
+            if size is not None and (size <= 0 or size % step):
                 what = "tubelet_size" if name == "num_frames" else "patch_size"
                 raise ValueError(
                     f"`{name}` must be a multiple of `{what}`={step}. Received: {size}"
                 )
-        time, row, column = (n // s for n, s in zip(video_shape[1:4], sizes, strict=True))  # type: ignore[operator]
-        return time, row, column
+
+    def check_shape(self, video_shape: Sequence[int | None]) -> None:
+        """Check the shape of videos, as far as it is known.
+
+        Args:
+            video_shape: `(batch, frames, height, width, channels)`, None where it is not known.
+
+        Raises:
+            ValueError: for other axes, and where frames, height or width are not multiples of the
+                patch.
+        """
+        channels = self.kernel.shape[3]
+        if len(video_shape) != 5 or video_shape[-1] not in (channels, None):
+            moved = len(video_shape) == 5 and channels in video_shape[1:3]
+            remedy = "; move the axis of the channels to the end" if moved else ""
+            raise ValueError(
+                f"`videos` must be (batch, frames, height, width, {channels} channels). "
+                f"Received shape: {tuple(video_shape)}{remedy}"
+            )
+        self._check_multiples(video_shape)
 
     def patches(self, videos: Tensor) -> Tensor:
         """Cut videos into flattened patches, `(batch, tokens, values of a patch)`."""
-        if len(videos.shape) != 5 or videos.shape[-1] != self.kernel.shape[3]:
-            raise ValueError(
-                "`videos` must be (batch, frames, height, width, "
-                f"{self.kernel.shape[3]} channels). Received shape: {tuple(videos.shape)}"
-            )
+        self.check_shape(videos.shape)
         grid = self.grid_shape(videos.shape)
         tubelet, patch, _, channels, _ = self.kernel.shape
         # Axes that stay neighbours go as one: LiteRT transposes no more than six.

@@ -320,6 +320,15 @@ class VJEPABackbone(
             grid_shape = self.grid_shape
         return make_rotations(token_indices, grid_shape, self.hidden_dim // self.num_heads)
 
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
+        """Check the shape of videos, or of images for a model of images, as far as it is known.
+
+        Raises:
+            ValueError: for other axes, and sizes that the patches do not divide.
+        """
+        is_image = self.is_image_model and len(shape) == 4
+        self.tubelet_embedding.check_shape((shape[0], 1, *shape[1:]) if is_image else shape)
+
     def _with_time(self, videos: Tensor) -> Tensor:
         is_image = self.is_image_model and len(videos.shape) == 4
         return ops.expand_dims(videos, 1) if is_image else videos

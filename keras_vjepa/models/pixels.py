@@ -7,7 +7,6 @@ get one warning. Values are looked at where they enter on the host, never within
 import contextlib
 import os
 import threading
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,7 +15,9 @@ import keras
 import numpy as np
 
 from keras_vjepa.arguments import shown
-from keras_vjepa.backend.host_values import sample_of
+from keras_vjepa.backend.batch_sources import looked_into
+from keras_vjepa.backend.host_values import host_array, sample_of
+from keras_vjepa.backend.loops import values_kept
 
 # Normalised pixels lie between -2.2 and 2.7; random numbers of deviation 1 do not get here.
 _FAR = 10.0
@@ -74,12 +75,20 @@ def is_in_memory(source: Any) -> bool:
 
 
 def _as_labels(y: Any) -> Any:
-    """Labels as an array where they are a list of numbers, which Keras does not take."""
+    """Labels as an array where they are a list of numbers or names, which Keras does not take."""
     if isinstance(y, list | tuple):
         with contextlib.suppress(ValueError):  # rows of several lengths
             array = np.asarray(y)
-            return array if array.dtype.kind in "iufb" else y
+            return array if array.dtype.kind in "iufbUS" else y
     return y
+
+
+def _known_shape(array: Any) -> tuple[int | None, ...] | None:
+    """The shape of an array or a symbolic tensor; None of one that does not know its axes."""
+    try:
+        return tuple(array.shape)
+    except ValueError:  # TensorFlow's, of unknown rank
+        return None
 
 
 class PixelModel(keras.Model):
@@ -118,16 +127,27 @@ class PixelModel(keras.Model):
             return
         try:
             largest = check_pixels(pixels)
+            shape = _known_shape(pixels)
+            if shape is not None:
+                self.check_shape(shape)
         except ValueError as error:
             self.refusal = error.with_traceback(None)
             raise
-        if largest is not None and largest > _FAR and not self.warned_of_pixels:
+        # Not a number is no further than any, nor nearer.
+        if largest is not None and not largest <= _FAR and not self.warned_of_pixels:
             self.warned_of_pixels = True
+            far = "NaN" if np.isnan(largest) else f"values as far as {largest:.4g} from 0"
             warnings.warn(
-                f"`videos` should be normalised floats, about -2 to 3: {_REMEDY}. "
-                f"Received: values as far as {largest:.4g} from 0",
+                f"`videos` should be normalised floats, about -2 to 3: {_REMEDY}. Received: {far}",
                 stacklevel=3,
             )
+
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
+        """Check the shape of pixels; here, anything is right.
+
+        Args:
+            shape: of videos or images, None for an axis whose length is not known.
+        """
 
     def check_labels(self, y: Any, num_videos: int | None = None) -> None:
         """Check labels on the host; of this class, anything is right.
@@ -164,17 +184,18 @@ class PixelModel(keras.Model):
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras', with pixels and labels checked."""
-        y = _as_labels(y)
-        return super().train_on_batch(_Gate(self)(x, y), y, *args, **kwargs)
+        gate, y = _Gate(self), _as_labels(y)
+        return gate.through(super().train_on_batch, gate(x, y), y, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras', with pixels and labels checked."""
-        y = _as_labels(y)
-        return super().test_on_batch(_Gate(self)(x, y), y, *args, **kwargs)
+        gate, y = _Gate(self), _as_labels(y)
+        return gate.through(super().test_on_batch, gate(x, y), y, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """As Keras', with pixels checked."""
-        return super().predict_on_batch(_Gate(self)(x))
+        gate = _Gate(self)
+        return gate.through(super().predict_on_batch, gate(x))
 
 
 def _checked_pair(gate: "_Gate", pair: Any) -> tuple[Any, ...]:
@@ -194,14 +215,16 @@ class _Gate:
         if is_in_memory(x):
             self.model.check_inputs(x)
             first = keras.tree.flatten(x)[0] if isinstance(x, Mapping) else x
+            if not len(first):
+                raise ValueError("`x` must hold at least one video. Received: none")
             for y in labels:
                 self.model.check_labels(y, len(first))
             return x
-        if isinstance(x, types.GeneratorType):
+        if isinstance(x, Iterator):
             return self._batches(x)
         if isinstance(x, keras.utils.PyDataset) and not x.use_multiprocessing:
             return _CheckedDataset(x, self)
-        return x
+        return looked_into(x, self.checked)
 
     def through(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function of Keras; what data are refused with is raised as it was.
@@ -211,7 +234,8 @@ class _Gate:
         """
         self.model.refusal = None
         try:
-            return function(*args, **kwargs)
+            with values_kept(self.model):
+                return function(*args, **kwargs)
         except Exception:
             if self.model.refusal is not None:
                 raise self.model.refusal from None
@@ -223,12 +247,25 @@ class _Gate:
         """Draw a batch and check it."""
         try:
             batch = draw()
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            self.model.check_inputs(x)
-            if isinstance(y, np.ndarray):
-                self.model.check_labels(y)
         except StopIteration:
             raise
+        except Exception as error:
+            self.model.refusal = error
+            raise
+        return self.checked(batch)
+
+    def checked(self, batch: Any) -> Any:
+        """Check a batch; in what is returned, lists are what Keras takes in their place."""
+        try:
+            batch = tuple(batch) if isinstance(batch, list) else batch
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            self.model.check_inputs(x)
+            labels = _as_labels(y)
+            if isinstance(y, list | tuple) and labels is not y:
+                batch = keras.utils.pack_x_y_sample_weight(x, labels, weight)
+            labels = host_array(labels)
+            if isinstance(labels, np.ndarray):
+                self.model.check_labels(labels)
         except Exception as error:
             self.model.refusal = error
             raise

@@ -68,7 +68,11 @@ def _check_numbers(labels: NDArray[Any], num_classes: int, ignored: int | None) 
             f"`keras.losses.CategoricalCrossentropy`. Received shape: {labels.shape}"
         )
     if labels.dtype.kind not in "iuf":
-        raise ValueError(f"`y` must be class numbers. Received: {labels.dtype}")
+        kind = "names" if labels.dtype.kind in "USO" else labels.dtype
+        raise ValueError(
+            f"`y` must be class numbers, integers from 0 to {num_classes - 1}, which stand for "
+            f"`class_names` in their order. Received: {kind}"
+        )
     wrong = (labels < 0) | (labels >= num_classes) | (labels != np.floor(labels))
     if ignored is not None:
         wrong &= labels != ignored

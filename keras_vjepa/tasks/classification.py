@@ -4,7 +4,8 @@ Departure from the authors' evaluations: the step length of a probe that is trai
 arguments is one of Table 10, and does not follow a schedule.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +22,14 @@ from keras_vjepa.training.optimizer import AdamW
 _LEARNING_RATE, _FINE_TUNING_RATE = 1e-3, 1e-4
 
 _OPTIMIZER_BUILT = "optimizer_built"
+
+_CROSS_ENTROPIES = {
+    keras.losses.sparse_categorical_crossentropy: keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.categorical_crossentropy: keras.losses.CategoricalCrossentropy,
+    keras.losses.categorical_focal_crossentropy: keras.losses.CategoricalFocalCrossentropy,
+    keras.losses.binary_crossentropy: keras.losses.BinaryCrossentropy,
+    keras.losses.binary_focal_crossentropy: keras.losses.BinaryFocalCrossentropy,
+}
 
 Prediction = list[tuple[str | int, float]]
 
@@ -50,7 +59,8 @@ def check_classes(
         if num_classes is None:
             raise ValueError("`num_classes` or `class_names` must be given. Received: neither")
         return num_classes, None
-    names = [] if isinstance(class_names, str) else list(class_names)
+    # A set has no order.
+    names = [] if isinstance(class_names, str | set | frozenset) else list(class_names)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"`class_names` must be a list of names. Received: {shown(class_names)}")
     twice = [name for name in names if names.count(name) > 1]
@@ -60,7 +70,7 @@ def check_classes(
         raise ValueError(
             f"`class_names` must hold `num_classes`={num_classes} names. Received: {len(names)}"
         )
-    return len(names), names
+    return len(names), [str(name) for name in names]
 
 
 def check_preprocessor(preprocessor: Any, num_clips: int, num_views: int) -> None:
@@ -82,6 +92,23 @@ def check_preprocessor(preprocessor: Any, num_clips: int, num_views: int) -> Non
             raise ValueError(
                 f"`preprocessor` must have `{name}`={wanted} as the classifier. Received: {found}"
             )
+
+
+def _of_logits(loss: Any) -> Any:
+    """The loss that is meant, for a model that returns logits; Keras' names mean probabilities."""
+    if isinstance(loss, str) and loss == "auto":
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for function, kind in _CROSS_ENTROPIES.items():
+        name = loss.lower().replace("_", "") if isinstance(loss, str) else None
+        if name == kind.__name__.lower() or loss in (function, kind):
+            return kind(from_logits=True)
+    if getattr(loss, "from_logits", None) is False:
+        warnings.warn(
+            "`loss` should take the logits that a classifier returns: "
+            f"{type(loss).__name__}(from_logits=True). Received: one that takes probabilities",
+            stacklevel=3,
+        )
+    return loss
 
 
 class Classification(PixelModel):
@@ -106,7 +133,8 @@ class Classification(PixelModel):
 
         Args:
             inputs: what the `preprocessor` takes: a path, an array, PIL images, a tensor, or a list
-                of any of these. It makes the clips and views that the classifier combines.
+                or an iterator of any of these. It makes the clips and views that the classifier
+                combines.
             top: number of classes.
             batch_size: videos that are read and passed through the model at a time.
 
@@ -141,6 +169,8 @@ class Classification(PixelModel):
                 "`max_frames` must be None to classify files: a preprocessor gives no "
                 f"`frame_indices`. Received: {self.max_frames}"
             )
+        if isinstance(inputs, Iterator):  # which ends when it is looked at
+            inputs = list(inputs)
         sources = self.preprocessor.sources(inputs)
         predictions: list[Prediction] = []
         for start in range(0, len(sources), batch_size):
@@ -181,7 +211,9 @@ class Classification(PixelModel):
 
         Args:
             optimizer: default: `AdamW`, of step length 1e-3, or 1e-4 where the backbone is trained.
-            loss: default: cross-entropy of the logits with class numbers.
+            loss: default: cross-entropy of the logits with class numbers. The names of Keras'
+                cross-entropies stand for those of logits, which the model returns; of a loss that
+                takes probabilities there is a warning.
             loss_weights: as in Keras.
             metrics: default: the accuracy, where the loss is the default one too; else none.
             kwargs: as in Keras.
@@ -193,9 +225,7 @@ class Classification(PixelModel):
         if isinstance(optimizer, str) and optimizer == "auto":
             trains_backbone = bool(self.backbone.trainable_variables)
             optimizer = AdamW(_FINE_TUNING_RATE if trains_backbone else _LEARNING_RATE)
-        if isinstance(loss, str) and loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        super().compile(optimizer, loss, loss_weights, metrics, **kwargs)
+        super().compile(optimizer, _of_logits(loss), loss_weights, metrics, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """As Keras', with whether the optimizer has variables, which one of no step has not."""

@@ -25,6 +25,7 @@ from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
+from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preprocessing import Preprocessor
 from keras_vjepa.tasks.classification import Classification, check_classes, check_preprocessor
@@ -233,33 +234,50 @@ class VJEPAVideoClassifier(
         return ops.reshape(tokens, (-1, views * clips, num_tokens, dim))
 
     def _with_clips_and_views(self, videos: Tensor) -> Tensor:
+        _, _, frames, *_ = self._axes(videos.shape)
         rank = len(videos.shape)
         if rank == 4:
+            videos = ops.repeat(ops.expand_dims(videos, 1), frames, axis=1)
+        if rank in (4, 5):
+            return ops.expand_dims(videos, (1, 2))
+        return ops.expand_dims(videos, 2) if rank == 6 else videos
+
+    def _axes(self, shape: Any) -> tuple[Any, ...]:
+        """Clips, views, frames, height, width and channels of inputs of a shape."""
+        if len(shape) == 4:
             frames = self.token_encoder().num_frames
             if frames is None:
                 raise ValueError(
                     "`videos` must be videos for a backbone without a `num_frames`. Received images"
                 )
-            videos = ops.repeat(ops.expand_dims(videos, 1), frames, axis=1)
-        if rank in (4, 5):
-            videos = ops.expand_dims(videos, (1, 2))
-        elif rank == 6:
-            videos = ops.expand_dims(videos, 2)
-        elif rank != 7:
+            shape = (shape[0], frames, *shape[1:])
+        if len(shape) not in (5, 6, 7):
             raise ValueError(
                 "`videos` must be (batch, [clips, [views,]] frames, height, width, channels), or "
-                f"images (batch, height, width, channels). Received {rank} axes"
+                f"images (batch, height, width, channels). Received {len(shape)} axes"
             )
-        clips, views = videos.shape[1:3]
-        if clips != self.num_clips:
+        clips, views = ((*shape[1:-4], 1, 1) if len(shape) < 7 else shape[1:3])[:2]
+        if clips not in (self.num_clips, None):
             raise ValueError(
                 f"`videos` must hold `num_clips`={self.num_clips} clips. Received: {clips}"
             )
-        if views not in (1, self.num_views):
+        if views not in (1, self.num_views, None):
             raise ValueError(
                 f"`videos` must hold 1 view or `num_views`={self.num_views}. Received: {views}"
             )
-        return videos
+        return (clips, views, *shape[-4:])
+
+    def check_shape(self, shape: tuple[int | None, ...]) -> None:
+        """Check the shape of videos or images, as far as it is known.
+
+        Raises:
+            ValueError: for other axes, numbers of clips and views, and sizes of clips that the
+                backbone does not take.
+        """
+        _, _, frames, *image = self._axes(shape)
+        if isinstance(self.backbone, PixelModel):
+            is_of_images = self.token_encoder().is_image_model
+            self.backbone.check_shape((None, *image) if is_of_images else (None, frames, *image))
 
     def _add_frame_positions(self, tokens: Tensor, frame_indices: Tensor, frames: int) -> Tensor:
         """Add the table's row of each tubelet's first frame to its tokens."""
@@ -300,7 +318,7 @@ class VJEPAVideoClassifier(
     def compute_output_spec(self, inputs: Any, training: bool | None = False) -> keras.KerasTensor:
         # Of videos of any length, which `call` cannot be tried with.
         videos = inputs["videos"] if isinstance(inputs, dict) else inputs
-        batch, _, views = self._with_clips_and_views(videos).shape[:3]
+        batch, views = videos.shape[0], self._axes(videos.shape)[1]
         predictions = views if self.attend_across_clips else views * self.num_clips
         several = (predictions,) if training and predictions > 1 else ()
         return keras.KerasTensor((batch, *several, self.num_classes), dtype=self.variable_dtype)

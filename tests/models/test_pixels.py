@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAVideoClassifier
+from keras_vjepa.backend.batch_sources import looked_into
 from keras_vjepa.backend.host_values import sample_of
 from keras_vjepa.models.pixels import check_pixels
 from tests.support import compiled
@@ -133,6 +134,82 @@ def test_batches_are_checked_one_by_one(classifier, make):
         classifier.fit(make(), steps_per_epoch=3, verbose=0, shuffle=False)
     assert "\n" not in str(caught.value)
     assert classifier.refusal is None
+
+
+def loader(videos, labels):
+    """What the users of an engine have as a source of batches; JAX' have torch's."""
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensor_slices((videos, labels)).batch(1)
+    torch_data = pytest.importorskip("torch.utils.data")
+    return torch_data.DataLoader([*zip(videos, labels, strict=True)], batch_size=1)
+
+
+@pytest.mark.parametrize("make", [loader, lambda *data: iter([*loader(*data)])])
+@pytest.mark.parametrize(
+    "videos,labels,message",
+    [
+        (CLIPS.astype("uint8"), [0, 0], "`videos` must be normalised floats: .*Received: uint8"),
+        (CLIPS, [2, 3], r"`y` must hold class numbers in \[0, `num_classes`=3\). Received: 3 at"),
+        (CLIPS[:, :1], [0, 0], "`num_frames` must be a multiple of `tubelet_size`=2. Received: 1"),
+    ],
+)
+def test_batches_of_loaders_are_checked(classifier, make, videos, labels, message):
+    for use in (classifier.fit, classifier.evaluate):
+        with pytest.raises(ValueError, match=f"^{message}") as caught:
+            use(make(videos, labels), verbose=0)
+        assert "\n" not in str(caught.value)
+
+
+def test_loaders_are_passed_on_as_they_are(classifier):
+    """In their order, as often as they are asked for, and with their length."""
+    data = loader(CLIPS, [0, 2])
+    checked = looked_into(data, (seen := []).append)
+    assert isinstance(checked, type(data)) and len(checked) == 2
+    for _ in range(2):
+        assert [int(y) for _, y in checked] == [0, 2]
+    assert [y.tolist() for _, y in seen] == [[0], [2]] * 2
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in seen[:2]]), CLIPS)
+    far = pytest.warns(UserWarning, match="Received: values as far as 100 from 0")
+    classifier.warned_of_pixels = False
+    with far:
+        classifier.fit(loader(CLIPS * 0 + 100, [0, 0]), verbose=0)
+
+
+def test_numbers_that_are_none_are_warned_of(classifier):
+    classifier.warned_of_pixels = False
+    with pytest.warns(UserWarning, match="normalised floats, .*Received: NaN"):
+        classifier.predict(CLIPS * np.nan, verbose=0)
+
+
+def test_no_videos_are_refused(classifier):
+    for use in (classifier.predict, lambda x, **options: classifier.fit(x, [], **options)):
+        with pytest.raises(ValueError, match="`x` must hold at least one video. Received: none"):
+            use(CLIPS[:0], verbose=0)
+
+
+@pytest.mark.parametrize(
+    "shape,message",
+    [
+        ((2, 2, 16, 17, 3), "`width` must be a multiple of `patch_size`=16. Received: 17"),
+        ((2, 2, 3, 16, 16), r"Received shape: \(.*, 2, 3, 16, 16\); move the axis of the channels"),
+        ((2, 2, 16, 16, 1), r"`videos` must be \(batch, frames, height, width, 3 channels\)"),
+        ((2, 16, 3), "`videos` must be .* Received( shape:|) "),
+    ],
+)
+def test_shapes_are_refused_before_a_model_runs(classifier, shape, message):
+    """In one line; within a layer Keras would add many."""
+    videos = np.zeros(shape, "float32")
+    for use in (classifier, classifier.predict, classifier.backbone, classifier.backbone.predict):
+        with pytest.raises(ValueError, match=message) as caught:
+            use(videos)
+        assert "\n" not in str(caught.value)
+
+
+def test_lists_in_a_batch_are_taken(classifier):
+    batch = [CLIPS, [0, 2]]
+    assert "loss" in classifier.fit(iter([batch]), verbose=0).history
 
 
 def test_datasets_keep_what_they_are(classifier):

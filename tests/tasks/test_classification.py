@@ -76,6 +76,11 @@ def test_one_video_is_one_list_and_several_are_as_many(model):
     assert [len(row) for row in model.classify([VIDEO], top=2)] == [2]
 
 
+def test_iterators_are_lists(model):
+    given = [VIDEO, VIDEO[0]]
+    assert model.classify(iter(given)) == model.classify(given)
+
+
 def test_clips_and_views_are_combined_as_in_an_evaluation():
     several = classifier(
         num_clips=2, num_views=3, preprocessor=VJEPAVideoPreprocessor(16, 2, 1, 2, 3)
@@ -132,7 +137,7 @@ def test_compile_keeps_defaults_for_what_is_not_given():
     assert float(made.optimizer.learning_rate) == pytest.approx(1e-4) and made.loss.from_logits
     made.compile(keras.optimizers.SGD(0.5), "categorical_crossentropy")
     assert float(made.optimizer.learning_rate) == 0.5
-    assert made.loss == "categorical_crossentropy"
+    assert type(made.loss) is keras.losses.CategoricalCrossentropy and made.loss.from_logits
     # The accuracy of one-hot labels is another one: nothing of the defaults is left.
     labels = np.eye(3, dtype="float32")
     history = made.fit(np.zeros((3, 2, 16, 16, 3), "float32"), labels, verbose=0).history
@@ -290,3 +295,30 @@ def test_what_is_no_preset_is_one_line(cls, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae"}))
     with pytest.raises(ValueError, match="another package's model, 'videomae'. Of those, .*vjepa2"):
         cls.from_preset(tmp_path, **arguments)
+
+
+# --- Losses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "loss,kind",
+    [
+        ("auto", keras.losses.SparseCategoricalCrossentropy),
+        ("sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy),
+        ("CategoricalCrossentropy", keras.losses.CategoricalCrossentropy),
+        (keras.losses.binary_crossentropy, keras.losses.BinaryCrossentropy),
+    ],
+)
+def test_names_of_losses_mean_those_of_logits(model, loss, kind):
+    model.compile(loss=loss)
+    assert type(model.loss) is kind and model.loss.from_logits
+    model.compile()
+
+
+def test_losses_of_probabilities_are_warned_of(model, recwarn):
+    with pytest.warns(UserWarning, match=r"CategoricalFocalCrossentropy\(from_logits=True\). Rec"):
+        model.compile(loss=keras.losses.CategoricalFocalCrossentropy())
+    model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.compile(loss="mse")
+    assert not recwarn and model.loss == "mse"
+    model.compile()
