@@ -10,9 +10,8 @@ as many as a clip has, are that clip, whatever `frame_step` is.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import keras
@@ -20,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
-from keras_vjepa.arguments import MOST_LONG, arguments_of, check_size, check_whole
+from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_size, check_whole
 from keras_vjepa.backend import tf_data
+from keras_vjepa.data.batches.clips import ClipSettings, read_clips
 from keras_vjepa.data.batches.preprocessed import TrainingEpochs, ValidationEpochs
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
@@ -31,14 +31,22 @@ from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
 from keras_vjepa.data.transforms.views import center_view, three_views
 from keras_vjepa.named_errors import named
 from keras_vjepa.presets.preprocessing import described_preprocessor
-from keras_vjepa.presets.preset import PREPROCESSOR_FILE, PresetName, PresetNames, find_preset
+from keras_vjepa.presets.preset import (
+    PREPROCESSOR_FILE,
+    PresetName,
+    PresetNames,
+    find_preset,
+    preset_folder,
+)
 from keras_vjepa.training.datasets import EpochDataset
 
 Frames = NDArray[np.uint8]
 Videos = NDArray[np.float32]
+Augment = Callable[[Frames, np.random.Generator], Videos]
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -180,6 +188,7 @@ class VJEPAVideoPreprocessor:
         num_workers: int = 2,
         max_bad_share: float = 0.05,
         limits: ReadingLimits = DEFAULT_LIMITS,
+        augment: bool | Augment = False,
     ) -> EpochDataset:
         """Make a dataset for `fit` and `evaluate` of labelled files, read while they are needed.
 
@@ -195,6 +204,9 @@ class VJEPAVideoPreprocessor:
             num_workers: threads.
             max_bad_share: stop when more than this share of the files cannot be read.
             limits: time and pixels that a file may take.
+            augment: of training: True for clips from random places, transformed as the authors
+                train probes; or such a transform, called with the frames of a clip, uint8 `(frames,
+                height, width, 3)`, and a `numpy.random.Generator`. Each clip has one view then.
 
         Returns:
             A `keras.utils.PyDataset` of `(inputs, labels)`, with a length.
@@ -216,6 +228,7 @@ class VJEPAVideoPreprocessor:
         }
         batches: TrainingEpochs | ValidationEpochs
         if training:
+            options["augmented"] = self._augmented(augment, limits)
             batches = TrainingEpochs(samples, batch_size, shuffle=shuffle, **options)
         else:
             batches = ValidationEpochs(samples, batch_size, **options)
@@ -250,6 +263,35 @@ class VJEPAVideoPreprocessor:
             return self._image(source)
         as_it_is = len(source) == self.num_frames and self.num_clips == 1
         return self._video(source if as_it_is else source[self._indices(len(source)).ravel()])
+
+    def _augmented(
+        self, augment: bool | Augment, limits: ReadingLimits
+    ) -> Callable[[str, np.random.Generator], Videos] | None:
+        """What makes clips of a file from random places, one view of each; None for no change."""
+        if not callable(augment):
+            check_flag(augment=augment)
+            if not augment:
+                return None
+            kind = ImageProbeTransform if self.num_frames == 1 else VideoProbeTransform
+            augment = kind(self.image_size)
+
+        def augmented(path: str, rng: np.random.Generator) -> Videos:
+            is_one = is_image(path)
+            settings = ClipSettings(
+                self.num_frames,
+                self.frame_step,
+                1 if is_one else self.num_clips,
+                allow_clip_overlap=True,
+            )
+            videos = read_clips(path, settings, lambda one: augment(one, rng), rng, limits).videos
+            if not is_one:
+                return videos
+            videos = videos[: self.image_frames]
+            if self.num_clips == 1:
+                return videos
+            return np.repeat(videos[np.newaxis], self.num_clips, axis=0)
+
+        return augmented
 
     def _indices(self, video_length: int) -> Indices:
         return clip_frame_indices(
@@ -366,7 +408,7 @@ class VJEPAVideoPreprocessor:
     def save_to_preset(self, folder: PresetName) -> None:
         """Write `preprocessor.json` into a preset folder, beside the model that it goes with."""
         described = keras.saving.serialize_keras_object(self)
-        files.write_text(Path(folder) / PREPROCESSOR_FILE, json.dumps(described, indent=2))
+        files.write_text(preset_folder(folder) / PREPROCESSOR_FILE, json.dumps(described, indent=2))
 
     @classmethod
     def from_preset(cls, preset: PresetName, **overrides: Any) -> Self:

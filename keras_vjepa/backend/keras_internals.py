@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import inspect
 import re
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -99,9 +98,10 @@ def _an_optimizer() -> keras.optimizers.Optimizer:
     return optimizer
 
 
+@functools.cache
 def _names_in_state_sync() -> Any:
     """What Keras' own code, for JAX, reads of a model in a loop over batches."""
-    return types.SimpleNamespace(**dict.fromkeys(keras.Model.jax_state_sync.__code__.co_names))
+    return type("Read", (), dict.fromkeys(keras.Model.jax_state_sync.__code__.co_names))
 
 
 def _torch() -> Any:

@@ -14,7 +14,14 @@ from keras import ops
 from keras_vjepa.arguments import shown
 from keras_vjepa.layers.positions import resample_position_table
 from keras_vjepa.models.dimensions import height_and_width
-from keras_vjepa.presets.preset import CONFIG_FILE, Preset, PresetName, find_preset, read_config
+from keras_vjepa.presets.preset import (
+    CONFIG_FILE,
+    Preset,
+    PresetName,
+    find_preset,
+    load_backbone,
+    read_config,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,6 +71,33 @@ class BackbonePreset(Preset):
         }
         model = super().from_preset(folder, **overrides)
         return resized(model, sizes, f"Positions of {folder}") if sizes else model
+
+
+def load_backbone_of_size(
+    folder: Path, load_weights: bool, sizes: Mapping[str, Any], **overrides: Any
+) -> Any:
+    """Load the backbone of a preset folder, whatever its class, for clips of another size.
+
+    Args:
+        folder: of the preset.
+        load_weights: False gives fresh weights.
+        sizes: `image_size`, `num_frames`, both or none.
+        overrides: further arguments to change.
+
+    Raises:
+        FileNotFoundError: if the folder holds no backbone.
+        ValueError: for sizes that the weights do not fit, or of another package's backbone.
+    """
+    if not sizes or not load_weights:
+        return load_backbone(folder, load_weights, **sizes, **overrides)
+    _check_fit(folder, read_config(folder, CONFIG_FILE, "VJEPABackbone")["config"], sizes)
+    backbone = load_backbone(folder, **overrides)
+    if not isinstance(backbone, BackbonePreset):
+        raise ValueError(
+            f"{' and '.join(map('`{}`'.format, sizes))} must be left out for a backbone that is "
+            f"no VJEPABackbone. Received: {folder}"
+        )
+    return resized(backbone, sizes, f"Positions of {folder}")
 
 
 def _check_fit(folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

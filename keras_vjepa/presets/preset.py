@@ -18,6 +18,7 @@ The backbone of a pretrainer's preset is its target encoder, the one that is eva
 
 import inspect
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,8 @@ MODEL_FILES = {
 }
 
 _REMEDY = "Copy the preset again, or have it made anew."
+
+_LOG = logging.getLogger(__name__)
 
 PresetName = str | os.PathLike[str]
 
@@ -237,8 +240,14 @@ class Preset:
             FileExistsError: if the folder holds something else than a preset.
             OSError: if it cannot be written.
         """
-        folder = Path(folder)
+        folder = preset_folder(folder)
         others = _others_in(folder)
+        others_of_model = _MODEL_FILES - {*self.preset_files(), METADATA_FILE}
+        gone = sorted(name for name in others_of_model if (folder / name).exists())
+        if gone:
+            _LOG.warning(
+                "Removed from %s: %s, of the model that was there", folder, ", ".join(gone)
+            )
         with files.unfinished_folder(folder, existing="replace") as unfinished:
             self._write_preset(unfinished)
             for path in others:
@@ -291,6 +300,29 @@ class Preset:
         if load_weights:
             load_preset_weights(model, folder)
         return model
+
+
+def preset_folder(folder: PresetName) -> Path:
+    """The folder to write a preset to; in front, ~ is the home directory.
+
+    Args:
+        folder: what a user has given.
+
+    Raises:
+        ValueError: for an address of a hub, which nothing is written to here.
+        FileExistsError: for a file.
+    """
+    name = os.fspath(folder)
+    if is_address(name):
+        raise ValueError(
+            f"`folder` must be a folder on a disk; upload it from there. Received: {name!r}"
+        )
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise FileExistsError(
+            f"`folder` must not exist, be empty or be a preset. Received: {path}, which is a file"
+        )
+    return path
 
 
 def _others_in(folder: Path) -> list[Path]:

@@ -323,6 +323,11 @@ class VJEPAVideoClassifier(
         several = (predictions,) if training and predictions > 1 else ()
         return keras.KerasTensor((batch, *several, self.num_classes), dtype=self.variable_dtype)
 
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        shape = input_shape["videos"] if isinstance(input_shape, dict) else input_shape
+        self._axes(shape)
+        return (shape[0], self.num_classes)
+
     # --- Several predictions in training ---------------------------------------------------------
 
     def compute_loss(
@@ -411,6 +416,16 @@ class VJEPAVideoClassifier(
             "preprocessor": self.preprocessor
             and keras.saving.serialize_keras_object(self.preprocessor),
         }
+
+    def with_backbone(self, backbone: keras.Model) -> Self:
+        """Make a classifier of the same arguments and probe on another backbone.
+
+        Args:
+            backbone: of the same width of tokens.
+        """
+        other = self.from_config({**self.get_config(), "backbone": backbone})
+        other.probe.set_weights(self.probe.get_weights())
+        return other
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:

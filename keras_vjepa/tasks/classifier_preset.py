@@ -8,6 +8,7 @@ from typing import Any, Self
 import keras
 
 from keras_vjepa.arguments import arguments_of
+from keras_vjepa.models.backbone_preset import load_backbone_of_size
 from keras_vjepa.models.frozen import set_trainable
 from keras_vjepa.presets.preprocessing import Preprocessor, preset_preprocessor
 from keras_vjepa.presets.preset import (
@@ -35,6 +36,8 @@ PROBE_ARGUMENTS = (
 )
 
 PROBE_FILE = "task.weights.h5"
+_SIZES = ("image_size", "num_frames")
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -84,13 +87,15 @@ class ClassifierPreset(Preset):
             overrides: constructor arguments. `num_classes` or `class_names` is needed where the
                 preset holds no classifier; where it holds one for other classes, its probe is left
                 out, which the log says, and a fresh one takes its place. `dtype` is the backbone's
-                as well.
+                as well; `image_size` and `num_frames` are the backbone's and the preprocessor's.
 
         Raises:
             FileNotFoundError: if the folder is no preset.
             ValueError: without classes for a preset that holds no classifier, and for overrides
                 that the probe's weights do not fit.
         """
+        sizes = {name: overrides.pop(name) for name in _SIZES if name in overrides}
+        arguments_of(cls, {"backbone": None, **overrides})
         folder = find_preset(preset, load_weights, trust_on_first_use)
         precision = {name: overrides[name] for name in ("dtype",) if name in overrides}
         is_classifier = (folder / cls.config_file).is_file()
@@ -103,9 +108,8 @@ class ClassifierPreset(Preset):
         if is_classifier:
             stored = read_config(folder, cls.config_file, cls.__name__)["config"]
         if not is_classifier or needs_new_head(stored, overrides):
-            arguments_of(cls, {"backbone": None, **overrides})
-            backbone = load_backbone(folder, load_weights, **precision)
-            arguments = begun_anew(stored, _with_preprocessor(folder, stored, overrides))
+            backbone = load_backbone_of_size(folder, load_weights, sizes, **precision)
+            arguments = begun_anew(stored, _with_preprocessor(folder, stored, overrides, sizes))
             model = cls(**{**arguments, "backbone": backbone})
             if is_classifier and load_weights:
                 _LOG.warning(
@@ -115,8 +119,17 @@ class ClassifierPreset(Preset):
                     model.num_classes,
                 )
             return model
-        overrides = _with_preprocessor(folder, stored, overrides)
-        return cls._with_its_probe(folder, stored, load_weights, precision, overrides)
+        overrides = _with_preprocessor(folder, stored, overrides, sizes)
+        model = cls._with_its_probe(folder, stored, load_weights, precision, overrides)
+        if not sizes:
+            return model
+        backbone = load_backbone_of_size(folder, load_weights, sizes, **precision)
+        set_trainable(backbone, model.backbone.trainable)
+        return model.with_backbone(backbone)
+
+    def with_backbone(self, backbone: keras.Model) -> Self:
+        """Make a classifier of this one's arguments and probe on another backbone."""
+        raise NotImplementedError
 
     @classmethod
     def _with_its_probe(
@@ -183,10 +196,10 @@ def begun_anew(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 
 
 def _with_preprocessor(
-    folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any]
+    folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The overrides, with the preprocessor of the preset unless they name one."""
     if "preprocessor" in overrides:
         return dict(overrides)
     views = {name: overrides.get(name, stored.get(name, 1)) for name in ("num_clips", "num_views")}
-    return {**overrides, "preprocessor": preset_preprocessor(folder, **views)}
+    return {**overrides, "preprocessor": preset_preprocessor(folder, **views, **sizes)}

@@ -103,6 +103,7 @@ def test_without_names_there_are_numbers():
         (lambda: classifier(max_frames=9).classify(VIDEO), "`max_frames` must be None to classify"),
         (lambda: classifier().classify(VIDEO, top=0), "`top` must be at least 1. Received: 0"),
         (lambda: classifier().classify(["a.mp4", 3]), "element 1 of `inputs` must be a path"),
+        (lambda: classifier(class_names={*NAMES}), "`class_names` must be a list of names. Rec"),
         (lambda: classifier(class_names=None), "`num_classes` or `class_names` must be given"),
         (lambda: classifier(num_classes=4), "must hold `num_classes`=4 names. Received: 3"),
         (lambda: classifier(class_names=["a", "b", "a"]), "must differ. Received twice: 'a'"),
@@ -295,6 +296,74 @@ def test_what_is_no_preset_is_one_line(cls, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae"}))
     with pytest.raises(ValueError, match="another package's model, 'videomae'. Of those, .*vjepa2"):
         cls.from_preset(tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("num_classes", [3, 5])
+def test_a_classifier_of_another_size_has_that_backbone_and_preprocessor(
+    model, preset, num_classes, caplog
+):
+    """`image_size` and `num_frames` are its parts' arguments; the probe is kept, or is new."""
+    sizes = {"image_size": 24, "num_frames": 4}
+    made = VJEPAVideoClassifier.from_preset(preset, num_classes=num_classes, **sizes)
+    assert made.backbone.video_shape == (4, 24, 24, 3)
+    assert (made.preprocessor.image_size, made.preprocessor.num_frames) == (24, 4)
+    assert len(made.classify(VIDEO)) == num_classes and not made.backbone.trainable
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("were stretched from 2 x 16 x 16 to 4 x 24 x 24" in line for line in lines) == 1
+    alone = VJEPABackbone.from_preset(preset, **sizes)
+    pairs = [(made.backbone, alone)]
+    if num_classes == 3:
+        pairs.append((made.probe, model.probe))
+    for one, other in pairs:
+        for weights, wanted in zip(one.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(weights, wanted)
+    assert made.class_names == (NAMES if num_classes == 3 else None)
+
+
+def test_sizes_need_no_weights(preset):
+    fresh = VJEPAVideoClassifier.from_preset(preset, load_weights=False, num_frames=4)
+    assert fresh.backbone.num_frames == 4 and fresh.class_names == NAMES
+
+
+def test_names_of_arguments_are_checked_first(preset):
+    for folder in (preset, "nowhere/at/all"):
+        with pytest.raises(ValueError, match="'num_clases'. is no argument of VJEPAVideoClassifi"):
+            VJEPAVideoClassifier.from_preset(folder, num_clases=7)
+
+
+def test_a_smaller_model_in_its_place_is_one_line(model, preset, caplog):
+    model.backbone.save_to_preset(preset)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line == f"Removed from {preset}: task.json, task.weights.h5, of the model that was there"
+    caplog.clear()
+    model.save_to_preset(preset)
+    assert not caplog.records
+
+
+def test_where_presets_are_written(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model.save_to_preset("~/mine")
+    assert (tmp_path / "mine" / "task.json").is_file()
+    made = VJEPAVideoClassifier.from_preset("~/mine", load_weights=False)
+    assert made.class_names == NAMES
+    with pytest.raises(ValueError, match="must be a folder on a disk; upload it from there. Rec"):
+        model.save_to_preset("hf://user/repo")
+    (tmp_path / "file").touch()
+    for use in (model.save_to_preset, model.preprocessor.save_to_preset):
+        with pytest.raises(FileExistsError, match="Received: .*file, which is a file"):
+            use(tmp_path / "file")
+
+
+@pytest.mark.parametrize("names", [np.array(NAMES), tuple(NAMES), dict.fromkeys(NAMES).keys()])
+def test_names_are_kept_as_text(names):
+    made = classifier(class_names=names)
+    assert made.class_names == NAMES and {type(name) for name in made.class_names} == {str}
+
+
+def test_shapes_are_known_beforehand(model):
+    assert model.compute_output_shape((None, 2, 16, 16, 3)) == (None, 3)
+    with pytest.raises(ValueError, match="`videos` must hold `num_clips`=1 clips. Received: 2"):
+        model.compute_output_shape((None, 2, 2, 16, 16, 3))
 
 
 # --- Losses --------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ The names are those of `keras.utils.image_dataset_from_directory`.
 import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_vjepa.arguments import check_flag, check_whole, shown
+from keras_vjepa.arguments import check_flag, check_number, check_whole, shown
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.data.sources.labels import low_shot
@@ -59,13 +59,14 @@ def from_directory(
     validation_split: float | None = None,
     num_workers: int = 2,
     max_bad_share: float = 0.05,
+    augment: bool | Callable[..., Any] = False,
 ) -> DirectoryData:
     """Read a folder with one folder of videos or images for each class.
 
-    Files are read by threads while they are needed, a few batches at a time. Clips are those of the
-    evaluation, without augmentation. Of videos beside images the videos are taken, or the images if
-    the preprocessor makes single images. What is left out is said in one line of the log, and so is
-    a file that cannot be read: in training another takes its place, in validation it is left out.
+    Files are read by threads while they are needed, a few batches at a time. Of videos beside
+    images the videos are taken, or the images if the preprocessor makes single images. What is left
+    out is said in one line of the log, and so is a file that cannot be read: in training another
+    takes its place, in validation it is left out.
 
     Args:
         directory: the folder.
@@ -79,6 +80,7 @@ def from_directory(
         validation_split: share of each class, in (0, 1), that is kept for validation, or None.
         num_workers: threads that read.
         max_bad_share: stop when more than this share of the files cannot be read.
+        augment: as in `VJEPAVideoPreprocessor.dataset`; False trains on the evaluation's clips.
 
     Returns:
         The datasets and the names.
@@ -105,11 +107,13 @@ def from_directory(
         num_workers=num_workers,
         max_bad_share=max_bad_share,
     )
-    train = make(training, training=True, shuffle=shuffle, seed=seed)
+    train = make(training, training=True, shuffle=shuffle, seed=seed, augment=augment)
     return DirectoryData(train, make(validation) if validation else None, names)
 
 
 def _summary(training: list[Sample], validation: list[Sample], names: list[str]) -> str:
+    if len(names) == 1:
+        _LOG.warning("All files are of one class, %r: there is nothing to tell apart", names[0])
     count = len(training) + len(validation)
     parts = f": {len(training)} for training, {len(validation)} for validation"
     return (
@@ -126,20 +130,22 @@ def _labelled(
 ) -> tuple[list[Sample], list[str]]:
     """All samples, and the names of the classes."""
     inferred = isinstance(labels, str)
-    if inferred and labels != "inferred":
+    if labels is None or inferred and labels != "inferred":
         raise ValueError(f"`labels` must be 'inferred' or class numbers. Received: {shown(labels)}")
+    directory = directory.expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(f"`directory` must be an existing folder. Received: {directory}")
-    folders = class_folders(directory) if inferred else []
+    folders = class_folders(directory, "directory") if inferred else []
     if inferred and {"train"} < {*folders} <= {"train", "val", "validation", "test"}:
         raise ValueError(
             f"`directory` must have a folder for each class; give {directory / 'train'}, and read "
             f"{directory / (set(folders) - {'train'}).pop()} with its `class_names`. "
             f"Received: folders {', '.join(folders)}"
         )
+    given_names = _distinct(class_names)
     paths = _of_one_kind(directory, prefers_images)
     if inferred:
-        names = list(class_names or folders)
+        names = given_names or folders
         samples = label_by_folder(directory, paths, names)
         empty = {*range(len(names))} - {sample.label for sample in samples}
         if class_names is None and empty:
@@ -153,11 +159,27 @@ def _labelled(
             f"`labels` must hold a class number for each of {len(paths)} files in {directory}. "
             f"Received: {len(labels)}"
         )
-    given: dict[str, Any] = {f"labels[{place}]": label for place, label in enumerate(labels)}
-    check_whole(0, **given)
+    as_given: dict[str, Any] = {f"labels[{place}]": label for place, label in enumerate(labels)}
+    check_whole(0, **as_given)
     numbers = [int(label) for label in labels]
-    names = list(class_names or map(str, range(max(numbers) + 1)))
+    names = given_names or [str(number) for number in range(max(numbers) + 1)]
+    if len(names) <= max(numbers):
+        raise ValueError(
+            f"`class_names` must hold a name for each of the `labels` up to {max(numbers)}. "
+            f"Received: {len(names)}"
+        )
     return [Sample(path, number) for path, number in zip(paths, numbers, strict=True)], names
+
+
+def _distinct(class_names: Sequence[str] | None) -> list[str]:
+    """Names that a user has given, none or different ones in an order."""
+    names = [] if class_names is None else class_names
+    if isinstance(names, str | set | frozenset) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`class_names` must be a list of names. Received: {shown(class_names)}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"`class_names` must differ. Received twice: {twice[0]!r}")
+    return [str(name) for name in names]
 
 
 def _of_one_kind(directory: Path, prefers_images: bool) -> list[str]:
@@ -183,10 +205,14 @@ def _split(
 ) -> tuple[list[Sample], list[Sample]]:
     if share is None:
         return samples, []
-    if not isinstance(share, float) or not 0 < share < 1:
-        raise ValueError(f"`validation_split` must be in (0, 1). Received: {shown(share)}")
+    check_number("(0, 1)", validation_split=share)
     counts = Counter(sample.label for sample in samples)
     several = [sample for sample in samples if counts[sample.label] > 1]
+    if not several:
+        raise ValueError(
+            "`validation_split` must be None where no class has two files. "
+            f"Received: {share:g} for {len(samples)} file(s) of {len(names)} class(es)"
+        )
     validation = low_shot(several, share, seed)
     held_out = {sample.path for sample in validation}
     training = [sample for sample in samples if sample.path not in held_out]

@@ -1,8 +1,8 @@
 """Labelled batches of what a preprocessor makes of files, an epoch at a time (App. D.1).
 
-Departure from the authors' training of probes: clips are those of the evaluation, the same in every
-epoch and not augmented, so that what is learned is what `classify` will see. Their augmentation is
-in `labelled.py`.
+Departure from the authors' training of probes: unless told otherwise, clips are those of the
+evaluation, the same in every epoch and not augmented, so that what is learned is what `classify`
+will see.
 """
 
 from collections.abc import Callable
@@ -37,10 +37,15 @@ class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
         read: makes the model's input of a path.
         num_classes: labels are below it.
         shuffle: False leaves the samples in their order.
+        augmented: makes the model's input of a path and a generator, another one in each epoch, in
+            place of `read`.
     """
 
     read: Callable[[str], Videos] = field(kw_only=True)
     num_classes: int = field(kw_only=True)
+    augmented: Callable[[str, np.random.Generator], Videos] | None = field(
+        default=None, kw_only=True
+    )
     shuffle: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -59,6 +64,8 @@ class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
         return _stacked([self._read(first + row) for row in range(self.batch_size)])
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> Videos:
+        if self.augmented is not None:
+            return self.augmented(sample.path, rng)
         return self.read(sample.path)
 
     def _sample_index(self, position: int) -> int:

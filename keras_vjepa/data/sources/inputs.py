@@ -96,7 +96,7 @@ def _path(value: str | os.PathLike[str]) -> str:
         raise ValueError(f"`inputs` must have paths of text. Received: {shown(path)}")
     if _ADDRESS.match(path):
         raise ValueError(f"`inputs` must be files on a disk; download it first. Received: {path}")
-    return path
+    return os.path.expanduser(path)
 
 
 def _video(pictures: Sequence[Any]) -> NDArray[np.uint8]:

@@ -130,11 +130,12 @@ def _existing(source: str | Path) -> Path:
     return source
 
 
-def class_folders(root: str | Path) -> list[str]:
+def class_folders(root: str | Path, name: str = "root") -> list[str]:
     """Names of the classes of a folder that has one folder for each class, sorted.
 
     Args:
         root: such a folder, as ImageNet and many copies of Kinetics are kept.
+        name: of the argument, for messages.
 
     Returns:
         The names; the place in the list is the class number.
@@ -144,10 +145,10 @@ def class_folders(root: str | Path) -> list[str]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"`root` must be an existing folder. Received: {root}")
+        raise FileNotFoundError(f"`{name}` must be an existing folder. Received: {root}")
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     if not names:
-        raise ValueError(f"`root` must hold one folder for each class. Received: none in {root}")
+        raise ValueError(f"`{name}` must hold one folder for each class. Received: none in {root}")
     return names
 
 

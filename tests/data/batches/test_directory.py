@@ -149,9 +149,73 @@ def test_labels_and_names_can_be_given(videos, preprocessor):
     assert [sample.label for sample in named.train.batches.samples][:6] == [2] * 5 + [1]
 
 
+@pytest.mark.parametrize("num_clips,shape", [(1, (2, 16, 16, 3)), (2, (2, 2, 16, 16, 3))])
+def test_training_may_be_augmented(videos, num_clips, shape):
+    """Each epoch has clips of its own, which follow from the seed; validation is as it was."""
+    preprocessor = VJEPAVideoPreprocessor(16, 2, frame_step=1, num_clips=num_clips)
+    data = read(videos, preprocessor, validation_split=0.2, augment=True)
+    plain = read(videos, preprocessor, validation_split=0.2)
+    (x, y), (second, _) = epoch_of(data.train), epoch_of(data.train)
+    assert x.shape == (16, *shape) and x.dtype == np.float32 and not np.array_equal(x, second)
+    np.testing.assert_array_equal(y, epoch_of(plain.train)[1])
+    again = read(videos, preprocessor, validation_split=0.2, augment=True)
+    np.testing.assert_array_equal(epoch_of(again.train)[0], x)
+    # Here with an axis of views, which there is none of in training.
+    for made, wanted in zip(epoch_of(data.validation), epoch_of(plain.validation), strict=True):
+        np.testing.assert_array_equal(made, wanted)
+
+
+def test_a_transform_of_ones_own_makes_the_clips(videos, preprocessor):
+    def grey(frames, rng):
+        assert frames.shape == (2, 24, 32, 3) and frames.dtype == np.uint8
+        return np.full((2, 16, 16, 3), rng.random(), np.float32)
+
+    x, _ = epoch_of(read(videos, preprocessor, augment=grey).train)
+    assert len(np.unique(x[:20])) == 20 and np.ptp(x[0]) == 0
+
+
+def test_images_are_augmented_too(tmp_path):
+    picture = np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "0.png"), picture)
+    for arguments, shape in (
+        ({"num_frames": 1}, (1, 16, 16, 3)),
+        ({"num_frames": 4, "image_frames": 2, "num_clips": 3}, (3, 2, 16, 16, 3)),
+    ):
+        data = read(tmp_path, VJEPAVideoPreprocessor(16, **arguments), augment=True)
+        x, _ = epoch_of(data.train)
+        assert x.shape == (2, *shape) and not np.array_equal(x[0], x[1])
+
+
+def test_one_class_is_warned_of(videos, preprocessor, tmp_path, caplog):
+    (tmp_path / "cat").mkdir()
+    for source in (videos / "cat").iterdir():
+        (tmp_path / "cat" / source.name).symlink_to(source)
+    assert read(tmp_path, preprocessor).class_names == ["cat"]
+    assert "All files are of one class, 'cat': there is nothing to tell apart" in caplog.text
+
+
+def test_a_split_needs_two_files_of_a_class(videos, preprocessor, tmp_path):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.avi").symlink_to(videos / name / "0.avi")
+    with pytest.raises(ValueError, match="`validation_split` must be None where no class has two"):
+        read(tmp_path, preprocessor, validation_split=0.5)
+
+
 @pytest.mark.parametrize(
     "change,message",
     [
+        ({"augment": "yes"}, "`augment` must be True or False. Received: 'yes'"),
+        ({"class_names": [*CLASSES, "cat"]}, "`class_names` must differ. Received twice: 'cat'"),
+        ({"class_names": "cat"}, "`class_names` must be a list of names. Received: 'cat'"),
+        ({"class_names": {*CLASSES}}, "`class_names` must be a list of names. Received: {"),
+        (
+            {"labels": [3] * 20, "class_names": ["a"]},
+            "a name for each of the `labels` up to 3. Received: 1",
+        ),
+        ({"labels": None}, "`labels` must be 'inferred' or class numbers. Received: None"),
         ({"validation_split": 1.0}, r"`validation_split` must be in \(0, 1\). Received: 1.0"),
         ({"validation_split": 0.95}, "must leave a file of each class .*none of 5 in 'ball'"),
         ({"labels": "int"}, "`labels` must be 'inferred' or class numbers. Received: 'int'"),
@@ -174,7 +238,7 @@ def test_folders_of_another_kind_are_named(preprocessor, tmp_path):
         read(tmp_path, "preprocessor")
     with pytest.raises(FileNotFoundError, match="`directory` must be an existing folder"):
         read(tmp_path / "none", preprocessor)
-    with pytest.raises(ValueError, match="must hold one folder for each class"):
+    with pytest.raises(ValueError, match="`directory` must hold one folder for each class"):
         read(tmp_path, preprocessor)
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match="`directory` must hold videos or images"):
