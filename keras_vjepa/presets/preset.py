@@ -242,7 +242,7 @@ class Preset:
         """
         folder = preset_folder(folder)
         others = _others_in(folder)
-        others_of_model = _MODEL_FILES - {*self.preset_files(), METADATA_FILE}
+        others_of_model = MODEL_FILES - {*self.preset_files(), METADATA_FILE}
         gone = sorted(name for name in others_of_model if (folder / name).exists())
         if gone:
             _LOG.warning(
@@ -315,7 +315,8 @@ def preset_folder(folder: PresetName) -> Path:
     name = os.fspath(folder)
     if is_address(name):
         raise ValueError(
-            f"`folder` must be a folder on a disk; upload it from there. Received: {name!r}"
+            "`folder` must be a folder on a disk; upload it from there with "
+            f"`keras_vjepa.upload_preset`. Received: {name!r}"
         )
     path = Path(name).expanduser()
     if path.is_file():

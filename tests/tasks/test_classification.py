@@ -346,7 +346,7 @@ def test_where_presets_are_written(model, tmp_path, monkeypatch):
     assert (tmp_path / "mine" / "task.json").is_file()
     made = VJEPAVideoClassifier.from_preset("~/mine", load_weights=False)
     assert made.class_names == NAMES
-    with pytest.raises(ValueError, match="must be a folder on a disk; upload it from there. Rec"):
+    with pytest.raises(ValueError, match="on a disk; upload it from there with `keras_vjepa.upl"):
         model.save_to_preset("hf://user/repo")
     (tmp_path / "file").touch()
     for use in (model.save_to_preset, model.preprocessor.save_to_preset):

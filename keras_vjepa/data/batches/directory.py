@@ -87,8 +87,7 @@ def from_directory(
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        ValueError: if it holds no class folders, one of them no file, an argument is out of range,
-            or a class has no file left to train with.
+        ValueError: for classes without a file to train with, and arguments out of range.
 
     Example: the README's "From a folder of classes".
     """
