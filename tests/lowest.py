@@ -20,7 +20,11 @@ OTHER_NAMES = {"tensorflow": "tensorflow-cpu"}
 # Brings TensorFlow of its own choice, and is not run by the suite.
 LEFT_OUT = ("keras-hub",)
 # What the tests need beside the package. Newer transformers ask for a newer huggingface_hub.
-FOR_TESTS = ("pytest", "pillow", "setuptools>=77", "transformers==5.0.0")
+# TensorFlow of that age has a protobuf that newer files of onnx refuse.
+FOR_TESTS = (
+    *("pytest", "pillow", "setuptools>=77", "transformers==5.0.0"),
+    *("onnx<1.19", "onnxruntime", "onnxscript", "tf2onnx"),
+)
 # Checks of the sources do not depend on versions.
 STEPS = ("jax", "tensorflow", "torch", "data")
 

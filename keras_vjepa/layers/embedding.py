@@ -47,7 +47,7 @@ def _gather_rows(tokens: Tensor, indices: Tensor) -> Tensor:
     indices = ops.cast(indices, "int32")
     # One flat gather of whole rows: every backend does this as a copy of rows, whereas a gather
     # along an axis is one look-up per number on TensorFlow and torch.
-    offsets = ops.expand_dims(ops.arange(batch, dtype="int32") * num_tokens, 1)
+    offsets = ops.expand_dims(ops.arange(0, batch, dtype="int32") * num_tokens, 1)
     flat = ops.reshape(tokens, (batch * num_tokens, dim))
     picked = ops.take(flat, ops.reshape(indices + offsets, (-1,)), axis=0)
     return ops.reshape(picked, (batch, -1, dim))

@@ -315,7 +315,7 @@ class VJEPABackbone(
             return None
         grid_shape = self.tubelet_embedding.grid_shape(self._with_time(videos).shape)
         if token_indices is None:
-            token_indices = ops.expand_dims(ops.arange(math.prod(grid_shape), dtype="int32"), 0)
+            token_indices = ops.expand_dims(ops.arange(0, math.prod(grid_shape), dtype="int32"), 0)
         if self.position_mode == "index":
             grid_shape = self.grid_shape
         return make_rotations(token_indices, grid_shape, self.hidden_dim // self.num_heads)

@@ -1,11 +1,15 @@
 """Export of models whose inputs have a known shape (§4.3: encoders run in other programs)."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend import exported_files
+from keras_vjepa.backend.engine import name_and_version
+from keras_vjepa.models.onnx_check import check_onnx
 
 
 class Exportable(keras.Model):
@@ -31,7 +35,8 @@ class Exportable(keras.Model):
     ) -> None:
         """Write the model for other programs, for inputs of the size that it is made for.
 
-        As `keras.Model.export`, which asks for the shape.
+        As `keras.Model.export`, which asks for the shape. An ONNX file is run, where onnxruntime is
+        installed, and compared with the model; one that is wrong is removed.
 
         Args:
             filepath: what to write.
@@ -41,8 +46,9 @@ class Exportable(keras.Model):
             kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
 
         Raises:
-            ValueError: for a format that the backend or the model's precision does not offer, and
-                without an `input_signature` where the shapes are not known.
+            ValueError: for a format that the backend or the model's precision does not offer, an
+                ONNX file that onnxruntime does not run as the model, and without an
+                `input_signature` where the shapes are not known.
         """
         check_whole(1, optional=True, batch_size=batch_size)
         signature = kwargs.pop("input_signature", None)
@@ -50,8 +56,34 @@ class Exportable(keras.Model):
             signature = [_specs(self.export_inputs(), batch_size)]
         options = exported_files.options(self, format, signature)
         given = {"format": format, "input_signature": signature, **options, **kwargs}
-        with exported_files.readable(format):
+        if format != "onnx":
             super().export(filepath, **given)
+            return
+        self._export_onnx(Path(filepath), given)
+
+    def _export_onnx(self, filepath: Path, given: dict[str, Any]) -> None:
+        """Write a file, look whether it can be run, and only then move it to its place."""
+        verbose = given.pop("verbose", None)
+        # Weights of more than 2 GB lie in a second file, which the first names.
+        with files.scratch_folder(filepath.parent) as scratch:
+            unfinished = scratch / filepath.name
+            try:
+                with exported_files.readable("onnx"):
+                    super().export(unfinished, verbose=False, **given)
+                is_checked = check_onnx(unfinished, self, given["input_signature"])
+            except ImportError:  # which names the package
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"`format` 'onnx' does not work for {self.name} on {name_and_version()}: take "
+                    "another format, backend or `batch_size`. "
+                    f"Received: {' '.join(str(error).split())[:200]}"
+                ) from error
+            for file in scratch.iterdir():
+                files.move_file(file, filepath.parent / file.name)
+        if verbose is not False:
+            compared = "the model's numbers in onnxruntime" if is_checked else "not checked"
+            print(f"Saved {filepath}: {compared}.")
 
 
 def _specs(shapes: Any, batch_size: int | None) -> Any:

@@ -6,8 +6,10 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAProbe
+from keras_vjepa.models import onnx_check
 from tests.support import slow_but_on
 
+compare = onnx_check._compare
 BACKEND = keras.config.backend()
 # What each backend can write; JAX also ONNX, through jax2onnx, which is not installed here.
 FORMATS = {
@@ -46,11 +48,11 @@ def run_tf_saved_model(path):
     return np.asarray(loaded.serve(CLIPS))
 
 
-def run_onnx(path):
+def run_onnx(path, clips=CLIPS):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path))
-    return session.run(None, {session.get_inputs()[0].name: CLIPS})[0]
+    return session.run(None, {session.get_inputs()[0].name: clips})[0]
 
 
 def run_litert(path):
@@ -79,6 +81,29 @@ def test_exported_files_give_the_same_numbers(format, position_embedding, tmp_pa
     model.export(path, format, batch_size=2, verbose=False)
     actual = globals()[f"run_{format}"](path)
     assert np.abs(actual - numpy(model(CLIPS))).max() <= 2e-5
+
+
+def is_onnx_written():
+    return "onnx" in FORMATS[BACKEND]
+
+
+@pytest.mark.skipif(not is_onnx_written(), reason="ONNX")
+def test_an_onnx_file_takes_the_place_of_another_or_leaves_it(tmp_path, monkeypatch, capsys):
+    model, path = backbone(), tmp_path / "model.onnx"
+    path.write_text("another's")
+    monkeypatch.setattr(
+        onnx_check, "_compare", lambda found, expected: compare(found + 1, expected)
+    )
+    with pytest.raises(ValueError) as error:
+        model.export(path, "onnx")
+    assert "`format` 'onnx' does not work for vjepa_backbone" in str(error.value)
+    assert "Received: a difference of 1" in str(error.value) and "\n" not in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_text() == "another's"
+    monkeypatch.undo()
+    model.export(path, "onnx")
+    assert capsys.readouterr().out.endswith("model.onnx: the model's numbers in onnxruntime.\n")
+    assert np.abs(run_onnx(path, CLIPS[:1]) - numpy(model(CLIPS[:1]))).max() <= 2e-5
 
 
 def cosine(a, b):

@@ -1,0 +1,78 @@
+"""Whether onnxruntime gets a model's numbers from the file written of it (§4.3: other programs)."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from keras_vjepa.files import PathLike
+
+# Of the largest number: a file is right or it is wrong; devices differ by less.
+_TOLERANCE = 1e-3
+# Batches that a file for any number must take.
+_BATCH_SIZES = (1, 3)
+
+
+def check_onnx(path: PathLike, model: keras.Model, signature: Any) -> bool:
+    """Run a file and the model it was made of, and compare.
+
+    Converters write files that cannot be run, and say nothing.
+
+    Args:
+        path: the file.
+        model: built.
+        signature: of its inputs, as `keras.Model.export` takes it.
+
+    Returns:
+        Whether it could be checked: False without the package onnxruntime.
+
+    Raises:
+        Exception: if it cannot be run, or gives other numbers.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(path), options)
+    for batch_size in _BATCH_SIZES if _is_free(signature) else (None,):
+        inputs = _inputs(signature, batch_size)
+        found = session.run(None, _by_name(session, inputs))[0]
+        _compare(found, ops.convert_to_numpy(model(inputs)))
+    return True
+
+
+def _is_free(signature: Any) -> bool:
+    return any(spec.shape[0] is None for spec in keras.tree.flatten(signature))
+
+
+def _inputs(signature: Any, batch_size: int | None) -> Any:
+    """Arrays as a signature of one argument describes them; indices are zeros."""
+    rng = np.random.default_rng(0)
+
+    def array(spec: Any) -> NDArray[Any]:
+        # Other free axes are lengths: of tokens, of lists of indices.
+        shape = (spec.shape[0] or batch_size or 1, *(axis or 2 for axis in spec.shape[1:]))
+        if "float" in str(spec.dtype):
+            return rng.normal(size=shape).astype(str(spec.dtype))
+        return np.zeros(shape, str(spec.dtype)) + (str(spec.dtype) == "bool")
+
+    return keras.tree.map_structure(array, signature[0])
+
+
+def _by_name(session: Any, inputs: Any) -> dict[str, NDArray[Any]]:
+    names = [taken.name for taken in session.get_inputs()]
+    if isinstance(inputs, dict):
+        return {name: array for name, array in inputs.items() if name in names}
+    return {names[0]: inputs}
+
+
+def _compare(found: NDArray[Any], expected: NDArray[Any]) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(f"shape {found.shape} instead of {expected.shape}")
+    difference = np.abs(found - expected).max()
+    if not difference <= _TOLERANCE * np.abs(expected).max():
+        raise ValueError(f"a difference of {difference:.2g}")
