@@ -142,6 +142,7 @@ PRIVATE_NAMES: list[PrivateName] = [
     # Gradients that an optimizer accumulates, and how many batches they are of.
     PrivateName("_accumulated_gradients", "keras.optimizers.Optimizer", _an_optimizer),
     PrivateName("_iterations", "keras.optimizers.Optimizer", _an_optimizer),
+    PrivateName("_trainable_variables", "keras.optimizers.Optimizer", _an_optimizer),
     # A step for all weights in a few calls.
     *_of_torch(
         "_foreach_add_",
@@ -253,6 +254,11 @@ def lend_state(model: keras.Model, state: Mapping[str, Sequence[Tensor]] | None)
     Keras does so after a step, and puts them into the variables when the loop ends.
     """
     model._jax_state = state
+
+
+def optimized_weights(optimizer: keras.optimizers.Optimizer) -> Sequence[keras.Variable]:
+    """Return the weights that an optimizer was built for; of one that is not built, none."""
+    return optimizer._trainable_variables
 
 
 def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> Sequence[keras.Variable]:

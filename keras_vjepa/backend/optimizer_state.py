@@ -5,6 +5,7 @@ An optimizer may leave the weights as they are in some steps: while it accumulat
 moving average of the weights does, must then wait as well.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -58,3 +59,39 @@ def may_skip_updates(optimizer: Any) -> bool:
     """Tell whether there are steps in which the weights stay as they are."""
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     return scales or any(i.gradient_accumulation_steps for i in inner_optimizers(optimizer))
+
+
+def check_optimized(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    """Raise if an optimizer was built for other weights than those that are to be trained.
+
+    TensorFlow would go on to train those of the program that it has made; the others stop at it,
+    each in its own way.
+
+    Args:
+        optimizer: built or not; None for a model that has none.
+        variables: those that are trainable.
+
+    Raises:
+        ValueError: naming one of the weights that make the difference.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_vjepa.backend.optimizer_state import check_optimized
+    >>> line = keras.layers.Dense(1)
+    >>> line.build((None, 1))
+    >>> optimizer = keras.optimizers.SGD()
+    >>> optimizer.build(line.trainable_variables)
+    >>> check_optimized(optimizer, line.trainable_variables)
+    """
+    if optimizer is None or not optimizer.built:
+        return
+    known = {id(v): v.path for v in keras_internals.optimized_weights(optimizer)}
+    wanted = {id(v): v.path for v in variables}
+    both = known.keys() & wanted.keys()
+    different = [path for key, path in {**wanted, **known}.items() if key not in both]
+    if different:
+        raise ValueError(
+            "`compile` must be called again after `trainable` was changed, with a new optimizer: "
+            f"this one is of other weights. Received: {different[0]}"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend import collectives, optimizer_state, updates
 from keras_vjepa.backend.loops import UnbrokenStep
 
 # Arrays with fewer axes, such as tokens and lists of indices, may have lengths that are unknown.
@@ -44,10 +44,13 @@ class StepFunctions:
         """As Keras'.
 
         Raises:
-            ValueError: for weights in float16, which do not learn.
+            ValueError: for weights in float16, which do not learn, and if other weights are to be
+                trained than those that the optimizer was built for.
         """
+        variables = self.trainable_variables  # type: ignore[attr-defined]
+        optimizer_state.check_optimized(getattr(self, "optimizer", None), variables)
         if force or self.train_function is None:  # type: ignore[attr-defined]
-            updates.check_learning_dtype(self.trainable_variables)  # type: ignore[attr-defined]
+            updates.check_learning_dtype(variables)
         return self._make("train_function", force)
 
     def make_test_function(self, force: bool = False) -> Any:

@@ -89,6 +89,23 @@ def test_what_is_trainable_moves_and_nothing_else(part, order, optimizer):
     assert len(trained(model)) == len(trained(model.probe)) + OF_THE_BACKBONE[part]
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("optimizer", ["ours", "keras"])
+def test_an_optimizer_of_other_weights_is_refused(before, optimizer):
+    """Not trained silently with what was trainable before, as a program that is kept would do."""
+    model = classifier(1, trainable_backbone=before)
+    compiled(model, keras.optimizers.AdamW(1e-2) if optimizer == "keras" else None)
+    # As the first step does.
+    model.optimizer.build(model.trainable_variables)
+    model.make_train_function()
+    model.backbone.trainable = not before
+    for train in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match="`compile` must be called again.*: vjepa_backbone"):
+            train(VIDEOS, LABELS)
+    model.backbone.trainable = before
+    model.make_train_function()
+
+
 def test_the_argument_is_what_the_backbone_says():
     model = classifier()
     assert model.trainable_backbone is model.backbone.trainable is False
