@@ -9,7 +9,7 @@ command is `keras-vjepa verify`.
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,13 @@ class FileReport:
         name: of a preset, or of a local file.
         findings: in the order in which they were made.
         seconds: what took how long.
+        folder: where the file lies, which is nobody's business and left out of the findings.
     """
 
     name: str
     findings: list[Finding] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -77,7 +79,8 @@ class FileReport:
 
     def add(self, what: str, value: Any, is_right: bool | None = None) -> None:
         """Keep a finding."""
-        self.findings.append(Finding(what, str(value), is_right))
+        text = str(value) if self.folder is None else str(value).replace(f"{self.folder}/", "")
+        self.findings.append(Finding(what, text, is_right))
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -139,18 +142,18 @@ def verify(name: str, keep: bool = False) -> FileReport:
     print("\\n".join(verify("vjepa2_large_patch16_256").lines()))
     ```
     """
-    report = FileReport(name)
-    try:
+    path = Path(name).expanduser()
+    report = FileReport(name if name in BUILT_IN else path.name)
+    with suppress(_Failed):
         if name in BUILT_IN:
             _verify_official(report, official_file(name), keep)
         else:
-            _verify_local(report, Path(name).expanduser())
-    except _Failed:
-        pass
+            _verify_local(report, path)
     return report
 
 
 def _verify_official(report: FileReport, file: RemoteFile, keep: bool) -> None:
+    report.folder = file.path.parent
     report.add("address", file.address)
     with ExitStack() as stack:
         with report.timed("download"):
@@ -160,6 +163,7 @@ def _verify_official(report: FileReport, file: RemoteFile, keep: bool) -> None:
 
 
 def _verify_local(report: FileReport, path: Path) -> None:
+    report.folder = path.parent
     with report.timed("hash"):
         sha256 = hash_of(path)
     alike = [name for name in BUILT_IN if official_file(name).name == path.name]

@@ -165,6 +165,29 @@ def test_a_full_disk_names_what_was_to_be_written(number, tmp_path):
         assert "\n" not in str(error.value) and names(tmp_path) == []
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_is_written_in_several_goes_has_its_place_in_the_end(error, tmp_path):
+    path = tmp_path / "new" / "a.bin"
+    with pytest.raises(error), files.continued_file(path) as unfinished:
+        assert not unfinished.exists()
+        unfinished.write_bytes(b"half")
+        raise error
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin.part"]
+    files.write_text(path, "an older one")
+    with files.continued_file(path) as unfinished:
+        assert unfinished.read_bytes() == b"half" and path.read_text() == "an older one"
+        with open(unfinished, "ab") as file:
+            file.write(b" and half")
+    assert path.read_bytes() == b"half and half"
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_disk_that_is_full_on_the_way_names_the_part(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: .*a.bin.part"):
+        with files.continued_file(tmp_path / "a.bin"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_durable_files_are_synchronised_before_they_get_their_name(tmp_path, monkeypatch):
     synchronised = []
     monkeypatch.setattr(files, "_sync", lambda path: synchronised.append((path, path.exists())))

@@ -173,7 +173,7 @@ def _to_kaggle(name: str, paths: list[Path], card: str, licence: str | None) -> 
     except ImportError:
         raise ImportError(f"{KAGGLE}{name} needs a package: pip install kagglehub") from None
     try:
-        kagglehub.whoami(verbose=False)
+        kagglehub.whoami()
     except Exception as error:
         raise ValueError(
             f"nobody is logged in: kagglehub.login(), or the environment variable KAGGLE_API_TOKEN "

@@ -165,7 +165,7 @@ def as_kaggle(monkeypatch, upload=None, user="me"):
     """Kaggle's package, reduced to what is called."""
     asked = []
 
-    def whoami(verbose=True):
+    def whoami():
         if user is None:
             raise RuntimeError("User is not authenticated")
         return {"username": user}
