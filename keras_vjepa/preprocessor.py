@@ -12,14 +12,23 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
-from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_size, check_whole
+from keras_vjepa.arguments import (
+    MOST_LONG,
+    arguments_of,
+    check_choice,
+    check_flag,
+    check_number,
+    check_size,
+    check_whole,
+    shown,
+)
 from keras_vjepa.backend import tf_data
 from keras_vjepa.data.batches.clips import ClipSettings, read_clips
 from keras_vjepa.data.batches.preprocessed import TrainingEpochs, ValidationEpochs
@@ -31,8 +40,10 @@ from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
+from keras_vjepa.data.transforms.resampling import Kernel
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
-from keras_vjepa.data.transforms.views import center_view, three_views
+from keras_vjepa.data.transforms.views import Rounding, center_view, three_views
 from keras_vjepa.named_errors import named
 from keras_vjepa.presets.preprocessing import described_preprocessor
 from keras_vjepa.presets.preset import (
@@ -64,6 +75,14 @@ class VJEPAVideoPreprocessor:
         num_views: 1, the middle; or 3, squares along the longer side.
         image_frames: how often an image is repeated: None for `num_frames`, or fewer, such as the
             `tubelet_size` of the backbone for a single tubelet.
+        antialias: resize videos as Pillow and the processor of the transformers package do, which
+            leave no pixel out where a frame gets smaller; False as OpenCV and the authors do.
+            Images are always resized like that.
+        interpolation: of the resizing, `"bilinear"` or `"bicubic"`.
+        crop_rounding: where a crop begins whose margin is half a pixel: `"even"`, at the next even
+            one, as the authors' code has it, or `"down"`, as the transformers package has.
+        mean: of red, green and blue, which is subtracted from pixels in [0, 1]; ImageNet's.
+        std: of red, green and blue, by which they are divided then; ImageNet's.
 
     Call arguments:
         inputs: one video or image, or a list of several:
@@ -108,11 +127,19 @@ class VJEPAVideoPreprocessor:
         num_clips: int = 1,
         num_views: int = 1,
         image_frames: int | None = None,
+        antialias: bool = False,
+        interpolation: Kernel = "bilinear",
+        crop_rounding: Rounding = "even",
+        mean: Sequence[float] = PIXEL_MEAN,
+        std: Sequence[float] = PIXEL_STD,
     ) -> None:
         check_size(image_size=image_size)
         check_whole(1, MOST_LONG, num_frames=num_frames, num_clips=num_clips, num_views=num_views)
         check_whole(1, frame_step=frame_step)
         check_whole(1, MOST_LONG, optional=True, image_frames=image_frames)
+        check_flag(antialias=antialias)
+        check_choice(get_args(Kernel), interpolation=interpolation)
+        check_choice(get_args(Rounding), crop_rounding=crop_rounding)
         # A tuple again when it comes out of a JSON file as a list.
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
         if num_views not in (1, 3):
@@ -126,6 +153,11 @@ class VJEPAVideoPreprocessor:
         self.num_clips = num_clips
         self.num_views = num_views
         self.image_frames = image_frames
+        self.antialias = antialias
+        self.interpolation = interpolation
+        self.crop_rounding = crop_rounding
+        self.mean = _colour("(-inf, inf)", mean=mean)
+        self.std = _colour("(0, inf)", std=std)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
@@ -314,10 +346,20 @@ class VJEPAVideoPreprocessor:
 
     def _views(self, frames: Frames, antialias: bool = False) -> Videos:
         """`(num_views, frames, height, width, 3)`."""
+        colours: dict[str, Any] = {"mean": self.mean, "std": self.std}
         if self.num_views == 3:
             assert isinstance(self.image_size, int)
-            return three_views(frames, self.image_size)
-        return center_view(frames, self.image_size, antialias=antialias)[np.newaxis]
+            return three_views(
+                frames, self.image_size, self.antialias, self.interpolation, **colours
+            )
+        return center_view(
+            frames,
+            self.image_size,
+            antialias=antialias or self.antialias,
+            interpolation=self.interpolation,
+            crop_rounding=self.crop_rounding,
+            **colours,
+        )[np.newaxis]
 
     def _arranged(self, clips: Videos) -> Videos:
         return clips[0, 0] if self.num_clips == self.num_views == 1 else clips
@@ -399,6 +441,11 @@ class VJEPAVideoPreprocessor:
             "num_clips": self.num_clips,
             "num_views": self.num_views,
             "image_frames": self.image_frames,
+            "antialias": self.antialias,
+            "interpolation": self.interpolation,
+            "crop_rounding": self.crop_rounding,
+            "mean": self.mean,
+            "std": self.std,
         }
 
     @classmethod
@@ -432,3 +479,14 @@ class VJEPAVideoPreprocessor:
             )
         with named(folder / described_in):
             return cls(**arguments_of(cls, {**arguments, **overrides}))
+
+
+def _colour(interval: str, **values: Any) -> Colour:
+    """Check that an argument is three numbers in an interval, one for each channel."""
+    [(name, value)] = values.items()
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(f"`{name}` must be three numbers. Received: {shown(value)}")
+    for one in value:
+        check_number(interval, **{name: one})
+    red, green, blue = (float(one) for one in value)
+    return red, green, blue

@@ -23,7 +23,13 @@ from typing import Any
 import keras
 
 from keras_vjepa import files, locks
-from keras_vjepa.conversion import CheckpointError, convert, convert_classifier
+from keras_vjepa.conversion import (
+    CheckpointError,
+    convert,
+    convert_classifier,
+    convert_preprocessor,
+)
+from keras_vjepa.conversion.hugging_face import MODEL_TYPE
 from keras_vjepa.models.backbone import SIZES, VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
@@ -37,6 +43,10 @@ Arguments = Mapping[str, Any]
 Configs = dict[str, dict[str, Any]]
 
 _LOG = logging.getLogger(__name__)
+
+# Counts what `convert_folder` has made of the same folder: since 2 with a preprocessor, names of
+# classes, and positions counted as that package does.
+_CONVERSION = 2
 
 
 class Entry:
@@ -267,18 +277,20 @@ def _unless_damaged(preset: Path) -> files.Existing:
 def convert_folder(folder: Path) -> Path:
     """A preset in the cache made of a V-JEPA 2 folder of the transformers package.
 
-    It is made anew when one of the folder's files has changed.
+    It is made anew when one of the folder's files has changed, or what is made of them.
 
     Raises:
         CheckpointError: if anything in the folder does not fit.
     """
     content = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir())
-    key = hashlib.sha256(f"{folder.resolve()} {content}".encode()).hexdigest()[:16]
+    described = f"{_CONVERSION} {folder.resolve()} {content}"
+    key = hashlib.sha256(described.encode()).hexdigest()[:16]
     preset = files.cache_folder() / "converted" / key
     if not _is_whole(preset):
         existing = _unless_damaged(preset)
         with files.unfinished_folder(preset, existing=existing) as unfinished, _float32():
             convert(folder).save_to_preset(unfinished)
+            convert_preprocessor(folder).save_to_preset(unfinished)
     return preset
 
 
@@ -400,4 +412,4 @@ for _name, (_checkpoint, _size, _pixels, _parameters) in _PRETRAINED_2.items():
         unwritten=("image_size", "num_frames"),
     )
 
-CONVERTERS["vjepa2"] = convert_folder
+CONVERTERS[MODEL_TYPE] = convert_folder

@@ -686,6 +686,7 @@ PUBLIC: dict[str, set[str]] = {
         "convert",
         "convert_backbone",
         "convert_classifier",
+        "convert_preprocessor",
         "convert_probe",
         "export_checkpoint",
         "export_hugging_face",

@@ -12,11 +12,16 @@ transformers package, which knows V-JEPA 2 only, is a folder, of a classifier to
 import sys
 from typing import Any
 
-from keras_vjepa import VJEPABackbone, VJEPAPretrainer, VJEPAVideoClassifier
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAPretrainer,
+    VJEPAVideoClassifier,
+    VJEPAVideoPreprocessor,
+)
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import export_checkpoint, export_hugging_face, export_probe
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.presets.preset import find_preset
+from keras_vjepa.presets.preset import PREPROCESSOR_FILE, find_preset
 
 
 def load(preset: str) -> Any:
@@ -27,6 +32,13 @@ def load(preset: str) -> Any:
     if (folder / VJEPAPretrainer.config_file).is_file():
         return VJEPAPretrainer.from_preset(preset)
     return VJEPABackbone.from_preset(preset)
+
+
+def preprocessor_of(preset: str) -> VJEPAVideoPreprocessor | None:
+    """The preprocessor that a preset holds, if it holds one."""
+    folder = find_preset(preset)
+    holds_one = (folder / PREPROCESSOR_FILE).is_file()
+    return VJEPAVideoPreprocessor.from_preset(preset) if holds_one else None
 
 
 def main(arguments: list[str] | None = None, program: str = "export_checkpoint.py") -> None:
@@ -45,7 +57,7 @@ def main(arguments: list[str] | None = None, program: str = "export_checkpoint.p
     try:
         model = load(options.preset)
         if options.layout == "transformers":
-            export_hugging_face(model, options.output)
+            export_hugging_face(model, options.output, preprocessor_of(options.preset))
         else:
             is_classifier = isinstance(model, VJEPAVideoClassifier)
             if is_classifier != (options.probe is not None):

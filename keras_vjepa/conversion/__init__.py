@@ -8,6 +8,7 @@ Files in the authors' layout (V-JEPA and V-JEPA 2) and folders of the transforme
     backbone = conversion.convert_backbone("vitl16.pth.tar")
     classifier = conversion.convert_classifier(backbone, "k400-probe.pth.tar", num_clips=8)
     classifier = conversion.convert("vjepa2-vitl-fpc16-256-ssv2/")
+    preprocessor = conversion.convert_preprocessor("vjepa2-vitl-fpc64-256/")
 
 and back again:
 
@@ -21,6 +22,7 @@ from keras_vjepa.conversion import authors, hugging_face
 from keras_vjepa.conversion.authors import convert_classifier, convert_probe
 from keras_vjepa.conversion.errors import CheckpointError
 from keras_vjepa.conversion.export import export_checkpoint, export_hugging_face, export_probe
+from keras_vjepa.conversion.hugging_face import convert_preprocessor
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
@@ -30,6 +32,7 @@ __all__ = [
     "convert",
     "convert_backbone",
     "convert_classifier",
+    "convert_preprocessor",
     "convert_probe",
     "export_checkpoint",
     "export_hugging_face",

@@ -4,6 +4,7 @@ Weights are written bit by bit as they are. What the other layout cannot say is 
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,24 @@ from keras_vjepa import files
 from keras_vjepa.conversion import authors, hugging_face
 from keras_vjepa.conversion.entries import Entry, foreign_tensors
 from keras_vjepa.conversion.errors import CheckpointError
+from keras_vjepa.conversion.hugging_face_processor import (
+    PROCESSOR_FILE,
+    differences,
+    like_that_package,
+    processor_config,
+)
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
 from keras_vjepa.conversion.torch_archive import write_checkpoint
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 from keras_vjepa.tasks.probe import VJEPAProbe
 
 Tensors = dict[str, LazyTensor]
 _ENCODER_EPSILON, _PROBE_EPSILON = 1e-6, 1e-5
+_LOG = logging.getLogger(__name__)
 
 
 # --- The authors' layout -------------------------------------------------------------------------
@@ -106,9 +115,11 @@ def _expect_square(encoder: VJEPABackbone) -> None:
 
 
 def export_hugging_face(
-    model: VJEPAPretrainer | VJEPABackbone | VJEPAVideoClassifier, folder: str | Path
+    model: VJEPAPretrainer | VJEPABackbone | VJEPAVideoClassifier,
+    folder: str | Path,
+    preprocessor: VJEPAVideoPreprocessor | None = None,
 ) -> None:
-    """Write a V-JEPA 2 model as a folder that the transformers package reads.
+    """Write a V-JEPA 2 model and its processor as a folder that the transformers package reads.
 
     A pretrainer becomes a `VJEPA2Model` of its target encoder and its predictor, a classifier a
     `VJEPA2ForVideoClassification`. That package wants a predictor everywhere: beside an encoder or
@@ -117,18 +128,33 @@ def export_hugging_face(
     Args:
         model: with `position_embedding` "rotary".
         folder: the folder to write; must not exist.
+        preprocessor: what makes the model's input. If None, a classifier's own, or else one like
+            the package's for the model's size. The log says where the package's processor gives
+            other pixels.
 
     Raises:
-        CheckpointError: for a model that the package cannot be.
+        CheckpointError: for a model or a preprocessor that the package cannot have.
         FileExistsError: if the folder exists.
     """
     folder, library = Path(folder), hugging_face.safetensors()
     if folder.exists():
         raise FileExistsError(f"`folder` must not exist. Received: {folder}")
     config, tensors = _hugging_face_model(model)
+    if preprocessor is None:
+        preprocessor = getattr(model, "preprocessor", None)
+    if preprocessor is None:
+        preprocessor = like_that_package(config["crop_size"], config["frames_per_clip"])
+    processor = processor_config(preprocessor)
+    if found := differences(preprocessor):
+        _LOG.warning(
+            "The processor of transformers gives other pixels than one with %s: it has "
+            "antialias=True, crop_rounding='down'",
+            ", ".join(found),
+        )
     arrays = {key: np.ascontiguousarray(tensor.read()) for key, tensor in tensors.items()}
     with files.unfinished_folder(folder) as unfinished:
         (unfinished / hugging_face.CONFIG_FILE).write_text(json.dumps(config, indent=2))
+        (unfinished / PROCESSOR_FILE).write_text(json.dumps(processor, indent=2))
         library.numpy.save_file(
             arrays, unfinished / hugging_face.WEIGHTS_FILE, metadata={"format": "pt"}
         )
@@ -154,7 +180,9 @@ def _hugging_face_model(model: Any) -> tuple[dict[str, Any], Tensors]:
     tensors.update(_stacked_mask_tokens(foreign_tensors(hugging_face.predictor_entries(predictor))))
     config["architectures"] = ["VJEPA2Model"]
     if isinstance(model, VJEPAVideoClassifier):
-        config.update(_probe_config(encoder, model.probe))
+        for name, wanted in (("num_clips", 1), ("num_views", 1), ("max_frames", None)):
+            _expect(name, getattr(model, name), wanted)
+        config.update(_probe_config(encoder, model.probe, model.class_names))
         tensors = _prefixed(hugging_face.MODEL_PREFIX, tensors)
         tensors.update(foreign_tensors(hugging_face.probe_entries(model.probe)))
     return config, tensors
@@ -164,7 +192,7 @@ def _encoder_config(encoder: VJEPABackbone) -> dict[str, Any]:
     _expect("position_embedding", encoder.position_embedding, "rotary")
     _expect_square(encoder)
     return {
-        "model_type": "vjepa2",
+        "model_type": hugging_face.MODEL_TYPE,
         "dtype": "float32",
         "hidden_act": "gelu",
         "crop_size": encoder.grid_shape[1] * encoder.patch_size,
@@ -193,7 +221,9 @@ def _predictor_config(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> dict
     }
 
 
-def _probe_config(encoder: VJEPABackbone, probe: VJEPAProbe) -> dict[str, Any]:
+def _probe_config(
+    encoder: VJEPABackbone, probe: VJEPAProbe, class_names: list[str] | None
+) -> dict[str, Any]:
     _expect("pooling", probe.pooling, "attentive")
     _expect("head_dim", probe.head_dim, None)
     _expect("mlp_ratio", probe.mlp_ratio, 4.0)
@@ -201,12 +231,12 @@ def _probe_config(encoder: VJEPABackbone, probe: VJEPAProbe) -> dict[str, Any]:
     _expect("layer_norm_epsilon", probe.layer_norm_epsilon, encoder.layer_norm_epsilon)
     if probe.num_layers > 1:
         _expect("self_attention", probe.self_attention, "tokens")
-    labels = {str(i): f"LABEL_{i}" for i in range(probe.num_classes)}
+    names = class_names or hugging_face.made_up_names(probe.num_classes)
     return {
         "architectures": ["VJEPA2ForVideoClassification"],
         "num_pooler_layers": probe.num_layers - 1,
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
     }
 
 

@@ -6,9 +6,12 @@ unknown key, a missing key or a wrong shape is an error that names it. Reading n
 safetensors, writing (`tools/export_checkpoint.py`) too; neither needs PyTorch or transformers.
 
 That package counts positions of clips of another size in the grid of `crop_size`, V-JEPA 2's own
-code in the clip's grid. So does what is converted here; `position_mode="index"` gives the former.
+code in the clip's grid. What is converted here does as the package does; `position_mode="fresh"`
+gives the other. Its predictor takes the second mask token where nothing is said, which here is
+`predictor(..., mask_index=1)`.
 """
 
+import logging
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,17 +35,21 @@ from keras_vjepa.conversion.errors import (
     listed,
     named,
 )
+from keras_vjepa.conversion.hugging_face_processor import read_preprocessor
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
 from keras_vjepa.files import kind_of
 from keras_vjepa.json_files import read_json_object
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import MOST_LAYERS
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 from keras_vjepa.tasks.probe import VJEPAProbe
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MODEL_TYPE = "vjepa2"
+_LOG = logging.getLogger(__name__)
 # Their values where config.json does not give them.
 DEFAULTS = {
     "patch_size": 16,
@@ -95,15 +102,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], Tensors]:
         CheckpointError: if a file is missing or damaged, or it is no V-JEPA 2 model.
     """
     folder = Path(folder)
-    try:
-        config = read_json_object(folder / CONFIG_FILE)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no readable {CONFIG_FILE} ({error})") from None
-    if config.get("model_type") != "vjepa2":
-        raise CheckpointError(f"{folder}/{CONFIG_FILE} must be of `model_type` vjepa2")
-    config = {**DEFAULTS, **config}
-    if config["hidden_act"] != "gelu":
-        raise CheckpointError(f"`hidden_act` must be 'gelu'. Received: {config['hidden_act']!r}")
+    config = _read_config(folder)
     tensors: Tensors = {}
     for path in weight_files(folder):
         found = _read_safetensors(path)
@@ -111,6 +110,24 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], Tensors]:
             raise CheckpointError(f"{path} must have none of another file: {listed(sorted(twice))}")
         tensors.update(found)
     return config, tensors
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json and complete it by defaults."""
+    try:
+        config = read_json_object(folder / CONFIG_FILE)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no readable {CONFIG_FILE} ({error})") from None
+    if config.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{folder}/{CONFIG_FILE} must be of `model_type` {MODEL_TYPE}: of another model, make "
+            "a Keras model and pass it to VJEPAVideoClassifier. Received: "
+            f"{shown(config.get('model_type'))}"
+        )
+    config = {**DEFAULTS, **config}
+    if config["hidden_act"] != "gelu":
+        raise CheckpointError(f"`hidden_act` must be 'gelu'. Received: {config['hidden_act']!r}")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -231,7 +248,8 @@ def convert(folder: str | Path, **arguments: Any) -> VJEPAPretrainer | VJEPAVide
         num_bytes = _num_bytes(folder)
         encoder = _encoder(config, tensors, num_bytes, arguments)
         if any(key.startswith(MODEL_PREFIX) for key in tensors):
-            return _classifier(config, tensors, num_bytes, encoder)
+            preprocessor = _preprocessor(Path(folder), config)
+            return _classifier(config, tensors, num_bytes, encoder, preprocessor)
         own = predictor_config(config, encoder)
         asked_for = VJEPAPredictor.number_of_weights(**own)
         check_weights("a VJEPAPredictor", asked_for, num_bytes)
@@ -250,6 +268,57 @@ def convert_backbone(folder: str | Path, **arguments: Any) -> VJEPABackbone:
     with named(folder):
         config, tensors = read_folder(folder)
         return _encoder(config, tensors, _num_bytes(folder), arguments)
+
+
+def convert_preprocessor(folder: str | Path) -> VJEPAVideoPreprocessor:
+    """Make a preprocessor that gives the pixels of a folder's processor.
+
+    Args:
+        folder: as in `convert`. Without a file of a processor in it, the usual one for the size of
+            its model.
+
+    Raises:
+        CheckpointError: if the folder holds another model, or a processor that is not V-JEPA 2's or
+            does what the preprocessor cannot.
+    """
+    with named(folder):
+        return _preprocessor(Path(folder), _read_config(Path(folder)))
+
+
+def _preprocessor(folder: Path, config: dict[str, Any]) -> VJEPAVideoPreprocessor:
+    return read_preprocessor(folder, config["crop_size"], config["frames_per_clip"])
+
+
+def class_names(config: dict[str, Any]) -> list[str] | None:
+    """Read the names of the classes, in the order of their numbers, from config.json.
+
+    Returns:
+        None where the package made them up (`LABEL_0`) and, as the log says, where two are the
+        same.
+
+    Raises:
+        CheckpointError: if the classes are not numbered from 0.
+    """
+    labels = config.get("id2label")
+    if labels is None:
+        return None
+    numbers = [str(number) for number in range(len(labels))] if isinstance(labels, dict) else []
+    if not numbers or labels.keys() != {*numbers}:
+        raise CheckpointError(
+            f"`id2label` must name the classes 0, 1, 2 and so on. Received: {shown(labels)}"
+        )
+    names = [labels[number] for number in numbers]
+    if names == made_up_names(len(names)):
+        return None
+    if len({*map(str, names)}) < len(names):
+        _LOG.warning("Names of classes are left out: `id2label` of %s has some twice", CONFIG_FILE)
+        return None
+    return names
+
+
+def made_up_names(num_classes: int) -> list[str]:
+    """List the names that the package gives to classes without any."""
+    return [f"LABEL_{number}" for number in range(num_classes)]
 
 
 def _num_bytes(folder: str | Path) -> int:
@@ -283,6 +352,7 @@ def encoder_config(config: dict[str, Any]) -> dict[str, Any]:
         "num_channels": config["in_chans"],
         "layer_norm_epsilon": config["layer_norm_eps"],
         "position_embedding": "rotary",
+        "position_mode": "index",
     }
 
 
@@ -302,7 +372,11 @@ def predictor_config(config: dict[str, Any], encoder: VJEPABackbone) -> dict[str
 
 
 def _classifier(
-    config: dict[str, Any], tensors: Tensors, num_bytes: int, encoder: VJEPABackbone
+    config: dict[str, Any],
+    tensors: Tensors,
+    num_bytes: int,
+    encoder: VJEPABackbone,
+    preprocessor: VJEPAVideoPreprocessor,
 ) -> VJEPAVideoClassifier:
     # The predictor is saved with it, and used by nothing in it.
     rest = {key: t for key, t in tensors.items() if not key.startswith(MODEL_PREFIX)}
@@ -317,7 +391,13 @@ def _classifier(
     }
     asked_for = VJEPAProbe.number_of_weights(encoder.hidden_dim, num_heads=encoder.num_heads, **own)
     check_weights("a VJEPAProbe", asked_for, num_bytes)
-    classifier = VJEPAVideoClassifier(encoder, **own)
+    names = class_names(config)
+    if names is not None and len(names) != own["num_classes"]:
+        raise CheckpointError(
+            f"`id2label` must have {own['num_classes']} names, as `classifier.bias`. "
+            f"Received: {len(names)}"
+        )
+    classifier = VJEPAVideoClassifier(encoder, class_names=names, preprocessor=preprocessor, **own)
     load_entries("classifier", rest, probe_entries(classifier.probe))
     return classifier
 

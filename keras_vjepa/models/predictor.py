@@ -70,7 +70,9 @@ class VJEPAPredictor(
         context_indices: int `(batch, context)`, where each context token stands in the clip.
         target_indices: int `(batch, targets)`, the positions to predict.
         padding_mask: optional bool `(batch, context + targets)`; False entries are not attended to.
-        mask_index: which kind of mask; taken modulo `num_mask_tokens`. By keyword.
+        mask_index: which kind of mask, and so which mask token; taken modulo `num_mask_tokens`. By
+            keyword. The first by default; the transformers package takes the second, 1, for
+            V-JEPA 2 where nothing is said.
 
     Returns:
         `(batch, targets, output_dim)`, in the order of `target_indices`.

@@ -130,7 +130,7 @@ def find_preset(
     name = os.fspath(preset)
     if is_address(name):
         folder = preset_from_hub(name, load_weights)
-        if not load_weights and _converter(folder):
+        if not load_weights and _model_of_another_package(folder) in CONVERTERS:
             folder = preset_from_hub(name, load_weights=True)
         return _as_preset(folder)
     if name in BUILT_IN:
@@ -200,17 +200,27 @@ def _folders_beside(folder: Path) -> list[str]:
         return []
 
 
-def _converter(folder: Path) -> Callable[[Path], Path] | None:
+def _model_of_another_package(folder: Path) -> str | None:
+    """The `model_type` of a folder of the transformers package, which says no more of its model."""
     try:
-        kind = read_json_object(folder / CONFIG_FILE).get("model_type")
+        config = read_json_object(folder / CONFIG_FILE)
     except (OSError, ValueError):  # a preset without a backbone, or none at all
         return None
-    return CONVERTERS.get(kind) if isinstance(kind, str) else None
+    kind = config.get("model_type")
+    return kind if isinstance(kind, str) and "config" not in config else None
 
 
 def _as_preset(folder: Path) -> Path:
-    converter = _converter(folder)
-    return folder if converter is None else converter(folder)
+    kind = _model_of_another_package(folder)
+    if kind is None:
+        return folder
+    if kind not in CONVERTERS:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} describes another package's model, {shown(kind)}. Of those, "
+            f"these can be read: {', '.join(CONVERTERS)}; another, as a Keras model, can be passed "
+            "to VJEPAVideoClassifier"
+        )
+    return CONVERTERS[kind](folder)
 
 
 # --- Models --------------------------------------------------------------------------------------
@@ -378,11 +388,6 @@ def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
     except JsonFileError as error:
         raise ValueError(f"{path} is damaged: {error}. {_REMEDY}") from error
     if not isinstance(config.get("config"), dict):
-        if isinstance(config.get("model_type"), str):
-            raise ValueError(
-                f"{path} describes another package's model, {shown(config['model_type'])}. Of "
-                f"those, these can be read: {', '.join(CONVERTERS)}"
-            )
         raise ValueError(f"{path} is damaged: it describes no {class_name}. {_REMEDY}")
     return config
 

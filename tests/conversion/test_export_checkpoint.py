@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAProbe
 from keras_vjepa.conversion import (
@@ -17,6 +16,7 @@ from keras_vjepa.conversion import (
     export_probe,
 )
 from keras_vjepa.tools import export_checkpoint as export_command
+from tests.conversion.oracle import transformers
 from tests.conversion.test_hugging_face import channels_second, clips, oracle
 from tests.support import GOLDEN
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Box = tuple[int, int, int, int]
 Range = tuple[float, float]
+Colour = tuple[float, float, float]
 
 # ImageNet, RGB, for pixels in [0, 1].
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -132,11 +133,17 @@ def resized_crop(
     return clip
 
 
-def normalize(clip: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Subtract the ImageNet mean and divide by the standard deviation.
+def normalize(
+    clip: NDArray[np.float32] | NDArray[np.uint8],
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
+) -> NDArray[np.float32]:
+    """Subtract a mean of each channel and divide by a standard deviation.
 
     Args:
         clip: (..., height, width, 3), in [0, 255].
+        mean: of red, green and blue, for pixels in [0, 1]; ImageNet's by default.
+        std: likewise.
 
     Returns:
         The same shape, float32.
@@ -149,14 +156,19 @@ def normalize(clip: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float
     result = np.empty(clip.shape, np.float32)
     # Frame by frame: one stays in the processor's cache from one operation to the next.
     for place in np.ndindex(clip.shape[:-3]):
-        _normalize(clip[place], result[place])
+        _normalize(clip[place], result[place], mean, std)
     return result
 
 
-def _normalize(frame: NDArray[np.float32] | NDArray[np.uint8], result: NDArray[np.float32]) -> None:
+def _normalize(
+    frame: NDArray[np.float32] | NDArray[np.uint8],
+    result: NDArray[np.float32],
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
+) -> None:
     """Normalise one frame, (height, width, 3); `result` may be the frame itself."""
     height, width, _ = frame.shape
-    scale, shift = _scale_and_shift(math.gcd(height, _MOST_ROWS) * width)
+    scale, shift = _scale_and_shift(math.gcd(height, _MOST_ROWS) * width, mean, std)
     # Several rows at once: NumPy is several times slower on an inner axis of three, and half as
     # fast again on one of a single row.
     rows = result.reshape(-1, len(scale))
@@ -165,10 +177,12 @@ def _normalize(frame: NDArray[np.float32] | NDArray[np.uint8], result: NDArray[n
 
 
 @functools.cache
-def _scale_and_shift(num_pixels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _scale_and_shift(
+    num_pixels: int, mean: Colour, std: Colour
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What so many pixels are multiplied by, and what is subtracted then."""
-    scale = np.tile(1 / (255 * np.array(PIXEL_STD)), num_pixels).astype(np.float32)
-    shift = np.tile(np.array(PIXEL_MEAN) / PIXEL_STD, num_pixels).astype(np.float32)
+    scale = np.tile(1 / (255 * np.array(std)), num_pixels).astype(np.float32)
+    shift = np.tile(np.array(mean) / std, num_pixels).astype(np.float32)
     return scale, shift
 
 

@@ -3,27 +3,43 @@
 Frames are uint8 RGB of shape (time, height, width, 3); views are float32 of the same layout.
 
 Departure (the authors' code is followed where the paper is silent): views are resized in 8 bits and
-so rounded to whole grey levels.
+so rounded to whole grey levels. The processor of the transformers package, for V-JEPA 2, makes the
+same view with antialiasing, and rounds half a pixel of margin down.
 """
+
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import MOST_LONG, check_whole
-from keras_vjepa.data.transforms.crops import check_frames, normalize
-from keras_vjepa.data.transforms.resampling import resize_antialiased
+from keras_vjepa.data.transforms.crops import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Colour,
+    check_frames,
+    normalize,
+)
+from keras_vjepa.data.transforms.resampling import Kernel, resize_antialiased
+
+Rounding = Literal["even", "down"]
+_OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def resize_short_side(
-    frames: NDArray[np.uint8], short_side: int, antialias: bool = False
+    frames: NDArray[np.uint8],
+    short_side: int,
+    antialias: bool = False,
+    interpolation: Kernel = "bilinear",
 ) -> NDArray[np.uint8]:
-    """Resize so that the shorter side has `short_side` pixels, in 8 bits, bilinear.
+    """Resize so that the shorter side has `short_side` pixels, in 8 bits.
 
     Args:
         frames: (time, height, width, 3).
         short_side: at least 1. The longer side keeps the proportions, rounded down.
         antialias: resize as Pillow does (images) instead of OpenCV (videos).
+        interpolation: `"bilinear"` or `"bicubic"`.
 
     Raises:
         ValueError: if `frames` are not uint8 RGB or `short_side` is out of range.
@@ -41,10 +57,10 @@ def resize_short_side(
         return frames
     size = (short_side * height // short, short_side * width // short)
     if antialias:
-        return np.stack([resize_antialiased(frame, size) for frame in frames])
+        return np.stack([resize_antialiased(frame, size, interpolation) for frame in frames])
     resized = np.empty((len(frames), *size, 3), np.uint8)
     for frame, out in zip(frames, resized, strict=True):
-        cv2.resize(frame, size[::-1], out)
+        cv2.resize(frame, size[::-1], out, interpolation=_OPENCV[interpolation])
     return resized
 
 
@@ -53,6 +69,10 @@ def center_view(
     crop_size: int | tuple[int, int],
     short_side: int | None = None,
     antialias: bool = False,
+    interpolation: Kernel = "bilinear",
+    crop_rounding: Rounding = "even",
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
 ) -> NDArray[np.float32]:
     """The single-view evaluation transform: resize, central crop, normalise (App. D).
 
@@ -62,6 +82,11 @@ def center_view(
         short_side: of the resized frames, so that they hold the crop. Default: the least with
             which they hold 256 / 224 of the crop, rounded down.
         antialias: of the resizing; `True` is the transform of the image tasks.
+        interpolation: of the resizing, `"bilinear"` or `"bicubic"`.
+        crop_rounding: where a crop begins that would begin at half a pixel: at the next even
+            one, or at the one before with `"down"`.
+        mean: as in `normalize`.
+        std: as in `normalize`.
 
     Returns:
         (time, *crop_size, 3), normalised.
@@ -84,22 +109,36 @@ def center_view(
         raise ValueError(
             f"`crop_size` must be in [1, `short_side`={short_side}]. Received: {crop_size}"
         )
-    frames = resize_short_side(frames, short_side, antialias)
+    frames = resize_short_side(frames, short_side, antialias, interpolation)
     if height > frames.shape[1] or width > frames.shape[2]:
         raise ValueError(
             f"`short_side`={short_side} must give frames that hold `crop_size`={crop_size}. "
             f"Received frames of {frames.shape[1]}x{frames.shape[2]}"
         )
-    top, left = round((frames.shape[1] - height) / 2), round((frames.shape[2] - width) / 2)
-    return normalize(frames[:, top : top + height, left : left + width])
+    top, left = (
+        margin // 2 if crop_rounding == "down" else round(margin / 2)
+        for margin in (frames.shape[1] - height, frames.shape[2] - width)
+    )
+    return normalize(frames[:, top : top + height, left : left + width], mean, std)
 
 
-def three_views(frames: NDArray[np.uint8], crop_size: int) -> NDArray[np.float32]:
+def three_views(
+    frames: NDArray[np.uint8],
+    crop_size: int,
+    antialias: bool = False,
+    interpolation: Kernel = "bilinear",
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
+) -> NDArray[np.float32]:
     """The three-view evaluation transform: crops at both ends and the middle of the long side.
 
     Args:
         frames: (time, height, width, 3).
         crop_size: side of the crops, and short side of the resized frames.
+        antialias: as in `center_view`, and so the next three.
+        interpolation: as there.
+        mean: as there.
+        std: as there.
 
     Returns:
         (3, time, crop_size, crop_size, 3), normalised; left to right, or top to bottom.
@@ -112,11 +151,11 @@ def three_views(frames: NDArray[np.uint8], crop_size: int) -> NDArray[np.float32
     >>> three_views(np.zeros((2, 48, 64, 3), np.uint8), crop_size=28).shape
     (3, 2, 28, 28, 3)
     """
-    frames = resize_short_side(frames, crop_size)
+    frames = resize_short_side(frames, crop_size, antialias, interpolation)
     height, width = frames.shape[1:3]
     stride = (max(height, width) - crop_size) // 2
     long_axis = 1 if height > width else 2
     crops = [
         frames.take(range(start, start + crop_size), long_axis) for start in (0, stride, 2 * stride)
     ]
-    return normalize(np.stack(crops))
+    return normalize(np.stack(crops), mean, std)
