@@ -11,7 +11,7 @@ file that someone else wrote. Each function takes the arguments by their names:
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 # What a count can be at most: the largest number of an int32, in which backends count.
@@ -114,6 +114,31 @@ def check_whole(
         else:
             continue
         raise ValueError(f"`{name}` must be {problem}. Received: {shown(value)}")
+
+
+def places(count: int, /, **values: Sequence[int]) -> list[int]:
+    """Return numbers of things counted from the first, of which negative ones count from the last.
+
+    Args:
+        count: how many things there are.
+        values: one argument by its name: numbers from `-count` to `count - 1`.
+
+    Raises:
+        ValueError: for a number without a thing.
+
+    Example:
+
+    >>> from keras_vjepa.arguments import places
+    >>> places(12, layers=[-1, 0])
+    [11, 0]
+    """
+    [(name, given)] = values.items()
+    for number in given:
+        if not -count <= number < count:
+            raise ValueError(
+                f"`{name}` must be between {-count} and {count - 1}. Received: {shown([*given])}"
+            )
+    return [number % count for number in given]
 
 
 def check_number(interval: str, /, *, optional: bool = False, **values: Any) -> None:

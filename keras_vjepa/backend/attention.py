@@ -171,10 +171,35 @@ def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
 ) -> Tensor:
     """Attention as two matrix products around a softmax. Arguments and result as in `attention`."""
-    bias = None if key_mask is None else _bias(key_mask, "float32")[:, None, None, :]
-    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
-    weights = ops.softmax(_logits(query, key, bias), axis=-1)
+    weights = attention_weights(query, key, key_mask)
+    value = ops.transpose(value, (0, 2, 1, 3))
     return ops.transpose(ops.matmul(ops.cast(weights, value.dtype), value), (0, 2, 1, 3))
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, key_mask: Tensor | LeadingKeys | None = None
+) -> Tensor:
+    """Compute by how much each query attends to each key.
+
+    Args:
+        query: as in `attention`.
+        key: as in `attention`.
+        key_mask: as in `attention`.
+
+    Returns:
+        float32 `(batch, heads, queries, keys)`; over the keys they sum to one.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.attention import attention_weights
+    >>> x = np.ones((1, 4, 2, 8), "float32")
+    >>> float(attention_weights(x, x)[0, 0, 0, 0])
+    0.25
+    """
+    bias = None if key_mask is None else _bias(key_mask, "float32")[:, None, None, :]
+    query, key = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key))
+    return ops.softmax(_logits(query, key, bias), axis=-1)
 
 
 def attention_by_head(

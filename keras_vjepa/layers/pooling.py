@@ -186,11 +186,36 @@ class AttentivePooler(Rematerializable):
     def _cast(self, weight: Any) -> Tensor:
         return ops.cast(weight, self.compute_dtype)
 
-    def call(self, tokens: Tensor) -> Tensor:
+    def attention_weights(self, tokens: Tensor) -> Tensor:
+        """Compute by how much the query attends to each token.
+
+        Args:
+            tokens: as in the call.
+
+        Returns:
+            float32 `(batch, heads, tokens)`; over the tokens they sum to one.
+
+        Example:
+
+        >>> import numpy as np
+        >>> from keras_vjepa import AttentivePooler
+        >>> pooler, tokens = AttentivePooler(num_heads=2), np.ones((1, 4, 8), "float32")
+        >>> tuple(pooler(tokens).shape), float(pooler.attention_weights(tokens)[0, 0, 0])
+        ((1, 8), 0.25)
+        """
+        tokens = self._cast(tokens)
+        weights, _ = _attention_to([self], self._with_blocks(tokens))
+        return weights
+
+    def _with_blocks(self, tokens: Tensor) -> Tensor:
+        """The tokens that the query attends to."""
         if self.self_attention == "tokens":
             for block in self.blocks:
                 tokens = block(tokens)
-        return self.finish(self.cross_attention(tokens))
+        return tokens
+
+    def call(self, tokens: Tensor) -> Tensor:
+        return self.finish(self.cross_attention(self._with_blocks(tokens)))
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (tokens_shape[0], tokens_shape[-1])
@@ -224,16 +249,21 @@ def attend_together(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[
     and values, and frozen tokens have no gradient to compute. The tokens are normed and read once
     for all poolers, which agree in the norm's epsilon and in precision.
     """
-    dtype = poolers[0].compute_dtype
-    normed = standardize(tokens, poolers[0].layer_norm_epsilon)
-    normed = ops.cast(normed, dtype)
-    queries = ops.concatenate([pooler.folded_query() for pooler in poolers])
-    logits = ops.cast(ops.matmul(queries, ops.swapaxes(normed, 1, 2)), "float32")
-    pooled = ops.matmul(ops.cast(ops.softmax(logits, axis=-1), dtype), normed)
+    weights, normed = _attention_to(poolers, tokens)
+    pooled = ops.matmul(ops.cast(weights, normed.dtype), normed)
     ends = itertools.accumulate(pooler.num_heads for pooler in poolers)
     return [
         pooled[:, end - pooler.num_heads : end] for pooler, end in zip(poolers, ends, strict=True)
     ]
+
+
+def _attention_to(poolers: Sequence[AttentivePooler], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What each head of the poolers attends to, `(batch, heads, tokens)`, and normed tokens."""
+    normed = standardize(tokens, poolers[0].layer_norm_epsilon)
+    normed = ops.cast(normed, poolers[0].compute_dtype)
+    queries = ops.concatenate([pooler.folded_query() for pooler in poolers])
+    logits = ops.cast(ops.matmul(queries, ops.swapaxes(normed, 1, 2)), "float32")
+    return ops.softmax(logits, axis=-1), normed
 
 
 def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:

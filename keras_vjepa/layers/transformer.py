@@ -7,10 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vjepa.arguments import check_number, check_whole
-from keras_vjepa.backend.attention import attention, token_order, wants_leading_keys
+from keras_vjepa.backend.attention import (
+    attention,
+    attention_weights,
+    token_order,
+    wants_leading_keys,
+)
 from keras_vjepa.backend.part_calls import call_part, part_of_a_block
 from keras_vjepa.backend.token_ops import gelu, merge_heads, split_heads
 from keras_vjepa.layers.dense import dense, layer_norm
@@ -68,12 +74,40 @@ class SelfAttention(Rematerializable):
     def call(
         self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None
     ) -> Tensor:
+        query, key, value = self._heads(inputs, rotations)
+        outputs = attention(query, key, value, padding_mask)
+        return call_part(self.output_projection, merge_heads(outputs))
+
+    def _heads(self, inputs: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `(batch, tokens, heads, head_dim)`."""
         packed = call_part(self.query_key_value, inputs)
         query, key, value = split_heads(packed, self.num_heads)
         if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
-        outputs = attention(query, key, value, padding_mask)
-        return call_part(self.output_projection, merge_heads(outputs))
+        return query, key, value
+
+    def attention_weights(
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        rotations: Tensor | None = None,
+        queries: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Compute by how much tokens attend to each other.
+
+        Args:
+            inputs: as in the call.
+            padding_mask: as in the call.
+            rotations: as in the call.
+            queries: numbers of the tokens whose attention is wanted; None for all.
+
+        Returns:
+            float32 `(batch, heads, queries, tokens)`; over the tokens they sum to one.
+        """
+        query, key, _ = self._heads(inputs, rotations)
+        if queries is not None:
+            query = ops.take(query, np.array(queries, "int32"), axis=1)
+        return attention_weights(query, key, padding_mask)
 
     def compute_output_shape(
         self,
@@ -142,6 +176,24 @@ class TransformerBlock(Rematerializable):
         """Compute what the attention adds to the tokens, `(batch, tokens, dim)`."""
         normed = call_part(self.attention_norm, inputs)
         return call_part(self.attention, normed, padding_mask, rotations)
+
+    def attention_weights(
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        rotations: Tensor | None = None,
+        queries: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Compute by how much tokens attend to each other; see `SelfAttention.attention_weights`.
+
+        Args:
+            inputs: as in the call: before the norm.
+            padding_mask: as in the call.
+            rotations: as in the call.
+            queries: numbers of the tokens whose attention is wanted; None for all.
+        """
+        normed = call_part(self.attention_norm, inputs)
+        return self.attention.attention_weights(normed, padding_mask, rotations, queries)
 
     def call(
         self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None

@@ -10,14 +10,14 @@ V-JEPA 2's encoder is the same network with rotary positions in every attention 
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa.arguments import arguments_of, check_choice
+from keras_vjepa.arguments import arguments_of, check_choice, places
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm
@@ -370,30 +370,107 @@ class VJEPABackbone(
             return frame_by_frame(clips, self)
         return self(clips, training=training)
 
-    def intermediate_features(self, videos: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Return the outputs of some blocks, each passed through the final norm (App. D.2).
+    def intermediate_features(
+        self,
+        videos: Tensor,
+        layers: Sequence[int],
+        norm: bool = True,
+        token_indices: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Return the outputs of some blocks (App. D.2); no later block is computed.
 
         Args:
             videos: as in the call.
-            layers: 0-based block numbers, in any order.
+            layers: block numbers from 0, or from -1 for the last one backwards, in any order.
+            norm: pass each through the final norm; False for what comes out of the block.
+            token_indices: as in the call.
+            padding_mask: as in the call.
 
         Returns:
             One `(batch, tokens, hidden_dim)` per entry of `layers`.
 
         Raises:
-            ValueError: for a block that does not exist.
+            ValueError: for a block that does not exist, and pixels as in the call.
+
+        Example:
+
+        >>> import numpy as np
+        >>> from keras_vjepa import VJEPABackbone
+        >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=3, num_heads=2)
+        >>> videos = np.zeros((1, 4, 32, 32, 3), "float32")
+        >>> [tuple(x.shape) for x in backbone.intermediate_features(videos, [-1, 0], norm=False)]
+        [(1, 8, 24), (1, 8, 24)]
         """
-        unknown = [i for i in layers if not 0 <= i < self.num_layers]
-        if unknown:
-            raise ValueError(
-                f"`layers` must be between 0 and {self.num_layers - 1}. Received: {list(layers)}"
-            )
-        x, rotations, outputs = self.embed(videos), self.rotations(videos), {}
-        for i, block in enumerate(self.blocks):
-            x = block(x, None, rotations)
-            if i in layers:
-                outputs[i] = self.norm(x)
-        return [outputs[i] for i in layers]
+        wanted = places(self.num_layers, layers=layers)
+        states = self._states(videos, 1 + max(wanted, default=-1), token_indices, padding_mask)
+        outputs = {
+            i - 1: self.norm(x) if norm else x for i, x in enumerate(states) if i - 1 in wanted
+        }
+        return [outputs[i] for i in wanted]
+
+    def attention_weights(
+        self,
+        videos: Tensor,
+        layers: Sequence[int] = (-1,),
+        queries: Sequence[int] | None = None,
+        token_indices: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Return by how much tokens attend to each other in some blocks.
+
+        These blocks alone compute them, beside what they do otherwise. Of a clip of 1568 tokens
+        and 16 heads they are 157 MB for each block; `queries` makes them fewer.
+
+        Args:
+            videos: as in the call.
+            layers: block numbers from 0, or from -1 for the last one backwards, in any order.
+            queries: numbers of the tokens whose attention is wanted, of those that are encoded,
+                counted as `layers`; None for all.
+            token_indices: as in the call.
+            padding_mask: as in the call.
+
+        Returns:
+            One float32 `(batch, heads, queries, tokens)` per entry of `layers`; over the tokens
+            they sum to one.
+
+        Raises:
+            ValueError: for a block or a token that does not exist, and pixels as in the call.
+
+        Example:
+
+        >>> import numpy as np
+        >>> from keras_vjepa import VJEPABackbone
+        >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=3, num_heads=2)
+        >>> videos = np.zeros((1, 4, 32, 32, 3), "float32")
+        >>> [tuple(x.shape) for x in backbone.attention_weights(videos, [0, -1])]
+        [(1, 2, 8, 8), (1, 2, 8, 8)]
+        """
+        wanted, weights = places(self.num_layers, layers=layers), {}
+        states = self._states(videos, max(wanted, default=0), token_indices, padding_mask)
+        for i, x in enumerate(states):
+            if i in wanted:
+                chosen = None if queries is None else places(x.shape[1], queries=queries)
+                rotations = self.rotations(videos, token_indices)
+                weights[i] = self.blocks[i].attention_weights(x, padding_mask, rotations, chosen)
+        return [weights[i] for i in wanted]
+
+    def _states(
+        self,
+        videos: Tensor,
+        num_layers: int,
+        token_indices: Tensor | None,
+        padding_mask: Tensor | None,
+    ) -> Iterator[Tensor]:
+        """The embedded tokens, then what comes out of each of the first `num_layers` blocks."""
+        self.check_inputs(videos)
+        if padding_mask is not None:
+            padding_mask = ops.convert_to_tensor(padding_mask)
+        x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
+        yield x
+        for block in self.blocks[:num_layers]:
+            x = block(x, padding_mask, rotations)
+            yield x
 
     def export_inputs(self) -> tuple[int, ...]:
         """As `Exportable.export_inputs`: clips of the size that it is made for, or images."""

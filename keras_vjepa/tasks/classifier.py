@@ -233,6 +233,37 @@ class VJEPAVideoClassifier(
             return ops.reshape(tokens, (-1, views, clips * num_tokens, dim))
         return ops.reshape(tokens, (-1, views * clips, num_tokens, dim))
 
+    def attention_weights(self, videos: Tensor, frame_indices: Tensor | None = None) -> Tensor:
+        """Compute by how much the probe's query attends to each token of a video.
+
+        That of the backbone's blocks is `backbone.attention_weights`.
+
+        Args:
+            videos: as in the call.
+            frame_indices: as in the call; only with `max_frames`.
+
+        Returns:
+            float32 `(batch, predictions, heads, tokens)`: of each prediction that is combined, the
+            tokens of `features`; over them they sum to one.
+
+        Raises:
+            ValueError: for average pooling, and inputs as in the call.
+
+        Example:
+
+        >>> import numpy as np
+        >>> from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+        >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+        >>> classifier = VJEPAVideoClassifier(backbone, num_classes=3)
+        >>> tuple(classifier.attention_weights(np.zeros((1, 4, 32, 32, 3), "float32")).shape)
+        (1, 1, 2, 8)
+        """
+        self.check_inputs(videos)
+        tokens = self.features(videos, frame_indices)
+        _, predictions, num_tokens, dim = tokens.shape
+        weights = self.probe.attention_weights(ops.reshape(tokens, (-1, num_tokens, dim)))
+        return ops.reshape(weights, (-1, predictions, *weights.shape[1:]))
+
     def _with_clips_and_views(self, videos: Tensor) -> Tensor:
         _, _, frames, *_ = self._axes(videos.shape)
         rank = len(videos.shape)

@@ -150,6 +150,22 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
             return self.linear(self.pooler(tokens))
         return self.linear(ops.mean(tokens, axis=1))
 
+    def attention_weights(self, tokens: Tensor) -> Tensor:
+        """Compute by how much the probe's query attends to each token.
+
+        Args:
+            tokens: as in the call.
+
+        Returns:
+            float32 `(batch, heads, tokens)`; over the tokens they sum to one.
+
+        Raises:
+            ValueError: for average pooling, and tokens as in the call.
+        """
+        check_choice(("attentive",), pooling=self.pooling)
+        self._check_width(tokens)
+        return self.pooler.attention_weights(tokens)
+
     def _check_width(self, tokens: Tensor) -> None:
         dim = _token_width(tokens.shape)
         if dim != self.linear.kernel.shape[0]:

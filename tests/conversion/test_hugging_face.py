@@ -153,6 +153,57 @@ def test_masked_tokens_keep_their_positions(tmp_path):
     assert_close(convert_backbone(tmp_path)(videos, indices), expected)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("shape", [(8, 48, 48), (4, 32, 64)], ids=["its_size", "another"])
+def test_attention_and_hidden_states(name, shape, tmp_path):
+    """Those of every block, raw and normed, and of the probe's query."""
+    model = oracle(name, "VJEPA2ForVideoClassification")
+    model.save_pretrained(tmp_path)
+    model.set_attn_implementation("eager")
+    of_the_query = []
+    model.pooler.cross_attention_layer.cross_attn.register_forward_hook(
+        lambda module, inputs, outputs: of_the_query.append(outputs[1][:, :, 0])
+    )
+    videos = clips(*shape)
+    with torch.no_grad():
+        found = model(channels_second(videos), output_attentions=True, output_hidden_states=True)
+        normed = [model.vjepa2.encoder.layernorm(state) for state in found.hidden_states]
+    classifier = convert(tmp_path)
+    backbone, layers = classifier.backbone, range(-classifier.backbone.num_layers, 0)
+    raw = [backbone.embed(videos), *backbone.intermediate_features(videos, layers, norm=False)]
+    for actual, expected in zip(raw, found.hidden_states, strict=True):
+        largest = expected.abs().max()  # Before the norm, 11 to 30.
+        assert_close(actual / float(largest), expected / largest)
+    for actual, expected in zip(
+        backbone.intermediate_features(videos, layers), normed[1:], strict=True
+    ):
+        assert_close(actual, expected)
+    weights = [*backbone.attention_weights(videos, layers), classifier.attention_weights(videos)]
+    weights[-1] = weights[-1][:, 0]
+    for actual, expected in zip(weights, [*found.attentions, *of_the_query], strict=True):
+        assert tuple(actual.shape) == tuple(expected.shape)
+        assert np.abs(ops.convert_to_numpy(actual) - expected.numpy()).max() <= TOLERANCE
+        assert expected.max() - expected.min() > 100 * TOLERANCE
+
+
+def test_attention_of_masked_tokens(tmp_path):
+    """Positions of tokens that are left in, which that package knows in its predictor alone."""
+    model, videos = oracle("uneven"), clips(8, 48, 48)
+    model.save_pretrained(tmp_path)
+    model.set_attn_implementation("eager")
+    backbone = convert_backbone(tmp_path)
+    indices = np.array([[3, 17, 30], [31, 2, 5]], "int32")
+    tokens = torch.tensor(ops.convert_to_numpy(backbone.embed(videos, indices)))
+    with torch.no_grad():
+        layer = model.encoder.layer[0]
+        outputs, expected = layer(tokens, torch.tensor(indices, dtype=torch.int64))
+    [weights] = backbone.attention_weights(videos, [0], token_indices=indices)
+    assert np.abs(ops.convert_to_numpy(weights) - expected.numpy()).max() <= TOLERANCE
+    [raw] = backbone.intermediate_features(videos, [0], norm=False, token_indices=indices)
+    largest = outputs.abs().max()
+    assert_close(raw / float(largest), outputs / largest)
+
+
 def test_weights_in_several_files_and_half_precision(tmp_path):
     model = oracle("uneven").to(torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="20KB")

@@ -83,8 +83,14 @@ def test_intermediate_features():
     np.testing.assert_allclose(numpy(last), numpy(backbone(clips)), atol=1e-6)
     expected = backbone.norm(backbone.blocks[0](backbone.embed(clips)))
     np.testing.assert_allclose(numpy(first), numpy(expected), atol=1e-6)
-    with pytest.raises(ValueError, match="`layers` must be between 0 and 1. Received"):
-        backbone.intermediate_features(clips, [2])
+    again, raw = backbone.intermediate_features(clips, [-2, -1], norm=False)
+    np.testing.assert_allclose(numpy(backbone.norm(again)), numpy(first), atol=1e-6)
+    assert np.abs(numpy(raw) - numpy(last)).max() > 1e-2
+    for wrong in ([2], [0, -3]):
+        with pytest.raises(ValueError, match="`layers` must be between -2 and 1. Received"):
+            backbone.intermediate_features(clips, wrong)
+    with pytest.raises(ValueError, match="`videos` must be normalised floats"):
+        backbone.intermediate_features((clips * 255).astype("uint8"), [0])
 
 
 @pytest.mark.parametrize("size", SIZES)
