@@ -10,6 +10,7 @@ from keras import ops
 from keras_vjepa import AttentivePooler, VJEPAProbe, VJEPAVideoClassifier
 from keras_vjepa.backend.token_ops import merge_heads, split_heads
 from tests.models.test_models import numpy, small_backbone, videos
+from tests.support import compiled
 
 
 @pytest.mark.parametrize("position_embedding", ["sincos", "rotary"])
@@ -18,23 +19,25 @@ def test_they_are_what_the_block_weighs_values_with(position_embedding):
     backbone, clips = small_backbone(position_embedding=position_embedding), videos(2, 4, 32, 32, 3)
     indices = np.array([[0, 3, 5, 6], [1, 2, 4, 7]], "int32")
     mask = np.array([[True, True, True, False], [True, True, False, False]])
-    last, first = backbone.attention_weights(
-        clips, [-1, 0], token_indices=indices, padding_mask=mask
-    )
+
+    def found(clips, indices, mask):
+        weights = backbone.attention_weights(clips, [-1, 0], None, indices, mask)
+        [inputs] = backbone.intermediate_features(clips, [0], False, indices, mask)
+        block, rotations = backbone.blocks[1], backbone.rotations(clips, indices)
+        packed = block.attention.query_key_value(block.attention_norm(inputs))
+        value = ops.transpose(split_heads(packed, 2)[2], (0, 2, 1, 3))
+        pooled = merge_heads(ops.transpose(ops.matmul(weights[0], value), (0, 2, 1, 3)))
+        expected = block.attention_branch(inputs, ops.convert_to_tensor(mask), rotations)
+        return *weights, block.attention.output_projection(pooled), expected
+
+    last, first, actual, expected = map(numpy, compiled(found)(clips, indices, mask))
     assert last.shape == first.shape == (2, 2, 4, 4)
-    np.testing.assert_allclose(numpy(last).sum(-1), 1, atol=1e-6)
-    assert numpy(last)[0, :, :, 3].max() == numpy(first)[1, :, :, 2:].max() == 0
-
-    [inputs] = backbone.intermediate_features(clips, [0], False, indices, mask)
-    block, rotations = backbone.blocks[1], backbone.rotations(clips, indices)
-    _, _, value = split_heads(block.attention.query_key_value(block.attention_norm(inputs)), 2)
-    pooled = numpy(last) @ numpy(value).transpose(0, 2, 1, 3)
-    pooled = merge_heads(ops.convert_to_tensor(pooled.transpose(0, 2, 1, 3)))
-    expected = block.attention_branch(inputs, ops.convert_to_tensor(mask), rotations)
-    actual = block.attention.output_projection(pooled)
-    np.testing.assert_allclose(numpy(actual), numpy(expected), atol=2e-6)
+    np.testing.assert_allclose(last.sum(-1), 1, atol=1e-6)
+    assert last[0, :, :, 3].max() == first[1, :, :, 2:].max() == 0
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
+@pytest.mark.data  # which blocks and tokens, not what they compute
 def test_some_queries_and_blocks_alone(monkeypatch):
     backbone, clips = small_backbone(), videos(1, 4, 32, 32, 3)
     [all_of_them] = backbone.attention_weights(clips)
@@ -64,15 +67,20 @@ def counting(function, calls):
 def test_the_query_of_a_probe(self_attention):
     pooler = AttentivePooler(2, num_layers=2, self_attention=self_attention)
     tokens = videos(3, 5, 8)
-    pooler(tokens)
-    weights = numpy(pooler.attention_weights(tokens))
+    pooler.build(tokens.shape)
+
+    def found(tokens):
+        seen = pooler.blocks[0](tokens) if self_attention == "tokens" else tokens
+        normed, query = pooler.tokens_norm(seen), pooler.query(ops.convert_to_tensor(query_token))
+        return pooler.attention_weights(tokens), normed, query
+
+    query_token = numpy(pooler.query_token)
+    weights, normed, query = map(numpy, compiled(found)(tokens))
     assert weights.shape == (3, 2, 5)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
-    seen = pooler.blocks[0](tokens) if self_attention == "tokens" else tokens
     # Queries, keys and softmax as the paper writes them.
-    keys = numpy(pooler.tokens_norm(seen)) @ numpy(pooler.key_value.kernel[:, :8])
-    keys = (keys + numpy(pooler.key_value.bias[:8])).reshape(3, 5, 2, 4)
-    query = numpy(pooler.query(pooler.query_token)).reshape(2, 4)
+    keys = normed @ numpy(pooler.key_value.kernel)[:, :8] + numpy(pooler.key_value.bias)[:8]
+    keys, query = keys.reshape(3, 5, 2, 4), query.reshape(2, 4)
     logits = np.einsum("bnhc,hc->bhn", keys, query) / 2
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(weights, expected, atol=1e-6)
@@ -82,13 +90,17 @@ def test_a_classifier_of_several_predictions():
     backbone = small_backbone(num_layers=1)
     classifier = VJEPAVideoClassifier(backbone, num_classes=3, num_clips=2, num_views=3)
     clips = videos(1, 2, 3, 4, 32, 32, 3)
-    weights = classifier.attention_weights(clips)
-    assert tuple(weights.shape) == (1, 3, 2, 16)
-    tokens = classifier.features(clips)
-    expected = classifier.probe.attention_weights(tokens[0])
-    np.testing.assert_allclose(numpy(weights)[0], numpy(expected), atol=1e-6)
+
+    def found(clips):
+        of_its_probe = classifier.probe.attention_weights(classifier.features(clips)[0])
+        return classifier.attention_weights(clips), of_its_probe
+
+    weights, expected = map(numpy, compiled(found)(clips))
+    assert weights.shape == (1, 3, 2, 16)
+    np.testing.assert_allclose(weights[0], expected, atol=1e-6)
 
 
+@pytest.mark.data
 def test_average_pooling_has_none():
     probe = VJEPAProbe(num_classes=3, pooling="average")
     probe.build((None, None, 8))
