@@ -304,6 +304,11 @@ class VJEPAVideoPreprocessor:
             check_flag(augment=augment)
             if not augment:
                 return None
+            if (self.mean, self.std) != (PIXEL_MEAN, PIXEL_STD):
+                raise ValueError(
+                    "`augment` must be a function for another `mean` and `std` than ImageNet's. "
+                    "Received: True"
+                )
             kind = ImageProbeTransform if self.num_frames == 1 else VideoProbeTransform
             augment = kind(self.image_size)
 

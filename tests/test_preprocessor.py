@@ -192,3 +192,31 @@ def test_a_classifier_takes_its_clips_and_views(folder, tmp_path):
     videos = VJEPAVideoPreprocessor.from_preset(tmp_path / "preset")(folder / "long.avi")
     restored = VJEPAVideoClassifier.from_preset(tmp_path / "preset")
     assert tuple(restored(videos).shape) == (1, 5)
+
+
+def test_colours_and_resizing_are_as_said(folder):
+    """Another mean and deviation change numbers alone; bad ones are named."""
+    image = np.random.default_rng(0).integers(256, size=(70, 90, 3), dtype=np.uint8)
+    usual = small(num_frames=1)(image)
+    mean, std = (0.1, 0.2, 0.3), [0.5, 0.25, 1]
+    other = small(num_frames=1, mean=mean, std=std)
+    assert other.std == (0.5, 0.25, 1.0) and other.get_config()["mean"] == mean
+    pixels = usual * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]
+    np.testing.assert_allclose(other(image), (pixels - mean) / std, atol=1e-5)
+    video = np.repeat(image[None], 8, axis=0)
+    assert np.abs(small()(video) - small(interpolation="bicubic")(video)).max() > 0.05
+    views = [small(num_views=3, antialias=flag)(video) for flag in (True, False)]
+    assert np.abs(views[0] - views[1]).max() > 0.05
+
+    for wrong, message in (
+        ({"mean": 0.5}, "`mean` must be three numbers. Received: 0.5"),
+        ({"std": (1, 0, 1)}, "`std` must be positive. Received: 0"),
+        ({"antialias": 1}, "`antialias` must be True or False. Received: 1"),
+        ({"interpolation": "nearest"}, "`interpolation` must be 'bilinear' or 'bicubic'"),
+        ({"crop_rounding": "up"}, "`crop_rounding` must be 'even' or 'down'. Received: 'up'"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            small(**wrong)
+        assert message in str(caught.value)
+    with pytest.raises(ValueError, match="`augment` must be a function for another `mean`"):
+        other.dataset([(str(folder / "image.png"), 0)], 2, training=True, augment=True)
