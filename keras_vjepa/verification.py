@@ -240,9 +240,10 @@ def _look_into_networks(report: FileReport, name: str, path: Path) -> None:
     if isinstance(entry, PretrainedEntry):
         _check_architecture(report, pretrainer, entry, given)
     with report.timed("features"):
-        clip = fixed_clip(pretrainer.encoder.video_shape)
+        num_frames, *picture = pretrainer.encoder.video_shape
+        clip = fixed_clip((min(num_frames, _MOST_FRAMES), *picture))
         for network in ("target_encoder", "encoder"):
-            tokens = getattr(pretrainer, network)(clip)
+            tokens = getattr(pretrainer, network).predict_on_batch(clip)
             report.add(f"features of {network}", statistics(tokens), _is_finite(tokens))
     if name in TWINS:
         with report.timed("twin"):
@@ -281,7 +282,7 @@ def _look_into_probe(report: FileReport, name: str, path: Path) -> None:
     with report.timed("features"):
         width = probe.linear.kernel.shape[0]
         tokens = fixed_clip((_PROBE_TOKENS, 1, width, 1)).reshape(1, _PROBE_TOKENS, width)
-        logits = probe(tokens)
+        logits = probe.predict_on_batch(tokens)
         report.add(
             f"logits of {_PROBE_TOKENS} tokens by the formula",
             statistics(logits),
@@ -302,9 +303,9 @@ def fixed_clip(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.sin(2 * np.pi * (t / 8 + y / 32 + x / 48) + c).astype("float32")[None]
 
 
-def statistics(tokens: Any) -> str:
+def statistics(tokens: NDArray[np.float32]) -> str:
     """Write the numbers by which features of one model on two machines are compared."""
-    values = keras.ops.convert_to_numpy(keras.ops.cast(tokens, "float32")).astype("float64")
+    values = np.asarray(tokens, "float64")
     first = " ".join(f"{value:.5f}" for value in values.reshape(-1)[:4])
     return (
         f"mean {values.mean():.6f}, std {values.std():.6f}, least {values.min():.5f}, "
@@ -312,9 +313,9 @@ def statistics(tokens: Any) -> str:
     )
 
 
-def _is_finite(tokens: Any) -> bool | None:
+def _is_finite(tokens: NDArray[np.float32]) -> bool | None:
     """Nothing says what the numbers must be, but that they must be numbers."""
-    return None if np.isfinite(keras.ops.convert_to_numpy(tokens)).all() else False
+    return None if np.isfinite(tokens).all() else False
 
 
 def _compare(

@@ -182,6 +182,16 @@ def test_a_local_file_is_taken_for_the_one_of_its_name_or_hash(server, tmp_path,
     assert "taken for" not in found and found["SHA-256"][1] is None
 
 
+def test_a_file_of_which_nothing_is_known_is_asked_for_few_frames_too(twins, tmp_path):
+    """A V-JEPA 2 file says nothing of its clips, which have 64 frames if nobody else does."""
+    (tmp_path / "unknown.pt").write_bytes((twins / "weights.pt").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        heads = {"num_heads": 2, "predictor_num_heads": 2, "image_size": 32}
+        patch.setattr(verification, "convert", partial(verification.convert, **heads))
+        found = rows(verify(str(tmp_path / "unknown.pt")))
+    assert "shape (1, 32, 48)" in found["features of encoder"][0]
+
+
 # --- The same weights on the hub -----------------------------------------------------------------
 
 
