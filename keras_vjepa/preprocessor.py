@@ -378,6 +378,11 @@ class VJEPAVideoPreprocessor:
         # The second where the stride is so long that windows leave gaps.
         return min(1 - (-beyond // stride), -(-video_length // stride))
 
+    def repeats(self, video_length: int, stride: int | None = None) -> bool:
+        """Tell whether a window of a video of so many frames repeats the last of them."""
+        last = self._stride(stride) * (self.num_windows(video_length, stride) - 1)
+        return last + self.num_frames * self.frame_step > video_length
+
     def windows(
         self,
         source: str | os.PathLike[str],

@@ -15,12 +15,15 @@ from keras_vjepa.arguments import (
     check_whole,
     counted,
 )
+from keras_vjepa.backend.device import memory_of_machine
 from keras_vjepa.configuration import ConfigT, replace, values
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_budgets import BUDGETS
 from keras_vjepa.data.batches.mask_kinds import Grid, Mask, MultiBlockMask, RandomTubeMask
 from keras_vjepa.data.batches.mask_sampler import check_one_per_mask
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.tasks.pretrainer import check_objective
 from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
@@ -192,6 +195,32 @@ def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
     predictor.check(lambda num_layers: check_whole(1, num_layers=num_layers))
     with predictor.renaming():
         VJEPAPredictor.number_of_weights(**{**known, **given})
+
+
+def check_probe_memory(config: Any) -> None:
+    """Check that the clips of the probe that follows a run on a built-in set fit into memory.
+
+    Args:
+        config: that of a recipe.
+
+    Raises:
+        ValueError: if they are more than the machine has.
+    """
+    has = memory_of_machine()
+    if config.data not in SETS or has is None:
+        return
+    source, encoder = SETS[config.data], config.encoder
+    height, width = height_and_width(encoder.image_size)
+    train = min(config.probe_videos, source.num_training_videos)
+    # Clips are listed first and then put together.
+    clips = train + max(train, 2 * source.num_test_videos)
+    needed = clips * encoder.num_frames * height * width * _NUM_COLOURS * 4
+    if needed > has:
+        raise ValueError(
+            f"`probe_videos` must be fewer, or clips smaller: those of the probe after the run "
+            f"take {needed / 1e9:,.0f} GB at {encoder.num_frames} x {height} x {width}, and this "
+            f"machine has {has / 1e9:,.0f} GB. Received: {config.probe_videos:,}"
+        )
 
 
 def _check_schedules(config: Any) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 from keras_vjepa import VJEPAPretrainer, command_line, files
@@ -20,11 +20,11 @@ from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import defaults
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.data.sources.samples import Sample, list_samples
+from keras_vjepa.data.sources.samples import samples_if_there
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
-from keras_vjepa.monitoring import LossCurve, damaged_curve
-from keras_vjepa.pretraining_check import configured
+from keras_vjepa.monitoring import LossCurve, damaged_curve, damaged_table
+from keras_vjepa.pretraining_check import check_probe_memory, configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
     MAY_DIFFER,
@@ -48,7 +48,12 @@ from keras_vjepa.recipes.pretrain_objects import (
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.training.description import check_same_run, defining
 from keras_vjepa.training.input_files import check_input_files, knows_input_files
-from keras_vjepa.training.results import check_not_lost, damaged_result, read_result
+from keras_vjepa.training.results import (
+    check_not_lost,
+    damaged_result,
+    need_no_remaking,
+    read_result,
+)
 from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.signals import stop_signals
 
@@ -77,6 +82,8 @@ def run(config: PretrainConfig, workdir: Path, program: str = "pretrain.py") -> 
 
 def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, program: str) -> None:
     """Train, save, evaluate."""
+    if parallel.process_count == 1:
+        check_probe_memory(config)
     with stop_signals():
         pretrainer = make_pretrainer(config)
         grid = pretrainer.encoder.grid_shape
@@ -157,24 +164,13 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
         current = defining(resolved(config, grid), free) | presets_as_they_are(config, stored)
         stored = defining(upgraded(stored, config, grid), free)
         check_same_run(stored, current, workdir, defining(defaults(config), free))
-        check_input_files(workdir, _listed(config))
+        check_input_files(workdir, [] if config.data in SETS else samples_if_there(config.data))
     problem = damaged_result(workdir, names, ["preset", "untrained"])
     problem = problem or damaged_curve(workdir, config.run.steps)
-    if problem is not None and not (workdir / "checkpoints").is_dir():
-        raise ValueError(
-            f"{problem}, and there is no checkpoint to make it anew from. Copy it again, or take "
-            "another --workdir."
-        )
-    if problem is not None and is_first:
-        print(f"{problem}: the results are made anew from the checkpoint.", file=sys.stderr)
-    return problem is None
-
-
-def _listed(config: PretrainConfig) -> list[Sample]:
-    """List the videos of a finished run; none if they are gone, which does not harm its results."""
-    with suppress(OSError, ValueError):
-        return [] if config.data in SETS else list_samples(config.data)
-    return []
+    lost = damaged_table(workdir / "features.csv", config.run.steps)
+    if lost is not None and is_first:
+        print(f"{lost}, and cannot be made anew: a run writes it step by step.", file=sys.stderr)
+    return need_no_remaking(workdir, problem, is_first)
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -187,7 +183,7 @@ def parse_arguments(
     name, given, workdir = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
     with command_line.refusing(program, CONFIGS, arguments):
         config = configured(CONFIGS[name](), given)
-        check_options(config)
+        check_options(config, given)
         check_budgets(config, CONFIGS[name]())
     return config, workdir
 

@@ -12,12 +12,14 @@ from keras_vjepa.evaluation import (
     read_labelled_clips,
 )
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, num_labels
+from keras_vjepa.pretraining_check import check_probe_memory
 from keras_vjepa.recipes import probe_configs
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 
 
 def labelled_clips(config: PretrainConfig) -> tuple[LabelledClips, LabelledClips]:
     """Read one clip of each labelled video of a built-in set: for training, and for testing."""
+    check_probe_memory(config)
     clip = config.clip.make(frames_per_clip=config.encoder.num_frames)
     image_size, num_workers = config.encoder.image_size, config.batches.num_workers
     classes = num_labels(DIGIT_MOTION_TASKS)

@@ -13,7 +13,7 @@ from keras_vjepa.data.batches.mask_budgets import are_exact
 from keras_vjepa.data.batches.mask_kinds import Mask
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.layers.dense import INITIALIZER_STDDEV
+from keras_vjepa.layers.dense import scale_weights
 from keras_vjepa.models.backbone_preset import copy_weights
 from keras_vjepa.presets.fingerprints import fingerprint_of_weights
 from keras_vjepa.recipes.pretrain_parts import MASK_SETS, MASKS, PretrainConfig
@@ -68,7 +68,7 @@ def make_encoder(config: PretrainConfig) -> VJEPABackbone:
     keras.config.set_dtype_policy(config.dtype)
     keras.utils.set_random_seed(config.seed)
     encoder = config.encoder.make(name="encoder")
-    _scale_weights(encoder, config.initializer_stddev)
+    scale_weights(encoder, config.initializer_stddev)
     return encoder
 
 
@@ -93,7 +93,7 @@ def make_predictor(
             f"`predictor_position_embedding` must be the encoder's "
             f"{encoder.position_embedding!r}. Received: {predictor.position_embedding!r}"
         )
-    _scale_weights(predictor, config.initializer_stddev)
+    scale_weights(predictor, config.initializer_stddev)
     return predictor
 
 
@@ -106,14 +106,16 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     length = config.run.steps * config.schedule_scale
     exact = are_exact(mask_kinds(config), encoder.grid_shape)
     given = config.sampler.context_budgets or config.sampler.target_budgets
-    pretrainer = config.pretrainer.make(
-        encoder=encoder,
-        predictor=make_predictor(config, encoder, teacher),
-        momentum=config.momentum.make(total_steps=length),
-        teacher=teacher,
-        padding=config.sampler.truncation == "budget" and bool(given or not exact),
-        name="pretrainer",
-    )
+    predictor = make_predictor(config, encoder, teacher)
+    with config.predictor.renaming():
+        pretrainer = config.pretrainer.make(
+            encoder=encoder,
+            predictor=predictor,
+            momentum=config.momentum.make(total_steps=length),
+            teacher=teacher,
+            padding=config.sampler.truncation == "budget" and bool(given or not exact),
+            name="pretrainer",
+        )
     optimizer = config.optimizer.make(
         learning_rate=config.learning_rate.make(total_steps=int(length)),
         weight_decay=config.weight_decay.make(total_steps=int(length)),
@@ -171,10 +173,3 @@ def presets_as_they_are(config: PretrainConfig, stored: Mapping[str, Any]) -> di
                 if path == stored.get(field):
                     found[name] = stored[name]
     return found
-
-
-def _scale_weights(network: keras.Model, stddev: float) -> None:
-    """Scale the fresh weights of all linear layers to another deviation."""
-    for variable in network.trainable_variables:
-        if len(variable.shape) > 1:
-            variable.assign(variable * (stddev / INITIALIZER_STDDEV))

@@ -15,7 +15,6 @@ and the exit code is 1.
 """
 
 import argparse
-import math
 import os
 import re
 import sys
@@ -35,10 +34,12 @@ from numpy.typing import NDArray
 from keras_vjepa import VJEPAVideoPreprocessor
 from keras_vjepa.arguments import MOST, MOST_LONG, MOST_SIDE, counted
 from keras_vjepa.backend import engine
+from keras_vjepa.backend.device import memory_of_machine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
 from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Rows
 from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
@@ -71,6 +72,8 @@ class Extractor:
         self.tokens = tokens
         self.batch_size = batch_size
         self.limits = limits
+        # Videos of which a window reaches beyond the end.
+        self.repeating = 0
         self._compiled_for: tuple[int, ...] | None = None
         height, width = height_and_width(preprocessor.image_size)
         for option in ("num_frames", "image_frames"):
@@ -87,6 +90,9 @@ class Extractor:
     def features(self, source: Path) -> tuple[int, Iterator[Rows]]:
         """The number of rows of a file, and these rows in batches."""
         count, windows = self.preprocessor.windows(source, self.stride, self.limits)
+        if not is_image(str(source)):
+            with open_video(source, limits=self.limits) as video:
+                self.repeating += self.preprocessor.repeats(video.num_frames, self.stride)
         return count, self._batches(count, windows)
 
     def _batches(self, count: int, windows: Iterator[NDArray[np.float32]]) -> Iterator[Rows]:
@@ -295,8 +301,8 @@ def check_memory(preprocessor: VJEPAVideoPreprocessor, options: argparse.Namespa
     frames = max(preprocessor.num_frames, preprocessor.image_frames or 0)
     # Singly, and together.
     needed = 2 * options.batch_size * frames * height * width * 3 * 4
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    if needed > (has or math.inf):
+    has = memory_of_machine()
+    if has is not None and needed > has:
         raise ValueError(
             f"{sizes_of(options)} must be smaller: {options.batch_size} windows of "
             f"{frames}x{height}x{width} pixels take {needed / 1e9:,.1f} GB, and this machine has "
@@ -336,7 +342,26 @@ def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Path, str], 
             folder = FeatureFolder(output, settings, preset)
             plan = folder.plan(root, paths)
             bad_files = extract_all(extractor, folder, plan) if plan.missing else {}
+            say_frames(extractor)
             return plan, bad_files, folder.problems(plan, bad_files)
+
+
+def say_frames(extractor: Extractor) -> None:
+    """Say which frames features are not of, or are of several times."""
+    preprocessor = extractor.preprocessor
+    span = preprocessor.num_frames * preprocessor.frame_step
+    if extractor.repeating:
+        print(
+            f"The last window of {counted(extractor.repeating, 'video')} is longer than what is "
+            f"left of it, less than {counted(span, 'frame')}, and repeats the last frame.",
+            file=sys.stderr,
+        )
+    gap = (extractor.stride or span) - span
+    if gap > 0:
+        print(
+            f"--stride leaves out {counted(gap, 'frame')} between two windows of {span:,}.",
+            file=sys.stderr,
+        )
 
 
 def main(arguments: list[str] | None = None, program: str = "extract_features.py") -> int:

@@ -1,5 +1,6 @@
 """What the machine has, and work done on each device by itself (App. C)."""
 
+import os
 from collections.abc import Callable
 
 import keras
@@ -14,6 +15,13 @@ def has_accelerator() -> bool:
         # Where Keras puts a tensor; `KERAS_TORCH_DEVICE` may say the processor.
         return ops.zeros(()).device.type == "cuda"
     return not keras.distribution.list_devices()[0].startswith("cpu")
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of memory that the machine has, all processes together; None where it does not say."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_device_memory() -> int | None:

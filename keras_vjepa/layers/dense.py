@@ -159,3 +159,15 @@ def dense(units: int, name: str, dtype: Any) -> TokenDense:
 def layer_norm(epsilon: float, name: str, dtype: Any) -> TokenNorm:
     """Make a norm with the transformer's epsilon."""
     return TokenNorm(epsilon=epsilon, name=name, dtype=dtype)
+
+
+def scale_weights(network: keras.Model, stddev: float) -> None:
+    """Scale the fresh weights of all linear layers to another deviation.
+
+    Args:
+        network: whose weights are drawn with `INITIALIZER_STDDEV`.
+        stddev: what they are to have.
+    """
+    for variable in network.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.assign(variable * (stddev / INITIALIZER_STDDEV))

@@ -127,6 +127,22 @@ def encode_with(encoder: VJEPABackbone) -> Callable[..., NDArray[np.float32]]:
     return encode
 
 
+def damaged_table(path: Path, steps: int) -> str | None:
+    """Say what is wrong with the table of a finished run.
+
+    Args:
+        path: of the table.
+        steps: of the whole run.
+
+    Returns:
+        The file, and that it is missing or damaged; None if its last row is that of the last step.
+    """
+    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+    if lines[:1] == [",".join(COLUMNS)] and lines[-1].startswith(f"{steps},"):
+        return None
+    return f"{path} is missing or damaged"
+
+
 def _read(path: Path, done: int) -> dict[int, FeatureStatistics]:
     """The rows of a run that goes on; damaged ones are left out, and the log says so."""
     if files.kind_of(path) != "file":

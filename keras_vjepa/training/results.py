@@ -1,5 +1,6 @@
 """Whether the results that a run left are whole, before it is called finished (App. C)."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,10 +20,10 @@ def read_result(path: Path) -> dict[str, Any] | None:
         path: a JSON file.
 
     Returns:
-        The object in it; None if there is none, or the file is damaged.
+        The object in it; None if there is none, it is empty, or the file is damaged.
     """
     with suppress(OSError, ValueError):
-        return read_json_object(path)
+        return read_json_object(path) or None
     return None
 
 
@@ -44,6 +45,27 @@ def damaged_result(workdir: Path, names: Sequence[str], presets: Sequence[str]) 
         if (workdir / name).is_dir() and (problem := damage(workdir / name)):
             return problem
     return None
+
+
+def need_no_remaking(workdir: Path, problem: str | None, says: bool = True) -> bool:
+    """Tell whether results are whole; if not, say that they are made anew.
+
+    Args:
+        workdir: of the run.
+        problem: what is wrong with a result; None if nothing is.
+        says: whether this process is the one that prints.
+
+    Raises:
+        ValueError: if there is no checkpoint to make them anew from.
+    """
+    if problem is not None and not (workdir / CHECKPOINTS).is_dir():
+        raise ValueError(
+            f"{problem}, and there is no checkpoint to make it anew from. Copy it again, or take "
+            "another --workdir."
+        )
+    if problem is not None and says:
+        print(f"{problem}: the results are made anew from the checkpoint.", file=sys.stderr)
+    return problem is None
 
 
 def check_not_lost(workdir: Path, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS, render_digit_motion
 from keras_vjepa.data.transforms.training import PretrainTransform
+from keras_vjepa.pretraining_check import check_probe_memory
 from keras_vjepa.recipes import pretrain, pretrain_evaluation, pretrain_objects, supervised
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
 from tests.support import GOLDEN, slow_but_on
@@ -308,6 +309,8 @@ def test_bad_settings_are_named(tmp_path):
     assert "--num_channels must be 3, as videos" in refused(["--num_channels", "4"], tmp_path)
     message = refused(["--budget_batch_size", "100000"], tmp_path)
     assert "--budget_batch_size must be at most 1,024" in message
+    message = refused(["--predictor_output_dim", "7", "--steps", "9"], tmp_path)
+    assert "--predictor_output_dim must be 96 for --target='features'. Received: 7" in message
     message = refused(["--workdir", str(tmp_path / ("x" * 300))], tmp_path)
     assert "--workdir must be a folder that can be made: File name too long" in message
     assert "--teacher must be a folder, hf://" in refused(["--teacher", "nowhere"], tmp_path)
@@ -318,6 +321,48 @@ def test_bad_settings_are_named(tmp_path):
         pretrain.main(["--workdir", str(tmp_path / "file")])
     # Before there are devices, models or videos.
     assert exit_info.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        ("--mask_ratio 0.5", "--mask_ratio must be left out with --masks multi_block"),
+        ("--max_context_frames 4", "--max_context_frames must be left out with --masks multi"),
+        ("--masks random_tube --mask_num_blocks 8", "--mask_num_blocks must be left out with"),
+        ("--masks random_tokens --mask_aspect_ratio 1", "--mask_aspect_ratio must be left out"),
+        ("--masks causal_multi_block --mask_ratio 0.5", "--mask_ratio must be left out with"),
+        ("--config digit_motion_long --masks random_tube --mask_ratio 0.5", None),
+        # Its own ratio has no effect then, but nobody asked for it.
+        ("--config digit_motion_long --masks multi_block", None),
+        ("--masks causal_multi_block --max_context_frames 4 --mask_num_blocks 8,2", None),
+    ],
+)
+def test_options_of_other_kinds_of_masks_are_refused(line, refusal, capsys):
+    if refusal is None:
+        pretrain.parse_arguments(line.split())
+        return
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments(line.split())
+    # A line that the frames of the context were fitted may stand before it.
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert refusal in message and message.endswith("which has no use for it.")
+
+
+def test_clips_of_the_probe_that_no_memory_holds(tmp_path, monkeypatch):
+    """Said before the run, and not at its end."""
+    config = replace(digit_motion(), image_size=384, num_frames=16)
+    monkeypatch.setattr("keras_vjepa.pretraining_check.memory_of_machine", lambda: 10**11)
+    with pytest.raises(
+        ValueError, match="`probe_videos` must be fewer, .* take 113 GB at 16 x 384"
+    ):
+        check_probe_memory(config)
+    check_probe_memory(replace(config, probe_videos=1000))
+    check_probe_memory(replace(config, data=str(tmp_path)))
+    monkeypatch.setattr("keras_vjepa.pretraining_check.memory_of_machine", lambda: None)
+    check_probe_memory(config)
+    monkeypatch.setattr("keras_vjepa.pretraining_check.memory_of_machine", lambda: 10**6)
+    message = refused(["--steps", "9"], tmp_path)
+    assert message.startswith("pretrain.py: --probe_videos must be fewer, or clips smaller: ")
 
 
 def test_unknown_names_are_errors(capsys):

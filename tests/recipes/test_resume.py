@@ -139,6 +139,7 @@ def copy(whole, tmp_path):
     ("name", "do"),
     [
         *((name, cut) for name in ("config.json", "preset/metadata.json", "preset/config.json")),
+        ("config.json", lambda path: path.write_text("{}")),
         *((f"preset/{name}.weights.h5", cut) for name in ("model", "encoder", "predictor")),
         ("preset/model.weights.h5", os.remove),
         ("preset/pretrainer.json", os.remove),
@@ -182,6 +183,31 @@ def test_a_finished_run_s_videos_may_be_moved(config, copy, videos, tmp_path, ca
     shutil.copytree(videos, tmp_path / "videos")
     pretrain.run(replace(config, data=str(tmp_path / "videos")), copy)
     assert "holds this run, finished" in capsys.readouterr().err
+
+
+def test_a_finished_run_needs_no_videos(config, copy, tmp_path, capsys):
+    """Nor the folder in which they were; another one has to be there."""
+    stored = json.loads((copy / "config.json").read_text())
+    gone = str(tmp_path / "gone")
+    (copy / "config.json").write_text(json.dumps({**stored, "data": gone}))
+    moved = replace(config, data=gone)
+    pretrain.check_files(moved, copy)
+    pretrain.run(moved, copy)
+    assert "holds this run, finished" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="`data` must be a folder, .*other"):
+        pretrain.check_files(replace(config, data=gone + "other"), copy)
+
+
+@pytest.mark.parametrize("do", [cut, os.remove, lambda path: path.write_text("")])
+def test_a_lost_table_of_features_is_said(do, config, copy, capsys):
+    do(copy / "features.csv")
+    pretrain.run(config, copy)
+    lost, finished = capsys.readouterr().err.splitlines()
+    assert lost == (
+        f"{copy / 'features.csv'} is missing or damaged, and cannot be made anew: a run writes it "
+        "step by step."
+    )
+    assert "holds this run, finished" in finished
 
 
 def test_damaged_results_are_made_anew(config, whole, copy, monkeypatch, capsys):

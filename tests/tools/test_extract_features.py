@@ -72,7 +72,11 @@ def test_a_folder(preset, videos, tmp_path, capsys):
     assert files_in(tmp_path / "out") == [*names, "settings.json", "sources.jsonl"]
     printed = capsys.readouterr()
     assert "out: features of 3 of 6 files, 3 made now (replaced files: 0;" in printed.out
-    errors = printed.err.splitlines()
+    repeating, *errors = printed.err.splitlines()
+    assert repeating == (
+        "The last window of 2 videos is longer than what is left of it, less than 16 frames, and "
+        "repeats the last frame."
+    )
     assert len(errors) == 4 and errors[-1] == "extract_features.py: 3 files cannot be read."
     for name in ("broken.mp4", "broken.jpg", "empty.avi"):
         assert any(name in line for line in errors)
@@ -106,6 +110,13 @@ def test_tokens_of_overlapping_windows_and_images_of_one_tubelet(preset, videos,
     assert np.load(tmp_path / "out" / "image.png.npy").shape == (1, 8, 24)
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["stride"] == 8 and settings["image_size"] == [32, 64]
+
+
+def test_frames_that_a_long_stride_leaves_out_are_said(preset, videos, tmp_path, capsys):
+    assert run(preset, videos / "long.avi", tmp_path / "out", "--stride", 37) == 0
+    said = capsys.readouterr().err
+    # Windows of 16 begin at 0, 37 and 74, and the last ends with the video.
+    assert said == "--stride leaves out 21 frames between two windows of 16.\n"
 
 
 def test_finished_files_are_not_repeated(preset, videos, tmp_path, capsys):

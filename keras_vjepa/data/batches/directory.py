@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from keras_vjepa.arguments import check_flag, check_number, check_whole, shown
+from keras_vjepa.arguments import check_flag, check_number, check_whole, counted, shown
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.sources.folders import is_image, search_folder
 from keras_vjepa.data.sources.labels import low_shot
@@ -114,11 +114,9 @@ def _summary(training: list[Sample], validation: list[Sample], names: list[str])
     if len(names) == 1:
         _LOG.warning("All files are of one class, %r: there is nothing to tell apart", names[0])
     count = len(training) + len(validation)
-    parts = f": {len(training)} for training, {len(validation)} for validation"
-    return (
-        f"{count} file{'' if count == 1 else 's'} of "
-        f"{len(names)} class{'' if len(names) == 1 else 'es'}{parts if validation else ''}"
-    )
+    parts = f": {len(training):,} for training, {len(validation):,} for validation"
+    classes = counted(len(names), "class", "classes")
+    return f"{counted(count, 'file')} of {classes}{parts if validation else ''}"
 
 
 def _labelled(

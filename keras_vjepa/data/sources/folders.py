@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
 
 VIDEO_EXTENSIONS = frozenset(
@@ -44,20 +45,16 @@ class FolderContents:
         parts = []
         if self.other_types:
             count, most = self.other_types.total(), self.other_types.most_common(_MOST_NAMED)
-            types = ", ".join(f"{printable(name) or 'none'} ({many})" for name, many in most)
+            types = ", ".join(f"{printable(name) or 'none'} ({many:,})" for name, many in most)
             more = ", ..." if len(self.other_types) > _MOST_NAMED else ""
-            parts.append(f"{_counted(count, 'file')} of other types: {types}{more}")
+            parts.append(f"{counted(count, 'file')} of other types: {types}{more}")
         if self.unreadable_folders:
             named = list(self.unreadable_folders.items())[:_MOST_NAMED]
             folders = ", ".join(f"{printable(path)} ({reason})" for path, reason in named)
             more = ", ..." if len(self.unreadable_folders) > _MOST_NAMED else ""
             count = len(self.unreadable_folders)
-            parts.append(f"{_counted(count, 'folder')} that cannot be read: {folders}{more}")
+            parts.append(f"{counted(count, 'folder')} that cannot be read: {folders}{more}")
         return "; ".join(parts)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def search_folder(folder: str | Path, *kinds: Kind) -> FolderContents:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,13 @@ class Sample:
 
     path: str
     label: int | None = None
+
+
+def samples_if_there(source: str | Path) -> list[Sample]:
+    """List the videos of a folder or a manifest; none if it is gone or cannot be read."""
+    with suppress(OSError, ValueError):
+        return list_samples(source)
+    return []
 
 
 def list_samples(

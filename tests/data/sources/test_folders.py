@@ -2,10 +2,11 @@
 
 import logging
 import os
+from collections import Counter
 
 import pytest
 
-from keras_vjepa.data.sources.folders import VIDEO_EXTENSIONS, search_folder
+from keras_vjepa.data.sources.folders import VIDEO_EXTENSIONS, FolderContents, search_folder
 from keras_vjepa.data.sources.samples import list_class_folders, list_samples
 
 pytestmark = pytest.mark.data
@@ -58,6 +59,11 @@ def test_other_types_are_counted_and_said_once(tmp_path, caplog):
     caplog.clear()
     assert found(tmp_path, "video", "image") == ["a.mp4", "p.jpg"]
     assert "4 files of other types" in caplog.text and ".jpg" not in caplog.text
+
+
+def test_large_numbers_can_be_read():
+    contents = FolderContents(other_types=Counter({".mts": 12_345, ".xyz": 1}))
+    assert contents.left_out() == "12,346 files of other types: .mts (12,345), .xyz (1)"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
