@@ -148,28 +148,15 @@ class Part:
         with self.renaming():
             function(**{**known, **given})
 
-    def check_effect(
-        self, constructor: Callable[..., Any], given: Collection[str], **choice: str
-    ) -> None:
-        """Check that the chosen constructor has all arguments whose options a user sets.
+    def without_effect(self, constructor: Callable[..., Any], given: Collection[str]) -> list[str]:
+        """List the options of the part that a user sets and the chosen constructor does not have.
 
         Args:
             constructor: which of the part's.
             given: names of options, of whatever part.
-            choice: the option that chooses, and its value.
-
-        Raises:
-            ValueError: for the first that would have no effect.
         """
-        ((option, value),) = choice.items()
-        own = _parameters(constructor).keys() | self.supplied
-        for name in (
-            self.option_name(argument) for argument in sorted(self.parameters.keys() - own)
-        ):
-            if name in given:
-                raise ValueError(
-                    f"`{name}` must be left out with `{option}` {value}, which has no use for it."
-                )
+        others = self.parameters.keys() - _parameters(constructor).keys() - self.supplied
+        return sorted({self.option_name(argument) for argument in others} & set(given))
 
     def make_each(
         self, constructor: Callable[..., Any] | None = None, /, **known: Any

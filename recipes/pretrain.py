@@ -23,7 +23,8 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.samples import samples_if_there
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
-from keras_vjepa.monitoring import LossCurve, damaged_curve, damaged_table
+from keras_vjepa.monitoring import LossCurve, damaged_curve
+from keras_vjepa.monitoring.feature_log import damaged_table
 from keras_vjepa.pretraining_check import check_probe_memory, configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
@@ -45,7 +46,7 @@ from keras_vjepa.recipes.pretrain_objects import (
     presets_as_they_are,
     weights_of_presets,
 )
-from keras_vjepa.recipes.pretrain_parts import PretrainConfig
+from keras_vjepa.recipes.pretrain_parts import MASKS, PretrainConfig
 from keras_vjepa.training.description import check_same_run, defining
 from keras_vjepa.training.input_files import check_input_files, knows_input_files
 from keras_vjepa.training.results import (
@@ -183,8 +184,10 @@ def parse_arguments(
     name, given, workdir = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
     with command_line.refusing(program, CONFIGS, arguments):
         config = configured(CONFIGS[name](), given)
-        check_options(config, given)
+        check_options(config)
         check_budgets(config, CONFIGS[name]())
+    for option in config.mask.without_effect(MASKS[config.masks], given):
+        print(f"--{option} has no effect with --masks {config.masks}.", file=sys.stderr)
     return config, workdir
 
 

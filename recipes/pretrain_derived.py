@@ -3,7 +3,7 @@
 Budgets follow the token grid and the masks, clipping the warm-up.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from keras_vjepa.models import dimensions
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.pretraining_check import check_masks, check_parts
 from keras_vjepa.recipes.pretrain_objects import clip_after, make_masks, mask_kinds
-from keras_vjepa.recipes.pretrain_parts import MASK_SETS, MASKS, PretrainConfig
+from keras_vjepa.recipes.pretrain_parts import MASK_SETS, PretrainConfig
 from keras_vjepa.training.results import CHECKPOINTS, read_result
 from keras_vjepa.training.resumable import check_folder
 from keras_vjepa.training.run_state import Checkpoints
@@ -105,12 +105,8 @@ def as_begun(config: PretrainConfig, workdir: Path) -> PretrainConfig:
     return replace(config, target_budgets=tuple(former)) if found == former else config
 
 
-def check_options(config: PretrainConfig, given: Collection[str] = ()) -> None:
-    """Check a config in milliseconds; raise `ValueError` by the name of what is out of range.
-
-    Of the options that are given, also those that have no effect.
-    """
-    config.mask.check_effect(MASKS[config.masks], given, masks=config.masks)
+def check_options(config: PretrainConfig) -> None:
+    """Check a config in milliseconds; raise `ValueError` by the name of what is out of range."""
     check_parts(config)
     check_masks(config, mask_kinds(config), token_grid(config))
 

@@ -30,7 +30,7 @@ def parsed(line, capsys):
         # Nothing is touched, and nothing said, where it fits: runs of before go on.
         ("--steps 13", {"warmup_steps": 15, "clip_after": 15}, None),
         ("--steps 12 --warmup_steps 14", {"warmup_steps": 14, "clip_after": 15}, None),
-        ("--max_context_frames 12", {"max_context_frames": 12}, None),
+        ("--max_context_frames 12", {"max_context_frames": 12}, "^--max_.* has no effect with .*$"),
         ("--learning_rate 1e-5 --start_learning_rate 1e-4", {}, None),
     ],
 )
