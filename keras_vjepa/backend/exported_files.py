@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from keras_vjepa.backend import engine
+
 
 def options(model: keras.Model, format: str, signature: Any) -> dict[str, Any]:
     """Return what `keras.Model.export` must be given for an `input_signature`; check the precision.
@@ -33,6 +35,14 @@ def options(model: keras.Model, format: str, signature: Any) -> dict[str, Any]:
     batch = torch.export.Dim("batch")
     free = keras.tree.map_structure(lambda _: {0: batch}, signature)
     return {"dynamic_shapes": [tuple(free)]}
+
+
+def refusal(model: keras.Model, error: Exception) -> ValueError:
+    """Say in one line that no ONNX file can be made of a model here, whatever a converter said."""
+    return ValueError(
+        f"`format` 'onnx' does not work for {model.name} on {engine.name_and_version()}: take "
+        f"another format, backend or `batch_size`. Received: {' '.join(str(error).split())[:200]}"
+    )
 
 
 @contextlib.contextmanager

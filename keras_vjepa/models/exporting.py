@@ -7,7 +7,7 @@ import keras
 
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
-from keras_vjepa.backend import engine, exported_files
+from keras_vjepa.backend import exported_files
 from keras_vjepa.models.onnx_check import check_onnx
 
 
@@ -73,11 +73,7 @@ class Exportable(keras.Model):
             except ImportError:  # which names the package
                 raise
             except Exception as error:
-                raise ValueError(
-                    f"`format` 'onnx' does not work for {self.name} on "
-                    f"{engine.name_and_version()}: take another format, backend or `batch_size`. "
-                    f"Received: {' '.join(str(error).split())[:200]}"
-                ) from error
+                raise exported_files.refusal(self, error) from error
             for file in scratch.iterdir():
                 files.move_file(file, filepath.parent / file.name)
         if verbose is not False:
