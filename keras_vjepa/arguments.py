@@ -11,7 +11,7 @@ file that someone else wrote. Each function takes the arguments by their names:
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 # What a count can be at most: the largest number of an int32, in which backends count.
@@ -116,7 +116,7 @@ def check_whole(
         raise ValueError(f"`{name}` must be {problem}. Received: {shown(value)}")
 
 
-def places(count: int, /, **values: Sequence[int]) -> list[int]:
+def places(count: int, /, **values: Iterable[int]) -> list[int]:
     """Return numbers of things counted from the first, of which negative ones count from the last.
 
     Args:
@@ -133,7 +133,12 @@ def places(count: int, /, **values: Sequence[int]) -> list[int]:
     [11, 0]
     """
     [(name, given)] = values.items()
+    if not isinstance(given, Iterable):
+        raise ValueError(f"`{name}` must be a list of whole numbers. Received: {shown(given)}")
+    given = [*given]
     for number in given:
+        one: dict[str, Any] = {name: number}
+        check_whole(-MOST, **one)
         if not -count <= number < count:
             raise ValueError(
                 f"`{name}` must be between {-count} and {count - 1}. Received: {shown([*given])}"

@@ -269,6 +269,12 @@ def test_from_preset_takes_such_a_folder(tmp_path, monkeypatch):
     videos = clips(8, 48, 48)
     expected = model.get_vision_features(channels_second(videos))
     assert_close(backbone(videos), expected)
+    # Another size: of the clips alone, and as an argument, in which that package says `crop_size`.
+    large = clips(4, 64, 64)
+    assert_close(backbone(large), model.get_vision_features(channels_second(large)))
+    made_for_it = transformers.VJEPA2Model.from_pretrained(tmp_path / "folder", crop_size=64)
+    made_for_it = made_for_it.eval().get_vision_features(channels_second(large))
+    assert_close(VJEPABackbone.from_preset(tmp_path / "folder", image_size=64)(large), made_for_it)
     converted = sorted((tmp_path / "cache" / "converted").iterdir())
     assert VJEPAPredictor.from_preset(tmp_path / "folder").num_layers == 1
     preprocessor = VJEPAVideoPreprocessor.from_preset(tmp_path / "folder")

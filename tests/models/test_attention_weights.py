@@ -49,6 +49,10 @@ def test_some_queries_and_blocks_alone(monkeypatch):
     assert backbone.attention_weights(clips, []) == []
     with pytest.raises(ValueError, match="`layers` must be between -2 and 1. Received: .2."):
         backbone.attention_weights(clips, [2])
+    with pytest.raises(ValueError, match="`layers` must be a list of whole numbers. Received: -1"):
+        backbone.attention_weights(clips, -1)
+    with pytest.raises(ValueError, match="`layers` must be a whole number. Received: 0.5"):
+        backbone.attention_weights(clips, [0.5])
     with pytest.raises(ValueError, match="`queries` must be between -8 and 7. Received: .0, 8."):
         backbone.attention_weights(clips, queries=[0, 8])
     with pytest.raises(ValueError, match="`videos` must be normalised floats"):
