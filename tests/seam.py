@@ -4,6 +4,8 @@ import ast
 from collections.abc import Iterable, Iterator
 
 BACKENDS = {"jax", "torch", "tensorflow"}
+# What the tensors of one engine alone have.
+_OF_ONE_ENGINE = {"detach", "requires_grad", "is_cuda", "block_until_ready", "at"}
 # Python's own, as its documentation says.
 _OF_PYTHON = {"os._exit", "self._actions"}
 
@@ -168,6 +170,12 @@ def _other_ways_to_ask(tree: ast.AST) -> Iterator[str]:
                 yield f"{line}: {called} is for records alone"
             if called == "getattr" and dotted(node.args[0]).split(".")[0] == "keras":
                 yield f"{line}: getattr of keras"
+            asked = node.args[1] if called in ("hasattr", "getattr") and node.args[1:] else None
+            if isinstance(asked, ast.Constant) and asked.value in _OF_ONE_ENGINE:
+                yield f"{line}: {called} of {asked.value}, which one engine's tensors have"
+        elif isinstance(node, ast.Attribute) and node.attr == "__module__":
+            if id(node) not in recorded:
+                yield f"{line}: {ast.unparse(node)} is for records alone"
         elif isinstance(node, ast.Attribute) and dotted(node) == "config.backend":
             yield f"{line}: {dotted(node)}"
         elif isinstance(node, ast.Constant) and id(node) not in texts:

@@ -212,6 +212,10 @@ QUESTIONS = (
     "import keras.config as known",
     "kind = getattr(keras.config, 'back' + 'end')()",
     "step = STEPS.get(engine.name())",
+    "if type(x).__module__.startswith('to'): pass",
+    "kind = type(x).__module__",
+    "if hasattr(x, 'detach'): pass",
+    "at = getattr(x, 'at', None)",
     "step = getattr(self, f'_step_{engine.name()}')",
     "kind: str = engine.name()",
     "one, kind = 1, engine.name()",
@@ -252,6 +256,7 @@ def norm(x):
         "def f(*arrays):\n    return len(arrays)",
         "def f(*kinds):\n    return kinds or ('video',)",
         '"""Run it with KERAS_BACKEND=..."""',
+        "row = {'module': cls.__module__}",
     ):
         assert not seam.engine_questions(allowed, told), allowed
 
