@@ -92,7 +92,15 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
         """As Keras'; checks first that Keras and torch have what the step needs.
 
         All processes get the weights of the first one, where the engine does not see to it.
+
+        Raises:
+            ValueError: for a model of which nothing is trained.
         """
+        if not self.trainable_variables:
+            raise ValueError(
+                f"`trainable` must be True of a part of {self.name} for `fit`; compile it anew then. "
+                "Received: False of all"
+            )
         if self.train_function is None or force:
             self.prepare_step()
             collectives.broadcast([*self.variables, *self.optimizer.variables])

@@ -94,7 +94,10 @@ def _known_shape(array: Any) -> tuple[int | None, ...] | None:
 class PixelModel(keras.Model):
     """Adds the check of pixels to a model, and of labels where a subclass knows what they must be.
 
-    A mixin, before the other bases that derive from `keras.Model`.
+    A mixin, before the other bases that derive from `keras.Model`. Within a `keras.Sequential` or a
+    functional model, Keras has made floats of integers before this model sees them, and on JAX and
+    TensorFlow a compiled step shows no values: check what goes into such a model with
+    `check_inputs`.
 
     Attributes:
         warned_of_pixels: whether this model has warned of numbers that are not normalised.

@@ -168,7 +168,7 @@ def test_loaders_are_passed_on_as_they_are(classifier):
     checked = looked_into(data, (seen := []).append)
     assert checked is not data and len(checked) == 2
     for _ in range(2):
-        assert [int(y) for _, y in checked] == [0, 2]
+        assert [np.asarray(y).tolist() for _, y in checked] == [[0], [2]]
     assert [y.tolist() for _, y in seen] == [[0], [2]] * 2
     np.testing.assert_array_equal(np.concatenate([x for x, _ in seen[:2]]), CLIPS)
     far = pytest.warns(UserWarning, match="Received: values as far as 100 from 0")

@@ -264,3 +264,11 @@ def gradient_of_pixels(model):
 def test_pixels_of_a_frozen_classifier_have_a_gradient():
     gradient = ops.convert_to_numpy(gradient_of_pixels(classifier(1)))
     assert np.abs(gradient[0]).max() > 0 and not gradient[1].any()
+
+
+def test_a_model_of_which_nothing_is_trained_refuses_to_fit():
+    model = classifier(1)
+    model.trainable = False
+    with pytest.raises(ValueError, match="`trainable` must be True of a part of .*") as caught:
+        compiled(model).fit(VIDEOS, LABELS, verbose=0)
+    assert "\n" not in str(caught.value)
