@@ -37,12 +37,24 @@ def options(model: keras.Model, format: str, signature: Any) -> dict[str, Any]:
     return {"dynamic_shapes": [tuple(free)]}
 
 
-def refusal(model: keras.Model, error: Exception) -> ValueError:
-    """Say in one line that no ONNX file can be made of a model here, whatever a converter said."""
-    return ValueError(
-        f"`format` 'onnx' does not work for {model.name} on {engine.name_and_version()}: take "
-        f"another format, backend or `batch_size`. Received: {' '.join(str(error).split())[:200]}"
-    )
+@contextlib.contextmanager
+def refusing(model: keras.Model, format: str) -> Iterator[None]:
+    """Say in one line that a file cannot be written here, whatever a converter says in how many.
+
+    Args:
+        model: to export.
+        format: of the file.
+    """
+    try:
+        yield
+    except (ImportError, OSError):  # which name a package or a path
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"`format` {format!r} does not work for {model.name} on {engine.name_and_version()}: "
+            "take another format, backend or `batch_size`. "
+            f"Received: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 @contextlib.contextmanager

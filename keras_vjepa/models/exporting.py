@@ -55,25 +55,20 @@ class Exportable(keras.Model):
             signature = [_specs(self.export_inputs(), batch_size)]
         options = exported_files.options(self, format, signature)
         given = {"format": format, "input_signature": signature, **options, **kwargs}
-        if format != "onnx":
-            super().export(filepath, **given)
-            return
-        self._export_onnx(Path(filepath), given)
+        with exported_files.refusing(self, format):
+            if format == "onnx":
+                self._export_onnx(Path(filepath), **given)
+            else:
+                super().export(filepath, **given)
 
-    def _export_onnx(self, filepath: Path, given: dict[str, Any]) -> None:
+    def _export_onnx(self, filepath: Path, verbose: bool | None = None, **given: Any) -> None:
         """Write a file, look whether it can be run, and only then move it to its place."""
-        verbose = given.pop("verbose", None)
         # Weights of more than 2 GB lie in a second file, which the first names.
         with files.scratch_folder(filepath.parent) as scratch:
             unfinished = scratch / filepath.name
-            try:
-                with exported_files.readable("onnx"):
-                    super().export(unfinished, verbose=False, **given)
-                is_checked = check_onnx(unfinished, self, given["input_signature"])
-            except ImportError:  # which names the package
-                raise
-            except Exception as error:
-                raise exported_files.refusal(self, error) from error
+            with exported_files.readable(given["format"]):
+                super().export(unfinished, verbose=False, **given)
+            is_checked = check_onnx(unfinished, self, given["input_signature"])
             for file in scratch.iterdir():
                 files.move_file(file, filepath.parent / file.name)
         if verbose is not False:
