@@ -36,7 +36,9 @@ ON_TORCH = [
     Place("mixed_bfloat16", "backbone sincos", "export onnx"),
 ]
 # tf2onnx saves transposes there that it needs.
-ON_TENSORFLOW = [Place("float32", "classifier", "export onnx, any batch")]
+ON_TENSORFLOW = [
+    pytest.param(Place("float32", "classifier", "export onnx, any batch"), marks=pytest.mark.slow)
+]
 OF_BACKEND = {"torch": ON_TORCH, "tensorflow": ON_TENSORFLOW}
 # What cannot work, and says so.
 REFUSED = {
