@@ -159,7 +159,7 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
         check_not_lost(workdir, ["config.json", "preset"])
         return False
     stored = read_result(workdir / "config.json")
-    if stored is not None:
+    if stored:
         is_known = config.data not in SETS and knows_input_files(workdir)
         grid, free = token_grid(config), MAY_DIFFER - (set() if is_known else {"data"})
         current = defining(resolved(config, grid), free) | presets_as_they_are(config, stored)

@@ -20,10 +20,10 @@ def read_result(path: Path) -> dict[str, Any] | None:
         path: a JSON file.
 
     Returns:
-        The object in it; None if there is none, it is empty, or the file is damaged.
+        The object in it; None if there is none, or the file is damaged.
     """
     with suppress(OSError, ValueError):
-        return read_json_object(path) or None
+        return read_json_object(path)
     return None
 
 
@@ -39,7 +39,8 @@ def damaged_result(workdir: Path, names: Sequence[str], presets: Sequence[str]) 
         The file and what is wrong with it; None if nothing is.
     """
     for name in names:
-        if read_result(workdir / name) is None:
+        # Of what a run says about itself nothing is left out.
+        if not read_result(workdir / name):
             return f"{workdir / name} is damaged"
     for name in presets:
         if (workdir / name).is_dir() and (problem := damage(workdir / name)):
