@@ -43,7 +43,6 @@ OF_BACKEND = {"torch": ON_TORCH, "tensorflow": ON_TENSORFLOW}
 # What cannot work, and says so.
 REFUSED = {
     ("probe", "preset"),
-    ("classifier 2x2", "unknown axes"),  # of views
     ("pretrainer", "export onnx"),
     ("backbone sincos", "export onnx"),  # in half precision
 }
