@@ -58,17 +58,14 @@ def refusing(model: keras.Model, format: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def readable(format: str) -> Iterator[None]:
-    """Have Keras write files that programs can run, while this is open.
+def readable_onnx() -> Iterator[None]:
+    """Have Keras write ONNX files that programs can run, while this is open.
 
     tf2onnx moves transposes about to save some of them, and forgets that the terms of a sum may
     differ in shape: programs stop at such a file of a classifier. They save transposes themselves,
     when they load a file.
-
-    Args:
-        format: of the file.
     """
-    if format != "onnx" or keras.config.backend() != "tensorflow":
+    if keras.config.backend() != "tensorflow":
         yield
         return
     try:

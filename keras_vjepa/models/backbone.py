@@ -405,7 +405,9 @@ class VJEPABackbone(
         wanted = places(self.num_layers, layers=layers)
         states = self._states(videos, 1 + max(wanted, default=-1), token_indices, padding_mask)
         outputs = {
-            i - 1: self.norm(x) if norm else x for i, x in enumerate(states) if i - 1 in wanted
+            i - 1: self.norm(x) if norm else x
+            for i, (x, *_) in enumerate(states)
+            if i - 1 in wanted
         }
         return [outputs[i] for i in wanted]
 
@@ -448,11 +450,10 @@ class VJEPABackbone(
         """
         wanted, weights = places(self.num_layers, layers=layers), {}
         states = self._states(videos, max(wanted, default=0), token_indices, padding_mask)
-        for i, x in enumerate(states):
+        for i, (x, padding, rotations) in enumerate(states):
             if i in wanted:
                 chosen = None if queries is None else places(x.shape[1], queries=queries)
-                rotations = self.rotations(videos, token_indices)
-                weights[i] = self.blocks[i].attention_weights(x, padding_mask, rotations, chosen)
+                weights[i] = self.blocks[i].attention_weights(x, padding, rotations, chosen)
         return [weights[i] for i in wanted]
 
     def _states(
@@ -461,16 +462,19 @@ class VJEPABackbone(
         num_layers: int,
         token_indices: Tensor | None,
         padding_mask: Tensor | None,
-    ) -> Iterator[Tensor]:
-        """The embedded tokens, then what comes out of each of the first `num_layers` blocks."""
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """The embedded tokens, then what comes out of each of the first `num_layers` blocks.
+
+        With them, what a block takes beside its tokens: padding mask and rotations.
+        """
         self.check_inputs(videos)
         if padding_mask is not None:
             padding_mask = ops.convert_to_tensor(padding_mask)
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
-        yield x
+        yield x, padding_mask, rotations
         for block in self.blocks[:num_layers]:
             x = block(x, padding_mask, rotations)
-            yield x
+            yield x, padding_mask, rotations
 
     def export_inputs(self) -> tuple[int, ...]:
         """As `Exportable.export_inputs`: clips of the size that it is made for, or images."""

@@ -74,7 +74,11 @@ class BackbonePreset(Preset):
 
 
 def load_backbone_of_size(
-    folder: Path, load_weights: bool, sizes: Mapping[str, Any], **overrides: Any
+    folder: Path,
+    load_weights: bool,
+    sizes: Mapping[str, Any],
+    loaded: Any = None,
+    **overrides: Any,
 ) -> Any:
     """Load the backbone of a preset folder, whatever its class, for clips of another size.
 
@@ -82,6 +86,7 @@ def load_backbone_of_size(
         folder: of the preset.
         load_weights: False gives fresh weights.
         sizes: `image_size`, `num_frames`, both or none.
+        loaded: the backbone, where its weights have been read already; None to read them.
         overrides: further arguments to change.
 
     Raises:
@@ -91,7 +96,7 @@ def load_backbone_of_size(
     if not sizes or not load_weights:
         return load_backbone(folder, load_weights, **sizes, **overrides)
     _check_fit(folder, read_config(folder, CONFIG_FILE, "VJEPABackbone")["config"], sizes)
-    backbone = load_backbone(folder, **overrides)
+    backbone = load_backbone(folder, **overrides) if loaded is None else loaded
     if not isinstance(backbone, BackbonePreset):
         raise ValueError(
             f"{' and '.join(map('`{}`'.format, sizes))} must be left out for a backbone that is "

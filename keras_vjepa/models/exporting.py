@@ -66,7 +66,7 @@ class Exportable(keras.Model):
         # Weights of more than 2 GB lie in a second file, which the first names.
         with files.scratch_folder(filepath.parent) as scratch:
             unfinished = scratch / filepath.name
-            with exported_files.readable(given["format"]):
+            with exported_files.readable_onnx():
                 super().export(unfinished, verbose=False, **given)
             is_checked = check_onnx(unfinished, self, given["input_signature"])
             for file in scratch.iterdir():

@@ -123,7 +123,7 @@ class ClassifierPreset(Preset):
         model = cls._with_its_probe(folder, stored, load_weights, precision, overrides)
         if not sizes:
             return model
-        backbone = load_backbone_of_size(folder, load_weights, sizes, **precision)
+        backbone = load_backbone_of_size(folder, load_weights, sizes, model.backbone, **precision)
         set_trainable(backbone, model.backbone.trainable)
         return model.with_backbone(backbone)
 

@@ -83,11 +83,7 @@ def test_exported_files_give_the_same_numbers(format, position_embedding, tmp_pa
     assert np.abs(actual - numpy(model(CLIPS))).max() <= 2e-5
 
 
-def is_onnx_written():
-    return "onnx" in FORMATS[BACKEND]
-
-
-@pytest.mark.skipif(not is_onnx_written(), reason="ONNX")
+@pytest.mark.skipif("onnx" not in FORMATS[BACKEND], reason="ONNX")
 def test_an_onnx_file_takes_the_place_of_another_or_leaves_it(tmp_path, monkeypatch, capsys):
     model, path = backbone(), tmp_path / "model.onnx"
     path.write_text("another's")
