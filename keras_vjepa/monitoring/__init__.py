@@ -2,6 +2,35 @@
 
 from keras_vjepa.monitoring.feature_log import FeatureLog
 from keras_vjepa.monitoring.loss_curve import LossCurve, damaged_curve
-from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
+from keras_vjepa.monitoring.spectra import (
+    alpha_req,
+    covariance_rank,
+    lidar,
+    power_law_exponent,
+    rank_me,
+)
+from keras_vjepa.monitoring.statistics import (
+    FeatureStatistics,
+    channel_deviation,
+    feature_statistics,
+    mean_cosine,
+    normalized_deviation,
+    same_video_retrieval,
+)
 
-__all__ = ["FeatureLog", "FeatureStatistics", "LossCurve", "damaged_curve", "feature_statistics"]
+__all__ = [
+    "FeatureLog",
+    "FeatureStatistics",
+    "LossCurve",
+    "alpha_req",
+    "channel_deviation",
+    "covariance_rank",
+    "damaged_curve",
+    "feature_statistics",
+    "lidar",
+    "mean_cosine",
+    "normalized_deviation",
+    "power_law_exponent",
+    "rank_me",
+    "same_video_retrieval",
+]

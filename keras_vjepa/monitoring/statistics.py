@@ -7,6 +7,9 @@ over clips and tokens, and the number of directions that they use, can.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from keras_vjepa.monitoring.spectra import covariance_rank, is_constant, rows_of
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,110 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
         raise ValueError(f"`features` must hold at least 2 vectors. Received: {len(vectors)}")
     if not np.isfinite(vectors).all():
         return FeatureStatistics(np.nan, np.nan)
-    centered = vectors - vectors.mean(axis=0)
-    variances = np.linalg.eigvalsh(centered.T @ centered / len(vectors)).clip(min=0.0)
-    share = variances / max(variances.sum(), np.finfo("float64").tiny)
-    share = share[share > 0]
-    entropy = -float(np.sum(share * np.log(share)))
-    return FeatureStatistics(float(centered.std(axis=0).mean()), float(np.exp(entropy)))
+    rank = 1.0 if is_constant(vectors) else covariance_rank(vectors)
+    return FeatureStatistics(channel_deviation(vectors), rank)
+
+
+def channel_deviation(features: ArrayLike) -> float:
+    """Measure how far samples lie apart: the deviation of each channel, averaged over channels.
+
+    Args:
+        features: `(samples, dim)`.
+
+    Returns:
+        0 at complete collapse; NaN if a feature is not finite.
+
+    Raises:
+        ValueError: unless there are two axes, and two samples.
+    """
+    return float(rows_of(features).std(axis=0).mean())
+
+
+def normalized_deviation(features: ArrayLike) -> float:
+    """Measure how far the directions of features lie apart, whatever the features' length.
+
+    Args:
+        features: `(samples, dim)`.
+
+    Returns:
+        About 1 where directions are spread evenly, 0 at complete collapse, also of zeros.
+
+    Raises:
+        ValueError: unless there are two axes, and two samples.
+    """
+    rows = unit_length(rows_of(features))
+    return channel_deviation(rows) * float(np.sqrt(rows.shape[1]))
+
+
+def mean_cosine(features: ArrayLike) -> float:
+    """Measure how alike samples are: the cosine of two different ones, on average.
+
+    Args:
+        features: `(samples, dim)`.
+
+    Returns:
+        1 if all have one direction, about 0 if they have nothing in common; NaN if a feature is not
+        finite, or a sample is all zero.
+
+    Raises:
+        ValueError: unless there are two axes, and two samples.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.monitoring.statistics import mean_cosine
+    >>> mean_cosine(np.array([[1.0, 0.0], [0.0, 2.0]]))
+    0.0
+    """
+    rows = rows_of(features)
+    if not np.isfinite(rows).all() or not rows.any(axis=1).all():
+        return np.nan
+    rows = unit_length(rows)
+    return float((np.square(rows.sum(axis=0)).sum() - len(rows)) / (len(rows) * (len(rows) - 1)))
+
+
+def same_video_retrieval(features: ArrayLike, videos: ArrayLike) -> float:
+    """Count how often the nearest of the other clips, by the cosine, is one of the same video.
+
+    The mean of all clips is taken off first, as `evaluation.nearest_neighbors` does.
+
+    Args:
+        features: `(clips, dim)`.
+        videos: `(clips,)`, which video each clip is of; two or more of each.
+
+    Returns:
+        The share of clips; of a constant, whose neighbours are all alike, and of what is not
+        finite, NaN.
+
+    Raises:
+        ValueError: for other axes, or a video with a single clip.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.monitoring.statistics import same_video_retrieval
+    >>> clips = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    >>> same_video_retrieval(clips, [0, 0, 1, 1])
+    1.0
+    """
+    rows, names = rows_of(features), np.asarray(videos)
+    if names.shape != rows.shape[:1] or np.unique(names, return_counts=True)[1].min() < 2:
+        raise ValueError(
+            "`videos` must be (clips,), with at least 2 clips of each. Received: "
+            f"{names.tolist()[:20]} for {len(rows)} clips"
+        )
+    if not np.isfinite(rows).all() or is_constant(rows):
+        return np.nan
+    rows = unit_length(rows - rows.mean(axis=0))
+    similarity = rows @ rows.T
+    np.fill_diagonal(similarity, -np.inf)
+    return float((names[similarity.argmax(axis=1)] == names).mean())
+
+
+def unit_length(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide each row by its length; zeros stay zeros.
+
+    Args:
+        rows: `(samples, dim)`.
+    """
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo("float64").tiny)
