@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "keras_vjepa.recipes.probe",
     "probe-table": "keras_vjepa.recipes.probe_table",
     "supervised": "keras_vjepa.recipes.supervised",
+    "check-videos": "keras_vjepa.tools.check_videos",
     "features": "keras_vjepa.tools.extract_features",
     "convert": "keras_vjepa.tools.convert_checkpoint",
     "export": "keras_vjepa.tools.export_checkpoint",

@@ -20,6 +20,7 @@ NAMES = {*PRETRAIN_CONFIGS, *PROBE_CONFIGS, *command.COMMANDS}
 # Without these a command does something else; there is no value that would do the same.
 LEFT_OUT = {"--vary", "--probe"}
 REQUIRED = {
+    "check-videos": ["here", "--output", "out"],
     "features": ["here", "--preset", "here", "--output", "out"],
     "convert": ["here", "out"],
     "export": ["here", "out"],

@@ -43,6 +43,7 @@ FLOORS = (
     "data.sources",
     "data.transforms",
     "data.batches",
+    "data.preparation",
     "data",
     "backend",
     "layers",

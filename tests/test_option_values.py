@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": ([], "run"),
     "probe-table": ([], "run"),
     "supervised": ([], "run"),
+    "check-videos": (["here", "--output", "out"], "samples_of"),
     "features": (["here", "--preset", "here", "--output", "out"], "prepare"),
     "convert": (["here", "out"], "convert"),
     "masks": (["--output", "masks.png"], "draw_batch"),

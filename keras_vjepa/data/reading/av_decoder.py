@@ -69,6 +69,7 @@ class AVDecoder:
         self._max_pixels = str(limits.max_frame_pixels + 64 * most_rows)
         # One scaler for the whole file: building it anew for each frame costs 11 times as much.
         self._reformatter = av.video.reformatter.VideoReformatter()
+        self.num_damaged = 0
         self.want(frozenset())
         self._container = self._open()
         self._start()
@@ -117,6 +118,8 @@ class AVDecoder:
         self._can_skip = self._context.name in _CODECS_THAT_SKIP
         self._skips = False
         self.fps = float(self._stream.average_rate or 0)
+        self.codec = self._context.codec.canonical_name
+        self.time_unit = float(self._stream.time_base or 0)
         self._is_sought = False
         self._frames = self._decode()
 
@@ -170,6 +173,7 @@ class AVDecoder:
                 frames = [] if packet is None else self._decoded(packet)
             except self._av.FFmpegError as error:
                 self._check_resources(error)
+                self.num_damaged += 1
                 continue
             if packet is None:
                 return
@@ -197,6 +201,7 @@ class AVDecoder:
         # What an index calls a keyframe and is none would begin a row of broken frames.
         is_astray = self._is_sought and not frame.key_frame
         self._frame, self._is_sought = frame, False
+        self.num_damaged += frame.is_corrupt
         return math.nan if frame.pts is None or is_astray else frame.pts
 
     def size(self) -> tuple[int, int]:

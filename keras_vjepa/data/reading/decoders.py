@@ -55,6 +55,12 @@ class Decoder(Protocol):
     """What `VideoReader` needs of a decoding library. Any error that it raises names the file."""
 
     fps: float
+    # What the video is encoded with, by FFmpeg's name.
+    codec: str
+    # Seconds of one unit of a timestamp.
+    time_unit: float
+    # Frames decoded so far that the library knows to be damaged, and packets that it refused.
+    num_damaged: int
     # How many frames before the wanted one a seek begins, so that only an earlier keyframe helps.
     seek_margin: int
     # Whether frames that are not wanted may be missing.

@@ -1,4 +1,4 @@
-"""Sizes of the frames that a Matroska or WebM file claims (§3.4).
+"""Sizes of frames, and of all, that a Matroska or WebM file claims (§3.4).
 
 Such a file is a tree of elements: an identifier and a size, each of a length that its first byte
 tells, then content.
@@ -11,8 +11,9 @@ from typing import BinaryIO
 from keras_vjepa.data.reading.gate import check_time
 
 _EBML, _CLUSTER, _WIDTH, _HEIGHT = 0x1A45DFA3, 0x1F43B675, 0xB0, 0xBA
+_SEGMENT = 0x18538067
 # Segment, Tracks, TrackEntry, Video: the way to a size.
-_LISTS = frozenset({0x18538067, 0x1654AE6B, 0xAE, 0xE0})
+_LISTS = frozenset({_SEGMENT, 0x1654AE6B, 0xAE, 0xE0})
 _LONGEST = 8
 
 
@@ -35,6 +36,33 @@ def frame_sizes_of_matroska(path: str) -> list[tuple[int, int]]:
             elif identifier == _WIDTH:
                 widths.append(int.from_bytes(content))
     return [(max(heights), max(widths))] if heights and widths else []
+
+
+def segment_end(file: BinaryIO, size: int) -> int:
+    """Tell where the part of a Matroska file ends that holds its frames, as its header says.
+
+    Args:
+        file: the file, open.
+        size: its bytes.
+
+    Returns:
+        The place; 0 for a file of another kind, or where the header leaves it open.
+    """
+    file.seek(0)
+    if int.from_bytes(file.read(4)) != _EBML:
+        return 0
+    place = 0
+    while place < size:
+        identifier, length = _number(file, place, keeps_length=True)
+        content, more = _number(file, place + length, keeps_length=False)
+        if not length or not more:
+            return 0
+        place += length + more
+        if identifier == _SEGMENT:
+            # All ones: the writer did not know.
+            return 0 if content == (1 << 7 * more) - 1 else place + content
+        place += content
+    return 0
 
 
 def _elements(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:

@@ -30,6 +30,15 @@ MAX_FAILED_GRABS = 32
 # FFmpeg shows a cover picture, as files of sound have, as a stream of one frame at this rate.
 _FPS_OF_COVERS = 90_000
 
+_NAMES_OF_CODECS = {
+    **dict.fromkeys(("h264", "avc1", "x264"), "h264"),
+    **dict.fromkeys(("hevc", "hev1", "hvc1"), "hevc"),
+    **dict.fromkeys(("fmp4", "mp4v", "xvid", "divx", "dx50"), "mpeg4"),
+    **dict.fromkeys(("mjpg", "jpeg"), "mjpeg"),
+    **{"vp80": "vp8", "vp90": "vp9", "vp09": "vp9", "av01": "av1"},
+    **{"mpg1": "mpeg1video", "mpg2": "mpeg2video"},
+}
+
 _INTERLACED = (
     "its frames are black, or interlaced, which OpenCV does not convert (PyAV does: pip install av)"
 )
@@ -40,6 +49,9 @@ class OpenCVDecoder:
 
     seek_margin = 16
     passes_over = False
+    time_unit = 0.001
+    # It conceals what is damaged.
+    num_damaged = 0
 
     def __init__(self, path: str, limits: ReadingLimits) -> None:
         self._limits = limits
@@ -59,6 +71,7 @@ class OpenCVDecoder:
         self.rewind()
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and fps > 0 else 0.0
+        self.codec = _name_of_codec(int(self._capture.get(cv2.CAP_PROP_FOURCC)))
 
     def rewind(self) -> None:
         # One thread: a loader runs many readers, and more threads for each only fight.
@@ -201,6 +214,12 @@ def _same(frame: Frames | None, other: Frames | None) -> bool:
         for row, same in zip(frame[::step], other[::step], strict=True)
     )
     return all(few) and np.array_equal(frame, other)
+
+
+def _name_of_codec(code: int) -> str:
+    """FFmpeg's name of a codec of four letters; the letters where it has another."""
+    letters = code.to_bytes(4, "little", signed=code < 0).decode("ascii", "replace").strip("\0 ")
+    return _NAMES_OF_CODECS.get(letters.lower(), letters.lower())
 
 
 def _is_plain(name: str) -> bool:

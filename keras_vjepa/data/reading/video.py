@@ -108,6 +108,47 @@ class VideoReader:
         """Frames per second on average; 0.0 if the file does not say."""
         return self.info.fps
 
+    @property
+    def codec(self) -> str:
+        """What the video is encoded with, by FFmpeg's name: "h264"."""
+        return self._decoder.codec
+
+    @property
+    def num_damaged(self) -> int:
+        """Number of frames decoded so far that are damaged, as far as the library tells."""
+        return self._decoder.num_damaged
+
+    def times(self) -> npt.NDArray[np.float64] | None:
+        """Return the second at which each frame is shown; None where a file does not say."""
+        if self._index is None:
+            return None
+        return np.asarray(self._index.timestamps, np.float64) * self._decoder.time_unit
+
+    def keyframes(self) -> Indices | None:
+        """Return which frames need no other to be decoded; None where a file does not say."""
+        return None if self._index is None else self._index.keyframes
+
+    def decode_on(self, count: int) -> int:
+        """Decode the next frames and convert none, to see that they can be decoded.
+
+        Args:
+            count: how many frames at most; the first call begins with the second frame where
+                opening the file has decoded the first.
+
+        Returns:
+            The number of frames decoded since the start of the file.
+
+        Raises:
+            UnreadableVideoError: if that takes too long.
+        """
+        return self._through_gate(lambda: self._decode_on(count))
+
+    def _decode_on(self, count: int) -> int:
+        for _ in range(count):
+            if not self._advance():
+                break
+        return self._position + 1
+
     def read(self, indices: npt.ArrayLike, out: Frames | None = None) -> Frames:
         """Read frames.
 

@@ -1,0 +1,181 @@
+"""Check every file of a data set before a run meets it (§3.4: 2 M videos from many places).
+
+Of the files that are named twice, or hold the same bytes, the first one is kept.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from keras_vjepa import files
+from keras_vjepa.arguments import check_choice, check_whole, counted
+from keras_vjepa.data.preparation.inspection import Inspection, Problem, VideoReport
+from keras_vjepa.data.preparation.journal import Journal, state_of, table
+from keras_vjepa.data.preparation.processes import ProcessFailure, each_in_processes
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.video import way_of_reading
+from keras_vjepa.data.sources.list_writing import why_not_listed, write_list
+from keras_vjepa.data.sources.samples import Sample
+
+RESULTS, CLEAN, REASONS, VIDEOS = "results.jsonl", "clean.csv", "reasons.csv", "videos.csv"
+# Kinds of problems with which a file can still be read, so that it may be kept.
+READABLE: tuple[Problem, ...] = ("truncated", "damaged", "duplicate")
+
+# Of what a result holds: others are made anew.
+_VERSION = 1
+# A file is given up after so many of its limits of time: it is read in many steps.
+_STEPS = 60
+_COLUMNS = [
+    *("path", "codec", "width", "height", "fps", "seconds", "num_frames", "keyframe_distance"),
+    *("has_variable_rate", "num_bytes"),
+]
+
+
+@dataclass(frozen=True)
+class CheckedVideos:
+    """Says which samples of a data set can be used.
+
+    Attributes:
+        usable: those without a problem, in their order.
+        reports: of each sample, in the same order as the samples.
+        known: number of files that were checked before.
+    """
+
+    usable: list[Sample]
+    reports: list[tuple[Sample, VideoReport]]
+    known: int
+
+    @property
+    def problems(self) -> Counter[str]:
+        """Number of samples left out, by the kind of their problem."""
+        return Counter(r.problem for _, r in self.reports if r.problem)
+
+
+def check_videos(
+    samples: Sequence[Sample],
+    folder: Path,
+    inspection: Inspection,
+    num_processes: int = 1,
+    min_frames: int = 1,
+    keep: Collection[str] = (),
+    progress: Callable[[int, int], None] = lambda done, count: None,
+) -> CheckedVideos:
+    """Check the files of samples, and write a list of the usable ones and a table of the others.
+
+    `folder` gets `clean.csv`, `reasons.csv`, `videos.csv` with what is in each file, and
+    `results.jsonl`, from which a check that was stopped goes on.
+
+    Args:
+        samples: what to check.
+        folder: for the results, made if need be.
+        inspection: how to look at a file.
+        num_processes: files at a time.
+        min_frames: leave out videos with fewer frames.
+        keep: kinds of problems with which files are used all the same, of `READABLE`.
+        progress: called with how many files are done, and how many there are.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        OSError: if a result cannot be written.
+    """
+    check_whole(1, num_processes=num_processes, min_frames=min_frames)
+    for kind in keep:
+        check_choice(READABLE, keep=kind)
+    settings = {
+        "version": _VERSION,
+        "way": way_of_reading(inspection.limits),
+        "decodes_all": inspection.decodes_all,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder / RESULTS, settings)
+    paths = list(dict.fromkeys(sample.path for sample in samples))
+    kept = {path: VideoReport(**found) for path in paths if (found := journal.get(path))}
+    # There may have been too little memory for them then.
+    known = {path: report for path, report in kept.items() if report.problem != "crash"}
+    ahead = [path for path in paths if path not in known]
+    new = _inspected(ahead, journal, inspection, num_processes, lambda n: progress(n, len(ahead)))
+    reports = _judged(samples, known | new, min_frames, keep)
+    usable = [sample for sample, report in reports if not report.problem]
+    _write(folder, usable, reports)
+    return CheckedVideos(usable, reports, len(known))
+
+
+def _inspected(
+    paths: Sequence[str],
+    journal: Journal,
+    inspection: Inspection,
+    num_processes: int,
+    progress: Callable[[int], None],
+) -> dict[str, VideoReport]:
+    """What is in each of some files, which is kept at once."""
+    found, states = {}, dict[str, list[int]]()
+
+    def noted(path: str) -> str:
+        # Before it is read: what changes meanwhile is looked at again.
+        states[path] = state_of(path)
+        return path
+
+    seconds = _STEPS * inspection.limits.max_file_seconds
+    count = min(num_processes, len(paths))
+    for path, result in each_in_processes(inspection, map(noted, paths), count, seconds):
+        if isinstance(result, ProcessFailure):
+            result = VideoReport("crash" if result.is_crash else "unreadable", result.reason)
+        journal.add(path, states.pop(path), asdict(result))
+        found[path] = result
+        progress(len(found))
+    return found
+
+
+def _judged(
+    samples: Sequence[Sample],
+    found: dict[str, VideoReport],
+    min_frames: int,
+    keep: Collection[str],
+) -> list[tuple[Sample, VideoReport]]:
+    """Samples with what is wrong with each, also beside the others."""
+    first: dict[str, Sample] = {}
+    reports = []
+    for sample in samples:
+        report = found[sample.path]
+        if report.problem in keep:
+            report = replace(report, problem="", reason="")
+        if not report.problem and report.num_frames < min_frames:
+            reason = f"it has {counted(report.num_frames, 'frame')}, fewer than {min_frames:,}"
+            report = replace(report, problem="short", reason=reason)
+        reason = why_not_listed(sample)
+        if not report.problem and reason:
+            report = replace(report, problem="unnameable", reason=reason)
+        if not report.problem:
+            other = first.setdefault(report.content, sample)
+            if other is not sample and "duplicate" not in keep:
+                reason = _same_as(sample, other)
+                report = replace(report, problem="duplicate", reason=reason)
+        reports.append((sample, report))
+    return reports
+
+
+def _same_as(sample: Sample, other: Sample) -> str:
+    is_again = os.path.abspath(sample.path) == os.path.abspath(other.path)
+    same = "it is listed before" if is_again else f"the same content as {printable(other.path)}"
+    if sample.label != other.label:
+        return f"{same}, with the label {other.label} in place of {sample.label}"
+    return same
+
+
+def _write(
+    folder: Path, usable: Sequence[Sample], reports: Sequence[tuple[Sample, VideoReport]]
+) -> None:
+    """Write the lists and tables, those of an earlier check replaced."""
+    if usable:
+        write_list(folder / CLEAN, usable)
+    else:
+        (folder / CLEAN).unlink(missing_ok=True)
+    rows = [[s.path, r.problem, r.reason] for s, r in reports if r.problem]
+    files.write_text(folder / REASONS, table(["path", "problem", "reason"], rows))
+    facts = [[s.path, *(str(getattr(r, name)) for name in _COLUMNS[1:])] for s, r in reports]
+    files.write_text(folder / VIDEOS, table(_COLUMNS, facts))

@@ -1,0 +1,105 @@
+"""Keep what was found of each of many files, so that a stopped work goes on (2 M videos, §3.4).
+
+One JSON object a line, appended as results come. A process that is killed leaves at most a part of
+the last line, which is passed over and done again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa import files
+from keras_vjepa.data.reading.errors import printable
+
+Result = dict[str, Any]
+
+
+def state_of(path: str) -> list[int]:
+    """Tell a file from another that takes its place: size and time of its last change.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The two numbers; none where there is no such file.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+class Journal:
+    """Holds a result for each file, in memory and in a file of lines.
+
+    Args:
+        path: the file of lines, made with the first result.
+        settings: what the results depend on beside the files; those of others are not used again.
+
+    Raises:
+        OSError: if the file is there and cannot be read.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        # As JSON has it: a tuple is a list there.
+        self._settings = json.loads(json.dumps(settings))
+        self._found: dict[str, Result] = {}
+        content = path.read_bytes() if path.exists() else b""
+        *lines, rest = content.decode("utf-8", "surrogateescape").split("\n")
+        self._begins_anew = bool(rest)
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            path, is_ours = entry["path"], entry["settings"] == self._settings
+            result = {"state": entry["state"], "result": dict(entry["result"])}
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return  # the rest of a line that was cut off
+        if is_ours:
+            self._found[path] = result
+
+    def get(self, path: str) -> Result | None:
+        """Return what was found of a file; None if nothing was, or the file has changed since."""
+        found = self._found.get(path)
+        return found["result"] if found and found["state"] == state_of(path) else None
+
+    def add(self, path: str, state: list[int], result: Result) -> None:
+        """Keep what was found of a file.
+
+        Args:
+            path: the file.
+            state: of it before it was read, see `state_of`.
+            result: what JSON can hold.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        self._found[path] = {"state": state, "result": result}
+        entry = {"path": path, "state": state, "settings": self._settings, "result": result}
+        # A line that was cut off gets its end first.
+        start = "\n" if self._begins_anew else ""
+        # All in ASCII: names of files need not be UTF-8.
+        files.append_line(self.path, start + json.dumps(entry))
+        self._begins_anew = False
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Write a table as comma-separated values, each in one line whatever is in it.
+
+    Args:
+        header: names of the columns.
+        rows: texts, as many as there are columns.
+
+    Example:
+
+    >>> table(["path", "reason"], [['a "b".mp4', "it is empty"]])
+    'path,reason\\n"a ""b"".mp4","it is empty"\\n'
+    """
+    quoted = [",".join('"' + printable(text).replace('"', '""') + '"' for text in r) for r in rows]
+    return "\n".join([",".join(header), *quoted, ""])

@@ -1,0 +1,72 @@
+"""Write samples as a list that `list_samples` reads (§3.4: V-JEPA's index, `path label`)."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from keras_vjepa import files
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.sources.folders import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
+from keras_vjepa.data.sources.rows import read_rows
+from keras_vjepa.data.sources.samples import Sample
+
+# What a row of a plain path may hold, as the lists of the authors' code have it.
+_PLAIN = frozenset("/._-+@%=~") | frozenset(map(chr, b"0123456789"))
+
+
+def why_not_listed(sample: Sample) -> str:
+    """Say why no list can name a file; empty if one can.
+
+    Args:
+        sample: the file and its label.
+
+    Example:
+
+    >>> why_not_listed(Sample("/videos/a cat.mp4", 3)), why_not_listed(Sample("/videos/clip"))
+    ('', 'without a label, its name must end with the extension of a video')
+    """
+    if set(sample.path) & set("\n\r\0") or sample.path.strip("\ufeff \t") != sample.path:
+        return "its name holds a line break, or begins or ends with a space"
+    if sample.label is None and extension(sample.path) not in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+        return "without a label, its name must end with the extension of a video"
+    return ""
+
+
+def write_list(path: Path, samples: Sequence[Sample]) -> None:
+    """Write a list of files, one row `path label` for each, which replaces one that is there.
+
+    Args:
+        path: the list, `.csv` or `.txt`.
+        samples: the files, which are named from the root of the file system; see `why_not_listed`.
+
+    Raises:
+        ValueError: if the list would not be read as what was written.
+        OSError: if it cannot be written.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_vjepa.data.sources.samples import list_samples
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_list(Path(folder, "train.csv"), [Sample("/videos/a cat.mp4", 3)])
+    ...     list_samples(Path(folder, "train.csv"))
+    [Sample(path='/videos/a cat.mp4', label=3)]
+    """
+    rows = [(os.path.abspath(sample.path), sample.label) for sample in samples]
+    text = "".join(f"{_row(*row)}\n" for row in rows)
+    with files.unfinished_file(path) as unfinished:
+        unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
+        found: list[tuple[str, int | str | None]] = []
+        with suppress(ValueError):
+            found += [(row.path, row.label) for row in read_rows(unfinished)]
+        if found != rows:
+            wrong = [row for row, same in zip(rows, found, strict=False) if row != same]
+            example = printable((wrong or rows)[0][0])
+            raise ValueError(f"{path} must name files that a list can name. Received: {example}")
+
+
+def _row(path: str, label: int | None) -> str:
+    is_plain = all(letter in _PLAIN or letter.isalpha() for letter in path)
+    written = path if is_plain else '"' + path.replace('"', '""') + '"'
+    return written if label is None else f"{written} {label}"
