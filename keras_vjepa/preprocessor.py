@@ -36,8 +36,9 @@ from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.locating import is_image
+from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import VideoReader, open_video
-from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
@@ -248,8 +249,8 @@ class VJEPAVideoPreprocessor:
                 range.
         """
 
-        def read(path: str) -> Videos:
-            return self._clips(path, limits)
+        def read(source: str | Media) -> Videos:
+            return self._clips(source, limits)
 
         options: dict[str, Any] = {
             "read": read,
@@ -283,9 +284,9 @@ class VJEPAVideoPreprocessor:
 
     # --- One video or image ----------------------------------------------------------------------
 
-    def _clips(self, source: Source, limits: ReadingLimits) -> Videos:
+    def _clips(self, source: Source | Media, limits: ReadingLimits) -> Videos:
         """One element of the batch that the call returns."""
-        if isinstance(source, str):
+        if isinstance(source, str | Media):
             if is_image(source):
                 return self._image(read_image(source, limits))
             with open_video(source, limits=limits) as video:
@@ -298,7 +299,7 @@ class VJEPAVideoPreprocessor:
 
     def _augmented(
         self, augment: bool | Augment, limits: ReadingLimits
-    ) -> Callable[[str, np.random.Generator], Videos] | None:
+    ) -> Callable[[str | Media, np.random.Generator], Videos] | None:
         """What makes clips of a file from random places, one view of each; None for no change."""
         if not callable(augment):
             check_flag(augment=augment)
@@ -312,15 +313,15 @@ class VJEPAVideoPreprocessor:
             kind = ImageProbeTransform if self.num_frames == 1 else VideoProbeTransform
             augment = kind(self.image_size)
 
-        def augmented(path: str, rng: np.random.Generator) -> Videos:
-            is_one = is_image(path)
+        def augmented(source: str | Media, rng: np.random.Generator) -> Videos:
+            is_one = is_image(source)
             settings = ClipSettings(
                 self.num_frames,
                 self.frame_step,
                 1 if is_one else self.num_clips,
                 allow_clip_overlap=True,
             )
-            videos = read_clips(path, settings, lambda one: augment(one, rng), rng, limits).videos
+            videos = read_clips(source, settings, lambda one: augment(one, rng), rng, limits).videos
             if not is_one:
                 return videos
             videos = videos[: self.image_frames]

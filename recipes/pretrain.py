@@ -20,7 +20,7 @@ from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import defaults
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.data.sources.samples import samples_if_there
+from keras_vjepa.data.sources.listing import samples_if_there
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve, damaged_curve

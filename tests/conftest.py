@@ -20,7 +20,7 @@ def digit_videos(tmp_path_factory: Any) -> Any:
     """Training and test samples of a built-in set with few, short and small videos."""
     from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
     from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
-    from keras_vjepa.data.sources.samples import list_samples
+    from keras_vjepa.data.sources.listing import list_samples
 
     # 16 frames in all: a clip of 4 x 4 has one place only.
     config = DigitMotionConfig(

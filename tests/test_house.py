@@ -452,6 +452,7 @@ WRITTEN_OPENLY = {
     ("locks", "path"),
     # In the system's temporary folder, and gone with it.
     ("data.reading.opencv_decoder", "link"),
+    ("data.reading.lent_files", "path"),
 }
 
 

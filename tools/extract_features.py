@@ -39,8 +39,9 @@ from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
 from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.video import open_video
-from keras_vjepa.data.sources.folders import is_image, search_folder
+from keras_vjepa.data.sources.folders import search_folder
 from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Rows
 from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
 from keras_vjepa.locks import locked
@@ -121,7 +122,7 @@ def listed(source: Path) -> tuple[Path, list[Path]]:
     """
     if not source.is_dir():
         return source.parent, [source]
-    found = search_folder(source, "video", "image").paths
+    found = search_folder(source, "any").paths
     if not found:
         raise ValueError(f"source must hold videos or images. Received: {printable(source)}")
     # Images last: in fewer frames they are another shape, to be compiled once.

@@ -12,7 +12,8 @@ from keras_vjepa.data.batches.mask_kinds import (
 from keras_vjepa.data.batches.mask_sampler import MaskSampler, mean_counts, paper_masks
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.reading.limits import ReadingLimits
-from keras_vjepa.data.sources.samples import Sample, list_samples
+from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.training import (
     ImageProbeTransform,

@@ -205,5 +205,5 @@ def _hash_of(metrics: Metrics) -> str:
 
 
 def _hash_of_contents(samples: Sequence[Sample]) -> str:
-    contents = content_hashes([sample.path for sample in samples])
+    contents = content_hashes([sample.source for sample in samples])
     return hashlib.blake2b(contents.tobytes()).hexdigest()[:32]

@@ -34,7 +34,7 @@ from keras_vjepa.backend import collectives, engine
 from keras_vjepa.data.batches.features import Features
 from keras_vjepa.data.batches.labelled import EvaluationBatches
 from keras_vjepa.data.reading.video import way_of_reading
-from keras_vjepa.data.sources.content_hashes import Hashes, content_hashes
+from keras_vjepa.data.sources.content_hashes import Hashes, content_hashes, size_of
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.feature_shards import (
     keep_notes,
@@ -105,7 +105,7 @@ def _found_or_computed(
     size, samples = batches_per_shard * batches.batch_size, batches.samples
     contents, reading = None, way_of_reading(batches.limits)
     if batches.process_index == 0:
-        contents = content_hashes([sample.path for sample in samples])
+        contents = content_hashes([sample.source for sample in samples])
         for number, path in enumerate(paths):
             part = slice(number * size, (number + 1) * size)
             problem = path.exists() and what_is_wrong(
@@ -242,6 +242,5 @@ def hash_of_samples(samples: Sequence[Sample]) -> str:
     """Return a hash of the samples' paths and sizes; labels do not change features."""
     digest = hashlib.blake2b()
     for sample in samples:
-        size = os.path.getsize(sample.path) if os.path.exists(sample.path) else -1
-        digest.update(os.fsencode(f"{sample.path}\0{size}\n"))
+        digest.update(os.fsencode(f"{sample.path}\0{size_of(sample.source)}\n"))
     return digest.hexdigest()[:32]

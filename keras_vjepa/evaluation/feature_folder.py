@@ -23,12 +23,8 @@ from numpy.typing import NDArray
 from keras_vjepa import files
 from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.sources.content_hashes import (
-    NO_CONTENT,
-    as_text,
-    content_hash,
-    content_hashes,
-)
+from keras_vjepa.data.reading.media import NO_CONTENT
+from keras_vjepa.data.sources.content_hashes import as_text, content_hash, content_hashes
 from keras_vjepa.evaluation.feature_names import SOURCES_FILE, features_name, with_hash
 from keras_vjepa.evaluation.feature_records import (
     FeatureRecord,

@@ -8,11 +8,15 @@ import keras
 
 
 class Named(Protocol):
-    """A sample, by its file."""
+    """A sample, by its name."""
 
     @property
     def path(self) -> str:
-        """The file."""
+        """Its name, for most the path of a file."""
+
+    @property
+    def source(self) -> Any:
+        """What is read: that path, or what `keras_vjepa.data.Sample` has in its place."""
 
 
 class Batches(Protocol):

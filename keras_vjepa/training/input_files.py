@@ -32,7 +32,7 @@ def check_input_files(workdir: Path, samples: Sequence[Named]) -> None:
     """
     known = _read(workdir) if samples else None
     if known is not None:
-        _check(workdir, samples, known, content_hashes([sample.path for sample in samples]))
+        _check(workdir, samples, known, content_hashes([sample.source for sample in samples]))
 
 
 def knows_input_files(workdir: Path) -> bool:
@@ -55,7 +55,7 @@ def keep_input_files(workdir: Path, samples: Sequence[Named], goes_on: bool) -> 
         ValueError: as `check_input_files` does.
         OSError: if the record cannot be written.
     """
-    found = content_hashes([sample.path for sample in samples])
+    found = content_hashes([sample.source for sample in samples])
     known = _read(workdir) if goes_on else None
     if known is not None:
         _check(workdir, samples, known, found)

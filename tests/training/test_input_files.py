@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from keras_vjepa.data.sources.samples import list_samples
+from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.training.input_files import check_input_files, keep_input_files
 
 pytestmark = pytest.mark.data

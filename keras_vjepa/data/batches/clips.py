@@ -5,6 +5,7 @@ A clip is `frames_per_clip` frames, `frame_step` frames apart; a video gives one
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,9 @@ from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.frame_memory import lent_frames
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.locating import is_image, name_of
+from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import VideoReader, open_video
-from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.samples import Sample
 
 Floats = NDArray[np.float32]
@@ -64,7 +66,7 @@ class Clips:
 
 
 def read_clips(
-    path: str,
+    source: str | Path | Media,
     settings: ClipSettings,
     transform: Transform,
     rng: np.random.Generator,
@@ -73,7 +75,7 @@ def read_clips(
     """Read and transform the clips of a video, or an image repeated to one.
 
     Args:
-        path: the file; its extension tells images.
+        source: a path, or what else `media_at` knows; its extension tells images.
         settings: how to choose frames.
         transform: (frames, height, width, 3) to (frames, height, width, 3) or, in several views,
             (views, frames, height, width, 3).
@@ -87,19 +89,21 @@ def read_clips(
         UnreadableVideoError: if the file cannot be read or has fewer frames than clips.
         ValueError: for several clips of an image.
     """
-    if is_image(path):
+    if is_image(source):
         if settings.num_clips > 1:
             raise ValueError(
-                f"`num_clips` must be 1 for images, such as {path}. Received: {settings.num_clips}"
+                f"`num_clips` must be 1 for images, such as {name_of(source)}. "
+                f"Received: {settings.num_clips}"
             )
-        view = transform(read_image(path, limits)[np.newaxis])
+        view = transform(read_image(source, limits)[np.newaxis])
         clips = np.repeat(view, settings.frames_per_clip, axis=-4)[np.newaxis]
         indices = np.zeros((1, settings.frames_per_clip), np.int64)
     else:
-        with open_video(path, limits=limits) as video:
+        with open_video(source, limits=limits) as video:
             if video.num_frames < settings.num_clips:
                 raise UnreadableVideoError(
-                    path, f"{video.num_frames} frames are not enough for {settings.num_clips} clips"
+                    video.path,
+                    f"{video.num_frames} frames are not enough for {settings.num_clips} clips",
                 )
             indices = clip_frame_indices(
                 video.num_frames,
@@ -145,4 +149,4 @@ class OfClips:
         def transform(frames: NDArray[np.uint8]) -> Floats:
             return self.transform(frames, rng)
 
-        return read_clips(sample.path, self.clip, transform, rng, self.limits)
+        return read_clips(sample.source, self.clip, transform, rng, self.limits)

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from keras_vjepa.arguments import check_flag, check_number, check_whole, counted, shown
 from keras_vjepa.data.batches.indexed import check_reading
-from keras_vjepa.data.sources.folders import is_image, search_folder
+from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS
+from keras_vjepa.data.reading.locating import is_image
+from keras_vjepa.data.sources.folders import IN_WORDS, Kind, search_folder
 from keras_vjepa.data.sources.labels import low_shot
-from keras_vjepa.data.sources.samples import Sample, class_folders, label_by_folder
+from keras_vjepa.data.sources.samples import Sample, class_folders, label_by_folder, with_fps
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,27 +62,29 @@ def from_directory(
     num_workers: int = 2,
     max_bad_share: float = 0.05,
     augment: bool | Callable[..., Any] = False,
+    kind: Kind | None = None,
+    fps: float = DEFAULT_FPS,
 ) -> DirectoryData:
     """Read a folder with one folder of videos or images for each class.
 
-    Files are read by threads while they are needed, a few batches at a time. Of videos beside
-    images the videos are taken, or the images if the preprocessor makes single images. What is left
-    out is said in one line of the log, and so is a file that cannot be read: in training another
-    takes its place, in validation it is left out.
+    Files are read by threads while they are needed. Unless `kind` says otherwise, videos are taken,
+    or images if there are no others or the preprocessor makes single images. The log says in one
+    line what is left out, and names a file that cannot be read: in training another takes its
+    place, in validation it is left out.
 
     Args:
         directory: the folder.
-        preprocessor: a `VJEPAVideoPreprocessor`, which makes the inputs.
+        preprocessor: a `VJEPAVideoPreprocessor`.
         labels: `"inferred"` from the folders, or a class number for each file below `directory`,
             in the order of their paths.
         class_names: names in the order of the classes' numbers; if None the folders', sorted.
         batch_size: videos in a batch.
         shuffle: whether each epoch has an order of its own, which follows from the seed.
         seed: of the order and of the split.
-        validation_split: share of each class, in (0, 1), that is kept for validation, or None.
-        num_workers: threads that read.
-        max_bad_share: stop when more than this share of the files cannot be read.
-        augment: as in `VJEPAVideoPreprocessor.dataset`; False trains on the evaluation's clips.
+        validation_split: share of each class, in (0, 1), kept for validation, or None.
+        num_workers, max_bad_share, augment: as in `VJEPAVideoPreprocessor.dataset`.
+        kind: what to look for, as in `list_samples`, for example `"frames"`.
+        fps: frames per second of folders of frames.
 
     Returns:
         The datasets and the names.
@@ -91,23 +95,25 @@ def from_directory(
 
     Example: the README's "From a folder of classes".
     """
+    _check_preprocessor(preprocessor)
+    check_flag(shuffle=shuffle)
+    check_reading(batch_size, seed, num_workers, num_workers, max_bad_share)
+    of_images = preprocessor.num_frames == 1
+    samples, names = _labelled(Path(directory), labels, class_names, of_images, kind)
+    samples = with_fps(samples, fps) if kind == "frames" else samples
+    training, validation = _split(samples, validation_split, seed, names)
+    print(_summary(training, validation, names))
+    reading = {"num_workers": num_workers, "max_bad_share": max_bad_share}
+    make = functools.partial(preprocessor.dataset, num_classes=len(names), batch_size=batch_size)
+    make = functools.partial(make, **reading)
+    train = make(training, training=True, shuffle=shuffle, seed=seed, augment=augment)
+    return DirectoryData(train, make(validation) if validation else None, names)
+
+
+def _check_preprocessor(preprocessor: DatasetMaker) -> None:
     if not hasattr(preprocessor, "dataset"):
         received = shown(preprocessor)
         raise ValueError(f"`preprocessor` must be a VJEPAVideoPreprocessor. Received: {received}")
-    check_flag(shuffle=shuffle)
-    check_reading(batch_size, seed, num_workers, num_workers, max_bad_share)
-    samples, names = _labelled(Path(directory), labels, class_names, preprocessor.num_frames == 1)
-    training, validation = _split(samples, validation_split, seed, names)
-    print(_summary(training, validation, names))
-    make = functools.partial(
-        preprocessor.dataset,
-        num_classes=len(names),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        max_bad_share=max_bad_share,
-    )
-    train = make(training, training=True, shuffle=shuffle, seed=seed, augment=augment)
-    return DirectoryData(train, make(validation) if validation else None, names)
 
 
 def _summary(training: list[Sample], validation: list[Sample], names: list[str]) -> str:
@@ -124,6 +130,7 @@ def _labelled(
     labels: str | Sequence[int],
     class_names: Sequence[str] | None,
     prefers_images: bool,
+    kind: Kind | None,
 ) -> tuple[list[Sample], list[str]]:
     """All samples, and the names of the classes."""
     inferred = isinstance(labels, str)
@@ -140,7 +147,13 @@ def _labelled(
             f"Received: folders {', '.join(folders)}"
         )
     given_names = _distinct(class_names)
-    paths = _of_one_kind(directory, prefers_images)
+    paths = (
+        search_folder(directory, kind).paths if kind else _of_one_kind(directory, prefers_images)
+    )
+    if not paths:
+        raise ValueError(
+            f"`directory` must hold {IN_WORDS[kind or 'any']}. Received: none in {directory}"
+        )
     if inferred:
         names = given_names or folders
         samples = label_by_folder(directory, paths, names)
@@ -181,15 +194,13 @@ def _distinct(class_names: Sequence[str] | None) -> list[str]:
 
 def _of_one_kind(directory: Path, prefers_images: bool) -> list[str]:
     """Files of the kind that is wanted, or of the other one if there are none."""
-    found = search_folder(directory, "video", "image").paths
+    found = search_folder(directory, "any").paths
     kinds: dict[str, list[str]] = {"video": [], "image": []}
     for path in found:
         kinds["image" if is_image(path) else "video"].append(path)
     wanted, other = ("image", "video") if prefers_images else ("video", "image")
     if not kinds[wanted]:
         wanted, other = other, wanted
-    if not kinds[wanted]:
-        raise ValueError(f"`directory` must hold videos or images. Received: none in {directory}")
     if kinds[other]:
         _LOG.warning(
             "Left out of %s: %d %s(s) beside %ss", directory, len(kinds[other]), other, wanted

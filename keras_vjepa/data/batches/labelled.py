@@ -291,7 +291,7 @@ class EvaluationBatches(_LabelledClips, OrderedBatches[Clips]):
             rng = random_stream(self.seed, _EVALUATION_STREAM, position)
         else:
             rng = self.places.generator(sample)
-        clips = read_clips(sample.path, self.clip, self.transform, rng, self.limits)
+        clips = read_clips(sample.source, self.clip, self.transform, rng, self.limits)
         self._shape = clips.videos.shape
         return clips
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa.data.batches.indexed import IndexedBatches, ShuffledBatches
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.sources.labels import check_labels
 from keras_vjepa.data.sources.samples import Sample
 
@@ -34,16 +35,16 @@ class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
     sample takes its place.
 
     Args:
-        read: makes the model's input of a path.
+        read: makes the model's input of a path, or of other media.
         num_classes: labels are below it.
         shuffle: False leaves the samples in their order.
-        augmented: makes the model's input of a path and a generator, another one in each epoch, in
-            place of `read`.
+        augmented: makes the model's input of the same and a generator, another one in each epoch,
+            in place of `read`.
     """
 
-    read: Callable[[str], Videos] = field(kw_only=True)
+    read: Callable[[str | Media], Videos] = field(kw_only=True)
     num_classes: int = field(kw_only=True)
-    augmented: Callable[[str, np.random.Generator], Videos] | None = field(
+    augmented: Callable[[str | Media, np.random.Generator], Videos] | None = field(
         default=None, kw_only=True
     )
     shuffle: bool = field(default=True, kw_only=True)
@@ -65,8 +66,8 @@ class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> Videos:
         if self.augmented is not None:
-            return self.augmented(sample.path, rng)
-        return self.read(sample.path)
+            return self.augmented(sample.source, rng)
+        return self.read(sample.source)
 
     def _sample_index(self, position: int) -> int:
         in_order = position % len(self.samples)
@@ -81,11 +82,11 @@ class ValidationEpochs(IndexedBatches[Videos | None, LabelledVideos]):
     batch of which nothing can be read holds the next sample that can.
 
     Args:
-        read: makes the model's input of a path.
+        read: makes the model's input of a path, or of other media.
         num_classes: labels are below it.
     """
 
-    read: Callable[[str], Videos] = field(kw_only=True)
+    read: Callable[[str | Media], Videos] = field(kw_only=True)
     num_classes: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -118,7 +119,7 @@ class ValidationEpochs(IndexedBatches[Videos | None, LabelledVideos]):
         if path in self.bad_files:
             return None
         try:
-            return self.read(path)
+            return self.read(self.samples[position].source)
         except UnreadableVideoError as error:
             self._note_bad_file(path, str(error), "Left out")
             return None

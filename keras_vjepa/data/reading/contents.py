@@ -1,6 +1,5 @@
 """What was found in a video file, remembered for as long as the file does not change (§3.4)."""
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,13 +31,6 @@ class VideoContents:
     num_frames: int
     height: int
     width: int
-
-
-def key_of(path: str, decoder: type) -> tuple[Any, ...]:
-    """What tells a file, as a decoder sees it, from another that takes its place."""
-    status = os.stat(path)
-    identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return (decoder, path, *identity)
 
 
 def remembered(key: tuple[Any, ...], look: Callable[[], VideoContents]) -> VideoContents:

@@ -1,29 +1,26 @@
-"""Read still images (App. D.1: images as clips).
-
-Departures: an image whose EXIF data say that it lies on its side is turned upright, as videos are;
-the authors' reader leaves it lying.
-"""
+"""Read still images (App. D.1: images as clips)."""
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.reading.errors import UnreadableImageError
-from keras_vjepa.data.reading.gate import check_file, through_gate
-from keras_vjepa.data.reading.image_headers import FORMATS, image_header, with_plain_transparency
+from keras_vjepa.data.reading.gate import through_gate
+from keras_vjepa.data.reading.image_decoding import check_bytes_of_image, decoded_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.locating import media_at, name_of
+from keras_vjepa.data.reading.media import EncodedMedia, Media
 
-# Four channels of 16 bits: what is larger than its pixels can fill is not read into memory.
-_MOST_BYTES_PER_PIXEL = 8
 
-
-def read_image(path: str | Path, limits: ReadingLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+def read_image(
+    source: str | Path | Media, limits: ReadingLimits = DEFAULT_LIMITS
+) -> NDArray[np.uint8]:
     """Read an image in 8 bits; grey becomes RGB, transparency is left out.
 
     Args:
-        path: the file, a PNG, JPEG, BMP, WebP, TIFF or GIF image (of a GIF, the first frame).
+        source: the path of a PNG, JPEG, BMP, WebP, TIFF or GIF file (of a GIF, the first frame is
+            read), or what else `media_at` knows.
         limits: time and pixels that it may take; the size in its header is checked first.
 
     Returns:
@@ -39,20 +36,13 @@ def read_image(path: str | Path, limits: ReadingLimits = DEFAULT_LIMITS) -> NDAr
     ...
     UnreadableImageError: Cannot read the image nowhere.jpg: no such file
     """
-    action = lambda: _decoded(path, limits)  # noqa: E731
-    return through_gate(path, UnreadableImageError, limits.max_file_seconds, action)
+    action = lambda: _decoded(media_at(source), limits)  # noqa: E731
+    return through_gate(name_of(source), UnreadableImageError, limits.max_file_seconds, action)
 
 
-def _decoded(path: str | Path, limits: ReadingLimits) -> NDArray[np.uint8]:
-    if check_file(path) > _MOST_BYTES_PER_PIXEL * limits.max_frame_pixels:
-        raise ValueError(
-            f"it is larger than any image of `max_frame_pixels`={limits.max_frame_pixels}"
-        )
-    content = Path(path).read_bytes()
-    header = image_header(content)
-    limits.check_size(header.height, header.width)
-    stored = np.frombuffer(with_plain_transparency(content), np.uint8)
-    image = cv2.imdecode(stored, cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"no image is found in it (damaged, or none of {FORMATS})")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+def _decoded(media: Media, limits: ReadingLimits) -> NDArray[np.uint8]:
+    if not isinstance(media, EncodedMedia):
+        raise ValueError(f"it is {media.what}, not a file")
+    with media.content() as content:
+        check_bytes_of_image(content.size, limits)
+        return decoded_image(content.read_at(0, content.size), limits)

@@ -38,15 +38,17 @@ from keras_vjepa.data.reading.claims import check_claims
 from keras_vjepa.data.reading.contents import (
     VideoContents,
     is_remembered,
-    key_of,
     remember,
     remembered,
 )
 from keras_vjepa.data.reading.decoders import Decoder, Frames, Indices, PacketIndex
 from keras_vjepa.data.reading.errors import UnreadableVideoError
-from keras_vjepa.data.reading.gate import check_file, through_gate
+from keras_vjepa.data.reading.gate import through_gate
 from keras_vjepa.data.reading.image_headers import still_image_format
+from keras_vjepa.data.reading.lent_files import LentFile
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.locating import media_at, name_of
+from keras_vjepa.data.reading.media import EncodedMedia, FrameMedia, Media, file_status
 from keras_vjepa.data.reading.opencv_decoder import OpenCVDecoder
 from keras_vjepa.data.reading.video_headers import check_is_no_list
 
@@ -84,16 +86,23 @@ class VideoReader:
         info: number of frames, frames per second, height and width.
     """
 
-    def __init__(self, path: str, decoder: Decoder, limits: ReadingLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        path: str,
+        decoder: Decoder,
+        limits: ReadingLimits = DEFAULT_LIMITS,
+        lent: LentFile | None = None,
+    ) -> None:
         self.path = path
         self._decoder = decoder
+        self._lent = LentFile(path, file_status(path)) if lent is None else lent
         self._limits = limits
         self._is_busy, self._is_closed = False, False
         # No seek, and nothing passed over: for files whose timestamps proved wrong.
         self._in_order = False
         # Of the frame last decoded: its place in the order of decoding, and its timestamp.
         self._position, self._time = -1, -math.inf
-        self._key = key_of(path, type(decoder))
+        self._key = (type(decoder), path, *self._lent.identity)
         contents = remembered(self._key, self._look)
         self._index = contents.index
         self.info = VideoInfo(contents.num_frames, decoder.fps, contents.height, contents.width)
@@ -292,8 +301,6 @@ class VideoReader:
             while self._advance():
                 pass
         num_frames = self._position + 1 if index is None else len(index.timestamps)
-        if num_frames == 1:
-            _check_is_no_image(self.path)
         return VideoContents(index, num_frames, height, width)
 
     def _through_gate(self, action: Callable[[], ResultT]) -> ResultT:
@@ -308,7 +315,7 @@ class VideoReader:
             finally:
                 self._is_busy = False
                 if self._is_closed:
-                    self._decoder.close()
+                    self._give_back()
 
         return through_gate(self.path, UnreadableVideoError, self._limits.max_file_seconds, alone)
 
@@ -317,7 +324,11 @@ class VideoReader:
         if self._is_busy:
             self._is_closed = True  # by whoever is at work on it
         else:
-            self._through_gate(self._decoder.close)
+            self._through_gate(self._give_back)
+
+    def _give_back(self) -> None:
+        self._decoder.close()
+        self._lent.close()
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -332,12 +343,12 @@ class VideoReader:
 
 
 def open_video(
-    path: str | Path, decoder: str = "auto", limits: ReadingLimits = DEFAULT_LIMITS
+    source: str | Path | Media, decoder: str = "auto", limits: ReadingLimits = DEFAULT_LIMITS
 ) -> VideoReader:
-    """Open a video file.
+    """Open a video.
 
     Args:
-        path: the file.
+        source: the path of a file, or what else `media_at` knows.
         decoder: `"opencv"`, `"av"` (PyAV, an extra), or `"auto"`: PyAV if it is installed, else
             OpenCV.
         limits: time and pixels that it may take.
@@ -346,7 +357,7 @@ def open_video(
         A `VideoReader`, to be used in a `with` statement.
 
     Raises:
-        UnreadableVideoError: if the file is missing, a folder or a pipe, empty, truncated, a still
+        UnreadableVideoError: if the file is missing, a pipe, empty, truncated, a still
             image, a list of other files, beyond the limits, or holds no video that can be decoded.
         ImportError: if `decoder="av"` and PyAV is not installed.
         ValueError: if `decoder` is not one of the three.
@@ -366,8 +377,8 @@ def open_video(
         hint = "" if has_av() else " (PyAV reads more formats: pip install av)"
     elif decoder == "av" and not has_av():
         raise ImportError('`decoder="av"` needs PyAV: pip install av')
-    opened = lambda: _opened(str(path), decoder, limits, hint)  # noqa: E731
-    return through_gate(path, UnreadableVideoError, limits.max_file_seconds, opened)
+    opened = lambda: _opened(media_at(source), decoder, limits, hint)  # noqa: E731
+    return through_gate(name_of(source), UnreadableVideoError, limits.max_file_seconds, opened)
 
 
 def way_of_reading(limits: ReadingLimits) -> str:
@@ -388,33 +399,53 @@ def way_of_reading(limits: ReadingLimits) -> str:
     )
 
 
-def _opened(path: str, decoder: str, limits: ReadingLimits, hint: str) -> VideoReader:
-    check_file(path)
-    check_is_no_list(path)
+def _opened(media: Media, decoder: str, limits: ReadingLimits, hint: str) -> VideoReader:
+    if isinstance(media, FrameMedia):
+        return VideoReader(media.name, media.decoder(limits), limits, LentFile("", media.status()))
+    assert isinstance(media, EncodedMedia)
     library = AVDecoder if decoder == "av" else OpenCVDecoder
-    if not is_remembered(key_of(path, library)):
-        check_claims(path, limits)
+    lent = media.lent_file()
+    try:
+        check_is_no_list(lent.path)
+        if not is_remembered((library, media.name, *lent.identity)):
+            check_claims(lent.path, limits)
+        return _decoding(media.name, lent, library, limits, hint)
+    except BaseException:
+        lent.close()
+        raise
+
+
+def _decoding(
+    name: str,
+    lent: LentFile,
+    library: type[AVDecoder | OpenCVDecoder],
+    limits: ReadingLimits,
+    hint: str,
+) -> VideoReader:
     opened: Decoder | None = None
     try:
-        opened = library(path, limits)
-        return VideoReader(path, opened, limits)
+        opened = library(lent.path, limits)
+        video = VideoReader(name, opened, limits, lent)
+        if video.num_frames == 1:
+            _check_is_no_image(name, lent.path)
+        return video
     except BaseException as error:
         if opened is not None:
             opened.close()
         if hint and isinstance(error, ValueError):
             reason = error.reason if isinstance(error, UnreadableVideoError) else str(error)
-            raise UnreadableVideoError(path, reason + hint) from error
+            raise UnreadableVideoError(name, reason + hint) from error
         raise
 
 
-def _check_is_no_image(path: str) -> None:
+def _check_is_no_image(name: str, path: str) -> None:
     with open(path, "rb") as file:
-        name = still_image_format(file.read(16))
-    if name is not None:
-        raise UnreadableVideoError(path, f"it is a still image ({name}), not a video")
+        format_of_image = still_image_format(file.read(16))
+    if format_of_image is not None:
+        raise UnreadableVideoError(name, f"it is a still image ({format_of_image}), not a video")
 
 
-def read_frames(path: str | Path, indices: npt.ArrayLike) -> Frames:
+def read_frames(path: str | Path | Media, indices: npt.ArrayLike) -> Frames:
     """Read frames of a file: `open_video` and `VideoReader.read` in one call.
 
     Args:
@@ -432,7 +463,7 @@ def read_frames(path: str | Path, indices: npt.ArrayLike) -> Frames:
         return video.read(indices)
 
 
-def video_info(path: str | Path) -> VideoInfo:
+def video_info(path: str | Path | Media) -> VideoInfo:
     """Number of frames, frame rate and size of a file.
 
     Args:

@@ -14,7 +14,6 @@ the next start asks the file system for these alone.
 import hashlib
 import logging
 import os
-import stat
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,14 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
+from keras_vjepa.data.reading.locating import media_at, name_of
+from keras_vjepa.data.reading.media import HASH_BYTES, EncodedMedia, Media
 
 Hashes = NDArray[np.uint8]
+Source = str | Path | Media
 
-HASH_BYTES = 16
-# Of a file that is not there, or is none.
-NO_CONTENT = bytes(HASH_BYTES)
-
-_BLOCK, _NUM_BLOCKS = 32 * 1024, 5
 # Reading waits for the disk or the network, not for Python.
 _THREADS, _FILES_AT_ONCE = 16, 64
 # Shorter lists are read in a second or two.
@@ -42,19 +39,20 @@ _CLOCK_NS = 2_000_000_000
 _LOG = logging.getLogger(__name__)
 
 
-def content_hash(path: str | os.PathLike[str]) -> bytes:
-    """Hash the content of a file.
+def content_hash(source: str | Path | Media) -> bytes:
+    """Hash the content of a file, or of other media.
 
     Args:
-        path: the file.
+        source: as `media_at` takes it.
 
     Returns:
-        `HASH_BYTES` bytes; `NO_CONTENT` for what is no file, or cannot be read.
+        `HASH_BYTES` bytes; `NO_CONTENT` for what is not there, or cannot be read.
 
     Example:
 
     >>> import tempfile
-    >>> from keras_vjepa.data.sources.content_hashes import NO_CONTENT, content_hash
+    >>> from keras_vjepa.data.reading.media import NO_CONTENT
+    >>> from keras_vjepa.data.sources.content_hashes import content_hash
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for name in "ab":
     ...         _ = Path(folder, name).write_text("the same")
@@ -62,38 +60,45 @@ def content_hash(path: str | os.PathLike[str]) -> bytes:
     ...     same, content_hash(folder) == NO_CONTENT
     (True, True)
     """
-    return _hash_of(path, _status(path))
+    return _hash_of(source)
 
 
-def content_hashes(paths: Sequence[str]) -> Hashes:
-    """Hash the contents of many files.
+def content_hashes(sources: Sequence[Source]) -> Hashes:
+    """Hash the contents of many files, or of other media.
 
     Args:
-        paths: the files.
+        sources: as `media_at` takes them.
 
     Returns:
-        `(files, HASH_BYTES)`, as `content_hash` gives them.
+        `(sources, HASH_BYTES)`, as `content_hash` gives them.
     """
-    if not paths:
+    if not sources:
         return np.zeros((0, HASH_BYTES), np.uint8)
     looked_at = time.time_ns()
-    starts = range(0, len(paths), _FILES_AT_ONCE)
-    chunks = [paths[start : start + _FILES_AT_ONCE] for start in starts]
+    starts = range(0, len(sources), _FILES_AT_ONCE)
+    chunks = [sources[start : start + _FILES_AT_ONCE] for start in starts]
     with ThreadPoolExecutor(_THREADS) as pool:
+        if len(sources) < _KEPT_FROM:
+            return np.concatenate(list(pool.map(_hashes, chunks)))
         found = np.concatenate(list(pool.map(_statuses, chunks)))
-        if len(paths) < _KEPT_FROM:
-            return np.concatenate(list(pool.map(_hashes, chunks, np.split(found, starts[1:]))))
-        kept = _read_kept(paths)
-        hashes, unchanged = kept.unchanged(found) if kept else (None, np.zeros(len(paths), bool))
-        hashes = np.zeros((len(paths), HASH_BYTES), np.uint8) if hashes is None else hashes
+        place = _place_of(sources)
+        kept = _read_kept(place, len(sources))
+        hashes, unchanged = kept.unchanged(found) if kept else (None, np.zeros(len(sources), bool))
+        hashes = np.zeros((len(sources), HASH_BYTES), np.uint8) if hashes is None else hashes
         new = np.flatnonzero(~unchanged)
         if len(new):
             _LOG.warning("Looking at %s files, which the next start need not do.", f"{len(new):,}")
             parts = np.array_split(new, -(-len(new) // _FILES_AT_ONCE))
-            of_parts = pool.map(lambda part: _hashes([paths[i] for i in part], found[part]), parts)
+            of_parts = pool.map(lambda part: _hashes([sources[i] for i in part]), parts)
             hashes[new] = np.concatenate(list(of_parts))
-            _keep(paths, found, hashes, looked_at)
+            _keep(place, found, hashes, looked_at)
     return hashes
+
+
+def size_of(source: Source) -> int:
+    """Tell how large a file or other media are; -1 if they are not there."""
+    status = media_at(source).status()
+    return status[0] if any(status) else -1
 
 
 def as_text(hashes: Hashes) -> list[str]:
@@ -101,46 +106,22 @@ def as_text(hashes: Hashes) -> list[str]:
     return [bytes(row).hex() for row in hashes]
 
 
-# --- A file --------------------------------------------------------------------------------------
+# --- One of them ---------------------------------------------------------------------------------
 
 
-def _status(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:
-    """Size, times and number of a file; zeros for what is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return 0, 0, 0, 0
-    if not stat.S_ISREG(status.st_mode):
-        return 0, 0, 0, 0
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1)
+def _statuses(sources: Sequence[Source]) -> NDArray[np.int64]:
+    """Size, times and number of each; zeros for what is not there or does not tell by them."""
+    found = map(media_at, sources)
+    encoded = (isinstance(one, EncodedMedia) and one.status() or (0, 0, 0, 0) for one in found)
+    return np.array([*encoded], np.int64)
 
 
-def _statuses(paths: Sequence[str]) -> NDArray[np.int64]:
-    return np.array([_status(path) for path in paths], np.int64)
+def _hash_of(source: Source) -> bytes:
+    return media_at(source).content_hash()
 
 
-def _hash_of(path: str | os.PathLike[str], status: Sequence[int]) -> bytes:
-    size = int(status[0])
-    if not any(status):
-        return NO_CONTENT
-    digest = hashlib.blake2b(str(size).encode(), digest_size=HASH_BYTES)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            if size <= _BLOCK * _NUM_BLOCKS:
-                digest.update(file.readall())
-            else:
-                for i in range(_NUM_BLOCKS):
-                    file.seek(i * (size - _BLOCK) // (_NUM_BLOCKS - 1))
-                    digest.update(file.read(_BLOCK) or b"")
-    except OSError:
-        return NO_CONTENT
-    return digest.digest()
-
-
-def _hashes(paths: Sequence[str], statuses: NDArray[np.int64]) -> Hashes:
-    pairs = zip(paths, statuses.tolist(), strict=True)
-    content = b"".join(_hash_of(path, status) for path, status in pairs)
-    return np.frombuffer(content, np.uint8).reshape(-1, HASH_BYTES)
+def _hashes(sources: Sequence[Source]) -> Hashes:
+    return np.frombuffer(b"".join(map(_hash_of, sources)), np.uint8).reshape(-1, HASH_BYTES)
 
 
 # --- What is kept --------------------------------------------------------------------------------
@@ -161,27 +142,25 @@ class _Kept:
         return self.hashes.copy(), same & (last_change < self.looked_at - _CLOCK_NS)
 
 
-def _file_of(paths: Sequence[str]) -> Path:
-    names = b"\0".join(os.fsencode(os.path.abspath(path)) for path in paths)
+def _place_of(sources: Sequence[Source]) -> Path:
+    names = b"\0".join(os.fsencode(os.path.abspath(name_of(source))) for source in sources)
     name = hashlib.blake2b(names, digest_size=16).hexdigest()
     return files.cache_folder() / "content_hashes" / f"{name}.npz"
 
 
-def _read_kept(paths: Sequence[str]) -> _Kept | None:
+def _read_kept(place: Path, count: int) -> _Kept | None:
     try:
-        with np.load(_file_of(paths), allow_pickle=False) as stored:
+        with np.load(place, allow_pickle=False) as stored:
             kept = _Kept(stored["statuses"], stored["hashes"], int(stored["looked_at"]))
     except Exception:  # Not there, or damaged in any way: all that is lost is time.
         return None
     shapes = kept.statuses.shape, kept.hashes.shape
-    return kept if shapes == ((len(paths), 4), (len(paths), HASH_BYTES)) else None
+    return kept if shapes == ((count, 4), (count, HASH_BYTES)) else None
 
 
-def _keep(
-    paths: Sequence[str], statuses: NDArray[np.int64], hashes: Hashes, looked_at: int
-) -> None:
+def _keep(place: Path, statuses: NDArray[np.int64], hashes: Hashes, looked_at: int) -> None:
     try:
-        with files.unfinished_file(_file_of(paths)) as unfinished:
+        with files.unfinished_file(place) as unfinished:
             np.savez(unfinished, statuses=statuses, hashes=hashes, looked_at=looked_at)
     except OSError as error:
         _LOG.warning("The next start looks at the files again: %s", error)

@@ -9,17 +9,22 @@ from typing import Literal
 
 from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
 
-VIDEO_EXTENSIONS = frozenset(
-    (
-        ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .ivf .m1v .m2t .m2ts .m2v .m4v .mjpeg .mjpg .mkv "
-        ".mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m"
-    ).split()
-)
-IMAGE_EXTENSIONS = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
-
-Kind = Literal["video", "image"]
-EXTENSIONS: dict[str, frozenset[str]] = {"video": VIDEO_EXTENSIONS, "image": IMAGE_EXTENSIONS}
+# Of frames, each folder that holds pictures is one video; "any" takes videos and images.
+Kind = Literal["video", "image", "any", "frames"]
+EXTENSIONS: dict[str, frozenset[str]] = {
+    "video": VIDEO_EXTENSIONS,
+    "image": IMAGE_EXTENSIONS,
+    "any": VIDEO_EXTENSIONS | IMAGE_EXTENSIONS,
+    "frames": IMAGE_EXTENSIONS,
+}
+IN_WORDS: dict[str, str] = {
+    "video": "videos",
+    "image": "images",
+    "any": "videos or images",
+    "frames": "folders of frames",
+}
 
 _LOG = logging.getLogger(__name__)
 # Types named in the log of a listing, and folders that cannot be read.
@@ -31,7 +36,7 @@ class FolderContents:
     """What a search of a folder found, and what it passed over.
 
     Attributes:
-        paths: files with a fitting extension, sorted.
+        paths: files with a fitting extension, sorted; or the folders that hold such files.
         other_types: number of files for each extension that does not fit, "" for none.
         unreadable_folders: reason for each folder that cannot be read.
     """
@@ -57,7 +62,7 @@ class FolderContents:
         return "; ".join(parts)
 
 
-def search_folder(folder: str | Path, *kinds: Kind) -> FolderContents:
+def search_folder(folder: str | Path, kind: Kind = "video") -> FolderContents:
     """Find all videos or images in a folder and in the folders in it.
 
     Folders are entered once, wherever links lead to them; one that can be reached without a link
@@ -67,7 +72,8 @@ def search_folder(folder: str | Path, *kinds: Kind) -> FolderContents:
 
     Args:
         folder: where to search.
-        kinds: `"video"`, `"image"` or both; videos if none is given.
+        kind: `"video"`, `"image"`, `"any"` of both, or `"frames"` for the folders that hold images,
+            each of which is a video.
 
     Returns:
         The files, and what was left out.
@@ -82,8 +88,8 @@ def search_folder(folder: str | Path, *kinds: Kind) -> FolderContents:
     >>> len(contents.paths), contents.left_out()
     (1, '1 file of other types: .srt (1)')
     """
-    extensions = frozenset[str]().union(*(EXTENSIONS[kind] for kind in kinds or ("video",)))
     contents, entered, links = FolderContents(), set[tuple[int, int]](), list[str]()
+    paths: dict[str, None] = {}
     ahead = [str(folder)]
     while ahead or links:
         # Links last: what they lead to may have a place of its own.
@@ -101,11 +107,11 @@ def search_folder(folder: str | Path, *kinds: Kind) -> FolderContents:
         for entry in visible:
             if _is_folder(entry):
                 (links if entry.is_symlink() else ahead).append(entry.path)
-            elif extension(entry.name) in extensions:
-                contents.paths.append(entry.path)
+            elif extension(entry.name) in EXTENSIONS[kind]:
+                paths[parent if kind == "frames" else entry.path] = None
             else:
                 contents.other_types[extension(entry.name)] += 1
-    contents.paths.sort()
+    contents.paths = sorted(paths)
     if contents.left_out():
         _LOG.warning("Left out of %s: %s", printable(str(folder)), contents.left_out())
     return contents
@@ -118,16 +124,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def extension(path: str) -> str:
-    """Extension of a file's name, in lower case, with its dot."""
-    return os.path.splitext(path)[1].lower()
-
-
-def is_image(path: str) -> bool:
-    """Whether a file is an image by its extension."""
-    return extension(path) in IMAGE_EXTENSIONS
-
-
 def check_kind(kind: str) -> None:
     """Check that `kind` is one of those that a folder can be searched for.
 
@@ -135,4 +131,4 @@ def check_kind(kind: str) -> None:
         ValueError: if it is not.
     """
     if kind not in EXTENSIONS:
-        raise ValueError(f'`kind` must be "video" or "image". Received: {kind!r}')
+        raise ValueError(f'`kind` must be "video", "image", "any" or "frames". Received: {kind!r}')

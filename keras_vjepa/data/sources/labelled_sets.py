@@ -16,19 +16,13 @@ from pathlib import Path
 from keras_vjepa.arguments import check_text
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.listing import list_samples, listed_class_names
 from keras_vjepa.data.sources.manifests import (
     kinetics_class_names,
     kinetics_samples,
     something_something_samples,
 )
-from keras_vjepa.data.sources.samples import (
-    Kind,
-    Sample,
-    class_folders,
-    list_class_folders,
-    list_samples,
-    listed_class_names,
-)
+from keras_vjepa.data.sources.samples import Kind, Sample, class_folders, list_class_folders
 
 BUILT_IN = "digit_motion"
 

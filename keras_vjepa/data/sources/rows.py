@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.sources.folders import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 _SEPARATOR = r"(?:\s|,|;|::)"
 _EXTENSION = "|".join(re.escape(name) for name in sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))

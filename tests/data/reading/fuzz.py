@@ -50,7 +50,7 @@ def read_in_all_ways(path: str, sound: str) -> str:
     from keras_vjepa import VJEPAVideoPreprocessor
     from keras_vjepa.data import ClipBatches, ReadingLimits, Sample
     from keras_vjepa.data.reading.errors import UnreadableVideoError
-    from keras_vjepa.data.sources.folders import is_image
+    from keras_vjepa.data.reading.locating import is_image
 
     limits = ReadingLimits(max_file_seconds=READER_SECONDS)
     shapes = {"video_shape": (8, 64, 64, 3), "grid_shape": (4, 4, 4)}
@@ -132,7 +132,7 @@ def extract(folder: Path, without_av: bool) -> str:
     if done.returncode not in (0, 1):
         return f"extraction ends with {done.returncode}: {done.stderr.splitlines()[-1:]}"
     written = {path.stem for path in output.rglob("*.npy")}
-    expected = {Path(path).name for path in search_folder(source, "video", "image").paths}
+    expected = {Path(path).name for path in search_folder(source, "any").paths}
     lost = [name for name in expected - written if f"{source}/{name}: " not in done.stderr]
     return f"neither features nor a reason: {lost}" if lost else "extracted"
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from keras_vjepa import files
+from keras_vjepa.data.reading.media import NO_CONTENT
 from keras_vjepa.data.sources import content_hashes
-from keras_vjepa.data.sources.content_hashes import NO_CONTENT, content_hash
+from keras_vjepa.data.sources.content_hashes import content_hash
 
 pytestmark = pytest.mark.data
 
@@ -62,7 +63,7 @@ def many(tmp_path, monkeypatch):
         (tmp_path / name).write_text(f"video {name}")
         paths.append(str(tmp_path / name))
     monkeypatch.setattr(
-        content_hashes, "_hash_of", lambda path, s: read.append(path) or original(path, s)
+        content_hashes, "_hash_of", lambda path: read.append(path) or original(path)
     )
     return paths, read
 

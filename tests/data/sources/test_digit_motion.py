@@ -17,7 +17,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import (
     render_digit_motion,
     split_label,
 )
-from keras_vjepa.data.sources.samples import list_samples
+from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.video_writing import write_h264, write_motion_jpeg
 
 pytestmark = pytest.mark.data

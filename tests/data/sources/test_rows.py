@@ -5,7 +5,8 @@ import os
 import pytest
 
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.sources.samples import Sample, list_samples, listed_class_names
+from keras_vjepa.data.sources.listing import list_samples, listed_class_names
+from keras_vjepa.data.sources.samples import Sample
 
 pytestmark = pytest.mark.data
 

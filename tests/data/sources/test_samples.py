@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_folders, list_samples
+from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_folders
 
 pytestmark = pytest.mark.data
 
@@ -148,7 +149,7 @@ def test_images(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="No images in .*Its files must end with one of .bmp"):
         list_samples(tmp_path / "empty", kind="image")
-    with pytest.raises(ValueError, match='`kind` must be "video" or "image". Received: \'gif\''):
+    with pytest.raises(ValueError, match="`kind` must be .*\"frames\". Received: 'gif'"):
         list_samples(tmp_path, kind="gif")
 
 

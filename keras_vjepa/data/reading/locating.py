@@ -1,0 +1,55 @@
+"""Find what a path leads to: a file, or a folder of frames (§3.4).
+
+This is the one place that knows what a path can mean.
+"""
+
+import os
+from pathlib import Path
+
+from keras_vjepa.data.reading.frame_folder import FrameFolder
+from keras_vjepa.data.reading.kinds import has_image_extension
+from keras_vjepa.data.reading.media import File, Media
+
+
+def media_at(source: str | Path | Media) -> Media:
+    """Find what a path leads to.
+
+    Args:
+        source: a path; what is found already stays as it is.
+
+    Returns:
+        For a folder, a video of the pictures in it; for any other path a file, which may be
+        missing.
+
+    Example:
+
+    >>> media_at("videos/a.mp4")
+    File(name='videos/a.mp4')
+    """
+    if isinstance(source, Media):
+        return source
+    path = os.fspath(source)
+    if _is_folder(path):
+        return FrameFolder(path)
+    return File(path)
+
+
+def is_image(source: str | Path | Media) -> bool:
+    """Whether something is an image; of a path, its extension says so.
+
+    Args:
+        source: as `media_at` takes it.
+    """
+    return source.is_image if isinstance(source, Media) else has_image_extension(str(source))
+
+
+def name_of(source: str | Path | Media) -> str:
+    """What messages call something; as `media_at` takes it."""
+    return source.name if isinstance(source, Media) else str(source)
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return os.path.isdir(path)
+    except ValueError:  # no system has such a name
+        return False

@@ -1,0 +1,167 @@
+"""What can be read: files, and all that lies elsewhere than in a file of its own (§3.4).
+
+A `Media` says where the frames of one video, or the pixels of one image, come from. There are two
+kinds. Of `EncodedMedia` there are bytes, as a file holds them: they are lent to a decoder as a
+regular file, so that what is true of files is true of them, with the same checks, the same decoders
+and the same pixels. Of `FrameMedia` there are pictures, one for each frame.
+
+Whatever is asked of media is asked behind the gate (see `gate.py`).
+"""
+
+import hashlib
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from keras_vjepa.data.reading.decoders import Decoder
+from keras_vjepa.data.reading.gate import check_file
+from keras_vjepa.data.reading.kinds import has_image_extension
+from keras_vjepa.data.reading.lent_files import LentFile, lent_copy
+from keras_vjepa.data.reading.limits import ReadingLimits
+
+HASH_BYTES = 16
+# Of what is not there, or cannot be read.
+NO_CONTENT = bytes(HASH_BYTES)
+
+_BLOCK, _NUM_BLOCKS = 32 * 1024, 5
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a video or an image.
+
+    Attributes:
+        size: how many.
+        read_at: gives so many bytes from a place on, fewer only at the end.
+    """
+
+    size: int
+    read_at: Callable[[int, int], bytes]
+
+    def digest(self) -> bytes:
+        """Hash the size, and all of the bytes if they are few, else blocks that lie evenly."""
+        hashed = hashlib.blake2b(str(self.size).encode(), digest_size=HASH_BYTES)
+        if self.size <= _BLOCK * _NUM_BLOCKS:
+            hashed.update(self.read_at(0, self.size))
+        else:
+            for i in range(_NUM_BLOCKS):
+                hashed.update(self.read_at(i * (self.size - _BLOCK) // (_NUM_BLOCKS - 1), _BLOCK))
+        return hashed.digest()
+
+
+class Media(ABC):
+    """One video or image, wherever it lies.
+
+    Attributes:
+        name: what messages, logs and tables call it; in a list of samples it is there once.
+        is_image: whether it is a still image.
+        what: it is, for messages.
+    """
+
+    name: str
+    what: ClassVar[str] = "a video"
+
+    @property
+    def is_image(self) -> bool:
+        return has_image_extension(self.name)
+
+    @abstractmethod
+    def content_hash(self) -> bytes:
+        """Hash what is in it: `HASH_BYTES` bytes, `NO_CONTENT` where nothing can be read."""
+
+    @abstractmethod
+    def status(self) -> tuple[int, int, int, int]:
+        """Size, times and number, which tell it from what takes its place; zeros if unknown."""
+
+
+class EncodedMedia(Media):
+    """A video or an image of which there are bytes, as a file holds them."""
+
+    @abstractmethod
+    def content(self) -> AbstractContextManager[Content]:
+        """Lend the bytes; a `ValueError` says why there are none."""
+
+    def lent_file(self) -> LentFile:
+        """Lend the bytes as a regular file, for decoders that take nothing else."""
+        with self.content() as content:
+            return lent_copy(content.size, content.read_at, (*self.status(), content.digest()))
+
+    def content_hash(self) -> bytes:
+        try:
+            with self.content() as content:
+                return bytes(content.digest())
+        except (OSError, ValueError):
+            return NO_CONTENT
+
+
+class FrameMedia(Media):
+    """A video whose frames are pictures of their own."""
+
+    @property
+    def is_image(self) -> bool:
+        return False
+
+    @abstractmethod
+    def decoder(self, limits: ReadingLimits) -> Decoder:
+        """Make what reads the frames; a `ValueError` says what is wrong with them."""
+
+
+@dataclass(frozen=True)
+class File(EncodedMedia):
+    """A file of its own, on a disk of this machine."""
+
+    name: str
+
+    @contextmanager
+    def content(self) -> Iterator[Content]:
+        size = check_file(self.name)
+        with open(self.name, "rb", buffering=0) as file:
+            yield Content(size, lambda place, length: read_at(file.fileno(), place, length))
+
+    def lent_file(self) -> LentFile:
+        check_file(self.name)
+        return LentFile(self.name, self.status())
+
+    def content_hash(self) -> bytes:
+        size, *others = self.status()
+        if not any((size, *others)):
+            return NO_CONTENT
+        try:
+            # An empty one is told from one that is not there.
+            with open(self.name, "rb", buffering=0) as file:
+                number = file.fileno()
+                return Content(size, lambda place, length: read_at(number, place, length)).digest()
+        except OSError:
+            return NO_CONTENT
+
+    def status(self) -> tuple[int, int, int, int]:
+        return file_status(self.name)
+
+
+def read_at(descriptor: int, place: int, length: int) -> bytes:
+    """Read from a place of an open file, fewer bytes only at its end."""
+    parts = []
+    os.lseek(descriptor, place, os.SEEK_SET)
+    while length > 0 and (part := os.read(descriptor, length)):
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def file_status(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:
+    """Size, times and number of a regular file; zeros for what is none.
+
+    Args:
+        path: the file.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return 0, 0, 0, 0
+    if not stat.S_ISREG(status.st_mode):
+        return 0, 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1)

@@ -1,0 +1,84 @@
+"""One entrance lists whatever videos are kept in."""
+
+import numpy as np
+import pytest
+
+from keras_vjepa.data import ClipBatches, Sample
+from keras_vjepa.data.reading.frame_folder import FrameFolder
+from keras_vjepa.data.reading.video import video_info
+from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.samples import class_folders, list_class_folders
+from tests.data.reading.stamped import stamps
+from tests.data.reading.test_frame_folder import write_frames
+
+pytestmark = pytest.mark.data
+
+
+def shown_frames(samples, steps, **options):
+    """The numbers that the frames of each clip show, by the names of the samples."""
+
+    def transform(frames, rng):
+        seen.append(stamps(frames))
+        return frames[:, ::8, ::8].astype("float32")
+
+    batches = ClipBatches(
+        samples, 2, transform, lambda *_: {}, video_shape=(2, 8, 12, 3), num_workers=1, **options
+    )
+    found = []
+    for step in range(steps):
+        seen: list[list[int]] = []
+        batches.batch(step)
+        found += zip(batches.paths(step), seen, strict=True)
+    assert batches.bad_files == {}
+    return found
+
+
+def test_folders_of_frames(tmp_path):
+    for place, name in enumerate(("b/x", "a/y", "a/z/deep")):
+        write_frames(tmp_path / name, range(100 * place, 100 * place + 12))
+    samples = list_samples(tmp_path, kind="frames", fps=12)
+    names = [str(tmp_path / name) for name in ("a/y", "a/z/deep", "b/x")]
+    assert samples == [Sample(name) for name in names]
+    assert samples[0].source == FrameFolder(names[0], 12)
+    assert video_info(samples[0].source).fps == 12
+    # A single one.
+    assert list_samples(names[0], kind="frames") == samples[:1]
+    # Every clip is of the folder that the batches name.
+    first = dict(zip(names, (100, 200, 0), strict=True))
+    for path, numbers in shown_frames(samples, 3):
+        assert [number // 100 * 100 for number in numbers] == 2 * [first[path]]
+    labelled = list_class_folders(tmp_path, kind="frames")
+    assert class_folders(tmp_path) == ["a", "b"]
+    assert [sample.label for sample in labelled] == [0, 0, 1]
+    with pytest.raises(ValueError, match="`fps` must be positive"):
+        list_samples(tmp_path, kind="frames", fps=0)
+    with pytest.raises(ValueError, match="No folders of frames in"):
+        list_samples((tmp_path / "a/empty").mkdir() or tmp_path / "a/empty", kind="frames")
+
+
+def test_a_list_may_name_folders_of_frames(tmp_path):
+    for name in ("one", "two 2"):
+        write_frames(tmp_path / "frames" / name, range(12))
+    (tmp_path / "train.csv").write_text("frames/one 3\n'frames/two 2' 1\n")
+    samples = list_samples(tmp_path / "train.csv", fps=24)
+    assert [sample.label for sample in samples] == [3, 1]
+    assert [video_info(sample.source).fps for sample in samples] == [24, 24]
+    assert len(shown_frames(samples, 1)) == 2
+
+
+def test_images_beside_videos(tmp_path):
+    write_frames(tmp_path, [5, 9], "{}.png")
+    (tmp_path / "a.mp4").touch()
+    assert [s.path for s in list_samples(tmp_path, "any")] == [
+        str(tmp_path / name) for name in ("5.png", "9.png", "a.mp4")
+    ]
+
+    def transform(frames, rng):
+        return frames.astype("float32")
+
+    images, shape = list_samples(tmp_path, "image"), (4, 64, 96, 3)
+    batches = ClipBatches(images, 2, transform, lambda *_: {}, video_shape=shape)
+    videos = batches.batch(0)["videos"]
+    assert videos.shape == (2, 4, 64, 96, 3)
+    assert all(np.array_equal(videos[:, 0], videos[:, i]) for i in range(4))
+    assert {*stamps(videos[:, 0])} == {5, 9}
