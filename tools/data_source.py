@@ -12,7 +12,8 @@ from keras_vjepa.arguments import check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
-from keras_vjepa.data.sources.samples import Sample, list_class_folders, list_samples
+from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.samples import Sample, list_class_folders
 
 _MOST_PROCESSES = 1024
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_vjepa.data.sources.samples import list_samples
+from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.tools import check_videos
 from tests.data.reading.stamped import write_with_opencv
 

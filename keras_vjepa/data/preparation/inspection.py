@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.truncation import missing_bytes
 from keras_vjepa.data.reading.video import VideoReader, open_video
-from keras_vjepa.data.sources.folders import is_image
 
 Problem = Literal[
     "", "missing", "unreadable", "crash", "truncated", "damaged", "short", "duplicate", "unnameable"

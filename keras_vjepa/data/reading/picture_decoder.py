@@ -14,12 +14,15 @@ class PictureDecoder:
         fps: frames per second; 0.0 if unknown.
     """
 
+    codec = "images"
+    num_damaged = 0
     seek_margin = 0
     passes_over = True
 
     def __init__(self, num_frames: int, fps: float) -> None:
         self.num_frames = num_frames
         self.fps = fps
+        self.time_unit = 1 / fps if fps else 0.0
         self._position = -1
 
     def picture(self, position: int) -> Frames:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_vjepa import files
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.sources.folders import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
+from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
 from keras_vjepa.data.sources.rows import read_rows
 from keras_vjepa.data.sources.samples import Sample
 
@@ -47,7 +47,7 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
     Example:
 
     >>> import tempfile
-    >>> from keras_vjepa.data.sources.samples import list_samples
+    >>> from keras_vjepa.data.sources.listing import list_samples
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_list(Path(folder, "train.csv"), [Sample("/videos/a cat.mp4", 3)])
     ...     list_samples(Path(folder, "train.csv"))

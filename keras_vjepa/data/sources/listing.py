@@ -15,13 +15,7 @@ import numpy as np
 from keras_vjepa.arguments import check_number
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS
-from keras_vjepa.data.sources.folders import (
-    EXTENSIONS,
-    IN_WORDS,
-    Kind,
-    check_kind,
-    search_folder,
-)
+from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, check_kind, search_folder
 from keras_vjepa.data.sources.rows import Row, looks_like_a_file, path_from_list, read_rows
 from keras_vjepa.data.sources.samples import Sample, with_fps
 

@@ -12,7 +12,8 @@ import pytest
 from keras_vjepa.data.preparation import checking
 from keras_vjepa.data.preparation.checking import check_videos
 from keras_vjepa.data.preparation.inspection import Inspection, VideoReport
-from keras_vjepa.data.sources.samples import Sample, list_samples
+from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.samples import Sample
 from tests.data.reading.stamped import write_with_av, write_with_opencv
 
 pytestmark = pytest.mark.data
@@ -154,7 +155,7 @@ sys.argv = ["keras-vjepa"]
 from pathlib import Path
 from keras_vjepa.data.preparation.checking import check_videos
 from keras_vjepa.data.preparation.inspection import Inspection
-from keras_vjepa.data.sources.samples import list_samples
+from keras_vjepa.data.sources.listing import list_samples
 check_videos(list_samples(sys.path[0] + "/videos"), Path(sys.path[0] + "/out"), Inspection())
 """
 

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from keras_vjepa.data.sources.list_writing import why_not_listed, write_list
-from keras_vjepa.data.sources.samples import Sample, list_samples
+from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.samples import Sample
 
 pytestmark = pytest.mark.data
 
