@@ -20,6 +20,7 @@ COMMANDS = {
     "probe-table": "keras_vjepa.recipes.probe_table",
     "supervised": "keras_vjepa.recipes.supervised",
     "check-videos": "keras_vjepa.tools.check_videos",
+    "transcode": "keras_vjepa.tools.transcode",
     "features": "keras_vjepa.tools.extract_features",
     "convert": "keras_vjepa.tools.convert_checkpoint",
     "export": "keras_vjepa.tools.export_checkpoint",

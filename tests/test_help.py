@@ -21,6 +21,7 @@ NAMES = {*PRETRAIN_CONFIGS, *PROBE_CONFIGS, *command.COMMANDS}
 LEFT_OUT = {"--vary", "--probe"}
 REQUIRED = {
     "check-videos": ["here", "--output", "out"],
+    "transcode": ["here", "out"],
     "features": ["here", "--preset", "here", "--output", "out"],
     "convert": ["here", "out"],
     "export": ["here", "out"],

@@ -20,6 +20,7 @@ COMMANDS = {
     "probe-table": ([], "run"),
     "supervised": ([], "run"),
     "check-videos": (["here", "--output", "out"], "samples_of"),
+    "transcode": (["here", "out"], "samples_of"),
     "features": (["here", "--preset", "here", "--output", "out"], "prepare"),
     "convert": (["here", "out"], "convert"),
     "masks": (["--output", "masks.png"], "draw_batch"),
@@ -39,7 +40,7 @@ ACCEPTED = {
     "0": {
         *_RATES, *_WEIGHTS, "seed", "seeds", "kill_seed", "kills", "keep_every", "clip_after",
         "warmup_steps", "epsilon", "beta_1", "beta_2", "start_momentum", "final_momentum",
-        "max_bad_share", "erasing", "horizontal_flip", "augment_num_operations",
+        "quality", "gain_videos", "max_bad_share", "erasing", "horizontal_flip", "augment_num_operations",
         "augment_magnitude", "augment_magnitude_std", "augment_probability",
     },
     # Any finite number: a loss that is not finite stops the training.
