@@ -23,8 +23,9 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.listing import samples_if_there
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
-from keras_vjepa.monitoring import LossCurve, damaged_curve
+from keras_vjepa.monitoring import LossCurve, StepLog, damaged_curve
 from keras_vjepa.monitoring.feature_log import damaged_table
+from keras_vjepa.monitoring.given_callbacks import given_callbacks
 from keras_vjepa.pretraining_check import check_probe_memory, configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
@@ -43,10 +44,9 @@ from keras_vjepa.recipes.pretrain_objects import (
     make_batches,
     make_encoder,
     make_pretrainer,
-    presets_as_they_are,
-    weights_of_presets,
 )
 from keras_vjepa.recipes.pretrain_parts import MASKS, PretrainConfig
+from keras_vjepa.tasks.named_presets import presets_as_they_are, weights_of_presets
 from keras_vjepa.training.description import check_same_run, defining
 from keras_vjepa.training.input_files import check_input_files, knows_input_files
 from keras_vjepa.training.results import (
@@ -100,6 +100,8 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
             callbacks=[
                 config.monitor.make(videos=first, path=workdir / "features.csv"),
                 LossCurve(workdir),
+                StepLog(workdir, config.run.log_every),
+                *given_callbacks(config.callbacks or ()),
             ],
             description=defining(resolved(config, grid), MAY_DIFFER) | presets,
             # A run of before knows a preset by its path alone.
@@ -131,7 +133,9 @@ def finish(
     options = {**resolved(config, pretrainer.encoder.grid_shape), **presets}
     files.write_text(workdir / "config.json", json.dumps(options, indent=2))
     pretrainer.save_to_preset(workdir / "preset")
-    print(f"Saved {workdir}/preset, loss.csv, loss.png and features.csv.", file=sys.stderr)
+    print(
+        f"Saved {workdir}/preset, loss.csv, loss.png, steps.csv and features.csv.", file=sys.stderr
+    )
     if config.data not in SETS:
         return
     encoder = make_encoder(config)

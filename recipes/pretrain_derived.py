@@ -22,6 +22,7 @@ from keras_vjepa.data.batches.mask_sampler import counts_after_truncation, mean_
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.models import dimensions
+from keras_vjepa.monitoring.given_callbacks import check_callbacks
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.pretraining_check import check_masks, check_parts
 from keras_vjepa.recipes.pretrain_objects import clip_after, make_masks, mask_kinds
@@ -42,6 +43,7 @@ MAY_DIFFER = {
     "max_frame_pixels",
     "shard_parameters",
     "monitor_every",
+    "callbacks",
     "log_every",
     "checkpoint_every",
     "keep_last",
@@ -108,6 +110,7 @@ def as_begun(config: PretrainConfig, workdir: Path) -> PretrainConfig:
 def check_options(config: PretrainConfig) -> None:
     """Check a config in milliseconds; raise `ValueError` by the name of what is out of range."""
     check_parts(config)
+    check_callbacks(config.callbacks or ())
     check_masks(config, mask_kinds(config), token_grid(config))
 
 

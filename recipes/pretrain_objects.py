@@ -1,8 +1,6 @@
 """Make the masks, batches and models of a pretraining run from its config (§3, App. C)."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -15,8 +13,8 @@ from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.layers.dense import scale_weights
 from keras_vjepa.models.backbone_preset import copy_weights
-from keras_vjepa.presets.fingerprints import fingerprint_of_weights
 from keras_vjepa.recipes.pretrain_parts import MASK_SETS, MASKS, PretrainConfig
+from keras_vjepa.tasks.named_presets import load_encoder
 
 # --- Data ----------------------------------------------------------------------------------------
 
@@ -130,46 +128,3 @@ def clip_after(config: PretrainConfig) -> int:
     given = config.optimizer.clip_after
     # 12,300 of the paper, whose warm-up of 12,000 iterations is 40 epochs (official-behaviour §5).
     return config.learning_rate.warmup_steps * 41 // 40 if given is None else given
-
-
-def load_encoder(config: PretrainConfig, field: str) -> VJEPABackbone | None:
-    """Load the encoder of the preset that a field of the config names, if it names one."""
-    preset = getattr(config, field)
-    if not preset:
-        return None
-    try:
-        return VJEPABackbone.from_preset(preset, dtype=config.dtype, name=field)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"`{field}` must be a preset of a trained encoder: train it first. {error}"
-        ) from None
-
-
-def weights_of_presets(config: PretrainConfig, pretrainer: VJEPAPretrainer) -> dict[str, str]:
-    """Hash the weights that a fresh pretrainer has from presets, by the names of their fields."""
-    networks = {"start_from": pretrainer.encoder, "teacher": pretrainer.teacher}
-    return {
-        f"{field}_weights": fingerprint_of_weights(network)
-        for field, network in networks.items()
-        if getattr(config, field)
-    }
-
-
-def presets_as_they_are(config: PretrainConfig, stored: Mapping[str, Any]) -> dict[str, str]:
-    """Hash the weights of the presets of a run that is finished, in the words of its config.
-
-    Args:
-        config: of the run as it is asked for now.
-        stored: what it left.
-    """
-    found = {}
-    for field in ("start_from", "teacher"):
-        name, path = f"{field}_weights", getattr(config, field)
-        if path and name in stored:
-            try:
-                found[name] = fingerprint_of_weights(load_encoder(config, field))
-            except OSError:
-                # Results stay when the preset is gone.
-                if path == stored.get(field):
-                    found[name] = stored[name]
-    return found

@@ -81,6 +81,8 @@ class PretrainConfig:
         run: the run and its checkpoints; the reference saves once an epoch, which is 300 steps.
         monitor: the table of the features' spread.
         monitor_clips: whose features: the first so many of the run.
+        callbacks: more callbacks of Keras, each package.module:Name, such as a logger of Weights &
+            Biases or MLflow.
         dtype: precision, a policy of Keras.
         seed: of everything random.
         probe_epochs: passes of the frozen probe at the end of a run on a built-in set.
@@ -195,6 +197,7 @@ class PretrainConfig:
     )  # fmt: skip
     monitor: Part = Part(FeatureLog, prefix="monitor_", supplied=("videos", "path"))
     monitor_clips: int = 8
+    callbacks: tuple[str, ...] | None = None
     dtype: str = "mixed_bfloat16"
     seed: int = 234
     probe_epochs: int = 8

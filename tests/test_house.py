@@ -778,6 +778,7 @@ PUBLIC: dict[str, set[str]] = {
         "FeatureLog",
         "FeatureStatistics",
         "LossCurve",
+        "StepLog",
         "alpha_req",
         "channel_deviation",
         "covariance_rank",

@@ -20,7 +20,8 @@ from keras import ops
 
 from keras_vjepa.backend import collectives, keras_internals
 from keras_vjepa.backend.cuda_graph import RecordedStep
-from keras_vjepa.backend.optimizer_state import may_skip_updates, updates_made
+from keras_vjepa.backend.observations import observed
+from keras_vjepa.backend.optimizer_state import inner_optimizers, may_skip_updates, updates_made
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.token_ops import weight_copies
 from keras_vjepa.types import Tensor
@@ -79,6 +80,14 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
             Scalars to log beside the metrics, of this device.
         """
         return {}
+
+    def observes(self, inputs: Any) -> tuple[str, ...]:
+        """Name what a forward pass tells of a batch beside its outputs, by `observe`.
+
+        Args:
+            inputs: the batch, or a part of it.
+        """
+        return ()
 
     def train_step(self, *args: Any) -> Any:
         """Make one optimizer step, then `after_step`; arguments and result are the engine's."""
@@ -183,6 +192,7 @@ def _logs(
     sample_weight: Any,
     loss: Tensor,
     updates: Tensor | None,
+    seen: dict[str, Tensor],
 ) -> dict[str, Any]:
     """Metrics of a step that the optimizer has made, and what `after_step` tells.
 
@@ -194,6 +204,7 @@ def _logs(
         sample_weight: or None.
         loss: mean of this device.
         updates: those that the optimizer had made before its step; see `_updates_before`.
+        seen: what was observed on the way, of this device.
     """
     if y_pred is None:
         y_pred = ops.reshape(loss, (1,))
@@ -204,7 +215,12 @@ def _logs(
     loss_metric.update_state(loss, sample_weight=num_samples)
     logs = model.compute_metrics(x, y, y_pred, sample_weight)
     moved = None if updates is None else updates_made(model.optimizer) > updates
-    return {**logs, **collectives.reduce_logs(model.after_step(moved))}
+    return {**logs, **collectives.reduce_logs({**seen, **model.after_step(moved)})}
+
+
+def _observed_update(optimizer: Any) -> Any:
+    """Listen to an optimizer's step, unless it may be made within a branch of the program."""
+    return observed(inner_optimizers(optimizer) == [optimizer])
 
 
 def _updates_before(optimizer: Any) -> Tensor | None:
@@ -233,9 +249,12 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     weights = [keras_internals.stored_value(variable) for variable in variables]
     for weight in weights:
         weight.grad = None
+    seen: dict[str, Any] = {}
     with weight_copies() as copies:
         for inputs, times in parts:
-            outputs = model(inputs, **model.in_training)
+            with observed() as found:
+                outputs = model(inputs, **model.in_training)
+            seen = {name: seen.get(name, 0.0) + found[name] / times for name in found}
             share = model.compute_loss(inputs, y, outputs, sample_weight) / times
             # Adds to what the variables hold. The scale is for float16, whose gradients underflow.
             model.optimizer.scale_loss(share).backward()
@@ -244,9 +263,10 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     with torch.no_grad():
         # Keras' own step waits for the device here, to look at the loss.
         gradients = collectives.average_gradients([weight.grad for weight in weights])
-        model.optimizer.apply(gradients, variables)
+        with _observed_update(model.optimizer) as norms:
+            model.optimizer.apply(gradients, variables)
         outputs = outputs if num_parts == 1 else None
-        return _logs(model, x, y, outputs, sample_weight, loss, updates)
+        return _logs(model, x, y, outputs, sample_weight, loss, updates, {**seen, **norms})
 
 
 class _RecordedTorchStep:
@@ -275,23 +295,28 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
 
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     num_parts, weights = model.accumulation_steps, model.trainable_weights
-    updates = _updates_before(model.optimizer)
+    updates, names = _updates_before(model.optimizer), model.observes(x)
 
-    def gradients_of(inputs: Any, times: float) -> tuple[Tensor, list[Tensor], Any]:
+    def gradients_of(inputs: Any, times: float) -> tuple[Tensor, list[Tensor], list[Tensor], Any]:
         # By itself a tape watches all variables, those that Keras has frozen since they were made
         # too, and records what they lead to.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([weight.value for weight in weights])
-            outputs = model(inputs, **model.in_training)
+            with observed() as found:
+                outputs = model(inputs, **model.in_training)
             share = model.compute_loss(inputs, y, outputs, sample_weight) / times
             scaled = model.optimizer.scale_loss(share)
-        return share, tape.gradient(scaled, weights), outputs
+        shares = [found[name] / times for name in names]
+        return share, tape.gradient(scaled, weights), shares, outputs
 
     def add_parts(total: tuple[Any, ...], parts: Any, times: float) -> tuple[Any, ...]:
-        def add_part(i: Tensor, loss: Tensor, gradients: list[Tensor]) -> tuple[Any, ...]:
-            share, new, _ = gradients_of(_part(parts, i), times)
-            pairs = zip(gradients, new, strict=True)
-            return i + 1, loss + share, [a if b is None else a + b for a, b in pairs]
+        def add_part(i: Tensor, loss: Tensor, *sums: list[Tensor]) -> tuple[Any, ...]:
+            share, *new, _ = gradients_of(_part(parts, i), times)
+            added = [
+                [a if b is None else a + b for a, b in zip(total, values, strict=True)]
+                for total, values in zip(sums, new, strict=True)
+            ]
+            return i + 1, loss + share, *added
 
         length = keras.tree.flatten(parts)[0].shape[0]
         # One part's activations in memory at a time.
@@ -301,15 +326,18 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
         return tuple(total)
 
     if num_parts == 1:
-        loss, gradients, outputs = gradients_of(x, 1)
+        loss, gradients, shares, outputs = gradients_of(x, 1)
     else:
         outputs = None
         loss, gradients = 0.0, [tf.zeros(weight.shape, weight.dtype) for weight in weights]
+        shares = [tf.zeros(()) for _ in names]
         for parts, times in _parts(x, num_parts):
-            loss, gradients = add_parts((loss, gradients), parts, times)
-    model.optimizer.apply(gradients, weights)
+            loss, gradients, shares = add_parts((loss, gradients, shares), parts, times)
+    with _observed_update(model.optimizer) as norms:
+        model.optimizer.apply(gradients, weights)
     loss = loss * collectives.replicas_in_sync()
-    return _logs(model, x, y, outputs, sample_weight, loss, updates)
+    seen = {**dict(zip(names, shares, strict=True)), **norms}
+    return _logs(model, x, y, outputs, sample_weight, loss, updates, seen)
 
 
 # --- JAX -----------------------------------------------------------------------------------------
@@ -321,10 +349,16 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
     trainable, non_trainable, optimizer, metrics = state
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     num_parts = model.accumulation_steps
-    loss_and_gradients = jax.value_and_grad(model.compute_loss_and_updates, has_aux=True)
+
+    def loss_and_updates(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        with observed() as found:
+            loss, updates = model.compute_loss_and_updates(*args, **kwargs)
+        return loss, (found, *updates)
+
+    loss_and_gradients = jax.value_and_grad(loss_and_updates, has_aux=True)
 
     def gradients_of(inputs: Any, kept: Any) -> tuple[Any, ...]:
-        (_, (loss, outputs, *kept)), gradients = loss_and_gradients(
+        (_, (found, loss, outputs, *kept)), gradients = loss_and_gradients(
             trainable,
             *kept,
             inputs,
@@ -333,31 +367,34 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
             training=True,
             optimizer_variables=optimizer,
         )
-        return gradients, loss, kept, outputs
+        return gradients, loss, kept, outputs, found
 
     with keras.StatelessScope([*zip(model.optimizer.variables, optimizer, strict=True)]):
         updates = _updates_before(model.optimizer)
     # What a forward pass may change as well, such as the state of a random seed.
     kept = [non_trainable, metrics]
     if num_parts == 1:
-        gradients, loss, kept, outputs = gradients_of(x, kept)
+        gradients, loss, kept, outputs, seen = gradients_of(x, kept)
     else:
         outputs, shares = None, []
 
-        def add_part(total: Any, part: Any) -> tuple[Any, None]:
-            *new, kept, _ = gradients_of(part, total[2])
-            return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), None
+        def add_part(total: Any, part: Any) -> tuple[Any, Any]:
+            *new, kept, _, found = gradients_of(part, total[2])
+            return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), found
 
         for parts, times in _parts(x, num_parts):
             start = jax.tree.map(jax.numpy.zeros_like, trainable), 0.0, kept
-            (*totals, kept), _ = jax.lax.scan(add_part, start, parts)
+            (*totals, kept), found = jax.lax.scan(add_part, start, parts)
+            totals.append(jax.tree.map(jax.numpy.sum, found))
             shares.append(jax.tree.map(lambda total, times=times: total / times, totals))
-        gradients, loss = functools.reduce(functools.partial(jax.tree.map, jax.numpy.add), shares)
-    trainable, optimizer = model.optimizer.stateless_apply(optimizer, gradients, trainable)
+        add = functools.partial(jax.tree.map, jax.numpy.add)
+        gradients, loss, seen = functools.reduce(add, shares)
+    with _observed_update(model.optimizer) as norms:
+        trainable, optimizer = model.optimizer.stateless_apply(optimizer, gradients, trainable)
     return _in_state(
         model,
         (trainable, kept[0], optimizer, kept[1]),
-        lambda: _logs(model, x, y, outputs, sample_weight, loss, updates),
+        lambda: _logs(model, x, y, outputs, sample_weight, loss, updates, {**seen, **norms}),
     )
 
 

@@ -17,11 +17,13 @@ from keras_vjepa.monitoring.statistics import (
     normalized_deviation,
     same_video_retrieval,
 )
+from keras_vjepa.monitoring.step_log import StepLog
 
 __all__ = [
     "FeatureLog",
     "FeatureStatistics",
     "LossCurve",
+    "StepLog",
     "alpha_req",
     "channel_deviation",
     "covariance_rank",

@@ -17,6 +17,7 @@ One batch is a dictionary (the only contract with `keras_vjepa.data`):
 Indices count tokens by time, then row, then column; -1 marks padding at the end of a row.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
@@ -27,6 +28,7 @@ from keras.utils import unpack_x_y_sample_weight
 
 from keras_vjepa.arguments import check_flag, check_number, check_whole
 from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend.observations import observe
 from keras_vjepa.backend.optimizer_state import batches_taken, inner_optimizers
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
@@ -222,7 +224,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         The loss holds the terms on the context's features, if they have a weight.
         """
         targets = self.targets(batch["videos"])
-        num_masks = sum(name.startswith("target_indices_") for name in batch)
+        num_masks = len(self.observes(batch))
         losses, deviations = [], []
         for i in range(num_masks):
             context = self.encode_context(batch, i)
@@ -231,12 +233,18 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             valid = ops.cast(ops.expand_dims(indices >= 0, -1), "float32")
             wanted = gather_tokens(targets, without_padding(indices))
             loss = prediction_loss(predictions, wanted, valid, self.loss_exponent)
+            observe(f"loss_mask_{i}", functools.partial(_mean_alone, loss))
             losses.append(loss + self._context_penalty(context, batch[f"context_indices_{i}"]))
             deviations.append(deviation_of_features(predictions, valid))
         # Every kind of mask counts equally, whatever its number of tokens.
         deviation = sum(deviations) / num_masks
         variance_loss = ops.mean(ops.relu(1.0 - deviation), axis=-1)
         return sum(losses) / num_masks, variance_loss
+
+    def observes(self, inputs: Batch) -> tuple[str, ...]:
+        """Name the prediction losses of the kinds of masks, which a step has in its logs."""
+        kinds = sum(name.startswith("target_indices_") for name in inputs)
+        return tuple(f"loss_mask_{i}" for i in range(kinds))
 
     def _context_penalty(self, context: Tensor, indices: Tensor) -> Tensor | float:
         if not (self.context_variance_weight or self.context_covariance_weight):
@@ -385,7 +393,8 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         for inner in inner_optimizers(self.optimizer):
             if isinstance(inner, AdamW):
                 inner.clip_separately(
-                    [self.encoder.trainable_variables, self.predictor.trainable_variables]
+                    [self.encoder.trainable_variables, self.predictor.trainable_variables],
+                    ["encoder", "predictor"],
                 )
 
     def _check_parts(self) -> None:
@@ -519,6 +528,10 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             if name in config
         }
         return cls(**{**config, **parts})
+
+
+def _mean_alone(losses: Tensor) -> Tensor:
+    return ops.mean(ops.stop_gradient(losses))
 
 
 def check_objective(

@@ -1,7 +1,9 @@
 """Batches as training takes them: a function of the step, streamed while it lasts (App. C)."""
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
@@ -70,6 +72,42 @@ def opened(batches: Batches, start: int, stop: int | None = None) -> Iterator[An
         # A backend's own thread may still be in it, and will then do so.
         with suppress(ValueError):
             source.close()
+
+
+@dataclass
+class Waiting:
+    """The time that training has waited for batches.
+
+    Attributes:
+        seconds: of all batches so far.
+
+    Example:
+
+    >>> from keras_vjepa.training.batches import Waiting
+    >>> waiting = Waiting()
+    >>> list(waiting.timed(iter("ab"))), waiting.seconds < 1
+    (['a', 'b'], True)
+    """
+
+    seconds: float = 0.0
+
+    def timed(self, source: Iterator[Any]) -> Iterator[Any]:
+        """Hand batches on, and take the time until each is there.
+
+        Args:
+            source: the batches.
+
+        Yields:
+            The batches.
+        """
+        end = object()
+        while True:
+            start = time.perf_counter()
+            batch = next(source, end)
+            self.seconds += time.perf_counter() - start
+            if batch is end:
+                return
+            yield batch
 
 
 class FirstSteps(keras.utils.PyDataset):

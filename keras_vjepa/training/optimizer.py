@@ -9,6 +9,7 @@ the golden losses), its weight decay is a number, and its clipping takes all var
 """
 
 import dataclasses
+import functools
 import numbers
 import re
 import warnings
@@ -21,6 +22,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_vjepa.arguments import check_flag, check_number, check_whole
 from keras_vjepa.backend import collectives, keras_internals, updates
+from keras_vjepa.backend.observations import observe
 from keras_vjepa.types import Tensor
 
 _CLIPS = "`clip_norm`, the largest norm of the gradient of a network"
@@ -158,6 +160,7 @@ class AdamW(keras.optimizers.Optimizer):
         self.clip_after = clip_after
         self.amsgrad = amsgrad
         self._networks: list[set[int]] = []
+        self._names: list[str] = []
         self._not_decayed: set[int] = set()
         self._not_decayed_names: list[str] = []
 
@@ -174,12 +177,20 @@ class AdamW(keras.optimizers.Optimizer):
     def weight_decay(self, value: float | LearningRateSchedule) -> None:
         self._weight_decay = value
 
-    def clip_separately(self, networks: Sequence[Sequence[keras.Variable]]) -> None:
+    def clip_separately(
+        self, networks: Sequence[Sequence[keras.Variable]], names: Sequence[str] = ()
+    ) -> None:
         """Clip each of these groups of variables by its own norm. Call before training.
 
         Where another optimizer trains a part of a network, the norm is that of the rest.
+
+        Args:
+            networks: the groups.
+            names: of the groups, by which a step logs their norms before they are clipped; without
+                names, there are none in the logs.
         """
         self._networks = [{id(variable) for variable in network} for network in networks]
+        self._names = list(names)
 
     def exclude_from_weight_decay(
         self,
@@ -317,13 +328,16 @@ class AdamW(keras.optimizers.Optimizer):
         clipped = list(gradients)
         keys = [id(variable) for variable in variables]
         active = self._batches() >= self.clip_after
-        for network in self._networks or [set(keys)]:
+        for position, network in enumerate(self._networks or [set(keys)]):
             members = [i for i, key in enumerate(keys) if key in network]
             if not members:  # frozen
                 continue
             whole = [gradients[i] for i in members]
             # At most 1, and exactly 1 before its time; a number would be copied to the device.
-            allowed = self.clip_norm / (updates.norm(whole) + 1e-6)
+            norm = updates.norm(whole)
+            for name in self._names[position : position + 1]:
+                observe(f"gradient_norm_{name}", functools.partial(ops.convert_to_tensor, norm))
+            allowed = self.clip_norm / (norm + 1e-6)
             one = ops.ones_like(allowed)
             factor = ops.where(active, ops.minimum(one, allowed), one)
             for i, gradient in zip(members, updates.scaled(whole, factor), strict=True):

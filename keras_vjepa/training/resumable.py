@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.locks import locked
-from keras_vjepa.training.batches import Batches, opened
+from keras_vjepa.training.batches import Batches, Waiting, opened
 from keras_vjepa.training.description import changed_versions, check_same_run, describe_run
 from keras_vjepa.training.input_files import keep_input_files
 from keras_vjepa.training.loss_log import LossLog, NotFiniteError
@@ -32,8 +33,40 @@ Upgrade = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """What a run knows before its next step.
+
+    Attributes:
+        done: steps that are done, those of earlier processes included.
+        steps: of the whole run.
+        batches: what it is trained on.
+        waiting: the time that it waits for batches, from now on.
+        is_first: whether this process is the one that writes.
+    """
+
+    done: int
+    steps: int
+    batches: Batches
+    waiting: Waiting
+    is_first: bool
+
+
 class RunCallback(keras.callbacks.Callback):
-    """Callback of a run that is also told of every checkpoint."""
+    """Callback of a run that is also told of its start, and of every checkpoint."""
+
+    def on_run_begin(self, start: RunStart) -> None:
+        """Receive where the run is, in every process, before it goes on.
+
+        Args:
+            start: what the run knows.
+        """
+
+    def before_checkpoint(self) -> None:
+        """Write what belongs to the steps that are done: a run may go on from here.
+
+        Only the first process calls it.
+        """
 
     def on_checkpoint(self, losses: Sequence[float]) -> None:
         """Receive the losses: with every checkpoint, and when a run is found to be done.
@@ -131,7 +164,11 @@ def _train(
     saving: "SaveCheckpoints",
 ) -> list[float]:
     """Do the steps that are left, obeying a signal when one of them is done."""
-    log, parallel = saving.log, saving.parallel
+    log, parallel, waiting = saving.log, saving.parallel, Waiting()
+    for callback in callbacks:
+        if isinstance(callback, RunCallback):
+            start = RunStart(log.done, log.steps, batches, waiting, parallel.is_first)
+            callback.on_run_begin(start)
     if log.done >= log.steps:
         saving.tell()
         return log.losses
@@ -141,7 +178,7 @@ def _train(
         try:
             with opened(batches, log.done, log.steps) as source:
                 model.fit(
-                    parallel.feed(source),
+                    parallel.feed(waiting.timed(source)),
                     steps_per_epoch=log.steps - log.done,
                     shuffle=False,
                     verbose=0,
@@ -232,6 +269,8 @@ class SaveCheckpoints(keras.callbacks.Callback):
     def _save(self, step: int) -> None:
         # First: it raises if the state is not worth saving.
         self.log.flush()
+        for callback in self._told():
+            callback.before_checkpoint()
         # What is still being written is overwritten next.
         self.checkpoints.wait()
         # `self.model`, as a property of Keras, brings the variables up to date. All processes
@@ -245,9 +284,12 @@ class SaveCheckpoints(keras.callbacks.Callback):
 
     def tell(self) -> None:
         """Tell the callbacks, in the first process, what the losses are."""
-        for callback in self.callbacks if self.parallel.is_first else ():
-            if isinstance(callback, RunCallback):
-                callback.on_checkpoint(self.log.losses)
+        for callback in self._told():
+            callback.on_checkpoint(self.log.losses)
+
+    def _told(self) -> list[RunCallback]:
+        told = self.callbacks if self.parallel.is_first else ()
+        return [callback for callback in told if isinstance(callback, RunCallback)]
 
 
 def resume(

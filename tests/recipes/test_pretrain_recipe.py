@@ -137,6 +137,8 @@ def test_default_recipe(small_set, tmp_path, capsys):
         "loss.png",
         "preset",
         "probe.json",
+        "steps.csv",
+        "steps.jsonl",
         "untrained",
     }
     assert len((tmp_path / "run" / "loss.csv").read_text().splitlines()) == 1 + config.run.steps
