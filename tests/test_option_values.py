@@ -40,8 +40,9 @@ ACCEPTED = {
     "0": {
         *_RATES, *_WEIGHTS, "seed", "seeds", "kill_seed", "kills", "keep_every", "clip_after",
         "warmup_steps", "epsilon", "beta_1", "beta_2", "start_momentum", "final_momentum",
-        "quality", "gain_videos", "max_bad_share", "erasing", "horizontal_flip", "augment_num_operations",
-        "augment_magnitude", "augment_magnitude_std", "augment_probability",
+        "quality", "gain_videos", "max_bad_share", "erasing", "horizontal_flip",
+        "augment_num_operations", "augment_magnitude", "augment_magnitude_std",
+        "augment_probability",
     },
     # Any finite number: a loss that is not finite stops the training.
     "1e30": {

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from keras_vjepa.data.sources.samples import list_samples
+from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.tools import transcode
 from tests.data.reading.stamped import write_with_opencv
 

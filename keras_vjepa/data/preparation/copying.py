@@ -18,8 +18,8 @@ from keras_vjepa.data.preparation.processes import ProcessFailure, each_in_proce
 from keras_vjepa.data.preparation.transcoding import Copy, Transcoding
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.video import way_of_reading
-from keras_vjepa.data.sources.folders import is_image
 from keras_vjepa.data.sources.list_writing import why_not_listed, write_list
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform

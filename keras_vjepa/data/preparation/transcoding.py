@@ -24,8 +24,8 @@ from keras_vjepa.arguments import MOST_SIDE, check_whole
 from keras_vjepa.data.preparation.processes import ProcessFailure
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
+from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.video import VideoReader, open_video
-from keras_vjepa.data.sources.folders import is_image
 
 Frame = NDArray[np.uint8]
 

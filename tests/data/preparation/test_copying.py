@@ -10,7 +10,8 @@ from keras_vjepa.data.preparation import copying
 from keras_vjepa.data.preparation.copying import copy_videos, measured_gain, names_of_copies
 from keras_vjepa.data.preparation.transcoding import Transcoding
 from keras_vjepa.data.reading.video import VideoReader, open_video
-from keras_vjepa.data.sources.samples import Sample, list_samples
+from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.samples import Sample
 from tests.data.preparation.test_checking import Alone
 from tests.data.reading.stamped import stamps, write_with_av, write_with_opencv
 
