@@ -446,7 +446,23 @@ def _read_model(
         model = keras.saving.deserialize_keras_object(config)
         if not isinstance(model, cls):
             raise ValueError(f"it holds a {type(model).__name__}, not a {cls.__name__}")
+    if not {"dtype", "backbone"} & {*overrides}:
+        _say_precision(model, folder)
     return model
+
+
+def _say_precision(model: keras.Model, folder: Path) -> None:
+    """Say that a preset keeps its precision where the user has set another for all models."""
+    wanted, stored = keras.config.dtype_policy().name, model.dtype_policy.name
+    if stored != wanted != "float32":
+        _LOG.warning(
+            "%s stays %s, as it was saved, although keras.config.dtype_policy() is %s; pass "
+            "dtype=%r for that",
+            folder,
+            stored,
+            wanted,
+            wanted,
+        )
 
 
 def _described(model: Any) -> dict[str, Any]:
