@@ -54,6 +54,9 @@ def values_kept(model: keras.Model) -> Iterator[None]:
         lock = _locks.setdefault(model, threading.RLock())
     with lock:
         outer = _before.get(model)
+        if outer is not None:
+            # Called by a callback, within a loop that has the weights.
+            model.jax_state_sync()
         optimizer = getattr(model, "optimizer", None)
         variables = [*model.variables, *getattr(optimizer, "variables", ())]
         pairs = [(one, keras_internals.stored_value(one)) for one in variables]

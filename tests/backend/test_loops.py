@@ -129,3 +129,21 @@ def test_threads_predict_at_once():
     for thread in threads:
         thread.join()
     assert len(found) == 15 and all(np.array_equal(one, wanted) for one in found)
+
+
+@pytest.mark.parametrize("when,times", [("on_train_batch_end", 4), ("on_epoch_end", 2)])
+def test_a_callback_may_predict_and_evaluate_within_fit(when, times):
+    model, alone, seen = line(), line(), []
+    alone.set_weights(model.get_weights())
+
+    def look(*_, **__):
+        seen.append(use(model, "predict", X))
+        use(model, "evaluate", X, Y)
+
+    callback = keras.callbacks.LambdaCallback(**{when: look})
+    for one, callbacks in ((model, [callback]), (alone, [])):
+        with values_kept(one):
+            one.fit(X, Y, batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+    assert len(seen) == times and len({outputs.tobytes() for outputs in seen}) == times
+    for found, wanted in zip(model.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
