@@ -3,13 +3,14 @@
     python -m tests.backend.data_parallel_worker OUTPUT.npz '{"virtual_devices": 4}'
 
 Trains a tiny pretrainer for 5 steps on the same global batches however many processes there are,
-and writes everything that it then holds.
+and writes everything that it then holds. With "dying_process" it goes on until that one dies.
 """
 
 import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -150,19 +151,22 @@ def main():
         if parallel.is_first:
             np.savez(output, losses=losses, **{f"state:{i}": w for i, w in enumerate(weights)})
         return
-    dies = parallel.process_index == options.pop("dying_process", -1)
+    dying = options.pop("dying_process", None)
     print(f"drawn: {float(keras.random.uniform(())):.9f}")
     # The first process's weights are everyone's; JAX takes no others.
     seed = 0 if keras.config.backend() == "jax" else parallel.process_index
     pretrainer = make_pretrainer(**options, seed=seed)
     start = time.perf_counter()
-    losses = train(parallel, pretrainer, dies)
+    losses = train(parallel, pretrainer)
     if keras.config.backend() == "jax":
         print(f"share held: {share_held(pretrainer):.3f}")
     seconds = time.perf_counter() - start
     values = {f"state:{path}": value for path, value in state(pretrainer).items()}
     if parallel.is_first:
         np.savez(output, losses=losses, seconds=seconds, **values)
+    if dying is not None:
+        train(parallel, pretrainer, dies=parallel.process_index == dying)
+        Path(output).with_name("finished").touch()
 
 
 if __name__ == "__main__":

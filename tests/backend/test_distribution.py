@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import types
 
 import keras
@@ -118,19 +117,54 @@ def run(tmp_path, count=1, flags="", **options):
     codes, outputs = finish(launch(command, count, options.get("virtual_devices", 1), flags))
     assert codes == [0] * count, "\n".join(outputs)
     arrays = np.load(tmp_path / "run.npz")
-    state = {name[6:]: arrays[name] for name in arrays if name.startswith("state:")}
-    return arrays["losses"], state, outputs
+    return arrays["losses"], states_in(arrays), outputs
 
 
-def test_two_processes_equal_one(alone, tmp_path):
+def states_in(arrays):
+    return {name[6:]: arrays[name] for name in arrays if name.startswith("state:")}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Exit codes, outputs and folder of two processes that train; then they go on, and one dies.
+
+    On torch as a user starts them.
+    """
+    folder = tmp_path_factory.mktemp("two_processes")
     # Neither the batch nor a process's share of it is divided by 3.
-    losses, state, outputs = run(tmp_path, count=2, accumulation_steps=3)
-    assert_equal(losses, state, alone)
-    assert all(f"2 processes, 2 devices on {BACKEND}" in output for output in outputs)
+    options = {"accumulation_steps": 3, "dying_process": 1, "heartbeat": 10}
+    command = [*WORKER, str(folder / "run.npz"), json.dumps(options)]
+    if BACKEND != "torch":
+        return *finish(launch(command, count=2)), folder
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *command],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return *finish([process]), folder
+
+
+def test_two_processes_equal_one(alone, two_processes):
+    _, outputs, folder = two_processes
+    arrays = np.load(folder / "run.npz")
+    assert_equal(arrays["losses"], states_in(arrays), alone)
+    assert "\n".join(outputs).count(f"2 processes, 2 devices on {BACKEND}") == 2
     if BACKEND == "jax":
         # Neither process was seeded, yet both make the same weights.
         drawn = [re.search(r"drawn: (\S+)", output).group(1) for output in outputs]
         assert drawn[0] == drawn[1]
+
+
+def test_a_dead_process_ends_the_run(two_processes):
+    """Process 1 dies in its third step; the others end by themselves, not after a timeout."""
+    codes, outputs, folder = two_processes
+    print(outputs[0][-6000:])
+    assert 0 not in codes
+    assert re.search(DEATH_NOTICE[BACKEND], outputs[0])
+    assert not (folder / "finished").exists()
 
 
 @slow_but_on("torch")
@@ -249,31 +283,6 @@ def test_torch_starts_a_process_for_each_device(monkeypatch):
     launcher = ["--standalone", "--nproc_per_node=8"]
     assert by_file == [*launcher, "recipes/pretrain.py", "--steps", "5"]
     assert by_name == [*launcher, "-m", "keras_vjepa", "pretrain", "--steps", "5"]
-
-
-def test_a_dead_process_ends_the_run(tmp_path):
-    """Process 1 dies in its third step; the others end by themselves, not after a timeout."""
-    options = json.dumps({"dying_process": 1, "heartbeat": 10})
-    command = [*WORKER, str(tmp_path / "run.npz"), options]
-    if BACKEND == "torch":
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        running = [
-            subprocess.Popen(
-                [sys.executable, *launcher, *command],
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        ]
-    else:
-        running = launch(command, count=2)
-    start = time.monotonic()
-    codes, outputs = finish(running, timeout=240)
-    print(f"{time.monotonic() - start:.0f} s", outputs[0][-6000:])
-    assert 0 not in codes
-    assert re.search(DEATH_NOTICE[BACKEND], outputs[0])
-    assert not (tmp_path / "run.npz").exists()
 
 
 def test_one_of_several_processes_leaves_at_once(monkeypatch, capsys):
