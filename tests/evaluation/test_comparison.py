@@ -40,6 +40,7 @@ def test_the_probes_rate_is_chosen_on_held_out_training_clips(small_encoder):
     assert result.accuracy == {"digit": 0.0, "motion": 0.0}
 
 
+@slow_but_on("torch")
 def test_each_call_is_one_encoder_s(small_encoder, digit_videos):
     clip = ClipSettings(4, 4)
     train, test = (read_labelled_clips(part, clip, 32, 100) for part in digit_videos)

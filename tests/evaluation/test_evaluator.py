@@ -80,6 +80,7 @@ def test_another_evaluation_has_another_key(digit_videos, small_encoder):
     assert len(set(keys)) == len(keys)
 
 
+@slow_but_on("torch")
 @pytest.mark.parametrize("left", ["unfinished/0123456789abcdef-0.npz", "splits/0123abcd.json"])
 def test_what_an_earlier_version_left_is_named(left, digit_videos, small_encoder, tmp_path, caplog):
     (tmp_path / left).parent.mkdir(parents=True)
@@ -109,6 +110,7 @@ def stop_in_the_second_epoch(patch):
     patch.setattr(ProbeSweep, "train_on", train_on)
 
 
+@slow_but_on("torch")
 def test_an_online_training_goes_on_after_its_last_epoch(
     digit_videos, small_encoder, tmp_path, monkeypatch
 ):
@@ -134,6 +136,7 @@ def test_an_online_training_goes_on_after_its_last_epoch(
     assert not progress.exists()
 
 
+@slow_but_on("torch")
 def test_a_probe_that_diverges_does_not_stop_the_others(
     digit_videos, small_encoder, tmp_path, caplog
 ):

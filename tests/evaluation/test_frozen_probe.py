@@ -37,6 +37,7 @@ def test_a_few_lines(digit_videos, small_encoder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"preset"}
 
 
+@slow_but_on("torch")
 def test_fit_begins_anew(digit_videos, small_encoder):
     train, test = digit_videos
     probe = FrozenProbe(small_encoder, small())
@@ -65,6 +66,7 @@ def test_single_frames_hide_the_motion(digit_videos, small_encoder):
         FrozenProbe(small_encoder, small(online=True), single_frame=True)
 
 
+@slow_but_on("torch")
 def test_the_best_probe_is_chosen_on_validation(digit_videos, small_encoder, monkeypatch):
     train, test = digit_videos
     probe = FrozenProbe(small_encoder, small(learning_rates=(1e-3, 3e-3), epochs=1))
@@ -89,6 +91,7 @@ def test_the_best_probe_is_chosen_on_validation(digit_videos, small_encoder, mon
     assert_close(weights, probe.sweep.probes_of("motion")[1].get_weights(), 0)
 
 
+@slow_but_on("torch")
 @pytest.mark.parametrize("online", [False, True])
 def test_an_unreadable_test_video_is_wrong(online, digit_videos, small_encoder, tmp_path, caplog):
     train, test = digit_videos
@@ -119,6 +122,7 @@ def test_a_missing_class_is_named_before_features_are_computed(
     assert not (tmp_path / "features").exists()
 
 
+@slow_but_on("torch")
 def test_an_encoder_of_rectangles_with_frame_positions(digit_videos, tmp_path):
     encoder = VJEPABackbone((16, 32), 4, patch_size=8, hidden_dim=24, num_layers=1, num_heads=2)
     train, test = digit_videos
@@ -139,6 +143,7 @@ def test_an_encoder_of_rectangles_with_frame_positions(digit_videos, tmp_path):
     assert len(list(tmp_path.glob("test-*"))) == 2
 
 
+@slow_but_on("torch")
 def test_an_image_model_sees_every_frame(digit_videos):
     keras.utils.set_random_seed(0)
     images = keras.Input((32, 32, 3))
@@ -180,6 +185,7 @@ def test_sizes_that_nobody_says_are_asked_for(digit_videos):
         FrozenProbe(encoder, num_heads=1, image_size=32)
 
 
+@slow_but_on("torch")
 def test_three_views_are_square(digit_videos):
     encoder = VJEPABackbone((16, 32), 4, patch_size=8, hidden_dim=24, num_layers=1, num_heads=2)
     probe = FrozenProbe(encoder, small(image_size=None, num_views=3))
