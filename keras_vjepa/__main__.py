@@ -21,6 +21,7 @@ COMMANDS = {
     "supervised": "keras_vjepa.recipes.supervised",
     "check-videos": "keras_vjepa.tools.check_videos",
     "transcode": "keras_vjepa.tools.transcode",
+    "videomix": "keras_vjepa.tools.videomix",
     "features": "keras_vjepa.tools.extract_features",
     "convert": "keras_vjepa.tools.convert_checkpoint",
     "export": "keras_vjepa.tools.export_checkpoint",

@@ -17,6 +17,7 @@ from keras_vjepa.arguments import (
 )
 from keras_vjepa.backend.device import memory_of_machine
 from keras_vjepa.configuration import ConfigT, replace, values
+from keras_vjepa.data.batches.epochs import check_label_weights
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_budgets import BUDGETS
 from keras_vjepa.data.batches.mask_kinds import Grid, Mask, MultiBlockMask, RandomTubeMask
@@ -138,6 +139,7 @@ def check_parts(config: Any) -> None:
     config.monitor.check(lambda every: check_whole(1, every=every))
     config.limits.make()
     config.batches.check(check_reading, seed=config.seed)
+    config.batches.check(check_label_weights)
     config.pretrainer.check(check_objective)
     # Those of masks of which others are taken too.
     config.mask.check(lambda ratio: RandomTubeMask(ratio))

@@ -22,6 +22,7 @@ LEFT_OUT = {"--vary", "--probe"}
 REQUIRED = {
     "check-videos": ["here", "--output", "out"],
     "transcode": ["here", "out"],
+    "videomix": ["--k400", "here", "--output", "out"],
     "features": ["here", "--preset", "here", "--output", "out"],
     "convert": ["here", "out"],
     "export": ["here", "out"],

@@ -21,6 +21,7 @@ COMMANDS = {
     "supervised": ([], "run"),
     "check-videos": (["here", "--output", "out"], "samples_of"),
     "transcode": (["here", "out"], "samples_of"),
+    "videomix": (["--k400", "here", "--output", "out"], "mix_videos"),
     "features": (["here", "--preset", "here", "--output", "out"], "prepare"),
     "convert": (["here", "out"], "convert"),
     "masks": (["--output", "masks.png"], "draw_batch"),

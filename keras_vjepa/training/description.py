@@ -35,7 +35,7 @@ _NOT_DESCRIBED = {
 _BEFORE = {
     f"training.optimizer.{wrapped}gradient_accumulation_steps": None
     for wrapped in ("", "inner_optimizer.")
-}
+} | {"batches.label_weights": None}
 
 
 def describe_run(

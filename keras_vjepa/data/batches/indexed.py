@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import MOST_SEED, check_number, check_whole
+from keras_vjepa.data.batches.epochs import EpochOrder
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.samples import Sample
@@ -177,6 +178,11 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._permutations: dict[int, NDArray[np.int64]] = {}
+        self._epoch = self._epoch_order()
+
+    def _epoch_order(self) -> EpochOrder:
+        """What an epoch consists of."""
+        return EpochOrder([None] * len(self.samples))
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> ContentT:
         """Read a sample; `UnreadableVideoError` where that cannot be done."""
@@ -213,14 +219,18 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         yield self.samples[self._sample_index(position)]
         substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
         for _ in range(_MAX_SUBSTITUTES - 1):
-            yield self.samples[int(substitutes.integers(len(self.samples)))]
+            place = int(substitutes.integers(self._epoch.length))
+            yield self.samples[self._substitute(position, place)]
+
+    def _substitute(self, position: int, place: int) -> int:
+        """Index of the sample at a place: of all, or of the epoch where some come more often."""
+        return place
 
     def _sample_index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.samples))
+        epoch, place = divmod(position, self._epoch.length)
         permutation = self._permutations.get(epoch)
         if permutation is None:
-            rng = random_stream(self.seed, _SHUFFLE_STREAM, epoch)
-            permutation = rng.permutation(len(self.samples))
+            permutation = self._epoch.draw(random_stream(self.seed, _SHUFFLE_STREAM, epoch))
             # A batch may lie across two epochs; older ones are not needed again.
             self._permutations = {e: p for e, p in self._permutations.items() if e >= epoch - 1}
             self._permutations[epoch] = permutation

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.batches.clips import Clips, ClipSettings, OfClips
+from keras_vjepa.data.batches.epochs import EpochOrder
 from keras_vjepa.data.batches.indexed import ShuffledBatches
 from keras_vjepa.data.batches.mask_sampler import paper_masks
 from keras_vjepa.data.sources.samples import Sample
@@ -41,6 +42,8 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
         clip: how to choose frames; by default every fourth, as many as in `video_shape`.
         video_shape: the encoder's (frames, height, width, channels).
         grid_shape: the encoder's tokens per axis (Nt, Nh, Nw).
+        label_weights: how often the samples of each label come in an epoch, by the number of the
+            label, as of the sources that `videomix` lists; by default once each, labels or not.
 
     Raises:
         ValueError: for no samples, or sizes that do not fit or are missing.
@@ -59,6 +62,7 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
     clip: ClipSettings = field(default=None, kw_only=True)  # type: ignore[assignment]
     video_shape: tuple[int, int, int, int] | None = field(default=None, kw_only=True)
     grid_shape: tuple[int, int, int] | None = field(default=None, kw_only=True)
+    label_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +84,16 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
             if self.grid_shape is None:
                 raise ValueError("`grid_shape` must be given without `masks`. Received: None")
             self.masks = paper_masks(self.grid_shape, self.seed)
+
+    def _epoch_order(self) -> EpochOrder:
+        return EpochOrder([sample.label for sample in self.samples], self.label_weights)
+
+    def _substitute(self, position: int, place: int) -> int:
+        if self.label_weights is None:
+            return place
+        # Else a source of weight 0 would come in by this door.
+        first = position // self._epoch.length * self._epoch.length
+        return self._sample_index(first + place)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.stream()

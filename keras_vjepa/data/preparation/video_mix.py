@@ -1,0 +1,231 @@
+"""VideoMix2M: the pretraining set of the paper from the official lists (§3.4, Table 2).
+
+Every video of a validation set of Kinetics-400, -600, -700 and of Something-Something v2 is left
+out of all sources, HowTo100M included, and so is what is there a second time: in the order of
+`SOURCES`, the first source that has a file keeps the video. Ids tell videos apart.
+
+Departures: which lists the authors removed, they do not say; here those that are given, test sets
+too if a user gives them, as UniFormerV2 did for K710. Kinetics lists several clips of some videos;
+one of each is taken, as in K710. A quarter of the set (Table 2) is drawn at random from all of it.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vjepa.arguments import check_choice, check_number
+from keras_vjepa.data.random_streams import random_stream
+from keras_vjepa.data.sources.folders import search_folder
+from keras_vjepa.data.sources.official_lists import (
+    ListedVideo,
+    howto100m_videos,
+    kinetics_videos,
+    something_something_videos,
+)
+from keras_vjepa.data.sources.samples import Sample
+
+Reader = Callable[[Path], Iterator[ListedVideo]]
+
+# In the order of their numbers in the list that is written. What reads the list of each:
+SOURCES: dict[str, Reader] = {
+    "k400": kinetics_videos,
+    "k600": kinetics_videos,
+    "k700": kinetics_videos,
+    "ssv2": something_something_videos,
+    "howto100m": howto100m_videos,
+}
+_KINETICS = ("k400", "k600", "k700")
+# Of which the paper removes the validation sets.
+WITH_VALIDATION = (*_KINETICS, "ssv2")
+# Table 2.
+SUBSETS: dict[str, tuple[str, ...]] = {
+    "videomix2m": tuple(SOURCES),
+    "k710": _KINETICS,
+    "k710_ssv2": (*_KINETICS, "ssv2"),
+    "k710_howto100m": (*_KINETICS, "howto100m"),
+}
+
+
+@dataclass(frozen=True)
+class MixSource:
+    """Says where the lists and the files of one source are.
+
+    Attributes:
+        training: its official list of training videos.
+        videos: folder of the files, at any depth.
+    """
+
+    training: Path
+    videos: Path
+
+
+@dataclass
+class SourceCount:
+    """Counts what became of one source.
+
+    Attributes:
+        number: its label in the list.
+        listed: rows of its official list.
+        kept: videos in the mix, before a share of it is drawn.
+        left_out: number of rows for each reason.
+        drawn: videos in the list that is written.
+    """
+
+    number: int
+    listed: int = 0
+    kept: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    drawn: int = 0
+
+
+@dataclass(frozen=True)
+class VideoMix:
+    """Holds a mix of sources.
+
+    Attributes:
+        samples: files, each labelled by the number of its source.
+        counts: what became of each source, by its name.
+        left_out: source, id and reason of each row that is not in the mix.
+        held_out: number of ids that were kept out, by the source of the lists.
+    """
+
+    samples: list[Sample]
+    counts: dict[str, SourceCount]
+    left_out: list[tuple[str, str, str]]
+    held_out: dict[str, int]
+
+    def label_weights(self, weights: Mapping[str, float]) -> tuple[float, ...]:
+        """Order weights of sources as `ClipBatches` takes them; 1 for those not named."""
+        most = max(count.number for count in self.counts.values())
+        names = {count.number: name for name, count in self.counts.items()}
+        return tuple(weights.get(names.get(n, ""), 1.0) for n in range(most + 1))
+
+    def as_json(self) -> dict[str, Any]:
+        """Write the counts as JSON has them."""
+        sources = {
+            name: {
+                "label": count.number,
+                "listed": count.listed,
+                "left_out": dict(count.left_out),
+                "kept": count.kept,
+                "drawn": count.drawn,
+            }
+            for name, count in self.counts.items()
+        }
+        return {"videos": len(self.samples), "sources": sources, "held_out_ids": self.held_out}
+
+
+def mix_videos(
+    sources: Mapping[str, MixSource],
+    held_out: Mapping[str, Sequence[Path]],
+    subset: str = "videomix2m",
+    share: float = 1.0,
+    seed: int = 0,
+) -> VideoMix:
+    """Mix sources from their official lists.
+
+    Args:
+        sources: by the names of `SOURCES`; those of `subset` are taken.
+        held_out: official lists of validation (and test) videos of each source, none of which may
+            be in the mix, whatever source it would come from.
+        subset: one of `SUBSETS`.
+        share: of the mix that is drawn, in (0, 1]; the order of the rest stays.
+        seed: of the draw.
+
+    Returns:
+        The mix.
+
+    Raises:
+        ValueError: for an unknown name, a list that is not as published, or if nothing is left.
+        OSError: if a list cannot be read.
+    """
+    check_choice(SUBSETS, subset=subset)
+    check_number("(0, 1]", share=share)
+    held = _held_out(held_out)
+    counts, left_out, samples = dict[str, SourceCount](), list[tuple[str, str, str]](), []
+    # The source that has a video, for each kind of ids.
+    taken: dict[bool, dict[str, str]] = {True: {}, False: {}}
+    for number, (name, read) in enumerate(SOURCES.items()):
+        if name not in SUBSETS[subset] or name not in sources:
+            continue
+        count = counts[name] = SourceCount(number)
+        known = taken[name == "ssv2"]
+        files = _files(sources[name].videos)
+        for video in read(sources[name].training):
+            count.listed += 1
+            path = next((files[stem] for stem in video.names if stem in files), None)
+            reason = _reason(video, name, held[name == "ssv2"], known, path)
+            if reason or path is None:
+                count.left_out[reason] += 1
+                left_out.append((name, video.id, reason))
+                continue
+            known[video.id] = name
+            count.kept += 1
+            samples.append(Sample(path, number))
+    if not samples:
+        raise ValueError(f"No video is left of {', '.join(counts) or 'no source'}: {_why(counts)}")
+    samples = _drawn(samples, share, seed)
+    for count in counts.values():
+        count.drawn = sum(sample.label == count.number for sample in samples)
+    ids = {name: sum(n == name for n in held[name == "ssv2"].values()) for name in held_out}
+    return VideoMix(samples, counts, left_out, ids)
+
+
+def _held_out(lists: Mapping[str, Sequence[Path]]) -> dict[bool, dict[str, str]]:
+    """The source whose lists hold an id out, for each kind of ids."""
+    held: dict[bool, dict[str, str]] = {True: {}, False: {}}
+    for name, paths in lists.items():
+        check_choice(WITH_VALIDATION, held_out=name)
+        for path in paths:
+            for video in SOURCES[name](path):
+                held[name == "ssv2"].setdefault(video.id, name)
+    return held
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Files of a folder by their names without extension."""
+    found: dict[str, str] = {}
+    for path in search_folder(folder).paths:
+        found.setdefault(os.path.splitext(os.path.basename(path))[0], path)
+    return found
+
+
+def _reason(
+    video: ListedVideo,
+    name: str,
+    held: Mapping[str, str],
+    known: Mapping[str, str],
+    path: str | None,
+) -> str:
+    """Why a video is left out, "" if it is not."""
+    if not video.is_valid:
+        return "no id of a video"
+    if video.id in held:
+        return f"held out by {held[video.id]}"
+    if video.id in known:
+        other = known[video.id]
+        return "listed before" if other == name else f"already in {other}"
+    return "" if path is not None else "no file"
+
+
+def _why(counts: Mapping[str, SourceCount]) -> str:
+    total = sum((count.left_out for count in counts.values()), Counter[str]())
+    return ", ".join(f"{many:,} {reason}" for reason, many in total.most_common())
+
+
+def _drawn(samples: list[Sample], share: float, seed: int) -> list[Sample]:
+    if share == 1:
+        return samples
+    count = max(1, round(share * len(samples)))
+    chosen = random_stream(seed, 0).permutation(len(samples))[:count]
+    return [samples[place] for place in np.sort(chosen).tolist()]
+
+
+def missing_lists(held_out: Collection[str]) -> list[str]:
+    """Name the sources of which no validation list is given, and the paper removes it."""
+    return [name for name in WITH_VALIDATION if name not in held_out]

@@ -1,0 +1,128 @@
+"""The videos that the official lists of VideoMix2M's sources name, by their ids (§3.4).
+
+A video of Kinetics or HowTo100M is known by its id on YouTube, of 11 characters, in whichever list
+and under whichever file name it occurs; one of Something-Something v2 by a number of its own.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+
+
+@dataclass(frozen=True)
+class ListedVideo:
+    """One row of an official list.
+
+    Attributes:
+        id: of the video; in upper and lower case as it stands there.
+        names: of its file without extension, in the order in which to look for it.
+        is_valid: whether that can be an id at all.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    is_valid: bool = True
+
+
+def kinetics_videos(path: Path) -> Iterator[ListedVideo]:
+    """Read a list of Kinetics-400, -600 or -700 as published, of training, validation or test.
+
+    Args:
+        path: csv with a header; of its columns, `youtube_id`, `time_start` and `time_end` count.
+
+    Raises:
+        ValueError: if it is not such a list; one line that names it.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "validate.csv")
+    ...     _ = path.write_text(
+    ...         "label,youtube_id,time_start,time_end,split\\nabseiling,-3B32lodo2M,59,69,val\\n"
+    ...     )
+    ...     [video] = kinetics_videos(path)
+    >>> video.names
+    ('-3B32lodo2M_000059_000069', '-3B32lodo2M')
+    """
+    for where, row in _rows(path, "youtube_id", "time_start", "time_end"):
+        video = row["youtube_id"].strip()
+        try:
+            start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+        except (ValueError, OverflowError):
+            raise ValueError(
+                f"{where}: `time_start` and `time_end` must be numbers. Received: "
+                f"{row['time_start']!r} and {row['time_end']!r}"
+            ) from None
+        names = (f"{video}_{start:06d}_{end:06d}", video)
+        yield ListedVideo(video, names, bool(_YOUTUBE_ID.fullmatch(video)))
+
+
+def howto100m_videos(path: Path) -> Iterator[ListedVideo]:
+    """Read `HowTo100M_v1.csv` as published; a video has a row for each of its tasks.
+
+    Args:
+        path: csv with a header; of its columns, `video_id` counts.
+
+    Raises:
+        ValueError: if it is not such a list; one line that names it.
+    """
+    for _, row in _rows(path, "video_id"):
+        video = row["video_id"].strip()
+        yield ListedVideo(video, (video,), bool(_YOUTUBE_ID.fullmatch(video)))
+
+
+def something_something_videos(path: Path) -> Iterator[ListedVideo]:
+    """Read a list of Something-Something v2 as published.
+
+    Args:
+        path: json list of objects with an `id`.
+
+    Raises:
+        ValueError: if it is not such a list; one line that names it.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} must be a JSON list as published: {reason}") from None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must be a JSON list of videos. Use the published file.")
+    for entry in entries:
+        found: Any = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(found, str | int) or isinstance(found, bool):
+            raise ValueError(
+                f"Every entry of {path} must have an `id`. Received: {str(entry)[:80]}"
+            )
+        video = str(found).strip()
+        yield ListedVideo(video, (video,), video.isdecimal())
+
+
+def _rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a csv with a header, each with the place where it stands."""
+    count = 0
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise ValueError(
+                    f"{path} must have a column `{lacking[0]}`. Use the published csv."
+                )
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                for name in columns:
+                    if not row[name]:
+                        raise ValueError(f"{where}: `{name}` must not be empty.")
+                yield where, row
+                count += 1
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} must be a csv in UTF-8, as published: {error}") from None
+    if not count:
+        raise ValueError(f"{path} must name videos. Received: a header alone")
