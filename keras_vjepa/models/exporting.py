@@ -1,5 +1,6 @@
 """Export of models whose inputs have a known shape (§4.3: encoders run in other programs)."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import keras
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend import exported_files
-from keras_vjepa.models.onnx_check import check_onnx
+from keras_vjepa.models.export_check import check_export
 
 
 class Exportable(keras.Model):
@@ -34,46 +35,70 @@ class Exportable(keras.Model):
     ) -> None:
         """Write the model for other programs, for inputs of the size that it is made for.
 
-        As `keras.Model.export`, which asks for the shape. An ONNX file is run, where onnxruntime is
-        installed, and compared with the model; one that is wrong is removed.
+        As `keras.Model.export`, which asks for the shape. The file appears complete or not at all.
+        One of ONNX or LiteRT is run first, where its runtime is installed, and compared with the
+        model; these two compute in float32, also those of a model in mixed precision, whose
+        weights are in it.
 
         Args:
-            filepath: what to write.
+            filepath: what to write, ending in `.onnx`, `.tflite` or `.pt2` as the format has it; of
+                a SavedModel, a folder.
             format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`; the README says which
                 backend offers which.
             batch_size: samples at a time; None for any number.
             kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
+                With those of LiteRT's converter, which may round, its file is not compared.
 
         Raises:
-            ValueError: for a format that the backend or the model's precision does not offer, an
-                ONNX file that onnxruntime does not run as the model, and without an
-                `input_signature` where the shapes are not known.
+            ValueError: for a format that the backend or the model's precision does not offer, a
+                file that does not run as the model, and without an `input_signature` where the
+                shapes are not known.
+            FileExistsError: if there is something else in the place of the file.
+            ImportError: if the package that writes the format is not installed.
         """
         check_whole(1, optional=True, batch_size=batch_size)
+        exported_files.check_format(format)
+        path = Path(filepath).expanduser()
+        exported_files.check_path(path, format)
         signature = kwargs.pop("input_signature", None)
         if signature is None:
             signature = [_specs(self.export_inputs(), batch_size)]
-        options = exported_files.options(self, format, signature)
+        verbose = kwargs.pop("verbose", None)
+        exported_files.check_precision(self, format)
+        options = exported_files.options(format, signature, kwargs)
         given = {"format": format, "input_signature": signature, **options, **kwargs}
         with exported_files.refusing(self, format):
-            if format == "onnx":
-                self._export_onnx(Path(filepath), **given)
-            else:
-                super().export(filepath, **given)
-
-    def _export_onnx(self, filepath: Path, verbose: bool | None = None, **given: Any) -> None:
-        """Write a file, look whether it can be run, and only then move it to its place."""
-        # Weights of more than 2 GB lie in a second file, which the first names.
-        with files.scratch_folder(filepath.parent) as scratch:
-            unfinished = scratch / filepath.name
-            with exported_files.readable_onnx():
-                super().export(unfinished, verbose=False, **given)
-            is_checked = check_onnx(unfinished, self, given["input_signature"])
-            for file in scratch.iterdir():
-                files.move_file(file, filepath.parent / file.name)
+            how = self._write(path, is_compared=not kwargs.keys() - {"opset_version"}, **given)
         if verbose is not False:
-            compared = "the model's numbers in onnxruntime" if is_checked else "not checked"
-            print(f"Saved {filepath}: {compared}.")
+            print(f"Saved {path}{how}.")
+
+    def _write(self, path: Path, format: str, is_compared: bool, **given: Any) -> str:
+        """Write a file, look whether it can be run, and only then move it to its place.
+
+        Returns:
+            What to say of it.
+        """
+        if format == exported_files.SAVED_MODEL:
+            with files.unfinished_folder(path, existing="replace") as unfinished:
+                super().export(unfinished, format=format, verbose=False, **given)
+            return ""
+        precision: Any = contextlib.nullcontext(False)
+        if format in exported_files.IN_FLOAT32:
+            precision = exported_files.in_float32(self)
+        checked_in = None
+        # Weights of more than 2 GB lie in a second file, which the first names.
+        with files.scratch_folder(path.parent) as scratch, precision as is_mixed:
+            unfinished = scratch / path.name
+            with exported_files.readable_onnx():
+                super().export(unfinished, format=format, verbose=False, **given)
+            if is_compared:
+                checked_in = check_export(unfinished, format, self, given["input_signature"])
+            for file in scratch.iterdir():
+                files.move_file(file, path.parent / file.name)
+        said = " in float32 instead of mixed precision" if is_mixed else ""
+        if format in exported_files.IN_FLOAT32:
+            said += f": the model's numbers in {checked_in}" if checked_in else ": not checked"
+        return said
 
 
 def _specs(shapes: Any, batch_size: int | None) -> Any:

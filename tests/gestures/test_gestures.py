@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from tests.gestures.exports import FORMATS
+from tests.exports import OFFERS, installed_formats
 from tests.gestures.fresh_process import FreshProcess
 from tests.gestures.gestures import GESTURES
 from tests.gestures.models import KINDS
@@ -44,7 +44,6 @@ OF_BACKEND = {"torch": ON_TORCH, "tensorflow": ON_TENSORFLOW}
 REFUSED = {
     ("probe", "preset"),
     ("pretrainer", "export onnx"),
-    ("backbone sincos", "export onnx"),  # in half precision
 }
 
 
@@ -63,12 +62,12 @@ def test_a_sample_of_the_table(place, fresh):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("backend", FORMATS)
+@pytest.mark.parametrize("backend", OFFERS)
 def test_the_table_is_whole(backend):
     """Each model with each gesture in the two usual precisions, on each backend."""
     cells = places(backend)
     assert len(set(cells)) == len(cells)
-    gestures = len(GESTURES) + 2 * len(FORMATS[backend])
+    gestures = len(GESTURES) + 2 * len(installed_formats(backend))
     assert sum(cell.precision == "mixed_bfloat16" for cell in cells) == len(KINDS) * gestures
     others = gestures if backend == "torch" else 3
     assert sum(cell.precision == "float64" for cell in cells) == len(KINDS) * others

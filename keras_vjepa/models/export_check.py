@@ -1,4 +1,4 @@
-"""Whether onnxruntime gets a model's numbers from the file written of it (§4.3: other programs)."""
+"""Whether other programs get a model's numbers from the file written of it (§4.3)."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from keras_vjepa.backend.exported_files import litert_interpreter
 from keras_vjepa.files import PathLike
 
 # Of the largest number: a file is right or it is wrong; devices differ by less.
@@ -15,34 +16,59 @@ _TOLERANCE = 1e-3
 _BATCH_SIZES = (1, 3)
 
 
-def check_onnx(path: PathLike, model: keras.Model, signature: Any) -> bool:
+def check_export(path: PathLike, format: str, model: keras.Model, signature: Any) -> str | None:
     """Run a file and the model it was made of, and compare.
 
     Converters write files that cannot be run, and say nothing.
 
     Args:
         path: the file.
+        format: of the file.
         model: built.
         signature: of its inputs, as `keras.Model.export` takes it.
 
     Returns:
-        Whether it could be checked: False without the package onnxruntime.
+        Name of what ran the file; None where that is not installed, or there is none.
 
     Raises:
         Exception: if it cannot be run, or gives other numbers.
     """
+    if format not in _RUNTIMES:
+        return None
+    name, load = _RUNTIMES[format]
+    run = load(str(path))
+    if run is None:
+        return None
+    for batch_size in _BATCH_SIZES if _is_free(signature) else (None,):
+        inputs = _inputs(signature, batch_size)
+        _compare(run(inputs), ops.convert_to_numpy(model(inputs)))
+    return name
+
+
+def _onnx(path: str) -> Any:
+    """What runs an ONNX file; None without the package onnxruntime."""
     try:
         import onnxruntime
     except ImportError:
-        return False
+        return None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path), options)
-    for batch_size in _BATCH_SIZES if _is_free(signature) else (None,):
-        inputs = _inputs(signature, batch_size)
-        found = session.run(None, _by_name(session, inputs))[0]
-        _compare(found, ops.convert_to_numpy(model(inputs)))
-    return True
+    session = onnxruntime.InferenceSession(path, options)
+    names = [taken.name for taken in session.get_inputs()]
+    return lambda inputs: session.run(None, _by_name(names, inputs))[0]
+
+
+def _litert(path: str) -> Any:
+    """What runs a LiteRT file; None without a package for it."""
+    interpreter = litert_interpreter()
+    if interpreter is None:
+        return None
+    run = interpreter(path).get_signature_runner()
+    names = [*run.get_input_details()]
+    return lambda inputs: next(iter(run(**_by_name(names, inputs)).values()))
+
+
+_RUNTIMES = {"onnx": ("onnxruntime", _onnx), "litert": ("LiteRT", _litert)}
 
 
 def _is_free(signature: Any) -> bool:
@@ -63,8 +89,8 @@ def _inputs(signature: Any, batch_size: int | None) -> Any:
     return keras.tree.map_structure(array, signature[0])
 
 
-def _by_name(session: Any, inputs: Any) -> dict[str, NDArray[Any]]:
-    names = [taken.name for taken in session.get_inputs()]
+def _by_name(names: list[str], inputs: Any) -> dict[str, NDArray[Any]]:
+    """The inputs of a model, by the names that its file has for them."""
     if isinstance(inputs, dict):
         return {name: array for name, array in inputs.items() if name in names}
     return {names[0]: inputs}
