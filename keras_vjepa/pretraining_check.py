@@ -22,6 +22,7 @@ from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_budgets import BUDGETS
 from keras_vjepa.data.batches.mask_kinds import Grid, Mask, MultiBlockMask, RandomTubeMask
 from keras_vjepa.data.batches.mask_sampler import check_one_per_mask
+from keras_vjepa.data.reading.frame_folder import check_fps
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
@@ -137,6 +138,7 @@ def check_parts(config: Any) -> None:
     """
     _check_schedules(config)
     config.monitor.check(lambda every: check_whole(1, every=every))
+    config.source.check(check_fps)
     config.limits.make()
     config.batches.check(check_reading, seed=config.seed)
     config.batches.check(check_label_weights)

@@ -20,7 +20,6 @@ from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import defaults
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.data.sources.listing import samples_if_there
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve, StepLog, damaged_curve
@@ -44,6 +43,7 @@ from keras_vjepa.recipes.pretrain_objects import (
     make_batches,
     make_encoder,
     make_pretrainer,
+    samples_if_there,
 )
 from keras_vjepa.recipes.pretrain_parts import MASKS, PretrainConfig
 from keras_vjepa.tasks.named_presets import presets_as_they_are, weights_of_presets
@@ -169,7 +169,7 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
         current = defining(resolved(config, grid), free) | presets_as_they_are(config, stored)
         stored = defining(upgraded(stored, config, grid), free)
         check_same_run(stored, current, workdir, defining(defaults(config), free))
-        check_input_files(workdir, [] if config.data in SETS else samples_if_there(config.data))
+        check_input_files(workdir, samples_if_there(config))
     problem = damaged_result(workdir, names, ["preset", "untrained"])
     problem = problem or damaged_curve(workdir, config.run.steps)
     lost = damaged_table(workdir / "features.csv", config.run.steps)

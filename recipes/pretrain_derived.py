@@ -21,6 +21,7 @@ from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.mask_sampler import counts_after_truncation, mean_counts
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.listing import source_exists
 from keras_vjepa.models import dimensions
 from keras_vjepa.monitoring.given_callbacks import check_callbacks
 from keras_vjepa.presets.preset import check_preset
@@ -35,6 +36,11 @@ from keras_vjepa.training.run_state import Checkpoints
 # budgets in place of the batch that they are made for.
 MAY_DIFFER = {
     "data",
+    "kind",
+    "fps",
+    "videos",
+    "label_names",
+    "path_column",
     "budget_batch_size",
     "num_workers",
     "read_ahead",
@@ -119,9 +125,10 @@ def check_files(config: PretrainConfig, workdir: Path) -> None:
     check_folder(workdir)
     # Results stay when the videos are gone.
     known = (read_result(workdir / "config.json") or {}).get("data")
-    if config.data not in {known, *SETS} and not Path(config.data).exists():
+    if config.data not in {known, *SETS} and not source_exists(config.data):
         raise FileNotFoundError(
-            f"`data` must be a folder, a list or one of {', '.join(SETS)}. Received: {config.data}"
+            f"`data` must be a folder, a list, shards or one of {', '.join(SETS)}. "
+            f"Received: {config.data}"
         )
     for name in ("start_from", "teacher"):
         if getattr(config, name):

@@ -1,12 +1,13 @@
 """Make the masks, batches and models of a pretraining run from its config (§3, App. C)."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import keras
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.backend.distribution import ALONE, DataParallel
-from keras_vjepa.data import ClipBatches, MaskSampler, list_samples
+from keras_vjepa.data import ClipBatches, MaskSampler, Sample
 from keras_vjepa.data.batches.mask_budgets import are_exact
 from keras_vjepa.data.batches.mask_kinds import Mask
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
@@ -39,16 +40,29 @@ def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> Mask
     return config.sampler.make(masks=kinds, grid=grid_shape, seed=config.seed)
 
 
+def make_samples(config: PretrainConfig) -> list[Sample]:
+    """List what is trained on."""
+    source: str | Path = config.data
+    if config.data in SETS:
+        source = prepare_digit_motion(config=SETS[config.data]).train
+    return config.source.make(source=source, label_column="")
+
+
+def samples_if_there(config: PretrainConfig) -> list[Sample]:
+    """List what was trained on; none for a built-in set, or if it is gone or cannot be read."""
+    if config.data not in SETS:
+        with suppress(OSError, ValueError):
+            return make_samples(config)
+    return []
+
+
 def make_batches(
     config: PretrainConfig, grid_shape: tuple[int, int, int], parallel: DataParallel = ALONE
 ) -> ClipBatches:
     """Make the training batches: of each, the slice of this process."""
     parallel.check_batch_size(config.batches.batch_size, config.accumulation_steps)
-    source: str | Path = config.data
-    if config.data in SETS:
-        source = prepare_digit_motion(config=SETS[config.data]).train
     batches = config.batches.make(
-        samples=list_samples(source),
+        samples=make_samples(config),
         transform=config.transform.make(crop_size=config.encoder.image_size),
         masks=make_masks(config, grid_shape),
         clip=config.clip.make(frames_per_clip=config.encoder.num_frames),

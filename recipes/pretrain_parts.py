@@ -28,6 +28,7 @@ from keras_vjepa.data import (
     RandomTokenMask,
     RandomTubeMask,
     ReadingLimits,
+    list_samples,
 )
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
 from keras_vjepa.monitoring import FeatureLog
@@ -48,7 +49,8 @@ class PretrainConfig:
     """Everything that defines a pretraining run. Defaults are the paper's (Table 9), ViT-L/16.
 
     Attributes:
-        data: a folder, a list, or the name of a built-in set.
+        data: a folder, a list, a table, shards, or the name of a built-in set.
+        source: how `data` is read; see `keras_vjepa.data.sources.listing`.
         clip: how clips are taken from a video.
         limits: time and pixels that a file may take; one that takes more is unreadable.
         transform: Table 9, "data".
@@ -90,6 +92,7 @@ class PretrainConfig:
     """
 
     data: str = "digit_motion"
+    source: Part = Part(list_samples, supplied=("source", "class_names", "label_column"))
     clip: Part = Part(
         ClipSettings,
         names={"frame_step": "temporal_stride"},

@@ -36,7 +36,7 @@ class ProbeConfig(ProbeSettings):
     splits: int = 1
     cache: str = ""
     dtype: str = "mixed_bfloat16"
-    data: Part = Part(train_and_test, supplied=("kind",), arguments={"data": BUILT_IN})
+    data: Part = Part(train_and_test, arguments={"data": BUILT_IN})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from keras_vjepa.arguments import check_number
 from keras_vjepa.data.reading.decoders import Frames, PacketIndex
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.image_decoding import check_bytes_of_image, decoded_image
@@ -32,6 +33,11 @@ _LOG = logging.getLogger(__name__)
 # Everything before the last number of a name, that number, and the rest.
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 _MOST_NAMED = 3
+
+
+def check_fps(fps: float) -> None:
+    """Check frames per second; raise `ValueError` if there can be none of this number."""
+    check_number("(0, 100000]", fps=fps)
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,18 @@ class FrameFolder(FrameMedia):
     Args:
         name: the folder's path.
         fps: frames per second that they were taken with.
+
+    Raises:
+        ValueError: if `fps` is out of range.
     """
 
     name: str
     fps: float = DEFAULT_FPS
 
     what = "a folder"
+
+    def __post_init__(self) -> None:
+        check_fps(self.fps)
 
     def frames(self) -> NumberedFrames:
         """List the frames; raise `ValueError` where they make no video."""

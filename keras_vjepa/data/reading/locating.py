@@ -1,4 +1,4 @@
-"""Find what a path leads to: a file, or a folder of frames (§3.4).
+"""Find what a path leads to: a file, a folder of frames, or a member of a tar file (§3.4).
 
 This is the one place that knows what a path can mean.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.kinds import has_image_extension
 from keras_vjepa.data.reading.media import File, Media
+from keras_vjepa.data.reading.tar_shards import tar_member_at
 
 
 def media_at(source: str | Path | Media) -> Media:
@@ -18,8 +19,8 @@ def media_at(source: str | Path | Media) -> Media:
         source: a path; what is found already stays as it is.
 
     Returns:
-        For a folder, a video of the pictures in it; for any other path a file, which may be
-        missing.
+        For a folder, a video of the pictures in it; for a path that leads into a tar file, a member
+        of it; for any other path a file, which may be missing.
 
     Example:
 
@@ -31,7 +32,7 @@ def media_at(source: str | Path | Media) -> Media:
     path = os.fspath(source)
     if _is_folder(path):
         return FrameFolder(path)
-    return File(path)
+    return tar_member_at(path) or File(path)
 
 
 def is_image(source: str | Path | Media) -> bool:
@@ -46,6 +47,14 @@ def is_image(source: str | Path | Media) -> bool:
 def name_of(source: str | Path | Media) -> str:
     """What messages call something; as `media_at` takes it."""
     return source.name if isinstance(source, Media) else str(source)
+
+
+def media_is_there(path: str) -> bool:
+    """Whether there is something at a path; what it is, and whether it is whole, reading tells."""
+    try:
+        return os.path.exists(path) or any(media_at(path).status())
+    except ValueError:  # no system has such a name
+        return False
 
 
 def _is_folder(path: str) -> bool:

@@ -2,7 +2,8 @@
 
 `data` and `test_data` of a config are one of
 
-    a list of rows `path label`, with the number or the name of a class as label;
+    a list of rows `path label`, with the number or the name of a class as label, a table with named
+    columns, or shards (see `listing.py`);
     a folder with one folder for each class;
     the published csv of Kinetics, with `videos`, the folder where they are;
     the published json of Something-Something v2, with `videos` and `label_names`, its labels.json.
@@ -10,25 +11,34 @@
 `data` alone may be a folder that has `train` and `val` (or `test`) in it.
 """
 
-import csv
 from pathlib import Path
 
 from keras_vjepa.arguments import check_text
+from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.data.sources.listing import list_samples, listed_class_names
-from keras_vjepa.data.sources.manifests import (
-    kinetics_class_names,
-    kinetics_samples,
-    something_something_samples,
+from keras_vjepa.data.sources.folders import Kind
+from keras_vjepa.data.sources.listing import (
+    is_published,
+    list_samples,
+    listed_class_names,
+    source_exists,
 )
-from keras_vjepa.data.sources.samples import Kind, Sample, class_folders, list_class_folders
+from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_folders
+from keras_vjepa.data.sources.shards import is_folder_of_shards
 
 BUILT_IN = "digit_motion"
 
 
 def train_and_test(
-    data: str, test_data: str = "", videos: str = "", label_names: str = "", kind: Kind = "video"
+    data: str,
+    test_data: str = "",
+    videos: str = "",
+    label_names: str = "",
+    kind: Kind = "video",
+    fps: float = DEFAULT_FPS,
+    path_column: str = "",
+    label_column: str = "label",
 ) -> tuple[list[Sample], list[Sample]]:
     """List the training and test samples of an evaluation.
 
@@ -37,7 +47,11 @@ def train_and_test(
         test_data: of testing.
         videos: folder of the videos, for published annotations.
         label_names: labels.json of Something-Something v2.
-        kind: what to look for in class folders.
+        kind: what to look for in folders and shards: video, image, any of both, or frames: folders
+            of numbered pictures.
+        fps: frames per second of folders of frames.
+        path_column: of a table; by default the first of path, video_path, file_name, ... in it.
+        label_column: of a table, or of the json of shards.
 
     Raises:
         FileNotFoundError: if something does not exist.
@@ -47,49 +61,49 @@ def train_and_test(
         files = prepare_digit_motion(config=SETS[data])
         return list_samples(files.train), list_samples(files.test)
     if not test_data and Path(data, "train").is_dir():
-        names = [name for name in ("val", "test") if Path(data, name).is_dir()]
-        if names:
-            data, test_data = str(Path(data, "train")), str(Path(data, names[0]))
+        splits = [split for split in ("val", "test") if Path(data, split).is_dir()]
+        if splits:
+            data, test_data = str(Path(data, "train")), str(Path(data, splits[0]))
     if not test_data:
         raise ValueError(
             "`test_data` must be given with `data`, unless `data` is a folder that holds `train` "
             f"and `val`. Received: none for {data}"
         )
     _check_alike(data, test_data, videos, label_names)
-    if Path(data).is_dir():
-        class_names = class_folders(data)
-        test = list_class_folders(test_data, class_names, kind)
-        return list_class_folders(data, class_names, kind), test
-    if Path(data).suffix == ".json":
+    if Path(data).is_dir() and not is_folder_of_shards(data, kind):
+        classes = class_folders(data)
+        train, test = (list_class_folders(root, classes, kind, fps) for root in (data, test_data))
+        return train, test
+    if is_published(data) == "AVA":
+        raise ValueError(f"`data` must have a class for each video. Received: {data}, of AVA")
+    if is_published(data):
         _check_given("videos", videos, data)
+    if is_published(data) == "Something-Something v2":
         _check_given("label_names", label_names, data)
-        train, test = (
-            something_something_samples(path, label_names, videos) for path in (data, test_data)
-        )
-        return train, test
-    if _is_kinetics(data):
-        _check_given("videos", videos, data)
-        class_names = kinetics_class_names(data)
-        train, test = (kinetics_samples(path, videos, class_names) for path in (data, test_data))
-        return train, test
-    names = listed_class_names(data)
-    return list_samples(data, kind, names), list_samples(test_data, kind, names)
+    names: list[str] | None = None
+    if is_published(data) != "Something-Something v2":
+        names = listed_class_names(data, path_column, label_column)
+    options = (kind, names, fps, videos, label_names, path_column, label_column)
+    return list_samples(data, *options), list_samples(test_data, *options)
 
 
-def check_sources(data: str, test_data: str, videos: str, label_names: str) -> None:
+def check_sources(
+    data: str, test_data: str, videos: str, label_names: str, fps: float = DEFAULT_FPS
+) -> None:
     """Check that all that is given exists, before anything is read; arguments as above.
 
     Raises:
         FileNotFoundError: for the first that does not.
-        ValueError: if `data` is empty, or has no use for another.
+        ValueError: if `data` is empty, or has no use for another, or `fps` is out of range.
     """
     check_text(data=data)
+    check_fps(fps)
     others = {"test_data": test_data, "videos": videos, "label_names": label_names}
     for name, path in others.items():
         if path and data in SETS:
             raise ValueError(f"`{name}` must be left out with `data`={data}. Received: {path}")
     for name, path in {"data": data, **others}.items():
-        if path and data not in SETS and not Path(path).exists():
+        if path and data not in SETS and not source_exists(path):
             raise FileNotFoundError(
                 f"`{name}` must be a file or folder that exists. Received: {path}"
             )
@@ -97,24 +111,17 @@ def check_sources(data: str, test_data: str, videos: str, label_names: str) -> N
 
 def _check_alike(data: str, test_data: str, videos: str, label_names: str) -> None:
     """Check that both are folders or neither, and that nothing is given that is not used."""
-    is_folder, is_kinetics = Path(data).is_dir(), _is_kinetics(data)
+    is_folder, published = Path(data).is_dir(), is_published(data)
     if is_folder != Path(test_data).is_dir():
         raise ValueError(
             f"`test_data` must be a {'folder' if is_folder else 'file'}, as {data} is. "
             f"Received: {test_data}"
         )
-    is_json = Path(data).suffix == ".json" and not is_folder
-    used = {"videos": is_kinetics or is_json, "label_names": is_json}
+    is_json = published == "Something-Something v2"
+    used = {"videos": bool(published), "label_names": is_json}
     for name, value in (("videos", videos), ("label_names", label_names)):
         if value and not used[name]:
             raise ValueError(f"`{name}` must be left out with {data}. Received: {value}")
-
-
-def _is_kinetics(path: str) -> bool:
-    if not Path(path).is_file():
-        return False
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return "youtube_id" in next(csv.reader([file.readline()]), [])
 
 
 def _check_given(name: str, value: str, data: str) -> None:

@@ -1,30 +1,64 @@
 """Whatever people keep videos and images in, as lists of samples (§3.4, App. D).
 
-In a list of rows `path label`, paths may contain spaces and be quoted; `path::label`, `path,label`,
-`path;label`, tabs and `label,path` are understood too. The label may be missing. A relative path is
-taken from the working directory if it exists there, otherwise from the folder of the list.
+Sources:
+
+* A folder, searched recursively for files with a fitting extension, in sorted order; the log says
+  in one line what else is in it (see `search_folder`).
+* A `.csv` or `.txt` list without a header, one row `path label` for each file or folder of frames,
+  in the order of the list. Paths may contain spaces and be quoted; `path::label`, `path,label`,
+  `path;label`, tabs and `label,path` are understood too. The label may be missing.
+* A table with named columns, `.csv`, `.tsv`, `.jsonl` or `.parquet` (see `tables.py`).
+* A `.npy` array of paths.
+* Shards: a `.tar`, several as `train-{000000..000099}.tar`, a folder of them, or an index of wids
+  (see `shards.py`).
+* The published lists of Kinetics, Something-Something v2 and AVA, with `videos`, the folder where
+  the files are (see `manifests.py`).
+
+A relative path in a list is taken from the working directory if it exists there, otherwise from the
+folder of the list. A path may lead into a tar file: `shards/000.tar/clip.mp4`.
 """
 
+import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from keras_vjepa.arguments import check_number
+from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS
+from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
+from keras_vjepa.data.reading.locating import media_is_there
 from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, check_kind, search_folder
-from keras_vjepa.data.sources.rows import Row, looks_like_a_file, path_from_list, read_rows
+from keras_vjepa.data.sources.manifests import (
+    ava_samples,
+    is_ava,
+    is_something_something,
+    kinetics_class_names,
+    kinetics_samples,
+    something_something_samples,
+)
+from keras_vjepa.data.sources.rows import (
+    ADDRESS,
+    Row,
+    looks_like_a_file,
+    path_from_list,
+    read_rows,
+)
 from keras_vjepa.data.sources.samples import Sample, with_fps
+from keras_vjepa.data.sources.shards import (
+    expand_braces,
+    is_folder_of_shards,
+    is_shards,
+    shard_rows,
+)
+from keras_vjepa.data.sources.tables import is_kinetics, is_table, table_rows
 
+# Looking for files waits for the disk or the network, not for Python.
+_THREADS = 16
 
-def samples_if_there(source: str | Path) -> list[Sample]:
-    """List the videos of a folder or a manifest; none if it is gone or cannot be read."""
-    with suppress(OSError, ValueError):
-        return list_samples(source)
-    return []
+_LOG = logging.getLogger(__name__)
 
 
 def list_samples(
@@ -32,33 +66,36 @@ def list_samples(
     kind: Kind = "video",
     class_names: Sequence[str] | None = None,
     fps: float = DEFAULT_FPS,
+    videos: str | Path = "",
+    label_names: str | Path = "",
+    path_column: str = "",
+    label_column: str = "label",
 ) -> list[Sample]:
-    """List the videos or images of a folder or of a manifest.
+    """List the videos or images of a folder, of shards, of a list or of a published data set.
 
     Args:
-        source: one of
-            a folder, searched recursively for files with a fitting extension, in sorted order;
-            the log says in one line what else is in it (see `search_folder`);
-            a `.csv` or `.txt` list without a header, one row `path label` for each file or folder
-            of frames, in the order of the list;
-            a `.npy` array of paths.
-        kind: what to look for in a folder: `"video"`, `"image"`, `"any"` of both, or `"frames"`:
-            folders whose pictures are the frames of a video, in the order of their numbers.
-        class_names: names of the classes in the order of their numbers, where the labels of a list
-            are names: `listed_class_names` of the training list, for every other list. `None` is
-            those of `source` itself.
+        source: see above, "Sources".
+        kind: what to look for in a folder or in shards: `"video"`, `"image"`, `"any"` of both, or
+            `"frames"`: folders whose pictures are the frames of a video, in the order of their
+            numbers.
+        class_names: names of the classes in the order of their numbers, where labels are names:
+            `listed_class_names` of the training list, for every other list. `None` is those of
+            `source` itself.
         fps: frames per second of folders of frames.
+        videos: folder of the videos, for published lists.
+        label_names: `labels.json` of Something-Something v2.
+        path_column: of a table; by default the first of path, video_path, file_name, ... in it.
+        label_column: of a table, or of the `json` of shards. Empty for no labels.
 
     Returns:
-        The samples, never an empty list. That their files exist is not checked: in large sets
-        some always miss, and reading tells.
+        The samples, never an empty list. The log says how many files of a list are missing.
 
     Raises:
-        FileNotFoundError: if `source` does not exist.
-        ValueError: if `kind` is unknown, or `source` is of another type, cannot be read, holds
-            nothing or no row of a file, a row that can mean several things, or a label that is
-            neither a whole number nor one of `class_names`; the message begins with the file and
-            the line.
+        FileNotFoundError: if `source`, or a shard of it, does not exist.
+        ValueError: if an argument does not fit, or `source` is of another type, cannot be read,
+            holds nothing or no row of a file, a row that can mean several things, or a label that
+            is neither a whole number nor one of `class_names`; the message begins with the file
+            and the line.
 
     Example:
 
@@ -70,34 +107,40 @@ def list_samples(
     [Sample(path='/videos/a cat.mp4', label=3), Sample(path='/videos/b.mp4', label=0)]
     """
     check_kind(kind)
-    check_number("(0, inf)", fps=fps)
-    source = _existing(source)
-    if source.is_dir():
-        samples = [Sample(path) for path in search_folder(source, kind).paths]
-        remedy = f"Its files must end with one of {' '.join(sorted(EXTENSIONS[kind]))}"
-    else:
-        samples = _samples_of_file(source, class_names)
-        remedy = "Write one row `path label` for each video or image"
+    check_fps(fps)
+    samples = _published(source, class_names, videos, label_names)
+    if samples is None:
+        rows = _rows_of(source, kind, path_column, label_column)
+        samples = _labelled(rows, class_names)
     if not samples:
-        raise ValueError(f"No {IN_WORDS[kind]} in {source}. {remedy}.")
-    if fps == DEFAULT_FPS:
-        return samples
-    is_folder = [kind == "frames" or os.path.isdir(sample.path) for sample in samples]
-    return [
-        with_fps([sample], fps)[0] if of_frames else sample
-        for sample, of_frames in zip(samples, is_folder, strict=True)
-    ]
+        raise ValueError(f"No {IN_WORDS[kind]} in {source}. {_remedy(source, kind)}.")
+    if not os.path.isdir(source) and not is_shards(source):
+        _say_what_is_missing(source, samples)
+    return _with_fps(samples, kind, fps)
 
 
-def listed_class_names(source: str | Path) -> list[str]:
-    """Names of the classes in a list whose labels are names, sorted.
+def source_exists(source: str | Path) -> bool:
+    """Whether there is anything of a source; what of it is missing, `list_samples` says."""
+    return (
+        os.path.exists(source)
+        or is_shards(source)
+        and any(os.path.exists(shard) for shard in expand_braces(os.fspath(source)))
+    )
+
+
+def listed_class_names(
+    source: str | Path, path_column: str = "", label_column: str = "label"
+) -> list[str]:
+    """Names of the classes in a list, table or shards whose labels are names, sorted.
 
     Args:
-        source: a `.csv` or `.txt` list, as `list_samples` takes it.
+        source: as `list_samples` takes it; so are the others.
+        path_column: of a table.
+        label_column: of a table, or of the `json` of shards.
 
     Returns:
         The names; the place in the list is the class number. Empty if the labels are numbers, if
-        there are none, or if `source` is not a list.
+        there are none, or if `source` is a folder of videos.
 
     Raises:
         FileNotFoundError: if `source` does not exist.
@@ -112,30 +155,75 @@ def listed_class_names(source: str | Path) -> list[str]:
     ...     listed_class_names(manifest)
     ['juggling', 'playing guitar']
     """
-    source = _existing(source)
-    if source.is_dir() or source.suffix.lower() not in (".csv", ".txt"):
-        return []
-    return _class_names_of_rows(_rows_of_list(source))
+    if os.path.isfile(source) and is_kinetics(source):
+        return kinetics_class_names(source)
+    return _class_names_of_rows(_rows_of(source, "any", path_column, label_column))
 
 
-def _samples_of_file(source: Path, class_names: Sequence[str] | None) -> list[Sample]:
-    """Samples of a list."""
-    if source.suffix.lower() in (".csv", ".txt"):
-        return _samples_of_list(source, class_names)
-    if source.suffix.lower() == ".npy":
-        return [Sample(path_from_list(path, source.parent)) for path in _paths_of_array(source)]
-    raise ValueError(f"`source` must be a folder, .csv, .txt or .npy. Received: {source}")
+def is_published(source: str | Path) -> str:
+    """Name the data set whose published list a file is; empty for anything else."""
+    if not os.path.isfile(source):
+        return ""
+    kinds = {
+        "Kinetics": is_kinetics,
+        "AVA": is_ava,
+        "Something-Something v2": is_something_something,
+    }
+    return next((name for name, fits in kinds.items() if fits(source)), "")
 
 
-def _existing(source: str | Path) -> Path:
-    source = Path(source)
-    if not source.exists():
+def _published(
+    source: str | Path,
+    class_names: Sequence[str] | None,
+    videos: str | Path,
+    label_names: str | Path,
+) -> list[Sample] | None:
+    """Samples of a published list; None if it is something else."""
+    name = is_published(source)
+    if not name:
+        if videos or label_names:
+            given = "videos" if videos else "label_names"
+            raise ValueError(
+                f"`{given}` must be left out with {source}, which is no published list. "
+                f"Received: {videos or label_names}"
+            )
+        return None
+    if not videos:
+        raise ValueError(
+            f"`videos` must be the folder of the videos for {source}, a list of {name}. "
+            "Received: none"
+        )
+    if name == "Kinetics":
+        return kinetics_samples(source, videos, class_names)
+    if name == "AVA":
+        return ava_samples(source, videos)
+    return something_something_samples(source, label_names or None, videos)
+
+
+# --- Rows ----------------------------------------------------------------------------------------
+
+
+def _rows_of(source: str | Path, kind: Kind, path_column: str, label_column: str) -> list[Row]:
+    if is_shards(source) or is_folder_of_shards(source, kind):
+        return shard_rows(source, kind, label_column)
+    path = Path(source)
+    if not path.exists():
         raise FileNotFoundError(f"`source` must be an existing folder or list. Received: {source}")
-    return source
+    if path.is_dir():
+        return [Row(name, None, name) for name in search_folder(path, kind).paths]
+    if is_table(path, path_column):
+        return list(table_rows(path, path_column, label_column))
+    if path.suffix.lower() in (".csv", ".txt"):
+        return _rows_of_list(path)
+    if path.suffix.lower() == ".npy":
+        return [Row(path_from_list(one, path.parent), None, one) for one in _paths_of_array(path)]
+    raise ValueError(
+        "`source` must be a folder, .csv, .txt or .npy, .tsv, .jsonl or .parquet, .tar, or a "
+        f"published list. Received: {source}"
+    )
 
 
-def _samples_of_list(source: Path, class_names: Sequence[str] | None) -> list[Sample]:
-    rows = _rows_of_list(source)
+def _labelled(rows: Sequence[Row], class_names: Sequence[str] | None) -> list[Sample]:
     names = _class_names_of_rows(rows) if class_names is None else class_names
     numbers: dict[str | int, int] = {name: number for number, name in enumerate(names)}
     samples = []
@@ -153,7 +241,6 @@ def _samples_of_list(source: Path, class_names: Sequence[str] | None) -> list[Sa
 
 
 def _rows_of_list(source: Path) -> list[Row]:
-    """Rows whose labels are all numbers or all names."""
     rows = list(read_rows(source))
     if rows and not any(looks_like_a_file(row, source.parent) for row in rows):
         first = os.path.relpath(rows[0].path, source.parent)
@@ -161,17 +248,18 @@ def _rows_of_list(source: Path) -> list[Row]:
             f"{rows[0].where}: A list must have rows `path label`, and no row of this one has a "
             f"label, an extension or a folder, or is a file. Received: '{printable(first)}'"
         )
-    names = [row for row in rows if isinstance(row.label, str)]
-    if names and any(isinstance(row.label, int) for row in rows):
-        raise ValueError(
-            f"{names[0].where}: The labels of a list must all be whole numbers, at least 0, or all "
-            f"names of classes. Received: {names[0].label!r} beside numbers"
-        )
     return rows
 
 
 def _class_names_of_rows(rows: Sequence[Row]) -> list[str]:
-    return sorted({row.label for row in rows if isinstance(row.label, str)})
+    """Names of the classes; raise `ValueError` if only some of the labels are names."""
+    named = [row for row in rows if isinstance(row.label, str)]
+    if named and any(isinstance(row.label, int) for row in rows):
+        raise ValueError(
+            f"{named[0].where}: The labels of a list must all be whole numbers, at least 0, or all "
+            f"names of classes. Received: {named[0].label!r} beside numbers"
+        )
+    return sorted({str(row.label) for row in named})
 
 
 def _paths_of_array(source: Path) -> list[str]:
@@ -187,3 +275,34 @@ def _paths_of_array(source: Path) -> list[str]:
             f"Received: shape {paths.shape}, dtype {paths.dtype}"
         )
     return [os.fsdecode(path) for path in paths.tolist()]
+
+
+# --- Samples -------------------------------------------------------------------------------------
+
+
+def _remedy(source: str | Path, kind: Kind) -> str:
+    if os.path.isdir(source) or is_shards(source):
+        return f"Its files must end with one of {' '.join(sorted(EXTENSIONS[kind]))}"
+    return "Write one row `path label` for each video or image"
+
+
+def _say_what_is_missing(source: str | Path, samples: Sequence[Sample]) -> None:
+    """Say how many of the files of a list are not there: reading will name each."""
+    paths = [sample.path for sample in samples if not ADDRESS.match(sample.path)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        is_there = pool.map(media_is_there, paths, chunksize=64)
+        missing = [path for path, there in zip(paths, is_there, strict=True) if not there]
+    if missing:
+        _LOG.warning(
+            "Missing: %d of %s in %s, %s first",
+            *(len(missing), counted(len(samples), "file"), printable(str(source))),
+            printable(missing[0]),
+        )
+
+
+def _with_fps(samples: list[Sample], kind: Kind, fps: float) -> list[Sample]:
+    if kind == "frames":
+        return with_fps(samples, fps)
+    if fps == DEFAULT_FPS:
+        return samples
+    return [with_fps([s], fps)[0] if os.path.isdir(s.path) else s for s in samples]

@@ -1,4 +1,4 @@
-"""The annotation files that Kinetics and Something-Something v2 come with (App. D, Table 10).
+"""The annotation files that Kinetics, Something-Something v2 and AVA come with (App. D, Table 10).
 
 A video that is annotated but not there stays in the list, with the path where it should be: the
 reader names it, and an evaluation counts it.
@@ -17,6 +17,7 @@ from keras_vjepa.data.sources.samples import Sample
 
 # Of each row, beside the columns: where it ends in the file.
 _LINE = "line of the file"
+_LONGEST = 4096
 
 
 def kinetics_class_names(annotations: str | Path) -> list[str]:
@@ -73,8 +74,7 @@ def kinetics_samples(
     if class_names is None and "label" in rows[0]:
         class_names = kinetics_class_names(annotations)
     numbers = {name: number for number, name in enumerate(class_names or ())}
-    found = search_folder(folder).paths
-    files = {os.path.splitext(os.path.basename(path))[0]: path for path in found}
+    files = _files_by_name(folder)
     samples = []
     for row in rows:
         try:
@@ -92,6 +92,12 @@ def kinetics_samples(
             raise ValueError(f"`class_names` must hold {label!r}, a label in {annotations}.")
         samples.append(Sample(path, None if label is None else numbers[label]))
     return samples
+
+
+def _files_by_name(folder: str | Path) -> dict[str, str]:
+    """Videos at any depth in a folder, by their names without the extension."""
+    found = search_folder(folder).paths
+    return {os.path.splitext(os.path.basename(path))[0]: path for path in found}
 
 
 def _kinetics_rows(annotations: str | Path) -> list[dict[str, str]]:
@@ -114,14 +120,15 @@ def _kinetics_rows(annotations: str | Path) -> list[dict[str, str]]:
 
 
 def something_something_samples(
-    annotations: str | Path, labels: str | Path, folder: str | Path
+    annotations: str | Path, labels: str | Path | None, folder: str | Path
 ) -> list[Sample]:
     """List a split of Something-Something v2 as published.
 
     Args:
         annotations: json list of `id` and `template` (no `template` in the test set's).
-        labels: json object from a template without its brackets to the class number.
-        folder: where the videos are, named `<id>.webm`.
+        labels: json object from a template without its brackets to the class number; None for no
+            labels.
+        folder: where the videos are, at any depth, named `<id>.webm` or with another extension.
 
     Returns:
         A sample for each entry, in order; without a label where it has no template.
@@ -140,7 +147,9 @@ def something_something_samples(
     >>> sample
     Sample(path='/videos/7.webm', label=37)
     """
-    entries, numbers = _load_json(annotations, list), _load_json(labels, dict)
+    entries = _load_json(annotations, list)
+    numbers = {} if labels is None else _load_json(labels, dict)
+    files = _files_by_name(folder)
     samples = []
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int):
@@ -153,18 +162,59 @@ def something_something_samples(
                 f"Every `template` in {annotations} must be text. Received: {shown(template)}"
             )
         label = None
-        if template is not None:
+        if template is not None and labels is not None:
             plain = template.replace("[", "").replace("]", "")
             if plain not in numbers:
                 raise ValueError(f"{labels} must hold {plain!r}, a template in {annotations}.")
             label = _class_number(numbers[plain], labels)
-        samples.append(Sample(os.path.join(folder, f"{entry['id']}.webm"), label))
+        name = str(entry["id"])
+        samples.append(Sample(files.get(name, os.path.join(folder, f"{name}.webm")), label))
     if not samples:
         raise ValueError(f"No videos in {annotations}. Use the published json.")
     return samples
 
 
-def _class_number(number: Any, labels: str | Path) -> int:
+def ava_samples(annotations: str | Path, folder: str | Path) -> list[Sample]:
+    """List the videos of a split of AVA, each once, without labels.
+
+    Args:
+        annotations: csv without a header: `video,second,x1,y1,x2,y2,action,person` and others that
+            begin with a video.
+        folder: where the videos are, at any depth, named `<video>.mkv` or with another extension.
+
+    Returns:
+        A sample for each video, in the order of their first rows.
+    """
+    with open(annotations, newline="", encoding="utf-8-sig") as file:
+        names = dict.fromkeys(row[0] for row in csv.reader(file) if row)
+    files = _files_by_name(folder)
+    return [Sample(files.get(name, os.path.join(folder, f"{name}.mkv"))) for name in names]
+
+
+def is_ava(source: str | Path) -> bool:
+    """Whether a file is a list of AVA, by its first row: a video, a second and a box."""
+    if Path(source).suffix.lower() != ".csv":
+        return False
+    try:
+        with open(source, newline="", encoding="utf-8-sig", errors="replace") as file:
+            first = next(csv.reader([file.readline(_LONGEST)]), [])
+        return len(first) in (7, 8) and all(0 <= float(edge) <= 1 for edge in first[2:6])
+    except (OSError, ValueError, csv.Error):
+        return False
+
+
+def is_something_something(source: str | Path) -> bool:
+    """Whether a file is a list of Something-Something v2, which is a JSON list of entries."""
+    if Path(source).suffix.lower() != ".json":
+        return False
+    try:
+        with open(source, encoding="utf-8-sig") as file:
+            return file.read(_LONGEST).lstrip().startswith("[")
+    except (OSError, ValueError):
+        return False
+
+
+def _class_number(number: Any, labels: str | Path | None) -> int:
     if isinstance(number, bool) or not str(number).isdecimal():
         raise ValueError(f"{labels} must hold class numbers, at least 0. Received: {number!r}")
     return int(number)

@@ -4,12 +4,15 @@ Other tools write lists in many ways. A row is read where only one meaning is po
 with its file and line, where it is not: no row becomes the name of a file that nobody meant.
 """
 
+import numbers
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from keras_vjepa.arguments import shown
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
@@ -25,6 +28,8 @@ _FIRST_WORD = re.compile(r"([^/\\\s]+)\s+(.+)", re.DOTALL)
 # What other tools put between path and label, and nobody here.
 _OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE)
 _TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
+# What lies elsewhere than on a disk of this machine.
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -83,6 +88,42 @@ def read_rows(source: Path) -> Iterator[Row]:
                 shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}..."
                 raise ValueError(f"{where}: {error} Received: '{shown}'") from error
             yield Row(path_from_list(path, source.parent), label, where)
+
+
+def as_label(value: Any, where: str) -> int | str | None:
+    """Make a label of what stands in a table or beside a video.
+
+    Args:
+        value: a whole number, also as text or with a zero after the point; a name; or nothing.
+        where: it stands, for messages.
+
+    Returns:
+        Number or name of the class, None for nothing.
+
+    Raises:
+        ValueError: for anything else, and numbers below 0.
+
+    Example:
+
+    >>> as_label("3", "a.csv:1"), as_label("yoga", "a.csv:1"), as_label("", "a.csv:1")
+    (3, 'yoga', None)
+    """
+    if value is None or value == "" or value != value:  # not a number: an empty cell
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        if text.isdecimal():
+            return int(text)
+        if text and not _NUMBER.fullmatch(text):
+            return text
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if number >= 0 and number.is_integer():
+            return int(number)
+    raise ValueError(
+        f"{where}: The label must be a whole number, at least 0, or the name of a class. "
+        f"Received: {shown(value)}"
+    )
 
 
 def looks_like_a_file(row: Row, folder: Path) -> bool:
@@ -230,7 +271,7 @@ def path_from_list(path: str, folder: Path) -> str:
         path: as it stands in the list.
         folder: where the list is.
     """
-    if os.path.isabs(path) or os.path.exists(path):
+    if os.path.isabs(path) or ADDRESS.match(path) or os.path.exists(path):
         return path
     return str(folder / path)
 

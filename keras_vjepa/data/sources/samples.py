@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from keras_vjepa.arguments import check_number
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, FrameFolder
 from keras_vjepa.data.reading.kinds import has_image_extension
 from keras_vjepa.data.reading.media import Media
@@ -99,7 +98,6 @@ def list_class_folders(
 
 def with_fps(samples: Sequence[Sample], fps: float) -> list[Sample]:
     """Say of samples, all of them folders of frames, how many frames make a second."""
-    check_number("(0, inf)", fps=fps)
     return [replace(sample, media=FrameFolder(sample.path, fps)) for sample in samples]
 
 

@@ -50,7 +50,7 @@ def test_folders_of_frames(tmp_path):
     labelled = list_class_folders(tmp_path, kind="frames")
     assert class_folders(tmp_path) == ["a", "b"]
     assert [sample.label for sample in labelled] == [0, 0, 1]
-    with pytest.raises(ValueError, match="`fps` must be positive"):
+    with pytest.raises(ValueError, match="`fps` must be in"):
         list_samples(tmp_path, kind="frames", fps=0)
     with pytest.raises(ValueError, match="No folders of frames in"):
         list_samples((tmp_path / "a/empty").mkdir() or tmp_path / "a/empty", kind="frames")

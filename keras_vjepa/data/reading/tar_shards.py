@@ -1,0 +1,248 @@
+"""Members of tar files, read where they lie, without unpacking (§3.4).
+
+`shards/000.tar/clip.mp4` is the member `clip.mp4` of the file `shards/000.tar`: it is found by its
+place in the file, so that any member can be read at any time, as if it were a file. Where members
+lie is found by going once through the headers of the tar file, and kept in memory, and of large
+ones in the cache folder, for as long as the tar file does not change.
+"""
+
+import hashlib
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_vjepa import files
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.gate import check_file, check_time
+from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
+from keras_vjepa.data.reading.media import Content, EncodedMedia, file_status, read_at
+
+_BLOCK = 512
+_END = bytes(_BLOCK)
+# Tar files that are compressed as a whole have to be read from the start.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# Smaller ones are gone through in a few hundredths of a second.
+_KEPT_FROM = 1000
+# Members whose places are held in memory.
+_MOST_MEMBERS = 2**21
+
+
+@dataclass(frozen=True)
+class TarMembers:
+    """Where the members of a tar file lie.
+
+    Attributes:
+        places: start and size of each, by its name, in the order of the file.
+        problem: what is wrong with the file behind the last of them, "" if nothing is.
+    """
+
+    places: dict[str, tuple[int, int]]
+    problem: str = ""
+
+
+def tar_members(path: str) -> TarMembers:
+    """Find all members of a tar file that are files, from the cache folder if that knows them.
+
+    Args:
+        path: the tar file.
+
+    Raises:
+        ValueError: if it is missing, compressed, or no tar file.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with tarfile.open(Path(folder, "a.tar"), "w") as tar:
+    ...         Path(folder, "b.mp4").write_text("video")
+    ...         tar.add(Path(folder, "b.mp4"), "b.mp4")
+    ...     tar_members(str(Path(folder, "a.tar")))
+    5
+    TarMembers(places={'b.mp4': (512, 5)}, problem='')
+    """
+    check_file(path)
+    status = file_status(path)
+    kept = _read_kept(path, status)
+    if kept is None:
+        kept = _gone_through(path, status[0])
+        if len(kept.places) >= _KEPT_FROM:
+            _keep(path, status, kept)
+    return kept
+
+
+@dataclass(frozen=True)
+class TarMember(EncodedMedia):
+    """A file in a tar file.
+
+    Args:
+        name: path of the tar file, a slash, and the name of the member.
+        shard: path of the tar file.
+    """
+
+    name: str
+    shard: str
+
+    @contextmanager
+    def content(self) -> Iterator[Content]:
+        start, size = self._place()
+        with open(self.shard, "rb", buffering=0) as file:
+
+            def read(place: int, length: int) -> bytes:
+                return read_at(file.fileno(), start + place, min(length, size - place))
+
+            yield Content(size, read)
+
+    def status(self) -> tuple[int, int, int, int]:
+        try:
+            start, size = self._place()
+        except ValueError:
+            return 0, 0, 0, 0
+        _, changed, made, number = file_status(self.shard)
+        return size, changed, made, (number ^ start << 20) & (2**63 - 1)
+
+    def _place(self) -> tuple[int, int]:
+        member = self.name[len(self.shard) + 1 :]
+        found = _places(self.shard).get(member)
+        if found is None:
+            raise ValueError(f"there is no such member in {printable(self.shard)}")
+        return found
+
+
+def tar_member_at(path: str) -> TarMember | None:
+    """Find out whether a path leads into a tar file.
+
+    Args:
+        path: of anything.
+
+    Returns:
+        The member, which need not be there; None if no part of the path is a tar file.
+    """
+    at = path.find(".tar/")
+    while at >= 0:
+        shard = path[: at + len(".tar")]
+        if os.path.isfile(shard):
+            return TarMember(path, shard)
+        at = path.find(".tar/", at + 1)
+    return None
+
+
+# --- Going through a tar file --------------------------------------------------------------------
+
+
+def _gone_through(path: str, size: int) -> TarMembers:
+    places: dict[str, tuple[int, int]] = {}
+    twice = ""
+    with open(path, "rb") as file:
+        if file.read(6).startswith(_COMPRESSED):
+            raise ValueError("it is a compressed tar file, whose members cannot be read singly")
+        file.seek(0)
+        try:
+            tar = tarfile.open(fileobj=file, mode="r:")
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            raise ValueError(f"it is no tar file, or damaged: {error}") from error
+        for member in _members(tar):
+            check_time()
+            # What is cut is missing as a whole.
+            if not member.isreg() or member.issparse() or member.offset_data + member.size > size:
+                continue
+            if member.name in places:
+                twice = twice or f"it holds {printable(member.name)} twice, the first of which is"
+            places.setdefault(member.name, (member.offset_data, member.size))
+        # Python's reader takes whatever it cannot read for the end.
+        problem = _problem_at(file.fileno(), tar.offset, size)
+    return TarMembers(places, problem or (twice and f"{twice} read"))
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All members up to the end, or to what cannot be read."""
+    # The first is read when the file is opened.
+    end = -1
+    while True:
+        try:
+            member = tar.next()
+        except (tarfile.TarError, ValueError, OverflowError):
+            return
+        if member is None or tar.offset <= end:
+            return
+        yield member
+        end = tar.offset
+        tar.members.clear()  # type: ignore[attr-defined]  # it would remember all of them
+
+
+def _problem_at(descriptor: int, end: int, size: int) -> str:
+    if end > size:
+        return f"it is truncated: {end - size:,} bytes of its last member are missing"
+    block = read_at(descriptor, end, _BLOCK)
+    if len(block) < _BLOCK:
+        return "it is truncated: the mark of its end is missing"
+    return "" if block == _END else f"it is damaged at byte {end:,}, and not read from there on"
+
+
+# --- What is remembered --------------------------------------------------------------------------
+
+# Most recently used last; with what the file was then.
+_remembered: OrderedDict[str, tuple[tuple[int, ...], dict[str, tuple[int, int]]]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _places(path: str) -> dict[str, tuple[int, int]]:
+    """Places of the videos and images of a tar file."""
+    status = file_status(path)
+    with _lock:
+        known, places = _remembered.get(path, ((), {}))
+        if known == status:
+            _remembered.move_to_end(path)
+            return places
+    places = {
+        name: place
+        for name, place in tar_members(path).places.items()
+        if extension(name) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    }
+    with _lock:
+        _remembered[path] = status, places
+        while len(_remembered) > 1 and sum(map(_count, _remembered.values())) > _MOST_MEMBERS:
+            _remembered.popitem(last=False)
+    return places
+
+
+def _count(entry: tuple[tuple[int, ...], dict[str, tuple[int, int]]]) -> int:
+    return len(entry[1])
+
+
+def _file_of(path: str) -> Path:
+    name = hashlib.blake2b(os.fsencode(os.path.abspath(path)), digest_size=16).hexdigest()
+    return files.cache_folder() / "tar_members" / f"{name}.npz"
+
+
+def _read_kept(path: str, status: tuple[int, ...]) -> TarMembers | None:
+    try:
+        with np.load(_file_of(path), allow_pickle=False) as stored:
+            if tuple(stored["status"].tolist()) != status:
+                return None
+            names = bytes(stored["names"]).decode("utf-8", "surrogateescape").split("\0")
+            places = [(start, size) for start, size in stored["places"].tolist()]
+            return TarMembers(dict(zip(names, places, strict=True)), str(stored["problem"]))
+    except Exception:  # Not there, or damaged in any way: all that is lost is time.
+        return None
+
+
+def _keep(path: str, status: tuple[int, ...], members: TarMembers) -> None:
+    names = "\0".join(members.places).encode("utf-8", "surrogateescape")
+    try:
+        with files.unfinished_file(_file_of(path)) as unfinished:
+            np.savez(
+                unfinished,
+                status=np.array(status),
+                names=np.frombuffer(names, np.uint8),
+                places=np.array([*members.places.values()]),
+                problem=members.problem,
+            )
+    except OSError:
+        pass  # gone through again

@@ -1,0 +1,222 @@
+"""Shards: tar files of samples, as WebDataset and video2dataset write them (§3.4, App. D).
+
+Consecutive members of one name up to the first dot are a sample: `a/17.mp4`, `a/17.cls` and
+`a/17.json`. Every video or image among them is one here, with the label of `cls`, or of a field of
+`json`. Shards are named one by one, by braces (`train-{000000..000099}.tar`), by the folder in
+which they lie, or by an index that `wids` wrote.
+"""
+
+import itertools
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa.arguments import counted, shown
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.kinds import extension
+from keras_vjepa.data.reading.tar_shards import tar_members
+from keras_vjepa.data.sources.folders import EXTENSIONS, Kind
+from keras_vjepa.data.sources.rows import Row, as_label
+
+_LOG = logging.getLogger(__name__)
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_SHARDS = 2**20
+_WIDS = "wids-shard-index-v1"
+# A label, or what is known of a video, has a few kilobytes.
+_MOST_BYTES = 2**24
+
+
+def is_shards(source: str | Path) -> bool:
+    """Whether something names tar files: by its ending, or an index of them by its content."""
+    name = os.fspath(source)
+    if name.endswith(".tar"):
+        return True
+    return name.endswith(".json") and _index_of(Path(name)) is not None
+
+
+def is_folder_of_shards(source: str | Path, kind: Kind) -> bool:
+    """Whether a folder holds tar files, and nothing of a kind or in folders beside them."""
+    if not os.path.isdir(source):
+        return False
+    with os.scandir(source) as entries:
+        visible = [entry for entry in entries if entry.name[0] != "."]
+    return any(entry.name.endswith(".tar") for entry in visible) and not any(
+        entry.is_dir() or extension(entry.name) in EXTENSIONS[kind] for entry in visible
+    )
+
+
+def expand_braces(text: str) -> list[str]:
+    """List what a name with braces stands for.
+
+    Args:
+        text: with any number of `{first..last}`, numbers of as many digits, or `{one,other}`.
+
+    Raises:
+        ValueError: if that is more than a million names, or none.
+
+    Example:
+
+    >>> expand_braces("{train,val}-{08..10}.tar")[2:4]
+    ['train-10.tar', 'val-08.tar']
+    """
+    parts, choices, end = [], [], 0
+    for found in _BRACES.finditer(text):
+        parts.append(text[end : found.start()])
+        end = found.end()
+        numbers = _RANGE.fullmatch(found[1])
+        if numbers:
+            first, last, width = int(numbers[1]), int(numbers[2]), len(numbers[1])
+            if not first <= last < first + _MOST_SHARDS:
+                raise ValueError(f"{text} must have ranges from a number to a larger one.")
+            choices.append([f"{number:0{width}}" for number in range(first, last + 1)])
+        else:
+            choices.append(found[1].split(","))
+    names = []
+    for chosen in itertools.islice(itertools.product(*choices), _MOST_SHARDS):
+        between = itertools.chain.from_iterable(zip(parts, chosen, strict=True))
+        names.append("".join(between) + text[end:])
+    return names
+
+
+def shards_of(source: str | Path) -> list[str]:
+    """List the tar files that something names.
+
+    Args:
+        source: a tar file, a name with braces, a folder, or an index that `wids` wrote.
+
+    Raises:
+        FileNotFoundError: if one of them does not exist.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return sorted(str(one) for one in path.glob("*.tar") if one.name[0] != ".")
+    index = _index_of(path) if path.suffix == ".json" else None
+    if index is not None:
+        shards = [str(path.parent / one["url"]) for one in index]
+    else:
+        name = os.fspath(source)
+        shards = [name] if path.exists() else expand_braces(name)
+    missing = [shard for shard in shards if not os.path.isfile(shard)]
+    if missing:
+        raise FileNotFoundError(
+            f"`source` must name shards that exist. Received: {source}, of which "
+            f"{counted(len(missing), 'shard')} of {len(shards):,} "
+            f"{'is' if len(missing) == 1 else 'are'} missing, {printable(missing[0])} first"
+        )
+    return shards
+
+
+def shard_rows(source: str | Path, kind: Kind, label_field: str) -> list[Row]:
+    """List the videos or images in shards; what is left out is said in the log.
+
+    Args:
+        source: as `shards_of` takes it.
+        kind: what to look for.
+        label_field: of `json`, which holds a number or a name; read where there is no `cls`. Empty
+            for no labels.
+
+    Raises:
+        FileNotFoundError: if a shard does not exist.
+        ValueError: for folders of frames, or labels that cannot be read.
+    """
+    if kind == "frames":
+        raise ValueError(f'`kind` must be "video", "image" or "any" for shards, such as {source}.')
+    rows: list[Row] = []
+    others: Counter[str] = Counter()
+    for shard in shards_of(source):
+        try:
+            found = tar_members(shard)
+        except (OSError, ValueError) as error:
+            _LOG.warning("Left out: %s: %s", printable(shard), error)
+            continue
+        if found.problem:
+            _LOG.warning("%s: %s", printable(shard), found.problem)
+        rows += _rows_of_shard(shard, found.places, kind, label_field, others)
+    if others:
+        types = ", ".join(f"{name or 'none'} ({count:,})" for name, count in others.most_common(5))
+        _LOG.warning("Left out of %s: members of other types: %s", printable(str(source)), types)
+    return rows
+
+
+def _rows_of_shard(
+    shard: str,
+    places: dict[str, tuple[int, int]],
+    kind: Kind,
+    label_field: str,
+    others: Counter[str],
+) -> Iterator[Row]:
+    with open(shard, "rb") as file:
+        for _, group in itertools.groupby(places, _key):
+            members = list(group)
+            fitting = [name for name in members if extension(name) in EXTENSIONS[kind]]
+            label = None
+            if fitting and label_field:
+                label = _label_of(file, shard, members, places, label_field)
+            for name in fitting:
+                yield Row(f"{shard}/{name}", label, f"{shard}/{name}")
+            rest = [extension(name) for name in members if name not in fitting]
+            others.update(end for end in rest if end not in _BESIDE)
+
+
+# What describes a sample.
+_BESIDE = {".cls", ".json", ".txt"}
+
+
+def _key(name: str) -> str:
+    """What the members of one sample have in common: the name up to the first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _label_of(
+    file: Any, shard: str, members: list[str], places: dict[str, tuple[int, int]], label_field: str
+) -> int | str | None:
+    for ending in (".cls", ".json"):
+        for name in members:
+            if extension(name) != ending:
+                continue
+            where = f"{shard}/{name}"
+            start, size = places[name]
+            if size > _MOST_BYTES:
+                raise ValueError(f"{where}: It must have at most {_MOST_BYTES:,} bytes.")
+            file.seek(start)
+            text = file.read(size).decode("utf-8", "replace")
+            if ending == ".cls":
+                return as_label(text.strip(), where)
+            known = _json(text, where)
+            if label_field in known:
+                return as_label(known[label_field], where)
+    return None
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        known = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: It must be JSON. {shown(str(error))}") from error
+    return known if isinstance(known, dict) else {}
+
+
+def _index_of(path: Path) -> list[dict[str, Any]] | None:
+    """The shards in an index that `wids` wrote; None if it is another file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            if _WIDS not in file.read(4096):
+                return None
+            file.seek(0)
+            index = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+    shards = index.get("shardlist") if isinstance(index, dict) else None
+    if not isinstance(shards, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("url"), str) for one in shards
+    ):
+        raise ValueError(f"{path} must have a `shardlist` of shards with a `url` each.")
+    return shards

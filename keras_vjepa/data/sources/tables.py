@@ -1,0 +1,151 @@
+"""Tables of videos with named columns: csv, tsv, jsonl, parquet (§3.4, App. D)."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa.arguments import shown
+from keras_vjepa.data.sources.rows import Row, as_label, path_from_list
+
+# Columns in which other tools put the path of a file, the first of them counts.
+PATH_COLUMNS = ("path", "video_path", "file_name", "filename", "filepath", "file", "video", "image")
+ENDINGS = (".jsonl", ".ndjson", ".parquet", ".tsv")
+
+_LONGEST = 2**20
+
+
+def is_table(source: Path, path_column: str) -> bool:
+    """Whether a file is a table with named columns.
+
+    Args:
+        source: the file.
+        path_column: of the files, where a user has named it.
+    """
+    if source.suffix.lower() in ENDINGS:
+        return True
+    if source.suffix.lower() != ".csv":
+        return False
+    names = _header(source)
+    if path_column:
+        return path_column in names
+    # A list without a header may begin with a class of such a name.
+    is_header = not any(os.path.splitext(name)[1] or "/" in name for name in names)
+    return is_header and bool({*PATH_COLUMNS} & {*names})
+
+
+def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Row]:
+    """Read the rows of a table.
+
+    A relative path is taken from the working directory if it exists there, otherwise from the
+    folder of the table.
+
+    Args:
+        source: the table.
+        path_column: of the files; empty for the first of `PATH_COLUMNS` that is there.
+        label_column: of the classes' numbers or names; may be missing. Empty for no labels.
+
+    Raises:
+        ImportError: for a parquet file without pyarrow.
+        ValueError: if it cannot be read, has no such column, or a row has no path.
+    """
+    column = ""
+    for where, row in _read(source):
+        if not column:
+            column = _path_column(source, row, path_column)
+        path = row.get(column)
+        # As a data set of videos keeps them.
+        path = path.get("path") if isinstance(path, dict) else path
+        if not isinstance(path, str) or not path.strip():
+            raise ValueError(f"{where}: `{column}` must be a path. Received: {shown(path)}")
+        label = as_label(row.get(label_column), where) if label_column else None
+        yield Row(path_from_list(path, source.parent), label, where)
+
+
+def _path_column(source: Path, row: dict[str, Any], given: str) -> str:
+    names = [given] if given else [*PATH_COLUMNS]
+    found = [name for name in names if name in row]
+    if not found:
+        raise ValueError(
+            f"`path_column` must be a column of {source}, which has {', '.join(map(repr, row))}. "
+            f"Received: {given!r}"
+        )
+    return found[0]
+
+
+def _read(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row by its columns, with the file and the line."""
+    ending = source.suffix.lower()
+    try:
+        if ending == ".parquet":
+            yield from _read_parquet(source)
+        elif ending in (".csv", ".tsv"):
+            yield from _read_csv(source)
+        else:
+            yield from _read_json_lines(source)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} must be UTF-8 text. {error}") from error
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror or error}.") from error
+
+
+def _read_csv(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
+    with open(source, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                where = f"{source}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"{where}: A row must have {len(reader.fieldnames or ())} columns, as the "
+                        'header has. Write what holds a comma as "text".'
+                    )
+                yield where, row
+        except csv.Error as error:
+            raise ValueError(f"{source}:{reader.line_num}: {error}") from error
+
+
+def _read_json_lines(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with open(source, encoding="utf-8-sig") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST), ""), start=1):
+            if not line.strip():
+                continue
+            where = f"{source}:{number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: A row must be a JSON object. {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: A row must be a JSON object. Received: {shown(row)}")
+            yield where, row
+
+
+def _read_parquet(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ImportError(f"{source} needs pyarrow: pip install keras-vjepa[parquet]") from error
+    try:
+        with parquet.ParquetFile(source) as table:
+            rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+            for number, row in enumerate(rows):
+                yield f"{source}, row {number}", row
+    except ArrowException as error:
+        raise ValueError(f"{source} is no readable parquet file: {error}") from error
+
+
+def _header(source: Path) -> list[str]:
+    """Names in the first line of a csv file."""
+    try:
+        with open(source, newline="", encoding="utf-8-sig", errors="replace") as file:
+            return next(csv.reader([file.readline(_LONGEST)]), [])
+    except (OSError, csv.Error):
+        return []
+
+
+def is_kinetics(source: str | os.PathLike[str]) -> bool:
+    """Whether a file is a list of Kinetics as published, by its header."""
+    return "youtube_id" in _header(Path(source))
