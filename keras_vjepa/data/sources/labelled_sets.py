@@ -50,7 +50,7 @@ def train_and_test(
         kind: what to look for in folders and shards: video, image, any of both, or frames: folders
             of numbered pictures.
         fps: frames per second of folders of frames.
-        path_column: of a table; by default the first of path, video_path, file_name, ... in it.
+        path_column: of a table; by default the first that is called path, file, video or the like.
         label_column: of a table, or of the json of shards.
 
     Raises:

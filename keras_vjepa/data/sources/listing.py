@@ -84,7 +84,7 @@ def list_samples(
         fps: frames per second of folders of frames.
         videos: folder of the videos, for published lists.
         label_names: `labels.json` of Something-Something v2.
-        path_column: of a table; by default the first of path, video_path, file_name, ... in it.
+        path_column: of a table; by default the first that is called path, file, video or the like.
         label_column: of a table, or of the `json` of shards. Empty for no labels.
 
     Returns:
