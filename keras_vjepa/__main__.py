@@ -29,6 +29,7 @@ COMMANDS = {
     "upload": "keras_vjepa.tools.upload_preset",
     "masks": "keras_vjepa.tools.show_masks",
     "bench": "keras_vjepa.tools.bench",
+    "bench-data": "keras_vjepa.tools.bench_data",
     "bench-decoding": "keras_vjepa.tools.bench_decoding",
     "plain-torch-step": "keras_vjepa.tools.plain_torch_step",
     "sweep": "keras_vjepa.tools.sweep",

@@ -23,6 +23,7 @@ REQUIRED = {
     "check-videos": ["here", "--output", "out"],
     "transcode": ["here", "out"],
     "videomix": ["--k400", "here", "--output", "out"],
+    "bench-data": ["here"],
     "features": ["here", "--preset", "here", "--output", "out"],
     "convert": ["here", "out"],
     "export": ["here", "out"],

@@ -22,6 +22,7 @@ COMMANDS = {
     "check-videos": (["here", "--output", "out"], "samples_of"),
     "transcode": (["here", "out"], "samples_of"),
     "videomix": (["--k400", "here", "--output", "out"], "mix_videos"),
+    "bench-data": (["here"], "chosen_files"),
     "features": (["here", "--preset", "here", "--output", "out"], "prepare"),
     "convert": (["here", "out"], "convert"),
     "masks": (["--output", "masks.png"], "draw_batch"),

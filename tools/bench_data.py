@@ -1,0 +1,148 @@
+"""Time reading clips of your own videos: decoders, kinds and numbers of workers (§3.4, App. C).
+
+    keras-vjepa bench-data my_videos/
+    keras-vjepa bench-data train.csv --rate 400 --num-workers 1 4 16
+
+A clip is what pretraining reads: 16 frames, every fourth, with its transform, at a random place of
+one of a few files. Clips a second are by the clock, for each decoder that is installed and for
+threads, worker processes and grain, if that is installed. The processor time of a clip tells how
+many cores keep up with the rate at which a model trains. Other work on the machine disturbs.
+"""
+
+import argparse
+import logging
+import math
+import sys
+from pathlib import Path
+
+import cv2
+
+from keras_vjepa.arguments import MOST_LONG, MOST_SIDE, check_number, check_whole, counted
+from keras_vjepa.command_line import WRONG_USAGE, OneLineParser
+from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.preparation.throughput import (
+    ClipReading,
+    Throughput,
+    decoders,
+    kinds_of_workers,
+    throughput,
+)
+from keras_vjepa.data.random_streams import random_stream
+from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.locating import is_image
+from keras_vjepa.data.reading.video import video_info
+from keras_vjepa.data.sources.listing import list_samples
+
+_MOST_WORKERS = 1024
+Table = dict[tuple[str, str], dict[int, Throughput]]
+
+
+def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace, OneLineParser]:
+    """Read the command line; bad input ends the process with one line that names the option."""
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("source", type=Path, help="a folder of videos, or a list")
+    parser.add_argument("--rate", type=float, default=100.0, help="clips a second of the training")
+    parser.add_argument(
+        "--num-workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers to try"
+    )
+    parser.add_argument("--clips", type=int, default=40, help="clips timed for each number")
+    parser.add_argument("--videos", type=int, default=8, help="files they are of, at random")
+    parser.add_argument("--num-frames", type=int, default=16, help="frames of a clip")
+    parser.add_argument("--frame-step", type=int, default=4, help="source frames per clip frame")
+    parser.add_argument("--crop-size", type=int, default=224, help="pixels of a side, afterwards")
+    options = parser.parse_all(arguments)
+    with parser.refusing():
+        check_number("(0, 1e9]", rate=options.rate)
+        for number in options.num_workers:
+            check_whole(1, _MOST_WORKERS, num_workers=number)
+        check_whole(1, 10**6, clips=options.clips, videos=options.videos)
+        check_whole(1, MOST_LONG, num_frames=options.num_frames, frame_step=options.frame_step)
+        check_whole(1, MOST_SIDE, crop_size=options.crop_size)
+    return options, parser
+
+
+def chosen_files(options: argparse.Namespace) -> list[str]:
+    """Choose some videos of a source at random, and say which ones cannot be read."""
+    samples = list_samples(options.source.expanduser())
+    paths = [s.path for s in samples if s.media is None and not is_image(s.path)]
+    found: list[str] = []
+    for place in random_stream(0, 0).permutation(len(paths)).tolist():
+        if len(found) == options.videos:
+            break
+        try:
+            info = video_info(paths[place])
+        except UnreadableVideoError as error:
+            print(f"Left out: {error}", file=sys.stderr)
+            continue
+        found.append(paths[place])
+        print(
+            f"{Path(paths[place]).name}: {info.num_frames:,} frames of {info.width}x{info.height}"
+        )
+    if not found:
+        raise ValueError(f"`source` must hold a video that can be read. Received: {options.source}")
+    return found
+
+
+def measure(paths: list[str], options: argparse.Namespace) -> Table:
+    """Time every decoder with threads, and the first one with the other kinds of workers."""
+    clip = ClipSettings(options.num_frames, options.frame_step)
+    kinds, table = kinds_of_workers(), Table()
+    first, *others = decoders()
+    for decoder, kind in [(first, kind) for kind in kinds] + [(one, "threads") for one in others]:
+        reading = ClipReading(decoder, clip, options.crop_size)
+        row = table[decoder, kind] = {}
+        for count in sorted({1, *options.num_workers}):
+            try:
+                row[count] = throughput(kinds[kind], reading, paths, count, options.clips)
+            except UnreadableVideoError as error:
+                print(f"{decoder}, {kind}: {error}", file=sys.stderr)
+                break
+    return table
+
+
+def in_words(table: Table, rate: float) -> str:
+    """Write the table, and the cores that the rate needs."""
+    counts = sorted({count for row in table.values() for count in row})
+    head = "".join(f"{count:>9,}" for count in counts)
+    lines = [f"clips/s, workers:{'':11}{head}   ms of a core for a clip"]
+    for (decoder, kind), row in table.items():
+        cells = "".join(
+            f"{row[n].clips_per_second:9.1f}" if n in row else f"{'-':>9}" for n in counts
+        )
+        cost = f"{1000 * row[1].seconds_per_clip:10.1f}" if 1 in row else ""
+        lines.append(f"{f'{decoder}, {kind}':28}{cells}{cost}")
+    costs = {name: row[1].seconds_per_clip for name, row in table.items() if 1 in row}
+    best = min(costs, key=lambda name: costs[name])
+    cores = math.ceil(rate * costs[best])
+    lines.append(
+        f"{rate:,.0f} clips/s need {counted(cores, 'core')} with {best[0]}: "
+        f"{1 / max(costs[best], 1e-9):,.1f} clips/s a core."
+    )
+    fastest = max(
+        ((row[n].clips_per_second, name, n) for name, row in table.items() for n in row),
+    )
+    lines.append(
+        f"Fastest here: {fastest[0]:,.1f} clips/s with {fastest[1][0]} and {fastest[2]:,} "
+        f"{fastest[1][1]}."
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None, program: str = "bench_data.py") -> int:
+    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    options, parser = parse(arguments, program)
+    # As in training: its own threads would compete with the workers.
+    cv2.setNumThreads(1)
+    with parser.refusing():
+        paths = chosen_files(options)
+    table = measure(paths, options)
+    if not any(table.values()):
+        print(f"{program}: no decoder reads these files", file=sys.stderr)
+        return WRONG_USAGE
+    print(in_words(table, options.rate))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
