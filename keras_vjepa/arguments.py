@@ -261,5 +261,7 @@ def _words_for(interval: str, received: Any) -> str:
     low, high = (text.strip() for text in interval[1:-1].split(","))
     if high != "inf":
         return f"in {interval}"
+    if low == "-inf":
+        return "a finite number"
     words = "positive" if interval[0] == "(" and low == "0" else f"at least {low}"
     return f"{words}, and finite" if math.isnan(_as_float(received)) else words

@@ -45,6 +45,8 @@ def named(
             if _is_one_line(str(reason)):
                 raise
             raise error(text) from reason
+        if text.startswith(str(path)):  # another kind, which names the file too
+            raise error(text) from reason
         raise error(f"{path}: {text}") from reason
     except Exception as reason:
         text = f"{type(reason).__name__}: {one_line(reason)}"

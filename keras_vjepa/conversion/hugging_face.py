@@ -63,6 +63,7 @@ DEFAULTS = {
     "mlp_ratio": 4.0,
     "layer_norm_eps": 1e-6,
     "hidden_act": "gelu",
+    "qkv_bias": True,
     "num_pooler_layers": 3,
     "pred_hidden_size": 384,
     "pred_num_attention_heads": 12,
@@ -127,6 +128,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = {**DEFAULTS, **config}
     if config["hidden_act"] != "gelu":
         raise CheckpointError(f"`hidden_act` must be 'gelu'. Received: {config['hidden_act']!r}")
+    if config["qkv_bias"] is not True:
+        raise CheckpointError(f"`qkv_bias` must be true. Received: {shown(config['qkv_bias'])}")
     return config
 
 
@@ -138,6 +141,11 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / f"{WEIGHTS_FILE}.index.json"
     if kind_of(index) is None:
+        if kind_of(folder / WEIGHTS_FILE) is None:
+            found = listed(sorted(path.name for path in folder.iterdir()))
+            raise CheckpointError(
+                f"{folder} must hold {WEIGHTS_FILE}, or several and their index. Received: {found}"
+            )
         return [folder / WEIGHTS_FILE]
     with named(index):
         names = set(read_json_object(index)["weight_map"].values())

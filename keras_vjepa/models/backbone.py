@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vjepa.arguments import arguments_of, check_choice, places
+from keras_vjepa.arguments import arguments_of, check_choice, check_flag, places
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm
@@ -403,6 +403,7 @@ class VJEPABackbone(
         [(1, 8, 24), (1, 8, 24)]
         """
         wanted = places(self.num_layers, layers=layers)
+        check_flag(norm=norm)
         states = self._states(videos, 1 + max(wanted, default=-1), token_indices, padding_mask)
         outputs = {
             i - 1: self.norm(x) if norm else x

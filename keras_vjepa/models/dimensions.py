@@ -123,6 +123,13 @@ def _check_transformer(arguments: Mapping[str, Any], least_layers: int = 1) -> N
         )
     check_number("(0, 1]", layer_norm_epsilon=arguments["layer_norm_epsilon"])
     check_choice(POSITION_EMBEDDINGS, position_embedding=arguments["position_embedding"])
+    if arguments["position_embedding"] == "rotary":
+        width = arguments["hidden_dim"] // arguments["num_heads"]
+        if width % 2:
+            raise ValueError(
+                f"`hidden_dim` must give each of `num_heads`={arguments['num_heads']} an even "
+                f"width for rotary positions. Received: {arguments['hidden_dim']}, {width} each"
+            )
     check_flag(uniform_power=arguments["uniform_power"], remat=arguments["remat"])
 
 

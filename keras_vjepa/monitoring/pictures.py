@@ -5,9 +5,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike
+from keras import ops
 
 from keras_vjepa import files
+from keras_vjepa.types import Tensor
 
 
 def draw_curve(losses: Sequence[float], path: Path, height: int = 320, width: int = 640) -> None:
@@ -37,27 +38,52 @@ def draw_curve(losses: Sequence[float], path: Path, height: int = 320, width: in
     files.write_picture(path, image)
 
 
-def draw_attention(weights: ArrayLike, clip: ArrayLike, path: Path) -> None:
+def draw_attention(weights: Tensor, clip: Tensor, path: files.PathLike) -> None:
     """Draw the frames of a clip side by side, dark where nothing attends to them.
 
     Args:
-        weights: `(time, rows, columns)`: by how much each token of the clip is attended to; for
-            example `classifier.attention_weights(clips)[0, 0].mean(0)`, in the shape of
-            `backbone.grid_shape`.
+        weights: `(time, rows, columns)`: by how much each token of the clip is attended to, an
+            array or a tensor.
         clip: `(frames, height, width, 3)`, RGB of any range, as the preprocessor makes it. Of the
             frames that share their tokens, the first is drawn.
         path: the file; its ending says the format.
 
     Raises:
         OSError: if the picture cannot be written.
-        ValueError: if the weights have no three axes, or the frames are no multiple of their time.
+        ValueError: if the weights have no three axes or are negative, the clip has no four, or its
+            frames are no multiple of their time.
+
+    Example:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+    >>> from keras_vjepa.monitoring.pictures import draw_attention
+    >>> backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> classifier = VJEPAVideoClassifier(backbone, num_classes=3)
+    >>> clips = np.zeros((1, 4, 32, 32, 3), "float32")
+    >>> weights = ops.mean(classifier.attention_weights(clips)[0, 0], axis=0)  # of the heads
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "attention.png"
+    ...     draw_attention(ops.reshape(weights, backbone.grid_shape), clips[0], path)
+    ...     path.stat().st_size > 0
+    True
     """
-    grid, frames = np.asarray(weights, "float32"), np.asarray(clip, "float32")
-    if grid.ndim != 3 or len(frames) % len(grid):
+    # Of tensors that have a gradient, too.
+    grid, frames = (np.asarray(ops.convert_to_numpy(x), "float32") for x in (weights, clip))
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(
+            f"`clip` must be (frames, height, width, 3). Received shape: {frames.shape}"
+        )
+    if grid.ndim != 3 or not grid.size or len(frames) % len(grid):
         raise ValueError(
             "`weights` must be (time, rows, columns), of a time that divides the number of frames, "
             f"{len(frames)}. Received shape: {grid.shape}"
         )
+    if not grid.min() >= 0:
+        raise ValueError(f"`weights` must be numbers from 0. Received: {grid.min()}")
     low, high = frames.min(), frames.max()
     colours = 255 * (frames[:: len(frames) // len(grid)] - low) / max(high - low, 1e-12)
     height, width = frames.shape[1:3]

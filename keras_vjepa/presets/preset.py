@@ -306,6 +306,8 @@ class Preset:
             ValueError: if `preset` or `overrides` do not exist, or a download fails.
         """
         folder = find_preset(preset, load_weights, trust_on_first_use)
+        # As the caller calls it, who knows nothing of a folder in the cache.
+        check_holds(folder, cls.config_file, cls.__name__, os.fspath(preset))
         model = _read_model(folder, cls, cls.config_file, overrides, load_weights)
         if load_weights:
             load_preset_weights(model, folder)
@@ -371,6 +373,24 @@ def load_preset_weights(model: Any, folder: Path) -> None:
             _load_weights(part, folder, name)
 
 
+def check_holds(folder: Path, name: str, class_name: str, preset: str) -> None:
+    """Check that a preset has the file that a class is made of.
+
+    Args:
+        folder: of the preset.
+        name: of the file.
+        class_name: for the message.
+        preset: what the user calls it.
+
+    Raises:
+        FileNotFoundError: if it has not.
+    """
+    if files.kind_of(folder / name) is None:
+        raise FileNotFoundError(
+            f"`preset` must be a folder that holds {name}, for {class_name}. Received: {preset}"
+        )
+
+
 def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
     """A class and its arguments, as a preset folder holds them.
 
@@ -379,10 +399,7 @@ def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
         ValueError: if the file is damaged.
     """
     path = folder / name
-    if files.kind_of(path) is None:
-        raise FileNotFoundError(
-            f"`preset` must be a folder that holds {name}, for {class_name}. Received: {folder}"
-        )
+    check_holds(folder, name, class_name, str(folder))
     try:
         config = read_json_object(path)
     except JsonFileError as error:

@@ -1,6 +1,7 @@
 """Presets of classifiers, and classifiers from presets of other models or classes (App. D.1)."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -102,7 +103,7 @@ class ClassifierPreset(Preset):
         if not is_classifier and not {"num_classes", "class_names"} & {*overrides}:
             raise ValueError(
                 f"`num_classes` must be given for a preset that holds no {cls.config_file}, or "
-                f"`class_names`. Received: {folder}"
+                f"`class_names`. Received: {os.fspath(preset)}"
             )
         stored: dict[str, Any] = {}
         if is_classifier:
@@ -114,7 +115,7 @@ class ClassifierPreset(Preset):
             if is_classifier and load_weights:
                 _LOG.warning(
                     "Left out of %s: the probe of its %s classes; that of %d classes begins anew",
-                    folder,
+                    os.fspath(preset),
                     stored.get("num_classes"),
                     model.num_classes,
                 )

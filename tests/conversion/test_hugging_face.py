@@ -7,7 +7,12 @@ import pytest
 import torch
 from keras import ops
 
-from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAVideoPreprocessor
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAVideoClassifier,
+    VJEPAVideoPreprocessor,
+)
 from keras_vjepa.conversion import CheckpointError, convert, convert_backbone
 from tests.conversion.oracle import transformers
 
@@ -65,6 +70,12 @@ def oracle(config, name="VJEPA2Model", seed=0):
             is_scale = "norm" in path and path.endswith("weight")
             parameter.copy_(torch.randn(parameter.shape) * 0.15 + float(is_scale))
     return model
+
+
+class VJEPAPlain(VJEPABackbone):
+    """A class whose presets have a file that no folder of that package becomes."""
+
+    config_file = "plain.json"
 
 
 def clips(*shape):
@@ -241,7 +252,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     )
     assert "misses keys: classifier.bias" in error(lambda state: state.pop("classifier.bias"))
     assert "`hidden_act` must be 'gelu'. Received: 'relu'" in error(hidden_act="relu")
+    assert "`qkv_bias` must be true. Received: False" in error(qkv_bias=False)
     assert "must be of `model_type` vjepa2" in error(model_type="vit")
+    odd = error(hidden_size=18)
+    assert "`hidden_dim` must give each of `num_heads`=2 an even width for rotary positions" in odd
     assert "must be a multiple of `num_heads`=3" in error(num_attention_heads=3)
     assert "has no readable config.json" in str(
         pytest.raises(CheckpointError, convert, tmp_path / "..").value
@@ -256,7 +270,8 @@ def test_damaged_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="model.safetensors is damaged"):
         convert(tmp_path)
     weights.unlink()
-    with pytest.raises(CheckpointError, match="no such file: .*model.safetensors"):
+    weights.with_name("pytorch_model.bin").write_bytes(whole)
+    with pytest.raises(CheckpointError, match="hold model.safetensors, .*json, pytorch_model.bin"):
         convert(tmp_path)
 
 
@@ -279,6 +294,14 @@ def test_from_preset_takes_such_a_folder(tmp_path, monkeypatch):
     assert VJEPAPredictor.from_preset(tmp_path / "folder").num_layers == 1
     preprocessor = VJEPAVideoPreprocessor.from_preset(tmp_path / "folder")
     assert (preprocessor.image_size, preprocessor.num_frames) == (48, 8)
+    # What it does not hold is told with the name that the user knows it by.
+    for load, message in (
+        (VJEPAVideoClassifier.from_preset, "`num_classes` must be given for a preset that holds"),
+        (VJEPAPlain.from_preset, "a folder that holds plain.json, for VJEPAPlain"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=message) as caught:
+            load(tmp_path / "folder")
+        assert str(caught.value).endswith(f"Received: {tmp_path / 'folder'}")
     assert sorted((tmp_path / "cache" / "converted").iterdir()) == converted
     # Another model in the same folder is another preset.
     oracle("square", seed=1).save_pretrained(tmp_path / "folder")

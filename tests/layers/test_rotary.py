@@ -141,12 +141,13 @@ def test_mixed_precision_stays_half():
             {"position_embedding": "sincos", "position_mode": "index"},
             "`position_mode` must be 'resample' or 'fresh' for",
         ),
-        ({"hidden_dim": 18}, "`head_dim` must be even for rotary positions. Received: 9"),
+        ({"hidden_dim": 18}, "`hidden_dim` must give each of `num_heads`=2 an even width"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        rotary_backbone(**arguments)(np.zeros((1, 4, 32, 32, 3), "float32"))
-    if "position_mode" not in arguments and "hidden_dim" not in arguments:
+        rotary_backbone(**arguments)
+    if "position_mode" not in arguments:
+        own = {"position_embedding": "rotary", "hidden_dim": 24, "num_heads": 2, **arguments}
         with pytest.raises(ValueError, match=message):
-            VJEPAPredictor(24, (2, 2, 2), **arguments)
+            VJEPAPredictor(24, (2, 2, 2), **own)
