@@ -34,6 +34,10 @@ class UnreadableImageError(UnreadableVideoError):
     kind = "image"
 
 
+class MissingPackageError(ImportError, ValueError):
+    """A package that is not installed, and is needed for what somebody asks for."""
+
+
 def printable(path: str | Path) -> str:
     """A path as one line that can be printed anywhere, also where its name is not UTF-8.
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa.data.reading.decoders import Decoder
 from keras_vjepa.data.reading.errors import UnreadableImageError
 from keras_vjepa.data.reading.gate import through_gate
 from keras_vjepa.data.reading.image_decoding import check_bytes_of_image, decoded_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import media_at, name_of
-from keras_vjepa.data.reading.media import EncodedMedia, Media
+from keras_vjepa.data.reading.media import EncodedMedia, FrameMedia, Media
 
 
 def read_image(
@@ -41,8 +42,19 @@ def read_image(
 
 
 def _decoded(media: Media, limits: ReadingLimits) -> NDArray[np.uint8]:
+    if isinstance(media, FrameMedia) and media.is_image:
+        return _picture(media.decoder(limits), limits)
     if not isinstance(media, EncodedMedia):
         raise ValueError(f"it is {media.what}, not a file")
     with media.content() as content:
         check_bytes_of_image(content.size, limits)
         return decoded_image(content.read_at(0, content.size), limits)
+
+
+def _picture(decoder: Decoder, limits: ReadingLimits) -> NDArray[np.uint8]:
+    decoder.advance()
+    height, width = decoder.size()
+    limits.check_size(height, width)
+    picture = np.empty((height, width, 3), np.uint8)
+    decoder.write_frame(picture)
+    return picture

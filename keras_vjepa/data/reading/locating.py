@@ -1,4 +1,4 @@
-"""Find what a path leads to: a file, a folder of frames, or a member of a tar file (§3.4).
+"""Find what a path leads to: a file, here or elsewhere, a folder of frames, a member (§3.4).
 
 This is the one place that knows what a path can mean.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.kinds import has_image_extension
 from keras_vjepa.data.reading.media import File, Media
+from keras_vjepa.data.reading.remote import ADDRESS, RemoteFile
 from keras_vjepa.data.reading.tar_shards import tar_member_at
 
 
@@ -20,7 +21,8 @@ def media_at(source: str | Path | Media) -> Media:
 
     Returns:
         For a folder, a video of the pictures in it; for a path that leads into a tar file, a member
-        of it; for any other path a file, which may be missing.
+        of it; for an address such as `gs://bucket/a.mp4`, a file that is fetched; for any other
+        path a file, which may be missing.
 
     Example:
 
@@ -30,9 +32,12 @@ def media_at(source: str | Path | Media) -> Media:
     if isinstance(source, Media):
         return source
     path = os.fspath(source)
-    if _is_folder(path):
-        return FrameFolder(path)
-    return tar_member_at(path) or File(path)
+    member = tar_member_at(path)
+    if member is not None:
+        return member
+    if ADDRESS.match(path):
+        return RemoteFile(path)
+    return FrameFolder(path) if _is_folder(path) else File(path)
 
 
 def is_image(source: str | Path | Media) -> bool:

@@ -7,6 +7,7 @@ ones in the cache folder, for as long as the tar file does not change.
 """
 
 import hashlib
+import io
 import os
 import tarfile
 import threading
@@ -20,14 +21,17 @@ import numpy as np
 
 from keras_vjepa import files
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.reading.gate import check_file, check_time
+from keras_vjepa.data.reading.gate import check_time
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
-from keras_vjepa.data.reading.media import Content, EncodedMedia, file_status, read_at
+from keras_vjepa.data.reading.media import Content, EncodedMedia, File
+from keras_vjepa.data.reading.remote import ADDRESS, RangeFile, RemoteFile
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
 # Tar files that are compressed as a whole have to be read from the start.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# Of headers that lie close together, as those of what describes a video.
+_READ_AHEAD = 2**13
 # Smaller ones are gone through in a few hundredths of a second.
 _KEPT_FROM = 1000
 # Members whose places are held in memory.
@@ -65,11 +69,12 @@ def tar_members(path: str) -> TarMembers:
     ...     tar_members(str(Path(folder, "a.tar")))
     TarMembers(places={'b.mp4': (512, 0)}, problem='')
     """
-    check_file(path)
-    status = file_status(path)
+    shard = _shard(path)
+    status = shard.status()
     kept = _read_kept(path, status)
     if kept is None:
-        kept = _gone_through(path, status[0])
+        with shard.content() as content:
+            kept = _gone_through(content)
         if len(kept.places) >= _KEPT_FROM:
             _keep(path, status, kept)
     return kept
@@ -90,19 +95,19 @@ class TarMember(EncodedMedia):
     @contextmanager
     def content(self) -> Iterator[Content]:
         start, size = self._place()
-        with open(self.shard, "rb", buffering=0) as file:
+        with _shard(self.shard).content() as shard:
 
-            def read(place: int, length: int) -> bytes:
-                return read_at(file.fileno(), start + place, min(length, size - place))
+            def read_at(place: int, length: int) -> bytes:
+                return shard.read_at(start + place, min(length, size - place))
 
-            yield Content(size, read)
+            yield Content(size, read_at)
 
     def status(self) -> tuple[int, int, int, int]:
         try:
             start, size = self._place()
         except ValueError:
             return 0, 0, 0, 0
-        _, changed, made, number = file_status(self.shard)
+        _, changed, made, number = _shard(self.shard).status()
         return size, changed, made, (number ^ start << 20) & (2**63 - 1)
 
     def _place(self) -> tuple[int, int]:
@@ -125,7 +130,7 @@ def tar_member_at(path: str) -> TarMember | None:
     at = path.find(".tar/")
     while at >= 0:
         shard = path[: at + len(".tar")]
-        if os.path.isfile(shard):
+        if ADDRESS.match(path) or os.path.isfile(shard):
             return TarMember(path, shard)
         at = path.find(".tar/", at + 1)
     return None
@@ -134,13 +139,16 @@ def tar_member_at(path: str) -> TarMember | None:
 # --- Going through a tar file --------------------------------------------------------------------
 
 
-def _gone_through(path: str, size: int) -> TarMembers:
+def _shard(path: str) -> EncodedMedia:
+    return RemoteFile(path) if ADDRESS.match(path) else File(path)
+
+
+def _gone_through(content: Content) -> TarMembers:
     places: dict[str, tuple[int, int]] = {}
     twice = ""
-    with open(path, "rb") as file:
-        if file.read(6).startswith(_COMPRESSED):
-            raise ValueError("it is a compressed tar file, whose members cannot be read singly")
-        file.seek(0)
+    if content.read_at(0, 6).startswith(_COMPRESSED):
+        raise ValueError("it is a compressed tar file, whose members cannot be read singly")
+    with io.BufferedReader(RangeFile(content), _READ_AHEAD) as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:")
         except (tarfile.TarError, ValueError, OverflowError) as error:
@@ -148,13 +156,14 @@ def _gone_through(path: str, size: int) -> TarMembers:
         for member in _members(tar):
             check_time()
             # What is cut is missing as a whole.
-            if not member.isreg() or member.issparse() or member.offset_data + member.size > size:
+            end = member.offset_data + member.size
+            if not member.isreg() or member.issparse() or end > content.size:
                 continue
             if member.name in places:
                 twice = twice or f"it holds {printable(member.name)} twice, the first of which is"
             places.setdefault(member.name, (member.offset_data, member.size))
         # Python's reader takes whatever it cannot read for the end.
-        problem = _problem_at(file.fileno(), tar.offset, size)
+        problem = _problem_at(content, tar.offset)
     return TarMembers(places, problem or (twice and f"{twice} read"))
 
 
@@ -174,10 +183,10 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members.clear()  # type: ignore[attr-defined]  # it would remember all of them
 
 
-def _problem_at(descriptor: int, end: int, size: int) -> str:
-    if end > size:
-        return f"it is truncated: {end - size:,} bytes of its last member are missing"
-    block = read_at(descriptor, end, _BLOCK)
+def _problem_at(content: Content, end: int) -> str:
+    if end > content.size:
+        return f"it is truncated: {end - content.size:,} bytes of its last member are missing"
+    block = content.read_at(end, _BLOCK)
     if len(block) < _BLOCK:
         return "it is truncated: the mark of its end is missing"
     return "" if block == _END else f"it is damaged at byte {end:,}, and not read from there on"
@@ -192,7 +201,7 @@ _lock = threading.Lock()
 
 def _places(path: str) -> dict[str, tuple[int, int]]:
     """Places of the videos and images of a tar file."""
-    status = file_status(path)
+    status = _shard(path).status()
     with _lock:
         known, places = _remembered.get(path, ((), {}))
         if known == status:
@@ -215,7 +224,8 @@ def _count(entry: tuple[tuple[int, ...], dict[str, tuple[int, int]]]) -> int:
 
 
 def _file_of(path: str) -> Path:
-    name = hashlib.blake2b(os.fsencode(os.path.abspath(path)), digest_size=16).hexdigest()
+    place = path if ADDRESS.match(path) else os.path.abspath(path)
+    name = hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest()
     return files.cache_folder() / "tar_members" / f"{name}.npz"
 
 

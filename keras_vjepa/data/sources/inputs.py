@@ -4,7 +4,6 @@ Departure from the authors' evaluations, which know files alone: see `as_sources
 """
 
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,10 @@ from numpy.typing import NDArray
 
 from keras_vjepa.arguments import shown
 from keras_vjepa.data.reading.in_memory import as_array, is_picture, rgb
+from keras_vjepa.data.reading.remote import ADDRESS
 
-# The path of a file, or uint8 RGB (frames, height, width, 3) or (height, width, 3).
+# The path or the address of a file, or uint8 RGB (frames, height, width, 3) or (height, width, 3).
 Source = str | NDArray[np.uint8]
-
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 def as_sources(inputs: Any, images_apart: bool = False) -> list[Source]:
@@ -94,9 +92,7 @@ def _path(value: str | os.PathLike[str]) -> str:
     path = os.fspath(value)
     if not isinstance(path, str):
         raise ValueError(f"`inputs` must have paths of text. Received: {shown(path)}")
-    if _ADDRESS.match(path):
-        raise ValueError(f"`inputs` must be files on a disk; download it first. Received: {path}")
-    return os.path.expanduser(path)
+    return path if ADDRESS.match(path) else os.path.expanduser(path)
 
 
 def _video(pictures: Sequence[Any]) -> NDArray[np.uint8]:

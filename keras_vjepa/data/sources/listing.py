@@ -14,22 +14,32 @@ Sources:
 * The published lists of Kinetics, Something-Something v2 and AVA, with `videos`, the folder where
   the files are (see `manifests.py`).
 
+* Any of these but published lists at an address such as `gs://bucket/folder` (see `remote.py`); at
+  https, lists and shards.
+
+* In Python, a data set of another library, or a list (see `datasets.py`).
+
 A relative path in a list is taken from the working directory if it exists there, otherwise from the
-folder of the list. A path may lead into a tar file: `shards/000.tar/clip.mp4`.
+folder of the list. A path may lead into a tar file, `shards/000.tar/clip.mp4`, and be an address.
 """
 
 import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
+from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.locating import media_is_there
+from keras_vjepa.data.reading.remote import ADDRESS, RemoteFile, store_of
+from keras_vjepa.data.sources.datasets import dataset_class_names, dataset_rows, is_dataset
 from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, check_kind, search_folder
 from keras_vjepa.data.sources.manifests import (
     ava_samples,
@@ -39,13 +49,7 @@ from keras_vjepa.data.sources.manifests import (
     kinetics_samples,
     something_something_samples,
 )
-from keras_vjepa.data.sources.rows import (
-    ADDRESS,
-    Row,
-    looks_like_a_file,
-    path_from_list,
-    read_rows,
-)
+from keras_vjepa.data.sources.rows import Row, looks_like_a_file, path_from_list, read_rows
 from keras_vjepa.data.sources.samples import Sample, with_fps
 from keras_vjepa.data.sources.shards import (
     expand_braces,
@@ -53,8 +57,9 @@ from keras_vjepa.data.sources.shards import (
     is_shards,
     shard_rows,
 )
-from keras_vjepa.data.sources.tables import is_kinetics, is_table, table_rows
+from keras_vjepa.data.sources.tables import ENDINGS, is_kinetics, is_table, table_rows
 
+_LISTS = {".csv", ".txt", ".npy", *ENDINGS}
 # Looking for files waits for the disk or the network, not for Python.
 _THREADS = 16
 
@@ -62,7 +67,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def list_samples(
-    source: str | Path,
+    source: str | Path | Any,
     kind: Kind = "video",
     class_names: Sequence[str] | None = None,
     fps: float = DEFAULT_FPS,
@@ -74,7 +79,7 @@ def list_samples(
     """List the videos or images of a folder, of shards, of a list or of a published data set.
 
     Args:
-        source: see above, "Sources".
+        source: a path or a data set; see above, "Sources".
         kind: what to look for in a folder or in shards: `"video"`, `"image"`, `"any"` of both, or
             `"frames"`: folders whose pictures are the frames of a video, in the order of their
             numbers.
@@ -108,6 +113,9 @@ def list_samples(
     """
     check_kind(kind)
     check_fps(fps)
+    if is_dataset(source):
+        rows = dataset_rows(source, path_column, label_column, fps)
+        return _labelled(rows, class_names)
     samples = _published(source, class_names, videos, label_names)
     if samples is None:
         rows = _rows_of(source, kind, path_column, label_column)
@@ -121,15 +129,16 @@ def list_samples(
 
 def source_exists(source: str | Path) -> bool:
     """Whether there is anything of a source; what of it is missing, `list_samples` says."""
-    return (
-        os.path.exists(source)
-        or is_shards(source)
-        and any(os.path.exists(shard) for shard in expand_braces(os.fspath(source)))
+    if ADDRESS.match(os.fspath(source)):
+        store_of(os.fspath(source))  # or nothing there can be read
+        return True
+    return os.path.exists(source) or (
+        is_shards(source) and any(map(os.path.exists, expand_braces(os.fspath(source))))
     )
 
 
 def listed_class_names(
-    source: str | Path, path_column: str = "", label_column: str = "label"
+    source: str | Path | Any, path_column: str = "", label_column: str = "label"
 ) -> list[str]:
     """Names of the classes in a list, table or shards whose labels are names, sorted.
 
@@ -155,6 +164,10 @@ def listed_class_names(
     ...     listed_class_names(manifest)
     ['juggling', 'playing guitar']
     """
+    if is_dataset(source):
+        names = dataset_class_names(source, label_column)
+        rows = [] if names else dataset_rows(source, path_column, label_column, DEFAULT_FPS)
+        return names or _class_names_of_rows(rows)
     if os.path.isfile(source) and is_kinetics(source):
         return kinetics_class_names(source)
     return _class_names_of_rows(_rows_of(source, "any", path_column, label_column))
@@ -206,6 +219,8 @@ def _published(
 def _rows_of(source: str | Path, kind: Kind, path_column: str, label_column: str) -> list[Row]:
     if is_shards(source) or is_folder_of_shards(source, kind):
         return shard_rows(source, kind, label_column)
+    if ADDRESS.match(os.fspath(source)):
+        return _rows_elsewhere(os.fspath(source), kind, path_column, label_column)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"`source` must be an existing folder or list. Received: {source}")
@@ -223,6 +238,33 @@ def _rows_of(source: str | Path, kind: Kind, path_column: str, label_column: str
     )
 
 
+def _rows_elsewhere(source: str, kind: Kind, path_column: str, label_column: str) -> list[Row]:
+    """Rows of a list at an address, or of a folder there."""
+    folder = f"{source.rpartition('/')[0]}/"
+    if extension(source) not in _LISTS:
+        if kind == "frames":
+            raise ValueError(f'`kind` must not be "frames" at an address. Received: {source}')
+        found = store_of(source).find(source)
+        fitting = [name for name in sorted(found) if extension(name) in EXTENSIONS[kind]]
+        return [Row(name, None, name, RemoteFile(name, found[name])) for name in fitting]
+    copy = RemoteFile(source).local_copy()
+    if is_published(copy):
+        raise ValueError(f"`source` must be on a disk for a list of {is_published(copy)}: {source}")
+    here = f"{os.path.dirname(copy)}/"
+    try:
+        rows = _rows_of(copy, kind, path_column, label_column)
+    except ValueError as error:
+        raise ValueError(str(error).replace(copy, source)) from error
+    return [
+        replace(
+            row,
+            path=folder + row.path.removeprefix(here) if row.path.startswith(here) else row.path,
+            where=row.where.replace(copy, source),
+        )
+        for row in rows
+    ]
+
+
 def _labelled(rows: Sequence[Row], class_names: Sequence[str] | None) -> list[Sample]:
     names = _class_names_of_rows(rows) if class_names is None else class_names
     numbers: dict[str | int, int] = {name: number for number, name in enumerate(names)}
@@ -236,7 +278,7 @@ def _labelled(rows: Sequence[Row], class_names: Sequence[str] | None) -> list[Sa
                     f"training list. Received: {label!r}"
                 )
             label = numbers[label]
-        samples.append(Sample(row.path, label))
+        samples.append(Sample(row.path, label, row.media))
     return samples
 
 

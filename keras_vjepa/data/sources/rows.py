@@ -15,6 +15,8 @@ from typing import Any
 from keras_vjepa.arguments import shown
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from keras_vjepa.data.reading.media import Media
+from keras_vjepa.data.reading.remote import ADDRESS
 
 _SEPARATOR = r"(?:\s|,|;|::)"
 _EXTENSION = "|".join(re.escape(name) for name in sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
@@ -28,8 +30,6 @@ _FIRST_WORD = re.compile(r"([^/\\\s]+)\s+(.+)", re.DOTALL)
 # What other tools put between path and label, and nobody here.
 _OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE)
 _TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
-# What lies elsewhere than on a disk of this machine.
-ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -45,11 +45,13 @@ class Row:
         path: the file, as a path from the working directory.
         label: number of the class, name of the class, or `None` where there is neither.
         where: the list and the line, to be put in front of what is wrong with it.
+        media: as a `Sample` has it.
     """
 
     path: str
     label: int | str | None
     where: str
+    media: Media | None = None
 
 
 def read_rows(source: Path) -> Iterator[Row]:

@@ -19,6 +19,9 @@ from typing import Any
 from keras_vjepa.arguments import counted, shown
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.kinds import extension
+from keras_vjepa.data.reading.locating import media_at
+from keras_vjepa.data.reading.media import Content, EncodedMedia
+from keras_vjepa.data.reading.remote import ADDRESS
 from keras_vjepa.data.reading.tar_shards import tar_members
 from keras_vjepa.data.sources.folders import EXTENSIONS, Kind
 from keras_vjepa.data.sources.rows import Row, as_label
@@ -99,11 +102,12 @@ def shards_of(source: str | Path) -> list[str]:
         return sorted(str(one) for one in path.glob("*.tar") if one.name[0] != ".")
     index = _index_of(path) if path.suffix == ".json" else None
     if index is not None:
-        shards = [str(path.parent / one["url"]) for one in index]
+        urls = [one["url"] for one in index]
+        shards = [url if ADDRESS.match(url) else str(path.parent / url) for url in urls]
     else:
         name = os.fspath(source)
-        shards = [name] if path.exists() else expand_braces(name)
-    missing = [shard for shard in shards if not os.path.isfile(shard)]
+        shards = [name] if os.path.exists(name) else expand_braces(name)
+    missing = [shard for shard in shards if not any(media_at(shard).status())]
     if missing:
         raise FileNotFoundError(
             f"`source` must name shards that exist. Received: {source}, of which "
@@ -152,13 +156,15 @@ def _rows_of_shard(
     label_field: str,
     others: Counter[str],
 ) -> Iterator[Row]:
-    with open(shard, "rb") as file:
+    media = media_at(shard)
+    assert isinstance(media, EncodedMedia)
+    with media.content() as content:
         for _, group in itertools.groupby(places, _key):
             members = list(group)
             fitting = [name for name in members if extension(name) in EXTENSIONS[kind]]
             label = None
             if fitting and label_field:
-                label = _label_of(file, shard, members, places, label_field)
+                label = _label_of(content, shard, members, places, label_field)
             for name in fitting:
                 yield Row(f"{shard}/{name}", label, f"{shard}/{name}")
             rest = [extension(name) for name in members if name not in fitting]
@@ -176,7 +182,11 @@ def _key(name: str) -> str:
 
 
 def _label_of(
-    file: Any, shard: str, members: list[str], places: dict[str, tuple[int, int]], label_field: str
+    content: Content,
+    shard: str,
+    members: list[str],
+    places: dict[str, tuple[int, int]],
+    label_field: str,
 ) -> int | str | None:
     for ending in (".cls", ".json"):
         for name in members:
@@ -186,8 +196,7 @@ def _label_of(
             start, size = places[name]
             if size > _MOST_BYTES:
                 raise ValueError(f"{where}: It must have at most {_MOST_BYTES:,} bytes.")
-            file.seek(start)
-            text = file.read(size).decode("utf-8", "replace")
+            text = content.read_at(start, size).decode("utf-8", "replace")
             if ending == ".cls":
                 return as_label(text.strip(), where)
             known = _json(text, where)

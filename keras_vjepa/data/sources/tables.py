@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_vjepa.arguments import shown
+from keras_vjepa.data.reading.errors import MissingPackageError
 from keras_vjepa.data.sources.rows import Row, as_label, path_from_list
 
 # Columns in which other tools put the path of a file, the first of them counts.
@@ -48,7 +49,7 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
         label_column: of the classes' numbers or names; may be missing. Empty for no labels.
 
     Raises:
-        ImportError: for a parquet file without pyarrow.
+        MissingPackageError: for a parquet file without pyarrow.
         ValueError: if it cannot be read, has no such column, or a row has no path.
     """
     column = ""
@@ -127,7 +128,9 @@ def _read_parquet(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ImportError(f"{source} needs pyarrow: pip install keras-vjepa[parquet]") from error
+        raise MissingPackageError(
+            f"{source} needs pyarrow: pip install keras-vjepa[parquet]"
+        ) from error
     try:
         with parquet.ParquetFile(source) as table:
             rows = (row for batch in table.iter_batches() for row in batch.to_pylist())

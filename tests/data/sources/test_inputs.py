@@ -169,7 +169,6 @@ def test_pictures_of_pil():
         ([["a.jpg", "b.jpg"]], "frame 0 of element 0 of `inputs` must be a picture"),
         ([], "at least one video or image. Received: none"),
         ([[]], "element 0 of `inputs` must hold at least one frame"),
-        ("https://example.org/a.mp4", "files on a disk; download it first. Received: https"),
         (b"a.mp4", "must be a path"),
         (None, "must be a path, .*Received: None"),
         ({"videos": VIDEO}, "must be a path, .*Received: {'videos'"),
@@ -179,3 +178,7 @@ def test_other_inputs_are_named_with_their_place(inputs, message):
     with pytest.raises(ValueError, match=message) as caught:
         as_sources(inputs)
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_is_a_path():
+    assert as_sources("https://example.org/~a.mp4") == ["https://example.org/~a.mp4"]

@@ -1,0 +1,311 @@
+"""Files elsewhere than on a disk of this machine: gs://, s3://, hf://, https:// (§3.4).
+
+`http` and `https` need nothing but Python; all others go through fsspec, where that and the package
+for the protocol are installed. What is read as a whole is kept in the cache folder, under its
+address and version, and lies there complete or not at all; of a tar file only the members that are
+read are fetched. What is kept is not removed: the cache folder grows to the size of what is read.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from keras_vjepa import files
+from keras_vjepa.data.reading.errors import MissingPackageError
+from keras_vjepa.data.reading.gate import check_time
+from keras_vjepa.data.reading.kinds import extension
+from keras_vjepa.data.reading.lent_files import LentFile
+from keras_vjepa.data.reading.media import HASH_BYTES, NO_CONTENT, Content, EncodedMedia, File
+
+ResultT = TypeVar("ResultT")
+
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+_AT_ONCE = 2**24
+_SECONDS = 30
+# A connection that fails is tried again after these.
+_PAUSES = (0.5, 2.0)
+# What tells one version of a file from another, by the names of several stores.
+_VERSIONS = (
+    "ETag etag md5Hash md5 crc32c generation sha256 blob_id mtime created updated LastModified "
+    "last_modified Last-Modified"
+).split()
+
+
+@dataclass(frozen=True)
+class RemoteInfo:
+    """What a store says of a file.
+
+    Attributes:
+        size: in bytes.
+        version: another one if the file was replaced, as far as the store tells.
+        has_ranges: whether a part of it can be had without the rest.
+    """
+
+    size: int
+    version: str
+    has_ranges: bool = True
+
+
+class Store(Protocol):
+    """What is asked of where files lie. Errors are `ValueError` where trying again is of no use."""
+
+    def info(self, address: str) -> RemoteInfo:
+        """Ask for size and version of a file."""
+
+    def read(self, address: str, start: int, stop: int) -> bytes:
+        """Read a part of a file."""
+
+    def find(self, address: str) -> dict[str, RemoteInfo]:
+        """List all files in a folder and in the folders in it, by their addresses."""
+
+
+def store_of(address: str) -> Store:
+    """Find what reads an address.
+
+    Args:
+        address: such as `gs://bucket/a.mp4`.
+
+    Raises:
+        MissingPackageError: if the package for it is not installed.
+        ValueError: if nothing knows its protocol.
+    """
+    protocol = address.partition("://")[0].lower()
+    return _Web() if protocol in ("http", "https") else _file_system(protocol)
+
+
+@dataclass(frozen=True)
+class RemoteFile(EncodedMedia):
+    """A file at an address.
+
+    Args:
+        name: the address.
+        known: size and version, where a listing of its folder has told them.
+    """
+
+    name: str
+    known: RemoteInfo | None = None
+
+    def info(self) -> RemoteInfo:
+        """Ask for size and version, once in a process."""
+        return self.known or _info(self.name)
+
+    @contextmanager
+    def content(self) -> Iterator[Content]:
+        info, copy = self.info(), self._place()
+        if not info.has_ranges or _is_whole(copy, info):
+            with File(self.local_copy()).content() as content:
+                yield content
+            return
+        store = store_of(self.name)
+
+        def read_at(place: int, length: int) -> bytes:
+            stop = min(place + length, info.size)
+            return _tried(lambda: store.read(self.name, place, stop)) if stop > place else b""
+
+        yield Content(info.size, read_at)
+
+    def lent_file(self) -> LentFile:
+        return File(self.local_copy()).lent_file()
+
+    def status(self) -> tuple[int, int, int, int]:
+        try:
+            info = self.info()
+        except (OSError, ValueError):
+            return 0, 0, 0, 0
+        return info.size, 0, 0, int.from_bytes(self._digest(info)[:7])
+
+    def content_hash(self) -> bytes:
+        """Hash size and version, as the store tells them: nothing is read."""
+        try:
+            return self._digest(self.info())
+        except (OSError, ValueError):
+            return NO_CONTENT
+
+    def _digest(self, info: RemoteInfo) -> bytes:
+        text = f"{info.size}\0{info.version or self.name}"
+        return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+
+    def _place(self) -> Path:
+        """Where a copy is kept."""
+        info = self.info()
+        named = os.fsencode(f"{self.name}\0{info.size}\0{info.version}")
+        name = hashlib.blake2b(named, digest_size=16).hexdigest()
+        ending = extension(self.name) if extension(self.name).isascii() else ""
+        return files.cache_folder() / "remote" / name[:2] / f"{name}{ending}"
+
+    def local_copy(self) -> str:
+        """Path of a copy in the cache folder, which is made if need be."""
+        info, place = self.info(), self._place()
+        if not _is_whole(place, info):
+            store = store_of(self.name)
+            with files.unfinished_file(place) as unfinished:
+                with open(unfinished, "wb") as file:
+                    self._fetch(store, info, file.write)
+        return str(place)
+
+    def _fetch(self, store: Store, info: RemoteInfo, write: Callable[[bytes], Any]) -> None:
+        step = _AT_ONCE if info.has_ranges else max(info.size, 1)
+        for start in range(0, info.size, step):
+            check_time()
+            stop = min(start + step, info.size)
+            part = _tried(functools.partial(store.read, self.name, start, stop))
+            if len(part) != stop - start:
+                raise ValueError(f"{len(part):,} of {stop - start:,} bytes came: it has changed")
+            write(part)
+
+
+class RangeFile(io.RawIOBase):
+    """A file to be read from any place, of content that is elsewhere.
+
+    Args:
+        content: what is read.
+    """
+
+    def __init__(self, content: Content) -> None:
+        self._content, self._position = content, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._content.size}
+        self._position = start[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._content.read_at(self._position, len(buffer))
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+
+def _is_whole(place: Path, info: RemoteInfo) -> bool:
+    return place.is_file() and place.stat().st_size == info.size
+
+
+@functools.lru_cache(maxsize=2**16)
+def _info(address: str) -> RemoteInfo:
+    return _tried(lambda: store_of(address).info(address))
+
+
+def _tried(action: Callable[[], ResultT]) -> ResultT:
+    """Do something, and again if a connection fails."""
+    for pause in (*_PAUSES, None):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise ValueError("no such file") from error
+        except PermissionError as error:
+            raise ValueError("no permission to read it") from error
+        except IsADirectoryError as error:
+            raise ValueError("it is a folder, not a file") from error
+        except OSError:
+            check_time()
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _version(told: Any) -> str:
+    return " ".join(f"{name}={told[name]}" for name in _VERSIONS if told.get(name) is not None)
+
+
+class _Web:
+    """Files behind HTTP."""
+
+    def info(self, address: str) -> RemoteInfo:
+        with self._opened(address, "HEAD") as answer:
+            size = answer.headers.get("Content-Length")
+            if size is None:
+                raise ValueError("its server does not say how large it is")
+            ranges = answer.headers.get("Accept-Ranges", "none") != "none"
+            return RemoteInfo(int(size), _version(answer.headers), ranges)
+
+    def read(self, address: str, start: int, stop: int) -> bytes:
+        with self._opened(address, "GET", {"Range": f"bytes={start}-{stop - 1}"}) as answer:
+            # A server may not know of ranges, and send all.
+            skipped = start if answer.status == 200 else 0
+            answer.read(skipped)
+            return bytes(answer.read(stop - start))
+
+    def find(self, address: str) -> dict[str, RemoteInfo]:
+        raise ValueError(f"`source` must be a list or shards at http. Received: {address}")
+
+    @contextmanager
+    def _opened(
+        self, address: str, method: str, headers: dict[str, str] | None = None
+    ) -> Iterator[Any]:
+        request = urllib.request.Request(address, method=method, headers=headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+                yield answer
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 410):
+                raise FileNotFoundError(address) from error
+            if error.code in (401, 403):
+                raise PermissionError(address) from error
+            raise
+
+
+@cache
+def _file_system(protocol: str) -> "_FileSystem":
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{protocol}:// needs fsspec: pip install keras-vjepa[remote]"
+        ) from error
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise MissingPackageError(f"{protocol}:// needs another package. {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{protocol}:// is not known. {error}") from error
+    return _FileSystem(fsspec)
+
+
+class _FileSystem:
+    """Files of a store that fsspec knows."""
+
+    def __init__(self, fsspec: Any) -> None:
+        self._fsspec = fsspec
+
+    def info(self, address: str) -> RemoteInfo:
+        system, path = self._fsspec.core.url_to_fs(address)
+        told = system.info(path)
+        if told.get("type") == "directory":
+            raise IsADirectoryError(address)
+        return _of_store(told)
+
+    def read(self, address: str, start: int, stop: int) -> bytes:
+        system, path = self._fsspec.core.url_to_fs(address)
+        return bytes(system.cat_file(path, start=start, end=stop))
+
+    def find(self, address: str) -> dict[str, RemoteInfo]:
+        system, path = self._fsspec.core.url_to_fs(address)
+        found = system.find(path, detail=True)
+        return {
+            system.unstrip_protocol(name): _of_store(told)
+            for name, told in found.items()
+            if told.get("type") == "file"
+        }
+
+
+def _of_store(told: Any) -> RemoteInfo:
+    return RemoteInfo(int(told.get("size") or 0), _version(told))

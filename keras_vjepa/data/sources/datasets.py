@@ -1,0 +1,295 @@
+"""Data sets of other libraries: anything with a length and rows (§3.4, App. D).
+
+Hugging Face datasets, torch's `Dataset`, grain's `MapDataset`, or a list. A row is a dictionary, a
+tuple `(video, label)`, or the video itself; a video is
+
+    a path, bytes as a file holds them, or `{"path": ..., "bytes": ...}`: read as files are;
+    frames, as `in_memory.py` takes them, or a list of pictures.
+
+What the first row holds, all of them do. Rows are read by several threads at once, and again
+whenever they are needed. Of Hugging Face's features `Video` and `Image` the bytes are taken, so
+that neither torchcodec nor another decoder is needed.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from keras_vjepa.arguments import check_whole, shown
+from keras_vjepa.data.reading.decoders import Frames
+from keras_vjepa.data.reading.image_headers import image_format
+from keras_vjepa.data.reading.in_memory import as_array, is_picture, rgb
+from keras_vjepa.data.reading.lent_files import LentFile
+from keras_vjepa.data.reading.limits import ReadingLimits
+from keras_vjepa.data.reading.locating import is_image, media_at
+from keras_vjepa.data.reading.media import NO_CONTENT, Content, EncodedMedia, FrameMedia
+from keras_vjepa.data.reading.picture_decoder import PictureDecoder
+from keras_vjepa.data.sources.rows import Row, as_label
+from keras_vjepa.data.sources.tables import PATH_COLUMNS
+
+_COLUMNS = ("video", "clip", "image", "frames", "mp4", *PATH_COLUMNS)
+_numbers = itertools.count(1)
+
+
+def is_dataset(source: Any) -> bool:
+    """Whether something is a data set in Python, and no path."""
+    return not isinstance(source, str | os.PathLike)
+
+
+def dataset_rows(source: Any, path_column: str, label_column: str, fps: float) -> list[Row]:
+    """List the videos or images of a data set.
+
+    Args:
+        source: the data set.
+        path_column: of the videos, where rows are dictionaries.
+        label_column: of the labels. Without such a column the labels are `targets`, where a data
+            set has these; where only the rows tell, all are read. Empty for no labels.
+        fps: frames per second of rows that are frames.
+
+    Raises:
+        ValueError: if it is no data set, or its rows hold no video.
+    """
+    _check(source)
+    source = _with_bytes(source)
+    first = source[0]
+    column = _column(first, path_column)
+    value = _value(first, column)
+    labels = _labels(source, first, label_column)
+    if isinstance(value, str | os.PathLike):
+        paths = (os.fspath(_value(source[i], column)) for i in range(len(source)))
+        return [Row(path, labels[i], path) for i, path in enumerate(paths)]
+    name = type(source).__name__
+    row: DatasetBytes | DatasetFrames
+    if _encoded(value) is not None:
+        row = DatasetBytes(name, source, 0, column, _shows_image(value))
+    else:
+        array = _frames(value, name)
+        row = DatasetFrames(name, source, 0, column, is_picture(array), fps)
+    media = [replace(row, name=f"{name}[{i}]", index=i) for i in range(len(source))]
+    return [Row(one.name, labels[i], one.name, one) for i, one in enumerate(media)]
+
+
+def dataset_class_names(source: Any, label_column: str) -> list[str]:
+    """Names of the classes where a data set of Hugging Face knows them; else none."""
+    features = getattr(source, "features", None)
+    feature = features.get(label_column) if isinstance(features, Mapping) else None
+    return [str(name) for name in getattr(feature, "names", None) or ()]
+
+
+@dataclass(frozen=True)
+class DatasetBytes(EncodedMedia):
+    """A row that holds a video or an image as a file does, or its path.
+
+    Args:
+        name: of the row.
+        dataset: that it is of.
+        index: of the row.
+        column: of the row, if it is a dictionary.
+        holds_image: whether it is an image.
+    """
+
+    name: str
+    dataset: Any = field(repr=False, compare=False)
+    index: int
+    column: str
+    holds_image: bool
+
+    @property
+    def is_image(self) -> bool:
+        return self.holds_image
+
+    @contextmanager
+    def content(self) -> Iterator[Content]:
+        found = _encoded(_value(self.dataset[self.index], self.column))
+        if isinstance(found, bytes):
+            yield Content(len(found), lambda place, length: found[place : place + length])
+        elif found is None:
+            raise ValueError("the row holds neither bytes nor a path, as the first one does")
+        else:
+            with _media_at(found).content() as content:
+                yield content
+
+    def lent_file(self) -> LentFile:
+        found = _encoded(_value(self.dataset[self.index], self.column))
+        return _media_at(found).lent_file() if isinstance(found, str) else super().lent_file()
+
+    def status(self) -> tuple[int, int, int, int]:
+        return 0, 0, 0, 0
+
+    def content_hash(self) -> bytes:
+        try:
+            return super().content_hash()
+        except Exception:  # of the data set; reading names it
+            return NO_CONTENT
+
+
+@dataclass(frozen=True)
+class DatasetFrames(FrameMedia):
+    """A row that holds the frames of a video, or an image, as numbers.
+
+    Args:
+        name: of the row.
+        dataset: that it is of.
+        index: of the row.
+        column: of the row, if it is a dictionary.
+        holds_image: whether it is an image.
+        fps: frames per second.
+    """
+
+    name: str
+    dataset: Any = field(repr=False, compare=False)
+    index: int
+    column: str
+    holds_image: bool
+    fps: float
+
+    @property
+    def is_image(self) -> bool:
+        return self.holds_image
+
+    def decoder(self, limits: ReadingLimits) -> "ArrayDecoder":
+        frames = _frames(_value(self.dataset[self.index], self.column), "it")
+        return ArrayDecoder(frames[np.newaxis] if frames.ndim == 3 else frames, self.fps)
+
+    def status(self) -> tuple[int, int, int, int]:
+        # A row may be other frames whenever it is read.
+        return 0, 0, 0, next(_numbers)
+
+    def content_hash(self) -> bytes:
+        """Tell nothing: to hash frames is to decode all of them."""
+        return NO_CONTENT
+
+
+class ArrayDecoder(PictureDecoder):
+    """Reads frames that are in memory; see `PictureDecoder`."""
+
+    def __init__(self, frames: Frames, fps: float) -> None:
+        super().__init__(len(frames), fps)
+        self._frames = frames
+
+    def name_of(self, position: int) -> str:
+        return f"frame {position}"
+
+    def picture(self, position: int) -> Frames:
+        return self._frames[position]
+
+
+# --- Rows ----------------------------------------------------------------------------------------
+
+
+def _check(source: Any) -> None:
+    if isinstance(source, Mapping):
+        raise ValueError(
+            f"`source` must be one data set, such as that of {shown(next(iter(source), ''))} in "
+            f"it. Received: a {type(source).__name__}"
+        )
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise ValueError(
+            "`source` must be a path, or a data set with a length and rows by their number. "
+            f"Received: a {type(source).__name__}"
+        )
+    size: dict[str, Any] = {"len(source)": len(source)}
+    check_whole(1, **size)
+
+
+def _column(row: Any, given: str) -> str:
+    if not isinstance(row, Mapping):
+        return ""
+    found = [name for name in ([given] if given else _COLUMNS) if name in row]
+    if not found:
+        raise ValueError(
+            f"`path_column` must be a column of `source`, which has "
+            f"{', '.join(map(repr, row))}. Received: {given!r}"
+        )
+    return found[0]
+
+
+def _with_bytes(source: Any) -> Any:
+    """A data set of Hugging Face that decodes nothing by itself."""
+    features = getattr(source, "features", None)
+    if isinstance(features, Mapping) and hasattr(source, "cast_column"):
+        for column, feature in features.items():
+            if getattr(feature, "decode", False):
+                source = source.cast_column(column, type(feature)(decode=False))
+    return source
+
+
+def _value(row: Any, column: str) -> Any:
+    if column:
+        return row[column]
+    is_pair = isinstance(row, tuple | list) and len(row) == 2 and not _is_pictures(row)
+    return row[0] if is_pair else row
+
+
+def _is_pictures(row: Sequence[Any]) -> bool:
+    return all(hasattr(one, "getbands") or len(getattr(one, "shape", ())) in (2, 3) for one in row)
+
+
+def _encoded(value: Any) -> bytes | str | None:
+    """Bytes or a path; None for what is neither."""
+    if isinstance(value, Mapping):
+        content, path = value.get("bytes"), value.get("path")
+        value = path if content is None else content
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else None
+
+
+def _media_at(path: str) -> EncodedMedia:
+    media = media_at(path)
+    if not isinstance(media, EncodedMedia):
+        raise ValueError(f"its path must be that of a file. Received: {path}")
+    return media
+
+
+def _shows_image(value: Any) -> bool:
+    found = _encoded(value)
+    if isinstance(found, str):
+        return is_image(found)
+    return image_format((found or b"")[:16]) is not None
+
+
+def _frames(value: Any, name: str) -> Frames:
+    """Frames (frames, height, width, 3), or an image (height, width, 3)."""
+    try:
+        if isinstance(value, list | tuple):
+            pictures = [as_array(one) for one in value]
+            if not pictures or any(one is None or not is_picture(one) for one in pictures):
+                raise ValueError(f"`inputs` must be a video. Received: {shown(value)}")
+            return np.stack([rgb(one) for one in pictures if one is not None])
+        array = as_array(value)
+        if array is None:
+            raise ValueError(f"`inputs` must be a video. Received: {shown(value)}")
+        return rgb(array)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`inputs`", f"a row of {name}")) from error
+
+
+def _labels(source: Any, first: Any, label_column: str) -> list[int | str | None]:
+    name = type(source).__name__
+    if not label_column:
+        return [None] * len(source)
+    values: Sequence[Any]
+    if label_column in (getattr(source, "column_names", None) or ()):
+        values = source[label_column]
+    elif len(getattr(source, "targets", ())) == len(source):
+        values = source.targets
+    elif isinstance(first, Mapping):
+        if label_column not in first:
+            return [None] * len(source)
+        values = [source[i][label_column] for i in range(len(source))]
+    elif isinstance(first, tuple | list) and len(first) == 2 and not _is_pictures(first):
+        values = [source[i][1] for i in range(len(source))]
+    else:
+        return [None] * len(source)
+    return [as_label(_plain(value), f"{name}[{i}]") for i, value in enumerate(values)]
+
+
+def _plain(value: Any) -> Any:
+    """A number in place of an array or tensor of one."""
+    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value

@@ -1,0 +1,240 @@
+"""Videos at addresses are those that lie there: fetched once, whole, or named."""
+
+import contextlib
+import functools
+import http.server
+import os
+import re
+import threading
+
+import numpy as np
+import pytest
+
+from keras_vjepa import files
+from keras_vjepa.data import Sample
+from keras_vjepa.data.reading import remote
+from keras_vjepa.data.reading.errors import MissingPackageError, UnreadableVideoError
+from keras_vjepa.data.reading.limits import ReadingLimits
+from keras_vjepa.data.reading.media import NO_CONTENT
+from keras_vjepa.data.reading.remote import RemoteFile
+from keras_vjepa.data.reading.video import open_video
+from keras_vjepa.data.sources.content_hashes import content_hash, size_of
+from keras_vjepa.data.sources.listing import list_samples, source_exists
+from tests.data.reading.stamped import stamps, write_with_opencv
+from tests.data.sources.test_listing import shown_frames
+from tests.data.sources.test_shards import write_tar
+
+pytestmark = pytest.mark.data
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_with_opencv(tmp_path_factory.mktemp("videos") / "a.avi", "MJPG", 12).read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0))
+    remote._info.cache_clear()
+    return tmp_path / "cache" / "remote"
+
+
+def kept(cache):
+    return sorted(path for path in cache.rglob("*") if path.is_file())
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Sends files, or parts of them; and counts what it is asked for."""
+
+    has_ranges = True
+    asked: list[str] = []
+    failures = 0
+
+    def log_message(self, *_):
+        pass
+
+    def end_headers(self):
+        if self.has_ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        path = self.translate_path(self.path)
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if type(self).failures:
+            type(self).failures -= 1
+            self.close_connection = True  # in the middle of it
+        elif not self.has_ranges or not found or not os.path.isfile(path):
+            super().do_GET()
+        else:
+            with open(path, "rb") as file:
+                file.seek(int(found[1]))
+                content = file.read(int(found[2]) - int(found[1]) + 1)
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder, and its address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = type("Handler", (Server,), {"asked": []})
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}", handler
+        server.shutdown()
+
+
+@pytest.fixture
+def memory():
+    """A folder of a store that fsspec knows."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs.clear()
+    yield system
+    system.store.clear()
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_a_file_at_https_is_fetched_once(served, video, cache, has_ranges):
+    folder, address, handler = served
+    handler.has_ranges = has_ranges
+    (folder / "a.avi").write_bytes(video)
+    for _ in range(2):
+        with open_video(f"{address}/a.avi") as opened:
+            assert stamps(opened.read([0, 7, 11])) == [0, 7, 11]
+    assert handler.asked == ["/a.avi"]
+    (copy,) = kept(cache)
+    assert copy.read_bytes() == video
+    # A copy that is cut is fetched again.
+    copy.write_bytes(video[:100])
+    assert open_video(f"{address}/a.avi").num_frames == 12
+    assert len(handler.asked) == 2 and copy.read_bytes() == video
+    # So is a file that was replaced, by the next process.
+    (folder / "a.avi").write_bytes(video + b"0")
+    remote._info.cache_clear()
+    assert size_of(f"{address}/a.avi") == len(video) + 1
+    open_video(f"{address}/a.avi").close()
+    assert len(kept(cache)) == 2
+
+
+def test_what_is_not_there_is_named(served, video):
+    folder, address, _ = served
+    with pytest.raises(UnreadableVideoError, match=f"{address}/none.avi: no such file"):
+        open_video(f"{address}/none.avi")
+    assert content_hash(f"{address}/none.avi") == NO_CONTENT
+    with pytest.raises(UnreadableVideoError, match="/a.avi: .*refused"):
+        open_video("http://127.0.0.1:9/a.avi")
+    with pytest.raises(UnreadableVideoError, match="b.avi: no video is found in it, but text"):
+        (folder / "b.avi").write_text("text")
+        open_video(f"{address}/b.avi")
+    with pytest.raises(ValueError, match="must be a list or shards at http"):
+        list_samples(address)
+
+
+def test_a_connection_that_fails_is_tried_again(served, video, cache):
+    folder, address, handler = served
+    (folder / "a.avi").write_bytes(video)
+    handler.failures = 2
+    assert open_video(f"{address}/a.avi").num_frames == 12
+    handler.failures = 9
+    (folder / "b.avi").write_bytes(video)
+    with pytest.raises(UnreadableVideoError, match="b.avi: "):
+        open_video(f"{address}/b.avi")
+    assert len(kept(cache)) == 1
+
+
+def test_the_limit_of_time_counts(served, video, monkeypatch, cache):
+    folder, address, handler = served
+    (folder / "a.avi").write_bytes(video)
+    monkeypatch.setattr(remote, "_AT_ONCE", 100)
+    with pytest.raises(UnreadableVideoError, match="longer than 0.001 seconds"):
+        open_video(f"{address}/a.avi", limits=ReadingLimits(max_file_seconds=0.001))
+
+
+def test_members_of_a_shard_are_fetched_alone(served, video, cache):
+    folder, address, handler = served
+    for number in range(2):
+        members = {f"{i}.{end}": content for i in range(3)
+                   for end, content in (("avi", video), ("cls", str(i)))}  # fmt: skip
+        write_tar(folder / f"t-{number}.tar", members)
+    samples = list_samples(f"{address}/t-{{0..1}}.tar")
+    assert [s.label for s in samples] == [0, 1, 2, 0, 1, 2]
+    assert samples[4] == Sample(f"{address}/t-1.tar/1.avi", 1)
+    assert len(shown_frames(samples, 3)) == 6
+    assert kept(cache) == []
+    with pytest.raises(FileNotFoundError, match="1 shard of 3 is missing, .*t-2.tar first"):
+        list_samples(f"{address}/t-{{0..2}}.tar")
+    (folder / "t-0.tar").write_bytes((folder / "t-0.tar").read_bytes()[:20_000])
+    remote._info.cache_clear()
+    with contextlib.suppress(UnreadableVideoError):
+        open_video(f"{address}/t-0.tar/2.avi")
+        raise AssertionError("it is cut")
+
+
+def test_a_list_at_an_address(served, video):
+    folder, address, _ = served
+    (folder / "v").mkdir()
+    (folder / "v" / "a.avi").write_bytes(video)
+    (folder / "train.csv").write_text(f"v/a.avi 3\n{address}/v/a.avi 1\n")
+    samples = list_samples(f"{address}/train.csv")
+    assert samples == [Sample(f"{address}/v/a.avi", 3), Sample(f"{address}/v/a.avi", 1)]
+    (folder / "bad.csv").write_text("v/a.avi -3\n")
+    with pytest.raises(ValueError, match=f"^{address}/bad.csv:1: "):
+        list_samples(f"{address}/bad.csv")
+
+
+def test_a_folder_of_a_store(memory, video, cache):
+    for name in ("set/b/2.avi", "set/a/1.avi", "set/readme.txt", "set/a/3.jpg"):
+        memory.pipe_file(f"/{name}", video)
+    samples = list_samples("memory://set")
+    assert samples == [Sample(f"memory:///set/{name}") for name in ("a/1.avi", "b/2.avi")]
+    assert len(list_samples("memory://set", "any")) == 3
+    # What the listing has told is not asked for again.
+    assert [s.source.status()[0] for s in samples] == [len(video)] * 2
+    assert remote._info.cache_info().misses == 0
+    assert len(shown_frames(samples, 2)) == 4
+    assert len(kept(cache)) == 2
+    before = content_hash("memory://set/a/1.avi")
+    memory.pipe_file("/set/a/1.avi", video)  # another time
+    remote._info.cache_clear()
+    assert content_hash("memory://set/a/1.avi") != before != NO_CONTENT
+    with pytest.raises(ValueError, match="No videos in memory://empty"):
+        list_samples("memory://empty")
+    with pytest.raises(UnreadableVideoError, match="memory://set/none.avi: no such file"):
+        open_video("memory://set/none.avi")
+
+
+def test_shards_of_a_store(memory, tmp_path, video):
+    shard = write_tar(tmp_path / "x.tar", {"a.avi": video, "b.avi": video[:2000]})
+    memory.pipe_file("/x.tar", shard.read_bytes())
+    first, second = list_samples("memory://x.tar")
+    with open_video(first.path) as opened, open_video(f"{shard}/a.avi") as here:
+        np.testing.assert_array_equal(opened.read([3]), here.read([3]))
+    with pytest.raises(UnreadableVideoError, match="memory://x.tar/b.avi: "):
+        with open_video(second.path) as opened:
+            opened.read([11])
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    pytest.importorskip("fsspec")
+    with pytest.raises(ValueError, match="nonsense:// is not known"):
+        list_samples("nonsense://a/b.csv")
+    monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
+    remote._file_system.cache_clear()
+    with pytest.raises(MissingPackageError, match=r"pip install keras-vjepa\[remote\]"):
+        source_exists("gs://bucket/videos")
+    with pytest.raises(UnreadableVideoError, match=r"gs://b/a.mp4: .*keras-vjepa\[remote\]"):
+        open_video("gs://b/a.mp4")
+    assert content_hash("gs://b/a.mp4") == NO_CONTENT
+    assert not RemoteFile("gs://b/a.mp4").is_image
+    remote._file_system.cache_clear()
