@@ -15,6 +15,8 @@ from keras_vjepa.data.preparation.inspection import Inspection, Problem, VideoRe
 from keras_vjepa.data.preparation.journal import Journal, state_of, table
 from keras_vjepa.data.preparation.processes import ProcessFailure, each_in_processes
 from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.locating import name_of
+from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import way_of_reading
 from keras_vjepa.data.sources.list_writing import why_not_listed, write_list
 from keras_vjepa.data.sources.samples import Sample
@@ -93,11 +95,11 @@ def check_videos(
     }
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / RESULTS, settings)
-    paths = list(dict.fromkeys(sample.path for sample in samples))
-    kept = {path: VideoReport(**found) for path in paths if (found := journal.get(path))}
+    sources = {sample.path: sample.source for sample in samples}
+    kept = {p: VideoReport(**found) for p, s in sources.items() if (found := journal.get(s))}
     # There may have been too little memory for them then.
     known = {path: report for path, report in kept.items() if report.problem != "crash"}
-    ahead = [path for path in paths if path not in known]
+    ahead = [source for path, source in sources.items() if path not in known]
     new = _inspected(ahead, journal, inspection, num_processes, lambda n: progress(n, len(ahead)))
     reports = _judged(samples, known | new, min_frames, keep)
     usable = [sample for sample, report in reports if not report.problem]
@@ -106,7 +108,7 @@ def check_videos(
 
 
 def _inspected(
-    paths: Sequence[str],
+    sources: Sequence[str | Media],
     journal: Journal,
     inspection: Inspection,
     num_processes: int,
@@ -115,14 +117,15 @@ def _inspected(
     """What is in each of some files, which is kept at once."""
     found, states = {}, dict[str, list[int]]()
 
-    def noted(path: str) -> str:
+    def noted(source: str | Media) -> str | Media:
         # Before it is read: what changes meanwhile is looked at again.
-        states[path] = state_of(path)
-        return path
+        states[name_of(source)] = state_of(source)
+        return source
 
     seconds = _STEPS * inspection.limits.max_file_seconds
-    count = min(num_processes, len(paths))
-    for path, result in each_in_processes(inspection, map(noted, paths), count, seconds):
+    count = min(num_processes, len(sources))
+    for source, result in each_in_processes(inspection, map(noted, sources), count, seconds):
+        path = name_of(source)
         if isinstance(result, ProcessFailure):
             result = VideoReport("crash" if result.is_crash else "unreadable", result.reason)
         journal.add(path, states.pop(path), asdict(result))

@@ -18,7 +18,8 @@ from keras_vjepa.data.preparation.processes import ProcessFailure, each_in_proce
 from keras_vjepa.data.preparation.transcoding import Copy, Transcoding
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
-from keras_vjepa.data.reading.locating import is_image
+from keras_vjepa.data.reading.locating import is_image, name_of
+from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import way_of_reading
 from keras_vjepa.data.sources.list_writing import why_not_listed, write_list
 from keras_vjepa.data.sources.samples import Sample
@@ -122,15 +123,16 @@ def copy_videos(
         OSError: if a copy cannot be written.
     """
     check_whole(1, num_processes=num_processes)
-    paths = list(dict.fromkeys(sample.path for sample in samples))
+    sources = {sample.path: sample.source for sample in samples}
+    paths = [*sources]
     targets = names_of_copies(paths, root, folder)
     check_apart(paths, [*targets.values()])
     folder.mkdir(parents=True, exist_ok=True)
     settings = {**asdict(transcoding), "version": _VERSION}
     settings["limits"] = way_of_reading(transcoding.limits)
     journal = Journal(folder / RESULTS, settings)
-    known = _known(journal, targets)
-    ahead = [(path, targets[path]) for path in paths if path not in known]
+    known = _known(journal, sources, targets)
+    ahead = [(sources[path], targets[path]) for path in paths if path not in known]
     new = _copied(ahead, journal, transcoding, num_processes, lambda n: progress(n, len(ahead)))
     found = known | new
     bad_files = {path: found[path].reason for path in paths if found[path].reason}
@@ -150,18 +152,20 @@ def copy_videos(
     return CopiedVideos(copies, originals, made, bad_files, *sizes)
 
 
-def _known(journal: Journal, targets: dict[str, str]) -> dict[str, Copy]:
+def _known(
+    journal: Journal, sources: dict[str, str | Media], targets: dict[str, str]
+) -> dict[str, Copy]:
     """What became of files earlier, as far as it is still so."""
     known = {}
     for path, target in targets.items():
-        result = journal.get(path)
+        result = journal.get(sources[path])
         if result and result["copy"] == (state_of(target) if not result["reason"] else []):
             known[path] = Copy(**{name: value for name, value in result.items() if name != "copy"})
     return known
 
 
 def _copied(
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str | Media, str]],
     journal: Journal,
     transcoding: Transcoding,
     num_processes: int,
@@ -170,13 +174,15 @@ def _copied(
     """Copy files; what became of each is kept at once."""
     found, states = {}, dict[str, list[int]]()
 
-    def noted(pair: tuple[str, str]) -> tuple[str, str]:
-        states[pair[0]] = state_of(pair[0])
+    def noted(pair: tuple[str | Media, str]) -> tuple[str | Media, str]:
+        states[name_of(pair[0])] = state_of(pair[0])
         return pair
 
     seconds = _STEPS * transcoding.limits.max_file_seconds
     count = min(num_processes, len(pairs))
-    for (path, target), result in each_in_processes(transcoding, map(noted, pairs), count, seconds):
+    work = each_in_processes(transcoding, map(noted, pairs), count, seconds)
+    for (source, target), result in work:
+        path = name_of(source)
         if isinstance(result, ProcessFailure):
             if os.strerror(errno.ENOSPC) in result.reason:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
@@ -223,14 +229,14 @@ def measured_gain(
     Returns:
         The gain; None where there is no video that both ways can read.
     """
-    pairs = [pair for pair in zip(originals, copies, strict=True) if not is_image(pair[0].path)]
+    pairs = [pair for pair in zip(originals, copies, strict=True) if not is_image(pair[0].source)]
     order = random_stream(seed, 0).permutation(len(pairs))[:max_videos]
     seconds = []
     for number in order.tolist():
         try:
             # The first time, a file is looked at as well.
             turns = [
-                [_seconds(sample.path, seed, number, turn) for sample in pairs[number]]
+                [_seconds(sample.source, seed, number, turn) for sample in pairs[number]]
                 for turn in range(3)
             ]
         except UnreadableVideoError:
@@ -242,10 +248,10 @@ def measured_gain(
     return Gain(len(seconds), 1 / before.mean(), 1 / after.mean(), float(np.median(before / after)))
 
 
-def _seconds(path: str, *key: int) -> float:
+def _seconds(source: str | Media, *key: int) -> float:
     """Processor time of one clip, at a place that follows from the key."""
     transform = PretrainTransform(224)
     start = time.process_time()
     rng = random_stream(*key)
-    read_clips(path, ClipSettings(16, 4), lambda frames: transform(frames, rng), rng)
+    read_clips(source, ClipSettings(16, 4), lambda frames: transform(frames, rng), rng)
     return time.process_time() - start

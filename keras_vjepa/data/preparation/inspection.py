@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
-from keras_vjepa.data.reading.locating import is_image
+from keras_vjepa.data.reading.locating import media_at
+from keras_vjepa.data.reading.media import EncodedMedia, Media
 from keras_vjepa.data.reading.truncation import missing_bytes
 from keras_vjepa.data.reading.video import VideoReader, open_video
 
@@ -22,6 +22,7 @@ Problem = Literal[
 
 # Frames decoded at a time, each time within the limit of seconds.
 _AT_ONCE = 256
+_BLOCK = 2**22
 # Two frames are as far apart as two others if it is so but for what the container rounds.
 _SAME_DISTANCE = 0.002
 
@@ -72,39 +73,37 @@ class Inspection:
     limits: ReadingLimits = field(default=DEFAULT_LIMITS)
     decodes_all: bool = True
 
-    def __call__(self, path: str) -> VideoReport:
+    def __call__(self, source: str | Media) -> VideoReport:
         """Inspect a file.
 
         Args:
-            path: a video, or an image by its extension.
+            source: a video, or an image by its extension; or where else one lies.
 
         Returns:
             What is in it; what is wrong with it is said there too.
         """
-        if not os.path.exists(path):
-            return VideoReport("missing", "no such file")
         found: dict[str, Any] = {}
+        media = media_at(source)
         try:
-            if is_image(path):
-                height, width = read_image(path, self.limits).shape[:2]
+            if media.is_image:
+                height, width = read_image(media, self.limits).shape[:2]
                 found |= {"codec": "image", "num_frames": 1, "height": height, "width": width}
             else:
-                with open_video(path, limits=self.limits) as video:
+                with open_video(media, limits=self.limits) as video:
                     found |= _facts(video)
-                    problem, reason = self._damage(video)
+                    problem, reason = self._damage(media, video)
                     found |= {"problem": problem, "reason": reason}
-            found["num_bytes"] = os.path.getsize(path)
-            found["content"] = _hash_of(path)
+            found["num_bytes"], found["content"] = _size_and_hash(media)
         except UnreadableVideoError as error:
-            found |= {"problem": _kind_of(path, error.reason), "reason": error.reason}
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+            found |= {"problem": _kind_of(media, error.reason), "reason": error.reason}
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", "") or str(error) or type(error).__name__
             found |= {"problem": "unreadable", "reason": reason}
         return VideoReport(**found)
 
-    def _damage(self, video: VideoReader) -> tuple[Problem, str]:
+    def _damage(self, media: Media, video: VideoReader) -> tuple[Problem, str]:
         """What is wrong with a file that can be opened."""
-        missing = missing_bytes(video.path)
+        missing = _missing_bytes(media)
         if missing:
             return "truncated", f"its last {missing:,} bytes are missing"
         if not self.decodes_all:
@@ -119,10 +118,22 @@ class Inspection:
         return "", ""
 
 
-def _kind_of(path: str, reason: str) -> Problem:
+def _missing_bytes(media: Media) -> int:
+    if not isinstance(media, EncodedMedia):
+        return 0
+    lent = media.lent_file()
     try:
-        is_cut = "truncated" in reason or missing_bytes(path) > 0
-    except OSError:
+        return missing_bytes(lent.path)
+    finally:
+        lent.close()
+
+
+def _kind_of(media: Media, reason: str) -> Problem:
+    if not any(media.status()):
+        return "missing"
+    try:
+        is_cut = "truncated" in reason or _missing_bytes(media) > 0
+    except (OSError, ValueError):
         is_cut = False
     return "truncated" if is_cut else "unreadable"
 
@@ -164,6 +175,12 @@ def _is_variable(times: NDArray[np.float64]) -> bool:
     return bool(np.ptp(distances) > max(_SAME_DISTANCE, 0.01 * math.fabs(np.median(distances))))
 
 
-def _hash_of(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+def _size_and_hash(media: Media) -> tuple[int, str]:
+    """Bytes, and a hash of all of them; of folders of frames, the hash that `Media` gives."""
+    if not isinstance(media, EncodedMedia):
+        return 0, media.content_hash().hex()
+    digest = hashlib.blake2b(digest_size=16)
+    with media.content() as content:
+        for place in range(0, content.size, _BLOCK):
+            digest.update(content.read_at(place, _BLOCK))
+        return content.size, digest.hexdigest()

@@ -5,31 +5,29 @@ the last line, which is passed over and done again.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from keras_vjepa import files
 from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.locating import media_at, name_of
+from keras_vjepa.data.reading.media import Media
 
 Result = dict[str, Any]
 
 
-def state_of(path: str) -> list[int]:
+def state_of(source: str | Media) -> list[int]:
     """Tell a file from another that takes its place: size and time of its last change.
 
     Args:
-        path: the file.
+        source: the file, or where else a video lies.
 
     Returns:
-        The two numbers; none where there is no such file.
+        The two numbers; none where there is nothing.
     """
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return []
-    return [status.st_size, status.st_mtime_ns]
+    status = media_at(source).status()
+    return [*status[:2]] if any(status) else []
 
 
 class Journal:
@@ -64,10 +62,10 @@ class Journal:
         if is_ours:
             self._found[path] = result
 
-    def get(self, path: str) -> Result | None:
+    def get(self, source: str | Media) -> Result | None:
         """Return what was found of a file; None if nothing was, or the file has changed since."""
-        found = self._found.get(path)
-        return found["result"] if found and found["state"] == state_of(path) else None
+        found = self._found.get(name_of(source))
+        return found["result"] if found and found["state"] == state_of(source) else None
 
     def add(self, path: str, state: list[int], result: Result) -> None:
         """Keep what was found of a file.

@@ -8,7 +8,6 @@ which the original shows it. Sound is left out.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SIDE, check_whole
-from keras_vjepa.data.preparation.processes import ProcessFailure
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
-from keras_vjepa.data.reading.locating import is_image
+from keras_vjepa.data.reading.locating import media_at
+from keras_vjepa.data.reading.media import EncodedMedia, Media
 from keras_vjepa.data.reading.video import VideoReader, open_video
 
 Frame = NDArray[np.uint8]
@@ -82,11 +82,12 @@ class Transcoding:
         check_whole(1, 10_000, keyframe_distance=self.keyframe_distance)
         check_whole(0, _LOWEST_QUALITY, quality=self.quality)
 
-    def __call__(self, names: tuple[str, str]) -> Copy | ProcessFailure:
+    def __call__(self, names: tuple[str | Media, str]) -> Copy:
         """Copy a file; the copy gets its name when it has been read and compared.
 
         Args:
-            names: the original, and the copy, which is replaced if there is one.
+            names: the original, or where else it lies, and the copy, which is replaced if there is
+                one.
 
         Returns:
             What became of it; of an original that cannot be read, the reason.
@@ -94,21 +95,23 @@ class Transcoding:
         Raises:
             OSError: if the copy cannot be written.
         """
-        path, target = names
+        source, target = names
+        media = media_at(source)
         try:
             with files.unfinished_file(target) as unfinished:
-                if is_image(path):
-                    shutil.copyfile(path, unfinished)
-                    num_frames = 1
+                num_frames = 1
+                if media.is_image:
+                    read_image(media, self.limits)
+                    unfinished.write_bytes(_bytes_of(media))
                 else:
-                    num_frames = self._write(path, unfinished)
+                    num_frames = self._write(media, unfinished)
                 num_bytes = os.path.getsize(unfinished)
         except UnreadableVideoError as error:
             return Copy(error.reason)
-        return Copy("", num_frames, num_bytes, os.path.getsize(path))
+        return Copy("", num_frames, num_bytes, _size_of(media))
 
-    def _write(self, path: str, unfinished: Path) -> int:
-        with open_video(path, limits=self.limits) as video:
+    def _write(self, media: Media, unfinished: Path) -> int:
+        with open_video(media, limits=self.limits) as video:
             times = self._ticks(video)
             height, width = self._size(video)
             samples = {0, video.num_frames // 2, video.num_frames - 1}
@@ -122,7 +125,7 @@ class Transcoding:
 
             rate = Fraction(video.fps or 30).limit_denominator(1001)
             self._encode(unfinished, frames(), times, rate)
-            self._compare(path, unfinished, times, shown)
+            self._compare(media.name, unfinished, times, shown)
             return video.num_frames
 
     def _ticks(self, video: VideoReader) -> NDArray[np.int64]:
@@ -202,3 +205,17 @@ class Transcoding:
                 problem = "frames that look different"
         if problem:
             raise UnreadableVideoError(path, f"its copy has {problem}, and was not kept")
+
+
+def _bytes_of(media: Media) -> bytes:
+    assert isinstance(media, EncodedMedia)
+    with media.content() as content:
+        return content.read_at(0, content.size)
+
+
+def _size_of(media: Media) -> int:
+    """Bytes of an original; 0 of a folder of frames, which are many files."""
+    if not isinstance(media, EncodedMedia):
+        return 0
+    with media.content() as content:
+        return content.size

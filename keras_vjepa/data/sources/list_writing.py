@@ -1,6 +1,7 @@
 """Write samples as a list that `list_samples` reads (§3.4: V-JEPA's index, `path label`)."""
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from keras_vjepa.data.sources.rows import read_rows
 from keras_vjepa.data.sources.samples import Sample
 
 # What a row of a plain path may hold, as the lists of the authors' code have it.
-_PLAIN = frozenset("/._-+@%=~") | frozenset(map(chr, b"0123456789"))
+_PLAIN = re.compile(r"[\w/.\-+@%=~]+")
 
 
 def why_not_listed(sample: Sample) -> str:
@@ -23,12 +24,13 @@ def why_not_listed(sample: Sample) -> str:
 
     Example:
 
-    >>> why_not_listed(Sample("/videos/a cat.mp4", 3)), why_not_listed(Sample("/videos/clip"))
+    >>> why_not_listed(Sample("/videos/a cat.mp4", 3)), why_not_listed(Sample("/videos/clip 1"))
     ('', 'without a label, its name must end with the extension of a video')
     """
     if set(sample.path) & set("\n\r\0") or sample.path.strip("\ufeff \t") != sample.path:
         return "its name holds a line break, or begins or ends with a space"
-    if sample.label is None and extension(sample.path) not in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS:
+    is_known = extension(sample.path) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    if sample.label is None and not is_known and not _PLAIN.fullmatch(sample.path):
         return "without a label, its name must end with the extension of a video"
     return ""
 
@@ -67,6 +69,5 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def _row(path: str, label: int | None) -> str:
-    is_plain = all(letter in _PLAIN or letter.isalpha() for letter in path)
-    written = path if is_plain else '"' + path.replace('"', '""') + '"'
+    written = path if _PLAIN.fullmatch(path) else '"' + path.replace('"', '""') + '"'
     return written if label is None else f"{written} {label}"

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 
+import cv2
 import pytest
 
 from keras_vjepa.data.preparation import checking
@@ -14,7 +16,7 @@ from keras_vjepa.data.preparation.checking import check_videos
 from keras_vjepa.data.preparation.inspection import Inspection, VideoReport
 from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.samples import Sample
-from tests.data.reading.stamped import write_with_av, write_with_opencv
+from tests.data.reading.stamped import stamped_frame, write_with_av, write_with_opencv
 
 pytestmark = pytest.mark.data
 
@@ -151,6 +153,7 @@ def test_variable_rate_and_key_frames(tmp_path):
 
 _CHECK = """
 import sys
+import tarfile
 sys.argv = ["keras-vjepa"]
 from pathlib import Path
 from keras_vjepa.data.preparation.checking import check_videos
@@ -183,3 +186,24 @@ def test_killed_it_goes_on(folder, tmp_path):
         "00.avi",
         "a good one.avi",
     ]
+
+
+def test_folders_of_frames_and_members_of_shards(tmp_path, alone):
+    (tmp_path / "frames/v1").mkdir(parents=True)
+    for number in range(6):
+        cv2.imwrite(f"{tmp_path}/frames/v1/img_{number:03}.png", stamped_frame(number))
+    video = write_with_opencv(tmp_path / "a.avi", "MJPG", num_frames=9)
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        tar.add(video, "good.avi")
+        tar.add(video, "same.avi")
+        (tmp_path / "bad.avi").write_bytes(video.read_bytes()[:-500])
+        tar.add(tmp_path / "bad.avi", "cut.avi")
+    frames = list_samples(tmp_path / "frames", "frames")
+    samples = [*frames, *list_samples(tmp_path / "b.tar"), Sample(f"{tmp_path}/b.tar/gone.avi")]
+    checked = check_videos(samples, tmp_path / "out", Inspection())
+    problems = [report.problem for _, report in checked.reports]
+    assert problems == ["", "", "duplicate", "truncated", "missing"]
+    assert [report.num_frames for _, report in checked.reports[:2]] == [6, 9]
+    again = list_samples(tmp_path / "out/clean.csv")
+    assert again == checked.usable and len(again) == 2
+    assert check_videos(samples, tmp_path / "out", Inspection()).known == 5

@@ -1,8 +1,10 @@
 """Copies have the frames of their originals at their times; nothing is lost or done twice."""
 
 import os
+import tarfile
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.samples import Sample
 from tests.data.preparation.test_checking import Alone
-from tests.data.reading.stamped import stamps, write_with_av, write_with_opencv
+from tests.data.reading.stamped import stamped_frame, stamps, write_with_av, write_with_opencv
 
 pytestmark = pytest.mark.data
 pytest.importorskip("av")
@@ -120,3 +122,21 @@ def test_no_original_is_replaced(tmp_path):
 def test_arguments(wrong):
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
         Transcoding(**wrong)
+
+
+def test_members_of_shards_folders_of_frames_and_images_are_copied_too(originals, tmp_path, alone):
+    (tmp_path / "all/v1").mkdir(parents=True)
+    for number in range(6):
+        cv2.imwrite(f"{tmp_path}/all/v1/{number}.png", stamped_frame(number))
+    with tarfile.open(tmp_path / "all/b.tar", "w") as tar:
+        tar.add(originals / "cat/a b.avi", "x.avi")
+    names = ("v1", "b.tar/x.avi", "v1/3.png")
+    samples = [Sample(f"{tmp_path}/all/{name}", 1) for name in names]
+    done = copy_videos(samples, tmp_path / "all", tmp_path / "out", Transcoding())
+    assert not done.bad_files and done.made == 3
+    assert [copy.path for copy in done.copies] == [
+        f"{tmp_path}/out/{name}" for name in ("v1.mp4", "b.tar/x.mp4", "v1/3.png")
+    ]
+    with open_video(f"{tmp_path}/out/v1.mp4") as copy:
+        assert stamps(copy.read(np.arange(6))) == list(range(6))
+    assert copy_videos(samples, tmp_path / "all", tmp_path / "out", Transcoding()).made == 0

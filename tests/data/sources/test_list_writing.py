@@ -33,7 +33,8 @@ def test_every_name_comes_back(name, label, tmp_path):
 def test_what_no_list_can_name():
     assert "line break" in why_not_listed(Sample("/v/a\nb.mp4", 1))
     assert "line break" in why_not_listed(Sample(" a.mp4", 1))
-    assert "extension" in why_not_listed(Sample("/v/clip"))
+    assert "extension" in why_not_listed(Sample("/v/clip 1"))
+    assert why_not_listed(Sample("/v/frames_1")) == ""
     assert why_not_listed(Sample("/v/clip", 1)) == ""
 
 
