@@ -22,6 +22,7 @@ from keras_vjepa.backend import collectives, keras_internals
 from keras_vjepa.backend.cuda_graph import RecordedStep
 from keras_vjepa.backend.observations import observed
 from keras_vjepa.backend.optimizer_state import inner_optimizers, may_skip_updates, updates_made
+from keras_vjepa.backend.reached_weights import ReachedWeights
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.token_ops import weight_copies
 from keras_vjepa.types import Tensor
@@ -350,9 +351,12 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     num_parts = model.accumulation_steps
 
-    def loss_and_updates(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    reached = ReachedWeights(len(trainable))
+
+    def loss_and_updates(weights: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         with observed() as found:
-            loss, updates = model.compute_loss_and_updates(*args, **kwargs)
+            weights = reached.watched(weights)
+            loss, updates = model.compute_loss_and_updates(weights, *args, **kwargs)
         return loss, (found, *updates)
 
     loss_and_gradients = jax.value_and_grad(loss_and_updates, has_aux=True)
@@ -390,7 +394,9 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
         add = functools.partial(jax.tree.map, jax.numpy.add)
         gradients, loss, seen = functools.reduce(add, shares)
     with _observed_update(model.optimizer) as norms:
-        trainable, optimizer = model.optimizer.stateless_apply(optimizer, gradients, trainable)
+        trainable, optimizer = model.optimizer.stateless_apply(
+            optimizer, reached.of(gradients), trainable
+        )
     return _in_state(
         model,
         (trainable, kept[0], optimizer, kept[1]),

@@ -224,7 +224,7 @@ class VJEPAVideoClassifier(
         tokens = self.token_encoder().clip_tokens(
             ops.reshape(videos, (-1, *videos.shape[3:])), training and is_trained(self.backbone)
         )
-        _, num_tokens, dim = tokens.shape
+        _, num_tokens, dim = ops.shape(tokens)
         tokens = ops.reshape(tokens, (-1, clips, views, num_tokens, dim))
         if frame_indices is not None:
             tokens = self._add_frame_positions(tokens, frame_indices, frames)
@@ -260,7 +260,7 @@ class VJEPAVideoClassifier(
         """
         self.check_inputs(videos)
         tokens = self.features(videos, frame_indices)
-        _, predictions, num_tokens, dim = tokens.shape
+        _, predictions, num_tokens, dim = ops.shape(tokens)
         weights = self.probe.attention_weights(ops.reshape(tokens, (-1, num_tokens, dim)))
         return ops.reshape(weights, (-1, predictions, *weights.shape[1:]))
 
@@ -322,7 +322,7 @@ class VJEPAVideoClassifier(
         encoder = self.token_encoder()
         # The constructor has refused videos without a tubelet size.
         tubelet = 1 if encoder.is_image_model or not encoder.tubelet_size else encoder.tubelet_size
-        _, clips, views, num_tokens, dim = tokens.shape
+        _, clips, views, num_tokens, dim = ops.shape(tokens)
         steps = frames // tubelet
         rows = ops.take(self.frame_table, frame_indices[:, :, ::tubelet], axis=0)
         rows = ops.cast(ops.reshape(rows, (-1, clips, 1, steps, 1, dim)), tokens.dtype)
@@ -339,7 +339,7 @@ class VJEPAVideoClassifier(
                 f"Received keys: {sorted(inputs)}"
             )
         tokens = self.features(**inputs, training=training)
-        _, predictions, num_tokens, dim = tokens.shape
+        _, predictions, num_tokens, dim = ops.shape(tokens)
         logits = self.probe(ops.reshape(tokens, (-1, num_tokens, dim)))
         if predictions == 1:
             return logits

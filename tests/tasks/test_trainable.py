@@ -133,6 +133,42 @@ def test_a_backbone_made_frozen_is_frozen():
     assert len(trained(model)) == len(trained(model.probe)) + 2
 
 
+class WithPooler(keras.Model):
+    """A backbone as other packages have them: one of its layers is for another task's loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_dim, self.is_image_model = 8, False
+        self.embedding = keras.layers.Dense(8)
+        self.pooler = keras.layers.Dense(8)
+        self.pooler.build((None, 8))
+
+    def call(self, videos):
+        return self.embedding(ops.reshape(videos, (ops.shape(videos)[0], -1, 6)))
+
+
+@pytest.mark.parametrize(
+    "optimizer,dtype",
+    [
+        (lambda: AdamW(1e-2, weight_decay=10.0, clip_norm=1.0), "float32"),
+        pytest.param(
+            lambda: keras.optimizers.AdamW(1e-2, 0.9), "mixed_float16", marks=slow_but_on("torch")
+        ),
+    ],
+    ids=["ours", "scaled"],
+)
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_what_the_loss_does_not_depend_on_is_not_decayed(optimizer, dtype):
+    foreign = WithPooler()
+    foreign(VIDEOS)
+    model = VJEPAVideoClassifier(foreign, 2, num_heads=2, trainable_backbone=True, dtype=dtype)
+    compiled(model, optimizer())
+    found = moved(model, lambda: model.fit(VIDEOS, LABELS, epochs=2, verbose=0))
+    pooler = {variable.path for variable in foreign.pooler.variables}
+    assert pooler < trained(model)
+    assert found & trained(model) == trained(model) - pooler
+
+
 def test_assigning_what_is_there_reaches_all_layers():
     model = backbone()
     model.blocks[1].trainable = False

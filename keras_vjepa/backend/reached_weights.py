@@ -1,0 +1,59 @@
+"""Which weights a loss depends on, on JAX, where the others have gradients of zeros (App. C).
+
+The other engines give no gradient to a weight that the loss does not depend on, and an optimizer
+leaves it as it is. Zeros would let weight decay shrink it, step by step.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class ReachedWeights:
+    """Notes, while a backward pass on JAX is traced, which weights it arrives at.
+
+    Example:
+
+    >>> import jax  # doctest: +SKIP
+    >>> reached = ReachedWeights(2)  # doctest: +SKIP
+    >>> jax.grad(lambda weights: reached.watched(weights)[0] ** 2)([3.0, 4.0])  # doctest: +SKIP
+    [Array(6., dtype=float32), Array(0., dtype=float32)]
+    >>> reached.of([6.0, 0.0])  # doctest: +SKIP
+    [6.0, None]
+
+    Args:
+        count: of the weights.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._reached = [False] * count
+
+    def watched(self, weights: Sequence[Any]) -> list[Any]:
+        """The weights, to compute the loss with."""
+        return [
+            _noted(weight, lambda i=i: self._note(i))  # type: ignore[misc]
+            for i, weight in enumerate(weights)
+        ]
+
+    def of(self, gradients: Sequence[Any]) -> list[Any]:
+        """The gradients, with `None` for those of weights that were not arrived at."""
+        pairs = zip(gradients, self._reached, strict=True)
+        return [gradient if reached else None for gradient, reached in pairs]
+
+    def _note(self, i: int) -> None:
+        self._reached[i] = True
+
+
+def _noted(weight: Any, note: Callable[[], None]) -> Any:
+    import jax
+
+    @jax.custom_vjp
+    def same(value: Any) -> Any:
+        return value
+
+    def backward(_: None, gradient: Any) -> tuple[Any]:
+        # Called while the pass is traced, and only for a gradient that something depends on.
+        note()
+        return (gradient,)
+
+    same.defvjp(lambda value: (value, None), backward)
+    return same(weight)
