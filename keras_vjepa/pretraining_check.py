@@ -99,7 +99,7 @@ def _fitting_context(config: Any, given: Mapping[str, Any]) -> _Changes:
 
 
 def _schedule_length(config: Any) -> int:
-    return int(config.run.steps * config.schedule_scale)
+    return int((config.schedule_steps or config.run.steps) * config.schedule_scale)
 
 
 # Ten times the largest that is of use: to draw that many masks a hundred times takes a minute.
@@ -122,8 +122,9 @@ def check_fields(config: Any) -> None:
     check_number("(0, 1000]", schedule_scale=config.schedule_scale)
     check_whole(1, MOST_LONG, accumulation_steps=config.accumulation_steps)
     check_whole(1, MOST_LONG, monitor_clips=config.monitor_clips, probe_epochs=config.probe_epochs)
-    check_whole(1, probe_videos=config.probe_videos)
+    check_whole(1, probe_videos=config.probe_videos, watch_videos=config.watch_videos)
     check_whole(1, MOST_LONG, optional=True, mask_sets=config.mask_sets)
+    check_whole(1, MOST_LONG, optional=True, schedule_steps=config.schedule_steps)
     check_whole(0, MOST_SEED, seed=config.seed)
 
 
@@ -139,6 +140,7 @@ def check_parts(config: Any) -> None:
     _check_schedules(config)
     config.monitor.check(lambda every: check_whole(1, every=every))
     config.source.check(check_fps)
+    config.watch.check(lambda every: check_whole(1, every=every))
     config.limits.make()
     config.batches.check(check_reading, seed=config.seed)
     config.batches.check(check_label_weights)

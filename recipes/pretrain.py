@@ -19,12 +19,14 @@ from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import defaults
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.data.batches.named_masks import MASKS
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
-from keras_vjepa.monitoring import LossCurve, StepLog, damaged_curve
+from keras_vjepa.monitoring import damaged_curve
 from keras_vjepa.monitoring.feature_log import damaged_table
-from keras_vjepa.monitoring.given_callbacks import given_callbacks
+from keras_vjepa.monitoring.monitor import CollapseError
+from keras_vjepa.monitoring.run_callbacks import callbacks_of_a_run
 from keras_vjepa.pretraining_check import check_probe_memory, configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
@@ -45,11 +47,13 @@ from keras_vjepa.recipes.pretrain_objects import (
     make_pretrainer,
     samples_if_there,
 )
-from keras_vjepa.recipes.pretrain_parts import MASKS, PretrainConfig
+from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.tasks.named_presets import presets_as_they_are, weights_of_presets
+from keras_vjepa.training.continuing import with_its_schedule
 from keras_vjepa.training.description import check_same_run, defining
 from keras_vjepa.training.input_files import check_input_files, knows_input_files
 from keras_vjepa.training.results import (
+    check_not_less,
     check_not_lost,
     damaged_result,
     need_no_remaking,
@@ -70,7 +74,7 @@ def run(config: PretrainConfig, workdir: Path, program: str = "pretrain.py") -> 
     parallel = distribution.setup(config.shard_parameters)
     writable_folder(workdir)
     with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
-        config = as_begun(config, workdir)
+        config = as_begun(with_its_schedule(config, workdir, parallel.is_first), workdir)
         if not _is_finished(config, workdir, parallel.is_first):
             _train(config, workdir, parallel, program)
         elif parallel.is_first:
@@ -91,18 +95,12 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
         batches = make_batches(config, grid, parallel)
         if parallel.is_first:
             print(introduction(config, pretrainer, batches, parallel), file=sys.stderr)
-        first = batches.first(config.monitor_clips) if parallel.is_first else None
         presets = weights_of_presets(config, pretrainer)
         config.run.make(
             model=pretrainer,
             batches=batches,
             workdir=workdir,
-            callbacks=[
-                config.monitor.make(videos=first, path=workdir / "features.csv"),
-                LossCurve(workdir),
-                StepLog(workdir, config.run.log_every),
-                *given_callbacks(config.callbacks or ()),
-            ],
+            callbacks=callbacks_of_a_run(config, batches, workdir, parallel.is_first),
             description=defining(resolved(config, grid), MAY_DIFFER) | presets,
             # A run of before knows a preset by its path alone.
             defaults=defining(defaults(config), MAY_DIFFER) | presets,
@@ -133,9 +131,8 @@ def finish(
     options = {**resolved(config, pretrainer.encoder.grid_shape), **presets}
     files.write_text(workdir / "config.json", json.dumps(options, indent=2))
     pretrainer.save_to_preset(workdir / "preset")
-    print(
-        f"Saved {workdir}/preset, loss.csv, loss.png, steps.csv and features.csv.", file=sys.stderr
-    )
+    written = "loss.csv, loss.png, steps.csv, monitor.csv and features.csv"
+    print(f"Saved {workdir}/preset, {written}.", file=sys.stderr)
     if config.data not in SETS:
         return
     encoder = make_encoder(config)
@@ -164,12 +161,16 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
         return False
     stored = read_result(workdir / "config.json")
     if stored:
+        check_not_less(config.run.steps, stored.get("steps", 0), workdir)
         is_known = config.data not in SETS and knows_input_files(workdir)
         grid, free = token_grid(config), MAY_DIFFER - (set() if is_known else {"data"})
         current = defining(resolved(config, grid), free) | presets_as_they_are(config, stored)
-        stored = defining(upgraded(stored, config, grid), free)
-        check_same_run(stored, current, workdir, defining(defaults(config), free))
+        described = defining(upgraded(stored, config, grid), free)
+        check_same_run(described, current, workdir, defining(defaults(config), free))
         check_input_files(workdir, samples_if_there(config))
+        if stored.get("steps", config.run.steps) < config.run.steps:
+            check_not_lost(workdir, ["config.json", "preset"])
+            return False
     problem = damaged_result(workdir, names, ["preset", "untrained"])
     problem = problem or damaged_curve(workdir, config.run.steps)
     lost = damaged_table(workdir / "features.csv", config.run.steps)
@@ -204,7 +205,7 @@ def main(arguments: list[str] | None = None, program: str = "pretrain.py") -> No
     distribution.launch_on_all_devices()
     try:
         run(config, workdir, program)
-    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
+    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError, CollapseError) as error:
         collectives.exit_with_error(f"{program}: {command_line.explain(error, CONFIGS)}")
 
 

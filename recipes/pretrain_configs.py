@@ -61,6 +61,7 @@ def digit_motion() -> PretrainConfig:
         seed=0,
         monitor_every=25,
         monitor_clips=32,
+        watch_every=50,
         checkpoint_every=25,
     )
 
@@ -99,6 +100,7 @@ def digit_motion_long() -> PretrainConfig:
         context_variance_weight=0.1,
         context_covariance_weight=0.004,
         monitor_every=500,
+        watch_every=500,
         checkpoint_every=500,
     )
 

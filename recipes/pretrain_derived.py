@@ -19,6 +19,7 @@ from keras_vjepa.data.batches.mask_budgets import (
 )
 from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.mask_sampler import counts_after_truncation, mean_counts
+from keras_vjepa.data.batches.named_masks import MASK_SETS, mask_kinds
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.listing import source_exists
@@ -26,11 +27,15 @@ from keras_vjepa.models import dimensions
 from keras_vjepa.monitoring.given_callbacks import check_callbacks
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.pretraining_check import check_masks, check_parts
-from keras_vjepa.recipes.pretrain_objects import clip_after, make_masks, mask_kinds
-from keras_vjepa.recipes.pretrain_parts import MASK_SETS, PretrainConfig
-from keras_vjepa.training.results import CHECKPOINTS, read_result
+from keras_vjepa.recipes.pretrain_objects import (
+    clip_after,
+    make_masks,
+    schedule_steps,
+)
+from keras_vjepa.recipes.pretrain_parts import PretrainConfig
+from keras_vjepa.training.continuing import stored_options
+from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import check_folder
-from keras_vjepa.training.run_state import Checkpoints
 
 # Options that may change when a run goes on. The samples are compared in place of their path, the
 # budgets in place of the batch that they are made for.
@@ -48,13 +53,21 @@ MAY_DIFFER = {
     "max_file_seconds",
     "max_frame_pixels",
     "shard_parameters",
+    "steps",
+    "accumulation_steps",
+    "remat",
     "monitor_every",
+    "watch_every",
+    "watch_videos",
+    "stop_on_collapse",
     "callbacks",
     "log_every",
     "checkpoint_every",
     "keep_last",
     "keep_every",
 }
+# Of these, those that a run of before has in its description.
+_FREE_BY_NOW = ("steps", "accumulation_steps", "remat")
 # A batch that is larger or smaller by this factor than the paper's is far from it.
 FAR = 2.0
 
@@ -72,6 +85,7 @@ def resolved(config: PretrainConfig, grid: Grid) -> dict[str, Any]:
     """
     kinds = mask_kinds(config)
     found = {**values(config), "mask_sets": len(kinds), "clip_after": clip_after(config)}
+    found["schedule_steps"] = schedule_steps(config)
     for name in BUDGETS:
         if None in found[name] if found[name] else not are_exact(kinds, grid):
             found[name] = getattr(make_masks(config, grid), name)
@@ -84,7 +98,12 @@ def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> d
     Runs that began before there was `mask_sets` had one set of random tubes, budgets also where
     none were used, and the means at 24 clips in multiples of the time steps where none were given.
     """
-    stored = dict(stored)
+    stored = {"schedule_steps": stored.get("steps"), **stored}
+    if config.schedule_steps is not None:
+        # Whoever gives it wants another; `as_begun` has said what that means.
+        stored["schedule_steps"] = config.schedule_steps
+    for name in _FREE_BY_NOW:
+        stored.pop(name, None)
     if "mask_sets" in stored:
         return stored
     kinds = mask_kinds(config)
@@ -101,8 +120,7 @@ def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> d
 
 def as_begun(config: PretrainConfig, workdir: Path) -> PretrainConfig:
     """Keep the budgets of a run that began when all that are not given were the means."""
-    stored = read_result(workdir / "config.json")
-    stored = stored or Checkpoints(workdir / CHECKPOINTS).described().get("run")
+    stored = stored_options(workdir)
     sampler, grid = config.sampler, token_grid(config)
     if not stored or sampler.truncation == "batch_min":
         return config

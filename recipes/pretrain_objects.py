@@ -9,29 +9,15 @@ from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.data import ClipBatches, MaskSampler, Sample
 from keras_vjepa.data.batches.mask_budgets import are_exact
-from keras_vjepa.data.batches.mask_kinds import Mask
+from keras_vjepa.data.batches.named_masks import mask_kinds
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.layers.dense import scale_weights
 from keras_vjepa.models.backbone_preset import copy_weights
-from keras_vjepa.recipes.pretrain_parts import MASK_SETS, MASKS, PretrainConfig
+from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.tasks.named_presets import load_encoder
 
 # --- Data ----------------------------------------------------------------------------------------
-
-
-def mask_kinds(config: PretrainConfig) -> list[Mask]:
-    """Make the kinds of masks; each has a mask token and a term of the loss."""
-    kinds = config.mask.make_each(MASKS[config.masks], num_frames=config.encoder.num_frames)
-    if config.masks in MASK_SETS:
-        sets = MASK_SETS[config.masks] if config.mask_sets is None else config.mask_sets
-        return kinds * sets
-    if config.mask_sets not in (None, len(kinds)):
-        raise ValueError(
-            f"`mask_sets` must be left out for {config.masks}, which has one for each of "
-            f"`mask_num_blocks`. Received: {config.mask_sets}"
-        )
-    return kinds
 
 
 def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> MaskSampler:
@@ -115,7 +101,7 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     teacher, start = (load_encoder(config, field) for field in ("teacher", "start_from"))
     if start is not None:
         copy_weights(start, encoder, start_from=config.start_from)
-    length = config.run.steps * config.schedule_scale
+    length = schedule_steps(config) * config.schedule_scale
     exact = are_exact(mask_kinds(config), encoder.grid_shape)
     given = config.sampler.context_budgets or config.sampler.target_budgets
     predictor = make_predictor(config, encoder, teacher)
@@ -135,6 +121,11 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     )
     pretrainer.compile(optimizer, config.accumulation_steps)
     return pretrainer
+
+
+def schedule_steps(config: PretrainConfig) -> int:
+    """Tell how many steps the schedules are made for: those of the run, unless given."""
+    return config.run.steps if config.schedule_steps is None else config.schedule_steps
 
 
 def clip_after(config: PretrainConfig) -> int:

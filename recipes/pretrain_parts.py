@@ -3,7 +3,6 @@
 An option is an argument of a part's constructor, or a plain field; `--help` lists all.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from keras_vjepa import (
@@ -19,29 +18,17 @@ from keras_vjepa import (
 from keras_vjepa.arguments import check_choice
 from keras_vjepa.configuration import Part
 from keras_vjepa.data import (
-    CausalMultiBlockMask,
     ClipBatches,
     ClipSettings,
     MaskSampler,
-    MultiBlockMask,
     PretrainTransform,
-    RandomTokenMask,
-    RandomTubeMask,
     ReadingLimits,
     list_samples,
 )
+from keras_vjepa.data.batches.named_masks import MASKS
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
-from keras_vjepa.monitoring import FeatureLog
+from keras_vjepa.monitoring import FeatureLog, Monitor
 from keras_vjepa.pretraining_check import check_fields
-
-MASKS: dict[str, Callable[..., MultiBlockMask | RandomTubeMask]] = {
-    "multi_block": MultiBlockMask,
-    "causal_multi_block": CausalMultiBlockMask,
-    "random_tube": RandomTubeMask,
-    "random_tokens": RandomTokenMask,
-}
-# Kinds that are not made of blocks: how many sets of masks a clip has (§4.4; the second is ours).
-MASK_SETS = {"random_tube": 2, "random_tokens": 1}
 
 
 @dataclass(frozen=True)
@@ -78,11 +65,15 @@ class PretrainConfig:
         learning_rate: schedule of the learning rate.
         weight_decay: schedule of the weight decay.
         schedule_scale: schedules are made for so many times the steps.
+        schedule_steps: the steps that schedules are made for; by default those of the run, and of a
+            run that goes on those that it began with.
         accumulation_steps: parts of a step, one after the other: less memory, the same numbers.
         shard_parameters: split parameters over the devices (JAX only).
         run: the run and its checkpoints; the reference saves once an epoch, which is 300 steps.
         monitor: the table of the features' spread.
         monitor_clips: whose features: the first so many of the run.
+        watch: what the features of some clips show, said in words.
+        watch_videos: whose clips, two of each: test videos of a built-in set, else training videos.
         callbacks: more callbacks of Keras, each package.module:Name, such as a logger of Weights &
             Biases or MLflow.
         dtype: precision, a policy of Keras.
@@ -188,6 +179,7 @@ class PretrainConfig:
         arguments={"start": 0.04, "final": 0.4},
     )
     schedule_scale: float = 1.25
+    schedule_steps: int | None = None
     accumulation_steps: int = 1
     shard_parameters: bool = False
     run: Part = Part(
@@ -200,6 +192,13 @@ class PretrainConfig:
     )  # fmt: skip
     monitor: Part = Part(FeatureLog, prefix="monitor_", supplied=("videos", "path"))
     monitor_clips: int = 8
+    watch: Part = Part(
+        Monitor,
+        prefix="watch_",
+        names={"stop_on_collapse": "stop_on_collapse"},
+        supplied=("held_out", "folder"),
+    )
+    watch_videos: int = 32
     callbacks: tuple[str, ...] | None = None
     dtype: str = "mixed_bfloat16"
     seed: int = 234

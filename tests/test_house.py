@@ -775,9 +775,11 @@ PUBLIC: dict[str, set[str]] = {
         "register_adapter",
     },
     "monitoring": {
+        "CollapseError",
         "FeatureLog",
         "FeatureStatistics",
         "LossCurve",
+        "Monitor",
         "StepLog",
         "alpha_req",
         "channel_deviation",

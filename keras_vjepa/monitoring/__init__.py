@@ -2,6 +2,7 @@
 
 from keras_vjepa.monitoring.feature_log import FeatureLog
 from keras_vjepa.monitoring.loss_curve import LossCurve, damaged_curve
+from keras_vjepa.monitoring.monitor import CollapseError, Monitor
 from keras_vjepa.monitoring.spectra import (
     alpha_req,
     covariance_rank,
@@ -20,9 +21,11 @@ from keras_vjepa.monitoring.statistics import (
 from keras_vjepa.monitoring.step_log import StepLog
 
 __all__ = [
+    "CollapseError",
     "FeatureLog",
     "FeatureStatistics",
     "LossCurve",
+    "Monitor",
     "StepLog",
     "alpha_req",
     "channel_deviation",

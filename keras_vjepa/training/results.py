@@ -69,6 +69,23 @@ def need_no_remaking(workdir: Path, problem: str | None, says: bool = True) -> b
     return problem is None
 
 
+def check_not_less(steps: int, done: int, workdir: Path) -> None:
+    """Raise if fewer steps are asked for than a run has done.
+
+    Args:
+        steps: of the whole run, as it is asked for.
+        done: steps of it that are done.
+        workdir: of the run.
+
+    Raises:
+        ValueError: if it is so.
+    """
+    if steps < done:
+        raise ValueError(
+            f"`steps` must be at least {done:,}, which {workdir} has done. Received: {steps:,}"
+        )
+
+
 def check_not_lost(workdir: Path, names: Sequence[str]) -> None:
     """Raise if a run that begins would replace the results of one that cannot go on.
 

@@ -21,7 +21,7 @@ from keras_vjepa.training.batches import Batches, Waiting, opened
 from keras_vjepa.training.description import changed_versions, check_same_run, describe_run
 from keras_vjepa.training.input_files import keep_input_files
 from keras_vjepa.training.loss_log import LossLog, NotFiniteError
-from keras_vjepa.training.results import CHECKPOINTS
+from keras_vjepa.training.results import CHECKPOINTS, check_not_less
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state, restore_training_state
 from keras_vjepa.training.signals import StopSignals, stop_signals
 
@@ -133,6 +133,7 @@ def run(
     described = describe_run(model, batches, description)
     with locked(folder, "`workdir`") if parallel.is_first else nullcontext():
         losses = resume(checkpoints, model, described, defaults, upgrade)
+        check_not_less(steps, len(losses), folder)
         if parallel.is_first:
             keep_input_files(folder, batches.samples, goes_on=bool(losses))
         log = LossLog(steps, log_every, losses, shown=parallel.is_first)

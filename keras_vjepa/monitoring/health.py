@@ -1,0 +1,250 @@
+"""Numbers of one look at a pretrainer, by name, and what they say of learning and collapse (§3.1).
+
+What people ask of a run: the loss fell and now rises, is it broken? Loss and features must be read
+together: a loss that rises while features spread is what a moving target does; features that draw
+together are collapse, whatever the loss does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.evaluation.readouts import nearest_neighbors
+from keras_vjepa.monitoring.looks import Look
+from keras_vjepa.monitoring.spectra import (
+    alpha_req,
+    covariance_rank,
+    is_constant,
+    lidar,
+    rank_me,
+)
+from keras_vjepa.monitoring.statistics import (
+    channel_deviation,
+    mean_cosine,
+    normalized_deviation,
+    same_video_retrieval,
+)
+
+# Under this share of what it was at the first look, a spread is called lost; see `judge`.
+LOST_DEVIATION, LOST_RANK = 0.5, 0.5
+# A loss has risen, and a score too, if it is by this share above its lowest.
+RISEN = 0.03
+NEIGHBORS = 10
+
+Row = Mapping[str, Any]
+
+
+def numbers_of(
+    looks: Mapping[str, Look], videos: NDArray[np.integer], labels: Mapping[str, Any]
+) -> dict[str, float | int]:
+    """Measure what each part of a pretrainer makes of some clips.
+
+    Args:
+        looks: by the name of the part.
+        videos: `(clips,)`, which video each clip is of, two or more of each.
+        labels: by task, the class of each clip; none if they are not known.
+
+    Returns:
+        By name: of each part the spread per clip and per token; of the target encoder how far views
+        of one video are told from others, and by labels the share of clips that neighbours name
+        right. `clips` and `tokens` say of how many.
+    """
+    found: dict[str, float | int] = {}
+    for part, look in looks.items():
+        found |= {f"{part}_{name}": value for name, value in _spread(look).items()}
+    for part in ("target", "context"):
+        if part in looks:
+            rows = looks[part].clips
+            found[f"{part}_lidar"] = _lidar(rows, videos)
+            found[f"{part}_retrieval"] = same_video_retrieval(rows, videos)
+    for task, classes in labels.items():
+        found[f"neighbors_{task}"] = neighbors_right(looks["target"].clips, classes, videos)
+    return {
+        "clips": len(videos),
+        "tokens": len(looks["target"].tokens),
+        **found,
+    }
+
+
+def _spread(look: Look) -> dict[str, float]:
+    clips, tokens = look.clips, look.tokens
+    return {
+        "clip_deviation": channel_deviation(clips),
+        "clip_normalized_deviation": normalized_deviation(clips),
+        "clip_rank": covariance_rank(clips),
+        "clip_rank_me": rank_me(clips),
+        "clip_cosine": mean_cosine(clips),
+        "token_deviation": channel_deviation(tokens),
+        "token_normalized_deviation": normalized_deviation(tokens),
+        "token_rank": covariance_rank(tokens),
+        "token_rank_me": rank_me(tokens),
+        "token_alpha": alpha_req(tokens),
+    }
+
+
+def _lidar(rows: NDArray[np.float32], videos: NDArray[np.integer]) -> float:
+    """LiDAR of views of videos; NaN of a constant, of which the formula says the best."""
+    if is_constant(rows.astype("float64")):
+        return np.nan
+    return lidar(np.stack([rows[videos == video] for video in np.unique(videos)]))
+
+
+def neighbors_right(
+    clips: NDArray[np.float32], classes: NDArray[np.integer], videos: NDArray[np.integer]
+) -> float:
+    """Count how often the nearest clips of other videos name the class of a clip.
+
+    The clips of all other videos vote on those of one.
+
+    Args:
+        clips: `(clips, dim)`.
+        classes: `(clips,)`.
+        videos: `(clips,)`, which video each clip is of.
+
+    Returns:
+        The share of clips; NaN if a feature is not finite.
+    """
+    if not np.isfinite(clips).all():
+        return np.nan
+    right = []
+    for video in np.unique(videos):
+        own = videos == video
+        votes = nearest_neighbors(
+            clips[~own], classes[~own], clips[own], int(classes.max()) + 1, NEIGHBORS
+        )
+        right += (votes.argmax(axis=1) == classes[own]).tolist()
+    return float(np.mean(right))
+
+
+# --- In words ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the monitor says at a look.
+
+    Attributes:
+        state: `"first"`, `"learning"`, `"unclear"`, `"collapse"` or `"not finite"`.
+        words: a sentence for people.
+    """
+
+    state: str
+    words: str
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the run is worth stopping."""
+        return self.state in ("collapse", "not finite")
+
+
+def judge(rows: Sequence[Row]) -> Verdict:
+    """Say what the looks of a run so far show.
+
+    Collapse is called where the features of clips or of tokens lie together within less than half
+    of the angle that they had at the first look and use less than half of the directions, or where
+    they are a constant. Nothing else is: what a loss does is no sign of it.
+
+    Args:
+        rows: of `numbers_of`, with `loss`, the oldest first; at least one.
+    """
+    first, last = rows[0], rows[-1]
+    if any(_number(last, f"{part}_token_deviation") is None for part in ("target", "context")):
+        return Verdict("not finite", "Features are not finite: lower the learning rate.")
+    lost = [text for part in ("target", "context") for text in _lost(part, first, last)]
+    if lost:
+        return Verdict(
+            "collapse",
+            f"{'; '.join(lost)}: collapse. Raise the momentum, lower the learning rate, or give "
+            "the variance and covariance terms a weight.",
+        )
+    if len(rows) == 1:
+        return Verdict("first", f"{_spread_in_words(last)}: what later looks are compared with.")
+    scores = [name for name in last if name.startswith("neighbors_")] or ["target_lidar"]
+    better = [name for name in scores if _rises([_number(row, name) for row in rows])]
+    losses = [_number(row, "loss") for row in rows]
+    rises = _rises_again([loss for loss in losses if loss is not None])
+    of_loss = "the loss rises" if rises else "the loss does not rise"
+    spread = _spread_in_words(last)
+    if better:
+        names = " and ".join(_in_words(name, first, last) for name in better)
+        end = ", as with a moving target" if rises else ""
+        return Verdict("learning", f"{names}; {spread}; {of_loss}{end}: it learns.")
+    names = " and ".join(_in_words(name, first, last) for name in scores)
+    return Verdict("unclear", f"{names}; {spread}; {of_loss}: no collapse, and nothing learnt yet.")
+
+
+def checkpoint_to_keep(rows: Sequence[Row]) -> tuple[int, str]:
+    """Name the step whose weights are worth keeping, and say why.
+
+    Args:
+        rows: as in `judge`.
+
+    Returns:
+        The step, and the reason in words. By labels, it is the step at which neighbours name most
+        clips right; without them, that of the largest LiDAR. Each is averaged with the looks
+        beside it, since one look is noise; of equal ones it is the last.
+    """
+    tasks = [name for name in rows[-1] if name.startswith("neighbors_")]
+    names = tasks or ["target_lidar"]
+    scores = np.array([np.mean([_number(row, name) or 0.0 for name in names]) for row in rows])
+    padded = np.pad(scores, 1, mode="edge")
+    smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    best = len(rows) - 1 - int(smooth[::-1].argmax())
+    what = "neighbours name most clips right" if tasks else "views of a video are told apart best"
+    texts = [_in_words(name, rows[0], rows[best]) for name in names]
+    return int(rows[best]["step"]), f"{what} there: {' and '.join(texts)}"
+
+
+def _number(row: Row, name: str) -> float | None:
+    value = row.get(name)
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _lost(part: str, first: Row, last: Row) -> list[str]:
+    """What is lost of the spread of a part, in words."""
+    found = []
+    for unit in ("clip", "token"):
+        names = f"{part}_{unit}_normalized_deviation", f"{part}_{unit}_rank"
+        then, now = [[_number(row, name) for name in names] for row in (first, last)]
+        if now[1] is None:
+            found.append(f"the features of all {unit}s are one constant ({part} encoder)")
+            continue
+        if then[0] is None or then[1] is None or now[0] is None:
+            continue
+        if now[0] < LOST_DEVIATION * then[0] and now[1] < LOST_RANK * then[1]:
+            found.append(
+                f"{unit}s of the {part} encoder draw together (deviation {then[0]:.3f} -> "
+                f"{now[0]:.3f}, rank {then[1]:.1f} -> {now[1]:.1f})"
+            )
+    return found
+
+
+def _rises(values: Sequence[float | None]) -> bool:
+    known = [value for value in values if value is not None]
+    return len(known) > 1 and known[-1] > known[0] * (1 + RISEN)
+
+
+def _rises_again(losses: Sequence[float]) -> bool:
+    return len(losses) > 2 and losses[-1] > min(losses) * (1 + RISEN)
+
+
+def _spread_in_words(row: Row) -> str:
+    return (
+        f"deviation {row['target_clip_normalized_deviation']:.3f} of clips and "
+        f"{row['target_token_normalized_deviation']:.3f} of tokens, rank "
+        f"{row['target_clip_rank']:.1f} of {row['clips']} clips and {row['target_token_rank']:.1f} "
+        f"of {row['tokens']} tokens"
+    )
+
+
+def _in_words(name: str, first: Row, last: Row) -> str:
+    what = {"target_lidar": "LiDAR"}.get(name, f"neighbours' {name.removeprefix('neighbors_')}")
+    then, now = (_number(row, name) for row in (first, last))
+    return f"{what} {_text(then)} -> {_text(now)}"
+
+
+def _text(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"

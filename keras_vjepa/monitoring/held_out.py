@@ -1,0 +1,113 @@
+"""Clips that a run is looked at by: two views of each of some videos, with their masks (§3.1)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
+from keras_vjepa.types import Batch
+
+VIEWS = 2
+
+
+def held_out_of(data: str, batches: ClipBatches, count: int) -> "HeldOut | None":
+    """Read what a run is looked at by: of a built-in set videos of its test set, with labels.
+
+    Of anything else videos of the training, with their labels if all have one.
+
+    Args:
+        data: what the run is trained on, or the name of a built-in set.
+        batches: of the training.
+        count: number of videos.
+
+    Returns:
+        As `held_out_clips`.
+    """
+    if data in SETS:
+        _, test = labelled_sets.train_and_test(data)
+        return held_out_clips(batches, count, test, labels_of(test, DIGIT_MOTION_TASKS))
+    classes = [getattr(sample, "label", None) for sample in batches.samples]
+    known = {} if None in classes else {"label": np.array(classes, "int32")}
+    return held_out_clips(batches, count, (), known)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Clips, masks and what is known of them.
+
+    Attributes:
+        batch: as a pretrainer takes it; the clips of a video are beside each other.
+        videos: `(clips,)`, which video each clip is of.
+        labels: by task, the class of each clip; none if they are not known.
+        are_trained_on: whether the videos are among those of the training.
+    """
+
+    batch: Batch
+    videos: NDArray[np.int64]
+    labels: dict[str, NDArray[np.int32]]
+    are_trained_on: bool
+
+
+def held_out_clips(
+    batches: ClipBatches,
+    count: int,
+    samples: Sequence[Sample] = (),
+    labels: Mapping[str, NDArray[np.int32]] | None = None,
+) -> HeldOut | None:
+    """Read two views of each of some videos: clips, crops and masks as the training draws them.
+
+    Args:
+        batches: of the training.
+        count: number of videos; fewer if there are fewer.
+        samples: videos that are not trained on; none if there are none, and then videos of the
+            training stand for them.
+        labels: by task, the class of each of `samples`.
+
+    Returns:
+        The clips; None if fewer than two videos can be read twice.
+    """
+    known = list(samples) or list(batches.samples)
+    chosen = np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).astype(int))
+    own = [known[i] for i in chosen]
+    alone = replace(batches, samples=own, batch_size=len(own), process_index=0, process_count=1)
+    parts = [alone.batch(step) for step in range(VIEWS)]
+    paths = [path for step in range(VIEWS) for path in alone.paths(step)]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # A file that cannot be read has another in its place.
+    places: dict[str, list[int]] = {sample.path: [] for sample in own}
+    for place, path in enumerate(paths):
+        places[path].append(place)
+    kept = [i for i, sample in enumerate(own) if len(places[sample.path]) == VIEWS]
+    if len(kept) < 2:
+        return None
+    order = np.concatenate([places[own[i].path] for i in kept])
+    return HeldOut(
+        {name: values[order] for name, values in whole.items()},
+        np.repeat(np.arange(len(kept)), VIEWS),
+        {
+            task: np.repeat(np.asarray(values)[chosen[kept]], VIEWS)
+            for task, values in (labels or {}).items()
+        },
+        not len(samples),
+    )
+
+
+def describe(held_out: HeldOut) -> dict[str, Any]:
+    """Say what is looked at, in numbers.
+
+    Args:
+        held_out: the clips.
+    """
+    return {
+        "videos": len(np.unique(held_out.videos)),
+        "clips": len(held_out.videos),
+        "are_trained_on": held_out.are_trained_on,
+        "tasks": sorted(held_out.labels),
+    }

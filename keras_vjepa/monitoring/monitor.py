@@ -1,0 +1,147 @@
+"""A run that is watched: what it learns and whether it collapses, said in words (§3.1)."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_vjepa.arguments import check_flag, check_whole
+from keras_vjepa.backend import collectives
+from keras_vjepa.backend.optimizer_state import batches_taken
+from keras_vjepa.monitoring.health import Verdict, checkpoint_to_keep, judge, numbers_of
+from keras_vjepa.monitoring.held_out import HeldOut
+from keras_vjepa.monitoring.looks import make_looking, variables_of
+from keras_vjepa.monitoring.tables import Table, read_rows
+from keras_vjepa.training.resumable import RunCallback, RunStart
+
+FILE_NAME = "monitor"
+
+
+class CollapseError(RuntimeError):
+    """Raised by a monitor that stops a run."""
+
+
+class Monitor(RunCallback):
+    """Looks at the features of the same clips at regular steps, and says what they show.
+
+    Writes `monitor.csv` and `monitor.jsonl`, a row for each look, and names the checkpoint to keep
+    on the last one. All processes of a run need it, since they may hold parts of the weights; the
+    first looks and writes.
+
+    Args:
+        held_out: what is looked at; None in all other processes than the first.
+        folder: where to.
+        every: steps between two looks; there is one before the first step, and one at the last.
+        stop_on_collapse: whether features that have collapsed end the run.
+
+    Attributes:
+        seconds: that looking has taken so far.
+        verdict: of the last look.
+
+    Raises:
+        ValueError: if `every` is not positive.
+    """
+
+    def __init__(
+        self,
+        held_out: HeldOut | None,
+        folder: Path,
+        every: int = 300,
+        stop_on_collapse: bool = False,
+    ) -> None:
+        super().__init__()
+        check_whole(1, every=every)
+        check_flag(stop_on_collapse=stop_on_collapse)
+        self.held_out = held_out
+        self.folder = folder
+        self.every = every
+        self.stop_on_collapse = stop_on_collapse
+        self.seconds = 0.0
+        self.verdict: Verdict | None = None
+        self.step = 0
+        self._start: RunStart | None = None
+        self._last: int | None = None
+        self._table: Table | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._losses: list[Any] = []
+        self._look: Callable[..., Any] | None = None
+
+    def on_run_begin(self, start: RunStart) -> None:
+        self._start = start
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        start, self._start = self._start, None
+        taken = int(ops.convert_to_numpy(batches_taken(self.model.optimizer)))
+        self.step = taken if start is None else start.done
+        steps, epochs = ((self.params or {}).get(name) for name in ("steps", "epochs"))
+        self._last = self.step + steps * epochs if steps and epochs else None
+        self._losses = []
+        if self.held_out is not None:
+            self._table = Table(self.folder / FILE_NAME, self.step)
+            self._rows = read_rows(self.folder / f"{FILE_NAME}.jsonl")
+        if self.step == 0:
+            self._write()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.step += 1
+        self._losses.append((logs or {}).get("step_loss"))
+        if self.step % self.every == 0 or self.step == self._last:
+            self._write()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._rows and self._rows[-1]["step"] == self.step:
+            step, why = checkpoint_to_keep(self._rows)
+            self._say(f"Keep the checkpoint of step {step:,}: {why}.")
+
+    def _write(self) -> None:
+        began = time.perf_counter()
+        values = collectives.values(variables_of(self.model))
+        losses, self._losses = self._losses, []
+        if self.held_out is None or self._table is None:
+            return
+        # Made once, so that it is compiled once.
+        self._look = self._look or make_looking(self.model)
+        looks = self._look(values, self.held_out.batch)
+        numbers = numbers_of(looks, self.held_out.videos, self.held_out.labels)
+        row: dict[str, Any] = {
+            "step": self.step,
+            "loss": float(np.mean([float(loss) for loss in losses])) if losses else None,
+            "encoder_distance": self._distance(values),
+            **numbers,
+        }
+        self.verdict = judge([*self._rows, row])
+        row |= {"state": self.verdict.state, "words": self.verdict.words}
+        self._rows.append(row)
+        self._table.add([row])
+        self._say(self.verdict.words)
+        self.seconds += time.perf_counter() - began
+        if self.stop_on_collapse and self.verdict.is_bad:
+            raise CollapseError(f"Stopped at step {self.step}. {self.verdict.words}")
+
+    def _distance(self, values: list[np.ndarray]) -> float:
+        """How far the target encoder's weights lie from the encoder's, of these weights' length."""
+        count = len(self.model.target_encoder.variables)
+        target, own = values[:count], values[count : 2 * count]
+        squares = [
+            (np.square(b - a, dtype="f8").sum(), np.square(b, dtype="f8").sum())
+            for a, b in zip(target, own, strict=True)
+        ]
+        difference, length = np.sum(squares, axis=0)
+        return float(np.sqrt(difference / max(length, np.finfo("f8").tiny)))
+
+    def _say(self, words: str) -> None:
+        print(f"step {self.step}: {words}", file=sys.stderr, flush=True)
+
+
+def said(folder: Path) -> list[tuple[int, str]]:
+    """Read what a run's monitor has said: steps and words.
+
+    Args:
+        folder: of the run.
+    """
+    rows = read_rows(folder / f"{FILE_NAME}.jsonl")
+    return [(row["step"], str(row.get("words", ""))) for row in rows]

@@ -1,0 +1,113 @@
+"""What looks at a run show: collapse is called what it is, and nothing else is."""
+
+import numpy as np
+import pytest
+
+from keras_vjepa.monitoring.health import (
+    checkpoint_to_keep,
+    judge,
+    neighbors_right,
+    numbers_of,
+)
+from keras_vjepa.monitoring.looks import Look
+
+pytestmark = pytest.mark.data
+
+VIDEOS = np.repeat(np.arange(16), 2)
+CLASSES = VIDEOS % 4
+
+
+def features(spread, seed=0, dim=12, rank=12, offset=5.0):
+    """Clips and tokens around one direction, of which views of a video are alike."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0][:rank]
+    of_class = rng.normal(size=(4, rank))[CLASSES]
+    of_video = rng.normal(size=(16, rank))[VIDEOS]
+    clips = (of_class + of_video + 0.1 * rng.normal(size=(32, rank))) @ axes
+    tokens = rng.normal(size=(200, rank)) @ axes
+    base = offset * np.ones(dim)
+    return Look(
+        (base + spread * clips).astype("float32"), (base + spread * tokens).astype("float32")
+    )
+
+
+def row(step, loss=None, **parts):
+    looks = {
+        "target": parts.get("target", features(1.0)),
+        "context": parts.get("context", features(1.0, seed=1)),
+        "predictions": features(1.0, seed=2),
+    }
+    return {"step": step, "loss": loss, **numbers_of(looks, VIDEOS, {"digit": CLASSES})}
+
+
+def test_numbers_say_of_how_many():
+    found = row(0)
+    assert (found["clips"], found["tokens"]) == (32, 200)
+    assert found["target_retrieval"] == 1.0 and found["target_lidar"] > 3
+    assert 0.5 < found["neighbors_digit"] <= 1.0
+
+
+def test_neighbours_are_of_other_videos():
+    # Each video lies by itself: its own clips would name its class, and no other's can.
+    alone = np.eye(16, dtype="float32")[VIDEOS]
+    assert neighbors_right(alone, VIDEOS, VIDEOS) == 0.0
+    of_class = np.eye(4, dtype="float32")[CLASSES]
+    classes = np.repeat([0, 0, 1, 1, 2, 2, 3, 3] * 2, 2)
+    assert neighbors_right(np.eye(4, dtype="float32")[classes], classes, VIDEOS) == 1.0
+    assert np.isnan(neighbors_right(of_class * np.nan, CLASSES, VIDEOS))
+
+
+def test_features_that_draw_together_are_collapse_whatever_the_loss_does():
+    first, together = row(0), {"target": features(0.05, rank=2), "context": features(1.0, 1)}
+    for losses in ([0.5, 0.4, 0.3], [0.3, 0.4, 0.5]):
+        rows = [first, row(1, losses[0]), row(2, losses[1]), row(3, losses[2], **together)]
+        verdict = judge(rows)
+        assert (verdict.state, verdict.is_bad) == ("collapse", True)
+        assert "of the target encoder draw together" in verdict.words
+        assert "Raise the momentum, lower the learning rate" in verdict.words
+        assert not judge(rows[:3]).is_bad
+
+
+@pytest.mark.parametrize("part", ["target", "context"])
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_a_constant_is_collapse_from_the_first_look_on(part, value):
+    constant = Look(np.full((32, 12), value, "float32"), np.full((200, 12), value, "float32"))
+    found = row(0, **{part: constant})
+    assert np.isnan(found[f"{part}_lidar"]) and np.isnan(found[f"{part}_clip_rank"])
+    verdict = judge([found])
+    assert verdict.state == "collapse" and f"one constant ({part} encoder)" in verdict.words
+
+
+def test_a_loss_that_rises_is_no_collapse():
+    mixed = np.random.default_rng(0).permutation(32)
+    poor = Look(features(1.0).clips[mixed], features(1.0).tokens)
+    rows = [row(0, target=poor), row(1, 0.3), row(2, 0.2), row(3, 0.5)]
+    verdict = judge(rows)
+    assert verdict.state == "learning"
+    assert "the loss rises, as with a moving target: it learns" in verdict.words
+    assert judge([rows[1]]).state == "first"
+    assert judge([rows[1], rows[2]]).state == "unclear"
+
+
+def test_fewer_directions_or_a_smaller_angle_alone_are_no_collapse():
+    for changed in (features(0.05), features(3.0, rank=3)):
+        assert not judge([row(0), row(1, target=changed)]).is_bad
+
+
+def test_what_is_not_finite_is_said():
+    broken = Look(np.full((32, 12), np.nan, "float32"), np.full((200, 12), np.nan, "float32"))
+    found = row(4, target=broken)
+    verdict = judge([row(0), found])
+    assert (verdict.state, verdict.is_bad) == ("not finite", True)
+    assert np.isnan(found["neighbors_digit"])
+
+
+def test_the_checkpoint_to_keep_is_the_best_by_labels_else_by_lidar():
+    scores = [0.1, 0.3, 0.9, 0.6, 0.7, 0.65, 0.2]
+    labelled = [{"step": 10 * i, "neighbors_a": score} for i, score in enumerate(scores)]
+    step, why = checkpoint_to_keep(labelled)
+    # 0.9 with its neighbours is less than 0.7 with its own... no single look decides.
+    assert step == 30 and "neighbours name most clips right there: neighbours' a 0.10" in why
+    without = [{"step": i, "target_lidar": lidar} for i, lidar in enumerate([2.0, 5.0, None, 5.0])]
+    step, why = checkpoint_to_keep(without)
+    assert step == 3 and "LiDAR 2.00 -> 5.00" in why

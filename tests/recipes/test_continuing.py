@@ -1,0 +1,85 @@
+"""A run that goes on with more steps, another schedule or other parts of a step."""
+
+import shutil
+
+import pytest
+
+from keras_vjepa.configuration import replace
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+from keras_vjepa.monitoring.tables import read_rows
+from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes.pretrain_configs import digit_motion
+from keras_vjepa.tools.check_resume import result_of
+from keras_vjepa.training import Checkpoints
+from tests.recipes.test_resume import SMALL
+from tests.support import slow_but_on
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Of two steps, whose schedules are not over then."""
+    made = DigitMotionConfig(num_training_videos=5, num_test_videos=2)
+    files = prepare_digit_motion(tmp_path_factory.mktemp("cache"), made, None)
+    changes = {**SMALL, "steps": 2, "checkpoint_every": 3, "watch_every": 2, "watch_videos": 2}
+    return replace(digit_motion(), **changes, data=str(files.folder / "train"))
+
+
+@pytest.fixture(scope="module")
+def short(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("short")
+    pretrain.run(config, workdir)
+    return workdir
+
+
+def test_a_finished_run_goes_on_as_one_that_was_longer(config, short, tmp_path, capsys):
+    shutil.copytree(short, tmp_path / "longer")
+    capsys.readouterr()
+    pretrain.run(replace(config, steps=4), tmp_path / "longer")
+    said = capsys.readouterr().err
+    assert "Schedules stay those of 2 steps" in said and "Going on from step 2" in said
+    assert "--schedule_steps 4 stretches them" in said
+    pretrain.run(replace(config, steps=4, schedule_steps=2), tmp_path / "whole")
+    # The name of the last checkpoint holds the hash of all that is in it.
+    assert result_of(tmp_path / "longer") == result_of(tmp_path / "whole")
+    assert len(result_of(tmp_path / "longer")[0]) == 1 + 4
+    steps = [row["step"] for row in read_rows(tmp_path / "longer" / "steps.jsonl")]
+    assert steps == [1, 2, 3, 4]
+    capsys.readouterr()
+    pretrain.run(replace(config, steps=4), tmp_path / "longer")
+    assert "holds this run, finished: 4 steps" in capsys.readouterr().err
+
+
+@slow_but_on("torch")
+def test_schedules_are_stretched_when_that_is_asked_for(config, short, tmp_path, capsys):
+    shutil.copytree(short, tmp_path / "run")
+    pretrain.run(replace(config, steps=3, schedule_steps=30), tmp_path / "run")
+    assert "Schedules are of 30 steps from here on, and were of 2 so" in capsys.readouterr().err
+    rates = [row["learning_rate"] for row in read_rows(tmp_path / "run" / "steps.jsonl")]
+    # Two steps of the short schedule fall; then the long one is still near its top.
+    assert rates[1] < rates[0] < 5.1e-4 and rates[2] > 4.9e-4
+
+
+def test_fewer_steps_than_are_done_are_refused(config, short, tmp_path):
+    with pytest.raises(ValueError, match="`steps` must be at least 2, which .* has done. Rec.* 1"):
+        pretrain.run(replace(config, steps=1), short)
+    shutil.copytree(short / "checkpoints", tmp_path / "checkpoints")
+    one = replace(config, steps=1)
+    with pytest.raises(ValueError, match="`steps` must be at least 2, which .* has done. Rec.* 1"):
+        pretrain.run(one, tmp_path)
+
+
+def test_more_steps_need_a_checkpoint(config, short, tmp_path):
+    shutil.copytree(short, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(FileExistsError, match="hold the checkpoints of its run"):
+        pretrain.run(replace(config, steps=4), tmp_path / "run")
+
+
+@slow_but_on("torch")
+def test_parts_of_a_step_and_memory_may_change(config, short, tmp_path):
+    shutil.copytree(short, tmp_path / "run")
+    changes = {"accumulation_steps": 2, "remat": True, "watch_every": 1}
+    pretrain.run(replace(config, steps=3, **changes), tmp_path / "run")
+    described = Checkpoints(tmp_path / "run" / "checkpoints").latest().description["run"]
+    assert "remat" not in described and described["schedule_steps"] == 2
