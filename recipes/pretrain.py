@@ -104,7 +104,7 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
             description=defining(resolved(config, grid), MAY_DIFFER) | presets,
             # A run of before knows a preset by its path alone.
             defaults=defining(defaults(config), MAY_DIFFER) | presets,
-            upgrade=lambda stored: upgraded(stored, config, grid),
+            upgrade=lambda stored: defining(upgraded(stored, config, grid), MAY_DIFFER),
             parallel=parallel,
         )
         weights = collectives.values(pretrainer.weights)

@@ -66,8 +66,6 @@ MAY_DIFFER = {
     "keep_last",
     "keep_every",
 }
-# Of these, those that a run of before has in its description.
-_FREE_BY_NOW = ("steps", "accumulation_steps", "remat")
 # A batch that is larger or smaller by this factor than the paper's is far from it.
 FAR = 2.0
 
@@ -98,12 +96,10 @@ def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> d
     Runs that began before there was `mask_sets` had one set of random tubes, budgets also where
     none were used, and the means at 24 clips in multiples of the time steps where none were given.
     """
-    stored = {"schedule_steps": stored.get("steps"), **stored}
+    stored = {**({"schedule_steps": stored["steps"]} if "steps" in stored else {}), **stored}
     if config.schedule_steps is not None:
         # Whoever gives it wants another; `as_begun` has said what that means.
         stored["schedule_steps"] = config.schedule_steps
-    for name in _FREE_BY_NOW:
-        stored.pop(name, None)
     if "mask_sets" in stored:
         return stored
     kinds = mask_kinds(config)
