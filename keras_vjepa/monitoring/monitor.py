@@ -67,7 +67,7 @@ class Monitor(RunCallback):
         self._last: int | None = None
         self._table: Table | None = None
         self._rows: list[dict[str, Any]] = []
-        self._losses: list[Any] = []
+        self._step_losses: list[Any] = []
         self._look: Callable[..., Any] | None = None
 
     def on_run_begin(self, start: RunStart) -> None:
@@ -79,7 +79,7 @@ class Monitor(RunCallback):
         self.step = taken if start is None else start.done
         steps, epochs = ((self.params or {}).get(name) for name in ("steps", "epochs"))
         self._last = self.step + steps * epochs if steps and epochs else None
-        self._losses = []
+        self._step_losses = []
         if self.held_out is not None:
             self._table = Table(self.folder / FILE_NAME, self.step)
             self._rows = read_rows(self.folder / f"{FILE_NAME}.jsonl")
@@ -88,7 +88,7 @@ class Monitor(RunCallback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += 1
-        self._losses.append((logs or {}).get("step_loss"))
+        self._step_losses.append((logs or {}).get("step_loss"))
         if self.step % self.every == 0 or self.step == self._last:
             self._write()
 
@@ -100,7 +100,7 @@ class Monitor(RunCallback):
     def _write(self) -> None:
         began = time.perf_counter()
         values = collectives.values(variables_of(self.model))
-        losses, self._losses = self._losses, []
+        losses, self._step_losses = self._step_losses, []
         if self.held_out is None or self._table is None:
             return
         # Made once, so that it is compiled once.

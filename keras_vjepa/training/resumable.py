@@ -133,7 +133,6 @@ def run(
     described = describe_run(model, batches, description)
     with locked(folder, "`workdir`") if parallel.is_first else nullcontext():
         losses = resume(checkpoints, model, described, defaults, upgrade)
-        check_not_less(steps, len(losses), folder)
         if parallel.is_first:
             keep_input_files(folder, batches.samples, goes_on=bool(losses))
         log = LossLog(steps, log_every, losses, shown=parallel.is_first)
@@ -170,7 +169,8 @@ def _train(
         if isinstance(callback, RunCallback):
             start = RunStart(log.done, log.steps, batches, waiting, parallel.is_first)
             callback.on_run_begin(start)
-    if log.done >= log.steps:
+    check_not_less(log.steps, log.done, saving.checkpoints.folder.parent)
+    if log.done == log.steps:
         saving.tell()
         return log.losses
     with stop_signals() as signals:

@@ -57,15 +57,23 @@ def test_neighbours_are_of_other_videos():
     assert np.isnan(neighbors_right(of_class * np.nan, CLASSES, VIDEOS))
 
 
-def test_features_that_draw_together_are_collapse_whatever_the_loss_does():
-    first, together = row(0), {"target": features(0.05, rank=2), "context": features(1.0, 1)}
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        (features(3.0, rank=2), "the target encoder loses directions: rank "),
+        (features(0.01), "the target encoder draws together: deviation "),
+    ],
+)
+def test_lost_spread_is_collapse_at_the_second_look_whatever_the_loss_does(lost, words):
     for losses in ([0.5, 0.4, 0.3], [0.3, 0.4, 0.5]):
-        rows = [first, row(1, losses[0]), row(2, losses[1]), row(3, losses[2], **together)]
+        rows = [row(0), row(1, losses[0])]
+        rows += [row(step, loss, target=lost) for step, loss in enumerate(losses[1:], 2)]
         verdict = judge(rows)
         assert (verdict.state, verdict.is_bad) == ("collapse", True)
-        assert "of the target encoder draw together" in verdict.words
+        assert words in verdict.words
         assert "Raise the momentum, lower the learning rate" in verdict.words
-        assert not judge(rows[:3]).is_bad
+        # One look is noise.
+        assert not judge(rows[:3]).is_bad and not judge([*rows, row(4)]).is_bad
 
 
 @pytest.mark.parametrize("part", ["target", "context"])
@@ -89,9 +97,10 @@ def test_a_loss_that_rises_is_no_collapse():
     assert judge([rows[1], rows[2]]).state == "unclear"
 
 
-def test_fewer_directions_or_a_smaller_angle_alone_are_no_collapse():
-    for changed in (features(0.05), features(3.0, rank=3)):
-        assert not judge([row(0), row(1, target=changed)]).is_bad
+def test_a_smaller_angle_or_fewer_directions_of_clips_alone_are_no_collapse():
+    few = Look(features(3.0, rank=2).clips, features(1.0).tokens)
+    for changed in (features(0.3), few):
+        assert not judge([row(0), *(row(step, target=changed) for step in (1, 2))]).is_bad
 
 
 def test_what_is_not_finite_is_said():

@@ -135,6 +135,8 @@ def test_default_recipe(small_set, tmp_path, capsys):
         "input_files.npz",
         "loss.csv",
         "loss.png",
+        "monitor.csv",
+        "monitor.jsonl",
         "preset",
         "probe.json",
         "steps.csv",
