@@ -31,7 +31,12 @@ def make_samples(config: PretrainConfig) -> list[Sample]:
     source: str | Path = config.data
     if config.data in SETS:
         source = prepare_digit_motion(config=SETS[config.data]).train
-    return config.source.make(source=source, label_column="")
+    try:
+        return config.source.make(source=source, label_column="")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("`source`", "`data`")) from error
+    except ValueError as error:
+        raise ValueError(str(error).replace("`source`", "`data`")) from error
 
 
 def samples_if_there(config: PretrainConfig) -> list[Sample]:

@@ -41,7 +41,9 @@ from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.video import open_video
-from keras_vjepa.data.sources.folders import search_folder
+from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, search_folder
+from keras_vjepa.data.sources.listing import LISTS, list_samples, source_exists
+from keras_vjepa.data.sources.shards import is_shards
 from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Rows
 from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
 from keras_vjepa.locks import locked
@@ -91,7 +93,7 @@ class Extractor:
     def features(self, source: Path) -> tuple[int, Iterator[Rows]]:
         """The number of rows of a file, and these rows in batches."""
         count, windows = self.preprocessor.windows(source, self.stride, self.limits)
-        if not is_image(str(source)):
+        if not is_image(source):
             with open_video(source, limits=self.limits) as video:
                 self.repeating += self.preprocessor.repeats(video.num_frames, self.stride)
         return count, self._batches(count, windows)
@@ -114,17 +116,23 @@ def typed(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def listed(source: Path) -> tuple[Path, list[Path]]:
+def listed(source: Path, kind: Kind = "any") -> tuple[Path, list[Path]]:
     """List the files to read, and the folder below which their outputs are named.
 
     Raises:
         ValueError: if there are none.
     """
+    if is_shards(source) or source.suffix.lower() in LISTS:
+        found = [sample.path for sample in list_samples(source, kind, label_column="")]
+        folders = [os.path.dirname(os.path.abspath(path)) for path in found]
+        return Path(os.path.commonpath(folders)), [Path(os.path.abspath(path)) for path in found]
     if not source.is_dir():
         return source.parent, [source]
-    found = search_folder(source, "any").paths
+    found = search_folder(source, kind).paths
     if not found:
-        raise ValueError(f"source must hold videos or images. Received: {printable(source)}")
+        raise ValueError(f"source must hold {IN_WORDS[kind]}. Received: {printable(source)}")
+    if found == [str(source)]:
+        return source.parent, [source]
     # Images last: in fewer frames they are another shape, to be compiled once.
     return source, [Path(path) for path in sorted(found, key=lambda path: (is_image(path), path))]
 
@@ -179,7 +187,15 @@ def path_of(text: str) -> Path:
 def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
     """Read the command line; bad input ends the process with one line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
-    parser.add_argument("source", type=path_of, help="a folder of videos and images, or one file")
+    parser.add_argument(
+        "source", type=path_of, help="a folder of videos and images, a list, shards, or one file"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=tuple(EXTENSIONS),
+        default="any",
+        help="what to look for: video, image, any of both, or frames: folders of numbered pictures",
+    )
     parser.add_argument(
         "--preset",
         required=True,
@@ -239,7 +255,7 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ValueError: naming the option.
     """
-    if not options.source.exists():
+    if not source_exists(options.source):
         raise ValueError(f"no such file or folder: {printable(options.source)}")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder. Received the file {options.output}")
@@ -330,7 +346,7 @@ def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Path, str], 
     Returns:
         What was to be done, the files that cannot be read, and the features that are damaged.
     """
-    root, paths = listed(options.source)
+    root, paths = listed(options.source, options.kind)
     output = options.output
     # At once if there is such a folder, and not after minutes of loading.
     with locked(output, "--output") if output.is_dir() else nullcontext():

@@ -16,11 +16,12 @@ from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
 from keras_vjepa.data.reading.errors import UnreadableVideoError
-from keras_vjepa.data.reading.video import VideoReader
+from keras_vjepa.data.reading.video import VideoReader, read_frames
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.evaluation.feature_folder import FeatureFolder
 from keras_vjepa.locks import LOCK_FILE
 from keras_vjepa.tools import extract_features
+from tests.data.sources.test_shards import write_tar
 from tests.support import ROOT, left_over
 
 
@@ -359,3 +360,30 @@ def test_it_goes_on_after_a_kill(preset, tmp_path):
     assert len(list((tmp_path / "out").glob("[!.]*.npy"))) == 8
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_shards_lists_and_folders_of_frames(preset, videos, tmp_path, capsys):
+    """Features of one video, however it is kept."""
+    frames = read_frames(videos / "inner" / "short.avi", range(5))
+    write_tar(tmp_path / "x.tar", {"b/s.avi": (videos / "inner" / "short.avi").read_bytes()})
+    (tmp_path / "list.csv").write_text("videos/inner/short.avi 1\n")
+    (tmp_path / "frames" / "s").mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        cv2.imwrite(str(tmp_path / "frames" / "s" / f"{number}.png"), frame[..., ::-1])
+    found = []
+    for source, name, *options in (
+        (tmp_path / "x.tar", "s.avi.npy"),
+        (tmp_path / "list.csv", "short.avi.npy"),
+        (tmp_path / "frames", "s.npy", "--kind", "frames"),
+        (tmp_path / "frames" / "s", "s.npy", "--kind", "frames"),
+    ):
+        output = tmp_path / f"out{len(found)}"
+        assert run(preset, source, output, *options) == 0
+        assert {*files_in(output)} == {name, "settings.json", "sources.jsonl"}
+        found.append(np.load(output / name))
+    for features in found[1:]:
+        np.testing.assert_array_equal(features, found[0])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(preset, f"{tmp_path}/y-{{0..3}}.tar", tmp_path / "out")
+    assert "no such file or folder: " in capsys.readouterr().err

@@ -59,7 +59,8 @@ from keras_vjepa.data.sources.shards import (
 )
 from keras_vjepa.data.sources.tables import ENDINGS, is_kinetics, is_table, table_rows
 
-_LISTS = {".csv", ".txt", ".npy", *ENDINGS}
+# How the names of lists end.
+LISTS = {".csv", ".txt", ".npy", *ENDINGS}
 # Looking for files waits for the disk or the network, not for Python.
 _THREADS = 16
 
@@ -241,7 +242,7 @@ def _rows_of(source: str | Path, kind: Kind, path_column: str, label_column: str
 def _rows_elsewhere(source: str, kind: Kind, path_column: str, label_column: str) -> list[Row]:
     """Rows of a list at an address, or of a folder there."""
     folder = f"{source.rpartition('/')[0]}/"
-    if extension(source) not in _LISTS:
+    if extension(source) not in LISTS:
         if kind == "frames":
             raise ValueError(f'`kind` must not be "frames" at an address. Received: {source}')
         found = store_of(source).find(source)
@@ -324,7 +325,8 @@ def _paths_of_array(source: Path) -> list[str]:
 
 def _remedy(source: str | Path, kind: Kind) -> str:
     if os.path.isdir(source) or is_shards(source):
-        return f"Its files must end with one of {' '.join(sorted(EXTENSIONS[kind]))}"
+        endings = " ".join(sorted(EXTENSIONS[kind]))
+        return f"Its files must end with one of {endings}, or `kind` must be another"
     return "Write one row `path label` for each video or image"
 
 
