@@ -70,6 +70,28 @@ def host_array(tensor: Any) -> Any:
         return tensor
 
 
+def extremes_of(numbers: Any) -> tuple[int, int] | None:
+    """Find the smallest and the largest of whole numbers, if they lie on the host.
+
+    Args:
+        numbers: an array, a list, or a tensor of the running engine.
+
+    Returns:
+        The two; None of no numbers, and of what is traced or lies on an accelerator.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.host_values import extremes_of
+    >>> extremes_of(np.array([[3, 1], [4, 1]]))
+    (1, 4)
+    """
+    if not isinstance(numbers, np.ndarray | list | tuple) and not _is_on_host(numbers):
+        return None
+    array = np.asarray(numbers)
+    return (int(array.min()), int(array.max())) if array.size else None
+
+
 def _is_on_host(tensor: Tensor) -> bool:
     if keras.config.backend() == "torch":
         import torch

@@ -36,6 +36,7 @@ from keras_vjepa.models.dimensions import (
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
+from keras_vjepa.models.token_numbers import check_token_numbers
 from keras_vjepa.presets.preset import WEIGHTS_FILE
 from keras_vjepa.types import Tensor
 
@@ -345,6 +346,21 @@ class VJEPABackbone(
             positions = ops.take(positions[0], token_indices, axis=0)
         return ops.add(tokens, positions)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', for tokens that the videos have."""
+        given = {**dict(zip(("videos", "token_indices"), args, strict=False)), **kwargs}
+        self._check_tokens(given.get("videos"), given.get("token_indices"))
+        return super().__call__(*args, **kwargs)
+
+    def _check_tokens(self, videos: Any, token_indices: Tensor | None) -> None:
+        """Check the numbers of tokens, of videos whose size is known; others are Keras' to name."""
+        if token_indices is None or len(getattr(videos, "shape", ())) < 4:
+            return
+        shape = self._with_time(videos).shape
+        if None not in shape[1:]:
+            num_tokens = math.prod(self.tubelet_embedding.grid_shape(shape))
+            check_token_numbers(num_tokens, {"token_indices": token_indices})
+
     def call(
         self,
         videos: Tensor,
@@ -469,6 +485,7 @@ class VJEPABackbone(
         With them, what a block takes beside its tokens: padding mask and rotations.
         """
         self.check_inputs(videos)
+        self._check_tokens(videos, token_indices)
         if padding_mask is not None:
             padding_mask = ops.convert_to_tensor(padding_mask)
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)

@@ -28,6 +28,7 @@ from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.dimensions import predictor_weights
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.lora import LowRankAdaptable
+from keras_vjepa.models.token_numbers import check_token_numbers
 from keras_vjepa.presets.preset import Preset
 from keras_vjepa.types import Tensor
 
@@ -174,6 +175,15 @@ class VJEPAPredictor(
     def num_tokens(self) -> int:
         """Number of tokens of a clip."""
         return math.prod(self.grid_shape)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras', for tokens that a clip has."""
+        names = ("context", "context_indices", "target_indices")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if isinstance(given.get("context"), dict):
+            given = given["context"]
+        check_token_numbers(self.num_tokens, {name: given.get(name) for name in names[1:]})
+        return super().__call__(*args, **kwargs)
 
     def call(
         self,

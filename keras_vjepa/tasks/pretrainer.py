@@ -37,6 +37,7 @@ from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.pixels import PixelModel, is_in_memory
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.models.token_numbers import check_token_numbers
 from keras_vjepa.presets.claims import described_class, weights_asked_for
 from keras_vjepa.presets.preset import CONFIG_FILE, WEIGHTS_FILE, Preset
 from keras_vjepa.tasks.objective import (
@@ -260,8 +261,15 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As Keras'; what is no batch is said without the page that Keras wraps errors in."""
-        check_batch(inputs=args[0] if args else kwargs.get("inputs"))
+        self._check(inputs=args[0] if args else kwargs.get("inputs"))
         return super().__call__(*args, **kwargs)
+
+    def _check(self, **given: Any) -> None:
+        """Check that what is given is a batch, of tokens that a clip has; -1 stands for none."""
+        check_batch(**given)
+        for inputs in given.values():
+            numbers = {name: inputs[name] for name in inputs if "_indices_" in name}
+            check_token_numbers(self.predictor.num_tokens, numbers, least=-1)
 
     def call(self, inputs: Batch) -> Tensor:
         # Again, for an engine that calls it without the above.
@@ -314,7 +322,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
                 that have no end.
         """
         if is_in_memory(x):
-            check_batch(x=x)
+            self._check(x=x)
         given, validation = {**kwargs}, kwargs.get("validation_data")
         with ExitStack() as stack:
             if is_stream(validation):
@@ -322,7 +330,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
                 given["validation_data"] = first
                 stack.enter_context(first.raising())
             elif validation is not None and is_in_memory(validation):
-                check_batch(validation_data=unpack_x_y_sample_weight(validation)[0])
+                self._check(validation_data=unpack_x_y_sample_weight(validation)[0])
             if is_stream(x) and self.compiled:
                 _steps(given, "steps_per_epoch")
                 done = int(ops.convert_to_numpy(batches_taken(self.optimizer)))
@@ -341,27 +349,27 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             args: as in Keras.
             kwargs: as in Keras. `steps` is needed with batches that have no end.
         """
-        with _finite(x, kwargs) as source:
+        with _finite(self, x, kwargs) as source:
             return super().evaluate(source, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict`, the loss of each sample; `x` and `steps` as in `evaluate`."""
-        with _finite(x, kwargs) as source:
+        with _finite(self, x, kwargs) as source:
             return super().predict(source, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`."""
-        check_batch(x=x)
+        self._check(x=x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`."""
-        check_batch(x=x)
+        self._check(x=x)
         return super().test_on_batch(x, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """As `keras.Model.predict_on_batch`: the loss of each sample."""
-        check_batch(x=x)
+        self._check(x=x)
         return super().predict_on_batch(x)
 
     def compile(  # type: ignore[override]
@@ -588,11 +596,11 @@ def _check_fit(
 
 
 @contextmanager
-def _finite(source: Any, given: Mapping[str, Any]) -> Iterator[Any]:
+def _finite(model: VJEPAPretrainer, source: Any, given: Mapping[str, Any]) -> Iterator[Any]:
     """Lend what Keras can evaluate in place of endless batches, and raise what these raise."""
     if not is_stream(source):
         if is_in_memory(source):
-            check_batch(x=source)
+            model._check(x=source)
         yield source
         return
     first = FirstSteps(source, _steps(given, "steps"))

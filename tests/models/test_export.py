@@ -156,6 +156,7 @@ def quantized_and_mixed():
     return classifier
 
 
+@slow_but_on("torch", "tensorflow")
 def test_mixed_precision_is_left_for_a_while():
     model = quantized_and_mixed()
     layers = [model.backbone, *model.backbone.blocks, model.backbone.blocks[0].mlp_hidden]
