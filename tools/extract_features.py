@@ -184,9 +184,8 @@ def path_of(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
-    """Read the command line; bad input ends the process with one line that names the option."""
-    parser = OneLineParser(prog=program, description=__doc__)
+def add_source(parser: OneLineParser) -> None:
+    """Add the options that say what is read."""
     parser.add_argument(
         "source", type=path_of, help="a folder of videos and images, a list, shards, or one file"
     )
@@ -196,6 +195,12 @@ def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
         default="any",
         help="what to look for: video, image, any of both, or frames: folders of numbered pictures",
     )
+
+
+def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
+    """Read the command line; bad input ends the process with one line that names the option."""
+    parser = OneLineParser(prog=program, description=__doc__)
+    add_source(parser)
     parser.add_argument(
         "--preset",
         required=True,
