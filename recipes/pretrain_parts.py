@@ -101,6 +101,7 @@ class PretrainConfig:
             "samples", "transform", "masks", "clip", "limits", "video_shape", "grid_shape", "seed",
             "process_index", "process_count",
         ),
+        derived={"num_workers": "one for each core, from 2 to 32"},
         arguments={"batch_size": 3072},
     )  # fmt: skip
     masks: str = "multi_block"

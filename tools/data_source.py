@@ -1,7 +1,6 @@
 """The options of commands that go through all files of a data set (§3.4)."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,12 @@ import keras
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
+from keras_vjepa.data.batches.workers import usable_cores
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.samples import Sample, list_class_folders
 
 _MOST_PROCESSES = 1024
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def add_source(parser: OneLineParser) -> None:
@@ -36,7 +29,7 @@ def add_source(parser: OneLineParser) -> None:
     parser.add_argument(
         "--num-workers",
         type=int,
-        default=cores(),
+        default=usable_cores(),
         help="processes that read (default: the number of cores, %(default)s)",
     )
     described = descriptions(ReadingLimits)

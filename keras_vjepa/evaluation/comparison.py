@@ -52,7 +52,7 @@ def read_labelled_clips(
     clip: ClipSettings,
     image_size: Size,
     num_classes: int,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     limits: ReadingLimits = DEFAULT_LIMITS,
 ) -> LabelledClips:
     """Read one clip of every video of a set whose frames are looked at whole, not augmented.
@@ -62,7 +62,7 @@ def read_labelled_clips(
         clip: how to choose frames.
         image_size: height and width of the clips.
         num_classes: number of values that a label can have.
-        num_workers: threads that decode.
+        num_workers: threads that decode; by default one for each core, from 2 to 32.
         limits: time and pixels that a file may take.
     """
     short_side = image_size if isinstance(image_size, int) else max(image_size)

@@ -43,7 +43,7 @@ class ProbeSettings:
         readouts: also nearest neighbours and a ridge on pooled features, where these are kept.
         skip_unreadable: leave test samples that cannot be read out instead of counting them wrong.
         max_bad_share: stop when more than this share of the samples cannot be read.
-        num_workers: threads that decode.
+        num_workers: threads that decode; by default one for each core, from 2 to 32.
         seed: of everything random; a split adds its number.
         classifier: arguments of `VJEPAVideoClassifier`, its probe's among them.
         clip: arguments of `ClipSettings`.
@@ -75,7 +75,7 @@ class ProbeSettings:
     readouts: bool = False
     skip_unreadable: bool = False
     max_bad_share: float = 0.05
-    num_workers: int = 2
+    num_workers: int | None = None
     seed: int = 0
     classifier: Part = Part(
         VJEPAVideoClassifier,

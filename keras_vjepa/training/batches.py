@@ -120,7 +120,7 @@ class FirstSteps(keras.utils.PyDataset):
 
     def __init__(self, batches: Batches, steps: int) -> None:
         # Each thread makes a batch; as many wait as training has ahead.
-        workers = getattr(batches, "num_workers", 1)
+        workers = getattr(batches, "threads", 1)
         ahead = getattr(batches, "read_ahead", 1)
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=ahead)
         self.batches = batches

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa.arguments import MOST_SEED, check_number, check_whole
 from keras_vjepa.data.batches.epochs import EpochOrder
+from keras_vjepa.data.batches.workers import default_threads
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.sources.samples import Sample
@@ -45,7 +46,7 @@ class TooManyBadFilesError(RuntimeError):
 
 
 def check_reading(
-    batch_size: int, seed: int, num_workers: int, read_ahead: int, max_bad_share: float
+    batch_size: int, seed: int, num_workers: int | None, read_ahead: int, max_bad_share: float
 ) -> None:
     """Check how batches are to be read, before there are samples; see `IndexedBatches`.
 
@@ -53,7 +54,7 @@ def check_reading(
         ValueError: for the first argument that is out of range.
     """
     check_whole(1, _MOST_SAMPLES, batch_size=batch_size)
-    check_whole(1, _MOST_THREADS, num_workers=num_workers)
+    check_whole(1, _MOST_THREADS, optional=True, num_workers=num_workers)
     check_whole(1, _MOST_SAMPLES, read_ahead=read_ahead)
     check_whole(0, MOST_SEED, seed=seed)
     check_number("[0, 1]", max_bad_share=max_bad_share)
@@ -67,8 +68,9 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         samples: what to read; see `list_samples`.
         batch_size: samples in the global batch.
         seed: of everything random here.
-        num_workers: decoding threads. Where a clip takes but a millisecond or two, more than two or
-            three wait for Python's lock: 930 clips/s with 2 of them, 470 with 16 (2 cores).
+        num_workers: decoding threads; by default one for each core, from 2 to 32, divided among
+            the processes. Where a clip takes but a millisecond or two, more than two or three wait
+            for Python's lock: 930 clips/s with 2 of them, 470 with 16 (2 cores).
         read_ahead: batches prepared in advance.
         max_bad_share: stop when more than this share of the samples cannot be read.
         process_index, process_count: this process's slice of the global batch.
@@ -85,7 +87,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
     samples: Sequence[Sample]
     batch_size: int
     seed: int = field(default=0, kw_only=True)
-    num_workers: int = field(default=2, kw_only=True)
+    num_workers: int | None = field(default=None, kw_only=True)
     read_ahead: int = field(default=4, kw_only=True)
     max_bad_share: float = field(default=0.05, kw_only=True)
     process_index: int = field(default=0, kw_only=True)
@@ -113,6 +115,11 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         # OpenCV's own threads would compete with ours for the same cores.
         cv2.setNumThreads(1)
 
+    @property
+    def threads(self) -> int:
+        """Number of threads that decode."""
+        return self.num_workers or default_threads(self.process_count)
+
     def _read(self, position: int) -> ItemT:
         """Read what is at a position of the sample stream."""
         raise NotImplementedError
@@ -129,7 +136,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         """Yield batches from step `start` to `stop`, or for ever, read ahead by threads."""
         pending: deque[tuple[int, list[Future[ItemT]]]] = deque()
         next_step = start
-        with ThreadPoolExecutor(self.num_workers) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             try:
                 while True:
                     while len(pending) < self.read_ahead and (stop is None or next_step < stop):
