@@ -12,6 +12,7 @@ many cores keep up with the rate at which a model trains. Other work on the mach
 import argparse
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ Table = dict[tuple[str, str], dict[int, Throughput]]
 def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace, OneLineParser]:
     """Read the command line; bad input ends the process with one line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
-    parser.add_argument("source", type=Path, help="a folder of videos, or a list")
+    parser.add_argument("source", help="a folder of videos, a list, or what else recipes take")
     parser.add_argument("--rate", type=float, default=100.0, help="clips a second of the training")
     parser.add_argument(
         "--num-workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers to try"
@@ -63,7 +64,7 @@ def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace
 
 def chosen_files(options: argparse.Namespace) -> list[str]:
     """Choose some videos of a source at random, and say which ones cannot be read."""
-    samples = list_samples(options.source.expanduser())
+    samples = list_samples(os.path.expanduser(options.source))
     paths = [s.path for s in samples if s.media is None and not is_image(s.path)]
     found: list[str] = []
     for place in random_stream(0, 0).permutation(len(paths)).tolist():

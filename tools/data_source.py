@@ -1,9 +1,9 @@
 """The options of commands that go through all files of a data set (§3.4)."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 
@@ -20,7 +20,7 @@ _MOST_PROCESSES = 1024
 
 def add_source(parser: OneLineParser) -> None:
     """Add the options that say which files are meant, and how many are read at a time."""
-    parser.add_argument("source", type=Path, help="a folder of videos, or a list")
+    parser.add_argument("source", help="a folder of videos, a list, or what else recipes take")
     parser.add_argument(
         "--class-folders",
         action="store_true",
@@ -47,7 +47,8 @@ def check_source(options: argparse.Namespace) -> ReadingLimits:
 
 def samples_of(options: argparse.Namespace) -> list[Sample]:
     """List the files that are meant."""
-    source = options.source.expanduser()
+    # Text, for a path would make one slash of the two in an address.
+    source = os.path.expanduser(options.source)
     return list_class_folders(source) if options.class_folders else list_samples(source)
 
 

@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None, program: str = "transcode.py") -> i
     """Run the command; `program` stands in front of its messages. Returns the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options, transcoding, parser = parse(arguments, program)
-    source, folder = options.source.expanduser(), options.folder.expanduser()
+    source, folder = Path(options.source).expanduser(), options.folder.expanduser()
     with parser.refusing():
         samples = samples_of(options)
         root = root_of(source, samples)

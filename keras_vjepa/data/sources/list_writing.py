@@ -9,6 +9,7 @@ from pathlib import Path
 from keras_vjepa import files
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
+from keras_vjepa.data.reading.remote import ADDRESS
 from keras_vjepa.data.sources.rows import read_rows
 from keras_vjepa.data.sources.samples import Sample
 
@@ -55,7 +56,7 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
     ...     list_samples(Path(folder, "train.csv"))
     [Sample(path='/videos/a cat.mp4', label=3)]
     """
-    rows = [(os.path.abspath(sample.path), sample.label) for sample in samples]
+    rows = [(_from_the_root(sample.path), sample.label) for sample in samples]
     text = "".join(f"{_row(*row)}\n" for row in rows)
     with files.unfinished_file(path) as unfinished:
         unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -66,6 +67,10 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
             wrong = [row for row, same in zip(rows, found, strict=False) if row != same]
             example = printable((wrong or rows)[0][0])
             raise ValueError(f"{path} must name files that a list can name. Received: {example}")
+
+
+def _from_the_root(path: str) -> str:
+    return path if ADDRESS.match(path) else os.path.abspath(path)
 
 
 def _row(path: str, label: int | None) -> str:

@@ -30,6 +30,15 @@ def test_every_name_comes_back(name, label, tmp_path):
     assert list_samples(tmp_path / "list.csv") == samples
 
 
+@pytest.mark.parametrize("label", [None, 3])
+def test_addresses_stay(label, tmp_path):
+    samples = [Sample("https://host/a b.mp4", label), Sample("s3://bucket/c.webm", label)]
+    write_list(tmp_path / "list.csv", samples)
+    assert [(s.path, s.label) for s in list_samples(tmp_path / "list.csv")] == [
+        (s.path, label) for s in samples
+    ]
+
+
 def test_what_no_list_can_name():
     assert "line break" in why_not_listed(Sample("/v/a\nb.mp4", 1))
     assert "line break" in why_not_listed(Sample(" a.mp4", 1))
