@@ -6,7 +6,8 @@ Sources:
   in one line what else is in it (see `search_folder`).
 * A `.csv` or `.txt` list without a header, one row `path label` for each file or folder of frames,
   in the order of the list. Paths may contain spaces and be quoted; `path::label`, `path,label`,
-  `path;label`, tabs and `label,path` are understood too. The label may be missing.
+  `path;label`, tabs and `label,path` are understood too. The label may be missing. Of folders of
+  frames, VideoMAE's `folder frames label` and `folder start frames` are read too.
 * A table with named columns, `.csv`, `.tsv`, `.jsonl` or `.parquet` (see `tables.py`).
 * A `.npy` array of paths.
 * Shards: a `.tar`, several as `train-{000000..000099}.tar`, a folder of them, or an index of wids

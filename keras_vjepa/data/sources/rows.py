@@ -14,6 +14,7 @@ from typing import Any
 
 from keras_vjepa.arguments import shown
 from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.remote import ADDRESS
@@ -30,6 +31,8 @@ _FIRST_WORD = re.compile(r"([^/\\\s]+)\s+(.+)", re.DOTALL)
 # What other tools put between path and label, and nobody here.
 _OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE)
 _TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
+# What VideoMAE's lists of folders of frames have behind the path.
+_WITH_FRAMES = re.compile(r"(.+?)\s+(\d+)\s+(-?\d+)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -149,6 +152,9 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
     """
     if len(row) > _LONGEST_ROW:
         raise ValueError(f"A row must have at most {_LONGEST_ROW:,} characters.")
+    with_frames = _WITH_FRAMES.fullmatch(row)
+    if with_frames and os.path.isdir(path_from_list(with_frames[1], folder)):
+        return _of_frames(with_frames[1], int(with_frames[2]), int(with_frames[3]), folder)
     quoted = _QUOTED.match(row)
     if quoted:
         path, rest = quoted[2].replace(quoted[1] * 2, quoted[1]), row[quoted.end() :]
@@ -160,7 +166,8 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
         path, rest = known[1], row[known.end() :]
     else:
         path, rest = _split_at_last_separator(row)
-    label = _label(rest)
+    # VideoMAE's lists of videos without labels.
+    label = None if rest.split() == ["0", "-1"] else _label(rest)
     if not quoted:
         path, label = _label_first(path, label, folder)
     if not path.strip():
@@ -170,6 +177,23 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
     if not (_is_utf8(f"{label}") and (_is_utf8(path) or _exists(path, folder))):
         raise ValueError("It is not UTF-8, nor is there such a file. Save the list as UTF-8 text.")
     return path, label
+
+
+def _of_frames(path: str, first: int, second: int, folder: Path) -> tuple[str, int | None]:
+    """Path and label of a row `folder frames label`, or `folder start frames`, of a folder.
+
+    Which of the two it is, the folder tells.
+    """
+    frames = FrameFolder(path_from_list(path, folder)).frames()
+    count, start = len(frames.names), frames.numbers[0]
+    is_labelled = first == count and second >= 0
+    is_range = (first, second) == (start, count)
+    if is_labelled == is_range:
+        raise ValueError(
+            f"A row of a folder must be `folder frames label` or `folder start frames`, and "
+            f"{printable(path)} has {count:,} frames from {start}."
+        )
+    return path, second if is_labelled else None
 
 
 def _check_meant(path: str, rest: str) -> None:

@@ -66,6 +66,23 @@ def test_a_list_may_name_folders_of_frames(tmp_path):
     assert len(shown_frames(samples, 1)) == 2
 
 
+def test_lists_of_videomae(tmp_path):
+    for name in ("one", "two 2"):
+        write_frames(tmp_path / name, range(1, 13))
+    write_frames(tmp_path / "single", [1])
+    source = tmp_path / "train.csv"
+    source.write_text("one 12 3\ntwo 2 12 0\n")
+    assert [s.label for s in list_samples(source)] == [3, 0]
+    source.write_text("one 1 12\ntwo 2 1 12\n")
+    assert list_samples(source) == [Sample(str(tmp_path / name)) for name in ("one", "two 2")]
+    source.write_text("/v/a b.mp4 0 -1\n/v/c.mp4 0 -1\n")
+    assert list_samples(source) == [Sample("/v/a b.mp4"), Sample("/v/c.mp4")]
+    for row in ("one 11 3", "one 2 11", "one 12 -1", "single 1 1"):
+        source.write_text(f"{row}\n")
+        with pytest.raises(ValueError, match="train.csv:1: A row of a folder must be"):
+            list_samples(source)
+
+
 def test_images_beside_videos(tmp_path):
     write_frames(tmp_path, [5, 9], "{}.png")
     (tmp_path / "a.mp4").touch()
