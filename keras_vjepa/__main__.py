@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "keras_vjepa.tools.export_checkpoint",
     "verify": "keras_vjepa.tools.verify_weights",
     "upload": "keras_vjepa.tools.upload_preset",
+    "report": "keras_vjepa.tools.report_run",
     "masks": "keras_vjepa.tools.show_masks",
     "bench": "keras_vjepa.tools.bench",
     "bench-data": "keras_vjepa.tools.bench_data",

@@ -26,6 +26,7 @@ from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import damaged_curve
 from keras_vjepa.monitoring.feature_log import damaged_table
 from keras_vjepa.monitoring.monitor import CollapseError
+from keras_vjepa.monitoring.report import write_report_if_possible
 from keras_vjepa.monitoring.run_callbacks import callbacks_of_a_run
 from keras_vjepa.pretraining_check import check_probe_memory, configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
@@ -100,7 +101,7 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
             model=pretrainer,
             batches=batches,
             workdir=workdir,
-            callbacks=callbacks_of_a_run(config, batches, workdir, parallel.is_first),
+            callbacks=callbacks_of_a_run(config, batches, grid, workdir, parallel.is_first),
             description=defining(resolved(config, grid), MAY_DIFFER) | presets,
             # A run of before knows a preset by its path alone.
             defaults=defining(defaults(config), MAY_DIFFER) | presets,
@@ -114,6 +115,7 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
             pretrainer.set_weights(weights)
             alone = parallel.process_count == 1
             finish(config, workdir, pretrainer, presets, alone, program)
+            write_report_if_possible(workdir)
 
 
 def finish(

@@ -101,6 +101,7 @@ def digit_motion_long() -> PretrainConfig:
         context_covariance_weight=0.004,
         monitor_every=500,
         watch_every=500,
+        watch_videos=128,
         checkpoint_every=500,
     )
 

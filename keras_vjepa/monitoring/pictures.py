@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike, NDArray
 
 from keras_vjepa import files
 from keras_vjepa.types import Tensor
@@ -36,6 +37,29 @@ def draw_curve(losses: Sequence[float], path: Path, height: int = 320, width: in
     ):
         cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
     files.write_picture(path, image)
+
+
+def draw_masks(
+    videos: ArrayLike, context: ArrayLike, grid: tuple[int, int, int], path: Path
+) -> None:
+    """Draw clips in rows, dark where the encoder does not see them.
+
+    Args:
+        videos: `(clips, frames, height, width, 3)`, RGB of any range.
+        context: `(clips, tokens)`, indices of the tokens that are seen; -1 is padding.
+        grid: tokens by time, row and column.
+        path: the file; its ending says the format.
+
+    Raises:
+        OSError: if the picture cannot be written.
+    """
+    rows = []
+    for clip, indices in zip(np.asarray(videos), np.asarray(context), strict=True):
+        seen = np.zeros(grid, "float32")
+        seen.reshape(-1)[indices[indices >= 0]] = 1
+        rows.append(_lit(seen, np.asarray(clip, "float32")))
+    image = np.concatenate(rows, axis=0)
+    files.write_picture(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
 
 
 def draw_attention(weights: Tensor, clip: Tensor, path: files.PathLike) -> None:
@@ -84,13 +108,18 @@ def draw_attention(weights: Tensor, clip: Tensor, path: files.PathLike) -> None:
         )
     if not grid.min() >= 0:
         raise ValueError(f"`weights` must be numbers from 0. Received: {grid.min()}")
+    image = _lit(grid / max(grid.max(), 1e-12), frames)
+    files.write_picture(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
+
+
+def _lit(light_of_tokens: NDArray[np.float32], frames: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The frames of a clip side by side, each token as light as it is told, between 0 and 1."""
     low, high = frames.min(), frames.max()
-    colours = 255 * (frames[:: len(frames) // len(grid)] - low) / max(high - low, 1e-12)
+    step = len(frames) // len(light_of_tokens)
+    colours = 255 * (frames[::step] - low) / max(high - low, 1e-12)
     height, width = frames.shape[1:3]
     light = [
-        cv2.resize(step, (width, height), interpolation=cv2.INTER_NEAREST)
-        for step in grid / max(grid.max(), 1e-12)
+        cv2.resize(one, (width, height), interpolation=cv2.INTER_NEAREST) for one in light_of_tokens
     ]
     drawn = colours * (0.2 + 0.8 * np.stack(light)[..., None])
-    image = np.concatenate([*drawn], axis=1).round().astype("uint8")
-    files.write_picture(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
+    return np.concatenate([*drawn], axis=1).round().astype("uint8")
