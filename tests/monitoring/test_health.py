@@ -60,8 +60,8 @@ def test_neighbours_are_of_other_videos():
 @pytest.mark.parametrize(
     ("lost", "words"),
     [
-        (features(3.0, rank=2), "the target encoder loses directions: rank "),
-        (features(0.01), "the target encoder draws together: deviation "),
+        (features(3.0, rank=2), "the target encoder loses directions: clip rank "),
+        (features(0.01), "the target encoder draws together: clip normalized deviation "),
     ],
 )
 def test_lost_spread_is_collapse_at_the_second_look_whatever_the_loss_does(lost, words):
@@ -97,8 +97,8 @@ def test_a_loss_that_rises_is_no_collapse():
     assert judge([rows[1], rows[2]]).state == "unclear"
 
 
-def test_a_smaller_angle_or_fewer_directions_of_clips_alone_are_no_collapse():
-    few = Look(features(3.0, rank=2).clips, features(1.0).tokens)
+def test_a_smaller_angle_or_fewer_directions_of_tokens_alone_are_no_collapse():
+    few = Look(features(1.0).clips, features(3.0, rank=2).tokens)
     for changed in (features(0.3), few):
         assert not judge([row(0), *(row(step, target=changed) for step in (1, 2))]).is_bad
 
