@@ -101,6 +101,7 @@ def _is_on_host(tensor: Tensor) -> bool:
             tensor.device.type == "cpu"
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
+            and _has_storage(tensor)
         )
     if keras.config.backend() == "jax":
         import jax
@@ -111,3 +112,12 @@ def _is_on_host(tensor: Tensor) -> bool:
             and tensor.is_fully_addressable
         )
     return hasattr(tensor, "numpy") and "CPU" in str(getattr(tensor, "device", ""))
+
+
+def _has_storage(tensor: Any) -> bool:
+    """Whether a tensor of torch has numbers of its own; within `torch.func.vmap` it has none."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True

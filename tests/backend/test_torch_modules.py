@@ -195,6 +195,22 @@ def test_a_loop_of_torch_compiled_and_in_autocast():
 
 
 @on_torch
+@pytest.mark.parametrize("kind", ["backbone", "classifier"])
+def test_transforms_of_torch(kind):
+    """Within them, tensors have no numbers that a check could look at."""
+    model, videos = MODELS[kind](), torch.tensor(VIDEOS)
+    model.requires_grad_(True)
+    expected = model(videos)
+    each = torch.func.vmap(lambda video: model(video[None])[0])(videos)
+    torch.testing.assert_close(each, expected)
+    found = torch.func.grad(lambda videos: model(videos)[..., 0].sum())(videos)
+    videos.requires_grad_(True)
+    model(videos)[..., 0].sum().backward()
+    torch.testing.assert_close(found, videos.grad)
+    assert found.abs().max() > 1e-5
+
+
+@on_torch
 def test_a_loader_of_paths(tmp_path):
     cv2 = pytest.importorskip("cv2")
     paths = []
