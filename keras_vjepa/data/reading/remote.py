@@ -219,6 +219,10 @@ def _tried(action: Callable[[], ResultT]) -> ResultT:
             if pause is None:
                 raise
             time.sleep(pause)
+        except ValueError:
+            raise
+        except Exception as error:  # each store has errors of its own
+            raise ValueError(f"{type(error).__name__}: {error}") from error
     raise AssertionError
 
 

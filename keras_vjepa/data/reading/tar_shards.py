@@ -105,7 +105,7 @@ class TarMember(EncodedMedia):
     def status(self) -> tuple[int, int, int, int]:
         try:
             start, size = self._place()
-        except ValueError:
+        except (OSError, ValueError):
             return 0, 0, 0, 0
         _, changed, made, number = _shard(self.shard).status()
         return size, changed, made, (number ^ start << 20) & (2**63 - 1)

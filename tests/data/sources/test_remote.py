@@ -225,6 +225,20 @@ def test_shards_of_a_store(memory, tmp_path, video):
             opened.read([11])
 
 
+def test_errors_of_a_store_are_named(memory, monkeypatch):
+    memory.pipe_file("/a.avi", b"video")
+
+    def fail(*_, **__):
+        raise RuntimeError("quota exceeded")
+
+    monkeypatch.setattr(type(memory), "info", fail)
+    for address in ("memory://a.avi", "memory://x.tar/a.avi"):
+        with pytest.raises(UnreadableVideoError, match=f"{address}: RuntimeError: quota exceeded"):
+            open_video(address)
+        # A run that begins asks for all of them.
+        assert (content_hash(address), size_of(address)) == (NO_CONTENT, -1)
+
+
 def test_what_is_not_installed_is_named(monkeypatch):
     pytest.importorskip("fsspec")
     with pytest.raises(ValueError, match="nonsense:// is not known"):
