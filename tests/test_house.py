@@ -266,7 +266,8 @@ def norm(x):
 # What runs where it is installed, beside Python's own modules; the engines are not among it.
 PACKAGES = {
     *("keras", "keras_vjepa", "numpy", "cv2", "h5py", "av", "ml_dtypes", "PIL", "decord", "grain"),
-    *("huggingface_hub", "kagglehub", "safetensors", "onnxruntime", "matplotlib", "fsspec", "pyarrow"),
+    *("huggingface_hub", "kagglehub", "safetensors", "onnxruntime", "matplotlib"),
+    *("fsspec", "pyarrow"),
 }
 
 
