@@ -61,7 +61,8 @@ def digit_motion() -> PretrainConfig:
         seed=0,
         monitor_every=25,
         monitor_clips=32,
-        watch_every=50,
+        watch_every=100,
+        watch_videos=16,
         checkpoint_every=25,
     )
 
