@@ -133,8 +133,7 @@ def finish(
     options = {**resolved(config, pretrainer.encoder.grid_shape), **presets}
     files.write_text(workdir / "config.json", json.dumps(options, indent=2))
     pretrainer.save_to_preset(workdir / "preset")
-    written = "loss.csv, loss.png, steps.csv, monitor.csv and features.csv"
-    print(f"Saved {workdir}/preset, {written}.", file=sys.stderr)
+    print(f"Saved {workdir}/preset, loss.png and tables (.csv).", file=sys.stderr)
     if config.data not in SETS:
         return
     encoder = make_encoder(config)
