@@ -244,7 +244,9 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
 
     def observes(self, inputs: Batch) -> tuple[str, ...]:
         """Name the prediction losses of the kinds of masks, which a step has in its logs."""
-        kinds = sum(name.startswith("target_indices_") for name in inputs)
+        # The call itself says what is wrong with another thing than a batch.
+        names = inputs if isinstance(inputs, Mapping) else ()
+        kinds = sum(name.startswith("target_indices_") for name in names)
         return tuple(f"loss_mask_{i}" for i in range(kinds))
 
     def _context_penalty(self, context: Tensor, indices: Tensor) -> Tensor | float:
