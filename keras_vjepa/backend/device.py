@@ -17,6 +17,29 @@ def has_accelerator() -> bool:
     return not keras.distribution.list_devices()[0].startswith("cpu")
 
 
+def check_computes_in(policy: keras.DTypePolicy) -> None:
+    """Check that numbers of a model have the precision that it is asked to have.
+
+    Args:
+        policy: of the model.
+
+    Raises:
+        ValueError: for float64 where JAX would make float32 of it.
+    """
+    if keras.config.backend() != "jax" or "float64" not in (
+        policy.compute_dtype,
+        policy.variable_dtype,
+    ):
+        return
+    import jax
+
+    if not jax.config.jax_enable_x64:
+        raise ValueError(
+            "`dtype` must be float32 or less on JAX, unless jax.config.update('jax_enable_x64', "
+            f"True) was called first. Received: {policy.name!r}"
+        )
+
+
 def memory_of_machine() -> int | None:
     """Bytes of memory that the machine has, all processes together; None where it does not say."""
     if not hasattr(os, "sysconf"):

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from keras_vjepa.arguments import check_choice, check_flag, check_number, check_whole, shown
+from keras_vjepa.backend.device import check_computes_in
 from keras_vjepa.backend.keras_internals import layers_of, track_weights_anew
 
 States = dict[str, dict[str, Any]]
@@ -61,6 +62,7 @@ class KeepsLayerStates(keras.layers.Layer):
         self, *args: Any, layer_states: Mapping[str, Mapping[str, Any]] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_computes_in(self.dtype_policy)
         self._ahead = _Ahead(layer_states)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -61,6 +61,15 @@ def test_an_error_leaves_the_weights(name):
         assert use(model, "predict", X).shape == (4, 1)
 
 
+@pytest.fixture
+def interrupts():
+    """Python's own answer to Ctrl-C, which what runs in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_waits_for_the_end_of_a_step():
     seen = []
 
@@ -84,6 +93,7 @@ def test_an_interrupt_waits_for_the_end_of_a_step():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_interrupt_does_not_wait():
     class Model:
         steps_per_execution = 1
