@@ -33,7 +33,7 @@ def check_computes_in(policy: keras.DTypePolicy) -> None:
         return
     import jax
 
-    if not jax.config.jax_enable_x64:
+    if not jax.config.read("jax_enable_x64"):
         raise ValueError(
             "`dtype` must be float32 or less on JAX, unless jax.config.update('jax_enable_x64', "
             f"True) was called first. Received: {policy.name!r}"
