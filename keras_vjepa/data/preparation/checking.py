@@ -12,8 +12,8 @@ from pathlib import Path
 from keras_vjepa import files
 from keras_vjepa.arguments import check_choice, check_whole, counted
 from keras_vjepa.data.preparation.inspection import Inspection, Problem, VideoReport
-from keras_vjepa.data.preparation.journal import Journal, state_of, table
-from keras_vjepa.data.preparation.processes import ProcessFailure, each_in_processes
+from keras_vjepa.data.preparation.journal import Journal, each_with_state, table
+from keras_vjepa.data.preparation.processes import ProcessFailure
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.locating import name_of
 from keras_vjepa.data.reading.media import Media
@@ -115,20 +115,14 @@ def _inspected(
     progress: Callable[[int], None],
 ) -> dict[str, VideoReport]:
     """What is in each of some files, which is kept at once."""
-    found, states = {}, dict[str, list[int]]()
-
-    def noted(source: str | Media) -> str | Media:
-        # Before it is read: what changes meanwhile is looked at again.
-        states[name_of(source)] = state_of(source)
-        return source
-
+    found = {}
     seconds = _STEPS * inspection.limits.max_file_seconds
-    count = min(num_processes, len(sources))
-    for source, result in each_in_processes(inspection, map(noted, sources), count, seconds):
+    work = each_with_state(inspection, sources, lambda source: source, num_processes, seconds)
+    for source, state, result in work:
         path = name_of(source)
         if isinstance(result, ProcessFailure):
             result = VideoReport("crash" if result.is_crash else "unreadable", result.reason)
-        journal.add(path, states.pop(path), asdict(result))
+        journal.add(path, state, asdict(result))
         found[path] = result
         progress(len(found))
     return found

@@ -13,8 +13,8 @@ import numpy as np
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.data.batches.clips import ClipSettings, read_clips
-from keras_vjepa.data.preparation.journal import Journal, state_of, table
-from keras_vjepa.data.preparation.processes import ProcessFailure, each_in_processes
+from keras_vjepa.data.preparation.journal import Journal, each_with_state, state_of, table
+from keras_vjepa.data.preparation.processes import ProcessFailure
 from keras_vjepa.data.preparation.transcoding import Copy, Transcoding
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
@@ -172,16 +172,10 @@ def _copied(
     progress: Callable[[int], None],
 ) -> dict[str, Copy]:
     """Copy files; what became of each is kept at once."""
-    found, states = {}, dict[str, list[int]]()
-
-    def noted(pair: tuple[str | Media, str]) -> tuple[str | Media, str]:
-        states[name_of(pair[0])] = state_of(pair[0])
-        return pair
-
+    found = {}
     seconds = _STEPS * transcoding.limits.max_file_seconds
-    count = min(num_processes, len(pairs))
-    work = each_in_processes(transcoding, map(noted, pairs), count, seconds)
-    for (source, target), result in work:
+    work = each_with_state(transcoding, pairs, lambda pair: pair[0], num_processes, seconds)
+    for (source, target), state, result in work:
         path = name_of(source)
         if isinstance(result, ProcessFailure):
             if os.strerror(errno.ENOSPC) in result.reason:
@@ -190,7 +184,7 @@ def _copied(
         else:
             found[path] = result
             copy = [] if result.reason else state_of(target)
-            journal.add(path, states.pop(path), {**asdict(result), "copy": copy})
+            journal.add(path, state, {**asdict(result), "copy": copy})
         progress(len(found))
     return found
 

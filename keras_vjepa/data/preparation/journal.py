@@ -5,11 +5,17 @@ the last line, which is passed over and done again.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_vjepa import files
+from keras_vjepa.data.preparation.processes import (
+    ItemT,
+    ProcessFailure,
+    ResultT,
+    each_in_processes,
+)
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.locating import media_at, name_of
 from keras_vjepa.data.reading.media import Media
@@ -28,6 +34,37 @@ def state_of(source: str | Media) -> list[int]:
     """
     status = media_at(source).status()
     return [*status[:2]] if any(status) else []
+
+
+def each_with_state(
+    function: Callable[[ItemT], ResultT],
+    items: Sequence[ItemT],
+    source_of: Callable[[ItemT], str | Media],
+    num_processes: int,
+    max_seconds: float,
+) -> Iterator[tuple[ItemT, list[int], ResultT | ProcessFailure]]:
+    """Call a function with each of some items, in several processes, and tell what a journal needs.
+
+    Args:
+        function, max_seconds: as in `each_in_processes`.
+        items: what to call it with, each of another file.
+        source_of: tells the file of an item.
+        num_processes: how many items at a time, at most.
+
+    Yields:
+        Each item, the state of its file before it was read, and the result, as they are finished.
+    """
+    states = dict[str, list[int]]()
+
+    def noted(item: ItemT) -> ItemT:
+        # Before it is read: what changes meanwhile is looked at again.
+        source = source_of(item)
+        states[name_of(source)] = state_of(source)
+        return item
+
+    count = min(num_processes, len(items))
+    for item, result in each_in_processes(function, map(noted, items), count, max_seconds):
+        yield item, states.pop(name_of(source_of(item))), result
 
 
 class Journal:

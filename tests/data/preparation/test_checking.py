@@ -6,12 +6,10 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections import Counter
 
 import cv2
 import pytest
 
-from keras_vjepa.data.preparation import checking
 from keras_vjepa.data.preparation.checking import check_videos
 from keras_vjepa.data.preparation.inspection import Inspection, VideoReport
 from keras_vjepa.data.sources.listing import list_samples
@@ -19,25 +17,6 @@ from keras_vjepa.data.sources.samples import Sample
 from tests.data.reading.stamped import stamped_frame, write_with_av, write_with_opencv
 
 pytestmark = pytest.mark.data
-
-
-class Alone:
-    """In place of the processes: the same in this one, which counts what it reads."""
-
-    def __init__(self):
-        self.read = Counter()
-
-    def __call__(self, function, items, num_processes, max_seconds):
-        for item in items:
-            self.read[item] += 1
-            yield item, function(item)
-
-
-@pytest.fixture
-def alone(monkeypatch):
-    found = Alone()
-    monkeypatch.setattr(checking, "each_in_processes", found)
-    return found
 
 
 @pytest.fixture

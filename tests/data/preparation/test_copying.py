@@ -8,24 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from keras_vjepa.data.preparation import copying
 from keras_vjepa.data.preparation.copying import copy_videos, measured_gain, names_of_copies
 from keras_vjepa.data.preparation.transcoding import Transcoding
 from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.samples import Sample
-from tests.data.preparation.test_checking import Alone
 from tests.data.reading.stamped import stamped_frame, stamps, write_with_av, write_with_opencv
 
 pytestmark = pytest.mark.data
 pytest.importorskip("av")
-
-
-@pytest.fixture
-def alone(monkeypatch):
-    found = Alone()
-    monkeypatch.setattr(copying, "each_in_processes", found)
-    return found
 
 
 @pytest.fixture
