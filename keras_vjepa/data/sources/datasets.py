@@ -27,7 +27,13 @@ from keras_vjepa.data.reading.in_memory import as_array, is_picture, rgb
 from keras_vjepa.data.reading.lent_files import LentFile
 from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.locating import is_image, media_at
-from keras_vjepa.data.reading.media import NO_CONTENT, Content, EncodedMedia, FrameMedia
+from keras_vjepa.data.reading.media import (
+    NO_CONTENT,
+    Content,
+    EncodedMedia,
+    FrameMedia,
+    Media,
+)
 from keras_vjepa.data.reading.picture_decoder import PictureDecoder
 from keras_vjepa.data.sources.rows import Row, as_label
 from keras_vjepa.data.sources.tables import PATH_COLUMNS
@@ -82,8 +88,8 @@ def dataset_class_names(source: Any, label_column: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class DatasetBytes(EncodedMedia):
-    """A row that holds a video or an image as a file does, or its path.
+class _DatasetRow(Media):
+    """A row of a data set.
 
     Args:
         name: of the row.
@@ -103,9 +109,18 @@ class DatasetBytes(EncodedMedia):
     def is_image(self) -> bool:
         return self.holds_image
 
+    def value(self) -> Any:
+        """Ask the data set for the video or image."""
+        return _value(self.dataset[self.index], self.column)
+
+
+@dataclass(frozen=True)
+class DatasetBytes(_DatasetRow, EncodedMedia):
+    """A row that holds a video or an image as a file does, or its path. Arguments as of any row."""
+
     @contextmanager
     def content(self) -> Iterator[Content]:
-        found = _encoded(_value(self.dataset[self.index], self.column))
+        found = _encoded(self.value())
         if isinstance(found, bytes):
             yield Content(len(found), lambda place, length: found[place : place + length])
         elif found is None:
@@ -115,7 +130,7 @@ class DatasetBytes(EncodedMedia):
                 yield content
 
     def lent_file(self) -> LentFile:
-        found = _encoded(_value(self.dataset[self.index], self.column))
+        found = _encoded(self.value())
         return _media_at(found).lent_file() if isinstance(found, str) else super().lent_file()
 
     def status(self) -> tuple[int, int, int, int]:
@@ -129,31 +144,18 @@ class DatasetBytes(EncodedMedia):
 
 
 @dataclass(frozen=True)
-class DatasetFrames(FrameMedia):
+class DatasetFrames(_DatasetRow, FrameMedia):
     """A row that holds the frames of a video, or an image, as numbers.
 
     Args:
-        name: of the row.
-        dataset: that it is of.
-        index: of the row.
-        column: of the row, if it is a dictionary.
-        holds_image: whether it is an image.
+        name, dataset, index, column, holds_image: as of any row.
         fps: frames per second.
     """
 
-    name: str
-    dataset: Any = field(repr=False, compare=False)
-    index: int
-    column: str
-    holds_image: bool
     fps: float
 
-    @property
-    def is_image(self) -> bool:
-        return self.holds_image
-
     def decoder(self, limits: ReadingLimits) -> "ArrayDecoder":
-        frames = _frames(_value(self.dataset[self.index], self.column), "it")
+        frames = _frames(self.value(), "it")
         return ArrayDecoder(frames[np.newaxis] if frames.ndim == 3 else frames, self.fps)
 
     def status(self) -> tuple[int, int, int, int]:
