@@ -13,6 +13,7 @@ from typing import Any
 
 from keras_vjepa.arguments import shown
 from keras_vjepa.data.sources.folders import search_folder
+from keras_vjepa.data.sources.official_lists import kinetics_file_names
 from keras_vjepa.data.sources.samples import Sample
 
 # Of each row, beside the columns: where it ends in the file.
@@ -77,16 +78,10 @@ def kinetics_samples(
     files = _files_by_name(folder)
     samples = []
     for row in rows:
-        try:
-            start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"{annotations}:{row[_LINE]}: `time_start` and `time_end` must be numbers. "
-                f"Received: {row['time_start']!r} and {row['time_end']!r}"
-            ) from error
-        name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
-        missing = os.path.join(folder, f"{name}.mp4")
-        path = files.get(name) or files.get(row["youtube_id"]) or missing
+        where = f"{annotations}:{row[_LINE]}"
+        with_times, alone = kinetics_file_names(row["youtube_id"], row, where)
+        missing = os.path.join(folder, f"{with_times}.mp4")
+        path = files.get(with_times) or files.get(alone) or missing
         label = row.get("label")
         if label is not None and label not in numbers:
             raise ValueError(f"`class_names` must hold {label!r}, a label in {annotations}.")

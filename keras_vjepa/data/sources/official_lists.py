@@ -7,7 +7,7 @@ and under whichever file name it occurs; one of Something-Something v2 by a numb
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,15 +53,32 @@ def kinetics_videos(path: Path) -> Iterator[ListedVideo]:
     """
     for where, row in _rows(path, "youtube_id", "time_start", "time_end"):
         video = row["youtube_id"].strip()
-        try:
-            start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
-        except (ValueError, OverflowError):
-            raise ValueError(
-                f"{where}: `time_start` and `time_end` must be numbers. Received: "
-                f"{row['time_start']!r} and {row['time_end']!r}"
-            ) from None
-        names = (f"{video}_{start:06d}_{end:06d}", video)
+        names = kinetics_file_names(video, row, where)
         yield ListedVideo(video, names, bool(_YOUTUBE_ID.fullmatch(video)))
+
+
+def kinetics_file_names(video: str, row: Mapping[str, str], where: str) -> tuple[str, str]:
+    """Name the file of a clip of Kinetics, without extension, as copies of the set have it.
+
+    Args:
+        video: its id.
+        row: of the list; `time_start` and `time_end` count, in seconds.
+        where: the file and the line, for messages.
+
+    Returns:
+        The name with both times, then that without.
+
+    Raises:
+        ValueError: if the times are no numbers.
+    """
+    try:
+        start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{where}: `time_start` and `time_end` must be numbers. Received: "
+            f"{row['time_start']!r} and {row['time_end']!r}"
+        ) from error
+    return f"{video}_{start:06d}_{end:06d}", video
 
 
 def howto100m_videos(path: Path) -> Iterator[ListedVideo]:
