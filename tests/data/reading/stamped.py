@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
 NUM_FRAMES = 120
 HEIGHT, WIDTH = 64, 96
@@ -51,6 +50,8 @@ def write_with_av(
     rate: Fraction | int = 30,
 ) -> Path:
     """Write a video with PyAV; the test is skipped where it has no such codec."""
+    import pytest  # here, for a process that draws batches needs only the rest
+
     av = pytest.importorskip("av")
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec}")
