@@ -1,6 +1,6 @@
 """Run every check: style, types, what needs no backend once, and the suite on each backend.
 
-python tests/run.py                  what CI runs: all tests on torch, all but `slow` ones elsewhere
+python tests/run.py                  what CI runs: all tests but `slow` ones
 python tests/run.py jax data         some of the steps
 python tests/run.py all [jax data]   with those, and programs compiled as users' are
 """
@@ -37,9 +37,6 @@ STEPS: dict[str, tuple[dict[str, str], str, list[str]]] = {
     "style": ({}, "ruff", ["check", "."]),
 }
 
-# Where programs are compiled first, CI leaves out tests marked `slow`; other steps run them all.
-COMPILED = ("jax", "tensorflow")
-
 
 def command(step: str, slow: bool) -> tuple[dict[str, str], list[str]]:
     """Environment and command line of a step."""
@@ -49,7 +46,7 @@ def command(step: str, slow: bool) -> tuple[dict[str, str], list[str]]:
         marks = arguments.index("-m") + 1
         if slow:
             environment = {**environment, "XLA_FLAGS": ""}
-        elif step in COMPILED:
+        else:
             arguments[marks] += " and not slow"
     return environment, [sys.executable, "-m", program, *arguments]
 

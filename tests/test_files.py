@@ -295,7 +295,6 @@ with files.unfinished_folder(sys.argv[1]) as unfinished:
 """
 
 
-@pytest.mark.slow
 def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "folder")], check=False)
     [killed] = files.unfinished_in(tmp_path)

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import inspect
 import re
@@ -182,6 +183,7 @@ OUTSIDE_THE_SEAM = [
 ]
 
 
+@functools.cache
 def telling() -> set[str]:
     """What in backend/ says which engine runs."""
     return seam.telling_names(p.read_text() for p in sorted((PACKAGE / "backend").glob("*.py")))

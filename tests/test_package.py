@@ -14,7 +14,7 @@ import pytest
 
 from keras_vjepa.backend.choice import BACKENDS
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
-from tests.support import GOLDEN, ROOT
+from tests.support import GOLDEN, ROOT, slow_but_on
 
 BACKEND = keras.config.backend()
 SHRUNK = """--patch_size 16 --hidden_dim 24 --num_layers 1 --num_heads 2
@@ -104,7 +104,6 @@ def run(program, home, **environment):
     return done
 
 
-@pytest.mark.slow
 @pytest.mark.data
 def test_what_is_in_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -118,7 +117,7 @@ def test_what_is_in_the_wheel(wheel):
     assert "keras-vjepa = keras_vjepa.__main__:main" in text
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_the_commands_from_a_wheel(python, home):
     """The only backend that is installed is found; nothing of the checkout is needed."""
     command = [python.parent / "keras-vjepa"]
@@ -162,7 +161,6 @@ def test_programs_of_the_checkout(home):
     assert help_of_file.replace("pretrain.py", name, 1) == help_of_command
 
 
-@pytest.mark.slow
 @pytest.mark.data
 def test_an_installation_without_a_backend(wheel, tmp_path):
     python = installation(tmp_path / "installed", wheel, [])

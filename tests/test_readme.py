@@ -14,7 +14,7 @@ from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
 from keras_vjepa.__main__ import COMMANDS, main
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.models import backbone
-from tests.support import ROOT
+from tests.support import ROOT, slow_but_on
 
 DOCUMENTS = ("README.md", "recipes/README.md", "recipes/DISTRIBUTED.md")
 
@@ -83,7 +83,7 @@ def at_home(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_the_python_of_the_readme_runs(at_home):
     names = {}
     found = blocks("README.md", "python")

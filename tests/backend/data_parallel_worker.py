@@ -3,7 +3,9 @@
     python -m tests.backend.data_parallel_worker OUTPUT.npz '{"virtual_devices": 4}'
 
 Trains a tiny pretrainer for 5 steps on the same global batches however many processes there are,
-and writes everything that it then holds. With "dying_process" it goes on until that one dies.
+and writes everything that it then holds. With "classifier" it trains one too, with "evaluation",
+the command line of a frozen one, it makes that; with "dying_process" it then goes on until that one
+dies.
 """
 
 import json
@@ -145,13 +147,9 @@ def main():
     print(parallel, flush=True)
     if options.pop("by_head", False):
         attention_module._MIN_LOGITS_FOR_LOOP = 0
-    if options.pop("classifier", False):
-        seed = 0 if keras.config.backend() == "jax" else parallel.process_index
-        losses, weights = train_classifier(parallel, seed)
-        if parallel.is_first:
-            np.savez(output, losses=losses, **{f"state:{i}": w for i, w in enumerate(weights)})
-        return
-    dying = options.pop("dying_process", None)
+    dying, evaluation, classifies = (
+        options.pop(name, None) for name in ("dying_process", "evaluation", "classifier")
+    )
     print(f"drawn: {float(keras.random.uniform(())):.9f}")
     # The first process's weights are everyone's; JAX takes no others.
     seed = 0 if keras.config.backend() == "jax" else parallel.process_index
@@ -164,6 +162,15 @@ def main():
     values = {f"state:{path}": value for path, value in state(pretrainer).items()}
     if parallel.is_first:
         np.savez(output, losses=losses, seconds=seconds, **values)
+    if classifies:
+        losses, weights = train_classifier(parallel, seed)
+        if parallel.is_first:
+            values = {f"state:{i}": weight for i, weight in enumerate(weights)}
+            np.savez(Path(output).with_name("classifier.npz"), losses=losses, **values)
+    if evaluation is not None:
+        # As if it had not ended: the processes stay together for what follows.
+        distribution.DataParallel.release = lambda self: None
+        probe.run(*probe.parse_arguments(evaluation))
     if dying is not None:
         train(parallel, pretrainer, dies=parallel.process_index == dying)
         Path(output).with_name("finished").touch()

@@ -22,7 +22,7 @@ from keras_vjepa.recipes import pretrain, probe
 from keras_vjepa.recipes.pretrain_configs import digit_motion
 from tests.backend import data_parallel_worker as worker
 from tests.recipes.test_pretrain_recipe import SHRUNK
-from tests.support import ROOT, WITHOUT_TENSORFLOW, slow_but_on
+from tests.support import ROOT, WITHOUT_TENSORFLOW
 
 BACKEND = keras.config.backend()
 WORKER = ["-m", "tests.backend.data_parallel_worker"]
@@ -86,7 +86,7 @@ def launch(command, count=1, virtual_devices=1, flags=""):
     return running
 
 
-def finish(running, timeout=240):
+def finish(running, timeout=480):
     """Exit codes and outputs; no process is left behind."""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in running]
@@ -124,15 +124,37 @@ def states_in(arrays):
     return {name[6:]: arrays[name] for name in arrays if name.startswith("state:")}
 
 
+def evaluation_of(folder, workdir, **options):
+    """Arguments of an evaluation of the built-in set as folders of classes, made where missing."""
+    videos = folder / "videos"
+    if not videos.exists():
+        config = DigitMotionConfig(num_frames=16, num_training_videos=40, num_test_videos=13)
+        prepare_digit_motion(folder / "made", config, None).folder.rename(videos)
+        for video in [*videos.glob("*/*.mp4")]:
+            label = video.parent / str(int(video.stem) % 10)
+            label.mkdir(exist_ok=True)
+            video.rename(label / video.name)
+        (videos / "test" / "3" / "broken.mp4").write_bytes(b"no video")
+    options |= {"data": videos, "tasks": "motion", "num_classes": 10, "max_bad_share": 0.5}
+    options |= {"image_size": 16, "num_frames": 4, "temporal_stride": 4, "preset": "untrained"}
+    options |= {"batch_size": 8, "feature_batch_size": 8, "epochs": 1}
+    options["workdir"] = folder / workdir
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Exit codes, outputs and folder of two processes that train; then they go on, and one dies.
+    """Exit codes, outputs and folder of two processes that train, and evaluate; then one dies.
 
     On torch as a user starts them.
     """
     folder = tmp_path_factory.mktemp("two_processes")
     # Neither the batch nor a process's share of it is divided by 3.
     options = {"accumulation_steps": 3, "dying_process": 1, "heartbeat": 10}
+    options |= {
+        "classifier": BACKEND != "tensorflow",
+        "evaluation": evaluation_of(folder, "several"),
+    }
     command = [*WORKER, str(folder / "run.npz"), json.dumps(options)]
     if BACKEND != "torch":
         return *finish(launch(command, count=2)), folder
@@ -151,7 +173,8 @@ def test_two_processes_equal_one(alone, two_processes):
     _, outputs, folder = two_processes
     arrays = np.load(folder / "run.npz")
     assert_equal(arrays["losses"], states_in(arrays), alone)
-    assert "\n".join(outputs).count(f"2 processes, 2 devices on {BACKEND}") == 2
+    # Of both before they train, and of the first before it evaluates.
+    assert "\n".join(outputs).count(f"2 processes, 2 devices on {BACKEND}") == 3
     if BACKEND == "jax":
         # Neither process was seeded, yet both make the same weights.
         drawn = [re.search(r"drawn: (\S+)", output).group(1) for output in outputs]
@@ -167,13 +190,15 @@ def test_a_dead_process_ends_the_run(two_processes):
     assert not (folder / "finished").exists()
 
 
-@slow_but_on("torch")
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras takes a batch of its own to build with")
-def test_a_classifier_with_an_optimizer_of_keras_equals_one_process(tmp_path):
+def test_a_classifier_with_an_optimizer_of_keras_equals_one_process(two_processes):
     """Gradients are averaged once: by us, and not by Keras 3.16 as well."""
+    _, outputs, folder = two_processes
+    assert (folder / "classifier.npz").is_file(), "\n".join(outputs)
     losses, weights = worker.train_classifier(distribution.ALONE)
-    found, state, _ = run(tmp_path, count=2, classifier=True)
-    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-6)
+    found = np.load(folder / "classifier.npz")
+    np.testing.assert_allclose(found["losses"], losses, rtol=0, atol=1e-6)
+    state = states_in(found)
     assert len(state) == len(weights)
     for i, weight in enumerate(weights):
         np.testing.assert_allclose(state[str(i)], weight, rtol=0, atol=1e-6)
@@ -213,7 +238,7 @@ def test_sharded_parameters_give_the_same_numbers(alone, tmp_path):
     assert shares == pytest.approx([expected] * 2, abs=1e-3)
 
 
-@slow_but_on("torch")
+@pytest.mark.slow
 def test_the_recipe_goes_on_with_another_number_of_processes(tmp_path):
     """One, two, one: the losses of a run that one process did, and one that writes and speaks."""
     videos = prepare_digit_motion(
@@ -297,43 +322,43 @@ def test_one_of_several_processes_leaves_at_once(monkeypatch, capsys):
         assert codes == [1] and capsys.readouterr().err == "the disk is full\n"
 
 
-@pytest.mark.parametrize("augment", [False, pytest.param(True, marks=slow_but_on("torch"))])
-def test_an_evaluation_by_several_equals_one_by_one(augment, tmp_path, monkeypatch):
-    """On features and on augmented clips; a test video that cannot be read counts once."""
-    # The built-in set as folders of classes.
-    config = DigitMotionConfig(num_frames=16, num_training_videos=40, num_test_videos=13)
-    folder = prepare_digit_motion(tmp_path, config, None).folder
-    for video in [*folder.glob("*/*.mp4")]:
-        label = video.parent / str(int(video.stem) % 10)
-        label.mkdir(exist_ok=True)
-        video.rename(label / video.name)
-    (folder / "test" / "3" / "broken.mp4").write_bytes(b"no video")
-    options = {"data": folder, "tasks": "motion", "num_classes": 10, "max_bad_share": 0.5}
-    options |= {"image_size": 16, "num_frames": 4, "temporal_stride": 4, "preset": "untrained"}
-    options |= {"batch_size": 8, "feature_batch_size": 8, "epochs": 1, "augment": augment}
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    workdirs = [tmp_path / "one", tmp_path / "several"]
-    probe.run(*probe.parse_arguments([*arguments, f"--workdir={workdirs[0]}"]))
-    # Devices of one process with augmentation, processes without.
-    count, devices = (1, 4) if augment and BACKEND != "torch" else (2, 1)
+def assert_equal_evaluations(alone, several):
+    """Of the folders of two; a test video that cannot be read counts once."""
+    expected, found = (
+        json.loads((workdir / "result.json").read_text())["splits"][0]["motion"]
+        for workdir in (alone, several)
+    )
+    assert found["num_counted"] == 14 and found["predictions"].count(None) == 1
+    assert found["predictions"] == expected["predictions"]
+    assert found["candidates"] == expected["candidates"]
+
+
+def test_an_evaluation_by_two_processes_equals_one_by_one(two_processes):
+    """On features that both compute."""
+    _, outputs, folder = two_processes
+    assert (folder / "several").is_dir(), "\n".join(outputs)
+    probe.run(*probe.parse_arguments(evaluation_of(folder, "one")))
+    assert_equal_evaluations(folder / "one", folder / "several")
+    features = [sorted((folder / name).glob("features/*/*.npy")) for name in ("one", "several")]
+    assert len(features[0]) == len(features[1]) == 2
+    for expected, array in zip(*features, strict=True):
+        np.testing.assert_allclose(np.load(array), np.load(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_several_devices_equals_one_by_one(tmp_path, monkeypatch):
+    """On augmented clips, which no features are kept of."""
+    probe.run(*probe.parse_arguments(evaluation_of(tmp_path, "one", augment=True)))
+    count, devices = (2, 1) if BACKEND == "torch" else (1, 4)
     code = (
         "from tests.backend import data_parallel_worker as worker; "
         "from keras_vjepa.recipes import probe; "
         f"worker.virtual_devices({devices}); probe.main()"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    command = ["-c", code, *arguments, f"--workdir={workdirs[1]}"]
+    command = ["-c", code, *evaluation_of(tmp_path, "several", augment=True)]
     codes, outputs = finish(launch(command, count, devices))
     assert codes == [0] * count, "\n".join(outputs)
     assert f"{count * devices} devices on {BACKEND}" in outputs[0]
-    alone, found = (
-        json.loads((workdir / "result.json").read_text())["splits"][0]["motion"]
-        for workdir in workdirs
-    )
-    assert found["num_counted"] == 14 and found["predictions"].count(None) == 1
-    assert found["predictions"] == alone["predictions"]
-    assert found["candidates"] == alone["candidates"]
-    features = [sorted(workdir.glob("features/*/*.npy")) for workdir in workdirs]
-    assert len(features[0]) == len(features[1]) == (0 if augment else 2)
-    for expected, array in zip(*features, strict=True):
-        np.testing.assert_allclose(np.load(array), np.load(expected), rtol=0, atol=1e-5)
+    assert_equal_evaluations(tmp_path / "one", tmp_path / "several")
+    assert not [*tmp_path.glob("*/features/*/*.npy")]

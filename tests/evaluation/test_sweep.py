@@ -54,7 +54,7 @@ def train(sweep, steps=6, seed=3, predictions=1):
     ],
 )
 def test_each_probe_gets_what_it_would_get_alone(options):
-    together = train(make_sweep({"a": 12, "b": 1}, **options))
+    together = train(make_sweep({"a": 12, "b": 1}, CANDIDATES[:2], **options))
     # On its own: one task, one candidate.
     alone = train(make_sweep({"a": 12}, CANDIDATES[1:2], **options))
     assert_close(

@@ -10,7 +10,7 @@ from keras import ops
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.layers.rotary import make_rotations, rotate
 from tests.gradients import loss_and_gradients
-from tests.support import compiled, random_batch
+from tests.support import compiled, random_batch, slow_but_on
 
 
 def numpy(x):
@@ -106,7 +106,7 @@ def test_images():
     assert backbone(keras.KerasTensor((None, 32, 32, 3))).shape == (None, 4, 24)
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_training_and_preset(tmp_path):
     pretrainer = rotary_pretrainer()
     pretrainer.compile(keras.optimizers.Adam(1e-2))

@@ -124,7 +124,16 @@ def test_a_saved_model_takes_the_place_of_another(tmp_path, monkeypatch):
     assert np.abs(actual - numpy(model(CLIPS))).max() <= 2e-5
 
 
-@pytest.mark.parametrize("format", [f for f in FORMATS if f in IN_FLOAT32])
+WRITTEN_TO_FILES = sorted((f for f in FORMATS if f in IN_FLOAT32), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "format",
+    [
+        *WRITTEN_TO_FILES[:1],
+        *(pytest.param(f, marks=slow_but_on("torch")) for f in WRITTEN_TO_FILES[1:]),
+    ],
+)
 def test_a_file_takes_the_place_of_another_or_leaves_it(format, tmp_path, monkeypatch, capsys):
     ending = ENDINGS[format]
     model, path = backbone(), tmp_path / f"model{ending}"

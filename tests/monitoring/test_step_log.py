@@ -22,6 +22,7 @@ from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.monitoring import StepLog
 from keras_vjepa.monitoring.schedule_values import ScheduleValues
 from keras_vjepa.monitoring.tables import read_rows
+from tests.support import slow_but_on
 
 SCHEDULES = {
     "learning_rate": WarmupCosine(1e-4, 1e-3, 1e-5, 2, 8),
@@ -96,6 +97,7 @@ def test_a_row_a_step_with_what_was_used_in_it(samples, tmp_path):
         assert [float(row["loss"]) for row in csv.DictReader(file)] == pytest.approx(losses)
 
 
+@slow_but_on("torch")
 def test_rows_are_written_as_it_goes_and_once(samples, tmp_path):
     crash = Crash(5, tmp_path / "steps.jsonl")
     with pytest.raises(RuntimeError, match="crashed"):

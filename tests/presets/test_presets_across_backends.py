@@ -17,7 +17,7 @@ from keras_vjepa import (
     VJEPAVideoClassifier,
     VJEPAVideoPreprocessor,
 )
-from tests.support import ROOT, random_batch
+from tests.support import ROOT, random_batch, slow_but_on
 
 # In a ring, so that the suite on all backends writes and reads once with each.
 WRITER = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}
@@ -50,7 +50,7 @@ def everything(pretrainer, classifier):
     return arrays
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_a_preset_of_another_backend_is_the_same_model(tmp_path):
     backend = WRITER[keras.config.backend()]
     if importlib.util.find_spec(backend) is None:

@@ -95,7 +95,7 @@ def test_the_long_run_sees_digits_on_black(small_set):
     assert np.abs(np.median(batch["videos"], axis=(0, 1, 2, 3)) - black).max() < 0.1
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_trained_with_labels(small_set, tmp_path, capsys):
     config = replace(
         digit_motion(),
@@ -122,7 +122,7 @@ def test_training_with_labels_stops_on_a_loss_that_is_not_finite(small_set, tmp_
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_default_recipe(small_set, tmp_path, capsys):
     config = replace(digit_motion(), **SHRUNK, probe_epochs=1)
     start = pretrain_objects.make_pretrainer(config).encoder

@@ -200,7 +200,7 @@ def test_bad_input_is_named(built_in, monkeypatch, tmp_path, capsys):
 # --- The commands --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_run_is_saved_stopped_continued_and_repeated(
     built_in, small_encoder, tmp_path, monkeypatch, capsys
 ):
@@ -301,7 +301,7 @@ def test_several_views_and_clips_with_augmentation(built_in, small_encoder, tmp_
     assert predictions == result["motion"]["predictions"]
 
 
-@pytest.mark.slow
+@slow_but_on("torch")
 def test_table(built_in, small_encoder, tmp_path):
     small_encoder.save_to_preset(tmp_path / "preset")
     config = small(preset=str(tmp_path / "preset"), splits=2, readouts=False)

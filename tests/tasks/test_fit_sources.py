@@ -12,6 +12,7 @@ from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import VideoProbeTransform
 from keras_vjepa.data.transforms.views import center_view
+from tests.support import slow_but_on
 
 STEPS = 6
 
@@ -114,7 +115,7 @@ def classifier():
         generator,
         py_dataset,
         data_loader,
-        pytest.param(data_loader_with_processes, marks=pytest.mark.slow),
+        pytest.param(data_loader_with_processes, marks=slow_but_on("torch")),
         # On torch the suite runs without TensorFlow, but for the tests that run once.
         pytest.param(tf_data, marks=pytest.mark.data if keras.config.backend() == "torch" else ()),
     ],

@@ -142,7 +142,6 @@ check_videos(list_samples(sys.path[0] + "/videos"), Path(sys.path[0] + "/out"), 
 """
 
 
-@pytest.mark.slow
 def test_killed_it_goes_on(folder, tmp_path):
     content = (folder / "short.avi").read_bytes()
     for number in range(40):
