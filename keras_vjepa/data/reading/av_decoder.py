@@ -111,7 +111,11 @@ class AVDecoder:
             raise ValueError("its video is of a codec that PyAV does not know")
         if self._context.width or self._context.height:
             self._limits.check_size(self._context.height, self._context.width)
-        self._context.options = {"max_pixels": self._max_pixels}
+        options = {"max_pixels": self._max_pixels}
+        if self._context.name == "mjpeg":
+            # Else a cut picture is filled up with what another has left, and no error is told.
+            options["err_detect"] = "explode"
+        self._context.options = options
         # One thread: a loader runs many readers, and more threads for each only fight.
         self._context.thread_count = 1
         self._is_intra_only = self._context.codec.intra_only

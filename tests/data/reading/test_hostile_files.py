@@ -368,6 +368,28 @@ def test_an_avi_file_that_is_cut_gives_what_it_holds(tmp_path):
         assert shown == list(range(len(shown)))
 
 
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_motion_jpeg_picture_that_is_cut(tmp_path, is_cut):
+    """A decoder shows in the missing part what it was last used for. No end mark is no cut."""
+    skip_without("av")
+    path = write_with_opencv(tmp_path / "a.avi", "MJPG", 8)
+    content = bytearray(path.read_bytes())
+    begin = content.rindex(b"\xff\xd8")
+    end = content.index(b"\xff\xd9", begin)
+    if is_cut:
+        middle = begin + 3 * (end - begin) // 4
+        content[middle:end] = b"\xff\xd9" * ((end - middle) // 2) + bytes((end - middle) % 2)
+    else:
+        content[end : end + 2] = bytes(2)
+    path.write_bytes(content)
+    with open_video(path, "av") as video:
+        if not is_cut:
+            assert stamps(video.read(range(8))) == list(range(8))
+            return
+        with pytest.raises(UnreadableVideoError, match=r"a\.avi"):
+            video.read(range(8))
+
+
 def test_a_file_in_the_place_of_another(tmp_path):
     """Of the same name, size and time of writing."""
     first, second = (
