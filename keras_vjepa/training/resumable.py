@@ -188,6 +188,8 @@ def _train(
         except NotFiniteError as error:
             raise _explained(error, batches, saving.checkpoints) from None
         except Exception:
+            # Who comes next, in this process too, finds all that this run has saved.
+            _wait_for(saving.checkpoints)
             if signals.received and not parallel.is_first:
                 signals.exit("The first process has saved and left.")
             raise
@@ -196,15 +198,19 @@ def _train(
     return log.losses
 
 
+def _wait_for(checkpoints: Checkpoints) -> None:
+    """Wait for a checkpoint on its way to the disk, of a run that ends by another error."""
+    with suppress(OSError, FloatingPointError):
+        checkpoints.wait()
+
+
 def _explained(
     error: NotFiniteError, batches: Batches, checkpoints: Checkpoints
 ) -> FloatingPointError:
     """Write a list of the videos of the step that was not finite; return the error to raise."""
     path = checkpoints.folder.parent / f"not_finite_step_{error.step}.txt"
     files.write_text(path, "\n".join(batches.paths(error.step - 1)) + "\n")
-    # One may still be on its way to the disk.
-    with suppress(OSError, FloatingPointError):
-        checkpoints.wait()
+    _wait_for(checkpoints)
     steps = checkpoints.steps()
     kept = f"checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
     return FloatingPointError(f"{error}: its videos are listed in {path}, {kept}.")

@@ -1,6 +1,7 @@
 """The run as an object of the package, as in a notebook; and `fit` on the same batches."""
 
 import threading
+import time
 
 import keras
 import numpy as np
@@ -100,6 +101,23 @@ def test_the_same_call_goes_on_after_a_crash(samples, whole, tmp_path, capsys):
     )
     assert losses == whole[1]
     assert "Going on from step 2" in capsys.readouterr().err
+
+
+@slow_but_on("torch")
+def test_a_crash_leaves_no_checkpoint_on_its_way(samples, tmp_path, monkeypatch):
+    """The cell that is run again at once finds it."""
+    write = training.Checkpoints._write
+
+    def write_slowly(*arguments):
+        time.sleep(0.5)
+        write(*arguments)
+
+    monkeypatch.setattr(training.Checkpoints, "_write", write_slowly)
+    pretrainer = make_pretrainer()
+    batches = batches_for(pretrainer, samples)
+    with pytest.raises(RuntimeError, match="crashed"):
+        training.run(pretrainer, batches, tmp_path, STEPS, [Losses(3)], checkpoint_every=2)
+    assert training.Checkpoints(tmp_path / "checkpoints").steps() == [2]
 
 
 @slow_but_on("torch")
