@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -20,20 +19,13 @@ def pytest_configure() -> None:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
-def pytest_collection_finish() -> None:
-    """See `_only_new_garbage`."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True, scope="module")
-def _only_new_garbage() -> Iterator[None]:
-    """Look for garbage among what a module has made, not among the million objects before it.
+def _only_new_garbage() -> None:
+    """Look for garbage among what a module makes, not among the million objects before it.
 
     TensorFlow keeps much of what it traced. Each collection, and Keras asks for some, would read
     all of it: seconds, and a minute where a machine has put away what was not read for long.
     """
-    yield
     gc.collect()
     gc.freeze()
 

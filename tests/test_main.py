@@ -13,7 +13,7 @@ import pytest
 import keras_vjepa
 from keras_vjepa import __main__ as command
 from keras_vjepa.backend import choice
-from tests.support import ROOT, slow_but_on
+from tests.support import ROOT
 
 pytestmark = pytest.mark.data
 
@@ -109,7 +109,6 @@ def test_exit_codes(tmp_path):
     assert (tmp_path / "masks.png").exists()
 
 
-@slow_but_on("torch")
 def test_help_is_fast_and_needs_no_backend():
     start = time.perf_counter()
     done = run("--help", KERAS_BACKEND="none such")
@@ -122,7 +121,6 @@ def test_help_is_fast_and_needs_no_backend():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@slow_but_on("torch")
 @pytest.mark.parametrize(
     "program", [["-m", "keras_vjepa", "pretrain"], ["recipes/pretrain.py"], ["tools/bench.py"]]
 )
@@ -135,7 +133,6 @@ def test_a_missing_backend_ends_programs_in_one_line(program):
     assert done.stderr.count("\n") == 1 and "Received: 'none such'" in done.stderr
 
 
-@slow_but_on("torch")
 def test_a_missing_backend_is_an_import_error():
     environment = {**os.environ, "KERAS_BACKEND": "none such"}
     script = "try:\n    import keras_vjepa\nexcept ImportError as error:\n    print(error)"

@@ -19,7 +19,13 @@ import time
 from pathlib import Path
 
 from keras_vjepa import files
-from tests.data.batches.stamped_sources import batches_of, samples_of, seen, write_sources
+from tests.data.batches.stamped_sources import (
+    BATCH_SIZE,
+    batches_of,
+    samples_of,
+    seen,
+    write_sources,
+)
 
 KINDS = ("folder", "frames", "shards")
 # Steps between two states.
@@ -118,7 +124,7 @@ def check(root: Path, kind: str, count: int, kills: int, seed: int) -> tuple[int
     assert len(whole.bad_files) == 1, "the damaged video was not met"
     again = 0
     for index in range(count):
-        part = slice(index * 4 // count, (index + 1) * 4 // count)
+        part = slice(index * BATCH_SIZE // count, (index + 1) * BATCH_SIZE // count)
         entries = _entries(_journal(root, kind, index))
         for step, clips in entries:
             assert clips == expected[step][part], f"{kind}, process {index}, step {step}"

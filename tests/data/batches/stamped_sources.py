@@ -16,11 +16,13 @@ from tests.data.reading.stamped import stamped_frame, stamps
 
 NUM_VIDEOS, NUM_FRAMES = 24, 4
 HEIGHT, WIDTH = 64, 96
+BATCH_SIZE = 4
 
 
 def frames_of(video: int) -> np.ndarray:
     """The frames of a video."""
-    return np.stack([stamped_frame(NUM_FRAMES * video + f, HEIGHT, WIDTH) for f in range(4)])
+    numbers = range(NUM_FRAMES * video, NUM_FRAMES * (video + 1))
+    return np.stack([stamped_frame(number, HEIGHT, WIDTH) for number in numbers])
 
 
 def write_sources(root: Path) -> None:
@@ -50,13 +52,14 @@ def samples_of(root: Path, kind: str) -> list[Sample]:
 
 
 def batches_of(samples: list[Sample], **options: Any) -> ClipBatches:
-    """Batches of four clips as they are, without masks."""
+    """Batches of clips as they are, without masks."""
 
     def transform(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return frames.astype("float32")
 
     shape = (2, HEIGHT, WIDTH, 3)
-    return ClipBatches(samples, 4, transform, lambda *_: {}, video_shape=shape, seed=3, **options)
+    options |= {"video_shape": shape, "seed": 3}
+    return ClipBatches(samples, BATCH_SIZE, transform, lambda *_: {}, **options)
 
 
 def seen(batch: dict[str, np.ndarray]) -> list[list[int]]:
