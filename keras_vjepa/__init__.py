@@ -8,7 +8,8 @@ from keras_vjepa.backend import choice
 # `keras-vjepa --help` needs no backend; other commands ask for the rest when they know that.
 if not choice.is_deferred:
     choice.prepare()
-    import keras_vjepa.zoo  # noqa: F401  (fills in the names of the presets)
+    import keras_vjepa.tasks.checkpoint_presets  # noqa: F401  (fills in names of presets)
+    import keras_vjepa.zoo  # noqa: F401  (likewise)
     from keras_vjepa import data, evaluation, training
     from keras_vjepa.layers.pooling import AttentivePooler
     from keras_vjepa.models.backbone import VJEPABackbone

@@ -24,10 +24,9 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation import comparison_table
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import damaged_curve
-from keras_vjepa.monitoring.feature_log import damaged_table
 from keras_vjepa.monitoring.monitor import CollapseError
-from keras_vjepa.monitoring.report import write_report_if_possible
-from keras_vjepa.monitoring.run_callbacks import callbacks_of_a_run
+from keras_vjepa.monitoring.report import write_report
+from keras_vjepa.monitoring.run_callbacks import callbacks_of_a_run, damaged_tables
 from keras_vjepa.pretraining_check import check_probe_memory, configured
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import (
@@ -115,7 +114,7 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
             pretrainer.set_weights(weights)
             alone = parallel.process_count == 1
             finish(config, workdir, pretrainer, presets, alone, program)
-            write_report_if_possible(workdir)
+            print(f"Wrote {write_report(workdir)}.", file=sys.stderr)
 
 
 def finish(
@@ -174,7 +173,7 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
             return False
     problem = damaged_result(workdir, names, ["preset", "untrained"])
     problem = problem or damaged_curve(workdir, config.run.steps)
-    lost = damaged_table(workdir / "features.csv", config.run.steps)
+    lost = damaged_tables(workdir, config.run.steps)
     if lost is not None and is_first:
         print(f"{lost}, and cannot be made anew: a run writes it step by step.", file=sys.stderr)
     return need_no_remaking(workdir, problem, is_first)

@@ -59,10 +59,8 @@ def digit_motion() -> PretrainConfig:
         clip_after=15,
         dtype="float32",
         seed=0,
-        monitor_every=25,
+        monitor_every=100,
         monitor_clips=32,
-        watch_every=100,
-        watch_videos=16,
         checkpoint_every=25,
     )
 
@@ -101,8 +99,7 @@ def digit_motion_long() -> PretrainConfig:
         context_variance_weight=0.1,
         context_covariance_weight=0.004,
         monitor_every=500,
-        watch_every=500,
-        watch_videos=128,
+        monitor_clips=256,
         checkpoint_every=500,
     )
 

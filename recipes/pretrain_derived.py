@@ -57,6 +57,8 @@ MAY_DIFFER = {
     "accumulation_steps",
     "remat",
     "monitor_every",
+    "monitor_clips",
+    # Of runs of before.
     "watch_every",
     "watch_videos",
     "stop_on_collapse",

@@ -27,7 +27,7 @@ from keras_vjepa.data import (
 )
 from keras_vjepa.data.batches.named_masks import MASKS
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
-from keras_vjepa.monitoring import FeatureLog, Monitor
+from keras_vjepa.monitoring import Monitor
 from keras_vjepa.pretraining_check import check_fields
 
 
@@ -70,10 +70,9 @@ class PretrainConfig:
         accumulation_steps: parts of a step, one after the other: less memory, the same numbers.
         shard_parameters: split parameters over the devices (JAX only).
         run: the run and its checkpoints; the reference saves once an epoch, which is 300 steps.
-        monitor: the table of the features' spread.
-        monitor_clips: whose features: the first so many of the run.
-        watch: what the features of some clips show, said in words.
-        watch_videos: whose clips, two of each: test videos of a built-in set, else training videos.
+        monitor: what the features of some clips show, said in words.
+        monitor_clips: so many, two of a video: of test videos of a built-in set, else of those that
+            are trained on.
         callbacks: more callbacks of Keras, each package.module:Name, such as a logger of Weights &
             Biases or MLflow.
         dtype: precision, a policy of Keras.
@@ -191,15 +190,12 @@ class PretrainConfig:
         ),
         arguments={"steps": 90_000, "keep_every": 9000},
     )  # fmt: skip
-    monitor: Part = Part(FeatureLog, prefix="monitor_", supplied=("videos", "path"))
-    monitor_clips: int = 8
-    watch: Part = Part(
+    monitor: Part = Part(
         Monitor,
-        prefix="watch_",
-        names={"stop_on_collapse": "stop_on_collapse"},
+        names={"every": "monitor_every"},
         supplied=("held_out", "folder"),
     )
-    watch_videos: int = 32
+    monitor_clips: int = 64
     callbacks: tuple[str, ...] | None = None
     dtype: str = "mixed_bfloat16"
     seed: int = 234

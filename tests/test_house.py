@@ -779,7 +779,6 @@ PUBLIC: dict[str, set[str]] = {
     },
     "monitoring": {
         "CollapseError",
-        "FeatureLog",
         "FeatureStatistics",
         "LossCurve",
         "Monitor",

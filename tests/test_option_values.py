@@ -32,7 +32,7 @@ COMMANDS = {
     "sweep": (["out"], "run_all"),
     "check-resume": (["out"], "reference_run"),
 }
-WITHOUT_NUMBERS = {"export", "report", "upload", "verify"}
+WITHOUT_NUMBERS = {"compare", "export", "export-checkpoint", "report", "upload", "verify"}
 
 _RATES = """learning_rate start_learning_rate final_learning_rate learning_rates start_weight_decay
     final_weight_decay weight_decays""".split()

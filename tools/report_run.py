@@ -1,9 +1,10 @@
 """Write one page of a run: curves, masks, probes, what the monitor said (App. C).
 
     keras-vjepa report workdir/digit_motion
-    keras-vjepa report workdir/digit_motion --output page.html
+    keras-vjepa report workdir/digit_motion@75 --output page.html
 
-The page is one file and needs no network. A run that still goes on can be looked at as well.
+The page is one file and needs no network. A run that still goes on can be looked at as well; with
+@STEP it is what was known of it after that step.
 """
 
 import sys
@@ -12,17 +13,19 @@ from pathlib import Path
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.monitoring.report import write_report
+from keras_vjepa.tasks.checkpoint_presets import run_and_step
 
 
 def main(arguments: list[str] | None = None, program: str = "report_run.py") -> None:
     """Run the command; `program` stands in front of its messages."""
-    parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("run", help="folder of the run; RUN@STEP for what it was after a step")
     parser.add_argument("--output", type=Path, help="the page to write [RUN/report.html]")
     options = parser.parse_all(arguments)
     try:
-        path = write_report(options.run, options.output)
-    except (ImportError, OSError, ValueError) as error:
+        run, step = run_and_step(options.run)
+        path = write_report(run, options.output, step)
+    except (OSError, ValueError) as error:
         sys.exit(f"{program}: {error}")
     print(f"Wrote {printable(path)}.")
 

@@ -1,6 +1,5 @@
 """Whether it learns (§3.1, App. C)."""
 
-from keras_vjepa.monitoring.feature_log import FeatureLog
 from keras_vjepa.monitoring.loss_curve import LossCurve, damaged_curve
 from keras_vjepa.monitoring.monitor import CollapseError, Monitor
 from keras_vjepa.monitoring.spectra import (
@@ -22,7 +21,6 @@ from keras_vjepa.monitoring.step_log import StepLog
 
 __all__ = [
     "CollapseError",
-    "FeatureLog",
     "FeatureStatistics",
     "LossCurve",
     "Monitor",

@@ -1,63 +1,48 @@
-"""Curves of a run's tables, drawn by Matplotlib as SVG that stands in a page (App. C)."""
+"""Curves of a run's tables, drawn by Matplotlib, as SVG of a page or as a picture (App. C)."""
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.monitoring.tables import Row
 
 _SIZE = (6.2, 2.6)
 # Points of a curve, at most: a long run's page would have megabytes of them.
 MOST_POINTS = 1000
+# Steps, and their values.
+Points = Sequence[tuple[float, float]]
 
 
-class NoMatplotlibError(ImportError):
-    """Raised where a page is to be drawn and Matplotlib is not installed."""
+def points_of(rows: Sequence[Row], name: str) -> Points:
+    """Take a column of a table, with the steps of its rows.
 
-    def __init__(self) -> None:
-        super().__init__("A report needs Matplotlib: pip install 'keras-vjepa[report]'")
+    Args:
+        rows: with `step`.
+        name: of the column; rows without a number in it are left out.
+    """
+    return [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
 
 
-def draw_curves(
-    title: str, rows: Sequence[Row], names: Mapping[str, str], logarithmic: bool = False
-) -> str | None:
-    """Draw columns of a table over the steps.
+def draw_curves(title: str, curves: Mapping[str, Points], logarithmic: bool = False) -> str | None:
+    """Draw curves over the steps, as SVG that stands in a page.
 
     Args:
         title: above the curves.
-        rows: with `step`.
-        names: of the columns, with what the legend calls them; those without a number are left out.
+        curves: by what the legend calls each; those without a point are left out.
         logarithmic: whether the values' axis is.
 
     Returns:
-        The SVG; None if no column has a number.
-
-    Raises:
-        NoMatplotlibError: without Matplotlib.
+        The SVG; None if there is no point.
     """
-    figure_class = _figure_class()
-    figure = figure_class(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    drawn = 0
-    for name, label in names.items():
-        points = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
-        if points:
-            steps, values = _thinned(np.array(points, "float64"))
-            marker = "." if len(steps) < 30 else ""
-            axes.plot(steps, values, label=label, linewidth=1.2, marker=marker)
-            drawn += 1
-    if not drawn:
+    shown = {label: points for label, points in curves.items() if points}
+    if not shown:
         return None
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("step", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25)
-    if logarithmic:
-        axes.set_yscale("log")
-    if drawn > 1:
-        axes.legend(fontsize=7, frameon=False)
+    figure = _figure(title, shown, logarithmic)
     written = io.StringIO()
     # Nothing of who wrote it and when: a page has no address of elsewhere in it.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -66,24 +51,48 @@ def draw_curves(
     return text[text.index("<svg") :]
 
 
-def check_matplotlib() -> None:
-    """Raise `NoMatplotlibError` unless Matplotlib is installed."""
-    _figure_class()
+def draw_loss(losses: Sequence[float], path: Path) -> None:
+    """Draw the loss of every step as a picture.
+
+    Args:
+        losses: of every step, at least one.
+        path: of the picture, a .png.
+
+    Raises:
+        OSError: if the picture cannot be written.
+    """
+    figure = _figure("Loss", {"loss": [*enumerate(losses, start=1)]}, logarithmic=False)
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=120)
+    files.write_bytes(path, written.getvalue())
 
 
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NoMatplotlibError from error
-    return Figure
+def _figure(title: str, curves: Mapping[str, Points], logarithmic: bool) -> Any:
+    # Here, since whoever loads a model draws nothing.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    for label, points in curves.items():
+        steps, values = _thinned(np.array(points, "float64"))
+        marker = "." if len(steps) < 30 else ""
+        axes.plot(steps, values, label=label, linewidth=1.2, marker=marker)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    if logarithmic:
+        axes.set_yscale("log")
+    if len(curves) > 1:
+        axes.legend(fontsize=7, frameon=False)
+    return figure
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
-def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _thinned(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means of neighbouring points where there are too many."""
     size = -(-len(points) // MOST_POINTS)
     starts = range(0, len(points), size)

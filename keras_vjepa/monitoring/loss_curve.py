@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_vjepa import files
-from keras_vjepa.monitoring.pictures import draw_curve
+from keras_vjepa.monitoring.curves import draw_loss
 from keras_vjepa.training.results import CHECKPOINTS
 from keras_vjepa.training.resumable import RunCallback
 
@@ -46,4 +46,4 @@ class LossCurve(RunCallback):
     def on_checkpoint(self, losses: Sequence[float]) -> None:
         rows = "".join(f"{i},{loss:.9g}\n" for i, loss in enumerate(losses, start=1))
         files.write_text(self.folder / _TABLE, "step,loss\n" + rows)
-        draw_curve(losses, self.folder / _PICTURE)
+        draw_loss(losses, self.folder / _PICTURE)

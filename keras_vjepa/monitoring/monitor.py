@@ -2,21 +2,19 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_vjepa.arguments import check_flag, check_whole
 from keras_vjepa.backend import collectives
-from keras_vjepa.backend.optimizer_state import batches_taken
-from keras_vjepa.monitoring.health import Verdict, checkpoint_to_keep, judge, numbers_of
+from keras_vjepa.monitoring.follower import RunFollower
+from keras_vjepa.monitoring.health import Verdict, checkpoint_to_keep, judge
 from keras_vjepa.monitoring.held_out import HeldOut
-from keras_vjepa.monitoring.looks import make_looking, variables_of
+from keras_vjepa.monitoring.looking import Looking
+from keras_vjepa.monitoring.looks import variables_of
 from keras_vjepa.monitoring.tables import Table, read_rows
-from keras_vjepa.training.resumable import RunCallback, RunStart
 
 FILE_NAME = "monitor"
 
@@ -25,7 +23,7 @@ class CollapseError(RuntimeError):
     """Raised by a monitor that stops a run."""
 
 
-class Monitor(RunCallback):
+class Monitor(RunFollower):
     """Looks at the features of the same clips at regular steps, and says what they show.
 
     Writes `monitor.csv` and `monitor.jsonl`, a row for each look, and names the checkpoint to keep
@@ -63,22 +61,14 @@ class Monitor(RunCallback):
         self.seconds = 0.0
         self.verdict: Verdict | None = None
         self.step = 0
-        self._start: RunStart | None = None
-        self._last: int | None = None
         self._table: Table | None = None
         self._rows: list[dict[str, Any]] = []
         self._step_losses: list[Any] = []
-        self._look: Callable[..., Any] | None = None
-
-    def on_run_begin(self, start: RunStart) -> None:
-        self._start = start
+        self._looking: Looking | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        start, self._start = self._start, None
-        taken = int(ops.convert_to_numpy(batches_taken(self.model.optimizer)))
-        self.step = taken if start is None else start.done
-        steps, epochs = ((self.params or {}).get(name) for name in ("steps", "epochs"))
-        self._last = self.step + steps * epochs if steps and epochs else None
+        super().on_train_begin(logs)
+        self.step = self.begun_at
         self._step_losses = []
         if self.held_out is not None:
             self._table = Table(self.folder / FILE_NAME, self.step)
@@ -89,7 +79,7 @@ class Monitor(RunCallback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += 1
         self._step_losses.append((logs or {}).get("step_loss"))
-        if self.step % self.every == 0 or self.step == self._last:
+        if self.step % self.every == 0 or self.step == self.last:
             self._write()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -104,14 +94,11 @@ class Monitor(RunCallback):
         if self.held_out is None or self._table is None:
             return
         # Made once, so that it is compiled once.
-        self._look = self._look or make_looking(self.model)
-        looks = self._look(values, self.held_out.batch)
-        numbers = numbers_of(looks, self.held_out.videos, self.held_out.labels)
+        self._looking = self._looking or Looking(self.model, self.held_out)
         row: dict[str, Any] = {
             "step": self.step,
             "loss": float(np.mean([float(loss) for loss in losses])) if losses else None,
-            "encoder_distance": self._distance(values),
-            **numbers,
+            **self._looking(values),
         }
         self.verdict = judge([*self._rows, row])
         row |= {"state": self.verdict.state, "words": self.verdict.words}
@@ -121,17 +108,6 @@ class Monitor(RunCallback):
         self.seconds += time.perf_counter() - began
         if self.stop_on_collapse and self.verdict.is_bad:
             raise CollapseError(f"Stopped at step {self.step}. {self.verdict.words}")
-
-    def _distance(self, values: list[np.ndarray]) -> float:
-        """How far the target encoder's weights lie from the encoder's, of these weights' length."""
-        count = len(self.model.target_encoder.variables)
-        target, own = values[:count], values[count : 2 * count]
-        squares = [
-            (np.square(b - a, dtype="f8").sum(), np.square(b, dtype="f8").sum())
-            for a, b in zip(target, own, strict=True)
-        ]
-        difference, length = np.sum(squares, axis=0)
-        return float(np.sqrt(difference / max(length, np.finfo("f8").tiny)))
 
     def _say(self, words: str) -> None:
         print(f"step {self.step}: {words}", file=sys.stderr, flush=True)

@@ -1,18 +1,25 @@
 """What watches a pretraining run, put together by its config (§3.1, App. C)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_vjepa import files
+from keras_vjepa.configuration import values
 from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.monitoring.given_callbacks import given_callbacks
-from keras_vjepa.monitoring.held_out import held_out_of
+from keras_vjepa.monitoring.held_out import VIEWS, HeldOut, held_out_of
 from keras_vjepa.monitoring.loss_curve import LossCurve
+from keras_vjepa.monitoring.monitor import FILE_NAME as LOOKS
 from keras_vjepa.monitoring.pictures import draw_masks
 from keras_vjepa.monitoring.report import MASKS_FILE
+from keras_vjepa.monitoring.step_log import FILE_NAME as STEPS
 from keras_vjepa.monitoring.step_log import StepLog
+from keras_vjepa.monitoring.tables import read_rows
+from keras_vjepa.training.continuing import OPTIONS_FILE
 
 # Clips of which masks are drawn.
 SHOWN = 4
@@ -30,15 +37,48 @@ def callbacks_of_a_run(
         workdir: of the run.
         is_first: whether this process is the one that writes.
     """
-    first = batches.first(config.monitor_clips) if is_first else None
-    watched = held_out_of(config.data, batches, config.watch_videos) if is_first else None
+    watched = watched_clips(config, batches) if is_first else None
+    if is_first:
+        files.write_text(workdir / OPTIONS_FILE, json.dumps(values(config), indent=1))
     if watched is not None:
         clips, context = (watched.batch[k][:SHOWN] for k in ("videos", "context_indices_0"))
         draw_masks(clips, context, grid, workdir / MASKS_FILE)
     return [
-        config.monitor.make(videos=first, path=workdir / "features.csv"),
-        config.watch.make(held_out=watched, folder=workdir),
+        config.monitor.make(held_out=watched, folder=workdir),
         StepLog(workdir, config.run.log_every),
         LossCurve(workdir),
         *given_callbacks(config.callbacks or ()),
     ]
+
+
+def watched_clips(config: Any, batches: ClipBatches) -> HeldOut | None:
+    """Read the clips that the monitor of a run looks at: the same whenever they are read.
+
+    Args:
+        config: of the pretraining recipe.
+        batches: of the training.
+
+    Returns:
+        The clips; None if there are too few videos.
+    """
+    return held_out_of(config.data, batches, max(config.monitor_clips // VIEWS, 2))
+
+
+def damaged_tables(folder: Path, steps: int) -> str | None:
+    """Say which table of a finished run is damaged; those of a run of before are not missed.
+
+    Args:
+        folder: of the run.
+        steps: of the whole run.
+
+    Returns:
+        The file, and that it is missing or damaged; None if the last rows are of the last step.
+    """
+    for name in (STEPS, LOOKS):
+        path = folder / f"{name}.jsonl"
+        rows = read_rows(path)
+        if (path.exists() or path.with_suffix(".csv").exists()) and (
+            not rows or rows[-1]["step"] != steps
+        ):
+            return f"{path} is missing or damaged"
+    return None

@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras import ops
-
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend.device import peak_device_memory
-from keras_vjepa.backend.optimizer_state import batches_taken, inner_optimizers
+from keras_vjepa.backend.optimizer_state import inner_optimizers
+from keras_vjepa.monitoring.follower import RunFollower
 from keras_vjepa.monitoring.schedule_values import ScheduleValues
 from keras_vjepa.monitoring.tables import Row, Table
 from keras_vjepa.training.batches import Waiting
-from keras_vjepa.training.resumable import RunCallback, RunStart
 
 FILE_NAME = "steps"
 _NORM = "gradient_norm_"
@@ -22,7 +20,7 @@ _NORM = "gradient_norm_"
 _NOT_WRITTEN = ("loss", "step_loss", "finite")
 
 
-class StepLog(RunCallback):
+class StepLog(RunFollower):
     """Writes `steps.csv` and `steps.jsonl`, a row for each step.
 
     A row has the step's loss, that of each kind of mask, the norm of each network's gradient before
@@ -55,19 +53,13 @@ class StepLog(RunCallback):
         self.folder = folder
         self.every = every
         self.writers = writers
-        self._start: RunStart | None = None
-        self._table: Table | None = None
         self._done = 0
+        self._table: Table | None = None
         self._pending: list[dict[str, Any]] = []
 
-    def on_run_begin(self, start: RunStart) -> None:
-        self._start = start
-
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        start, self._start = self._start, None
-        taken = int(ops.convert_to_numpy(batches_taken(self.model.optimizer)))
-        self._done = taken if start is None else start.done
-        self._skipped = self._done - taken
+        super().on_train_begin(logs)
+        start, self._done = self.start, self.begun_at
         self._batch_size = getattr(start and start.batches, "batch_size", None)
         self._waiting = start.waiting if start is not None else Waiting()
         self._knows_waiting = start is not None
@@ -100,7 +92,7 @@ class StepLog(RunCallback):
         # Reading waits for the device, so the time is taken after it.
         values = [{name: float(value) for name, value in logs.items()} for logs in pending]
         speed = self._speed(len(pending))
-        scheduled = self._schedules([step - self._skipped for step in steps])
+        scheduled = self._schedules([step - self.skipped for step in steps])
         rows = []
         for i, (step, logs) in enumerate(zip(steps, values, strict=True)):
             found = {name: value for name, value in logs.items() if name not in _NOT_WRITTEN}
@@ -109,7 +101,7 @@ class StepLog(RunCallback):
                     "step": step,
                     "loss": logs.get("step_loss", logs.get("loss")),
                     **found,
-                    **self._clipped(step - self._skipped, found),
+                    **self._clipped(step - self.skipped, found),
                     **{name: of_steps[i] for name, of_steps in scheduled.items()},
                     **speed,
                 }

@@ -57,6 +57,9 @@ _LOG = logging.getLogger(__name__)
 
 PresetName = str | os.PathLike[str]
 
+# Between the folder of a run and the step of one of its checkpoints, in the name of a preset.
+AT_STEP = "@"
+
 
 # --- Names ---------------------------------------------------------------------------------------
 
@@ -79,6 +82,20 @@ BUILT_IN: dict[str, BuiltInPreset] = {}
 # Folders of another package, by the `model_type` in their config.json, and what makes presets of
 # them; `zoo.py` adds what it can convert.
 CONVERTERS: dict[str, Callable[[Path], Path]] = {}
+
+
+class CheckpointPresets(Protocol):
+    """What knows of a run's checkpoints; `tasks/checkpoint_presets.py`, which reads them, is it."""
+
+    def check(self, name: str, argument: str) -> bool:
+        """Whether a name is that of a run's checkpoint; raises if the checkpoint is not there."""
+
+    def folder(self, name: str) -> Path:
+        """The preset folder of a checkpoint, made now if need be."""
+
+
+# One at most: what makes presets of checkpoints.
+OF_CHECKPOINTS: list[CheckpointPresets] = []
 
 
 def list_presets(cls: type | None = None) -> dict[str, dict[str, Any]]:
@@ -119,7 +136,8 @@ def find_preset(
 
     Args:
         preset: a name of `list_presets`, a folder, `hf://user/repo` (or `hf://user/repo@revision`),
-            or `kaggle://user/model/framework/variation`.
+            `kaggle://user/model/framework/variation`, or `workdir/run@300`: the checkpoint of a
+            run's step 300, or of its last one as `workdir/run@last`.
         load_weights: False fetches what describes the model, and no weights.
         trust_on_first_use: as in `Preset.from_preset`.
 
@@ -135,6 +153,9 @@ def find_preset(
         return _as_preset(folder)
     if name in BUILT_IN:
         return BUILT_IN[name].folder(name, load_weights, trust_on_first_use)
+    for checkpoints in OF_CHECKPOINTS:
+        if checkpoints.check(name, "preset"):
+            return checkpoints.folder(name)
     check_preset(preset)
     return _as_preset(Path(name).expanduser())
 
@@ -152,6 +173,8 @@ def check_preset(preset: PresetName, name: str = "preset") -> None:
     """
     text = os.fspath(preset)
     if is_address(text) or text in BUILT_IN:
+        return
+    if any(checkpoints.check(text, name) for checkpoints in OF_CHECKPOINTS):
         return
     folder = Path(text).expanduser()
     if folder.is_dir():
@@ -290,9 +313,10 @@ class Preset:
         """Restore a model from a preset.
 
         Args:
-            preset: one of `presets`, a folder that `save_to_preset` wrote, `hf://user/repo`, or
-                `kaggle://user/model/framework/variation`. A V-JEPA 2 folder or repository of the
-                transformers package is converted into the cache.
+            preset: one of `presets`, a folder that `save_to_preset` wrote, `hf://user/repo`,
+                `kaggle://user/model/framework/variation`, or `workdir/run@300`, the checkpoint of a
+                run's step. A V-JEPA 2 folder or repository of the transformers package is converted
+                into the cache.
             load_weights: False gives the architecture with fresh weights; nothing large is
                 downloaded for it.
             trust_on_first_use: accept the authors' file of one of `presets` although its SHA-256

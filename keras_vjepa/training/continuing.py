@@ -8,6 +8,9 @@ from keras_vjepa.configuration import ConfigT, replace
 from keras_vjepa.training.results import CHECKPOINTS, read_result
 from keras_vjepa.training.run_state import Checkpoints
 
+# In a run's folder from its start: the value of every option, as it was asked for.
+OPTIONS_FILE = "options.json"
+
 
 def stored_options(workdir: Path) -> dict[str, Any]:
     """Read the options of the run that a folder holds; none if it holds none.

@@ -20,6 +20,7 @@ from keras_vjepa.locks import locked
 from keras_vjepa.training.batches import Batches, Waiting, opened
 from keras_vjepa.training.description import changed_versions, check_same_run, describe_run
 from keras_vjepa.training.input_files import keep_input_files
+from keras_vjepa.training.kept_model import keep_model
 from keras_vjepa.training.loss_log import LossLog, NotFiniteError
 from keras_vjepa.training.results import CHECKPOINTS, check_not_less
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state, restore_training_state
@@ -165,6 +166,8 @@ def _train(
 ) -> list[float]:
     """Do the steps that are left, obeying a signal when one of them is done."""
     log, parallel, waiting = saving.log, saving.parallel, Waiting()
+    if parallel.is_first:
+        keep_model(saving.checkpoints.folder.parent, model)
     for callback in callbacks:
         if isinstance(callback, RunCallback):
             start = RunStart(log.done, log.steps, batches, waiting, parallel.is_first)

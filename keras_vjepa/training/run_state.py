@@ -9,6 +9,7 @@ the training; `BackupAndRestore` begins an epoch anew; Orbax needs JAX whatever 
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -107,7 +108,26 @@ def restore_training_state(model: keras.Model, arrays: Arrays, non_trainable: bo
     Raises:
         ValueError: unless names and shapes are those of the model. Nothing is assigned then.
     """
-    variables = training_variables(model, non_trainable)
+    _assign(training_variables(model, non_trainable), arrays)
+
+
+def restore_weights(model: keras.Model, arrays: Arrays) -> None:
+    """Assign the weights in what `copy_training_state` gave, to a model that need not be compiled.
+
+    Args:
+        model: as the one that was copied, without its training.
+        arrays: what was given.
+
+    Raises:
+        ValueError: unless names and shapes are those of the model. Nothing is assigned then.
+    """
+    weights = (*model.trainable_variables, *model.non_trainable_variables)
+    variables = {variable.path: variable for variable in weights}
+    # They come first; what follows are the optimizer's.
+    _assign(variables, dict(itertools.islice(arrays.items(), len(variables))))
+
+
+def _assign(variables: Mapping[str, keras.Variable], arrays: Arrays) -> None:
     arrays = _by_own_paths(variables, arrays)
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     stored = {path: array.shape for path, array in arrays.items()}
@@ -260,6 +280,26 @@ class Checkpoints:
                 "Move that folder away to begin anew."
             )
         return None
+
+    def of_step(self, step: int) -> Checkpoint:
+        """Read the checkpoint of a step.
+
+        Args:
+            step: number of steps done.
+
+        Raises:
+            FileNotFoundError: if there is none of that step.
+            OSError: if it is damaged.
+        """
+        paths = [path for path in self._paths() if _step_of(path) == step]
+        if not paths:
+            raise FileNotFoundError(
+                f"`step` must be that of a checkpoint in {self.folder}, where there are "
+                f"{', '.join(map(str, self.steps())) or 'none'}. Received: {step}"
+            )
+        if _hash_of(paths[-1]) != paths[-1].stem.split("-")[-1]:
+            raise OSError(f"{paths[-1]} is damaged: its content does not fit the hash in its name")
+        return _read(paths[-1])
 
     def described(self) -> dict[str, Any]:
         """Read the description of the newest checkpoint that has one, and nothing else of it."""

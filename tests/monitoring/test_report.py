@@ -2,15 +2,15 @@
 
 import html.parser
 import json
-import sys
+import shutil
 
 import numpy as np
 import pytest
 
-from keras_vjepa.monitoring import curves, report
+from keras_vjepa.monitoring import curves, report, side_by_side
 from keras_vjepa.monitoring.pictures import draw_masks
 from keras_vjepa.monitoring.tables import Table
-from keras_vjepa.tools import report_run
+from keras_vjepa.tools import compare_runs, report_run
 
 pytestmark = pytest.mark.data
 
@@ -67,7 +67,6 @@ def run(tmp_path):
 
 
 def test_one_file_with_everything(run):
-    pytest.importorskip("matplotlib")
     path = report.write_report(run)
     text = path.read_text()
     page = Page(text)
@@ -89,26 +88,88 @@ def test_one_file_with_everything(run):
     assert text.count("<svg") == 3
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_mean(monkeypatch):
-    pytest.importorskip("matplotlib")
+def test_what_was_known_after_a_step(run):
+    path = report.write_report(run, step=1)
+    text = path.read_text()
+    assert path.name == "report_step_1.html"
+    assert "1 of 8 steps are done" in text and "word 1" in text and "word 2" not in text
+    # The probe is of the end of the run.
+    assert "Frozen probe" not in Page(text).headings
+    with pytest.raises(FileNotFoundError, match="must have come to step 5. Received: 4 steps"):
+        report.write_report(run, step=5)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_mean():
     points = np.stack([np.arange(5000.0), np.arange(5000.0) % 7], axis=1)
     steps, values = curves._thinned(points)
     assert len(steps) == curves.MOST_POINTS
     assert values.mean() == pytest.approx(points[:, 1].mean())
-    short = curves.draw_curves("t", [{"step": 1, "a": 2.0}, {"step": 2, "a": None}], {"a": "A"})
-    assert short is not None and short.startswith("<svg")
-    assert curves.draw_curves("t", [{"step": 1, "a": None}], {"a": "A"}) is None
+    rows = [{"step": 1, "a": 2.0}, {"step": 2, "a": None}, {"step": 3, "a": float("nan")}]
+    assert curves.points_of(rows, "a") == [(1, 2.0)]
+    assert curves.draw_curves("t", {"A": [(1, 2.0)], "B": []}).startswith("<svg")
+    assert curves.draw_curves("t", {"B": []}) is None
 
 
-def test_the_command(run, tmp_path, capsys, monkeypatch):
-    with pytest.raises(SystemExit, match="must be the folder of a run. Received: .*nothing|Matpl"):
+def test_the_command(run, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="must be the folder of a run. Received: .*nothing"):
         report_run.main([str(tmp_path / "nothing")])
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(SystemExit) as error:
-        report_run.main([str(run)], "keras-vjepa report")
-    assert str(error.value) == (
-        "keras-vjepa report: A report needs Matplotlib: pip install 'keras-vjepa[report]'"
-    )
-    report.write_report_if_possible(run)
-    assert capsys.readouterr().err.startswith("No report.html. A report needs Matplotlib")
-    assert not (run / "report.html").exists()
+    report_run.main([f"{run}@2", "--output", str(tmp_path / "page.html")])
+    assert capsys.readouterr().out == f"Wrote {tmp_path / 'page.html'}.\n"
+    assert "2 of 8 steps are done" in (tmp_path / "page.html").read_text()
+
+
+# --- Several runs --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(run, tmp_path):
+    """A run of one step more, another learning rate and no looks."""
+    workdir = tmp_path / "other"
+    workdir.mkdir()
+    Table(workdir / "steps").add([{"step": i, "loss": 2 / i} for i in range(1, 6)])
+    options = {"steps": 8, "learning_rate": 0.001, "new": [1, 2]}
+    (workdir / "options.json").write_text(json.dumps(options))
+    return workdir
+
+
+def test_runs_side_by_side(run, other, tmp_path, capsys):
+    compare_runs.main([str(run), str(other), "--output", str(tmp_path / "compare.html")])
+    text = (tmp_path / "compare.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert page.headings == [
+        "a run <1>, other",
+        "What they do",
+        "What they learn",
+        "Frozen probes",
+        "Config: what differs",
+    ]
+    assert "5 of 8 steps are done" in text and "step 2" in text
+    # The loss of both and a rank, which is always shown; not what one run alone has.
+    assert text.count("<svg") == 2
+    assert "1 of 3 are the same." in text
+    assert "<td>learning_rate</td><td>0.0005432</td><td>0.001</td>" in text
+    assert "<td>new</td><td>absent</td><td>[1, 2]</td>" in text
+    assert "<td>steps</td>" not in text
+
+
+def test_what_cannot_be_compared_is_one_line(run, tmp_path, capsys):
+    for runs, what in (
+        ([run], "`runs` must be two or more folders, each another"),
+        ([run, run], "`runs` must be two or more folders, each another"),
+        ([run, tmp_path / "nothing"], "must be the folder of a run. Received: "),
+    ):
+        with pytest.raises(SystemExit) as error:
+            compare_runs.main([*map(str, runs)], "keras-vjepa compare")
+        assert error.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert what in line
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
+    (tmp_path / "b").mkdir()
+    shutil.copytree(run, tmp_path / "b" / run.name)
+    side_by_side.write_comparison([run, tmp_path / "b" / run.name], tmp_path / "page.html")
+    [heading] = [h for h in Page((tmp_path / "page.html").read_text()).headings if "/" in h]
+    assert heading == f"{tmp_path.name}/{run.name}, b/{run.name}"

@@ -21,7 +21,7 @@ def config(tmp_path_factory):
     """Of two steps, whose schedules are not over then."""
     made = DigitMotionConfig(num_training_videos=5, num_test_videos=2)
     files = prepare_digit_motion(tmp_path_factory.mktemp("cache"), made, None)
-    changes = {**SMALL, "steps": 2, "checkpoint_every": 3, "watch_every": 2, "watch_videos": 2}
+    changes = {**SMALL, "steps": 2, "checkpoint_every": 3, "monitor_every": 2, "monitor_clips": 4}
     return replace(digit_motion(), **changes, data=str(files.folder / "train"))
 
 
@@ -79,7 +79,7 @@ def test_more_steps_need_a_checkpoint(config, short, tmp_path):
 @slow_but_on("torch")
 def test_parts_of_a_step_and_memory_may_change(config, short, tmp_path):
     shutil.copytree(short, tmp_path / "run")
-    changes = {"accumulation_steps": 2, "remat": True, "watch_every": 1}
+    changes = {"accumulation_steps": 2, "remat": True, "monitor_every": 1}
     pretrain.run(replace(config, steps=3, **changes), tmp_path / "run")
     described = Checkpoints(tmp_path / "run" / "checkpoints").latest().description["run"]
     assert "remat" not in described and described["schedule_steps"] == 2

@@ -10,7 +10,7 @@ from keras_vjepa.command_line import as_typed, text_of
 from keras_vjepa.configuration import descriptions, options, replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
-from keras_vjepa.monitoring import FeatureLog
+from keras_vjepa.monitoring import Monitor
 from keras_vjepa.recipes import pretrain, pretrain_objects
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion
 from tests.support import slow_but_on
@@ -39,7 +39,7 @@ KNOWN = {
         "num_clips": [],
         "allow_clip_overlap": [],
     },
-    FeatureLog: {"videos": ["monitor_clips"], "path": []},
+    Monitor: {"held_out": ["monitor_clips"], "folder": []},
 }
 PARTS = [
     VJEPABackbone,
@@ -54,7 +54,7 @@ PARTS = [
     data.ClipSettings,
     data.ReadingLimits,
     AdamW,
-    FeatureLog,
+    Monitor,
 ]
 
 

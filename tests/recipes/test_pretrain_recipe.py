@@ -128,19 +128,20 @@ def test_default_recipe(small_set, tmp_path, capsys):
     start = pretrain_objects.make_pretrainer(config).encoder
     pretrain.run(config, tmp_path / "run")
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    # With Matplotlib alone.
-    assert files - {"report.html"} == {
+    assert files == {
         "checkpoints",
         "config.json",
-        "features.csv",
         "input_files.npz",
         "loss.csv",
         "loss.png",
         "masks.png",
         "monitor.csv",
+        "model.json",
         "monitor.jsonl",
+        "options.json",
         "preset",
         "probe.json",
+        "report.html",
         "steps.csv",
         "steps.jsonl",
         "untrained",

@@ -199,12 +199,12 @@ def test_a_finished_run_needs_no_videos(config, copy, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("do", [cut, os.remove, lambda path: path.write_text("")])
-def test_a_lost_table_of_features_is_said(do, config, copy, capsys):
-    do(copy / "features.csv")
+def test_a_lost_table_of_looks_is_said(do, config, copy, capsys):
+    do(copy / "monitor.jsonl")
     pretrain.run(config, copy)
     lost, finished = capsys.readouterr().err.splitlines()
     assert lost == (
-        f"{copy / 'features.csv'} is missing or damaged, and cannot be made anew: a run writes it "
+        f"{copy / 'monitor.jsonl'} is missing or damaged, and cannot be made anew: a run writes it "
         "step by step."
     )
     assert "holds this run, finished" in finished

@@ -1,0 +1,38 @@
+"""Callbacks that know at which step a training is, wherever it began (App. C)."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_vjepa.backend.optimizer_state import batches_taken
+from keras_vjepa.training.resumable import RunCallback, RunStart
+
+
+class RunFollower(RunCallback):
+    """Finds out where a training begins, also one that goes on, or a `fit` without a run.
+
+    Attributes:
+        begun_at: steps that were done before, those of earlier processes included.
+        last: the step at which the training ends; None if Keras does not know.
+        start: what the run knew before the first step of this process; None without a run.
+        skipped: steps of those that the optimizer has not counted.
+    """
+
+    begun_at = 0
+    skipped = 0
+    last: int | None = None
+    start: RunStart | None = None
+    _coming: RunStart | None = None
+
+    def on_run_begin(self, start: RunStart) -> None:
+        self._coming = start
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        # Another `fit` may follow, without a run.
+        self.start, self._coming = self._coming, None
+        taken = int(ops.convert_to_numpy(batches_taken(self.model.optimizer)))
+        self.begun_at = taken if self.start is None else self.start.done
+        self.skipped = self.begun_at - taken
+        steps, epochs = ((self.params or {}).get(name) for name in ("steps", "epochs"))
+        # Known before the checkpoint of the last step is written.
+        self.last = self.begun_at + steps * epochs if steps and epochs else None

@@ -1,0 +1,115 @@
+"""What a run has written of itself so far, read for pages and other tools (App. C)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa.monitoring import monitor, step_log
+from keras_vjepa.monitoring.curves import points_of
+from keras_vjepa.monitoring.tables import read_rows
+from keras_vjepa.training.continuing import OPTIONS_FILE, stored_options
+from keras_vjepa.training.results import CHECKPOINTS, read_result
+from keras_vjepa.training.run_state import Checkpoints
+
+_PARTS = ("target", "context", "predictions")
+# Titles, columns (all that begin so, of those that end in _), and whether values' axes are
+# logarithmic.
+OF_STEPS = (
+    ("Loss", ("loss", "loss_mask_"), False),
+    ("Gradient norms before clipping", ("gradient_norm_",), True),
+    ("Learning rate", ("learning_rate",), False),
+    ("Weight decay", ("weight_decay",), False),
+    ("Momentum of the target encoder", ("momentum",), False),
+    ("Clips a second", ("clips_per_second",), False),
+    ("Share of the time that training waits for data", ("data_wait_share",), False),
+)
+OF_LOOKS = (
+    ("Rank of clips", tuple(f"{part}_clip_rank" for part in _PARTS), False),
+    ("Rank of tokens", tuple(f"{part}_token_rank" for part in _PARTS), False),
+    (
+        "Deviation of clips, of features of length one",
+        tuple(f"{part}_clip_normalized_deviation" for part in _PARTS),
+        False,
+    ),
+    ("Clips that neighbours name right", ("neighbors_",), False),
+    ("LiDAR", ("target_lidar", "context_lidar"), False),
+    ("Nearest clip is of the same video", ("target_retrieval", "context_retrieval"), False),
+    ("Distance between the encoders' weights", ("encoder_distance",), False),
+)
+Curves = dict[str, Sequence[tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """Holds what a run has written of itself.
+
+    Attributes:
+        folder: of the run.
+        steps: rows of its steps.
+        looks: rows of its monitor.
+        options: of its config.
+        versions: of what it ran on.
+        probe: what a frozen probe found, by the encoder's name.
+    """
+
+    folder: Path
+    steps: Sequence[Mapping[str, Any]]
+    looks: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    probe: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def done(self) -> int:
+        """Return the number of steps that there are rows of."""
+        return self.steps[-1]["step"] if self.steps else 0
+
+    @property
+    def progress(self) -> str:
+        """Say how far the run is."""
+        whole = self.options.get("steps")
+        of_all = f" of {whole:,}" if isinstance(whole, int) else ""
+        return f"{self.done:,}{of_all} steps are done"
+
+    def curves_of(self, names: Sequence[str], label: Callable[[str], str]) -> Curves:
+        """Take the columns that some names stand for, of the steps and of the looks.
+
+        Args:
+            names: as in `OF_STEPS`.
+            label: what to call a column.
+        """
+        found: Curves = {}
+        for rows in (self.steps, self.looks):
+            columns = dict.fromkeys(column for row in rows for column in row)
+            for name in names:
+                for column in columns:
+                    if column == name or (name.endswith("_") and column.startswith(name)):
+                        found.setdefault(label(column), points_of(rows, column))
+        return found
+
+
+def read_run(folder: Path, step: int | None = None) -> RunTables:
+    """Read what a run has written of itself, finished or not.
+
+    Args:
+        folder: of the run.
+        step: as it was after that step; None for all that there is.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run, or the run has not come so far.
+    """
+    steps, looks = (
+        [row for row in read_rows(folder / f"{name}.jsonl") if step is None or row["step"] <= step]
+        for name in (step_log.FILE_NAME, monitor.FILE_NAME)
+    )
+    options = {**(read_result(folder / OPTIONS_FILE) or {}), **stored_options(folder)}
+    if not steps and not looks and not options:
+        raise FileNotFoundError(f"`run` must be the folder of a run. Received: {folder}")
+    if step and (not steps or steps[-1]["step"] < step):
+        done = steps[-1]["step"] if steps else 0
+        raise FileNotFoundError(f"`run` must have come to step {step:,}. Received: {done:,} steps")
+    whole = step is None or step == options.get("steps")
+    probe = read_result(folder / "probe.json") if whole else None
+    versions = Checkpoints(folder / CHECKPOINTS).described().get("versions")
+    return RunTables(folder, steps, looks, options, versions or {}, probe or {})

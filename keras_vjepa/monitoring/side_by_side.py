@@ -1,0 +1,104 @@
+"""One page of several runs: their curves, probes, and what their configs differ in (App. C)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_vjepa.monitoring import page
+from keras_vjepa.monitoring.curves import draw_curves
+from keras_vjepa.monitoring.health import checkpoint_to_keep
+from keras_vjepa.monitoring.run_tables import OF_LOOKS, OF_STEPS, Curves, RunTables, read_run
+
+FILE_NAME = "compare.html"
+_NEITHER = "absent"
+
+
+def write_comparison(folders: Sequence[Path], path: Path) -> None:
+    """Write the page of several runs, finished or not.
+
+    Args:
+        folders: of the runs, two or more.
+        path: of the page.
+
+    Raises:
+        FileNotFoundError: if a folder holds no run.
+        ValueError: if there are fewer than two, or one is named twice.
+        OSError: if the page cannot be written.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < 2 or len(set(resolved)) < len(resolved):
+        raise ValueError(
+            "`runs` must be two or more folders, each another. Received: "
+            f"{', '.join(map(str, folders))}"
+        )
+    runs = dict(zip(_names(resolved), map(read_run, folders), strict=True))
+    parts = [
+        page.table([_summary(name, run) for name, run in runs.items()], _SUMMARY),
+        *page.drawings("What they do", _drawn(runs, OF_STEPS)),
+        *page.drawings("What they learn", _drawn(runs, OF_LOOKS)),
+        *_probes(runs),
+        *_differences("Config: what differs", {name: run.options for name, run in runs.items()}),
+        *_differences("Environment", {name: run.versions for name, run in runs.items()}),
+    ]
+    page.write_page(path, ", ".join(runs), parts)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths by which all runs are told apart."""
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, folders))
+
+
+_SUMMARY = ("run", "how far", "loss", "monitor", "checkpoint to keep", "why")
+
+
+def _summary(name: str, run: RunTables) -> list[Any]:
+    loss = run.steps[-1].get("loss") if run.steps else None
+    if not run.looks:
+        return [name, run.progress, loss, "", "", ""]
+    step, why = checkpoint_to_keep(run.looks)
+    return [name, run.progress, loss, run.looks[-1].get("state"), f"step {step:,}", why]
+
+
+def _drawn(
+    runs: Mapping[str, RunTables], wanted: Sequence[tuple[str, tuple[str, ...], bool]]
+) -> list[str | None]:
+    """Draw of each kind of curve the first column that all have, one curve a run."""
+    drawn = []
+    for title, names, logarithmic in wanted:
+        found = {name: run.curves_of(names, str) for name, run in runs.items()}
+        for column in dict.fromkeys(column for curves in found.values() for column in curves):
+            curves: Curves = {name: one[column] for name, one in found.items() if column in one}
+            if len(curves) > 1 or column in names:
+                drawn.append(draw_curves(_title(title, names, column), curves, logarithmic))
+    return drawn
+
+
+def _title(title: str, names: Sequence[str], column: str) -> str:
+    return title if names == (column,) else f"{title}: {column.replace('_', ' ')}"
+
+
+def _probes(runs: Mapping[str, RunTables]) -> list[str]:
+    found = [
+        (name, encoder, row) for name, run in runs.items() for encoder, row in run.probe.items()
+    ]
+    if not found:
+        return []
+    names = list(dict.fromkeys(column for _, _, row in found for column in row))
+    rows = [[name, encoder, *(row.get(column) for column in names)] for name, encoder, row in found]
+    head = ["run", "encoder", *(column.replace("_", " ") for column in names)]
+    return ["<h2>Frozen probes</h2>", page.table(rows, head)]
+
+
+def _differences(heading: str, values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    names = sorted({name for options in values.values() for name in options})
+    rows = [[name, *(one.get(name, _NEITHER) for one in values.values())] for name in names]
+    different = [row for row in rows if any(value != row[1] for value in row[2:])]
+    same = f"<p>{len(rows) - len(different):,} of {len(rows):,} are the same.</p>"
+    if not rows:
+        return []
+    shown = [page.table(different, ["", *values])] if different else []
+    return [f"<h2>{page.text(heading)}</h2>", same, *shown]

@@ -1,0 +1,28 @@
+"""Write one page of several runs: curves, probes, what their configs differ in (App. C).
+
+    keras-vjepa compare workdir/digit_motion workdir/other
+    keras-vjepa compare workdir/* --output page.html
+
+The page is one file and needs no network. Runs that still go on can be compared as well.
+"""
+
+from pathlib import Path
+
+from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.monitoring.side_by_side import FILE_NAME, write_comparison
+
+
+def main(arguments: list[str] | None = None, program: str = "compare_runs.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of two or more runs")
+    parser.add_argument("--output", type=Path, default=FILE_NAME, help="the page to write")
+    options = parser.parse_all(arguments)
+    with parser.refusing():
+        write_comparison(options.runs, options.output)
+    print(f"Wrote {printable(options.output)}.")
+
+
+if __name__ == "__main__":
+    main()

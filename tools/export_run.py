@@ -1,0 +1,34 @@
+"""Write a preset of any checkpoint of a run (App. C).
+
+    keras-vjepa export-checkpoint workdir/digit_motion presets/mine
+    keras-vjepa export-checkpoint workdir/digit_motion@75 presets/mine
+
+The preset is what the run itself leaves at its end, of another step: its encoder is the target
+encoder. Without @STEP it is the last checkpoint. Wherever a preset is asked for, RUN@STEP serves as
+well, and RUN@last.
+"""
+
+import sys
+from pathlib import Path
+
+from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.tasks.checkpoint_presets import model_at, run_and_step
+
+
+def main(arguments: list[str] | None = None, program: str = "export_run.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("run", help="folder of the run; RUN@STEP for another step than the last")
+    parser.add_argument("output", type=Path, help="folder to write")
+    options = parser.parse_all(arguments)
+    try:
+        model, checkpoint = model_at(*run_and_step(options.run))
+        model.save_to_preset(options.output)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{program}: {error}")
+    print(f"Wrote {printable(options.output)}, the preset of step {checkpoint.step:,}.")
+
+
+if __name__ == "__main__":
+    main()
