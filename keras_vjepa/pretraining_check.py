@@ -27,6 +27,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.tasks.named_presets import architecture_to_begin_with
 from keras_vjepa.tasks.pretrainer import check_objective
 from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
 from keras_vjepa.training.resumable import check_run
@@ -36,6 +37,7 @@ def configured(original: ConfigT, given: Mapping[str, Any], say: bool = True) ->
     """Set options in a config; of the others, those that do not fit these are fitted to them.
 
     They are a warm-up that is longer than the run, and the frames of the context of causal masks.
+    The encoder is that of the preset that the run begins with, if it begins with one.
 
     Args:
         original: a config of a recipe.
@@ -46,6 +48,7 @@ def configured(original: ConfigT, given: Mapping[str, Any], say: bool = True) ->
         ValueError: for a value that is out of range, and for one that was given and does not fit,
             by the name of the option.
     """
+    given = {**given, **architecture_to_begin_with(original, given)}
     config = replace(original, **given)
     changes = _fitting_warm_up(original, config, given) | _fitting_context(config, given)
     lines = [

@@ -40,34 +40,14 @@ from keras_vjepa.training.resumable import check_folder
 # Options that may change when a run goes on. The samples are compared in place of their path, the
 # budgets in place of the batch that they are made for.
 MAY_DIFFER = {
-    "data",
-    "kind",
-    "fps",
-    "videos",
-    "label_names",
-    "path_column",
-    "budget_batch_size",
-    "num_workers",
-    "read_ahead",
-    "max_bad_share",
-    "max_file_seconds",
-    "max_frame_pixels",
-    "shard_parameters",
-    "steps",
-    "accumulation_steps",
-    "remat",
-    "monitor_every",
-    "monitor_clips",
+    "data", "kind", "fps", "videos", "label_names", "path_column", "budget_batch_size",
+    "num_workers", "read_ahead", "max_bad_share", "max_file_seconds", "max_frame_pixels",
+    "shard_parameters", "steps", "accumulation_steps", "remat",
+    "monitor_every", "monitor_clips", "stop_on_collapse", "callbacks",
+    "log_every", "checkpoint_every", "keep_last", "keep_every",
     # Of runs of before.
-    "watch_every",
-    "watch_videos",
-    "stop_on_collapse",
-    "callbacks",
-    "log_every",
-    "checkpoint_every",
-    "keep_last",
-    "keep_every",
-}
+    "watch_every", "watch_videos",
+}  # fmt: skip
 # A batch that is larger or smaller by this factor than the paper's is far from it.
 FAR = 2.0
 

@@ -54,8 +54,8 @@ class PretrainConfig:
         predictor: the predictor (Table 9).
         initializer_stddev: deviation of the initial weights; the default suits a width of about
             1,000, narrow models want more.
-        start_from: preset of an encoder to begin with, of the same architecture, in place of random
-            weights.
+        start_from: preset of an encoder to begin with, in place of random weights; its sizes are
+            those of the run.
         teacher: preset of an encoder that is predicted in place of the moving average, and stays as
             it is.
         pretrainer: the objective. Pixels, with a loss exponent of 2, are the baseline of Table 1.

@@ -4,8 +4,9 @@
     KERAS_BACKEND=jax python recipes/probe.py --config ssv2 --preset PRESET \
         --data train.csv --test_data validation.csv
 
-Without `--data`: the built-in videos. Any argument of the parts of an evaluation is an option, for
-example `--learning_rates 1e-3,3e-3`. The configs are the authors' code's; `--variant paper` is the
+Without `--data`: the built-in videos. With it, and no config: `own`, for which a folder of classes
+says all that is needed. Any argument of the parts of an evaluation is an option, for example
+`--learning_rates 1e-3,3e-3`. The other configs are the authors' code's; `--variant paper` is the
 paper's text where the two differ.
 """
 
@@ -29,15 +30,14 @@ from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.data.sources.labelled_sets import check_sources
+from keras_vjepa.data.sources.labelled_sets import check_sources, holds_only_images
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator, Metrics
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import draw_confusion, summary
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import check_preset, load_backbone
-from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper
-from keras_vjepa.training.results import damaged_result
+from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper, own
 from keras_vjepa.training.resumable import check_folder, writable_folder
 
 # What recipes/pretrain.py leaves, and the name of an encoder without training.
@@ -65,6 +65,7 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
     config = completed(config)
     encoder = make_encoder(config)
     train, test = samples_of(config)
+    config = config.for_samples([*train, *test])
     if parallel.is_first:
         print(
             f"{config.preset} encoder: {encoder.count_params():,} parameters, "
@@ -73,7 +74,7 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
         )
     probe = FrozenProbe(encoder, config, cache=cache_of(config, workdir), parallel=parallel)
     evaluator = Evaluator(probe, train, test, workdir / "splits")
-    _check_classifiers(evaluator, config, workdir)
+    evaluator.forget_if_damaged([workdir / f"classifier_{task}" for task in config.tasks])
     if parallel.is_first and evaluator.is_finished(config.splits):
         print(f"{workdir} holds this evaluation, finished.", file=sys.stderr)
     elif parallel.is_first and (workdir / "result.json").exists():
@@ -101,19 +102,6 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
     print(summary(results))
     print(f"Saved {workdir}/result.json, with each class's accuracy.", file=sys.stderr)
     return results
-
-
-def _check_classifiers(evaluator: Evaluator, config: ProbeConfig, workdir: Path) -> None:
-    """Have the first split evaluated again if a classifier that it left is damaged or gone."""
-    names = [f"classifier_{task}" for task in config.tasks]
-    gone = [f"{workdir / name} is missing" for name in names if not (workdir / name).is_dir()]
-    problem = gone[0] if gone else damaged_result(workdir, [], names)
-    if problem is not None and evaluator.is_finished(1):
-        # All processes have found the same, before and after.
-        collectives.wait_for_all()
-        print(f"{problem}: it is made anew.", file=sys.stderr)
-        evaluator.forget(0)
-        collectives.wait_for_all()
 
 
 def completed(config: ProbeConfig) -> ProbeConfig:
@@ -180,12 +168,19 @@ def untrained_arguments(config: ProbeConfig) -> dict[str, Any]:
 
 
 def parse_arguments(
-    arguments: list[str] | None = None, program: str = "probe.py"
+    arguments: list[str] | None = None,
+    program: str = "probe.py",
+    description: str = __doc__ or "",
+    prefix: str = "probe_",
 ) -> tuple[ProbeConfig, Path]:
     """Read the config and the workdir that a command line asks for."""
-    name, changes, workdir = command_line.parse(
-        program, __doc__ or "", CONFIGS, arguments, prefix="probe_"
-    )
+    given = sys.argv[1:] if arguments is None else arguments
+    name, changes, workdir = command_line.parse(program, description, CONFIGS, given, prefix)
+    if name in SETS and changes.get("data", name) not in SETS:
+        # A config that is named comes after this one, and counts.
+        given = ["--config", own.__name__, *given]
+        name, changes, workdir = command_line.parse(program, description, CONFIGS, given, prefix)
+        changes.setdefault("images", holds_only_images(changes["data"]))
     config = CONFIGS[name]()
     if changes.get("variant", config.variant) == "paper":
         config = as_in_the_paper(config)

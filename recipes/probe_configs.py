@@ -145,9 +145,24 @@ def digit_motion_black() -> ProbeConfig:
     return replace(digit_motion(), data="digit_motion_black", image_size=32, temporal_stride=2)
 
 
+def own() -> ProbeConfig:
+    """Your own videos or images, the default with --data: classes and sizes are found out."""
+    return replace(
+        digit_motion(),
+        tasks=("class",),
+        num_classes=None,
+        image_size=None,
+        num_frames=None,
+        temporal_stride=4,
+        epochs=20,
+        # Of several, validation samples choose one, and small sets have none to spare.
+        learning_rates=(3e-3,),
+    )
+
+
 CONFIGS: dict[str, Callable[[], ProbeConfig]] = {
     function.__name__: function
-    for function in (digit_motion, digit_motion_black, k400, ssv2, in1k, places205, inat21)
+    for function in (digit_motion, digit_motion_black, own, k400, ssv2, in1k, places205, inat21)
 }
 
 

@@ -1,4 +1,4 @@
-"""Kill a pretraining run again and again, and compare it with one that ran through (App. C).
+"""Kill a pretraining run again and again; compare it with one that ran through (App. C).
 
     KERAS_BACKEND=jax python tools/check_resume.py workdir/check --kills 30 --data videos/ \
         --steps 60 --checkpoint_every 3

@@ -1,4 +1,4 @@
-"""Try pretraining settings on the built-in set, one after the other, and rank them (§5).
+"""Try pretraining settings on the built-in set one by one, and rank them (§5).
 
     KERAS_BACKEND=jax python tools/sweep.py workdir/sweep --steps 500 \
         --vary learning_rate 3e-4 1e-3 --vary start_momentum 0.99 0.999 --seeds 0 1 2

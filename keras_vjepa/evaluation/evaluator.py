@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
+from keras_vjepa.presets.integrity import damage
 from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import writable_folder
 from keras_vjepa.training.run_state import Checkpoints
@@ -133,6 +135,21 @@ class Evaluator:
         """
         if self.folder is not None and self.probe.parallel.is_first:
             self._path(index).unlink(missing_ok=True)
+
+    def forget_if_damaged(self, left: Sequence[Path]) -> None:
+        """Have the first split evaluated again if a preset that it left is damaged or gone.
+
+        Args:
+            left: folders of presets.
+        """
+        problems = [f"{one} is missing" if not one.is_dir() else damage(one) for one in left]
+        problem = next(filter(None, problems), None)
+        if problem is not None and self.is_finished(1):
+            # All processes have found the same, before and after.
+            collectives.wait_for_all()
+            print(f"{problem}: it is made anew.", file=sys.stderr)
+            self.forget(0)
+            collectives.wait_for_all()
 
     def _done(self, index: int, say: bool = False) -> Metrics | None:
         """Read the metrics of a split, None if they are not there or damaged."""

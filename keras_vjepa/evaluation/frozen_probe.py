@@ -239,6 +239,25 @@ class FrozenProbe:
             for task in settings.tasks
         }
 
+    def read_out(
+        self, samples: Sequence[Sample], test_samples: Sequence[Sample]
+    ) -> dict[str, dict[str, float]]:
+        """Count top-1 of the quick checks alone, without a probe that is trained.
+
+        Args:
+            samples: labelled training samples.
+            test_samples: labelled test samples.
+
+        Returns:
+            For each task the share of test samples that each check names right, by its name; none
+            unless the settings have `readouts`.
+        """
+        self._train, self._split = samples, Split([*samples], [])
+        return {
+            task: self._readouts(task, test_samples, len(test_samples))
+            for task in self.settings.tasks
+        }
+
     def _report(
         self,
         task: str,

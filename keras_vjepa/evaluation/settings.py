@@ -1,10 +1,14 @@
 """What defines a frozen evaluation beside encoder and samples (§4.3, App. D.1, Table 10)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from keras_vjepa.configuration import Part
 from keras_vjepa.data.batches.clips import ClipSettings
 from keras_vjepa.data.reading.limits import ReadingLimits
+from keras_vjepa.data.sources.labels import check_labels
+from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
 from keras_vjepa.data.transforms.views import center_view
@@ -12,6 +16,7 @@ from keras_vjepa.evaluation.settings_check import check_parts, check_settings
 from keras_vjepa.evaluation.sweep_optimizer import Candidate, SweepAdamW
 from keras_vjepa.models.adapters import Size, TokenEncoder
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+from keras_vjepa.tasks.probe import MOST_CLASSES
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,9 @@ class ProbeSettings:
 
     Attributes:
         tasks: names of what is told apart.
-        num_classes: number of classes of each task. With several tasks, a sample's label is their
-            labels as the digits of one number, the first task's first.
+        num_classes: number of classes of each task; of a single task, None for as many as the
+            samples have. With several tasks, a sample's label is their labels as the digits of one
+            number, the first task's first.
         images: samples are images, repeated to a clip.
         image_size: height and width of what the encoder sees; none for the encoder's own.
         augment: augment the training clips. Without it features are computed once, and kept.
@@ -58,7 +64,7 @@ class ProbeSettings:
     """
 
     tasks: tuple[str, ...] = ("action",)
-    num_classes: tuple[int, ...] = (400,)
+    num_classes: tuple[int, ...] | None = (400,)
     images: bool = False
     image_size: Size | None = None
     augment: bool = False
@@ -117,7 +123,13 @@ class ProbeSettings:
 
     @property
     def classes(self) -> dict[str, int]:
-        """Return the number of classes of each task, by its name."""
+        """Return the number of classes of each task, by its name.
+
+        Raises:
+            ValueError: if it is not known yet; see `for_samples`.
+        """
+        if self.num_classes is None:
+            raise ValueError("`num_classes` must be given. Received: None")
         return dict(zip(self.tasks, self.num_classes, strict=True))
 
     @property
@@ -129,6 +141,20 @@ class ProbeSettings:
     def keeps_features(self) -> bool:
         """Tell whether features are computed once, and not in every step."""
         return not (self.augment or self.online)
+
+    def for_samples(self, samples: Sequence[Sample]) -> Self:
+        """Fill in what follows from labelled samples: the number of classes.
+
+        Args:
+            samples: of training and testing.
+
+        Raises:
+            ValueError: if a sample has no label.
+        """
+        if self.num_classes is not None:
+            return self
+        check_labels(samples, MOST_CLASSES)
+        return replace(self, num_classes=(1 + max(sample.label or 0 for sample in samples),))
 
     def for_encoder(self, encoder: TokenEncoder) -> "ProbeSettings":
         """Fill in what follows from an encoder: the size and the number of frames of its clips.

@@ -87,6 +87,8 @@ def _check_tasks(settings: Any) -> None:
         raise ValueError(f"`tasks` must be names, each another. Received: {shown(tasks)}")
     for task in tasks:
         check_text(tasks=task)
+    if counts is None and len(tasks) == 1:
+        return
     if not isinstance(counts, tuple | list) or len(counts) != len(tasks):
         raise ValueError(
             f"`num_classes` must hold a number for each of the `tasks`={tasks}. "

@@ -6,9 +6,46 @@ A preset is told by its weights where both sides know them: it may have moved.
 from collections.abc import Mapping
 from typing import Any
 
+from keras_vjepa.arguments import shown
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.presets.fingerprints import fingerprint_of_weights
+from keras_vjepa.presets.preset import CONFIG_FILE, check_preset, find_preset, read_config
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
+
+# Of an encoder's arguments: how it computes, and not what.
+_FREE = {"remat"}
+
+
+def architecture_to_begin_with(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read from the preset that a run begins with which encoder it is of, in options of the config.
+
+    Args:
+        config: of a recipe; `encoder` is a part of it.
+        given: what a user sets, by the names of options.
+
+    Returns:
+        Values of options; none if there is no such preset.
+
+    Raises:
+        FileNotFoundError: if the preset is not there.
+        ValueError: for an option that was given and that the preset has otherwise.
+    """
+    preset = given.get("start_from", config.start_from)
+    if not preset:
+        return {}
+    check_preset(preset, "start_from")
+    folder = find_preset(preset, load_weights=False)
+    stored = read_config(folder, CONFIG_FILE, VJEPABackbone.__name__)["config"]
+    found = {}
+    for argument in stored.keys() & config.encoder.parameters.keys() - _FREE:
+        option, value = config.encoder.option_name(argument), stored[argument]
+        found[option] = tuple(value) if isinstance(value, list) else value
+        if option in given and given[option] != found[option]:
+            raise ValueError(
+                f"`{option}` must be left out with `start_from`, or be {shown(found[option])}, as "
+                f"{preset} has it. Received: {shown(given[option])}"
+            )
+    return found
 
 
 def load_encoder(config: Any, field: str) -> VJEPABackbone | None:

@@ -10,6 +10,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
 from keras_vjepa.monitoring.tables import read_rows
 from keras_vjepa.recipes import pretrain
 from keras_vjepa.recipes.pretrain_configs import digit_motion
+from keras_vjepa.tools import neighbors
 from keras_vjepa.tools.check_resume import result_of
 from keras_vjepa.training import Checkpoints
 from tests.recipes.test_resume import SMALL
@@ -58,6 +59,18 @@ def test_schedules_are_stretched_when_that_is_asked_for(config, short, tmp_path,
     rates = [row["learning_rate"] for row in read_rows(tmp_path / "run" / "steps.jsonl")]
     # Two steps of the short schedule fall; then the long one is still near its top.
     assert rates[1] < rates[0] < 5.1e-4 and rates[2] > 4.9e-4
+
+
+def test_a_checkpoint_is_measured_as_it_was_while_it_was_trained(short, capsys):
+    """By command, from its file, and with all numbers of the clips that the monitor looks at."""
+    online = next(row for row in read_rows(short / "monitor.jsonl") if row["step"] == 2)
+    neighbors.main(["--preset", f"{short}@2"])
+    lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert len(lines) > 30 and lines.keys() == online.keys() - {"loss", "state", "words"}
+    for name, value in lines.items():
+        # Not a number is none in JSON.
+        expected = float("nan") if online[name] is None else online[name]
+        assert float(value) == pytest.approx(expected, rel=1e-5, abs=1e-7, nan_ok=True), name
 
 
 def test_fewer_steps_than_are_done_are_refused(config, short, tmp_path):

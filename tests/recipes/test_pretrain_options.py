@@ -1,6 +1,7 @@
 """Every argument of the parts of a pretraining run can be set on the command line."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -189,6 +190,33 @@ SHRUNK = {
     "steps": 2,
     "warmup_steps": 1,
 }
+
+
+@pytest.mark.data
+def test_a_preset_to_begin_with_says_what_encoder_it_is(tmp_path, capsys):
+    preset = str(tmp_path / "preset")
+    encoder = VJEPABackbone((16, 24), 4, 4, hidden_dim=12, num_layers=1, num_heads=2, mlp_ratio=2.0)
+    encoder.save_to_preset(preset)
+    begun = ["--start_from", preset, "--temporal_stride", "2"]
+    config, _ = pretrain.parse_arguments([*begun, "--hidden_dim", "12", "--remat", "true"])
+    made = pretrain_objects.make_encoder(config)
+    assert made.remat and {**made.get_config(), "remat": False, "name": encoder.name} == {
+        **encoder.get_config(),
+        "dtype": made.get_config()["dtype"],
+    }
+    for option, value, known in (("hidden_dim", "24", "12"), ("image_size", "16", r"\(16, 24\)")):
+        with pytest.raises(SystemExit) as error:
+            pretrain.parse_arguments([*begun, f"--{option}", value])
+        assert error.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(
+            rf"pretrain.py: --{option} must be left out with --start_from, or be {known}, as "
+            rf"{preset} has it. Received: {value}",
+            line,
+        )
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments(["--start_from", str(tmp_path / "nothing")])
+    assert "--start_from must be the folder of a preset. Received: " in capsys.readouterr().err
 
 
 @slow_but_on("torch")

@@ -11,11 +11,14 @@ import pytest
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, command_line
 from keras_vjepa.configuration import options, replace
+from keras_vjepa.data import Sample
+from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.views import evaluation_clips, evaluation_transform, training_transform
 from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import CONFIGS, as_in_the_paper, digit_motion
+from keras_vjepa.tools import neighbors
 from tests.evaluation.support import assert_close
 from tests.support import BEFORE_THE_HOUSE, slow_but_on
 
@@ -201,6 +204,48 @@ def test_bad_input_is_named(built_in, monkeypatch, tmp_path, capsys):
 
 
 @slow_but_on("torch")
+def test_a_folder_of_classes_and_a_preset_say_all_that_is_needed(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    VJEPABackbone(16, 4, 8, hidden_dim=8, num_layers=1, num_heads=1).save_to_preset("preset")
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        # Told apart by brightness.
+        dark = rng.integers(60, size=(12, 20, 30, 3), dtype=np.uint8)
+        path = tmp_path / "mine" / ("bright", "dark")[number % 2] / f"{number}.avi"
+        write_motion_jpeg(path, dark if number % 2 else 255 - dark, 24)
+    options = ["--preset", "preset", "--data", "mine"]
+    probe.main([*options, "--epochs", "2"])
+    said = capsys.readouterr()
+    assert "8 samples of 2 classes train, and 2 are held out to test" in caplog.text
+    assert said.out.startswith("class: top-1 ") and "of 2 samples" in said.out
+    assert VJEPAVideoClassifier.from_preset("workdir/probe_own/classifier_class").num_classes == 2
+    neighbors.main(options)
+    expected = "class: nearest neighbors 100.0 %, ridge classifier 100.0 %"
+    assert capsys.readouterr().out.strip() == expected
+
+
+def test_what_is_found_out_of_own_data(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.jpg").touch()
+    config, workdir = probe.parse_arguments(["--data", str(tmp_path)])
+    assert config.images and config.num_classes is None and config.image_size is None
+    assert str(workdir) == "workdir/probe_own"
+    config, _ = probe.parse_arguments(["--data", str(tmp_path), "--images", "false"])
+    assert not config.images
+    with pytest.raises(ValueError, match="`num_classes` must be given. Received: None"):
+        assert config.classes
+    samples = [Sample("a", 4), Sample("b", 0)]
+    assert config.for_samples(samples).classes == {"class": 5}
+    # A config that is named is that one, whatever the data.
+    config, workdir = probe.parse_arguments(
+        ["--config", "digit_motion", "--data", str(tmp_path), "--workdir", "here"]
+    )
+    assert config.tasks == ("digit", "motion") and str(workdir) == "here"
+
+
+@slow_but_on("torch")
 def test_run_is_saved_stopped_continued_and_repeated(
     built_in, small_encoder, tmp_path, monkeypatch, capsys
 ):
@@ -245,7 +290,7 @@ def test_run_is_saved_stopped_continued_and_repeated(
 @pytest.mark.data
 @pytest.mark.parametrize("damage", ["cut", "missing", "none"])
 def test_a_damaged_classifier_is_named_and_its_split_evaluated_again(damage, tmp_path, capsys):
-    config, forgotten = small(tasks=("motion",), num_classes=(10,)), []
+    forgotten = []
     evaluator = SimpleNamespace(is_finished=lambda splits: True, forget=forgotten.append)
     classifier = tmp_path / "classifier_motion"
     shutil.copytree(BEFORE_THE_HOUSE / "presets" / "classifier_attentive", classifier)
@@ -253,7 +298,7 @@ def test_a_damaged_classifier_is_named_and_its_split_evaluated_again(damage, tmp
         os.truncate(classifier / "task.weights.h5", 1000)
     elif damage == "missing":
         shutil.rmtree(classifier)
-    probe._check_classifiers(evaluator, config, tmp_path)
+    Evaluator.forget_if_damaged(evaluator, [classifier])
     said = capsys.readouterr().err
     if damage == "none":
         assert said == "" and forgotten == []

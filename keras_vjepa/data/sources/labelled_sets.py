@@ -8,16 +8,22 @@
     the published csv of Kinetics, with `videos`, the folder where they are;
     the published json of Something-Something v2, with `videos` and `label_names`, its labels.json.
 
-`data` alone may be a folder that has `train` and `val` (or `test`) in it.
+`data` alone may be a folder that has `train` and `val` (or `test`) in it. Of anything else, a part
+of each class is held out for testing.
 """
 
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from keras_vjepa.arguments import check_text
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
+from keras_vjepa.data.reading.kinds import has_image_extension
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.data.sources.folders import Kind
+from keras_vjepa.data.sources.folders import Kind, search_folder
+from keras_vjepa.data.sources.labels import check_labels, low_shot
 from keras_vjepa.data.sources.listing import (
     is_published,
     list_samples,
@@ -28,6 +34,10 @@ from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_f
 from keras_vjepa.data.sources.shards import is_folder_of_shards
 
 BUILT_IN = "digit_motion"
+# Of each class, for testing, where nothing is given for it; which, no seed of a run decides.
+HELD_OUT = 0.2
+
+_LOG = logging.getLogger(__name__)
 
 
 def train_and_test(
@@ -44,7 +54,7 @@ def train_and_test(
 
     Args:
         data: of training, or the name of a built-in set.
-        test_data: of testing.
+        test_data: of testing; without it, a fifth of each class of `data` is held out.
         videos: folder of the videos, for published annotations.
         label_names: labels.json of Something-Something v2.
         kind: what to look for in folders and shards: video, image, any of both, or frames: folders
@@ -64,16 +74,13 @@ def train_and_test(
         splits = [split for split in ("val", "test") if Path(data, split).is_dir()]
         if splits:
             data, test_data = str(Path(data, "train")), str(Path(data, splits[0]))
-    if not test_data:
-        raise ValueError(
-            "`test_data` must be given with `data`, unless `data` is a folder that holds `train` "
-            f"and `val`. Received: none for {data}"
-        )
     _check_alike(data, test_data, videos, label_names)
     if Path(data).is_dir() and not is_folder_of_shards(data, kind):
         classes = class_folders(data)
-        train, test = (list_class_folders(root, classes, kind, fps) for root in (data, test_data))
-        return train, test
+        samples = list_class_folders(data, classes, kind, fps)
+        if not test_data:
+            return _held_out(samples, data)
+        return samples, list_class_folders(test_data, classes, kind, fps)
     if is_published(data) == "AVA":
         raise ValueError(f"`data` must have a class for each video. Received: {data}, of AVA")
     if is_published(data):
@@ -84,7 +91,40 @@ def train_and_test(
     if is_published(data) != "Something-Something v2":
         names = listed_class_names(data, path_column, label_column)
     options = (kind, names, fps, videos, label_names, path_column, label_column)
-    return list_samples(data, *options), list_samples(test_data, *options)
+    samples = list_samples(data, *options)
+    return (samples, list_samples(test_data, *options)) if test_data else _held_out(samples, data)
+
+
+def _held_out(samples: Sequence[Sample], data: str) -> tuple[list[Sample], list[Sample]]:
+    """Hold a share of each class out that has two samples or more; say so."""
+    check_labels(samples, 1 + max(sample.label or 0 for sample in samples))
+    counts = Counter(sample.label for sample in samples)
+    several = [sample for sample in samples if counts[sample.label] > 1]
+    if not several:
+        raise ValueError(
+            "`test_data` must be given where no class has two samples. "
+            f"Received: none for {data}, with {len(samples)} of {len(counts)} classes"
+        )
+    test = low_shot(several, HELD_OUT)
+    held_out = {sample.path for sample in test}
+    train = [sample for sample in samples if sample.path not in held_out]
+    _LOG.warning(
+        "No test data is given: of %s, %d samples of %d classes train, and %d are held out to test",
+        *(data, len(train), len(counts), len(test)),
+    )
+    return train, test
+
+
+def holds_only_images(data: str) -> bool:
+    """Whether a folder holds images and no video; False for anything else.
+
+    Args:
+        data: as in `train_and_test`.
+    """
+    if not data or not Path(data).is_dir() or is_folder_of_shards(data, "video"):
+        return False
+    found = search_folder(data, "any").paths
+    return bool(found) and all(map(has_image_extension, found))
 
 
 def check_sources(
@@ -112,7 +152,7 @@ def check_sources(
 def _check_alike(data: str, test_data: str, videos: str, label_names: str) -> None:
     """Check that both are folders or neither, and that nothing is given that is not used."""
     is_folder, published = Path(data).is_dir(), is_published(data)
-    if is_folder != Path(test_data).is_dir():
+    if test_data and is_folder != Path(test_data).is_dir():
         raise ValueError(
             f"`test_data` must be a {'folder' if is_folder else 'file'}, as {data} is. "
             f"Received: {test_data}"

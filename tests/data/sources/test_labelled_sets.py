@@ -36,6 +36,35 @@ def test_sources_of_data(tmp_path):
         read(f"{folder}/kinetics_train.csv", f"{folder}/kinetics_val.csv")
 
 
+def test_a_fifth_of_each_class_is_held_out_where_nothing_is_given_for_testing(tmp_path, caplog):
+    counts = {"cat": 10, "cow": 5, "elk": 1}
+    for name, count in counts.items():
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f"{i}.mp4").touch()
+    train, test = labelled_sets.train_and_test(str(tmp_path))
+    assert [[s.label for s in part].count(0) for part in (train, test)] == [8, 2]
+    assert [[s.label for s in part].count(1) for part in (train, test)] == [4, 1]
+    # A single one is not held out: nothing would be left to learn from.
+    assert [s.label for s in test].count(2) == 0 and len(train) + len(test) == 16
+    assert not {s.path for s in train} & {s.path for s in test}
+    assert caplog.messages == [
+        f"No test data is given: of {tmp_path}, 13 samples of 3 classes train, and 3 are held out "
+        "to test"
+    ]
+    assert labelled_sets.train_and_test(str(tmp_path)) == (train, test)
+
+
+def test_a_folder_of_images_is_told_from_one_of_videos(tmp_path):
+    (tmp_path / "cat").mkdir()
+    assert not labelled_sets.holds_only_images(str(tmp_path))
+    (tmp_path / "cat" / "1.jpg").touch()
+    assert labelled_sets.holds_only_images(str(tmp_path))
+    (tmp_path / "cat" / "1.mp4").touch()
+    assert not labelled_sets.holds_only_images(str(tmp_path))
+    assert not labelled_sets.holds_only_images(str(tmp_path / "nothing"))
+
+
 def test_a_quoted_header_of_kinetics(tmp_path):
     """As tools write it that quote all columns."""
     header, row = '"label","youtube_id","time_start","time_end"', '"b","x","0","10"'
