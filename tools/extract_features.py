@@ -2,10 +2,11 @@
 
     keras-vjepa features --preset vjepa_large_patch16_224 videos/ --output features/
 
-`videos/a/clip.mp4` becomes `features/a/clip.mp4.npy`, float32: a row for each position of a window
-that slides over the video, (windows, dim), or with `--tokens` (windows, tokens, dim). Row i begins
-at frame `i * stride`; an image has one row. Files are read, and features written, window by window,
-so memory does not grow with a video's length.
+Instead of a folder it takes a list, a table, shards, a published list with `--videos`, one file, or
+the address of any of these. `videos/a/clip.mp4` becomes `features/a/clip.mp4.npy`, float32: a row
+for each position of a window that slides over the video, (windows, dim), or with `--tokens`
+(windows, tokens, dim). Row i begins at frame `i * stride`; an image has one row. Files are read,
+and features written, window by window, so memory does not grow with a video's length.
 
 The same command goes on after an interruption. `features/sources.jsonl` says which file each output
 is of. Features of files that were replaced, and damaged ones, are made anew; those of another model
@@ -38,18 +39,22 @@ from keras_vjepa.backend.device import memory_of_machine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
 from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
+from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import is_image
+from keras_vjepa.data.reading.remote import ADDRESS
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, search_folder
-from keras_vjepa.data.sources.listing import LISTS, list_samples, source_exists
-from keras_vjepa.data.sources.shards import is_shards
-from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Rows
+from keras_vjepa.data.sources.listing import list_samples, source_exists
+from keras_vjepa.data.sources.names import absolute_name, shared_root
+from keras_vjepa.data.sources.shards import is_folder_of_shards
+from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Name, Rows
 from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
 from keras_vjepa.locks import locked
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import find_preset, load_backbone
+from keras_vjepa.tools.data_source import add_listing
 
 DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16", "float64")
 
@@ -90,7 +95,7 @@ class Extractor:
                     f"{typed('image_size' if of_size else option)}: {error}"
                 ) from error
 
-    def features(self, source: Path) -> tuple[int, Iterator[Rows]]:
+    def features(self, source: Name) -> tuple[int, Iterator[Rows]]:
         """The number of rows of a file, and these rows in batches."""
         count, windows = self.preprocessor.windows(source, self.stride, self.limits)
         if not is_image(source):
@@ -116,42 +121,47 @@ def typed(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def listed(source: Path, kind: Kind = "any") -> tuple[Path, list[Path]]:
+def listed(
+    source: str, kind: Kind = "any", videos: str = "", path_column: str = ""
+) -> tuple[str, list[Name]]:
     """List the files to read, and the folder below which their outputs are named.
 
     Raises:
         ValueError: if there are none.
     """
-    if is_shards(source) or source.suffix.lower() in LISTS:
-        found = [sample.path for sample in list_samples(source, kind, label_column="")]
-        folders = [os.path.dirname(os.path.abspath(path)) for path in found]
-        return Path(os.path.commonpath(folders)), [Path(os.path.abspath(path)) for path in found]
-    if not source.is_dir():
-        return source.parent, [source]
-    found = search_folder(source, kind).paths
-    if not found:
-        raise ValueError(f"source must hold {IN_WORDS[kind]}. Received: {printable(source)}")
-    if found == [str(source)]:
-        return source.parent, [source]
+    is_folder = os.path.isdir(source) and not is_folder_of_shards(source, kind)
+    if is_folder:
+        found = search_folder(source, kind).paths
+        if not found:
+            raise ValueError(f"source must hold {IN_WORDS[kind]}. Received: {printable(source)}")
+    elif extension(source) in EXTENSIONS["any"]:
+        found = [source]
+    else:
+        samples = list_samples(
+            source, kind, videos=videos, path_column=path_column, label_column=""
+        )
+        found = [*dict.fromkeys(absolute_name(sample.path) for sample in samples)]
+    root = source if is_folder and found != [source] else shared_root(found)
     # Images last: in fewer frames they are another shape, to be compiled once.
-    return source, [Path(path) for path in sorted(found, key=lambda path: (is_image(path), path))]
+    found.sort(key=lambda name: (is_image(name), name))
+    return root, [name if ADDRESS.match(name) else Path(name) for name in found]
 
 
-def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) -> dict[Path, str]:
+def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) -> dict[Name, str]:
     """Write the features that are missing.
 
     Returns:
         The files that cannot be read, and why.
     """
-    bad_files: dict[Path, str] = {}
+    bad_files: dict[Name, str] = {}
     interval = 0.05 if sys.stdout.isatty() else _SECONDS_BETWEEN_LINES
     bar = keras.utils.Progbar(len(plan.missing), unit_name="file", interval=interval)
 
-    def features(path: Path) -> tuple[int, Iterator[Rows]]:
+    def features(path: Name) -> tuple[int, Iterator[Rows]]:
         count, batches = extractor.features(path)
         return count, watched(path, count, batches)
 
-    def watched(path: Path, count: int, batches: Iterator[Rows]) -> Iterator[Rows]:
+    def watched(path: Name, count: int, batches: Iterator[Rows]) -> Iterator[Rows]:
         done = 0
         for batch in batches:
             if not np.isfinite(batch).all():
@@ -184,23 +194,10 @@ def path_of(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def add_source(parser: OneLineParser) -> None:
-    """Add the options that say what is read."""
-    parser.add_argument(
-        "source", type=path_of, help="a folder of videos and images, a list, shards, or one file"
-    )
-    parser.add_argument(
-        "--kind",
-        choices=tuple(EXTENSIONS),
-        default="any",
-        help="what to look for: video, image, any of both, or frames: folders of numbered pictures",
-    )
-
-
 def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
     """Read the command line; bad input ends the process with one line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
-    add_source(parser)
+    add_listing(parser, "any")
     parser.add_argument(
         "--preset",
         required=True,
@@ -345,13 +342,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Path, str], list[str]]:
+def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Name, str], list[str]]:
     """Do what the command line says.
 
     Returns:
         What was to be done, the files that cannot be read, and the features that are damaged.
     """
-    root, paths = listed(options.source, options.kind)
+    root, paths = listed(options.source, options.kind, options.videos or "", options.path_column)
     output = options.output
     # At once if there is such a folder, and not after minutes of loading.
     with locked(output, "--output") if output.is_dir() else nullcontext():
@@ -409,7 +406,7 @@ def main(arguments: list[str] | None = None, program: str = "extract_features.py
 
 def report(
     plan: FeaturePlan,
-    bad_files: dict[Path, str],
+    bad_files: dict[Name, str],
     problems: Sequence[str],
     output: Path,
     program: str,

@@ -14,7 +14,6 @@ gained is printed. Needs PyAV (pip install av). Exit code 1 if a file could not 
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from keras_vjepa.data.preparation.copying import (
 from keras_vjepa.data.preparation.transcoding import Transcoding
 from keras_vjepa.data.reading.av_decoder import has_av
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.sources.names import shared_root
 from keras_vjepa.locks import locked
 from keras_vjepa.tools.data_source import add_source, check_source, progress_bar, samples_of
 
@@ -77,13 +76,6 @@ def parse(
     return options, transcoding, parser
 
 
-def root_of(source: Path, samples: list[Sample]) -> Path:
-    """Find the folder below which all files lie: the source itself, or what a list's share."""
-    if source.is_dir():
-        return source
-    return Path(os.path.commonpath([os.path.dirname(os.path.abspath(s.path)) for s in samples]))
-
-
 def in_words(done: CopiedVideos, folder: Path) -> str:
     """Say what became of the files."""
     count = len(done.copies) + len(done.bad_files)
@@ -120,11 +112,11 @@ def main(arguments: list[str] | None = None, program: str = "transcode.py") -> i
     """Run the command; `program` stands in front of its messages. Returns the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options, transcoding, parser = parse(arguments, program)
-    source, folder = Path(options.source).expanduser(), options.folder.expanduser()
+    source, folder = Path(options.source), options.folder.expanduser()
     with parser.refusing():
         samples = samples_of(options)
-        root = root_of(source, samples)
         paths = [sample.path for sample in samples]
+        root = options.source if source.is_dir() else shared_root(paths)
         check_apart(paths, [*names_of_copies(paths, root, folder).values()])
         if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
             # The next time they would be found among the originals.

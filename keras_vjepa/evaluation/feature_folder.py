@@ -24,7 +24,9 @@ from keras_vjepa import files
 from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.media import NO_CONTENT
+from keras_vjepa.data.reading.remote import ADDRESS
 from keras_vjepa.data.sources.content_hashes import as_text, content_hash, content_hashes
+from keras_vjepa.data.sources.names import absolute_name, below
 from keras_vjepa.evaluation.feature_names import SOURCES_FILE, features_name, with_hash
 from keras_vjepa.evaluation.feature_records import (
     FeatureRecord,
@@ -40,6 +42,8 @@ from keras_vjepa.evaluation.feature_settings import (
 from keras_vjepa.evaluation.feature_shards import write_header
 
 Rows = NDArray[np.float32]
+# Of a video or an image: a path, or an address.
+Name = Path | str
 
 _UNREADABLE = NO_CONTENT.hex()
 # In one line of the log.
@@ -60,8 +64,8 @@ class FeaturePlan:
         unknown: outputs that were removed, for nothing says what they are of.
     """
 
-    outputs: dict[Path, str] = field(default_factory=dict)
-    missing: list[Path] = field(default_factory=list)
+    outputs: dict[Name, str] = field(default_factory=dict)
+    missing: list[Name] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -96,11 +100,11 @@ class FeatureFolder:
 
     # --- What is there ---------------------------------------------------------------------------
 
-    def plan(self, root: Path, paths: Sequence[Path]) -> FeaturePlan:
+    def plan(self, root: Name, paths: Sequence[Name]) -> FeaturePlan:
         """Say which features are missing; remove those that do not hold any more, and log which.
 
         Args:
-            root: the folder that was listed.
+            root: the folder that was listed, also at an address; see `shared_root`.
             paths: videos and images below it.
         """
         if self._is_of_before:
@@ -123,7 +127,7 @@ class FeatureFolder:
                 _LOG.warning("%s in %s %s: %s", count, self.folder, problem, _named(outputs))
         return plan
 
-    def _plan_one(self, plan: FeaturePlan, path: Path, content: str, features: str) -> None:
+    def _plan_one(self, plan: FeaturePlan, path: Name, content: str, features: str) -> None:
         output = plan.outputs[path]
         record, target = self._records.get(output), self.folder / output
         if features == _UNREADABLE and not target.exists():
@@ -140,21 +144,21 @@ class FeatureFolder:
         elif record.content != content:
             plan.replaced.append(output)
         else:
-            if record.source != os.path.abspath(path):
+            if record.source != absolute_name(path):
                 self._note(output, path, content, features)
             return
         # Now, and not when it is made anew: what is in the folder from here on holds.
         target.unlink()
         plan.missing.append(path)
 
-    def _outputs(self, root: Path, contents: Mapping[Path, str]) -> dict[Path, str]:
+    def _outputs(self, root: Name, contents: Mapping[Name, str]) -> dict[Name, str]:
         """Name the output of each file; one that has a name already keeps it."""
         # On some disks, names that differ in the case of letters are the same.
         taken = {name.casefold(): name for name in self._records}
-        outputs, renamed = {}, []
+        outputs, renamed = dict[Name, str](), []
         for path, content in contents.items():
-            source = os.path.abspath(path)
-            plain = features_name(path.relative_to(root))
+            source = absolute_name(path)
+            plain = features_name(below(root, path))
             own = with_hash(plain, source)
             if source in (self._source_of(plain), self._source_of(own)):
                 outputs[path] = plain if self._source_of(plain) == source else own
@@ -187,18 +191,20 @@ class FeatureFolder:
         paths = [str(self.folder / output) for output in plan.outputs.values()]
         return as_text(content_hashes(paths))
 
-    def _outputs_of_nothing(self, root: Path, plan: FeaturePlan) -> list[str]:
-        below, listed = os.path.join(os.path.abspath(root), ""), {*plan.outputs.values()}
+    def _outputs_of_nothing(self, root: Name, plan: FeaturePlan) -> list[str]:
+        if ADDRESS.match(os.fspath(root)) or not os.fspath(root):
+            return []  # asking for each of them would take as long as reading
+        inside, listed = os.path.join(os.path.abspath(root), ""), {*plan.outputs.values()}
         return [
             output
             for output, record in self._records.items()
             if output not in listed
-            and record.source.startswith(below)
+            and record.source.startswith(inside)
             and not os.path.lexists(record.source)
             and (self.folder / output).exists()
         ]
 
-    def problems(self, plan: FeaturePlan, unreadable: Mapping[Path, str]) -> list[str]:
+    def problems(self, plan: FeaturePlan, unreadable: Mapping[Name, str]) -> list[str]:
         """Name the features that are not there or damaged, at the end of a run.
 
         Args:
@@ -216,7 +222,7 @@ class FeatureFolder:
     # --- New features ----------------------------------------------------------------------------
 
     def write(
-        self, path: Path, output: str, features: Callable[[Path], tuple[int, Iterator[Rows]]]
+        self, path: Name, output: str, features: Callable[[Any], tuple[int, Iterator[Rows]]]
     ) -> None:
         """Make the features of a file; they appear complete or not at all.
 
@@ -236,20 +242,20 @@ class FeatureFolder:
             # Before the block ends: features that are there have their record.
             self._note(output, path, content, content_hash(unfinished).hex())
 
-    def _note(self, output: str, path: Path, content: str, features: str) -> None:
+    def _note(self, output: str, path: Name, content: str, features: str) -> None:
         self._records[output] = self._record(output, path, content, features)
         append_record(self.folder / SOURCES_FILE, self._records[output])
 
-    def _record(self, output: str, path: Path, content: str, features: str) -> FeatureRecord:
-        source = os.path.abspath(path)
+    def _record(self, output: str, path: Name, content: str, features: str) -> FeatureRecord:
+        source = absolute_name(path)
         return FeatureRecord(output, source, content, features, self._hash_of_settings)
 
     # --- Features of an earlier version ----------------------------------------------------------
 
-    def _take_over(self, root: Path, paths: Sequence[Path]) -> None:
+    def _take_over(self, root: Name, paths: Sequence[Name]) -> None:
         """Note the features of an earlier version that are sound and younger than their files."""
         for path in paths:
-            relative = path.relative_to(root)
+            relative = below(root, path)
             before, output = self.folder / f"{relative}.npy", features_name(relative)
             if _is_sound(before) and _is_younger(before, path):
                 if before != self.folder / output:
@@ -284,9 +290,9 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _is_younger(features: Path, source: Path) -> bool:
+def _is_younger(features: Path, source: Name) -> bool:
     try:
-        status = source.stat()
+        status = os.stat(source)
     except OSError:
         return False
     # The first tells of a file that was moved there and kept the time of its content.

@@ -1,10 +1,11 @@
 """The command that checks videos: what it says, its exit codes, and that its list trains."""
 
+import cv2
 import pytest
 
 from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.tools import check_videos
-from tests.data.reading.stamped import write_with_opencv
+from tests.data.reading.stamped import stamped_frame, write_with_opencv
 
 pytestmark = pytest.mark.data
 
@@ -35,6 +36,23 @@ def test_says_in_words_what_it_found(videos, tmp_path, capsys):
     assert (
         capsys.readouterr().out.splitlines()[0] == "Checked before, and unchanged since: 3 files."
     )
+
+
+def test_frames_per_second_of_folders_are_kept(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "frames" / name).mkdir(parents=True)
+        for number in range(4):
+            picture = stamped_frame(number + 4 * (name == "b"))
+            cv2.imwrite(str(tmp_path / "frames" / name / f"{number}.png"), picture)
+    output = tmp_path / "out"
+    given = [tmp_path / "frames", "--output", output, "--num-workers", 1, "--kind", "frames"]
+    for fps in (10.0, 8.0):
+        assert run(*given, "--fps", fps) == 0
+        found = list_samples(output / "clean.csv")
+        assert [sample.media.fps for sample in found] == [fps, fps]
+        facts = (output / "videos.csv").read_text().splitlines()[1].split(",")
+        assert facts[4:6] == [f'"{fps}"', f'"{4 / fps}"']
+    assert "Checked before, and unchanged since: 2 files." in capsys.readouterr().out
 
 
 def test_exit_code_without_a_usable_file(tmp_path, capsys):

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor
+from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor, files
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader, read_frames
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.evaluation.feature_folder import FeatureFolder
 from keras_vjepa.locks import LOCK_FILE
 from keras_vjepa.tools import extract_features
+from tests.data.sources.file_server import serving
 from tests.data.sources.test_shards import write_tar
 from tests.support import ROOT, left_over
 
@@ -387,3 +388,41 @@ def test_shards_lists_and_folders_of_frames(preset, videos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(preset, f"{tmp_path}/y-{{0..3}}.tar", tmp_path / "out")
     assert "no such file or folder: " in capsys.readouterr().err
+
+
+def test_addresses_tables_and_published_lists(preset, videos, tmp_path, monkeypatch):
+    """Features of one video, from whatever source that `pretrain` takes."""
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "cache"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    video = videos / "inner" / "short.avi"
+    shutil.copy(video, folder / "short.avi")
+    (folder / "list.csv").write_text("short.avi 1\n")
+    write_tar(folder / "x.tar", {"b/short.avi": video.read_bytes()})
+    (tmp_path / "shards").mkdir()
+    shutil.copy(folder / "x.tar", tmp_path / "shards")
+    (tmp_path / "val.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\nyoga,short,0,10,val\n"
+    )
+    with serving(folder) as (address, _):
+        (tmp_path / "table.jsonl").write_text(json.dumps({"clip": f"{address}/short.avi"}))
+        found = []
+        for source, *options in (
+            (video,),
+            (f"{address}/short.avi",),
+            (f"{address}/list.csv",),
+            (f"{address}/x.tar",),
+            (tmp_path / "shards",),
+            (tmp_path / "table.jsonl", "--path-column", "clip"),
+            (tmp_path / "val.csv", "--videos", videos),
+        ):
+            output = tmp_path / f"out{len(found)}"
+            assert run(preset, source, output, *options) == 0
+            assert {*files_in(output)} == {"short.avi.npy", "settings.json", "sources.jsonl"}
+            found.append(np.load(output / "short.avi.npy"))
+        for features in found[1:]:
+            np.testing.assert_array_equal(features, found[0])
+        # Nothing is made again while an address says the same.
+        before = (tmp_path / "out1" / "short.avi.npy").stat().st_mtime_ns
+        assert run(preset, f"{address}/short.avi", tmp_path / "out1") == 0
+        assert (tmp_path / "out1" / "short.avi.npy").stat().st_mtime_ns == before

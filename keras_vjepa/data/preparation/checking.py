@@ -15,6 +15,7 @@ from keras_vjepa.data.preparation.inspection import Inspection, Problem, VideoRe
 from keras_vjepa.data.preparation.journal import Journal, each_with_state, table
 from keras_vjepa.data.preparation.processes import ProcessFailure
 from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.locating import name_of
 from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import way_of_reading
@@ -101,6 +102,11 @@ def check_videos(
     known = {path: report for path, report in kept.items() if report.problem != "crash"}
     ahead = [source for path, source in sources.items() if path not in known]
     new = _inspected(ahead, journal, inspection, num_processes, lambda n: progress(n, len(ahead)))
+    for sample in samples:
+        # Of frames in a folder the user says it, and may say something else than before.
+        if isinstance(sample.media, FrameFolder) and sample.path in known:
+            fps, report = sample.media.fps, known[sample.path]
+            known[sample.path] = replace(report, fps=fps, seconds=round(report.num_frames / fps, 3))
     reports = _judged(samples, known | new, min_frames, keep)
     usable = [sample for sample, report in reports if not report.problem]
     _write(folder, usable, reports)

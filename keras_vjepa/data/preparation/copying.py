@@ -22,6 +22,7 @@ from keras_vjepa.data.reading.locating import is_image, name_of
 from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import way_of_reading
 from keras_vjepa.data.sources.list_writing import why_not_listed, write_list
+from keras_vjepa.data.sources.names import below
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform
 
@@ -52,12 +53,12 @@ class CopiedVideos:
     original_bytes: int
 
 
-def names_of_copies(paths: Sequence[str], root: Path, folder: Path) -> dict[str, str]:
+def names_of_copies(paths: Sequence[str], root: str | Path, folder: Path) -> dict[str, str]:
     """Name the copy of each file: the same below `folder` as the file has below `root`, in MP4.
 
     Args:
         paths: files below `root`.
-        root: folder of the originals.
+        root: folder of the originals, as `shared_root` finds it.
         folder: of the copies.
 
     Returns:
@@ -68,7 +69,7 @@ def names_of_copies(paths: Sequence[str], root: Path, folder: Path) -> dict[str,
     >>> list(names_of_copies(["v/a/1.avi", "v/2.webm", "v/2.mkv"], Path("v"), Path("w")).values())
     ['w/a/1.mp4', 'w/2.webm.mp4', 'w/2.mkv.mp4']
     """
-    inner = {path: os.path.relpath(path, root) for path in dict.fromkeys(paths)}
+    inner = {path: str(below(root, path)) for path in dict.fromkeys(paths)}
     short = {path: os.path.splitext(name)[0] + ".mp4" for path, name in inner.items()}
     times = Counter(short.values())
     found = {}
@@ -96,7 +97,7 @@ def check_apart(paths: Sequence[str], targets: Sequence[str]) -> None:
 
 def copy_videos(
     samples: Sequence[Sample],
-    root: Path,
+    root: str | Path,
     folder: Path,
     transcoding: Transcoding,
     num_processes: int = 1,

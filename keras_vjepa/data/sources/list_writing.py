@@ -8,13 +8,19 @@ from pathlib import Path
 
 from keras_vjepa import files
 from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, FrameFolder
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
 from keras_vjepa.data.reading.remote import ADDRESS
 from keras_vjepa.data.sources.rows import read_rows
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.sources.tables import FPS_COLUMN, table_rows
 
 # What a row of a plain path may hold, as the lists of the authors' code have it.
 _PLAIN = re.compile(r"[\w/.\-+@%=~]+")
+_HEADER = f"path,label,{FPS_COLUMN}"
+
+# Path, label and frames per second.
+Written = tuple[str, int | str | None, float | None]
 
 
 def why_not_listed(sample: Sample) -> str:
@@ -39,8 +45,11 @@ def why_not_listed(sample: Sample) -> str:
 def write_list(path: Path, samples: Sequence[Sample]) -> None:
     """Write a list of files, one row `path label` for each, which replaces one that is there.
 
+    Where folders of frames have other frames per second than by default, it is a table with the
+    columns `path`, `label` and `fps`.
+
     Args:
-        path: the list, `.csv` or `.txt`.
+        path: the list, `.csv`.
         samples: the files, which are named from the root of the file system; see `why_not_listed`.
 
     Raises:
@@ -56,17 +65,32 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
     ...     list_samples(Path(folder, "train.csv"))
     [Sample(path='/videos/a cat.mp4', label=3)]
     """
-    rows = [(_from_the_root(sample.path), sample.label) for sample in samples]
-    text = "".join(f"{_row(*row)}\n" for row in rows)
+    rows = [(_from_the_root(sample.path), sample.label, _fps(sample)) for sample in samples]
+    is_table = any(fps is not None for *_, fps in rows)
+    lines = [_HEADER, *map(_row_of_table, rows)] if is_table else [_row(*row[:2]) for row in rows]
     with files.unfinished_file(path) as unfinished:
+        text = "".join(f"{line}\n" for line in lines)
         unfinished.write_bytes(text.encode("utf-8", "surrogateescape"))
-        found: list[tuple[str, int | str | None]] = []
+        found: list[Written] = []
         with suppress(ValueError):
-            found += [(row.path, row.label) for row in read_rows(unfinished)]
+            read = table_rows(unfinished, "path", "label") if is_table else read_rows(unfinished)
+            found += [(row.path, row.label, getattr(row.media, "fps", None)) for row in read]
         if found != rows:
             wrong = [row for row, same in zip(rows, found, strict=False) if row != same]
             example = printable((wrong or rows)[0][0])
             raise ValueError(f"{path} must name files that a list can name. Received: {example}")
+
+
+def _fps(sample: Sample) -> float | None:
+    """Frames per second of a folder of frames, None where they are those that readers assume."""
+    fps = sample.media.fps if isinstance(sample.media, FrameFolder) else DEFAULT_FPS
+    return None if fps == DEFAULT_FPS else fps
+
+
+def _row_of_table(row: Written) -> str:
+    path, *numbers = row
+    cells = ['"' + path.replace('"', '""') + '"']
+    return ",".join(cells + ["" if number is None else repr(number) for number in numbers])
 
 
 def _from_the_root(path: str) -> str:

@@ -88,7 +88,8 @@ def list_samples(
         class_names: names of the classes in the order of their numbers, where labels are names:
             `listed_class_names` of the training list, for every other list. `None` is those of
             `source` itself.
-        fps: frames per second of folders of frames.
+        fps: frames per second of folders of frames; of a table's that has a column `fps`, this
+            counts.
         videos: folder of the videos, for published lists.
         label_names: `labels.json` of Something-Something v2.
         path_column: of a table; by default the first that is called path, file, video or the like.
@@ -346,8 +347,11 @@ def _say_what_is_missing(source: str | Path, samples: Sequence[Sample]) -> None:
 
 
 def _with_fps(samples: list[Sample], kind: Kind, fps: float) -> list[Sample]:
-    if kind == "frames":
-        return with_fps(samples, fps)
-    if fps == DEFAULT_FPS:
-        return samples
-    return [with_fps([s], fps)[0] if os.path.isdir(s.path) else s for s in samples]
+    """Say how many frames make a second, of those that a table does not say it of."""
+
+    def is_silent(sample: Sample) -> bool:
+        if sample.media is not None:
+            return False
+        return kind == "frames" or (fps != DEFAULT_FPS and os.path.isdir(sample.path))
+
+    return [with_fps([s], fps)[0] if is_silent(s) else s for s in samples]

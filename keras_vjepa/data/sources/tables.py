@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_vjepa.arguments import shown
+from keras_vjepa.arguments import check_number, shown
 from keras_vjepa.data.reading.errors import MissingPackageError
+from keras_vjepa.data.reading.frame_folder import FrameFolder
+from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.sources.rows import Row, as_label, path_from_list
 
 # Columns in which other tools put the path of a file, the first of them counts.
 PATH_COLUMNS = ("path", "video_path", "file_name", "filename", "filepath", "file", "video", "image")
+# Of folders of frames, which do not say how many of them make a second; of files it is not read.
+FPS_COLUMN = "fps"
 ENDINGS = (".jsonl", ".ndjson", ".parquet", ".tsv")
 
 _LONGEST = 2**20
@@ -41,7 +45,8 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
     """Read the rows of a table.
 
     A relative path is taken from the working directory if it exists there, otherwise from the
-    folder of the table.
+    folder of the table. A folder of frames has the frames per second of the column `fps`, if there
+    is one.
 
     Args:
         source: the table.
@@ -62,7 +67,23 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"{where}: `{column}` must be a path. Received: {shown(path)}")
         label = as_label(row.get(label_column), where) if label_column else None
-        yield Row(path_from_list(path, source.parent), label, where)
+        path = path_from_list(path, source.parent)
+        yield Row(path, label, where, _frames(path, row.get(FPS_COLUMN), where))
+
+
+def _frames(path: str, fps: Any, where: str) -> Media | None:
+    """The folder of frames at a path, where a table says how many of them make a second."""
+    if fps in (None, "") or not os.path.isdir(path):
+        return None
+    try:
+        number = float(fps)
+        check_number("(0, 100000]", fps=number)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{where}: `{FPS_COLUMN}` of a folder of frames must be a number in (0, 100000]. "
+            f"Received: {shown(fps)}"
+        ) from None
+    return FrameFolder(path, number)
 
 
 def _path_column(source: Path, row: dict[str, Any], given: str) -> str:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.sources.list_writing import why_not_listed, write_list
 from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.samples import Sample
@@ -52,3 +53,26 @@ def test_a_list_that_would_be_another_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="must name files that a list can name"):
         write_list(tmp_path / "list.csv", [Sample("/v/a\nb.mp4", 1)])
     assert (tmp_path / "list.csv").read_text() == "before"
+
+
+def test_frames_per_second_of_folders_come_back(tmp_path):
+    (tmp_path / 'a "b", c').mkdir()
+    (tmp_path / "d").mkdir()
+    samples = [
+        Sample(str(tmp_path / 'a "b", c'), 3, FrameFolder(str(tmp_path / 'a "b", c'), 12.5)),
+        Sample(str(tmp_path / "d"), None, FrameFolder(str(tmp_path / "d"))),
+        Sample("/videos/e.mp4", 0),
+    ]
+    write_list(tmp_path / "list.csv", samples)
+    for fps in (30.0, 25.0):
+        # What the list says counts, and for what it does not say it of, what is given.
+        found = list_samples(tmp_path / "list.csv", fps=fps)
+        assert found == samples
+        assert [getattr(s.media, "fps", 30.0) for s in found] == [12.5, fps, 30.0]
+
+
+def test_wrong_frames_per_second_are_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "list.csv").write_text("path,fps\nb.mp4,fast\na,fast\n")
+    with pytest.raises(ValueError, match="list.csv:3: `fps` of a folder of frames must be"):
+        list_samples(tmp_path / "list.csv")

@@ -1,11 +1,6 @@
 """Videos at addresses are those that lie there: fetched once, whole, or named."""
 
 import contextlib
-import functools
-import http.server
-import os
-import re
-import threading
 
 import numpy as np
 import pytest
@@ -21,6 +16,7 @@ from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources.content_hashes import content_hash, size_of
 from keras_vjepa.data.sources.listing import list_samples, source_exists
 from tests.data.reading.stamped import stamps, write_with_opencv
+from tests.data.sources.file_server import serving
 from tests.data.sources.test_listing import shown_frames
 from tests.data.sources.test_shards import write_tar
 
@@ -44,53 +40,13 @@ def kept(cache):
     return sorted(path for path in cache.rglob("*") if path.is_file())
 
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    """Sends files, or parts of them; and counts what it is asked for."""
-
-    has_ranges = True
-    asked: list[str] = []
-    failures = 0
-
-    def log_message(self, *_):
-        pass
-
-    def end_headers(self):
-        if self.has_ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        super().end_headers()
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        path = self.translate_path(self.path)
-        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        if type(self).failures:
-            type(self).failures -= 1
-            self.close_connection = True  # in the middle of it
-        elif not self.has_ranges or not found or not os.path.isfile(path):
-            super().do_GET()
-        else:
-            with open(path, "rb") as file:
-                file.seek(int(found[1]))
-                content = file.read(int(found[2]) - int(found[1]) + 1)
-            self.send_response(206)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-
 @pytest.fixture
 def served(tmp_path):
-    """A folder, and its address."""
+    """A folder, its address, and what answers there."""
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = type("Handler", (Server,), {"asked": []})
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
-    ) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_address[1]}", handler
-        server.shutdown()
+    with serving(folder) as (address, handler):
+        yield folder, address, handler
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""Names of samples as paths below a folder that they share, also of addresses (§3.4, App. D).
+
+What is made of a sample, features or a copy, lies below an output folder as the sample does below
+its root.
+"""
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from keras_vjepa.data.reading.remote import ADDRESS
+
+
+def absolute_name(name: str | Path) -> str:
+    """Make a path one from the root of the file system; an address is one already.
+
+    Args:
+        name: of a file, of a member of a tar file, or an address.
+    """
+    text = os.fspath(name)
+    if ADDRESS.match(text):
+        return text
+    # A member of a tar file may have any name: to shorten it would be to name a file outside.
+    is_plain = ".." not in Path(text).parts or os.path.lexists(text)
+    return os.path.abspath(text) if is_plain else os.path.join(os.getcwd(), text)
+
+
+def shared_root(names: Sequence[str | Path]) -> str:
+    """Find the folder, here or at an address, that all of some files have in common.
+
+    Args:
+        names: of the files, at least one.
+
+    Returns:
+        The folder; empty where some are at other addresses than others.
+
+    Example:
+
+    >>> shared_root(["gs://bucket/a/1.mp4", "gs://bucket/b/2.mp4"])
+    'gs://bucket'
+    >>> shared_root(["/videos/a/1.mp4", "/videos/a/2.mp4"])
+    '/videos/a'
+    """
+    folders = sorted({absolute_name(name).rpartition("/")[0] for name in names})
+    # What the first and the last of a sorted list begin with, all of it does.
+    first, last = folders[0].split("/"), folders[-1].split("/")
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    shared = [part for part, _ in pairs]
+    if any(map(ADDRESS.match, folders)):
+        # No less than protocol and host.
+        return "/".join(shared) if len(shared) >= 3 else ""
+    return "/".join(shared) or "/"
+
+
+def below(root: str | Path, name: str | Path) -> PurePath:
+    """Name a file as it lies below a folder.
+
+    Args:
+        root: the folder, also at an address; empty for all that there is.
+        name: of the file.
+
+    Returns:
+        A relative path, with nothing in it that leads out of a folder.
+
+    Raises:
+        ValueError: if the file does not lie below the folder.
+
+    Example:
+
+    >>> below("gs://bucket", "gs://bucket/a/1.mp4"), below("", "https://host/1.mp4?version=2")
+    (PurePosixPath('a/1.mp4'), PurePosixPath('https/host/1.mp4?version=2'))
+    """
+    text = absolute_name(name)
+    folder = absolute_name(root) if os.fspath(root) else ""
+    if folder and not text.startswith(os.path.join(folder, "")):
+        raise ValueError(f"{text} must lie below {folder}.")
+    rest = text.removeprefix(folder)
+    parts = rest.replace("://", "/", 1).split("/") if not folder else rest.split("/")
+    return PurePath(*("%2e%2e" if part == ".." else part for part in parts if part))
