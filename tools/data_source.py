@@ -41,7 +41,7 @@ def add_listing(parser: OneLineParser, kind: Kind = "video") -> None:
         help="what to look for: video, image, any of both, or frames: folders of numbered pictures",
     )
     parser.add_argument(
-        "--videos", type=source_of, help="folder of the videos, for published lists"
+        "--videos", type=source_of, help="folder of the videos, for published lists (default: none)"
     )
     parser.add_argument(
         "--path-column", default="", help="of a table (default: path, file, video or the like)"
@@ -55,7 +55,9 @@ def add_source(parser: OneLineParser) -> None:
         "--fps", type=float, default=DEFAULT_FPS, help="frames per second of folders of frames"
     )
     parser.add_argument(
-        "--label-names", type=source_of, help="labels.json of Something-Something v2"
+        "--label-names",
+        type=source_of,
+        help="labels.json of Something-Something v2 (default: none)",
     )
     parser.add_argument(
         "--class-folders",
