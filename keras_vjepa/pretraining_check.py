@@ -10,6 +10,7 @@ from keras_vjepa.arguments import (
     MOST_LONG,
     MOST_SEED,
     check_choice,
+    check_flag,
     check_number,
     check_text,
     check_whole,
@@ -27,6 +28,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.monitoring.tensorboard import check_tensorboard
 from keras_vjepa.tasks.named_presets import architecture_to_begin_with
 from keras_vjepa.tasks.pretrainer import check_objective
 from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
@@ -129,6 +131,8 @@ def check_fields(config: Any) -> None:
     check_whole(1, MOST_LONG, optional=True, mask_sets=config.mask_sets)
     check_whole(1, MOST_LONG, optional=True, schedule_steps=config.schedule_steps)
     check_whole(0, MOST_SEED, seed=config.seed)
+    check_flag(tensorboard=config.tensorboard)
+    check_tensorboard(config.tensorboard)
 
 
 def check_parts(config: Any) -> None:

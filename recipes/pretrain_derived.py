@@ -43,7 +43,7 @@ MAY_DIFFER = {
     "data", "kind", "fps", "videos", "label_names", "path_column", "budget_batch_size",
     "num_workers", "read_ahead", "max_bad_share", "max_file_seconds", "max_frame_pixels",
     "shard_parameters", "steps", "accumulation_steps", "remat",
-    "monitor_every", "monitor_clips", "stop_on_collapse", "callbacks",
+    "monitor_every", "monitor_clips", "stop_on_collapse", "tensorboard", "callbacks",
     "log_every", "checkpoint_every", "keep_last", "keep_every",
     # Of runs of before.
     "watch_every", "watch_videos",

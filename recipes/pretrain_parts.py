@@ -73,6 +73,7 @@ class PretrainConfig:
         monitor: what the features of some clips show, said in words.
         monitor_clips: so many, two of a video: of test videos of a built-in set, else of those that
             are trained on.
+        tensorboard: write all that is written of the run for TensorBoard too.
         callbacks: more callbacks of Keras, each package.module:Name, such as a logger of Weights &
             Biases or MLflow.
         dtype: precision, a policy of Keras.
@@ -193,9 +194,10 @@ class PretrainConfig:
     monitor: Part = Part(
         Monitor,
         names={"every": "monitor_every"},
-        supplied=("held_out", "folder"),
+        supplied=("held_out", "folder", "writers"),
     )
     monitor_clips: int = 64
+    tensorboard: bool = False
     callbacks: tuple[str, ...] | None = None
     dtype: str = "mixed_bfloat16"
     seed: int = 234

@@ -269,6 +269,7 @@ def norm(x):
 PACKAGES = {
     *("keras", "keras_vjepa", "numpy", "cv2", "h5py", "av", "ml_dtypes", "PIL", "decord", "grain"),
     *("huggingface_hub", "kagglehub", "safetensors", "onnxruntime", "matplotlib"),
+    *("tensorboardX",),
     *("fsspec", "pyarrow"),
 }
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from keras_vjepa.monitoring.health import Verdict, checkpoint_to_keep, judge
 from keras_vjepa.monitoring.held_out import HeldOut
 from keras_vjepa.monitoring.looking import Looking
 from keras_vjepa.monitoring.looks import variables_of
-from keras_vjepa.monitoring.tables import Table, read_rows
+from keras_vjepa.monitoring.tables import Row, Table, read_rows
 
 FILE_NAME = "monitor"
 
@@ -35,6 +36,7 @@ class Monitor(RunFollower):
         folder: where to.
         every: steps between two looks; there is one before the first step, and one at the last.
         stop_on_collapse: whether features that have collapsed end the run.
+        writers: called with the new row after each look.
 
     Attributes:
         seconds: that looking has taken so far.
@@ -50,6 +52,7 @@ class Monitor(RunFollower):
         folder: Path,
         every: int = 300,
         stop_on_collapse: bool = False,
+        writers: Sequence[Callable[[Sequence[Row]], None]] = (),
     ) -> None:
         super().__init__()
         check_whole(1, every=every)
@@ -58,6 +61,7 @@ class Monitor(RunFollower):
         self.folder = folder
         self.every = every
         self.stop_on_collapse = stop_on_collapse
+        self.writers = writers
         self.seconds = 0.0
         self.verdict: Verdict | None = None
         self.step = 0
@@ -104,6 +108,8 @@ class Monitor(RunFollower):
         row |= {"state": self.verdict.state, "words": self.verdict.words}
         self._rows.append(row)
         self._table.add([row])
+        for write in self.writers:
+            write([row])
         self._say(self.verdict.words)
         self.seconds += time.perf_counter() - began
         if self.stop_on_collapse and self.verdict.is_bad:

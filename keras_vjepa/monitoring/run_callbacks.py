@@ -1,5 +1,6 @@
 """What watches a pretraining run, put together by its config (§3.1, App. C)."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from keras_vjepa.monitoring.report import MASKS_FILE
 from keras_vjepa.monitoring.step_log import FILE_NAME as STEPS
 from keras_vjepa.monitoring.step_log import StepLog
 from keras_vjepa.monitoring.tables import read_rows
+from keras_vjepa.monitoring.tensorboard import FOLDER as TENSORBOARD
+from keras_vjepa.monitoring.tensorboard import TensorBoardWriter
 from keras_vjepa.training.continuing import OPTIONS_FILE
 
 # Clips of which masks are drawn.
@@ -43,9 +46,15 @@ def callbacks_of_a_run(
     if watched is not None:
         clips, context = (watched.batch[k][:SHOWN] for k in ("videos", "context_indices_0"))
         draw_masks(clips, context, grid, workdir / MASKS_FILE)
+    writers: dict[str, Any] = {STEPS: [], LOOKS: []}
+    if is_first and config.tensorboard:
+        board = TensorBoardWriter(
+            workdir / TENSORBOARD, values(config), {"masks": workdir / MASKS_FILE}
+        )
+        writers = {name: [functools.partial(board.write, name)] for name in writers}
     return [
-        config.monitor.make(held_out=watched, folder=workdir),
-        StepLog(workdir, config.run.log_every),
+        config.monitor.make(held_out=watched, folder=workdir, writers=writers[LOOKS]),
+        StepLog(workdir, config.run.log_every, writers[STEPS]),
         LossCurve(workdir),
         *given_callbacks(config.callbacks or ()),
     ]

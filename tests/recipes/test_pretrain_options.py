@@ -40,7 +40,7 @@ KNOWN = {
         "num_clips": [],
         "allow_clip_overlap": [],
     },
-    Monitor: {"held_out": ["monitor_clips"], "folder": []},
+    Monitor: {"held_out": ["monitor_clips"], "folder": [], "writers": ["tensorboard"]},
 }
 PARTS = [
     VJEPABackbone,
