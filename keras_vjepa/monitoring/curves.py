@@ -70,6 +70,7 @@ def draw_loss(losses: Sequence[float], path: Path) -> None:
 def _figure(title: str, curves: Mapping[str, Points], logarithmic: bool) -> Any:
     # Here, since whoever loads a model draws nothing.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
@@ -79,10 +80,12 @@ def _figure(title: str, curves: Mapping[str, Points], logarithmic: bool) -> Any:
         axes.plot(steps, values, label=label, linewidth=1.2, marker=marker)
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("step", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25)
     if logarithmic:
         axes.set_yscale("log")
+    axes.tick_params(labelsize=8, which="both")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
     if len(curves) > 1:
         axes.legend(fontsize=7, frameon=False)
     return figure

@@ -9,6 +9,8 @@ from typing import Any
 
 from keras_vjepa import files
 
+# Whoever opens a page need not trust it: a browser fetches nothing for it, and runs nothing in it.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1300px; margin: 2em auto; padding: 0 1em;
        color: #222; background: #fff; }
@@ -16,7 +18,8 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; font-size: 13px; } th { text-align: left; }
 td, th { padding: .15em .9em .15em 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
 .curves { display: flex; flex-wrap: wrap; gap: 1em; } .curves svg { max-width: 100%; height: auto; }
-.collapse, .not { color: #a00; font-weight: 600; } img { max-width: 100%; }
+.collapse, .not { color: #a00; font-weight: 600; }
+img { width: min(100%, 900px); image-rendering: pixelated; }
 """
 
 
@@ -33,6 +36,7 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
     """
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<link rel="icon" href="data:,"><title>{text(title)}</title>\n'
         f"<style>{_STYLE}</style></head><body>\n<h1>{text(title)}</h1>\n"
         + "\n".join(parts)

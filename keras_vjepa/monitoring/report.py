@@ -49,7 +49,7 @@ def write_report(workdir: Path, path: Path | None = None, step: int | None = Non
 
 def _drawn(run: RunTables, wanted: Sequence[tuple[str, tuple[str, ...], bool]]) -> list[str | None]:
     return [
-        draw_curves(title, run.curves_of(names, lambda name: name.replace("_", " ")), logarithmic)
+        draw_curves(title, run.curves_of(names), logarithmic)
         for title, names, logarithmic in wanted
     ]
 
@@ -72,7 +72,7 @@ def _said(looks: Sequence[Row]) -> list[str]:
     step, why = checkpoint_to_keep(looks)
     return [
         "<h2>What the monitor said</h2>",
-        f"<p>Checkpoint to keep: that of step {step:,}. {page.text(why)}.</p>",
+        f"<p>Checkpoint to keep: that of step {step:,}. {page.text(why[0].upper() + why[1:])}.</p>",
         f"<table><tr><th>step</th><th></th><th></th></tr>{rows}</table>",
     ]
 

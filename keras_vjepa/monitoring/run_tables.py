@@ -1,6 +1,6 @@
 """What a run has written of itself so far, read for pages and other tools (App. C)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,18 @@ class RunTables:
         """Say how far the run is."""
         whole = self.options.get("steps")
         of_all = f" of {whole:,}" if isinstance(whole, int) else ""
-        return f"{self.done:,}{of_all} steps are done"
+        is_one = self.done == 1 and not of_all
+        return f"{self.done:,}{of_all} {'step is' if is_one else 'steps are'} done"
 
-    def curves_of(self, names: Sequence[str], label: Callable[[str], str]) -> Curves:
+    def curves_of(self, names: Sequence[str]) -> Curves:
         """Take the columns that some names stand for, of the steps and of the looks.
 
         Args:
             names: as in `OF_STEPS`.
-            label: what to call a column.
+
+        Returns:
+            By what tells a column from the others below one title: the part or the network that it
+            is of, for example.
         """
         found: Curves = {}
         for rows in (self.steps, self.looks):
@@ -85,8 +89,16 @@ class RunTables:
             for name in names:
                 for column in columns:
                     if column == name or (name.endswith("_") and column.startswith(name)):
-                        found.setdefault(label(column), points_of(rows, column))
+                        found.setdefault(_label(column, name), points_of(rows, column))
         return found
+
+
+def _label(column: str, name: str) -> str:
+    words = name.removesuffix("_").split("_")
+    if column == name:
+        return words[0] if words[0] in _PARTS else " ".join(words)
+    rest = column.removeprefix(name)
+    return f"{words[-1]} {rest}" if rest.isdecimal() else rest.replace("_", " ")
 
 
 def read_run(folder: Path, step: int | None = None) -> RunTables:

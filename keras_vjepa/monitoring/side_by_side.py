@@ -34,11 +34,11 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
     runs = dict(zip(_names(resolved), map(read_run, folders), strict=True))
     parts = [
         page.table([_summary(name, run) for name, run in runs.items()], _SUMMARY),
-        *page.drawings("What they do", _drawn(runs, OF_STEPS)),
-        *page.drawings("What they learn", _drawn(runs, OF_LOOKS)),
-        *_probes(runs),
         *_differences("Config: what differs", {name: run.options for name, run in runs.items()}),
         *_differences("Environment", {name: run.versions for name, run in runs.items()}),
+        *_probes(runs),
+        *page.drawings("What they do", _drawn(runs, OF_STEPS)),
+        *page.drawings("What they learn", _drawn(runs, OF_LOOKS)),
     ]
     page.write_page(path, ", ".join(runs), parts)
 
@@ -66,19 +66,17 @@ def _summary(name: str, run: RunTables) -> list[Any]:
 def _drawn(
     runs: Mapping[str, RunTables], wanted: Sequence[tuple[str, tuple[str, ...], bool]]
 ) -> list[str | None]:
-    """Draw of each kind of curve the first column that all have, one curve a run."""
+    """Draw what two runs have or more, and the first of each kind in any case: a curve a run."""
     drawn = []
     for title, names, logarithmic in wanted:
-        found = {name: run.curves_of(names, str) for name, run in runs.items()}
-        for column in dict.fromkeys(column for curves in found.values() for column in curves):
-            curves: Curves = {name: one[column] for name, one in found.items() if column in one}
-            if len(curves) > 1 or column in names:
-                drawn.append(draw_curves(_title(title, names, column), curves, logarithmic))
+        found = {name: run.curves_of(names) for name, run in runs.items()}
+        labels = list(dict.fromkeys(label for curves in found.values() for label in curves))
+        for label in labels:
+            curves: Curves = {name: one[label] for name, one in found.items() if label in one}
+            if len(curves) > 1 or label == labels[0]:
+                text = title if len(labels) == 1 or label == title.lower() else f"{title}: {label}"
+                drawn.append(draw_curves(text, curves, logarithmic))
     return drawn
-
-
-def _title(title: str, names: Sequence[str], column: str) -> str:
-    return title if names == (column,) else f"{title}: {column.replace('_', ' ')}"
 
 
 def _probes(runs: Mapping[str, RunTables]) -> list[str]:

@@ -2,8 +2,11 @@
 
 import html.parser
 import json
+import re
 import shutil
+import subprocess
 
+import cv2
 import numpy as np
 import pytest
 
@@ -20,13 +23,14 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.addresses, self.headings, self.open = [], [], []
+        self.addresses, self.headings, self.open, self.policy = [], [], [], ""
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         asked = ("src", "href", "xlink:href", "action", "data")
         self.addresses += [value for name, value in attributes if name in asked]
+        self.policy = dict(attributes).get("content") or self.policy
         if tag not in ("meta", "link", "img"):
             self.open.append(tag)
 
@@ -72,6 +76,7 @@ def test_one_file_with_everything(run):
     page = Page(text)
     assert page.open == []
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert page.policy.startswith("default-src 'none'; ")
     assert page.headings == [
         "a run <1>",
         "What the monitor said",
@@ -118,6 +123,45 @@ def test_the_command(run, tmp_path, capsys):
     assert "2 of 8 steps are done" in (tmp_path / "page.html").read_text()
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("several", [False, True])
+def test_a_browser_has_nothing_to_say_and_asks_for_nothing(several, run, other, tmp_path):
+    path, log = tmp_path / "page.html", tmp_path / "net.json"
+    if several:
+        side_by_side.write_comparison([run, other], path)
+    else:
+        report.write_report(run, path)
+    browse = (
+        f"{CHROMIUM} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        # What the browser asks for itself stays here; it has no page as its initiator.
+        "--host-resolver-rules=MAP,*,~NOTFOUND "
+        f"--user-data-dir={tmp_path / 'user'} --enable-logging=stderr --log-net-log={log} "
+        f"--window-size=1340,3000 --screenshot={tmp_path / 'page.png'}"
+    ).split()
+    browse = [option.replace(",", " ") if "MAP" in option else option for option in browse]
+
+    def said():
+        ended = subprocess.run([*browse, path.as_uri()], capture_output=True, text=True, timeout=99)
+        asked = re.findall(r'"initiator":"(?:null|file)', log.read_text())
+        return [line for line in ended.stderr.splitlines() if "CONSOLE" in line], len(asked)
+
+    assert said() == ([], 0)
+    picture = cv2.imread(str(tmp_path / "page.png"))
+    assert picture.shape == (3000, 1340, 3) and len(np.unique(picture)) > 20
+    # Else nothing would ever be found: a page that asks, which its policy forbids, and without one.
+    asking = path.read_text().replace("</body>", "<script src='https://a.b/c.js'></script>")
+    path.write_text(asking)
+    console, asked = said()
+    assert "violates" in console[0] and asked == 0
+    path.write_text(asking.replace("default-src", "nothing-src"))
+    assert said()[1] == 1
+
+
 # --- Several runs --------------------------------------------------------------------------------
 
 
@@ -140,14 +184,14 @@ def test_runs_side_by_side(run, other, tmp_path, capsys):
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert page.headings == [
         "a run <1>, other",
+        "Config: what differs",
+        "Frozen probes",
         "What they do",
         "What they learn",
-        "Frozen probes",
-        "Config: what differs",
     ]
     assert "5 of 8 steps are done" in text and "step 2" in text
-    # The loss of both and a rank, which is always shown; not what one run alone has.
-    assert text.count("<svg") == 2
+    # The loss of both, and what the looks of one show; not the losses of masks that one has.
+    assert text.count("<svg") == 3
     assert "1 of 3 are the same." in text
     assert "<td>learning_rate</td><td>0.0005432</td><td>0.001</td>" in text
     assert "<td>new</td><td>absent</td><td>[1, 2]</td>" in text
