@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": "keras_vjepa.tools.compare_runs",
     "masks": "keras_vjepa.tools.show_masks",
     "bench": "keras_vjepa.tools.bench",
+    "find-batch": "keras_vjepa.tools.find_batch",
     "bench-data": "keras_vjepa.tools.bench_data",
     "bench-decoding": "keras_vjepa.tools.bench_decoding",
     "plain-torch-step": "keras_vjepa.tools.plain_torch_step",

@@ -33,8 +33,8 @@ COMMANDS = {
     "check-resume": (["out"], "reference_run"),
 }
 WITHOUT_NUMBERS = {"compare", "export", "export-checkpoint", "report", "upload", "verify"}
-# Reads its command line by the same function as `probe`.
-AS_PROBE = {"knn"}
+# Read their command lines as `probe` and `pretrain` do.
+AS_OTHERS = {"knn", "find-batch"}
 
 _RATES = """learning_rate start_learning_rate final_learning_rate learning_rates start_weight_decay
     final_weight_decay weight_decays""".split()
@@ -96,7 +96,7 @@ def numeric_options(parser):
 
 
 def test_every_command_is_walked():
-    assert set(COMMANDS) | WITHOUT_NUMBERS | AS_PROBE == set(command.COMMANDS)
+    assert set(COMMANDS) | WITHOUT_NUMBERS | AS_OTHERS == set(command.COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

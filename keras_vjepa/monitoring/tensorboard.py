@@ -4,7 +4,6 @@ Written by tensorboardX, which needs neither TensorFlow nor TensorBoard; whoever
 TensorBoard, wherever that is.
 """
 
-import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ import cv2
 from keras_vjepa.monitoring.tables import Row
 
 FOLDER = "tensorboard"
-_PACKAGE = "tensorboardX"
 
 
 def check_tensorboard(tensorboard: bool) -> None:
@@ -27,11 +25,15 @@ def check_tensorboard(tensorboard: bool) -> None:
     Raises:
         ValueError: if the package that writes them is not installed.
     """
-    if tensorboard and importlib.util.find_spec(_PACKAGE) is None:
+    if not tensorboard:
+        return
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError:
         raise ValueError(
-            f"`tensorboard` must be false without {_PACKAGE}: "
+            "`tensorboard` must be false without tensorboardX: "
             "pip install 'keras-vjepa[tensorboard]'. Received: true"
-        )
+        ) from None
 
 
 class TensorBoardWriter:
