@@ -5,7 +5,7 @@ together: a loss that rises while features spread is what a moving target does; 
 together are collapse, whatever the loss does.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,26 +182,66 @@ def judge(rows: Sequence[Row]) -> Verdict:
     return Verdict("unclear", f"{names}; {spread}; {of_loss}: no collapse, and nothing learnt yet.")
 
 
-def checkpoint_to_keep(rows: Sequence[Row]) -> tuple[int, str]:
+def checkpoint_to_keep(
+    rows: Sequence[Row], steps: Collection[int] | None = None
+) -> tuple[int, str] | None:
     """Name the step whose weights are worth keeping, and say why.
 
     Args:
         rows: as in `judge`.
+        steps: that there are checkpoints of; None for all that `rows` are of.
 
     Returns:
-        The step, and the reason in words. By labels, it is the step at which neighbours name most
-        clips right; without them, that of the largest LiDAR. Each is averaged with the looks
-        beside it, since one look is noise; of equal ones it is the last.
+        The step, and the reason in words; None if there is no checkpoint of any row. By labels, it
+        is the step at which neighbours name most clips right; without them, that of the largest
+        LiDAR. Each is averaged with the looks beside it, since one look is noise; of equal ones it
+        is the last.
     """
-    tasks = [name for name in rows[-1] if name.startswith("neighbors_")]
-    names = tasks or ["target_lidar"]
+    best = _best(rows, _of_steps(rows, steps))
+    if best is None:
+        return None
+    names = _scores(rows)
+    is_labelled = names[0].startswith("neighbors_")
+    of_views = "views of a video are told apart best"
+    what = "neighbours name most clips right" if is_labelled else of_views
+    texts = [_in_words(name, rows[0], rows[best]) for name in names]
+    return int(rows[best]["step"]), f"{what} there: {' and '.join(texts)}"
+
+
+def steps_to_protect(rows: Sequence[Row], steps: Collection[int]) -> frozenset[int]:
+    """List the checkpoints that may still turn out to be the one to keep.
+
+    Args:
+        rows: as in `judge`.
+        steps: that there are checkpoints of.
+
+    Returns:
+        The steps of the last one and of the best one before: the next look can change what the last
+        one is worth, and none before.
+    """
+    places = _of_steps(rows, steps)
+    best = _best(rows, places[:-1])
+    kept = places[-1:] if best is None else [best, places[-1]]
+    return frozenset(int(rows[place]["step"]) for place in kept)
+
+
+def _of_steps(rows: Sequence[Row], steps: Collection[int] | None) -> list[int]:
+    return [i for i, row in enumerate(rows) if steps is None or row["step"] in steps]
+
+
+def _scores(rows: Sequence[Row]) -> list[str]:
+    return [name for name in rows[-1] if name.startswith("neighbors_")] or ["target_lidar"]
+
+
+def _best(rows: Sequence[Row], places: Sequence[int]) -> int | None:
+    """The place of the best of some rows, by the mean of its scores and its neighbours'."""
+    if not places:
+        return None
+    names = _scores(rows)
     scores = np.array([np.mean([_number(row, name) or 0.0 for name in names]) for row in rows])
     padded = np.pad(scores, 1, mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
-    best = len(rows) - 1 - int(smooth[::-1].argmax())
-    what = "neighbours name most clips right" if tasks else "views of a video are told apart best"
-    texts = [_in_words(name, rows[0], rows[best]) for name in names]
-    return int(rows[best]["step"]), f"{what} there: {' and '.join(texts)}"
+    return max(reversed(places), key=lambda place: smooth[place])
 
 
 def _number(row: Row, name: str) -> float | None:

@@ -11,7 +11,7 @@ import numpy as np
 from keras_vjepa.arguments import check_flag, check_whole
 from keras_vjepa.backend import collectives
 from keras_vjepa.monitoring.follower import RunFollower
-from keras_vjepa.monitoring.health import Verdict, checkpoint_to_keep, judge
+from keras_vjepa.monitoring.health import Verdict, checkpoint_to_keep, judge, steps_to_protect
 from keras_vjepa.monitoring.held_out import HeldOut
 from keras_vjepa.monitoring.looking import Looking
 from keras_vjepa.monitoring.looks import variables_of
@@ -28,8 +28,8 @@ class Monitor(RunFollower):
     """Looks at the features of the same clips at regular steps, and says what they show.
 
     Writes `monitor.csv` and `monitor.jsonl`, a row for each look, and names the checkpoint to keep
-    on the last one. All processes of a run need it, since they may hold parts of the weights; the
-    first looks and writes.
+    on the last one. The best one so far is not removed by the run, nor that of the last look. All
+    processes of a run need it, since they may hold parts of the weights; the first one writes.
 
     Args:
         held_out: what is looked at; None in all other processes than the first.
@@ -77,6 +77,7 @@ class Monitor(RunFollower):
         if self.held_out is not None:
             self._table = Table(self.folder / FILE_NAME, self.step)
             self._rows = read_rows(self.folder / f"{FILE_NAME}.jsonl")
+            self._protect()
         if self.step == 0:
             self._write()
 
@@ -88,8 +89,9 @@ class Monitor(RunFollower):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._rows and self._rows[-1]["step"] == self.step:
-            step, why = checkpoint_to_keep(self._rows)
-            self._say(f"Keep the checkpoint of step {step:,}: {why}.")
+            found = checkpoint_to_keep(self._rows, self._saved())
+            if found is not None:
+                self._say(f"Keep the checkpoint of step {found[0]:,}: {found[1]}.")
 
     def _write(self) -> None:
         began = time.perf_counter()
@@ -110,10 +112,26 @@ class Monitor(RunFollower):
         self._table.add([row])
         for write in self.writers:
             write([row])
+        self._protect()
         self._say(self.verdict.words)
         self.seconds += time.perf_counter() - began
         if self.stop_on_collapse and self.verdict.is_bad:
             raise CollapseError(f"Stopped at step {self.step}. {self.verdict.words}")
+
+    def _saved(self) -> set[int] | None:
+        """Steps that there are checkpoints of, or will be at once; None without a run."""
+        if self.start is None:
+            return None
+        checkpoints = self.start.checkpoints
+        found = {*checkpoints.steps(), *checkpoints.protected}
+        is_due = self.step % self.start.checkpoint_every == 0 or self.step == self.last
+        return found | {self.step} if self.step and is_due else found
+
+    def _protect(self) -> None:
+        """Have the checkpoints stay that may be the one to keep."""
+        saved = self._saved()
+        if self.start is not None and saved is not None and self._rows:
+            self.start.checkpoints.protected = steps_to_protect(self._rows, saved)
 
     def _say(self, words: str) -> None:
         print(f"step {self.step}: {words}", file=sys.stderr, flush=True)

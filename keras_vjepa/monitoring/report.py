@@ -6,7 +6,6 @@ from typing import Any
 
 from keras_vjepa.monitoring import page
 from keras_vjepa.monitoring.curves import draw_curves
-from keras_vjepa.monitoring.health import checkpoint_to_keep
 from keras_vjepa.monitoring.run_tables import OF_LOOKS, OF_STEPS, RunTables, read_run
 from keras_vjepa.monitoring.tables import Row
 
@@ -33,7 +32,7 @@ def write_report(workdir: Path, path: Path | None = None, step: int | None = Non
     run = read_run(workdir, step)
     parts = [
         f"<p>{page.text(run.progress)}{page.text(_clipped(run.steps))}.</p>",
-        *_said(run.looks),
+        *_said(run),
         *page.drawings("What it does", _drawn(run, OF_STEPS)),
         *page.drawings("What it learns", _drawn(run, OF_LOOKS)),
         *_masks(workdir / MASKS_FILE),
@@ -61,18 +60,22 @@ def _clipped(steps: Sequence[Row]) -> str:
     return f"; the gradient was clipped in {len(clipped) / len(steps):.0%} of them"
 
 
-def _said(looks: Sequence[Row]) -> list[str]:
-    if not looks:
+def _said(run: RunTables) -> list[str]:
+    if not run.looks:
         return []
     rows = "".join(
         f'<tr><td>{row["step"]:,}</td><td class="{page.text(row.get("state", ""))}">'
         f"{page.text(row.get('state', ''))}</td><td>{page.text(row.get('words', ''))}</td></tr>"
-        for row in looks
+        for row in run.looks
     )
-    step, why = checkpoint_to_keep(looks)
+    found = run.to_keep()
+    to_keep = "No look is at a checkpoint that is there."
+    if found is not None:
+        why = found[1][0].upper() + found[1][1:]
+        to_keep = f"Checkpoint to keep: that of step {found[0]:,}. {why}."
     return [
         "<h2>What the monitor said</h2>",
-        f"<p>Checkpoint to keep: that of step {step:,}. {page.text(why[0].upper() + why[1:])}.</p>",
+        f"<p>{page.text(to_keep)}</p>",
         f"<table><tr><th>step</th><th></th><th></th></tr>{rows}</table>",
     ]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_vjepa.monitoring import monitor, step_log
 from keras_vjepa.monitoring.curves import points_of
+from keras_vjepa.monitoring.health import checkpoint_to_keep
 from keras_vjepa.monitoring.tables import read_rows
 from keras_vjepa.training.continuing import OPTIONS_FILE, stored_options
 from keras_vjepa.training.results import CHECKPOINTS, read_result
@@ -51,6 +52,7 @@ class RunTables:
         options: of its config.
         versions: of what it ran on.
         probe: what a frozen probe found, by the encoder's name.
+        saved: steps that there are checkpoints of.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class RunTables:
     options: Mapping[str, Any]
     versions: Mapping[str, Any]
     probe: Mapping[str, Mapping[str, Any]]
+    saved: Sequence[int]
 
     @property
     def done(self) -> int:
@@ -72,6 +75,10 @@ class RunTables:
         of_all = f" of {whole:,}" if isinstance(whole, int) else ""
         is_one = self.done == 1 and not of_all
         return f"{self.done:,}{of_all} {'step is' if is_one else 'steps are'} done"
+
+    def to_keep(self) -> tuple[int, str] | None:
+        """Name the checkpoint that is worth keeping, and say why; None if it is not there."""
+        return checkpoint_to_keep(self.looks, self.saved) if self.looks else None
 
     def curves_of(self, names: Sequence[str]) -> Curves:
         """Take the columns that some names stand for, of the steps and of the looks.
@@ -123,5 +130,6 @@ def read_run(folder: Path, step: int | None = None) -> RunTables:
         raise FileNotFoundError(f"`run` must have come to step {step:,}. Received: {done:,} steps")
     whole = step is None or step == options.get("steps")
     probe = read_result(folder / "probe.json") if whole else None
-    versions = Checkpoints(folder / CHECKPOINTS).described().get("versions")
-    return RunTables(folder, steps, looks, options, versions or {}, probe or {})
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    versions = checkpoints.described().get("versions") or {}
+    return RunTables(folder, steps, looks, options, versions, probe or {}, checkpoints.steps())

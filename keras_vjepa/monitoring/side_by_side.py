@@ -6,7 +6,6 @@ from typing import Any
 
 from keras_vjepa.monitoring import page
 from keras_vjepa.monitoring.curves import draw_curves
-from keras_vjepa.monitoring.health import checkpoint_to_keep
 from keras_vjepa.monitoring.run_tables import OF_LOOKS, OF_STEPS, Curves, RunTables, read_run
 
 FILE_NAME = "compare.html"
@@ -57,10 +56,9 @@ _SUMMARY = ("run", "how far", "loss", "monitor", "checkpoint to keep", "why")
 
 def _summary(name: str, run: RunTables) -> list[Any]:
     loss = run.steps[-1].get("loss") if run.steps else None
-    if not run.looks:
-        return [name, run.progress, loss, "", "", ""]
-    step, why = checkpoint_to_keep(run.looks)
-    return [name, run.progress, loss, run.looks[-1].get("state"), f"step {step:,}", why]
+    state = run.looks[-1].get("state", "") if run.looks else ""
+    step, why = run.to_keep() or (None, "")
+    return [name, run.progress, loss, state, "" if step is None else f"step {step:,}", why]
 
 
 def _drawn(

@@ -44,6 +44,8 @@ class RunStart:
         batches: what it is trained on.
         waiting: the time that it waits for batches, from now on.
         is_first: whether this process is the one that writes.
+        checkpoints: where its states go.
+        checkpoint_every: steps between two of them; there is one at the last step, too.
     """
 
     done: int
@@ -51,6 +53,8 @@ class RunStart:
     batches: Batches
     waiting: Waiting
     is_first: bool
+    checkpoints: Checkpoints
+    checkpoint_every: int
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -170,7 +174,15 @@ def _train(
         keep_model(saving.checkpoints.folder.parent, model)
     for callback in callbacks:
         if isinstance(callback, RunCallback):
-            start = RunStart(log.done, log.steps, batches, waiting, parallel.is_first)
+            start = RunStart(
+                log.done,
+                log.steps,
+                batches,
+                waiting,
+                parallel.is_first,
+                saving.checkpoints,
+                saving.every,
+            )
             callback.on_run_begin(start)
     check_not_less(log.steps, log.done, saving.checkpoints.folder.parent)
     if log.done == log.steps:

@@ -186,6 +186,9 @@ class Checkpoints:
         keep_last: the newest so many stay. There must be room for one more.
         keep_every: those whose step is a multiple stay for good; 0 for none.
 
+    Attributes:
+        protected: steps whose checkpoints stay as long as they are among it.
+
     Raises:
         ValueError: if a number is out of its range.
 
@@ -211,6 +214,7 @@ class Checkpoints:
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.protected: frozenset[int] = frozenset()
         self._damaged: set[Path] = set()
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -335,7 +339,7 @@ class Checkpoints:
     def _remove_old(self, newest: Path) -> None:
         good = [path for path in self._paths() if path not in self._damaged or path == newest]
         steps = sorted({_step_of(path) for path in good})
-        kept = set(steps[-self.keep_last :])
+        kept = {*steps[-self.keep_last :], *self.protected}
         if self.keep_every:
             kept |= {step for step in steps if step % self.keep_every == 0}
         for path in self._paths():

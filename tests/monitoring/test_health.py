@@ -8,6 +8,7 @@ from keras_vjepa.monitoring.health import (
     judge,
     neighbors_right,
     numbers_of,
+    steps_to_protect,
 )
 from keras_vjepa.monitoring.looks import Look
 
@@ -120,3 +121,24 @@ def test_the_checkpoint_to_keep_is_the_best_by_labels_else_by_lidar():
     without = [{"step": i, "target_lidar": lidar} for i, lidar in enumerate([2.0, 5.0, None, 5.0])]
     step, why = checkpoint_to_keep(without)
     assert step == 3 and "LiDAR 2.00 -> 5.00" in why
+
+
+def test_of_checkpoints_that_are_gone_none_is_named():
+    rows = [{"step": i, "neighbors_a": score} for i, score in enumerate([0.1, 0.5, 0.9, 0.3])]
+    assert checkpoint_to_keep(rows)[0] == 2
+    assert checkpoint_to_keep(rows, {0, 1, 3})[0] == 3
+    assert checkpoint_to_keep(rows, ()) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_one_that_is_named_at_last_was_protected_all_the_time(seed):
+    """Whatever the scores, and although each look knows of those before it alone."""
+    scores = np.random.default_rng(seed).random(12).round(1)
+    rows = [{"step": i, "neighbors_a": score} for i, score in enumerate(scores)]
+    there: set[int] = set()
+    for done in range(1, len(rows) + 1):
+        there |= {done - 1}
+        kept = steps_to_protect(rows[:done], there)
+        assert len(kept) <= 2 and done - 1 in kept
+        there = set(kept)
+    assert checkpoint_to_keep(rows, there)[0] == checkpoint_to_keep(rows)[0]

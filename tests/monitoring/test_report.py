@@ -63,6 +63,9 @@ def run(tmp_path):
         for i in range(3)
     ]
     Table(workdir / "monitor").add(looks)
+    (workdir / "checkpoints").mkdir()
+    for step in (1, 2):
+        (workdir / "checkpoints" / f"step-0000000{step}-0.npz").touch()
     (workdir / "config.json").write_text(json.dumps({"steps": 8, "learning_rate": 0.00054321}))
     (workdir / "probe.json").write_text(json.dumps({"untrained": {"digit_accuracy": 0.3125}}))
     videos = np.random.default_rng(0).normal(size=(2, 4, 16, 16, 3))
@@ -87,10 +90,20 @@ def test_one_file_with_everything(run):
         "Config",
     ]
     assert "4 of 8 steps are done; the gradient was clipped in 25% of them." in text
-    assert "Checkpoint to keep: that of step 2" in text and "word 1 &amp; &lt;b&gt;" in text
+    assert (
+        "Checkpoint to keep: that of step 2. Neighbours name" in text
+        and "word 1 &amp; &lt;b&gt;" in text
+    )
     assert "0.0005432" in text and "0.3125" in text
     # A curve of the loss, of ranks and of neighbours.
     assert text.count("<svg") == 3
+
+
+def test_a_checkpoint_that_is_gone_is_not_named(run):
+    (run / "checkpoints" / "step-00000002-0.npz").unlink()
+    assert "Checkpoint to keep: that of step 1." in report.write_report(run).read_text()
+    (run / "checkpoints" / "step-00000001-0.npz").unlink()
+    assert "No look is at a checkpoint that is there." in report.write_report(run).read_text()
 
 
 def test_what_was_known_after_a_step(run):

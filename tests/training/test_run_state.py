@@ -61,6 +61,13 @@ def test_the_last_and_every_nth_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_every=10)
     save(checkpoints, 5, 10, 15, 20, 25, 30, 35)
     assert checkpoints.steps() == [10, 20, 30, 35]
+    # And what somebody has use for, as long as that is so.
+    checkpoints.protected = frozenset({35})
+    save(checkpoints, 36, 37)
+    assert checkpoints.steps() == [10, 20, 30, 35, 36, 37]
+    checkpoints.protected = frozenset()
+    save(checkpoints, 38)
+    assert checkpoints.steps() == [10, 20, 30, 37, 38]
     with pytest.raises(ValueError, match="`keep_last` must be at least 1"):
         Checkpoints(tmp_path, keep_last=0)
 
