@@ -1,4 +1,4 @@
-"""What each backend writes for other programs: the README's table, and what the tests demand."""
+"""What each backend writes for other programs: the table of docs/export.md, which tests demand."""
 
 import dataclasses
 import importlib.util
@@ -44,7 +44,7 @@ class Offer:
         return not self.imported or importlib.util.find_spec(self.imported) is not None
 
     def __str__(self) -> str:
-        """The cell of README's table."""
+        """The cell of the table."""
         tried = f"; tried by hand with {self.by_hand}" if self.by_hand else ""
         needs = f" (needs {self.package}{tried})" if self.package else ""
         return f"{self.limit or 'yes'}{needs}"
@@ -75,7 +75,7 @@ OFFERS: dict[str, dict[str, Offer]] = {
 
 
 def table() -> str:
-    """Write the README's table."""
+    """Write the table."""
     rows = [["backend", *COLUMNS.values()]]
     rows += [
         [NAMES[backend], *(str(offers.get(format, "")) for format in COLUMNS)]

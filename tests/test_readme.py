@@ -1,4 +1,4 @@
-"""What the documents tell a user to type works: README's Python, and the options of commands."""
+"""What the documents tell a user to type works: Python, options of commands, links."""
 
 import dataclasses
 import re
@@ -16,7 +16,8 @@ from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.models import backbone
 from tests.support import ROOT, slow_but_on
 
-DOCUMENTS = ("README.md", "recipes/README.md", "recipes/DISTRIBUTED.md")
+GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "recipes/README.md", "recipes/DISTRIBUTED.md", "CONTRIBUTING.md", *GUIDES)
 
 
 def blocks(document, language):
@@ -86,10 +87,13 @@ def at_home(tmp_path, monkeypatch):
 @slow_but_on("torch")
 def test_the_python_of_the_readme_runs(at_home):
     names = {}
-    found = blocks("README.md", "python")
-    assert len(found) >= 5
-    for number, block in enumerate(found, start=1):
-        exec(compile(block, f"<README, Python block {number}>", "exec"), names)
+    # In this order: the second goes on with what the first has made.
+    in_order = ["README.md", "docs/python.md"]
+    others = [guide for guide in GUIDES if guide not in in_order]
+    assert len(blocks(in_order[1], "python")) >= 5
+    for document in in_order + others:
+        for number, block in enumerate(blocks(document, "python"), start=1):
+            exec(compile(block, f"<{document}, Python block {number}>", "exec"), names)
     assert names["features"].shape == (1, 8, 24)
     assert (at_home / "runs" / "a" / "preset" / "config.json").is_file()
 
@@ -157,7 +161,29 @@ def test_options_in_the_documents_exist(document, capsys):
     text = "\n".join(blocks(document, "sh"))
     assert wrong_options(text, capsys) == []
     if document == "README.md":
-        assert len(list(commands(text))) >= 10
+        assert len(list(commands(text))) >= 4
+
+
+def dead_links(document):
+    """Files that a document links to and that are not there; addresses are not looked at."""
+    text = (ROOT / document).read_text()
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+    here = (ROOT / document).parent
+    return [link for link in links if "://" not in link and not (here / link).exists()]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files(document):
+    assert dead_links(document) == []
+
+
+@pytest.mark.data
+def test_the_readme_is_for_a_newcomer():
+    """It names every command and every guide, and is read in minutes."""
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    assert [name for name in (*COMMANDS, *GUIDES) if name not in text] == []
 
 
 @pytest.mark.data

@@ -43,7 +43,7 @@ class Exportable(keras.Model):
         Args:
             filepath: what to write, ending in `.onnx`, `.tflite` or `.pt2` as the format has it; of
                 a SavedModel, a folder.
-            format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`; the README says which
+            format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`; docs/export.md says which
                 backend offers which.
             batch_size: samples at a time; None for any number.
             kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
