@@ -10,6 +10,10 @@ source, and so are videos that another source has already; ids tell videos apart
 `mix/videomix2m.csv` each file is labelled by the number of its source, `mix/videomix2m.json` counts
 what became of each, and `mix/left_out.csv` says why each other video is not in the mix. The command
 that trains with it is printed in the end, with the weights of sources, if any are given.
+
+Kinetics with its classes, those of all its lists merged by name, is `mix/kinetics.csv`; which class
+is which in each list says `mix/kinetics_classes.csv`. Names that two editions spell differently are
+two classes unless `--same-class` says otherwise: K710's authors merged 15 such pairs.
 """
 
 import argparse
@@ -23,6 +27,7 @@ from keras_vjepa.arguments import MOST_SEED, check_number, check_whole, counted
 from keras_vjepa.command_line import WRONG_USAGE, OneLineParser, text_of
 from keras_vjepa.data.batches.epochs import check_label_weights
 from keras_vjepa.data.preparation.journal import table
+from keras_vjepa.data.preparation.merged_classes import MergedClasses, merge_classes
 from keras_vjepa.data.preparation.video_mix import (
     SOURCES,
     SUBSETS,
@@ -77,9 +82,17 @@ def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace
         default=(),
         help="how often each video of a source comes in an epoch (default: once, whatever source)",
     )
+    parser.add_argument(
+        "--same-class",
+        nargs="+",
+        metavar="NAME=OTHER",
+        default=(),
+        help="classes of Kinetics that are one, called by the second name (default: none)",
+    )
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_number("(0, 1]", share=options.share)
+        options.same = same_classes(options.same_class)
         check_whole(0, MOST_SEED, seed=options.seed)
         options.weights = weights_of(options.weights)
         options.sources = sources_of(options)
@@ -103,6 +116,17 @@ def weights_of(texts: list[str]) -> dict[str, float]:
             check_label_weights((found[name], 1.0))
         except ValueError as error:
             raise ValueError(str(error).replace("label_weights", "weights")) from None
+    return found
+
+
+def same_classes(texts: list[str]) -> dict[str, str]:
+    """Read pairs of classes as they are typed: `dying hair=dyeing hair`."""
+    found = {}
+    for text in texts:
+        name, equals, other = (part.strip() for part in text.partition("="))
+        if not (name and equals and other):
+            raise ValueError(f"`same_class` must be NAME=OTHER. Received: {text}")
+        found[name] = other
     return found
 
 
@@ -144,6 +168,29 @@ def remarks(options: argparse.Namespace, held_out: dict[str, list[Path]]) -> lis
             f"--{name}-held-out is not given: videos of that validation set may be in the mix."
         )
     return lines
+
+
+def classes_in_words(merged: MergedClasses) -> str:
+    """Count the classes of the lists of Kinetics, and those of all of them."""
+    each = ", ".join(f"{name} {len(own):,}" for name, own in merged.number_of.items())
+    return (
+        f"Classes of Kinetics: {each}; {len(merged.names):,} by name, {merged.num_shared:,} of "
+        "them in every list"
+    )
+
+
+def write_classes(mix: VideoMix, merged: MergedClasses, output: Path) -> None:
+    """Write Kinetics with its merged classes, and which class is which in each list."""
+    samples = mix.labelled_by_class(merged)
+    if samples:
+        write_list(output / "kinetics.csv", samples)
+    own = zip(*merged.own_numbers.values(), strict=True)
+    rows = [
+        [str(number), name, *("" if place is None else str(place) for place in places)]
+        for number, (name, places) in enumerate(zip(merged.names, own, strict=True))
+    ]
+    header = ["number", "class", *merged.own_numbers]
+    files.write_text(output / "kinetics_classes.csv", table(header, rows))
 
 
 def in_words(mix: VideoMix, options: argparse.Namespace, path: Path) -> str:
@@ -195,14 +242,20 @@ def main(arguments: list[str] | None = None, program: str = "videomix.py") -> in
     output = options.output.expanduser()
     try:
         mix = mix_videos(options.sources, held_out, options.subset, options.share, options.seed)
+        merged = merge_classes(mix.classes, options.same)
         output.mkdir(parents=True, exist_ok=True)
         with locked(output, "--output"):
             path = write(mix, options, output)
+            if merged.names:
+                write_classes(mix, merged, output)
     except (OSError, ValueError) as error:
-        print(f"{program}: {parser.explain(error)}", file=sys.stderr)
+        text = parser.explain(error).replace("`same`", "--same-class")
+        print(f"{program}: {text}", file=sys.stderr)
         return WRONG_USAGE
     print("".join(f"{line}\n" for line in remarks(options, held_out)), end="", file=sys.stderr)
     print(in_words(mix, options, path))
+    if merged.names:
+        print(classes_in_words(merged))
     return 0
 
 

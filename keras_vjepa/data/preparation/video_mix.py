@@ -9,7 +9,6 @@ too if a user gives them, as UniFormerV2 did for K710. Kinetics lists several cl
 one of each is taken, as in K710. A quarter of the set (Table 2) is drawn at random from all of it.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from keras_vjepa.arguments import check_choice, check_number
+from keras_vjepa.data.preparation.merged_classes import MergedClasses
 from keras_vjepa.data.random_streams import random_stream
-from keras_vjepa.data.sources.folders import search_folder
 from keras_vjepa.data.sources.official_lists import (
     ListedVideo,
+    files_by_name,
     howto100m_videos,
     kinetics_videos,
     something_something_videos,
@@ -92,12 +92,25 @@ class VideoMix:
         counts: what became of each source, by its name.
         left_out: source, id and reason of each row that is not in the mix.
         held_out: number of ids that were kept out, by the source of the lists.
+        classes: names of the classes in the list of each source of Kinetics.
+        class_of: name of the class of each file of Kinetics, by its path.
     """
 
     samples: list[Sample]
     counts: dict[str, SourceCount]
     left_out: list[tuple[str, str, str]]
     held_out: dict[str, int]
+    classes: dict[str, set[str]] = field(default_factory=dict)
+    class_of: dict[str, str] = field(default_factory=dict)
+
+    def labelled_by_class(self, merged: MergedClasses) -> list[Sample]:
+        """List the files of Kinetics with the numbers of their classes in a merged list."""
+        names = {count.number: name for name, count in self.counts.items()}
+        return [
+            Sample(s.path, merged.number_of[names[s.label]][self.class_of[s.path]])
+            for s in self.samples
+            if s.label is not None and s.path in self.class_of
+        ]
 
     def label_weights(self, weights: Mapping[str, float]) -> tuple[float, ...]:
         """Order weights of sources as `ClipBatches` takes them; 1 for those not named."""
@@ -150,14 +163,18 @@ def mix_videos(
     counts, left_out, samples = dict[str, SourceCount](), list[tuple[str, str, str]](), []
     # The source that has a video, for each kind of ids.
     taken: dict[bool, dict[str, str]] = {True: {}, False: {}}
+    classes, class_of = dict[str, set[str]](), dict[str, str]()
     for number, (name, read) in enumerate(SOURCES.items()):
         if name not in SUBSETS[subset] or name not in sources:
             continue
         count = counts[name] = SourceCount(number)
         known = taken[name == "ssv2"]
-        files = _files(sources[name].videos)
+        files = files_by_name(sources[name].videos)
         for video in read(sources[name].training):
             count.listed += 1
+            has_class = name in _KINETICS and video.label is not None
+            if has_class:
+                classes.setdefault(name, set()).add(str(video.label))
             path = next((files[stem] for stem in video.names if stem in files), None)
             reason = _reason(video, name, held[name == "ssv2"], known, path)
             if reason or path is None:
@@ -167,13 +184,15 @@ def mix_videos(
             known[video.id] = name
             count.kept += 1
             samples.append(Sample(path, number))
+            if has_class:
+                class_of[path] = str(video.label)
     if not samples:
         raise ValueError(f"No video is left of {', '.join(counts) or 'no source'}: {_why(counts)}")
     samples = _drawn(samples, share, seed)
     for count in counts.values():
         count.drawn = sum(sample.label == count.number for sample in samples)
     ids = {name: sum(n == name for n in held[name == "ssv2"].values()) for name in held_out}
-    return VideoMix(samples, counts, left_out, ids)
+    return VideoMix(samples, counts, left_out, ids, classes, class_of)
 
 
 def _held_out(lists: Mapping[str, Sequence[Path]]) -> dict[bool, dict[str, str]]:
@@ -185,14 +204,6 @@ def _held_out(lists: Mapping[str, Sequence[Path]]) -> dict[bool, dict[str, str]]
             for video in SOURCES[name](path):
                 held[name == "ssv2"].setdefault(video.id, name)
     return held
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """Files of a folder by their names without extension."""
-    found: dict[str, str] = {}
-    for path in search_folder(folder).paths:
-        found.setdefault(os.path.splitext(os.path.basename(path))[0], path)
-    return found
 
 
 def _reason(

@@ -5,19 +5,19 @@ reader names it, and an evaluation counts it.
 """
 
 import csv
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_vjepa.arguments import shown
-from keras_vjepa.data.sources.folders import search_folder
-from keras_vjepa.data.sources.official_lists import kinetics_file_names
+from keras_vjepa.data.sources.official_lists import (
+    files_by_name,
+    kinetics_videos,
+    load_json,
+    something_something_videos,
+)
 from keras_vjepa.data.sources.samples import Sample
 
-# Of each row, beside the columns: where it ends in the file.
-_LINE = "line of the file"
 _LONGEST = 4096
 
 
@@ -33,10 +33,10 @@ def kinetics_class_names(annotations: str | Path) -> list[str]:
     Raises:
         ValueError: if the file has no column `label`.
     """
-    rows = _kinetics_rows(annotations)
-    if "label" not in rows[0]:
+    names = {video.label for video in kinetics_videos(Path(annotations))}
+    if None in names:
         raise ValueError(f"{annotations} must have a column `label`. Use the training list's.")
-    return sorted({row["label"] for row in rows})
+    return sorted(map(str, names))
 
 
 def kinetics_samples(
@@ -71,47 +71,19 @@ def kinetics_samples(
     >>> sample
     Sample(path='/videos/-6l2Y_000003_000013.mp4', label=1)
     """
-    rows = _kinetics_rows(annotations)
-    if class_names is None and "label" in rows[0]:
-        class_names = kinetics_class_names(annotations)
-    numbers = {name: number for number, name in enumerate(class_names or ())}
-    files = _files_by_name(folder)
-    samples = []
-    for row in rows:
-        where = f"{annotations}:{row[_LINE]}"
-        with_times, alone = kinetics_file_names(row["youtube_id"], row, where)
-        missing = os.path.join(folder, f"{with_times}.mp4")
-        path = files.get(with_times) or files.get(alone) or missing
-        label = row.get("label")
-        if label is not None and label not in numbers:
-            raise ValueError(f"`class_names` must hold {label!r}, a label in {annotations}.")
-        samples.append(Sample(path, None if label is None else numbers[label]))
+    videos = [*kinetics_videos(Path(annotations))]
+    if class_names is None:
+        class_names = sorted({video.label for video in videos if video.label is not None})
+    numbers: dict[str | None, int | None] = {name: n for n, name in enumerate(class_names)}
+    numbers[None] = None
+    files, samples = files_by_name(folder), []
+    for video in videos:
+        if video.label not in numbers:
+            raise ValueError(f"`class_names` must hold {video.label!r}, a label in {annotations}.")
+        missing = os.path.join(folder, f"{video.names[0]}.mp4")
+        path = next((files[name] for name in video.names if name in files), missing)
+        samples.append(Sample(path, numbers[video.label]))
     return samples
-
-
-def _files_by_name(folder: str | Path) -> dict[str, str]:
-    """Videos at any depth in a folder, by their names without the extension."""
-    found = search_folder(folder).paths
-    return {os.path.splitext(os.path.basename(path))[0]: path for path in found}
-
-
-def _kinetics_rows(annotations: str | Path) -> list[dict[str, str]]:
-    try:
-        with open(annotations, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = [{**row, _LINE: str(reader.line_num)} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{annotations} must be a Kinetics csv in UTF-8: {error}") from error
-    if not rows:
-        raise ValueError(f"No videos in {annotations}. It must be a Kinetics csv with a header.")
-    for name in ("youtube_id", "time_start", "time_end"):
-        if name not in rows[0]:
-            raise ValueError(f"{annotations} must have a column `{name}`. Use the published csv.")
-    for row in rows:
-        for name in ("youtube_id", "time_start", "time_end", "label"):
-            if name in rows[0] and not row[name]:
-                raise ValueError(f"{annotations}:{row[_LINE]}: `{name}` must not be empty.")
-    return rows
 
 
 def something_something_samples(
@@ -142,30 +114,18 @@ def something_something_samples(
     >>> sample
     Sample(path='/videos/7.webm', label=37)
     """
-    entries = _load_json(annotations, list)
-    numbers = {} if labels is None else _load_json(labels, dict)
-    files = _files_by_name(folder)
-    samples = []
-    for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int):
-            raise ValueError(
-                f"Every entry of {annotations} must have an `id`. Received: {str(entry)[:80]}"
-            )
-        template = entry.get("template")
-        if not isinstance(template, str | None):
-            raise ValueError(
-                f"Every `template` in {annotations} must be text. Received: {shown(template)}"
-            )
+    videos = [*something_something_videos(Path(annotations))]
+    numbers = {} if labels is None else load_json(labels, dict)
+    files, samples = files_by_name(folder), []
+    for video in videos:
         label = None
-        if template is not None and labels is not None:
-            plain = template.replace("[", "").replace("]", "")
+        if video.label is not None and labels is not None:
+            plain = video.label.replace("[", "").replace("]", "")
             if plain not in numbers:
                 raise ValueError(f"{labels} must hold {plain!r}, a template in {annotations}.")
             label = _class_number(numbers[plain], labels)
-        name = str(entry["id"])
-        samples.append(Sample(files.get(name, os.path.join(folder, f"{name}.webm")), label))
-    if not samples:
-        raise ValueError(f"No videos in {annotations}. Use the published json.")
+        missing = os.path.join(folder, f"{video.id}.webm")
+        samples.append(Sample(files.get(video.id, missing), label))
     return samples
 
 
@@ -182,7 +142,7 @@ def ava_samples(annotations: str | Path, folder: str | Path) -> list[Sample]:
     """
     with open(annotations, newline="", encoding="utf-8-sig") as file:
         names = dict.fromkeys(row[0] for row in csv.reader(file) if row)
-    files = _files_by_name(folder)
+    files = files_by_name(folder)
     return [Sample(files.get(name, os.path.join(folder, f"{name}.mkv"))) for name in names]
 
 
@@ -213,14 +173,3 @@ def _class_number(number: Any, labels: str | Path | None) -> int:
     if isinstance(number, bool) or not str(number).isdecimal():
         raise ValueError(f"{labels} must hold class numbers, at least 0. Received: {number!r}")
     return int(number)
-
-
-def _load_json(path: str | Path, kind: type) -> Any:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path} is not a JSON file: {reason}") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} must hold a JSON {kind.__name__}. Use the published file.")
-    return content

@@ -1,4 +1,4 @@
-"""The videos that the official lists of VideoMix2M's sources name, by their ids (§3.4).
+"""The videos that official lists name, by their ids, and their files (§3.4, App. D).
 
 A video of Kinetics or HowTo100M is known by its id on YouTube, of 11 characters, in whichever list
 and under whichever file name it occurs; one of Something-Something v2 by a number of its own.
@@ -6,12 +6,19 @@ and under whichever file name it occurs; one of Something-Something v2 by a numb
 
 import csv
 import json
+import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_vjepa.arguments import counted, shown
+from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.sources.folders import search_folder
+
+_LOG = logging.getLogger(__name__)
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
@@ -23,18 +30,49 @@ class ListedVideo:
         id: of the video; in upper and lower case as it stands there.
         names: of its file without extension, in the order in which to look for it.
         is_valid: whether that can be an id at all.
+        label: name of the class, or template; None in a list without.
+        where: the list and the line, for messages.
     """
 
     id: str
     names: tuple[str, ...]
     is_valid: bool = True
+    label: str | None = None
+    where: str = ""
+
+
+def files_by_name(folder: str | Path) -> dict[str, str]:
+    """Find the videos in a folder, at any depth, by their names without extension.
+
+    Args:
+        folder: where they are.
+
+    Returns:
+        The path of each; of several of one name the first in the order of paths, and the log says
+        how many are not used.
+    """
+    found: dict[str, str] = {}
+    others: list[str] = []
+    for path in search_folder(folder).paths:
+        name = os.path.splitext(os.path.basename(path))[0]
+        if found.setdefault(name, path) != path:
+            others.append(path)
+    if others:
+        name = os.path.splitext(os.path.basename(others[0]))[0]
+        _LOG.warning(
+            "Not used: %s in %s with the name of another, %s first, for %s is there",
+            *(counted(len(others), "file"), printable(str(folder))),
+            *(printable(others[0]), printable(found[name])),
+        )
+    return found
 
 
 def kinetics_videos(path: Path) -> Iterator[ListedVideo]:
     """Read a list of Kinetics-400, -600 or -700 as published, of training, validation or test.
 
     Args:
-        path: csv with a header; of its columns, `youtube_id`, `time_start` and `time_end` count.
+        path: csv with a header; of its columns, `youtube_id`, `time_start`, `time_end` and `label`
+            count, which the list of a test set does not have.
 
     Raises:
         ValueError: if it is not such a list; one line that names it.
@@ -54,7 +92,10 @@ def kinetics_videos(path: Path) -> Iterator[ListedVideo]:
     for where, row in _rows(path, "youtube_id", "time_start", "time_end"):
         video = row["youtube_id"].strip()
         names = kinetics_file_names(video, row, where)
-        yield ListedVideo(video, names, bool(_YOUTUBE_ID.fullmatch(video)))
+        label = row.get("label")
+        if label == "":
+            raise ValueError(f"{where}: `label` must not be empty.")
+        yield ListedVideo(video, names, bool(_YOUTUBE_ID.fullmatch(video)), label, where)
 
 
 def kinetics_file_names(video: str, row: Mapping[str, str], where: str) -> tuple[str, str]:
@@ -104,21 +145,43 @@ def something_something_videos(path: Path) -> Iterator[ListedVideo]:
     Raises:
         ValueError: if it is not such a list; one line that names it.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} must be a JSON list as published: {reason}") from None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} must be a JSON list of videos. Use the published file.")
+    entries = load_json(path, list)
+    if not entries:
+        raise ValueError(f"No videos in {path}. Use the published json.")
     for entry in entries:
         found: Any = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(found, str | int) or isinstance(found, bool):
             raise ValueError(
                 f"Every entry of {path} must have an `id`. Received: {str(entry)[:80]}"
             )
+        template = entry.get("template")
+        if not isinstance(template, str | None):
+            raise ValueError(
+                f"Every `template` in {path} must be text. Received: {shown(template)}"
+            )
         video = str(found).strip()
-        yield ListedVideo(video, (video,), video.isdecimal())
+        yield ListedVideo(video, (video,), video.isdecimal(), template, str(path))
+
+
+def load_json(path: str | Path, kind: type) -> Any:
+    """Read a published JSON file.
+
+    Args:
+        path: the file.
+        kind: `list` or `dict`, which it holds.
+
+    Raises:
+        ValueError: if it does not; one line that names it.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        is_deep = isinstance(error, RecursionError)
+        reason = "nested too deep" if is_deep else " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a JSON file: {reason}") from None
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold a JSON {kind.__name__}. Use the published file.")
+    return content
 
 
 def _rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:

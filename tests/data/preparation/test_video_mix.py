@@ -1,5 +1,6 @@
 """From lists in their official layouts to a batch: what is held out, merged, counted and drawn."""
 
+import contextlib
 import csv
 import json
 
@@ -195,8 +196,8 @@ def test_bad_input_is_answered_in_one_line(arguments, message, tmp_path, capsys,
         (kinetics_videos, "youtube_id,time_start,time_end\n,1,2\n", ":2: `youtube_id` must not"),
         (kinetics_videos, "youtube_id,time_start,time_end\n", "Received: a header alone"),
         (howto100m_videos, "youtube_id\na\n", "must have a column `video_id`"),
-        (something_something_videos, "[", "must be a JSON list as published"),
-        (something_something_videos, "{}", "must be a JSON list of videos"),
+        (something_something_videos, "[", "is not a JSON file"),
+        (something_something_videos, "{}", "must hold a JSON list"),
         (something_something_videos, '[{"label": 1}]', "must have an `id`"),
     ],
 )
@@ -212,3 +213,39 @@ def test_nothing_left_says_why(root, tmp_path, capsys):
     given = ["--ssv2", str(root / "ssv2/train.json"), "--ssv2-videos", str(tmp_path / "empty")]
     assert videomix.main([*given, "--output", str(tmp_path / "mix")]) == 2
     assert "No video is left of ssv2: 4 no file" in capsys.readouterr().err
+
+
+def test_classes_of_kinetics_are_merged_by_name(tmp_path, capsys):
+    classes = {"k400": ["yoga", "dying hair"], "k600": ["dyeing hair", "archery", "yoga"]}
+    for name, labels in classes.items():
+        rows = [f"{label},{name}-{i:06d},0,9,train" for i, label in enumerate(labels)]
+        text = "\n".join(["label,youtube_id,time_start,time_end,split", *rows])
+        videos(tmp_path / name, *(f"{name}-{i:06d}" for i in range(len(labels) - (name == "k600"))))
+        (tmp_path / name / "train.csv").write_text(text)
+    lists = [f"--{name}={tmp_path / name / 'train.csv'}" for name in classes]
+    output = tmp_path / "mix"
+    same = ["--same-class", "dying hair = dyeing hair"]
+    assert videomix.main([*lists, "--output", str(output), *same]) == 0
+    said = capsys.readouterr().out
+    assert "Classes of Kinetics: k400 2, k600 3; 3 by name, 2 of them in every list" in said
+    with open(output / "kinetics_classes.csv", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["number", "class", "k400", "k600"],
+            ["0", "archery", "", "0"],
+            ["1", "dyeing hair", "0", "1"],
+            ["2", "yoga", "1", "2"],
+        ]
+    assert [label for _, label in drawn(output, "kinetics")] == [2, 1, 1, 0]
+    assert [label for _, label in drawn(output)] == [0, 0, 1, 1]
+    assert videomix.main([*lists, "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "4 by name, 1 of them in every list" in said
+    for pair, message in (
+        ("yoga", "--same-class must be NAME=OTHER. Received: yoga"),
+        ("yoga=judo", "--same-class must name classes of the lists. Received: 'judo'"),
+        ("archery=yoga", "--same-class must leave the classes of a list apart"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert videomix.main([*lists, "--output", str(output), "--same-class", pair]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -51,7 +51,12 @@ def test_kinetics_test_set_has_no_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "No videos in"), ("a.mp4 1\nb.mp4 2\n", "must have a column `youtube_id`")],
+    [
+        ("", "must have a column `youtube_id`"),
+        (HEADER, "must name videos. Received: a header alone"),
+        ("a.mp4 1\nb.mp4 2\n", "must have a column `youtube_id`"),
+        (HEADER + ",abc,3,13,train,0\n", "list.csv:2: `label` must not be empty"),
+    ],
 )
 def test_no_kinetics_list(tmp_path, content, message):
     path = tmp_path / "list.csv"
@@ -79,7 +84,7 @@ def test_kinetics_rows_that_are_none(tmp_path, row, reason):
 def test_kinetics_in_another_encoding(tmp_path):
     path = tmp_path / "list.csv"
     path.write_bytes(HEADER.encode() + b"caf\xe9,abc,3,13,train,0\n")
-    with pytest.raises(ValueError, match="list.csv must be a Kinetics csv in UTF-8"):
+    with pytest.raises(ValueError, match="list.csv must be a csv in UTF-8, as published"):
         kinetics_samples(path, tmp_path)
 
 
@@ -128,3 +133,17 @@ def test_no_something_something_list(tmp_path, content, message):
     annotations = write_json(tmp_path / "val.json", content)
     with pytest.raises(ValueError, match=message):
         something_something_samples(annotations, labels, "/v")
+
+
+def test_files_of_one_name_are_counted(tmp_path, caplog):
+    for name in ("a/7.mp4", "b/7.webm", "b/8.webm", "c/7.mkv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    entries = write_json(tmp_path / "val.json", [{"id": "7"}, {"id": "8"}])
+    samples = something_something_samples(entries, None, tmp_path)
+    assert [sample.path for sample in samples] == [f"{tmp_path}/a/7.mp4", f"{tmp_path}/b/8.webm"]
+    (line,) = [m for m in caplog.messages if m.startswith("Not used")]
+    assert line == (
+        f"Not used: 2 files in {tmp_path} with the name of another, {tmp_path}/b/7.webm first, for "
+        f"{tmp_path}/a/7.mp4 is there"
+    )
