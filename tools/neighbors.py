@@ -94,7 +94,8 @@ def main(arguments: list[str] | None = None, program: str = "neighbors.py") -> N
         probe.check(config, workdir)
     run, step = run_and_step(config.preset)
     try:
-        if str(run) != config.preset and not any(one.startswith("--data") for one in given):
+        names_a_step = run != Path(config.preset).expanduser()
+        if names_a_step and not any(one.startswith("--data") for one in given):
             numbers = look_again(run, step)
             print("\n".join(f"{name} {value:.9g}" for name, value in numbers.items()))
             return

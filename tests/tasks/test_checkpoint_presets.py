@@ -31,8 +31,7 @@ def run(tmp_path):
     run = tmp_path / "run"
     checkpoints = Checkpoints(run / "checkpoints")
     for step in (2, 4):
-        for variable in pretrainer.weights:
-            variable.assign(variable + step)
+        pretrainer.set_weights([weight + step for weight in weights_of(pretrainer)])
         state = copy_training_state(pretrainer)
         checkpoints.save(step, {**state, "losses": np.arange(float(step))}, {"run": {}})
         checkpoints.wait()
