@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "keras_vjepa.tools.report_run",
     "compare": "keras_vjepa.tools.compare_runs",
     "masks": "keras_vjepa.tools.show_masks",
+    "picture": "keras_vjepa.tools.picture",
     "bench": "keras_vjepa.tools.bench",
     "find-batch": "keras_vjepa.tools.find_batch",
     "bench-data": "keras_vjepa.tools.bench_data",

@@ -32,6 +32,7 @@ REQUIRED = {
     "compare": ["here", "out"],
     "upload": ["here", "hf://user/repo"],
     "masks": ["--output", "masks.png"],
+    "picture": ["pca", "here.mp4", "--preset", "here", "--output", "out.png"],
     "sweep": ["out"],
     "check-resume": ["out"],
 }

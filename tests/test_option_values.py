@@ -26,6 +26,7 @@ COMMANDS = {
     "features": (["here", "--preset", "here", "--output", "out"], "prepare"),
     "convert": (["here", "out"], "convert"),
     "masks": (["--output", "masks.png"], "draw_batch"),
+    "picture": (["masks", "here", "--preset", "here", "--output", "out.png"], "check_preset"),
     "bench": ([], "bench_training"),
     "bench-decoding": (["--video", "here"], "bench"),
     "plain-torch-step": ([], "Encoder"),
@@ -46,7 +47,7 @@ ACCEPTED = {
         "warmup_steps", "epsilon", "beta_1", "beta_2", "start_momentum", "final_momentum",
         "quality", "gain_videos", "max_bad_share", "erasing", "horizontal_flip",
         "augment_num_operations", "augment_magnitude", "augment_magnitude_std",
-        "augment_probability",
+        "augment_probability", "start",
     },
     # Any finite number: a loss that is not finite stops the training.
     "1e30": {

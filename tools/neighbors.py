@@ -47,7 +47,7 @@ def look_again(run: Path, step: int | None = None) -> dict[str, Any]:
         ValueError: if the run has too few videos to be looked at.
     """
     model, checkpoint = model_at(run, step)
-    config = _config_of(read_run(run).options)
+    config = config_of(read_run(run).options)
     keras.config.set_dtype_policy(config.dtype)
     watched = watched_clips(config, make_batches(config, model.encoder.grid_shape))
     if watched is None:
@@ -56,8 +56,12 @@ def look_again(run: Path, step: int | None = None) -> dict[str, Any]:
     return {"step": checkpoint.step, **found}
 
 
-def _config_of(stored: Mapping[str, Any]) -> PretrainConfig:
-    """The config of a run from what it has written; names that are no option any more are left."""
+def config_of(stored: Mapping[str, Any]) -> PretrainConfig:
+    """Make the config of a run from what it has written; names that are no option now are left.
+
+    Args:
+        stored: values by the names of options.
+    """
     known = options(PretrainConfig())
     found = {name: _as_tuples(value) for name, value in stored.items() if name in known}
     return replace(PretrainConfig(), **found)

@@ -1,5 +1,6 @@
 """Write frames as a video file, for the built-in set (a stand-in for §4's datasets)."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from keras_vjepa import files
 
 
-def write_h264(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
+def write_h264(path: Path, frames: npt.NDArray[np.uint8], fps: int | Fraction) -> None:
     """Write an H.264 file with PyAV, at a quality at which one frame hides the motion.
 
     Args:

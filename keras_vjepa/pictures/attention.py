@@ -1,0 +1,96 @@
+"""What the probe's query and the heads of the encoder attend to (§3.3, App. D.1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from keras_vjepa.arguments import places
+from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
+from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.pictures.features import check_patch, grid_of
+from keras_vjepa.pictures.videos import WatchedVideo, whole_frame_size
+from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+
+
+def encoder_attention(
+    backbone: VJEPABackbone,
+    video: WatchedVideo,
+    layer: int = -1,
+    heads: Sequence[int] | None = None,
+    patch: Sequence[int] | None = None,
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
+) -> NDArray[np.float32]:
+    """Compute by how much patches are attended to in a block of the encoder.
+
+    Args:
+        backbone: the encoder.
+        video: cut into clips of as many frames as the backbone has.
+        layer: the block, from 0, or from -1 for the last one backwards.
+        heads: which heads, counted likewise; None for the mean of all, as one.
+        patch: time, row and column of the patch that attends; None for the mean of all patches.
+        mean: of red, green and blue, as the encoder was trained.
+        std: likewise.
+
+    Returns:
+        float32 `(clips, heads, time, rows, columns)`; of a clip and head they sum to one.
+
+    Raises:
+        ValueError: for a block, head or patch that does not exist.
+    """
+    places(backbone.num_layers, layer=[layer])
+    chosen = None if heads is None else places(backbone.num_heads, heads=heads)
+    size = whole_frame_size(backbone, *video.frames.shape[1:3])
+    grid = grid_of(backbone, size)
+    queries = None
+    if patch is not None:
+        queries = [int(np.ravel_multi_index(check_patch(patch, grid), grid))]
+    found = []
+    for clip in video.clips(size, mean, std):
+        [weights] = backbone.attention_weights(clip[np.newaxis], [layer], queries)
+        mean_of_queries = ops.convert_to_numpy(ops.mean(weights, axis=2))
+        kept = mean_of_queries.mean(axis=1, keepdims=True)
+        found.append(kept if chosen is None else mean_of_queries[:, chosen])
+    return np.concatenate(found).reshape(len(found), -1, *grid)
+
+
+def probe_attention(
+    classifier: VJEPAVideoClassifier,
+    video: WatchedVideo,
+    heads: Sequence[int] | None = None,
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
+) -> NDArray[np.float32]:
+    """Compute by how much the query of an attentive probe attends to each patch.
+
+    Args:
+        classifier: whose probe reads one clip at a time.
+        video: cut into clips of as many frames as the backbone has.
+        heads: which heads of the probe, from 0 or from -1 backwards; None for the mean of all.
+        mean: of red, green and blue, as the encoder was trained.
+        std: likewise.
+
+    Returns:
+        As `encoder_attention`.
+
+    Raises:
+        ValueError: for a head that does not exist, average pooling, and a table of frames.
+    """
+    if classifier.max_frames is not None:
+        raise ValueError(
+            "`classifier` must have no table of frames, whose clips cannot be read alone. "
+            f"Received: `max_frames`={classifier.max_frames}"
+        )
+    backbone = classifier.backbone
+    size = whole_frame_size(backbone, *video.frames.shape[1:3])
+    found = []
+    for clip in video.clips(size, mean, std):
+        tokens = backbone.predict_on_batch(clip[np.newaxis])
+        weights = ops.convert_to_numpy(classifier.probe.attention_weights(tokens))
+        if heads is None:
+            found.append(weights.mean(axis=1, keepdims=True))
+        else:
+            found.append(weights[:, places(weights.shape[1], heads=heads)])
+    return np.concatenate(found).reshape(len(found), -1, *grid_of(backbone, size))

@@ -1,0 +1,125 @@
+"""Features of patches over a whole video: as colours, and how alike they are (§4.3, App. D)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
+from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.pictures.videos import WatchedVideo, whole_frame_size
+
+# What is beyond is drawn as the extreme: a few patches would make all others alike.
+_PERCENTILES = (1, 99)
+
+
+def patch_features(
+    backbone: VJEPABackbone,
+    video: WatchedVideo,
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
+) -> NDArray[np.float32]:
+    """Compute the features of every patch of a video.
+
+    Args:
+        backbone: the encoder.
+        video: cut into clips of as many frames as the backbone has.
+        mean: of red, green and blue, as the encoder was trained.
+        std: likewise.
+
+    Returns:
+        float32 `(clips, time, rows, columns, hidden_dim)`.
+
+    Raises:
+        ValueError: if a feature is not finite.
+    """
+    size = whole_frame_size(backbone, *video.frames.shape[1:3])
+    clips = video.clips(size, mean, std)
+    grid = grid_of(backbone, size)
+    found = [np.asarray(backbone.predict_on_batch(clip[np.newaxis])) for clip in clips]
+    features = np.concatenate(found).astype("float32").reshape(len(clips), *grid, -1)
+    if not np.isfinite(features).all():
+        raise ValueError("`backbone` must give finite features. Received: NaN or infinity")
+    return features
+
+
+def grid_of(backbone: VJEPABackbone, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return the grid of tokens of clips of a height and width."""
+    shape = (None, backbone.num_frames, *size, backbone.num_channels)
+    return backbone.tubelet_embedding.grid_shape(shape)
+
+
+def patch_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Show the three directions in which features differ most as red, green and blue.
+
+    Args:
+        features: `(..., hidden_dim)`, all of one video.
+
+    Returns:
+        uint8 `(..., 3)`. Alike patches have alike colours; which colour means nothing.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.pictures import patch_colours
+    >>> patch_colours(np.array([[0.0, 0, 1], [4, 0, 1], [2, 0, 1]], "float32")).tolist()
+    [[0, 128, 128], [255, 128, 128], [128, 128, 128]]
+    """
+    rows = features.reshape(-1, features.shape[-1]).astype("float64")
+    centred = rows - rows.mean(axis=0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    directions = directions[:, ::-1][:, :3]
+    # Else a direction and its opposite would be as good.
+    largest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
+    values = np.zeros((len(rows), 3))
+    values[:, : directions.shape[1]] = centred @ directions
+    low, high = np.percentile(values, _PERCENTILES, axis=0)
+    spread = high - low
+    # A direction in which nothing differs is grey, not noise.
+    is_flat = spread <= 1e-6 * max(spread.max(), 1e-12)
+    scaled = np.where(is_flat, 0.5, (values - low) / np.where(is_flat, 1, spread))
+    colours = (255 * scaled.clip(0, 1) + 0.5).astype("uint8")
+    return np.asarray(colours.reshape(*features.shape[:-1], 3))
+
+
+def check_patch(patch: Sequence[int], grid: Sequence[int]) -> tuple[int, int, int]:
+    """Check the place of a patch.
+
+    Args:
+        patch: time, row and column, from 0.
+        grid: how many there are of each.
+
+    Raises:
+        ValueError: for a patch outside of the grid.
+    """
+    inside = len(patch) == 3 and all(0 <= one < most for one, most in zip(patch, grid, strict=True))
+    if not inside:
+        words = ", ".join(
+            f"{name} 0 to {most - 1}"
+            for name, most in zip(("time", "row", "column"), grid, strict=True)
+        )
+        raise ValueError(
+            f"`patch` must be a time, row and column of the grid: {words}. "
+            f"Received: {' '.join(map(str, patch))}"
+        )
+    time, row, column = patch
+    return time, row, column
+
+
+def patch_similarity(features: NDArray[np.float32], patch: Sequence[int]) -> NDArray[np.float32]:
+    """Compute the cosine between the features of a patch and those of all others.
+
+    Args:
+        features: as `patch_features` gives them.
+        patch: time, row and column in the first clip, from 0.
+
+    Returns:
+        float32 `(clips, time, rows, columns)`, 1 at the patch itself.
+
+    Raises:
+        ValueError: for a patch outside of the grid.
+    """
+    place = check_patch(patch, features.shape[1:4])
+    unit = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+    return np.asarray(unit @ unit[(0, *place)], "float32")

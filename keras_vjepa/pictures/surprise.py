@@ -1,0 +1,114 @@
+"""Where a video is not as the predictor expects it (§3.1, §3.3)."""
+
+from typing import Literal
+
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from keras_vjepa.arguments import check_choice
+from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
+from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.pictures.videos import WatchedVideo
+from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
+
+Known = Literal["past", "around"]
+Grid = tuple[int, int, int]
+# The paper's short-range blocks are 15 % of a frame: a little more than a third of each side.
+_BLOCKS_PER_SIDE = 3
+
+
+def hidden_boxes(grid: Grid, known: Known) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Tile a grid with boxes, each of which is predicted from tokens outside of it.
+
+    Args:
+        grid: tokens by time, row and column.
+        known: "past": a box is a time step, known are those before it; of the first one, those
+            after it. "around": a box is a block through all time, known is all around it.
+
+    Returns:
+        The known tokens and the hidden ones of each box; every token is hidden once.
+
+    Raises:
+        ValueError: if a box would have nothing outside of it.
+
+    Example:
+
+    >>> from keras_vjepa.pictures.surprise import hidden_boxes
+    >>> [(k.tolist(), h.tolist()) for k, h in hidden_boxes((3, 1, 2), "past")]
+    [([2, 3, 4, 5], [0, 1]), ([0, 1], [2, 3]), ([0, 1, 2, 3], [4, 5])]
+    """
+    check_choice(("past", "around"), known=known)
+    times, rows, columns = np.indices(grid)
+    if known == "past":
+        boxes = [(times == t, times < t if t else times > t) for t in range(grid[0])]
+    else:
+        row_of, column_of = (
+            place * min(_BLOCKS_PER_SIDE, most) // most
+            for place, most in ((rows, grid[1]), (columns, grid[2]))
+        )
+        blocks = row_of * _BLOCKS_PER_SIDE + column_of
+        boxes = [(blocks == b, blocks != b) for b in np.unique(blocks)]
+    if not all(outside.any() for _, outside in boxes):
+        raise ValueError(
+            f"`known` must leave something of the grid {grid} to predict from. Received: {known!r}"
+        )
+    flat = [(np.flatnonzero(o), np.flatnonzero(b)) for b, o in boxes]
+    return [(outside.astype("int32"), box.astype("int32")) for outside, box in flat]
+
+
+def prediction_errors(
+    pretrainer: VJEPAPretrainer,
+    video: WatchedVideo,
+    known: Known = "past",
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
+) -> NDArray[np.float32]:
+    """Compute how far the prediction of each patch is from what is there.
+
+    Frames are stretched to the size of the model, for the predictor knows that one alone.
+
+    Args:
+        pretrainer: encoder, predictor and what is predicted.
+        video: cut into clips of as many frames as the encoder has.
+        known: what a patch is predicted from, as in `hidden_boxes`.
+        mean: of red, green and blue, as the encoder was trained.
+        std: likewise.
+
+    Returns:
+        float32 `(clips, time, rows, columns)`: the mean absolute difference of the targets, which
+        are normalised as they are in training.
+
+    Raises:
+        ValueError: for a grid that has nothing to predict from.
+    """
+    grid = pretrainer.encoder.grid_shape
+    clips = video.clips(height_and_width(pretrainer.encoder.image_size), mean, std)
+    errors = np.zeros((len(clips), int(np.prod(grid))), "float32")
+    # The kind of mask that is most like it: the last one hides most.
+    kind = pretrainer.predictor.num_mask_tokens - 1 if known == "past" else 0
+    boxes = hidden_boxes(grid, known)
+    for clip, row in zip(clips, errors, strict=True):
+        videos = ops.convert_to_tensor(clip[np.newaxis])
+        targets = ops.convert_to_numpy(pretrainer.targets(videos))[0]
+        for outside, box in boxes:
+            batch = {
+                "videos": videos,
+                f"context_indices_{kind}": ops.convert_to_tensor(outside[np.newaxis]),
+                f"target_indices_{kind}": ops.convert_to_tensor(box[np.newaxis]),
+            }
+            predicted = ops.convert_to_numpy(pretrainer.predictions(batch, kind))[0]
+            row[box] = np.abs(predicted - targets[box]).mean(axis=-1)
+    return errors.reshape(len(clips), *grid)
+
+
+def surprise(errors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Say in one number how much of each clip the predictor did not expect.
+
+    Args:
+        errors: as `prediction_errors` gives them.
+
+    Returns:
+        `(clips,)`: the mean over the patches.
+    """
+    return np.asarray(errors.mean(axis=(1, 2, 3)), "float32")
