@@ -26,8 +26,9 @@ folder of the list. A path may lead into a tar file, `shards/000.tar/clip.mp4`, 
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from keras_vjepa.arguments import counted
-from keras_vjepa.data.reading.errors import printable
+from keras_vjepa.data.reading.errors import MissingPackageError, printable
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
 from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.locating import media_is_there
@@ -63,7 +64,7 @@ from keras_vjepa.data.sources.tables import ENDINGS, is_kinetics, is_table, tabl
 # How the names of lists end.
 LISTS = {".csv", ".txt", ".npy", *ENDINGS}
 # Looking for files waits for the disk or the network, not for Python.
-_THREADS = 16
+_THREADS, _AT_ONCE = 16, 256
 
 _LOG = logging.getLogger(__name__)
 
@@ -247,10 +248,13 @@ def _rows_elsewhere(source: str, kind: Kind, path_column: str, label_column: str
     if extension(source) not in LISTS:
         if kind == "frames":
             raise ValueError(f'`kind` must not be "frames" at an address. Received: {source}')
-        found = store_of(source).find(source)
+        store = store_of(source)
+        with _naming(source):
+            found = store.find(source)
         fitting = [name for name in sorted(found) if extension(name) in EXTENSIONS[kind]]
         return [Row(name, None, name, RemoteFile(name, found[name])) for name in fitting]
-    copy = RemoteFile(source).local_copy()
+    with _naming(source):
+        copy = RemoteFile(source).local_copy()
     if is_published(copy):
         raise ValueError(f"`source` must be on a disk for a list of {is_published(copy)}: {source}")
     here = f"{os.path.dirname(copy)}/"
@@ -266,6 +270,20 @@ def _rows_elsewhere(source: str, kind: Kind, path_column: str, label_column: str
         )
         for row in rows
     ]
+
+
+@contextmanager
+def _naming(address: str) -> Iterator[None]:
+    """Name an address in what a block raises of it."""
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except (OSError, ValueError) as error:
+        text = str(error)
+        if address in text:
+            raise
+        raise ValueError(f"`source` must be readable. Received: {address}: {text}") from error
 
 
 def _labelled(rows: Sequence[Row], class_names: Sequence[str] | None) -> list[Sample]:
@@ -335,9 +353,11 @@ def _remedy(source: str | Path, kind: Kind) -> str:
 def _say_what_is_missing(source: str | Path, samples: Sequence[Sample]) -> None:
     """Say how many of the files of a list are not there: reading will name each."""
     paths = [sample.path for sample in samples if not ADDRESS.match(sample.path)]
+    parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        is_there = pool.map(media_is_there, paths, chunksize=64)
-        missing = [path for path, there in zip(paths, is_there, strict=True) if not there]
+        # Many at once: to hand a path to a thread takes longer than to look for it.
+        found = pool.map(lambda part: [path for path in part if not media_is_there(path)], parts)
+        missing = [path for part in found for path in part]
     if missing:
         _LOG.warning(
             "Missing: %d of %s in %s, %s first",

@@ -196,7 +196,10 @@ def _label_of(
             start, size = places[name]
             if size > _MOST_BYTES:
                 raise ValueError(f"{where}: It must have at most {_MOST_BYTES:,} bytes.")
-            text = content.read_at(start, size).decode("utf-8", "replace")
+            try:
+                text = content.read_at(start, size).decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: It must be UTF-8 text. {error}") from error
             if ending == ".cls":
                 return as_label(text.strip(), where)
             known = _json(text, where)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ def is_table(source: Path, path_column: str) -> bool:
         return True
     if source.suffix.lower() != ".csv":
         return False
-    names = _header(source)
     if path_column:
-        return path_column in names
+        return True  # or what has no such column would be read as a list
+    names = _header(source)
     # A list without a header may begin with a class of such a name.
     is_header = not any(os.path.splitext(name)[1] or "/" in name for name in names)
     return is_header and bool({*PATH_COLUMNS} & {*names})
@@ -118,6 +119,9 @@ def _read_csv(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with open(source, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
+            twice = [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1]
+            if twice:
+                raise ValueError(f"{source}:1: A column must be there once. Received: {twice[0]!r}")
             for row in reader:
                 where = f"{source}:{reader.line_num}"
                 if None in row or None in row.values():

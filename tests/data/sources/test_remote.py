@@ -208,3 +208,23 @@ def test_what_is_not_installed_is_named(monkeypatch):
     assert content_hash("gs://b/a.mp4") == NO_CONTENT
     assert not RemoteFile("gs://b/a.mp4").is_image
     remote._file_system.cache_clear()
+
+
+def test_a_list_that_does_not_come_is_named(served):
+    folder, address, handler = served
+    with pytest.raises(ValueError, match=f"`source` must be .*{address}/none.csv: no such file"):
+        list_samples(f"{address}/none.csv")
+    nobody = "http://127.0.0.1:9/list.csv"
+    with pytest.raises(ValueError, match=f"`source` must be readable.*{nobody}: .*refused"):
+        list_samples(nobody)
+    # A connection that breaks is tried again, and then the list is named.
+    (folder / "list.csv").write_text("a.avi 1\n")
+    for failures, works in ((2, True), (9, False)):
+        handler.failures = failures
+        remote._info.cache_clear()
+        if works:
+            assert [s.path for s in list_samples(f"{address}/list.csv")] == [f"{address}/a.avi"]
+            (folder / "list.csv").write_text("b.avi 1 \n")
+        else:
+            with pytest.raises(ValueError, match=f"{address}/list.csv: "):
+                list_samples(f"{address}/list.csv")

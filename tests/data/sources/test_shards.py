@@ -131,6 +131,9 @@ def test_names_of_classes_in_json(tmp_path, video):
     with pytest.raises(ValueError, match=f"{broken}/0.json: It must be JSON"):
         list_samples(broken)
     broken = write_tar(tmp_path / "z.tar", {"0.avi": video, "0.cls": "-1"})
+    odd = write_tar(tmp_path / "y.tar", {"0.avi": video, "0.cls": b"caf\xe9"})
+    with pytest.raises(ValueError, match=f"{odd}/0.cls: It must be UTF-8 text"):
+        list_samples(odd)
     with pytest.raises(ValueError, match=f"{broken}/0.cls: The label must be"):
         list_samples(broken)
 

@@ -176,3 +176,18 @@ def test_missing_files_of_a_list_are_counted(tmp_path, caplog):
     assert len(list_samples(table)) == 3
     assert caplog.messages == [f"Missing: 2 of 3 files in {table}, {tmp_path}/b.mp4 first"]
     assert source_exists(table) and not source_exists(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_a_column_that_is_there_twice(tmp_path, name):
+    text = "path,path,label\na.mp4,b.mp4,1\n"
+    table = write(tmp_path, name, text.replace(",", "\t") if name == "t.tsv" else text)
+    with pytest.raises(ValueError, match=f"{name}:1: A column must be there once. .*'path'"):
+        list_samples(table)
+
+
+def test_a_column_that_is_named_is_looked_for_in_a_table(tmp_path):
+    """Whatever its header looks like: it is no list without one."""
+    table = write(tmp_path, "t.csv", "video_path,label\na.mp4,1\n")
+    with pytest.raises(ValueError, match="`path_column` must be .* 'video_path', 'label'.*'clip'"):
+        list_samples(table, path_column="clip")
