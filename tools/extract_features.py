@@ -42,7 +42,6 @@ from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import is_image
-from keras_vjepa.data.reading.remote import ADDRESS
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, search_folder
 from keras_vjepa.data.sources.listing import list_samples, source_exists
@@ -144,7 +143,8 @@ def listed(
     root = source if is_folder and found != [source] else shared_root(found)
     # Images last: in fewer frames they are another shape, to be compiled once.
     found.sort(key=lambda name: (is_image(name), name))
-    return root, [name if ADDRESS.match(name) else Path(name) for name in found]
+    # A path would make one slash of the two in an address, or in a name within a tar file.
+    return root, [Path(name) if str(Path(name)) == name else name for name in found]
 
 
 def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) -> dict[Name, str]:

@@ -384,6 +384,12 @@ def test_shards_lists_and_folders_of_frames(preset, videos, tmp_path, capsys):
         found.append(np.load(output / name))
     for features in found[1:]:
         np.testing.assert_array_equal(features, found[0])
+    # Members of any names, none of which leads out of the folder of the features.
+    content = (videos / "inner" / "short.avi").read_bytes()
+    write_tar(tmp_path / "z.tar", {"../../a.avi": content, "/b.avi": content})
+    assert run(preset, tmp_path / "z.tar", tmp_path / "odd") == 0
+    names = {"%2e%2e/%2e%2e/a.avi.npy", "b.avi.npy", "settings.json", "sources.jsonl"}
+    assert {*files_in(tmp_path / "odd")} == names
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run(preset, f"{tmp_path}/y-{{0..3}}.tar", tmp_path / "out")

@@ -22,7 +22,7 @@ def absolute_name(name: str | Path) -> str:
     if ADDRESS.match(text):
         return text
     # A member of a tar file may have any name: to shorten it would be to name a file outside.
-    is_plain = ".." not in Path(text).parts or os.path.lexists(text)
+    is_plain = not {"..", ""} & {*text.lstrip("/").split("/")} or os.path.lexists(text)
     return os.path.abspath(text) if is_plain else os.path.join(os.getcwd(), text)
 
 

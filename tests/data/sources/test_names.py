@@ -42,6 +42,9 @@ def test_relative_paths_and_what_lies_elsewhere(tmp_path, monkeypatch):
     assert absolute_name("a/../b.mp4") == str(tmp_path / "b.mp4")
     assert absolute_name("gs://bucket//b.mp4") == "gs://bucket//b.mp4"
     assert shared_root(["b.mp4"]) == os.getcwd()
+    # Members of a tar file, which are called as they are.
+    for member in ("x.tar//b.png", "x.tar/a/../b.png"):
+        assert absolute_name(member) == f"{tmp_path}/{member}"
     with pytest.raises(ValueError, match="b.mp4 must lie below /videos"):
         below("/videos", "b.mp4")
     with pytest.raises(ValueError, match="must lie below"):
