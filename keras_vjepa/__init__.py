@@ -21,7 +21,12 @@ if not choice.is_deferred:
     from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
     from keras_vjepa.tasks.probe import VJEPAProbe
     from keras_vjepa.training.optimizer import AdamW
-    from keras_vjepa.training.schedules import CosineSchedule, LinearSchedule, WarmupCosine
+    from keras_vjepa.training.schedules import (
+        CosineSchedule,
+        FineTuningSchedule,
+        LinearSchedule,
+        WarmupCosine,
+    )
 
 __version__ = "0.1.0"
 
@@ -29,6 +34,7 @@ __all__ = [
     "AdamW",
     "AttentivePooler",
     "CosineSchedule",
+    "FineTuningSchedule",
     "LinearSchedule",
     "VJEPABackbone",
     "VJEPAPredictor",

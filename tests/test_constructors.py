@@ -11,6 +11,7 @@ import keras_vjepa
 from keras_vjepa import (
     AdamW,
     CosineSchedule,
+    FineTuningSchedule,
     LinearSchedule,
     VJEPABackbone,
     VJEPAPredictor,
@@ -61,6 +62,9 @@ GIVEN = {
         "start": 0.1, "peak": 1.0, "final": 0.0, "warmup_steps": 2, "total_steps": 9
     },
     CosineSchedule: lambda: {"start": 1.0, "final": 0.1, "total_steps": 9},
+    FineTuningSchedule: lambda: {
+        "start": 0.1, "peak": 1.0, "final": 0.0, "warmup_steps": 2, "total_steps": 9
+    },
     LinearSchedule: lambda: {"start": 0.9, "final": 1.0, "total_steps": 9.0},
     MultiBlockMask: lambda: {"num_blocks": 2, "spatial_scale": 0.2},
     CausalMultiBlockMask: lambda: {
@@ -86,7 +90,7 @@ VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
 ZEROS = """seed clip_after warmup_steps epsilon layer_norm_epsilon beta_1 beta_2 max_bad_share
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
     final peak momentum learning_rate weight_decay num_operations magnitude magnitude_std
-    probability
+    probability drop_path_rate head_dropout
     """.split()
 # Any finite number: a loss that is not finite stops a training.
 LARGE = """epsilon variance_weight context_variance_weight context_covariance_weight start final

@@ -167,6 +167,27 @@ def check_learning_dtype(variables: Variables) -> None:
             )
 
 
+def by_scale(scales: Sequence[float]) -> dict[float, list[int]]:
+    """Group the places of equal numbers.
+
+    Args:
+        scales: a number for each variable.
+
+    Returns:
+        The places of each number, the numbers in the order in which they first occur.
+
+    Example:
+
+    >>> from keras_vjepa.backend.updates import by_scale
+    >>> by_scale([0.5, 1.0, 0.5])
+    {0.5: [0, 2], 1.0: [1]}
+    """
+    groups: dict[float, list[int]] = {}
+    for place, scale in enumerate(scales):
+        groups.setdefault(scale, []).append(place)
+    return groups
+
+
 def decay(variables: Variables, rate: Tensor | float) -> None:
     """variables -= rate * variables.
 

@@ -23,6 +23,7 @@ from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.layers.rematerialization import Rematerializable, rematerialized
 from keras_vjepa.layers.rotary import rotate
+from keras_vjepa.layers.stochastic_depth import scaled_branch
 from keras_vjepa.types import Tensor
 
 
@@ -136,6 +137,8 @@ class TransformerBlock(Rematerializable):
         padding_mask: optional bool `(batch, tokens)`; tokens that are False are not attended to.
         rotations: optional `(batch or 1, tokens, 2 * head_dim)`: rotary positions, as
             `make_rotations` gives them.
+        branch_scales: optional `(batch, 2)`: what each sample's attention and MLP are multiplied
+            by before they are added to the tokens; 0 leaves one out (stochastic depth).
 
     Returns:
         `(batch, tokens, dim)`.
@@ -196,18 +199,25 @@ class TransformerBlock(Rematerializable):
         return self.attention.attention_weights(normed, padding_mask, rotations, queries)
 
     def call(
-        self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        rotations: Tensor | None = None,
+        branch_scales: Tensor | None = None,
     ) -> Tensor:
-        x = _add(inputs, self.attention_branch(inputs, padding_mask, rotations))
+        branch = self.attention_branch(inputs, padding_mask, rotations)
+        x = _add(inputs, scaled_branch(branch, branch_scales, 0))
         normed = call_part(self.mlp_norm, x)
         hidden = gelu(call_part(self.mlp_hidden, normed))
-        return _add(x, call_part(self.mlp_output, hidden))
+        branch = call_part(self.mlp_output, hidden)
+        return _add(x, scaled_branch(branch, branch_scales, 1))
 
     def compute_output_shape(
         self,
         inputs_shape: Sequence[int | None],
         padding_mask_shape: Sequence[int | None] | None = None,
         rotations_shape: Sequence[int | None] | None = None,
+        branch_scales_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
         return tuple(inputs_shape)
 
@@ -231,6 +241,7 @@ def apply_blocks(
     padding_mask: Tensor | None = None,
     rotations: Tensor | None = None,
     remat: bool = False,
+    branch_scales: Tensor | None = None,
 ) -> Tensor:
     """Pass tokens through blocks, one after the other.
 
@@ -244,6 +255,7 @@ def apply_blocks(
         rotations: as a block's.
         remat: keep only the tokens between two blocks for the backward pass, which computes what
             happened inside a block again: less memory, the same numbers.
+        branch_scales: `(blocks, batch, 2)`, of each block; None for ones.
 
     Returns:
         `(batch, tokens, dim)`.
@@ -256,20 +268,26 @@ def apply_blocks(
         order = token_order(padding_mask)
         padding_mask = order.keys
         tokens, rotations = _reordered(order.order, tokens, rotations)
-    for block in blocks:
+    for number, block in enumerate(blocks):
+        scales = None if branch_scales is None else branch_scales[number]
         if remat:
-            tokens = _computed_again(block, padding_mask, rotations)(tokens)
-        else:
+            tokens = _computed_again(block, padding_mask, rotations, scales)(tokens)
+        elif scales is None:
             tokens = call_part(block, tokens, padding_mask, rotations)
+        else:
+            tokens = call_part(block, tokens, padding_mask, rotations, scales)
     return tokens if order is None else gather_tokens(tokens, order.inverse)
 
 
 def _computed_again(
-    block: TransformerBlock, padding_mask: Tensor | None, rotations: Tensor | None
+    block: TransformerBlock,
+    padding_mask: Tensor | None,
+    rotations: Tensor | None,
+    scales: Tensor | None,
 ) -> Callable[[Tensor], Tensor]:
     """Make a call of a block that keeps its tokens only."""
     # In full: in the backward pass the block is not within the model's call any more.
-    return rematerialized(block, lambda tokens: block(tokens, padding_mask, rotations))
+    return rematerialized(block, lambda tokens: block(tokens, padding_mask, rotations, scales))
 
 
 def _reordered(order: Tensor, tokens: Tensor, rotations: Tensor | None) -> tuple[Tensor, Any]:

@@ -2,15 +2,17 @@
 
 Departures from the paper's text, as in the authors' code: the position table is stored with the
 weights, so the moving average of the target encoder passes through it; the final norm is applied
-to context, target and evaluation features alike; drop path does not exist.
+to context, target and evaluation features alike; drop path is off unless `drop_path_rate` is given,
+as fine-tuning does (App. D.3).
 
 V-JEPA 2's encoder is the same network with rotary positions in every attention instead of the table
 (official-behaviour §12). Departure from its authors' code: initial weights are not scaled by depth.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -25,6 +27,7 @@ from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
+from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_rates
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone_preset import BackbonePreset
@@ -109,12 +112,16 @@ class VJEPABackbone(
         remat: compute what happens inside a block again in the backward pass instead of keeping it
             (activation checkpointing): less memory, more time, the same numbers.
         num_channels: colour channels.
+        drop_path_rate: how often the last block leaves its attention, or its MLP, out of a sample
+            in training; the blocks before it less, along a line to 0. For fine-tuning. It has no
+            weights, and is off at inference.
 
     Call arguments:
         videos: float `(batch, frames, height, width, channels)`, normalised; image models also
             take `(batch, height, width, channels)`.
         token_indices: optional int `(batch, picked)`: encode only these tokens.
         padding_mask: optional bool `(batch, picked)`; tokens that are False are not attended to.
+        training: whether `drop_path_rate` counts.
 
     Returns:
         `(batch, tokens, hidden_dim)`, after the final norm; the tokens of a clip are ordered by
@@ -149,6 +156,7 @@ class VJEPABackbone(
         layer_norm_epsilon: float = 1e-6,
         num_channels: int = 3,
         remat: bool = False,
+        drop_path_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # All arguments, by their names.
@@ -169,6 +177,9 @@ class VJEPABackbone(
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
         self.num_channels = num_channels
+        self.drop_path_rate = drop_path_rate
+        if drop_path_rate:
+            self.drop_path_seed = keras.random.SeedGenerator(name="drop_path_seed")
         # Built here, so that a backbone has its weights from the start; through `build`, which
         # gives every variable a path of its own.
         self.build((None, *self.video_shape))
@@ -366,25 +377,55 @@ class VJEPABackbone(
         videos: Tensor,
         token_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        training: bool = False,
+        norm: bool = True,
     ) -> Tensor:
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
-        x = apply_blocks(self.blocks, x, padding_mask, rotations, self.remat)
-        return self.norm(x)
+        scales = None
+        if training and self.drop_path_rate:
+            rates = drop_path_rates(self.drop_path_rate, self.num_layers)
+            scales = draw_branch_scales(rates, ops.shape(x)[0], self.drop_path_seed)
+        x = apply_blocks(self.blocks, x, padding_mask, rotations, self.remat, scales)
+        return self.norm(x) if norm else x
 
-    def clip_tokens(self, clips: Tensor, training: bool = False) -> Tensor:
+    def rematerialized_call(
+        self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Callable[..., Tensor]:
+        """As `Rematerializable`, which would draw what is left out anew in the backward pass."""
+        if self.drop_path_rate:
+            raise ValueError(
+                "`drop_path_rate` must be 0 for a backbone that is made within a "
+                "`keras.RematScope`: take its own `remat=True`. "
+                f"Received: {self.drop_path_rate}"
+            )
+        return super().rematerialized_call(layer_call, *args, **kwargs)
+
+    def layer_variables(self) -> list[list[keras.Variable]]:
+        """List the variables of what stands before the blocks, then those of each block.
+
+        For a rate that differs from layer to layer: see `layer_decay` of `AdamW`. The final norm is
+        in none.
+        """
+        first = list(self.tubelet_embedding.variables)
+        if self.position_embedding == "sincos":
+            first.append(self.position_table)
+        return [first, *(list(block.variables) for block in self.blocks)]
+
+    def clip_tokens(self, clips: Tensor, training: bool = False, norm: bool = True) -> Tensor:
         """Return the tokens of clips, as tasks ask every backbone for them; see `TokenEncoder`.
 
         Args:
             clips: `(batch, frames, height, width, channels)`, also for an image model, which then
                 encodes every frame by itself.
             training: whether the backbone is trained.
+            norm: whether the final norm counts.
 
         Returns:
             `(batch, tokens, hidden_dim)`, ordered by time.
         """
         if self.is_image_model:
-            return frame_by_frame(clips, self)
-        return self(clips, training=training)
+            return frame_by_frame(clips, functools.partial(self, training=training, norm=norm))
+        return self(clips, training=training, norm=norm)
 
     def intermediate_features(
         self,
@@ -525,6 +566,7 @@ class VJEPABackbone(
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "remat": self.remat,
             "num_channels": self.num_channels,
+            "drop_path_rate": self.drop_path_rate,
         }
 
 

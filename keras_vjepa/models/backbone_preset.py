@@ -170,7 +170,7 @@ def copy_weights(source: Any, target: Any, **preset: str) -> None:
         ValueError: for the first argument of the two that determines an architecture and differs.
     """
     ((argument, name),) = preset.items()
-    free = {"name", "dtype", "remat", "trainable"}
+    free = {"name", "dtype", "remat", "trainable", "drop_path_rate"}
     wanted, found = target.get_config(), source.get_config()
     for option in sorted(wanted.keys() - free):
         if wanted[option] != found[option]:

@@ -37,6 +37,7 @@ def encoder_weights(arguments: Mapping[str, Any]) -> int:
     """
     _check_transformer(arguments)
     check_size(image_size=arguments["image_size"])
+    check_number("[0, 1)", drop_path_rate=arguments["drop_path_rate"])
     lengths = {name: arguments[name] for name in ("num_frames", "patch_size", "tubelet_size")}
     check_whole(1, MOST_LONG, **lengths, num_channels=arguments["num_channels"])
     patch, dim = arguments["patch_size"], arguments["hidden_dim"]

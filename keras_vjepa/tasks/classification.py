@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa.arguments import check_whole, shown
+from keras_vjepa.backend.optimizer_state import inner_optimizers
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.preprocessing import Preprocessor
 from keras_vjepa.tasks.class_labels import check_class_labels
@@ -226,6 +227,13 @@ class Classification(PixelModel):
             trains_backbone = bool(self.backbone.trainable_variables)
             optimizer = AdamW(_FINE_TUNING_RATE if trains_backbone else _LEARNING_RATE)
         super().compile(optimizer, _of_logits(loss), loss_weights, metrics, **kwargs)
+        for inner in inner_optimizers(self.optimizer):
+            if isinstance(inner, AdamW) and inner.layer_decay is not None and not inner.built:
+                inner.decay_by_layer(self.layer_variables)
+
+    def layer_variables(self) -> list[list[keras.Variable]]:
+        """List the variables of each layer, for an optimizer with a `layer_decay`."""
+        raise NotImplementedError
 
     def get_compile_config(self) -> dict[str, Any] | None:
         """As Keras', with whether the optimizer has variables, which one of no step has not."""

@@ -1,4 +1,4 @@
-"""Classification of videos and images: clips, views, backbone and probe (§4.3, App. D.1).
+"""Classification of videos and images: clips, views, backbone and probe (§4.3, App. D.1, App. D.3).
 
 Departures from the paper's text, as in the authors' code: the optional table of frame numbers. From
 the authors' code: that table gives every view the same positions, where theirs thins the frame
@@ -16,12 +16,20 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_vjepa.arguments import MOST_LONG, arguments_of, check_flag, check_whole
+from keras_vjepa.arguments import (
+    MOST_LONG,
+    arguments_of,
+    check_choice,
+    check_flag,
+    check_number,
+    check_whole,
+)
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
+from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
@@ -30,6 +38,7 @@ from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preprocessing import Preprocessor
 from keras_vjepa.tasks.classification import Classification, check_classes, check_preprocessor
 from keras_vjepa.tasks.classifier_preset import PROBE_ARGUMENTS, PROBE_FILE, ClassifierPreset
+from keras_vjepa.tasks.fine_tuning_head import HEADS, FineTuningHead
 from keras_vjepa.tasks.probe import MOST_CLASSES, VJEPAProbe
 from keras_vjepa.types import Tensor
 
@@ -76,6 +85,13 @@ class VJEPAVideoClassifier(
         class_names: names of the classes in the order of their numbers, which `classify` tells.
         preprocessor: a `VJEPAVideoPreprocessor` with as many clips and views, through which
             `classify` takes files; saved and loaded with the model. `from_preset` finds it.
+        head: `"probe"`, or `"fine_tuning"` for training together with the backbone (App. D.3): the
+            mean of the tokens, a norm, dropout and a linear layer that begins close to 0. What is a
+            probe's, from `pooling` to `self_attention`, is left out then.
+        head_dropout: of the head for fine-tuning.
+        encoder_norm: whether the backbone's own final norm comes before the head. None for a probe,
+            which always has it, and not for the head of fine-tuning, as in VideoMAE, which learns
+            one of its own in its place.
 
     Call arguments:
         inputs: float videos, normalised, `(batch, frames, height, width, channels)` for one clip;
@@ -125,9 +141,13 @@ class VJEPAVideoClassifier(
         trainable_backbone: bool | None = None,
         class_names: Sequence[str] | None = None,
         preprocessor: Preprocessor | None = None,
+        head: str = "probe",
+        head_dropout: float = 0.0,
+        encoder_norm: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_head(locals())
         check_predictions(num_clips, num_views, attend_across_clips, max_frames)
         if trainable_backbone is not None:
             check_flag(trainable_backbone=trainable_backbone)
@@ -147,23 +167,36 @@ class VJEPAVideoClassifier(
         self.self_attention = self_attention
         self.attend_across_clips = attend_across_clips
         self.max_frames = max_frames
+        self.head = head
+        self.head_dropout = head_dropout
+        self.encoder_norm = encoder_norm
         self.backbone = backbone
         set_trainable(backbone, trainable_backbone)
-        self.probe = VJEPAProbe(
-            self.num_classes,
-            encoder.num_heads if num_heads is None else num_heads,
-            num_layers,
-            pooling,
-            mlp_ratio,
-            layer_norm_epsilon,
-            head_dim,
-            self_attention,
-            name="probe",
-            dtype=self.dtype_policy,
-        )
+        if not self.reads_normed_tokens:
+            # Nothing depends on it.
+            _own(backbone, "encoder_norm").norm.trainable = False
+        self.probe = self._new_head(encoder)
         # Built here, so that presets and optimizers find the weights.
         self.build()
         self.compile()
+
+    def _new_head(self, encoder: TokenEncoder) -> keras.Model:
+        if self.head == "fine_tuning":
+            return FineTuningHead(
+                self.num_classes, self.head_dropout, name="probe", dtype=self.dtype_policy
+            )
+        return VJEPAProbe(
+            self.num_classes,
+            encoder.num_heads if self.num_heads is None else self.num_heads,
+            self.num_layers,
+            self.pooling,
+            self.mlp_ratio,
+            self.layer_norm_epsilon,
+            self.head_dim,
+            self.self_attention,
+            name="probe",
+            dtype=self.dtype_policy,
+        )
 
     def build(self, input_shape: Any = None) -> None:
         dim = self.token_encoder().hidden_dim
@@ -193,6 +226,22 @@ class VJEPAVideoClassifier(
         """Return what offers the backbone's tokens: the backbone itself, or an adapter."""
         return as_token_encoder(self.backbone)
 
+    @property
+    def reads_normed_tokens(self) -> bool:
+        """Whether the backbone's final norm comes before the head; see `encoder_norm`."""
+        return self.head == "probe" if self.encoder_norm is None else self.encoder_norm
+
+    def layer_variables(self) -> list[list[keras.Variable]]:
+        """List the variables of each layer of the backbone, then those after them, with the head.
+
+        Raises:
+            ValueError: for a backbone that does not say which layers it has.
+        """
+        layers = _own(self.backbone, "layer_decay").layer_variables()
+        known = {id(variable) for variables in layers for variable in variables}
+        rest = [variable for variable in self.variables if id(variable) not in known]
+        return [*layers, rest]
+
     # --- From videos to logits -------------------------------------------------------------------
 
     def features(
@@ -221,7 +270,7 @@ class VJEPAVideoClassifier(
                 f"{tuple(videos.shape)}"
             )
         _, clips, views, frames = videos.shape[:4]
-        tokens = self.token_encoder().clip_tokens(
+        tokens = self._tokens(
             ops.reshape(videos, (-1, *videos.shape[3:])), training and is_trained(self.backbone)
         )
         _, num_tokens, dim = ops.shape(tokens)
@@ -232,6 +281,11 @@ class VJEPAVideoClassifier(
         if self.attend_across_clips:
             return ops.reshape(tokens, (-1, views, clips * num_tokens, dim))
         return ops.reshape(tokens, (-1, views * clips, num_tokens, dim))
+
+    def _tokens(self, clips: Tensor, training: bool) -> Tensor:
+        if self.reads_normed_tokens:
+            return self.token_encoder().clip_tokens(clips, training)
+        return _own(self.backbone, "encoder_norm").clip_tokens(clips, training, norm=False)
 
     def attention_weights(self, videos: Tensor, frame_indices: Tensor | None = None) -> Tensor:
         """Compute by how much the probe's query attends to each token of a video.
@@ -247,7 +301,7 @@ class VJEPAVideoClassifier(
             tokens of `features`; over them they sum to one.
 
         Raises:
-            ValueError: for average pooling, and inputs as in the call.
+            ValueError: for average pooling, for the head of fine-tuning, and inputs as in the call.
 
         Example:
 
@@ -258,6 +312,7 @@ class VJEPAVideoClassifier(
         >>> tuple(classifier.attention_weights(np.zeros((1, 4, 32, 32, 3), "float32")).shape)
         (1, 1, 2, 8)
         """
+        check_choice(("probe",), head=self.head)
         self.check_inputs(videos)
         tokens = self.features(videos, frame_indices)
         _, predictions, num_tokens, dim = ops.shape(tokens)
@@ -340,7 +395,11 @@ class VJEPAVideoClassifier(
             )
         tokens = self.features(**inputs, training=training)
         _, predictions, num_tokens, dim = ops.shape(tokens)
-        logits = self.probe(ops.reshape(tokens, (-1, num_tokens, dim)))
+        tokens = ops.reshape(tokens, (-1, num_tokens, dim))
+        if self.head == "fine_tuning":
+            logits = self.probe(tokens, training=training)
+        else:
+            logits = self.probe(tokens)
         if predictions == 1:
             return logits
         logits = ops.reshape(logits, (-1, predictions, self.num_classes))
@@ -420,7 +479,12 @@ class VJEPAVideoClassifier(
         else:
             asked_for = weights_asked_for(backbone, keras.Model)
             dim, heads = (backbone["config"].get(name) for name in ("hidden_dim", "num_heads"))
-        if isinstance(dim, int):
+        check_head(own)
+        if isinstance(dim, int) and own["head"] == "fine_tuning":
+            asked_for[PROBE_FILE] = FineTuningHead.number_of_weights(
+                dim, own["num_classes"], own["head_dropout"]
+            )
+        elif isinstance(dim, int):
             probe = {name: own[name] for name in PROBE_ARGUMENTS}
             probe["num_heads"] = heads if own["num_heads"] is None else own["num_heads"]
             asked_for[PROBE_FILE] = VJEPAProbe.number_of_weights(dim, **probe)
@@ -446,6 +510,9 @@ class VJEPAVideoClassifier(
             "class_names": self.class_names,
             "preprocessor": self.preprocessor
             and keras.saving.serialize_keras_object(self.preprocessor),
+            "head": self.head,
+            "head_dropout": self.head_dropout,
+            "encoder_norm": self.encoder_norm,
         }
 
     def with_backbone(self, backbone: keras.Model) -> Self:
@@ -473,6 +540,52 @@ class VJEPAVideoClassifier(
             # Again, for what is trained now.
             model.compile()
         return model
+
+
+def check_head(arguments: Mapping[str, Any]) -> None:
+    """Check arguments of `VJEPAVideoClassifier` that say which head it has.
+
+    Args:
+        arguments: of the constructor, by name; all of them.
+
+    Raises:
+        ValueError: for the first that is out of range, or that the other head has.
+    """
+    head, encoder_norm = arguments["head"], arguments["encoder_norm"]
+    check_choice(HEADS, head=head)
+    check_number("[0, 1)", head_dropout=arguments["head_dropout"])
+    if encoder_norm is not None:
+        check_flag(encoder_norm=encoder_norm)
+    if head == "probe":
+        if encoder_norm is False:
+            raise ValueError("`encoder_norm` must be None or True for a probe. Received: False")
+        if arguments["head_dropout"]:
+            raise ValueError(
+                "`head_dropout` must be 0 for a probe: it is the head's of fine-tuning. "
+                f"Received: {arguments['head_dropout']}"
+            )
+        return
+    check_whole(1, MOST_CLASSES, optional=True, num_classes=arguments["num_classes"])
+    defaults = arguments_of(VJEPAVideoClassifier, {"backbone": None})
+    for name in PROBE_ARGUMENTS[1:]:
+        if arguments[name] != defaults[name]:
+            raise ValueError(
+                f"`{name}` must be left out with `head`='fine_tuning': it is a probe's. "
+                f"Received: {arguments[name]!r}"
+            )
+
+
+def _own(backbone: keras.Model, argument: str) -> VJEPABackbone:
+    """The backbone, if its layers are known."""
+    if not isinstance(backbone, VJEPABackbone):
+        remedy = {
+            "encoder_norm": "`encoder_norm` must be True for",
+            "layer_decay": "`layer_decay` must be None for",
+        }[argument]
+        raise ValueError(
+            f"{remedy} a backbone that is no VJEPABackbone. Received: {type(backbone).__name__}"
+        )
+    return backbone
 
 
 def _check_table(max_frames: int | None, encoder: TokenEncoder) -> None:

@@ -35,6 +35,8 @@ PROBE_ARGUMENTS = (
     "layer_norm_epsilon",
     "self_attention",
 )
+# Likewise, of the head.
+_HEAD_ARGUMENTS = ("head", "encoder_norm")
 
 PROBE_FILE = "task.weights.h5"
 _SIZES = ("image_size", "num_frames")
@@ -88,7 +90,8 @@ class ClassifierPreset(Preset):
             overrides: constructor arguments. `num_classes` or `class_names` is needed where the
                 preset holds no classifier; where it holds one for other classes, its probe is left
                 out, which the log says, and a fresh one takes its place. `dtype` is the backbone's
-                as well; `image_size` and `num_frames` are the backbone's and the preprocessor's.
+                as well; `drop_path_rate` is the backbone's; `image_size` and `num_frames` are the
+                backbone's and the preprocessor's.
 
         Raises:
             FileNotFoundError: if the folder is no preset.
@@ -96,9 +99,10 @@ class ClassifierPreset(Preset):
                 that the probe's weights do not fit.
         """
         sizes = {name: overrides.pop(name) for name in _SIZES if name in overrides}
+        drop_path = {k: overrides.pop(k) for k in ("drop_path_rate",) if k in overrides}
         arguments_of(cls, {"backbone": None, **overrides})
         folder = find_preset(preset, load_weights, trust_on_first_use)
-        precision = {name: overrides[name] for name in ("dtype",) if name in overrides}
+        precision = {**drop_path, **{k: v for k, v in overrides.items() if k == "dtype"}}
         is_classifier = (folder / cls.config_file).is_file()
         if not is_classifier and not {"num_classes", "class_names"} & {*overrides}:
             raise ValueError(
@@ -145,7 +149,8 @@ class ClassifierPreset(Preset):
             # The backbone is made of its own file, the probe of what the other says of both.
             check_claims(folder, CONFIG_FILE, keras.Model, precision)
             check_claims(folder, cls.config_file, cls, overrides)
-        for name in PROBE_ARGUMENTS[1:]:
+        stored = {"head": "probe", **stored}  # as before there was another one
+        for name in (*PROBE_ARGUMENTS[1:], *_HEAD_ARGUMENTS):
             if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
                 raise ValueError(
                     f"`{name}` must be {stored.get(name)!r}, as the probe of {folder}, or pass its "

@@ -138,6 +138,12 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             check_number("[0, 1]", momentum=momentum)
         check_flag(padding=padding)
         _check_fit(encoder, predictor, teacher, target)
+        if encoder.drop_path_rate:
+            # The target encoder, a copy, would leave out branches as well.
+            raise ValueError(
+                "`encoder` must have a `drop_path_rate` of 0: pretraining leaves nothing out "
+                f"(App. C). Received: {encoder.drop_path_rate}"
+            )
         self.encoder = encoder
         self.predictor = predictor
         self.momentum = momentum

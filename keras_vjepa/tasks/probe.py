@@ -117,7 +117,7 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
         return linear + 3 * dim + projections + mlp + (own["num_layers"] - 1) * block
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
-        dim = _token_width(tokens_shape)
+        dim = token_width(tokens_shape)
         if self.pooling == "attentive":
             self.pooler = AttentivePooler(
                 self.num_heads,  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
         return self.pooler.attention_weights(tokens)
 
     def _check_width(self, tokens: Tensor) -> None:
-        dim = _token_width(tokens.shape)
+        dim = token_width(tokens.shape)
         if dim != self.linear.kernel.shape[0]:
             raise ValueError(
                 f"The width of the tokens must be {self.linear.kernel.shape[0]}, which the probe "
@@ -288,7 +288,15 @@ def check_probe(
     check_choice(("query", "tokens"), self_attention=self_attention)
 
 
-def _token_width(tokens_shape: Sequence[int | None]) -> int:
+def token_width(tokens_shape: Sequence[int | None]) -> int:
+    """Read the width of tokens off their shape.
+
+    Args:
+        tokens_shape: `(batch, tokens, dim)`.
+
+    Raises:
+        ValueError: for another rank, and a width that is not known.
+    """
     if len(tokens_shape) != 3 or tokens_shape[-1] is None:
         raise ValueError(
             f"`tokens` must be (batch, tokens, dim). Received shape: {tuple(tokens_shape)}"

@@ -33,9 +33,17 @@ _NOT_DESCRIBED = {
 
 # What an argument was before there was one.
 _BEFORE = {
-    f"training.optimizer.{wrapped}gradient_accumulation_steps": None
+    f"training.optimizer.{wrapped}{argument}": None
     for wrapped in ("", "inner_optimizer.")
-} | {"batches.label_weights": None}
+    for argument in ("gradient_accumulation_steps", "layer_decay")
+} | {
+    "batches.label_weights": None,
+    **{f"model.{part}.drop_path_rate": 0.0 for part in ("encoder", "target_encoder", "backbone")},
+    "model.drop_path_rate": 0.0,
+    "model.head": "probe",
+    "model.head_dropout": 0.0,
+    "model.encoder_norm": None,
+}
 
 
 def describe_run(

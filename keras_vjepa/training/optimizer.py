@@ -1,4 +1,4 @@
-"""AdamW with a scheduled decay and clipping per network (App. C).
+"""AdamW with a scheduled decay, clipping per network and a rate for each layer (App. C, App. D.3).
 
 Departure from the paper's text, as in the authors' code: gradients are clipped, each network by its
 own norm, from one epoch after the warm-up on.
@@ -13,7 +13,7 @@ import functools
 import numbers
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import keras
@@ -37,6 +37,9 @@ _OFF: dict[str, tuple[Any, str]] = {
     "ema_momentum": (0.99, _AVERAGES),
     "ema_overwrite_frequency": (None, _AVERAGES),
 }
+
+
+Layers = Callable[[], Sequence[Sequence[keras.Variable]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,10 @@ class AdamW(keras.optimizers.Optimizer):
         gradient_accumulation_steps: None, or the number of batches, at least 2, of which an update
             takes the mean gradient; clipping sees the mean. To work through one batch in parts, see
             `accumulation_steps` of `VJEPAPretrainer.compile`.
+        layer_decay: None, or by how much step and decay of a layer are smaller than those of the
+            layer above it, in (0, 1]: fine-tuning moves what is close to the pixels least. A
+            `VJEPAVideoClassifier` says which layers there are when it is compiled; for another
+            model call `decay_by_layer`.
         off: the other arguments of Keras' optimizers, as long as they are off.
 
     Raises:
@@ -134,6 +141,7 @@ class AdamW(keras.optimizers.Optimizer):
         amsgrad: bool = False,
         loss_scale_factor: float | None = None,
         gradient_accumulation_steps: int | None = None,
+        layer_decay: float | None = None,
         **off: Any,
     ) -> None:
         _check_off(off)
@@ -144,6 +152,7 @@ class AdamW(keras.optimizers.Optimizer):
             check_number("[0, inf)", weight_decay=weight_decay)
         check_moments(beta_1, beta_2, epsilon, clip_norm)
         check_updates(amsgrad, loss_scale_factor)
+        check_number("(0, 1]", optional=True, layer_decay=layer_decay)
         check_whole(0, clip_after=clip_after)
         check_whole(2, optional=True, gradient_accumulation_steps=gradient_accumulation_steps)
         super().__init__(
@@ -159,6 +168,9 @@ class AdamW(keras.optimizers.Optimizer):
         self.clip_norm = clip_norm
         self.clip_after = clip_after
         self.amsgrad = amsgrad
+        self.layer_decay = layer_decay
+        self._layers_of_model: Layers | None = None
+        self._scales: dict[int, float] = {}
         self._networks: list[set[int]] = []
         self._names: list[str] = []
         self._not_decayed: set[int] = set()
@@ -208,15 +220,51 @@ class AdamW(keras.optimizers.Optimizer):
         self._not_decayed |= {id(variable) for variable in var_list or ()}
         self._not_decayed_names += list(var_names or ())
 
+    def decay_by_layer(self, layers: "Layers") -> None:
+        """Say which variables belong to which layer, for `layer_decay`. Call before training.
+
+        Args:
+            layers: a function of nothing, asked when training begins, that returns the variables of
+                each layer, from the input to the output. What is in none belongs to the last.
+
+        Raises:
+            ValueError: if training has begun.
+
+        Example:
+
+        >>> import keras
+        >>> from keras_vjepa import AdamW
+        >>> below, above = keras.Variable([1.0]), keras.Variable([1.0])
+        >>> optimizer = AdamW(0.1, layer_decay=0.5)
+        >>> optimizer.decay_by_layer(lambda: [[below], [above]])
+        >>> optimizer.build([below, above])
+        >>> optimizer.scales([below, above])
+        [0.5, 1.0]
+        """
+        if self.built:
+            raise ValueError("`decay_by_layer` must be called before `build`.")
+        self._layers_of_model = layers
+
+    def scales(self, variables: Sequence[keras.Variable]) -> list[float]:
+        """Tell what step and decay of each variable are multiplied by.
+
+        Args:
+            variables: among those that the optimizer was built for.
+        """
+        return [self._scales.get(id(variable), 1.0) for variable in variables]
+
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Make the moments of these variables, once.
 
         Raises:
-            ValueError: for a variable in float16.
+            ValueError: for a variable in float16, and with `layer_decay` if nothing says which
+                layers there are.
         """
         if self.built:
             return
         variables = list(variables)
+        if self.layer_decay is not None:
+            self._scales = self._scales_of_layers(self.layer_decay)
         updates.check_learning_dtype(variables)
         super().build(variables)
         first, second = self.add_optimizer_variables(variables, ["momentum", "velocity"])
@@ -224,6 +272,19 @@ class AdamW(keras.optimizers.Optimizer):
         if self.amsgrad:
             largest = self.add_optimizer_variables(variables, "velocity_hat")
         self._trained = _Trained(variables, updates.Moments(first, second, largest))
+
+    def _scales_of_layers(self, layer_decay: float) -> dict[int, float]:
+        if self._layers_of_model is None:
+            raise ValueError(
+                "`layer_decay` must be None for a model that does not say which layers it has: "
+                f"call `decay_by_layer` before training. Received: {layer_decay}"
+            )
+        layers = self._layers_of_model()
+        return {
+            id(variable): layer_decay ** (len(layers) - 1 - number)
+            for number, variables in enumerate(layers)
+            for variable in variables
+        }
 
     # --- A step ----------------------------------------------------------------------------------
 
@@ -292,6 +353,22 @@ class AdamW(keras.optimizers.Optimizer):
         """
         # A variable times a number would copy the number to the device.
         learning_rate = ops.convert_to_tensor(learning_rate)
+        if not self._scales:
+            self._move(gradients, variables, learning_rate, weight_decay, due)
+            return
+        for scale, places in updates.by_scale(self.scales(variables)).items():
+            mine = [gradients[i] for i in places], [variables[i] for i in places]
+            self._move(*mine, learning_rate * scale, weight_decay, due)
+
+    def _move(
+        self,
+        gradients: Sequence[Tensor],
+        variables: Sequence[keras.Variable],
+        learning_rate: Tensor,
+        weight_decay: Any,
+        due: Tensor | None,
+    ) -> None:
+        """Move variables that share a rate."""
         decayed = [variable for variable in variables if self._is_decayed(variable)]
         decay_rate = learning_rate * weight_decay
         if due is not None:
@@ -362,6 +439,7 @@ class AdamW(keras.optimizers.Optimizer):
             "amsgrad": self.amsgrad,
             "loss_scale_factor": self.loss_scale_factor,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "layer_decay": self.layer_decay,
         }
 
     @classmethod
