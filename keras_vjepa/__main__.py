@@ -17,6 +17,7 @@ from keras_vjepa.configuration import nearest
 COMMANDS = {
     "pretrain": "keras_vjepa.recipes.pretrain",
     "probe": "keras_vjepa.recipes.probe",
+    "finetune": "keras_vjepa.recipes.finetune",
     "knn": "keras_vjepa.tools.neighbors",
     "probe-table": "keras_vjepa.recipes.probe_table",
     "supervised": "keras_vjepa.recipes.supervised",

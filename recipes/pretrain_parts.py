@@ -127,7 +127,9 @@ class PretrainConfig:
         },
     )
     encoder: Part = Part(
-        VJEPABackbone, arguments={"hidden_dim": 1024, "num_layers": 24, "num_heads": 16}
+        VJEPABackbone,
+        supplied=("drop_path_rate",),
+        arguments={"hidden_dim": 1024, "num_layers": 24, "num_heads": 16},
     )
     predictor: Part = Part(
         VJEPAPredictor,
@@ -158,8 +160,11 @@ class PretrainConfig:
     )
     optimizer: Part = Part(
         AdamW,
-        # `accumulation_steps` is the recipe's: a step stays a step.
-        supplied=("learning_rate", "weight_decay", "name", "gradient_accumulation_steps"),
+        # `accumulation_steps` is the recipe's: a step stays a step. Layers differ in fine-tuning.
+        supplied=(
+            *("learning_rate", "weight_decay", "name", "gradient_accumulation_steps"),
+            "layer_decay",
+        ),
         derived={"clip_after": "41/40 of --warmup_steps"},
         arguments={"clip_norm": 10.0},
     )

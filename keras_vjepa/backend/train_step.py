@@ -25,6 +25,7 @@ from keras_vjepa.backend.optimizer_state import inner_optimizers, may_skip_updat
 from keras_vjepa.backend.reached_weights import ReachedWeights
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.token_ops import weight_copies
+from keras_vjepa.backend.updates import all_finite
 from keras_vjepa.types import Tensor
 
 
@@ -39,6 +40,7 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
         accumulation_steps: parts in which a device works through its share of a batch; fewer where
             the share has fewer samples. More than one is for a model that takes no labels and
             returns the loss of each sample.
+        logs_each_step: whether `log_each_step` was called.
 
     Example:
 
@@ -61,6 +63,17 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
     """
 
     accumulation_steps = 1
+    logs_each_step = False
+
+    def log_each_step(self) -> None:
+        """Have the logs of a step hold its own loss, `step_loss`, and whether weights are `finite`.
+
+        `training.run` reads them.
+        """
+        if not self.logs_each_step:
+            self.logs_each_step = True
+            # It may have been made without.
+            self.train_function = None
 
     @property
     def batch_size_matters(self) -> bool:  # type: ignore[override]
@@ -216,7 +229,10 @@ def _logs(
     loss_metric.update_state(loss, sample_weight=num_samples)
     logs = model.compute_metrics(x, y, y_pred, sample_weight)
     moved = None if updates is None else updates_made(model.optimizer) > updates
-    return {**logs, **collectives.reduce_logs({**seen, **model.after_step(moved)})}
+    own: dict[str, Tensor] = {}
+    if model.logs_each_step:
+        own = {"step_loss": loss, "finite": all_finite(model.trainable_variables)}
+    return {**logs, **collectives.reduce_logs({**seen, **own, **model.after_step(moved)})}
 
 
 def _observed_update(optimizer: Any) -> Any:

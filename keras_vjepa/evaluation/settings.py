@@ -92,6 +92,9 @@ class ProbeSettings:
             "trainable_backbone",
             "class_names",
             "preprocessor",
+            "head",
+            "head_dropout",
+            "encoder_norm",
         ),
         derived={"num_heads": "the encoder's"},
     )

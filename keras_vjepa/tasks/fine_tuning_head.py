@@ -76,7 +76,8 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
         self.norm = layer_norm(_NORM_EPSILON, "norm", self.dtype_policy)
         self.norm.build((None, dim))
         if self.dropout:
-            self.drop = keras.layers.Dropout(self.dropout, name="drop", dtype=self.dtype_policy)
+            # Not Keras' layer, which on torch draws from a state that no checkpoint holds.
+            self.dropout_seed = keras.random.SeedGenerator(name="dropout_seed")
         self.linear = keras.layers.Dense(
             self.num_classes,
             kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02 * _FIRST_WEIGHTS),
@@ -90,8 +91,10 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
 
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
         pooled = self.norm(ops.mean(tokens, axis=1))
-        if self.dropout:
-            pooled = self.drop(pooled, training=training)
+        if self.dropout and training:
+            drawn = keras.random.uniform(ops.shape(pooled), dtype="float32", seed=self.dropout_seed)
+            kept = ops.cast(ops.less(drawn, 1.0 - self.dropout), pooled.dtype)
+            pooled = pooled * kept / (1.0 - self.dropout)
         return self.linear(pooled)
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:

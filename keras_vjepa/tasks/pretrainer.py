@@ -452,6 +452,9 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         self.update_target_encoder(moved)
         return {"finite": updates.all_finite(self.trainable_variables)}
 
+    def log_each_step(self) -> None:
+        """As every model that training takes; the logs of a pretrainer hold that anyway."""
+
     def update_target_encoder(self, moved: Tensor | None = None) -> None:
         """target = momentum * target + (1 - momentum) * encoder, over all variables.
 

@@ -16,6 +16,7 @@ import numpy as np
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend.distribution import ALONE, DataParallel
+from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.locks import locked
 from keras_vjepa.training.batches import Batches, Waiting, opened
 from keras_vjepa.training.description import changed_versions, check_same_run, describe_run
@@ -105,7 +106,7 @@ def run(
     button) save first, then end the process with exit code 75.
 
     Args:
-        model: compiled; its steps log `step_loss` and `finite`, as those of `VJEPAPretrainer`.
+        model: compiled, its optimizer built: a pretrainer, a classifier or another `TrainableModel`.
         batches: a function of the step, as `keras_vjepa.data.ClipBatches` is.
         workdir: a local or mounted folder for the run's checkpoints.
         steps: steps of the whole run.
@@ -170,6 +171,8 @@ def _train(
 ) -> list[float]:
     """Do the steps that are left, obeying a signal when one of them is done."""
     log, parallel, waiting = saving.log, saving.parallel, Waiting()
+    if isinstance(model, TrainableModel):
+        model.log_each_step()
     if parallel.is_first:
         keep_model(saving.checkpoints.folder.parent, model)
     for callback in callbacks:

@@ -14,6 +14,11 @@ from keras_vjepa.arguments import MOST_LONG, check_flag, check_whole
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.fine_tuning_indices import (
+    dense_frame_indices,
+    interleaved_frame_indices,
+    segment_frame_indices,
+)
 from keras_vjepa.data.reading.frame_memory import lent_frames
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
@@ -49,6 +54,69 @@ class ClipSettings:
         check_whole(1, MOST_LONG, frames_per_clip=self.frames_per_clip, num_clips=self.num_clips)
         check_whole(1, frame_step=self.frame_step)
         check_flag(allow_clip_overlap=self.allow_clip_overlap)
+
+    def indices(self, video_length: int, rng: np.random.Generator | None) -> Indices:
+        """Choose the frames of the clips of a video, `(clips, frames)`.
+
+        Args:
+            video_length: its frames.
+            rng: source of the clips' places; None for the first there are.
+        """
+        return clip_frame_indices(
+            video_length,
+            self.frames_per_clip,
+            self.frame_step,
+            self.num_clips,
+            self.allow_clip_overlap,
+            rng,
+        )
+
+
+@dataclass(frozen=True)
+class SegmentClips(ClipSettings):
+    """Takes a frame of each of as many equal parts of the video as a clip has frames (App. D.3).
+
+    As fine-tuning on Something-Something v2 has it: a random frame of each part; `frame_step` does
+    not count.
+
+    Example:
+
+    >>> SegmentClips(4).indices(40, np.random.default_rng(0)) // 10
+    array([[0, 1, 2, 3]])
+    """
+
+    def indices(self, video_length: int, rng: np.random.Generator | None) -> Indices:
+        return segment_frame_indices(video_length, self.frames_per_clip, self.num_clips, rng)
+
+
+@dataclass(frozen=True)
+class SegmentTestClips(ClipSettings):
+    """Takes evenly spread frames, each clip those between the other clips' (App. D.3).
+
+    Example:
+
+    >>> SegmentTestClips(4, num_clips=2).indices(16, None).tolist()
+    [[0, 4, 8, 12], [2, 6, 10, 14]]
+    """
+
+    def indices(self, video_length: int, rng: np.random.Generator | None) -> Indices:
+        return interleaved_frame_indices(video_length, self.frames_per_clip, self.num_clips)
+
+
+@dataclass(frozen=True)
+class DenseTestClips(ClipSettings):
+    """Takes every `frame_step`-th frame, and clips spread over them (App. D.3).
+
+    Example:
+
+    >>> DenseTestClips(4, 2, num_clips=2).indices(16, None).tolist()
+    [[0, 2, 4, 6], [8, 10, 12, 14]]
+    """
+
+    def indices(self, video_length: int, rng: np.random.Generator | None) -> Indices:
+        return dense_frame_indices(
+            video_length, self.frames_per_clip, self.frame_step, self.num_clips
+        )
 
 
 @dataclass(frozen=True)
@@ -105,14 +173,7 @@ def read_clips(
                     video.path,
                     f"{video.num_frames} frames are not enough for {settings.num_clips} clips",
                 )
-            indices = clip_frame_indices(
-                video.num_frames,
-                settings.frames_per_clip,
-                settings.frame_step,
-                settings.num_clips,
-                settings.allow_clip_overlap,
-                rng,
-            )
+            indices = settings.indices(video.num_frames, rng)
             clips = _transformed(video, indices, transform)
     single = len(clips) == 1 and clips.ndim == 5
     return Clips(clips[0] if single else clips, indices.astype(np.int32))

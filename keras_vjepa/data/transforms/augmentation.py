@@ -6,7 +6,9 @@ Sources of the numbers: "AutoAugment" (arXiv 1805.09501, Table 9) for the 25 sub
 Departure: Table 10 says no augmentation for the video probes; the authors' code has RandAugment.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +137,44 @@ class RandAugment:
         check_number("[0, inf)", magnitude_std=self.magnitude_std)
         check_number("[0, 1]", probability=self.probability)
         _check_colour(self.fill)
+
+    @classmethod
+    def from_string(cls, text: str) -> Self:
+        """Read the field's short form: `rand`, then parts with a dash before each (App. D.3).
+
+        Args:
+            text: `m` the magnitude (10 by default), `n` the operations (2), `mstd` the deviation of
+                the magnitudes (0), `p` the probability (0.5); `inc1` must be there, for the larger
+                magnitude is the stronger.
+
+        Raises:
+            ValueError: for a text of another form.
+
+        Example:
+
+        >>> RandAugment.from_string("rand-m7-n4-mstd0.5-inc1") == RandAugment()
+        True
+        """
+        names = {
+            "m": "magnitude",
+            "n": "num_operations",
+            "mstd": "magnitude_std",
+            "p": "probability",
+        }
+        given: dict[str, float] = {"magnitude": 10.0, "num_operations": 2, "magnitude_std": 0.0}
+        head, *parts = text.split("-")
+        found = [re.fullmatch(r"(mstd|m|n|p|inc)(\d+(?:\.\d+)?)", part) for part in parts]
+        if head != "rand" or None in found or "inc1" not in parts:
+            raise ValueError(
+                "`auto_augment` must be as rand-m7-n4-mstd0.5-inc1, with inc1 in it. "
+                f"Received: {shown(text)}"
+            )
+        for match in found:
+            assert match is not None
+            if match[1] != "inc":
+                number = float(match[2])
+                given[names[match[1]]] = int(number) if number.is_integer() else number
+        return cls(**given)  # type: ignore[arg-type]
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
         """Draw the operations of one clip; between none and `num_operations` of them."""

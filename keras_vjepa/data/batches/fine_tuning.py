@@ -1,0 +1,77 @@
+"""Mixed batches of augmented clips, to train an encoder with its head (App. D.3, Table 12).
+
+Departure from the field's code: what is drawn follows from the seed and the step, so that a run
+that resumes sees what it would have seen. Each process mixes its own slice of a batch.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa.arguments import check_whole
+from keras_vjepa.data.batches.clips import Clips, read_clips
+from keras_vjepa.data.batches.labelled import Inputs, LabelledBatches
+from keras_vjepa.data.batches.mixing import Mixing
+from keras_vjepa.data.random_streams import random_stream
+from keras_vjepa.data.sources.samples import Sample
+
+# "mix" in ASCII: keeps these draws apart from others made from the same seed.
+_MIX_STREAM = 0x6D6978
+
+
+@dataclass
+class FineTuningBatches(LabelledBatches):
+    """Makes endless training batches `(videos, targets)`; targets are float32 `(clips, classes)`.
+
+    Shuffled, sharded and resumable as `LabelledBatches`, whose other arguments it has.
+
+    Args:
+        mixing: how clips and labels are mixed.
+        num_repeats: how often the clip of a video is augmented; these clips stand side by side, and
+            a batch holds as many times more clips than videos.
+
+    Raises:
+        ValueError: if the clips of a process cannot be paired, and as `LabelledBatches`.
+
+    Example:
+
+    >>> from keras_vjepa.data.transforms.training import VideoProbeTransform
+    >>> samples, transform = [Sample("a.mp4", 0)], VideoProbeTransform(224)
+    >>> FineTuningBatches(samples, 3, transform, num_classes=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: `batch_size` must give each process an even number of clips to mix. Received: 3
+    """
+
+    mixing: Mixing = field(default=Mixing(), kw_only=True)
+    num_repeats: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(1, num_repeats=self.num_repeats)
+        if self.clip.num_clips != 1 or self.with_frame_indices:
+            raise ValueError(
+                "`clip` must be of one clip without frame indices for fine-tuning. "
+                f"Received: {self.clip}"
+            )
+        if self.mixing.mixes and self.batch_size // self.process_count * self.num_repeats % 2:
+            raise ValueError(
+                "`batch_size` must give each process an even number of clips to mix. "
+                f"Received: {self.batch_size}"
+            )
+
+    def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
+        def repeats(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return np.stack([self.transform(frames, rng) for _ in range(self.num_repeats)])
+
+        rng = rng if self.places is None else self.places.generator(sample)
+        return read_clips(sample.source, self.clip, repeats, rng, self.limits)
+
+    def _assembled(  # type: ignore[override]
+        self, step: int, items: list[tuple[Sample, Clips]]
+    ) -> tuple[Inputs, NDArray[np.float32]]:
+        videos = np.concatenate([clips.videos[0] for _, clips in items])
+        labels = np.repeat([sample.label or 0 for sample, _ in items], self.num_repeats)
+        rng = random_stream(self.seed, _MIX_STREAM, step, self.process_index)
+        return self.mixing(videos, labels, self.num_classes, rng)
