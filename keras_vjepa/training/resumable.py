@@ -106,7 +106,7 @@ def run(
     button) save first, then end the process with exit code 75.
 
     Args:
-        model: compiled, its optimizer built: a pretrainer, a classifier or another `TrainableModel`.
+        model: compiled, its optimizer built: a pretrainer, classifier, or other `TrainableModel`.
         batches: a function of the step, as `keras_vjepa.data.ClipBatches` is.
         workdir: a local or mounted folder for the run's checkpoints.
         steps: steps of the whole run.
