@@ -35,12 +35,7 @@ from keras_vjepa import (
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import replace, values
-from keras_vjepa.data.batches.clips import (
-    ClipSettings,
-    DenseTestClips,
-    SegmentClips,
-    SegmentTestClips,
-)
+from keras_vjepa.data.batches import clips
 from keras_vjepa.data.batches.fine_tuning import FineTuningBatches
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.labelled import EvaluationBatches
@@ -58,7 +53,6 @@ from keras_vjepa.training.resumable import check_folder, writable_folder
 
 # The batch that the rates of a config are of.
 _RATES_ARE_OF = 256
-# What may differ when a run goes on.
 _FREE = {"num_workers", "checkpoint_every", "log_every", "data", "test_data", "videos", "remat"}
 
 
@@ -155,7 +149,7 @@ def make_batches(
 ) -> FineTuningBatches:
     """Make the batches that it is trained on."""
     backbone = classifier.backbone
-    clip = SegmentClips if config.sampling == "uniform" else ClipSettings
+    clip = clips.SegmentClips if config.sampling == "uniform" else clips.ClipSettings
     augmentation = RandAugment.from_string(config.auto_augment) if config.auto_augment else None
     return parallel.share(
         FineTuningBatches(
@@ -197,7 +191,7 @@ def finish(
     )
     classifier.probe.set_weights(trained.probe.get_weights())
     classifier.save_to_preset(workdir / "preset")
-    clip = SegmentTestClips if config.sampling == "uniform" else DenseTestClips
+    clip = clips.SegmentTestClips if config.sampling == "uniform" else clips.DenseTestClips
     view = three_views if config.test_views == 3 else center_view
     batches = EvaluationBatches(
         samples,

@@ -14,9 +14,11 @@ from keras_vjepa.arguments import (
     check_choice,
     check_flag,
     check_number,
+    check_size,
     check_whole,
 )
 from keras_vjepa.configuration import Part, replace
+from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mixing import Mixing
 from keras_vjepa.data.sources.labelled_sets import train_and_test
 from keras_vjepa.data.transforms.augmentation import RandAugment
@@ -114,6 +116,22 @@ class FineTuneConfig:
         check_whole(0, MOST_SEED, seed=self.seed)
         check_number("[0, 1)", drop_path_rate=self.drop_path_rate, head_dropout=self.head_dropout)
         check_number("[0, 1]", horizontal_flip=self.horizontal_flip, erasing=self.erasing)
+        check_number("(0, 1]", layer_decay=self.layer_decay)
+        check_number(
+            "[0, inf)",
+            learning_rate=self.learning_rate,
+            warmup_learning_rate=self.warmup_learning_rate,
+            final_learning_rate=self.final_learning_rate,
+            weight_decay=self.weight_decay,
+            color_jitter=self.color_jitter,
+        )
+        check_reading(self.batch_size, self.seed, self.num_workers, 4, 0.05)
+        check_whole(1, MOST_LONG, optional=True, num_frames=self.num_frames)
+        check_whole(1, MOST_LONG, temporal_stride=self.temporal_stride)
+        check_whole(2, optional=True, gradient_accumulation_steps=self.gradient_accumulation_steps)
+        check_whole(1, checkpoint_every=self.checkpoint_every, log_every=self.log_every)
+        if self.image_size is not None:
+            check_size(image_size=self.image_size)
         check_flag(encoder_norm=self.encoder_norm, remat=self.remat)
         if self.auto_augment:
             RandAugment.from_string(self.auto_augment)

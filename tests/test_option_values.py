@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": ([], "run"),
     "probe-table": ([], "run"),
     "supervised": ([], "run"),
+    "finetune": (["--preset", "here", "--data", "here"], "check_preset"),
     "check-videos": (["here", "--output", "out"], "samples_of"),
     "transcode": (["here", "out"], "samples_of"),
     "videomix": (["--k400", "here", "--output", "out"], "mix_videos"),
@@ -47,11 +48,14 @@ ACCEPTED = {
         "warmup_steps", "epsilon", "beta_1", "beta_2", "start_momentum", "final_momentum",
         "quality", "gain_videos", "max_bad_share", "erasing", "horizontal_flip",
         "augment_num_operations", "augment_magnitude", "augment_magnitude_std",
-        "augment_probability", "start",
+        "augment_probability", "start", "warmup_learning_rate", "weight_decay", "warmup_epochs",
+        "drop_path_rate", "head_dropout", "color_jitter", "mixup", "cutmix", "smoothing",
+        "mixup_probability", "mixup_switch",
     },
     # Any finite number: a loss that is not finite stops the training.
     "1e30": {
         *_RATES, *_WEIGHTS, "epsilon", "clip_norm", "loss_scale_factor", "augment_magnitude_std",
+        "warmup_learning_rate", "weight_decay", "mixup", "cutmix",
     },
 }  # fmt: skip
 
