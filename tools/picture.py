@@ -101,11 +101,12 @@ def draw_attention(options: Namespace, model: Pictured, video: WatchedVideo) -> 
         )
         of = "all patches" if options.patch is None else f"patch {options.patch}"
         words = f"Attention of {of} in block {layer} of the encoder"
+    each = f"{1 / weights[0, 0].size:.2g} each if it were even"
     rows = [FrameRow("input", video.frames)]
     for i in range(weights.shape[1]):
         label = "mean of\nall heads" if options.heads is None else f"head {options.heads[i]}"
-        rows.append(FrameRow(label, heat(video.frames, video.of_frames(weights[:, i]), low=0.0)))
-    return rows, f"{words}: dark 0, yellow the most, {weights.max():.3g}"
+        rows.append(FrameRow(label, heat(video.frames, video.of_frames(weights[:, i]))))
+    return rows, f"{words}: of each row, dark the least, yellow the most; {each}"
 
 
 def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
@@ -138,9 +139,9 @@ def draw_masks(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows
 
 def masks_of(options: Namespace, model: Pictured) -> tuple[MaskSampler, Sequence[str]]:
     """Masks by their names, or those of a run's own config, and what they are called."""
-    run, _ = run_and_step(options.preset)
+    run = run_of(options.preset)
     grid = model.backbone.grid_shape
-    if options.mask is None and (run / OPTIONS_FILE).is_file():
+    if options.mask is None and run is not None:
         sampler = make_masks(config_of(read_run(run).options), grid)
         return sampler, [f"mask {i}" for i in range(len(sampler.masks))]
     names = options.mask or ["short", "long"]
@@ -267,12 +268,17 @@ def draw(options: Namespace) -> None:
     write_rows(options.output, rows, video.fps, title, options.start)
 
 
+def run_of(preset: str) -> Path | None:
+    """Find the run that a preset is of, by its name or by what lies around its folder."""
+    folder, _ = run_and_step(preset)
+    around = (folder, folder.parent)
+    return next((one for one in around if (one / OPTIONS_FILE).is_file()), None)
+
+
 def step_of(preset: str) -> int | None:
     """Look up the step between frames that a run has trained with."""
-    run, _ = run_and_step(preset)
-    if not (run / OPTIONS_FILE).is_file():
-        return None
-    step = read_run(run).options.get("temporal_stride")
+    run = run_of(preset)
+    step = None if run is None else read_run(run).options.get("temporal_stride")
     return step if isinstance(step, int) else None
 
 

@@ -7,6 +7,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import places
+from keras_vjepa.backend.device import compiled_alone
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.pictures.features import check_patch, grid_of
@@ -47,10 +48,14 @@ def encoder_attention(
     queries = None
     if patch is not None:
         queries = [int(np.ravel_multi_index(check_patch(patch, grid), grid))]
+    mean_attention = compiled_alone(
+        lambda clip: ops.mean(backbone.attention_weights(clip, [layer], queries)[0], axis=2)
+    )
     found = []
     for clip in video.clips(size, mean, std):
-        [weights] = backbone.attention_weights(clip[np.newaxis], [layer], queries)
-        mean_of_queries = ops.convert_to_numpy(ops.mean(weights, axis=2))
+        mean_of_queries = ops.convert_to_numpy(
+            mean_attention(ops.convert_to_tensor(clip[np.newaxis]))
+        )
         kept = mean_of_queries.mean(axis=1, keepdims=True)
         found.append(kept if chosen is None else mean_of_queries[:, chosen])
     return np.concatenate(found).reshape(len(found), -1, *grid)
@@ -85,10 +90,11 @@ def probe_attention(
         )
     backbone = classifier.backbone
     size = whole_frame_size(backbone, *video.frames.shape[1:3])
+    attention = compiled_alone(classifier.probe.attention_weights)
     found = []
     for clip in video.clips(size, mean, std):
-        tokens = backbone.predict_on_batch(clip[np.newaxis])
-        weights = ops.convert_to_numpy(classifier.probe.attention_weights(tokens))
+        tokens = ops.convert_to_tensor(backbone.predict_on_batch(clip[np.newaxis]))
+        weights = ops.convert_to_numpy(attention(tokens))
         if heads is None:
             found.append(weights.mean(axis=1, keepdims=True))
         else:

@@ -74,7 +74,7 @@ def neighbor_sheet(
         OSError: if it cannot be written.
         UnreadableVideoError: if a video cannot be read.
     """
-    videos = [(video, "this video"), *((one, f"cosine {cosine:.3f}") for one, cosine in found)]
+    videos = [(video, "this video"), *((one, f"cosine {cosine:.4f}") for one, cosine in found)]
     columns, cells = [], []
     for one, words in videos:
         with open_video(one) as opened:

@@ -7,6 +7,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import check_choice
+from keras_vjepa.backend.device import compiled_alone
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.pictures.videos import WatchedVideo
@@ -88,17 +89,18 @@ def prediction_errors(
     # The kind of mask that is most like it: the last one hides most.
     kind = pretrainer.predictor.num_mask_tokens - 1 if known == "past" else 0
     boxes = hidden_boxes(grid, known)
+    names = ("videos", f"context_indices_{kind}", f"target_indices_{kind}")
+    targets_of = compiled_alone(pretrainer.targets)
+    predict = compiled_alone(
+        lambda *arrays: pretrainer.predictions(dict(zip(names, arrays, strict=True)), kind)
+    )
     for clip, row in zip(clips, errors, strict=True):
         videos = ops.convert_to_tensor(clip[np.newaxis])
-        targets = ops.convert_to_numpy(pretrainer.targets(videos))[0]
-        for outside, box in boxes:
-            batch = {
-                "videos": videos,
-                f"context_indices_{kind}": ops.convert_to_tensor(outside[np.newaxis]),
-                f"target_indices_{kind}": ops.convert_to_tensor(box[np.newaxis]),
-            }
-            predicted = ops.convert_to_numpy(pretrainer.predictions(batch, kind))[0]
-            row[box] = np.abs(predicted - targets[box]).mean(axis=-1)
+        targets = ops.convert_to_numpy(targets_of(videos))[0]
+        for box in boxes:
+            outside, hidden = (ops.convert_to_tensor(one[np.newaxis]) for one in box)
+            predicted = ops.convert_to_numpy(predict(videos, outside, hidden))[0]
+            row[box[1]] = np.abs(predicted - targets[box[1]]).mean(axis=-1)
     return errors.reshape(len(clips), *grid)
 
 

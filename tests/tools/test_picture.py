@@ -1,5 +1,8 @@
 """The command that draws what a model makes of a video."""
 
+import json
+from argparse import Namespace
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,9 @@ import pytest
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
+from keras_vjepa.pictures import token_states
+from keras_vjepa.pictures.loading import load_pictured
+from keras_vjepa.pictures.masks import hidden_share
 from keras_vjepa.tools import picture
 
 
@@ -84,3 +90,17 @@ def test_bad_input_is_answered_in_one_line(arguments, message, folder, tmp_path,
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("picture")]
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+def test_masks_and_steps_are_those_of_the_run(tmp_path):
+    backbone = VJEPABackbone(64, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    backbone.save_to_preset(tmp_path / "run" / "preset")
+    own = {"masks": "random_tokens", "mask_ratio": 0.5, "num_frames": 4, "temporal_stride": 3}
+    (tmp_path / "run" / "options.json").write_text(json.dumps(own))
+    preset = str(tmp_path / "run" / "preset")
+    options = Namespace(preset=preset, mask=None, seed=0)
+    sampler, labels = picture.masks_of(options, load_pictured(preset))
+    assert hidden_share(token_states(sampler, 2)) == 0.5 and labels == ["mask 0"]
+    assert picture.step_of(preset) == 3
+    options.mask = ["tube"]
+    assert picture.masks_of(options, load_pictured(preset))[1] == ["tube"]
