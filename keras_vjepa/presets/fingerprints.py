@@ -8,10 +8,13 @@ import numpy as np
 
 from keras_vjepa.backend import collectives
 
+# Arguments that change nothing of an encoder's features: the last one is for training alone.
+_OF_NO_FEATURE = {"name", "trainable", "drop_path_rate"}
+
 
 def fingerprint(encoder: keras.Model) -> str:
-    """Hash an encoder's arguments and weights; all processes must call it together."""
-    config = {k: v for k, v in encoder.get_config().items() if k not in ("name", "trainable")}
+    """Hash what an encoder's features depend on; all processes must call it together."""
+    config = {k: v for k, v in encoder.get_config().items() if k not in _OF_NO_FEATURE}
     return _hash_of(json.dumps(config, sort_keys=True, default=str), encoder)
 
 

@@ -37,7 +37,8 @@ def architecture_to_begin_with(config: Any, given: Mapping[str, Any]) -> dict[st
     folder = find_preset(preset, load_weights=False)
     stored = read_config(folder, CONFIG_FILE, VJEPABackbone.__name__)["config"]
     found = {}
-    for argument in stored.keys() & config.encoder.parameters.keys() - _FREE:
+    known = config.encoder.parameters.keys() - config.encoder.supplied
+    for argument in stored.keys() & known - _FREE:
         option, value = config.encoder.option_name(argument), stored[argument]
         found[option] = tuple(value) if isinstance(value, list) else value
         if option in given and given[option] != found[option]:
@@ -62,7 +63,8 @@ def load_encoder(config: Any, field: str) -> VJEPABackbone | None:
     if not preset:
         return None
     try:
-        return VJEPABackbone.from_preset(preset, dtype=config.dtype, name=field)
+        # Pretraining leaves no block out, however the preset was trained.
+        return VJEPABackbone.from_preset(preset, dtype=config.dtype, name=field, drop_path_rate=0.0)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"`{field}` must be a preset of a trained encoder: train it first. {error}"

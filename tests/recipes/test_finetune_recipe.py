@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
-from keras_vjepa.configuration import replace
+from keras_vjepa.configuration import options, replace
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.recipes import finetune
 from keras_vjepa.recipes.finetune_configs import CONFIGS, own
@@ -68,6 +68,12 @@ def test_configs_hold_the_numbers_of_table_12():
         assert (mixing.mixup, mixing.cutmix, mixing.smoothing) == (0.8, 1.0, 0.1)
         assert (config.num_frames, config.temporal_stride, config.image_size) == (16, 4, 224)
         assert config.auto_augment == "rand-m7-n4-mstd0.5-inc1"
+
+
+def test_what_other_programs_leave_to_this_one_is_an_option():
+    """Arguments that pretraining and probes have no option for."""
+    of_fine_tuning = {"drop_path_rate", "layer_decay", "head_dropout", "encoder_norm"}
+    assert of_fine_tuning <= options(own()).keys()
 
 
 def test_a_folder_of_classes_is_all_that_is_needed(videos, monkeypatch, capsys):

@@ -12,12 +12,16 @@ from keras_vjepa.configuration import descriptions, options, replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.monitoring import Monitor
+from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.recipes import pretrain, pretrain_objects
 from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion
+from keras_vjepa.tasks.named_presets import load_encoder
 from tests.support import slow_but_on
 
 # What the recipe knows itself, or has a part or a field of its own for, by the options for it.
 KNOWN = {
+    # Options of `finetune`.
+    VJEPABackbone: {"drop_path_rate": []},
     VJEPAPredictor: {"encoder_dim": ["hidden_dim"], "grid_shape": ["image_size", "patch_size"]},
     VJEPAPretrainer: {
         "encoder": ["hidden_dim"],
@@ -31,6 +35,8 @@ KNOWN = {
         "name": [],
         # A step of the recipe stays a step.
         "gradient_accumulation_steps": ["accumulation_steps"],
+        # An option of `finetune`.
+        "layer_decay": [],
     },
     data.CausalMultiBlockMask: {"num_frames": ["num_frames"]},
     data.MaskSampler: {"masks": ["masks"], "grid": ["image_size"], "seed": ["seed"]},
@@ -204,6 +210,11 @@ def test_a_preset_to_begin_with_says_what_encoder_it_is(tmp_path, capsys):
         **encoder.get_config(),
         "dtype": made.get_config()["dtype"],
     }
+    # What is left out in fine-tuning alone is no part of what an encoder is.
+    tuned = VJEPABackbone.from_config({**encoder.get_config(), "drop_path_rate": 0.5})
+    tuned.save_to_preset(tmp_path / "tuned")
+    begun_with = load_encoder(replace(config, start_from=str(tmp_path / "tuned")), "start_from")
+    assert begun_with.drop_path_rate == 0 and fingerprint(begun_with) == fingerprint(tuned)
     for option, value, known in (("hidden_dim", "24", "12"), ("image_size", "16", r"\(16, 24\)")):
         with pytest.raises(SystemExit) as error:
             pretrain.parse_arguments([*begun, f"--{option}", value])

@@ -105,7 +105,7 @@ def test_stopped_it_goes_on(originals, tmp_path, alone):
 def test_no_original_is_replaced(tmp_path):
     with pytest.raises(ValueError, match="`folder` must be another than that of the originals"):
         copy_videos([Sample(f"{tmp_path}/a.mp4")], tmp_path, tmp_path, Transcoding())
-    names = names_of_copies(["v/a.mp4", "v/a.MP4", "v/b.jpg"], tmp_path / "v", tmp_path)
+    names = names_of_copies(["v/a.mp4", "v/a.MP4", "v/b.jpg"], "v", tmp_path)
     assert len(set(names.values())) == 3 and names["v/b.jpg"].endswith("b.jpg")
 
 
