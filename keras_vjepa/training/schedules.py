@@ -78,7 +78,7 @@ class WarmupCosine(LearningRateSchedule):
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class FineTuningSchedule(LearningRateSchedule):
+class FineTuningSchedule(WarmupCosine):
     """Warm up along a line with both ends, then fall along half a cosine (App. D.3, Table 12).
 
     As fine-tuning has it since VideoMAE: the first step has `start`, the last one of the warm-up
@@ -102,34 +102,12 @@ class FineTuningSchedule(LearningRateSchedule):
     (0.002, 0.002)
     """
 
-    def __init__(
-        self, start: float, peak: float, final: float, warmup_steps: int, total_steps: int
-    ) -> None:
-        super().__init__()
-        check_number("[0, inf)", start=start, peak=peak, final=final)
-        check_whole(1, total_steps=total_steps)
-        check_whole(0, total_steps - 1, warmup_steps=warmup_steps)
-        self.start = start
-        self.peak = peak
-        self.final = final
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-
     def __call__(self, step: Tensor) -> Tensor:
         s = ops.cast(step, "float32")
         warmup = self.start + s / max(self.warmup_steps - 1, 1) * (self.peak - self.start)
         progress = (s - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         fall = self.final + (self.peak - self.final) * _half_cosine(progress)
         return ops.where(s < self.warmup_steps, warmup, fall)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "start": self.start,
-            "peak": self.peak,
-            "final": self.final,
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
-        }
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
