@@ -1,4 +1,4 @@
-"""From files to batches, with NumPy and OpenCV alone."""
+"""Make batches out of files, with NumPy and OpenCV alone."""
 
 from keras_vjepa.data.batches.clips import ClipSettings
 from keras_vjepa.data.batches.directory import DirectoryData, from_directory

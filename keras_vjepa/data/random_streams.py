@@ -1,8 +1,8 @@
-"""Random numbers as a function of a seed and a key, whatever is drawn beside them (App. C)."""
+"""Draw random numbers that depend on a seed and a key, and on no other draws (App. C)."""
 
 import numpy as np
 
 
 def random_stream(seed: int, *key: int) -> np.random.Generator:
-    """A generator of its own for each key, independent of all others of this seed."""
+    """Return a generator for a key, independent of those of all other keys of this seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -1,1 +1,1 @@
-"""From frames to clips that a model takes."""
+"""Make clips that a model takes out of frames."""

@@ -1,4 +1,4 @@
-"""RandAugment and AutoAugment: policies that draw picture operations (App. D.1, Table 10).
+"""Augment clips by RandAugment and AutoAugment, which draw picture operations (App. D.1, Table 10).
 
 Sources of the numbers: "AutoAugment" (arXiv 1805.09501, Table 9) for the 25 sub-policies;
 "RandAugment" (arXiv 1909.13719) and the "increasing" ranges that timm documents as `inc1`.
@@ -39,7 +39,7 @@ def _check_colour(fill: Colour) -> None:
 
 
 def increasing_argument(name: str, magnitude: float, sign: int) -> float:
-    """RandAugment's argument of an operation: the larger the magnitude, the stronger.
+    """Compute how strong an operation of RandAugment is: the larger the magnitude, the stronger.
 
     Args:
         name: a key of `OPERATIONS`.
@@ -64,7 +64,7 @@ def increasing_argument(name: str, magnitude: float, sign: int) -> float:
 
 
 def original_argument(name: str, magnitude: float, sign: int) -> float:
-    """AutoAugment's argument of an operation, in the ranges of its paper.
+    """Compute how strong an operation of AutoAugment is, in the ranges of its paper.
 
     Args:
         name: a key of `OPERATIONS`.
@@ -102,7 +102,7 @@ def _random_sign(rng: np.random.Generator) -> int:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """RandAugment as the authors train their video probes: timm's `rand-m7-n4-mstd0.5-inc1`.
+    """Augments clips as the authors do for video probes: timm's `rand-m7-n4-mstd0.5-inc1`.
 
     Each clip draws `num_operations` of the 15 operations, with replacement; each is applied with
     `probability`, at a magnitude drawn from a normal distribution and clipped to [0, 10].
@@ -110,8 +110,8 @@ class RandAugment:
     Args:
         num_operations: operations drawn for a clip.
         magnitude: mean of the magnitudes, 0 to 10.
-        magnitude_std: their standard deviation.
-        probability: of each operation drawn.
+        magnitude_std: standard deviation of the magnitudes.
+        probability: with which each drawn operation is applied.
         fill: colour of what rotation, shear and translation bring into view.
 
     Raises:
@@ -140,12 +140,12 @@ class RandAugment:
 
     @classmethod
     def from_string(cls, text: str) -> Self:
-        """Read the field's short form: `rand`, then parts with a dash before each (App. D.3).
+        """Read a policy in timm's short form: `rand`, then parts after a dash each (App. D.3).
 
         Args:
             text: `m` the magnitude (10 by default), `n` the operations (2), `mstd` the deviation of
-                the magnitudes (0), `p` the probability (0.5); `inc1` must be there, for the larger
-                magnitude is the stronger.
+                the magnitudes (0), `p` the probability (0.5); `inc1` must be there, which says that
+                a larger magnitude is stronger.
 
         Raises:
             ValueError: for a text of another form.
@@ -226,7 +226,7 @@ IMAGENET_POLICY: tuple[_SubPolicy, ...] = (
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """AutoAugment with the policy found on ImageNet: timm's `original` (image probes, Table 10).
+    """Augments images by the policy found on ImageNet: timm's `original` (image probes, Table 10).
 
     Each clip draws one of the 25 sub-policies; each of its two operations is applied with its
     probability, in a random direction where there are two.

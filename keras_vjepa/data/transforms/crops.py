@@ -1,7 +1,7 @@
-"""Crops, normalisation and erasing of clips (App. C, Table 9; App. D.1, Table 10).
+"""Crop, normalise and erase clips (App. C, Table 9; App. D.1, Table 10).
 
-Frames are uint8 RGB of shape (time, height, width, 3); clips are float32 of the same layout. What
-is random is drawn apart from where it is applied. A box is (top, left, height, width) in pixels.
+Frames are uint8 RGB of shape (time, height, width, 3); clips are float32 of the same layout. One
+function draws the box of a crop, another crops. A box is (top, left, height, width) in pixels.
 
 Departures (the authors' code is followed where the paper is silent): the training crop resizes
 bilinearly without antialiasing; a moving crop (off in all the paper's settings) truncates its
@@ -24,7 +24,7 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 _NUM_TRIES = 10
-# So many rows of pixels are normalised at once where they divide the height.
+# Rows of pixels that are normalised at once, where their number divides the height.
 _MOST_ROWS = 16
 
 
@@ -33,12 +33,12 @@ def random_resized_crop_box(
 ) -> Box:
     """Draw a crop by its share of the area and its aspect ratio (Table 9).
 
-    Up to ten draws of a uniform share and a log-uniform aspect ratio; the first that fits is
-    placed uniformly. If none fits: the largest central crop within the limits of `ratio`.
+    A uniform share and a log-uniform aspect ratio are drawn up to ten times; the first crop that
+    fits is placed uniformly. If none fits, the largest central crop within `ratio` is taken.
 
     Args:
-        height: of the frames.
-        width: of the frames.
+        height: height of the frames.
+        width: width of the frames.
         scale: range of the crop's share of the frame's area.
         ratio: range of the crop's width / height.
         rng: source of the draws.
@@ -66,7 +66,7 @@ def random_resized_crop_box(
 
 
 def moving_boxes(first: Box, last: Box, num_frames: int) -> NDArray[np.int64]:
-    """Boxes that move linearly from the first frame's to the last frame's.
+    """Move a box linearly from the one of the first frame to the one of the last.
 
     Returns:
         Shape (num_frames, 4); coordinates are truncated to whole pixels.
@@ -76,7 +76,8 @@ def moving_boxes(first: Box, last: Box, num_frames: int) -> NDArray[np.int64]:
     >>> moving_boxes((6, 25, 38, 39), (2, 4, 45, 60), 3).tolist()
     [[6, 25, 38, 39], [4, 14, 41, 49], [2, 4, 45, 60]]
     """
-    # In integers: a float step may fall short of a whole pixel and lose it to the truncation.
+    # In integers, because a float step may fall just short of a whole pixel, which truncation
+    # would lose.
     num_steps = max(1, num_frames - 1)
     steps = np.arange(num_frames)[:, np.newaxis]
     total = np.array(first, np.int64) * (num_steps - steps) + np.array(last, np.int64) * steps
@@ -90,15 +91,15 @@ def resized_crop(
     flip: bool = False,
     normalized: bool = False,
 ) -> NDArray[np.float32]:
-    """Crop and resize, bilinear with half-pixel centres, without antialiasing.
+    """Crop and resize frames, bilinearly with half-pixel centres, without antialiasing.
 
     Args:
         frames: (time, height, width, 3).
         boxes: one box (4,) for all frames, or one per frame (time, 4).
         size: side, or (height, width), of the result.
         flip: mirror left and right.
-        normalized: whether to normalise each frame, as `normalize` does, while it is at hand: half
-            the time of doing it afterwards.
+        normalized: whether to normalise each frame, as `normalize` does, as soon as it is resized,
+            which takes half the time of doing it afterwards.
 
     Returns:
         (time, *size, 3), normalised or in [0, 255], not rounded.
@@ -142,11 +143,11 @@ def normalize(
 
     Args:
         clip: (..., height, width, 3), in [0, 255].
-        mean: of red, green and blue, for pixels in [0, 1]; ImageNet's by default.
-        std: likewise.
+        mean: mean of red, green and blue, for pixels in [0, 1]; ImageNet's by default.
+        std: standard deviation of each, likewise.
 
     Returns:
-        The same shape, float32.
+        float32 of the same shape.
 
     Example:
 
@@ -154,7 +155,7 @@ def normalize(
     [[[-2.12 -2.04 -1.8 ]]]
     """
     result = np.empty(clip.shape, np.float32)
-    # Frame by frame: one stays in the processor's cache from one operation to the next.
+    # Frame by frame, because one frame stays in the processor's cache between the operations.
     for place in np.ndindex(clip.shape[:-3]):
         _normalize(clip[place], result[place], mean, std)
     return result
@@ -169,8 +170,8 @@ def _normalize(
     """Normalise one frame, (height, width, 3); `result` may be the frame itself."""
     height, width, _ = frame.shape
     scale, shift = _scale_and_shift(math.gcd(height, _MOST_ROWS) * width, mean, std)
-    # Several rows at once: NumPy is several times slower on an inner axis of three, and half as
-    # fast again on one of a single row.
+    # Several rows at once, because NumPy is several times slower on an inner axis of three
+    # channels, and still slower on an inner axis of a single row.
     rows = result.reshape(-1, len(scale))
     np.multiply(frame.reshape(rows.shape), scale, out=rows)
     rows -= shift
@@ -180,7 +181,7 @@ def _normalize(
 def _scale_and_shift(
     num_pixels: int, mean: Colour, std: Colour
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What so many pixels are multiplied by, and what is subtracted then."""
+    """Compute what a number of pixels are multiplied by, and what is then subtracted."""
     scale = np.tile(1 / (255 * np.array(std)), num_pixels).astype(np.float32)
     shift = np.tile(np.array(mean) / std, num_pixels).astype(np.float32)
     return scale, shift
@@ -194,13 +195,13 @@ def random_erasing(
 ) -> None:
     """Fill one box, the same in all frames, with unit-normal noise, in place.
 
-    Up to ten draws; if no box is smaller than the frame, the clip stays as it is.
+    A box is drawn up to ten times; if none is smaller than the frame, the clip stays as it is.
 
     Args:
         clip: (time, height, width, 3), normalised.
         rng: source of the box and the noise, fresh in each frame.
         scale: range of the box's share of the frame's area.
-        ratio: range of its height / width, drawn log-uniformly.
+        ratio: range of the box's height / width, drawn log-uniformly.
 
     Example:
 
@@ -225,6 +226,7 @@ def random_erasing(
 
 
 def check_frames(frames: NDArray[np.uint8]) -> None:
+    """Raise `ValueError` unless frames are uint8 of shape (time, height, width, 3)."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(
             "`frames` must be uint8 of shape (time, height, width, 3). "

@@ -1,12 +1,13 @@
-"""Picture operations of RandAugment and AutoAugment on uint8 clips (App. D.1, Table 10).
+"""Apply picture operations of RandAugment and AutoAugment to uint8 clips (App. D.1, Table 10).
 
-All frames of a clip get the same operations with the same arguments. What depends on the picture
-(the histogram of `equalize`, the mean of `contrast`) is measured in each frame.
+All frames of a clip get the same operations with the same arguments. Values that depend on the
+picture (the histogram of `equalize`, the mean of `contrast`) are measured in each frame.
 
 The operations are those of Pillow, for which both policies were written. Measured against it,
-`color`, `shear_*` and `translate_*` are one grey level off in at most 0.2 % of the values, and the
-others give its pixels. `rotate` is OpenCV's bicubic, with a softer kernel (slope -0.75, Pillow's is
--1) and rounding where Pillow cuts off: 0.4 grey levels on average in smooth pictures, 2 at most.
+`color`, `shear_*` and `translate_*` are one grey level off in at most 0.2 % of the values, `rotate`
+differs more, and the others give the same pixels. `rotate` is OpenCV's bicubic, which has a softer
+kernel (slope -0.75, Pillow's is -1) and rounds where Pillow cuts fractions off: in smooth pictures
+it differs by 0.4 grey levels on average, 2 at most.
 """
 
 import math
@@ -24,14 +25,15 @@ Colour = tuple[int, int, int]
 MAX_MAGNITUDE = 10.0
 
 _IDENTITY = np.arange(256)
-# Pillow cuts fractions off where OpenCV rounds. A little less than a half, so that a whole number
-# that float arithmetic left just below itself stays.
+# Added where OpenCV rounds, so that fractions are cut off as Pillow does it. It is a little less
+# than a half, because float arithmetic may leave a value just below a whole number, to which it
+# must still be rounded.
 _CUT_OFF = -0.499
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation with what was drawn for it.
+    """Holds an operation and the argument that was drawn for it.
 
     Attributes:
         name: a key of `OPERATIONS`.
@@ -78,13 +80,13 @@ def apply_operations(
 
 
 def _look_up(frames: Frames, table: NDArray[np.integer]) -> Frames:
-    """One table (256,) for the clip."""
+    """Replace grey levels by those of one table (256,) for the whole clip."""
     rows = frames.reshape(-1, *frames.shape[2:])
     return np.asarray(cv2.LUT(rows, table.astype(np.uint8)), np.uint8).reshape(frames.shape)
 
 
 def _look_up_each(frames: Frames, tables: NDArray[np.integer]) -> Frames:
-    """Tables (time, 256), or (time, 256, 3) with one for each channel."""
+    """Replace grey levels by a table for each frame (time, 256), or each channel (time, 256, 3)."""
     tables = tables.astype(np.uint8).reshape(len(frames), 256, 1, -1)
     return np.stack(
         [cv2.LUT(frame, table) for frame, table in zip(frames, tables, strict=True)], dtype=np.uint8
@@ -92,7 +94,7 @@ def _look_up_each(frames: Frames, tables: NDArray[np.integer]) -> Frames:
 
 
 def _histograms(frames: Frames) -> NDArray[np.int64]:
-    """Shape (time, 256, 3)."""
+    """Count the pixels of each grey level in each frame and channel: (time, 256, 3)."""
     counts = [
         [cv2.calcHist([frame], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
         for frame in frames
@@ -140,7 +142,7 @@ def _solarize_add(frames: Frames, argument: float, fill: Colour) -> Frames:
 
 
 def _blend_levels(plain: NDArray[np.float32], factor: float) -> NDArray[np.int64]:
-    """Tables (..., 256) from a plain grey level (..., 1): it at factor 0, the picture at 1."""
+    """Make tables (..., 256): factor 0 gives a plain grey level (..., 1), factor 1 the picture."""
     levels = _IDENTITY.astype(np.float32)
     return (plain + np.float32(factor) * (levels - plain)).clip(0, 255).astype(np.int64)
 
@@ -155,7 +157,7 @@ def _blend(plain: Frames, frames: Frames, factor: float) -> Frames:
 
 
 def _grey(frames: Frames) -> Frames:
-    """Luma of (time, height, width, 3) as (time * height, width)."""
+    """Compute the luma of (time, height, width, 3) as (time * height, width)."""
     rows = frames.reshape(-1, *frames.shape[2:])
     return np.asarray(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY), np.uint8)
 
@@ -189,12 +191,12 @@ def _sharpness(frames: Frames, argument: float, fill: Colour) -> Frames:
 
 
 def _sample_rows(padded: Frames, shift: float, out: Frames) -> None:
-    """Read rows at each pixel's place plus `shift`, bicubic; what lies outside is not written.
+    """Read rows at each pixel's place plus `shift`, bicubically, and write those that lie inside.
 
     Args:
         padded: (n, 1 + width, 3), the rows with their first pixel repeated in front.
         shift: in pixels.
-        out: (n, width, 3).
+        out: (n, width, 3); pixels whose place lies outside the row keep their values.
     """
     width = out.shape[1]
     whole = math.floor(shift)
@@ -256,7 +258,7 @@ def _rotate(frames: Frames, argument: float, fill: Colour) -> Frames:
     # From a pixel of the result to its place in the frame, both counted from pixel centres.
     offset = center - 0.5 - turn @ (center - 0.5)
     matrix = np.column_stack([turn, offset])
-    # Not OpenCV's constant border, which blends the colour into the edge.
+    # The fill colour is written below, because OpenCV's constant border blends it into the edge.
     columns, rows = np.arange(width), np.arange(height)[:, None]
     x = turn[0, 0] * columns + turn[0, 1] * rows + offset[0] + 0.5
     y = turn[1, 0] * columns + turn[1, 1] * rows + offset[1] + 0.5
@@ -269,10 +271,10 @@ def _rotate(frames: Frames, argument: float, fill: Colour) -> Frames:
     return rotated
 
 
-# Units of the arguments: `posterize` bits to keep; `solarize` the level from which on it inverts;
-# `solarize_add` grey levels for the darker half; `color`, `contrast`, `brightness` and
-# `sharpness` a factor, 1 changing nothing; `rotate` degrees, counter-clockwise; `shear_*` pixels
-# for each pixel; `translate_*` a share of the side, positive to the left and up.
+# Units of the arguments: `posterize` bits to keep; `solarize` the level from which it inverts;
+# `solarize_add` grey levels that it adds to the darker half; `color`, `contrast`, `brightness` and
+# `sharpness` a factor, where 1 changes nothing; `rotate` degrees, counter-clockwise; `shear_*`
+# pixels for each pixel; `translate_*` a share of the side, positive to the left and up.
 OPERATIONS: dict[str, Callable[[Frames, float, Colour], Frames]] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,

@@ -1,10 +1,10 @@
-"""Antialiased resizing of still images (App. D.1).
+"""Resize still images with antialiasing (App. D.1).
 
 OpenCV's bilinear and bicubic filters skip pixels where they shrink an image. Pillow's widen with
-the scale, and the authors resize images, unlike videos, with Pillow. Here are its numbers, to the
-bit: fixed-point weights of 22 bits, first along the width, rounded to 8 bits, then along the
-height. Pillow itself does not take their place: 10.3 gives the same bytes, but 13.0 begins with the
-height for some sizes, and then differs by one grey level.
+the scale, and the authors resize images, unlike videos, with Pillow. This module computes what
+Pillow does, to the bit: fixed-point weights of 22 bits, first along the width, rounded to 8 bits,
+then along the height. It does not call Pillow, whose versions differ: 10.3 gives the same bytes,
+but 13.0 begins with the height for some sizes, and then differs by one grey level.
 """
 
 import functools
@@ -66,7 +66,7 @@ def _resize_rows(image: NDArray[np.uint8], size: int, kernel: Kernel) -> NDArray
 
 @functools.lru_cache(maxsize=64)
 def _taps(length: int, size: int, kernel: Kernel) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Which pixels make each pixel of the result, and their weights: (size, taps) each."""
+    """Choose the pixels that make each pixel of the result, and weigh them: (size, taps) each."""
     scale = length / size
     stretch = max(scale, 1.0)
     reach = stretch * (1 if kernel == "bilinear" else 2)

@@ -1,9 +1,10 @@
-"""Random transforms of pretraining and of training a probe (App. C, App. D.1, Table 10).
+"""Transform clips at random, to pretrain and to train a probe (App. C, App. D.1, Table 10).
 
 Every transform treats all frames of a clip alike.
 
-Departure: Table 10 trains the video probes with flips and without augmentation, the authors' code
-the other way round, with erasing besides; `VideoProbeTransform` names the arguments of both.
+Departure: Table 10 trains the video probes with flips and without augmentation. The authors' code
+trains them without flips, but with augmentation and erasing. `VideoProbeTransform` has the values
+of the code by default, and names those of the paper.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class PretrainTransform:
-    """The pretraining transform: one random crop and flip per clip, then normalisation (Table 9).
+    """Transforms clips for pretraining: one random crop and flip each, normalisation (Table 9).
 
     Args:
         crop_size: side, or (height, width), of the clips.
@@ -40,7 +41,7 @@ class PretrainTransform:
         horizontal_flip: probability of a flip.
         motion_shift: move the crop linearly between two boxes drawn for the first and last frame.
         erasing: probability that a box of the clip is erased, see `random_erasing`.
-        augmentation: what is done to the whole frames first, for example `RandAugment()`.
+        augmentation: applied to the whole frames before they are cropped, as `RandAugment()` is.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -104,9 +105,9 @@ class PretrainTransform:
 
 @dataclass(frozen=True)
 class VideoProbeTransform(PretrainTransform):
-    """The training transform of the video probes (App. D.1): `PretrainTransform` with other values.
+    """Transforms clips to train video probes (App. D.1): `PretrainTransform` with other values.
 
-    The defaults are the authors' code's. The paper's (Table 10) are
+    The defaults are those of the authors' code. The values of the paper (Table 10) are
     `horizontal_flip=0.5, erasing=0.0, augmentation=None`.
 
     Example:
@@ -125,10 +126,10 @@ class VideoProbeTransform(PretrainTransform):
 
 @dataclass(frozen=True)
 class ImageProbeTransform:
-    """The training transform of the image probes (App. D.1, Table 10).
+    """Transforms images to train image probes (App. D.1, Table 10).
 
-    Random crop, resized in 8 bits (bicubic, antialiased), flip, augmentation, normalisation,
-    erasing: here augmentation comes after the crop.
+    Its steps are a random crop, resized in 8 bits (bicubic, antialiased), a flip, augmentation,
+    normalisation and erasing. Augmentation comes after the crop, unlike in `PretrainTransform`.
 
     Args:
         crop_size: side, or (height, width), of the result.

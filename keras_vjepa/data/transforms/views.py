@@ -1,10 +1,10 @@
-"""Evaluation views: the middle of the frame, or three squares along its longer side (App. D.1).
+"""Make evaluation views: the frame's middle, or three squares along its longer side (App. D.1).
 
 Frames are uint8 RGB of shape (time, height, width, 3); views are float32 of the same layout.
 
 Departure (the authors' code is followed where the paper is silent): views are resized in 8 bits and
 so rounded to whole grey levels. The processor of the transformers package, for V-JEPA 2, makes the
-same view with antialiasing, and rounds half a pixel of margin down.
+same view with antialiasing, and rounds a margin of half a pixel down.
 """
 
 from typing import Literal
@@ -74,17 +74,17 @@ def center_view(
     mean: Colour = PIXEL_MEAN,
     std: Colour = PIXEL_STD,
 ) -> NDArray[np.float32]:
-    """The single-view evaluation transform: resize, central crop, normalise (App. D).
+    """Make the single evaluation view of a clip: resize, crop the centre, normalise (App. D).
 
     Args:
         frames: (time, height, width, 3).
         crop_size: side, or (height, width), of the crop.
-        short_side: of the resized frames, so that they hold the crop. Default: the least with
-            which they hold 256 / 224 of the crop, rounded down.
-        antialias: of the resizing; `True` is the transform of the image tasks.
-        interpolation: of the resizing, `"bilinear"` or `"bicubic"`.
-        crop_rounding: where a crop begins that would begin at half a pixel: at the next even
-            one, or at the one before with `"down"`.
+        short_side: shorter side of the resized frames, which must hold the crop. By default the
+            least with which they hold 256 / 224 of the crop's sides, rounded down.
+        antialias: whether to resize as Pillow does; `True` is the transform of the image tasks.
+        interpolation: how to resize, `"bilinear"` or `"bicubic"`.
+        crop_rounding: where to begin a crop that would begin at half a pixel: at the even one of
+            the two next to it, or with `"down"` at the one before.
         mean: as in `normalize`.
         std: as in `normalize`.
 
@@ -130,15 +130,15 @@ def three_views(
     mean: Colour = PIXEL_MEAN,
     std: Colour = PIXEL_STD,
 ) -> NDArray[np.float32]:
-    """The three-view evaluation transform: crops at both ends and the middle of the long side.
+    """Make three evaluation views of a clip: the ends and the middle of the longer side.
 
     Args:
         frames: (time, height, width, 3).
-        crop_size: side of the crops, and short side of the resized frames.
-        antialias: as in `center_view`, and so the next three.
-        interpolation: as there.
-        mean: as there.
-        std: as there.
+        crop_size: side of the square crops, and shorter side of the resized frames.
+        antialias: as in `center_view`.
+        interpolation: as in `center_view`.
+        mean: as in `normalize`.
+        std: as in `normalize`.
 
     Returns:
         (3, time, crop_size, crop_size, 3), normalised; left to right, or top to bottom.
