@@ -1,4 +1,4 @@
-"""Keras layers of the transformers, and the functions that work on their tokens (§3.3, App. B)."""
+"""Provide the transformers' Keras layers and the functions on their tokens (§3.3, App. B)."""
 
 from keras_vjepa.layers.dense import TokenDense, TokenNorm
 from keras_vjepa.layers.embedding import TubeletEmbedding, gather_tokens

@@ -1,7 +1,7 @@
-"""Linear layers and norms of the transformer, as each backend runs them best (§3.3, App. B).
+"""Run the transformer's linear layers and norms fast on every backend (§3.3, App. B).
 
-Departures from the paper's text, as in the authors' code: the weights of every linear layer start
-from a normal distribution of deviation 0.02 at every depth.
+Departure from the paper's text, as in the authors' code: the weights of every linear layer start
+from a normal distribution of standard deviation 0.02, whatever the depth of the layer.
 """
 
 from typing import Any
@@ -21,18 +21,18 @@ _LORA_MATRICES, _LORA_ALPHA = ("lora_kernel_a", "lora_kernel_b"), "lora_alpha"
 
 
 def weight_initializer() -> keras.initializers.Initializer:
-    """Make the initial weights of every linear layer: normal, of deviation 0.02 (App. B)."""
+    """Make what draws the first weights of linear layers: normal, deviation 0.02 (App. B)."""
     return keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV)
 
 
 @part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class TokenDense(Rematerializable, keras.layers.Dense):
-    """Apply one linear map to each token: `keras.layers.Dense`, faster on every backend.
+    """Applies one linear map to each token: `keras.layers.Dense`, faster on every backend.
 
-    Arguments, weights and quantization are those of `keras.layers.Dense`, and so is LoRA, but that
-    its matrices stay apart in files, and that the kernel beside them stays frozen whatever
-    `trainable` becomes.
+    Arguments, weights and quantization are those of `keras.layers.Dense`. So is LoRA, with two
+    differences: files hold its matrices apart from the kernel, and the kernel stays frozen while
+    LoRA is enabled, whatever `trainable` is set to.
 
     Example:
 
@@ -57,7 +57,7 @@ class TokenDense(Rematerializable, keras.layers.Dense):
 
     @property
     def trainable(self) -> bool:
-        """Whether the layer learns; with LoRA its kernel never does."""
+        """Return whether the layer learns; while LoRA is enabled, its kernel never does."""
         return super().trainable
 
     @trainable.setter
@@ -69,7 +69,11 @@ class TokenDense(Rematerializable, keras.layers.Dense):
                     variable.trainable = False
 
     def save_own_variables(self, store: Any) -> None:
-        """Write the weights. Keras would add LoRA to the kernel, and training could not go on."""
+        """Write the weights, with LoRA's matrices apart from the kernel.
+
+        Keras would add the matrices to the kernel, and training could not continue from such a
+        file.
+        """
         if not self.lora_enabled:
             super().save_own_variables(store)
             return
@@ -83,13 +87,13 @@ class TokenDense(Rematerializable, keras.layers.Dense):
         store[_LORA_ALPHA] = np.float32(self.lora_alpha)
 
     def load_own_variables(self, store: Any) -> None:
-        """Read the weights.
+        """Read the weights, and LoRA's matrices where the file has them.
 
-        LoRA of the file goes into the layer's, or into the kernel of a layer without. A layer whose
-        file has none begins LoRA anew.
+        The file's matrices become those of the layer, or are added to the kernel of a layer without
+        LoRA. A layer with LoRA whose file has no matrices begins LoRA anew.
 
         Raises:
-            ValueError: if LoRA of the file cannot go there.
+            ValueError: if the matrices cannot be added to the kernel, because it is quantized.
         """
         stored = {name: store[name] for name in store.keys()}
         matrices = [np.asarray(stored.pop(name)) for name in _LORA_MATRICES if name in stored]
@@ -100,7 +104,7 @@ class TokenDense(Rematerializable, keras.layers.Dense):
             if has_lora:
                 self._merge(matrices[0], matrices[1], alpha)
             return
-        # Keras zeroes both matrices, from where they would never learn.
+        # Keras sets both matrices to zero when it loads, and from zero they would never learn.
         fresh = np.array(ops.convert_to_numpy(self.lora_kernel_a))
         super().load_own_variables(stored)
         self.lora_kernel_a.assign(matrices[0] if has_lora else fresh)
@@ -108,7 +112,7 @@ class TokenDense(Rematerializable, keras.layers.Dense):
             self.lora_kernel_b.assign(matrices[1])
 
     def _merge(self, down: np.ndarray, up: np.ndarray, alpha: float) -> None:
-        """Add LoRA of a file to the kernel."""
+        """Add the product of a file's LoRA matrices to the kernel."""
         if self.quantization_mode is not None:
             raise ValueError(
                 f"`{self.name}` is quantized, and its file has LoRA beside it: call "
@@ -121,7 +125,7 @@ class TokenDense(Rematerializable, keras.layers.Dense):
 @part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class TokenNorm(Rematerializable, keras.layers.LayerNormalization):
-    """Normalize each token to mean 0 and variance 1: `keras.layers.LayerNormalization`, faster.
+    """Normalizes each token to mean 0 and variance 1: `keras.layers.LayerNormalization`, faster.
 
     Arguments and weights are those of `keras.layers.LayerNormalization`, whose `axis` must be -1.
 
@@ -157,16 +161,16 @@ def dense(units: int, name: str, dtype: Any) -> TokenDense:
 
 
 def layer_norm(epsilon: float, name: str, dtype: Any) -> TokenNorm:
-    """Make a norm with the transformer's epsilon."""
+    """Make a layer norm with a given epsilon."""
     return TokenNorm(epsilon=epsilon, name=name, dtype=dtype)
 
 
 def scale_weights(network: keras.Model, stddev: float) -> None:
-    """Scale the fresh weights of all linear layers to another deviation.
+    """Scale the fresh weights of all linear layers to another standard deviation.
 
     Args:
-        network: whose weights are drawn with `INITIALIZER_STDDEV`.
-        stddev: what they are to have.
+        network: a model whose weights were drawn with a deviation of `INITIALIZER_STDDEV`.
+        stddev: the standard deviation that they get.
     """
     for variable in network.trainable_variables:
         if len(variable.shape) > 1:

@@ -1,7 +1,7 @@
-"""Tubelet embedding and the choice of tokens (§3.3, App. B).
+"""Turn videos into tokens, and pick tokens by their numbers (§3.3, App. B).
 
-Shapes: a video is (batch, frames, height, width, channels), its token grid (frames / tubelet,
-height / patch, width / patch), flattened time first, then row, then column.
+Shapes: videos are (batch, frames, height, width, channels). Their token grid is (frames / tubelet,
+height / patch, width / patch), and it is flattened by time, then row, then column.
 """
 
 import math
@@ -45,8 +45,8 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 def _gather_rows(tokens: Tensor, indices: Tensor) -> Tensor:
     batch, num_tokens, dim = ops.shape(tokens)
     indices = ops.cast(indices, "int32")
-    # One flat gather of whole rows: every backend does this as a copy of rows, whereas a gather
-    # along an axis is one look-up per number on TensorFlow and torch.
+    # One flat gather of whole rows: every backend carries it out by copying rows, whereas
+    # TensorFlow and torch look up every single number when they gather along an axis.
     offsets = ops.expand_dims(ops.arange(0, batch, dtype="int32") * num_tokens, 1)
     flat = ops.reshape(tokens, (batch * num_tokens, dim))
     picked = ops.take(flat, ops.reshape(indices + offsets, (-1,)), axis=0)
@@ -55,10 +55,10 @@ def _gather_rows(tokens: Tensor, indices: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class TubeletEmbedding(Rematerializable):
-    """Embed non-overlapping space-time patches, the tubelets, linearly (§3.3, App. B).
+    """Embeds non-overlapping space-time patches, the tubelets, linearly (§3.3, App. B).
 
-    The same map as a 3-D convolution whose kernel equals its stride, computed as one matrix
-    product. With `token_indices` only the patches asked for are embedded.
+    The layer computes the same map as a 3-D convolution whose kernel is as large as its stride, but
+    as one matrix product. With `token_indices` it embeds only the patches asked for.
 
     Args:
         hidden_dim: width of a token.
@@ -100,13 +100,13 @@ class TubeletEmbedding(Rematerializable):
         self.bias = self.add_weight(shape=(self.hidden_dim,), initializer="zeros", name="bias")
 
     def grid_shape(self, video_shape: Sequence[int | None]) -> tuple[int, int, int]:
-        """Return the token grid `(time, row, column)` of videos of a shape, batch axis included.
+        """Return the token grid `(time, row, column)` of videos of a given shape.
 
         Args:
             video_shape: `(batch, frames, height, width, channels)`.
 
         Raises:
-            ValueError: if frames, height or width are not multiples of the patch.
+            ValueError: if frames, height or width are not known, or not multiples of the patch.
         """
         for name, size in zip(_GRID_AXES, video_shape[1:4], strict=True):
             if size is None:
@@ -137,8 +137,8 @@ class TubeletEmbedding(Rematerializable):
             video_shape: `(batch, frames, height, width, channels)`, None where it is not known.
 
         Raises:
-            ValueError: for other axes, and where frames, height or width are not multiples of the
-                patch.
+            ValueError: if the axes are others, or if frames, height or width are not multiples of
+                the patch.
         """
         channels = self.kernel.shape[3]
         if len(video_shape) != 5 or video_shape[-1] not in (channels, None):
@@ -155,7 +155,7 @@ class TubeletEmbedding(Rematerializable):
         self.check_shape(videos.shape)
         grid = self.grid_shape(videos.shape)
         tubelet, patch, _, channels, _ = self.kernel.shape
-        # Axes that stay neighbours go as one: LiteRT transposes no more than six.
+        # Axes that stay neighbours are merged: LiteRT transposes no more than six axes.
         x = ops.reshape(videos, (-1, tubelet, grid[1], patch, grid[2], patch * channels))
         x = ops.transpose(x, (0, 2, 4, 1, 3, 5))
         return ops.reshape(x, (-1, math.prod(grid), tubelet * patch * patch * channels))

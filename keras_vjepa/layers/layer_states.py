@@ -1,14 +1,14 @@
-"""What is set on the layers of a model after it was made: frozen, quantized, LoRA (App. D.1).
+"""Keep what is set on a model's layers after it is made: frozen, quantized, LoRA (App. D.1).
 
-A Keras model that makes its layers itself is described by its arguments, which know nothing of what
-was done to a layer since. Here that is written down, by the layer's path within the model:
+A Keras model that makes its own layers is described by its arguments, and these do not say what was
+done to a layer later. This module writes such changes down, by the layer's path within the model:
 
-    trainable              if it is not that of the layer around it
-    quantization_config    that `quantize` was given, or made
-    lora_rank, lora_alpha  of `enable_lora`; the path "" is the model itself
+    trainable              if it differs from that of the layer around it
+    quantization_config    the one that `quantize` was given or made
+    lora_rank, lora_alpha  those of `enable_lora`; the path "" is the model itself
 
-A model keeps it as the argument `layer_states`, which its config has only if there is something to
-keep. So it outlives saving, cloning and presets.
+A model keeps these states as its argument `layer_states`, which its config holds only if there is
+something to keep. So they survive saving, cloning and presets.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ _NAMES = ("trainable", "quantization_config", "lora_rank", "lora_alpha")
 
 
 class KeepsLayerStates(keras.layers.Layer):
-    """A model whose config holds what was set on its layers after it was made.
+    """Keeps in a model's config what was set on its layers after the model was made.
 
-    Its `build` ends with a call of `restore_layer_states`.
+    A subclass ends its `build` with a call of `restore_layer_states`.
 
     Args:
-        layer_states: what the config of another model of the same arguments has under this name;
-            None for a model as its arguments say.
-        args: of Keras.
-        kwargs: of Keras.
+        layer_states: what the config of another model with the same arguments holds under this
+            name; None for a model that is as its arguments say.
+        args: positional arguments of Keras' constructor.
+        kwargs: further arguments of Keras' constructor.
 
     Attributes:
-        lora_rank: that the model's own `enable_lora` was given, if it has one and it was called.
+        lora_rank: the rank that the model's own `enable_lora` was called with; None if it was not.
 
     Example:
 
@@ -55,7 +55,7 @@ class KeepsLayerStates(keras.layers.Layer):
     """
 
     lora_rank: int | None = None
-    # Of a class whose own `enable_lora` there is.
+    # True in a class that has an `enable_lora` of its own.
     takes_lora = False
 
     def __init__(
@@ -67,27 +67,27 @@ class KeepsLayerStates(keras.layers.Layer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "trainable":
-            # One by one: an engine may pass over an assignment of what a layer has already, and
-            # layers within that, which may have been set since, would not hear of it.
+            # Layer by layer: an engine may skip the assignment of a value that a layer already has,
+            # and the layers within it, which may have been set otherwise since, would keep theirs.
             set_on_each(self, bool(value))
             type(self).trainable.fset(self, value)
         else:
             super().__setattr__(name, value)
 
-    # A method: Keras takes a property that returns layers for another place to save them in.
+    # A method, not a property: Keras saves layers that a property returns a second time.
     def described_elsewhere(self) -> Layers:
-        """Return layers whose states are not for this model to keep: they have a config."""
+        """Return the layers whose states this model does not keep: their own configs do."""
         return ()
 
     def restore_layer_states(self) -> None:
         """Set on the layers what the argument `layer_states` says.
 
         Raises:
-            ValueError: for a layer that does not exist, and a state that it cannot have.
+            ValueError: for a layer that does not exist, and for a state that a layer cannot have.
         """
         layers = dict(layers_within(self, self.described_elsewhere()))
         if not self.trainable:
-            # Made so, before there were layers to tell.
+            # The model was made with `trainable=False`, before it had layers to pass this on to.
             for layer in layers.values():
                 layer.trainable = False
         states = self._ahead.take()
@@ -97,7 +97,8 @@ class KeepsLayerStates(keras.layers.Layer):
                     f"`layer_states` must be of layers of {self.name}. Received: {shown(path)}"
                 )
         self.lora_rank = states.pop("", {}).get("lora_rank")
-        # In this order: adapters stand beside weights that are as they will be, and freeze them.
+        # In this order: LoRA is added last, beside weights that are quantized already, and it has
+        # the last word on which of them are frozen.
         with _few_collections():
             for step in (_quantize, _set_trainable, _enable_lora):
                 for path, layer in layers.items():
@@ -106,7 +107,7 @@ class KeepsLayerStates(keras.layers.Layer):
             track_weights_anew(self)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.quantize`; `layer_states` keeps it."""
+        """Quantize the model, as `keras.Model.quantize` does; `layer_states` keeps the result."""
         with _few_collections():
             super().quantize(*args, **kwargs)
 
@@ -116,7 +117,7 @@ class KeepsLayerStates(keras.layers.Layer):
 
 
 class _Ahead:
-    """States that are to be set, out of sight of what Keras does with attributes."""
+    """Holds states that are still to be set, in an object whose content Keras does not track."""
 
     def __init__(self, states: Any) -> None:
         """Check the states, which may come from a file."""
@@ -136,18 +137,18 @@ class _Ahead:
         self.states: States = {path: dict(state) for path, state in (states or {}).items()}
 
     def take(self) -> States:
-        """Return the states, once."""
+        """Return the states the first time; later calls get an empty dictionary."""
         states, self.states = self.states, {}
         return states
 
 
-# --- One layer after the other -------------------------------------------------------------------
+# --- Layer by layer ------------------------------------------------------------------------------
 
 
 def layers_within(
     around: keras.layers.Layer, elsewhere: Layers = (), prefix: str = ""
 ) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yield path and layer of all layers within another, each before those that it holds."""
+    """Yield the path and the layer for all layers within another, outer layers first."""
     for layer in layers_of(around):
         if not any(layer is other for other in elsewhere):
             path = f"{prefix}{layer.name}"
@@ -156,7 +157,7 @@ def layers_within(
 
 
 def set_on_each(around: keras.layers.Layer, trainable: bool) -> None:
-    """Set `trainable` on every layer within another that has it not."""
+    """Set `trainable` on every layer within another, where it has another value."""
     for _, layer in layers_within(around):
         if layer.trainable != trainable:
             layer.trainable = trainable
@@ -172,7 +173,7 @@ def _found(model: KeepsLayerStates, elsewhere: Layers) -> States:
             state["trainable"] = layer.trainable
         if layer.quantization_mode != model.quantization_mode:
             config = keras.saving.serialize_keras_object(layer.quantization_config)
-            # As it will be when it comes out of a file.
+            # The same form that a file gives back: tuples become lists.
             state["quantization_config"] = json.loads(json.dumps(config))
         if getattr(layer, "lora_enabled", False):
             state.update(lora_rank=layer.lora_rank, lora_alpha=layer.lora_alpha)
@@ -181,10 +182,10 @@ def _found(model: KeepsLayerStates, elsewhere: Layers) -> States:
 
 @contextlib.contextmanager
 def _few_collections() -> Iterator[None]:
-    """Let Python's collections pass over what exists already.
+    """Let Python's garbage collections skip the objects that exist already.
 
-    Keras asks for one for each kernel that it replaces. Each then takes a second in a process that
-    has imported much, and all of them minutes for a large model.
+    Keras starts a collection for each kernel that it replaces. In a process that has imported much,
+    each would take a second, and a large model would take minutes.
     """
     gc.freeze()
     try:
@@ -209,13 +210,13 @@ def _enable_lora(layer: keras.layers.Layer, state: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"`layer_states` must give a `lora_rank` to dense layers. Received: {layer.name}"
             )
-        # More would be a file's way to ask for any amount of memory.
+        # Without this limit a file could ask for any amount of memory.
         check_whole(1, min(layer.kernel.shape), lora_rank=state["lora_rank"])
         layer.enable_lora(state["lora_rank"], state.get("lora_alpha"))
 
 
 def _quantization_config(described: Any) -> Any:
-    """Make a quantization config, of classes of `keras.quantizers` alone."""
+    """Make a quantization config from its description; allow no class but Keras' quantizers."""
     ahead = [described]
     while ahead:
         part = ahead.pop()

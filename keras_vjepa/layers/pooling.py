@@ -1,9 +1,9 @@
-"""Attentive pooling: one learnable query reads all tokens (§4.3, App. D.1).
+"""Pool all tokens into one vector, by a learnable query that attends to them (§4.3, App. D.1).
 
-Departures from the paper's text, as in the authors' code: queries, keys and values are projected,
-with bias, and attention has the encoder's heads (the paper's 12 of width 12 are `num_heads=12,
-head_dim=12`); the MLP is pre-norm; the cross-attention has no output projection, unless `head_dim`
-makes one necessary.
+Departures from the paper's text, as in the authors' code: queries, keys and values are projected
+with a bias; attention has as many heads as the encoder (the paper's 12 heads of width 12 are
+`num_heads=12, head_dim=12`); the MLP has its norm before it; the cross-attention has no output
+projection, unless `head_dim` makes one necessary.
 
 V-JEPA 2's pooler is `num_layers=4, self_attention="tokens"` (official-behaviour §12).
 """
@@ -32,23 +32,25 @@ from keras_vjepa.types import Tensor
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class AttentivePooler(Rematerializable):
-    """Pool tokens into one vector by a learnable query (App. D.1).
+    """Pools tokens into one vector by a learnable query (App. D.1).
 
-    q = q0 + cross_attention(q0, norm(tokens)); q = q + MLP(norm(q)). If `num_layers` > 1, ordinary
-    transformer blocks on the query follow, or others on all tokens come first.
+    q = q0 + cross_attention(q0, norm(tokens)); q = q + MLP(norm(q)). If `num_layers` > 1, there are
+    `num_layers - 1` ordinary transformer blocks too, on the query after this or on all tokens
+    before it.
 
-    The pooler computes with the weights of its parts `tokens_norm` and `key_value` without calling
-    these two (see `attend_together`): hooks and activity regularizers on them do not act.
+    The pooler computes with the weights of its parts `tokens_norm` and `key_value` but does not
+    call these two layers (see `attend_together`), so hooks and activity regularizers on them do
+    nothing.
 
     Args:
-        num_heads: attention heads; the encoder's in the reference.
+        num_heads: attention heads; the reference takes as many as the encoder has.
         num_layers: 1 for the cross-attention alone.
         mlp_ratio: width of the MLP's hidden layer over the tokens' width.
         layer_norm_epsilon: epsilon of every norm; larger than the encoder's, as in the reference.
         head_dim: width of a head of the cross-attention. None shares the tokens' width among the
             heads; a number adds an output projection, which brings the heads back to that width.
-        self_attention: what the further layers see: `"query"`, after the cross-attention (V-JEPA),
-            or `"tokens"`, all of them before it (V-JEPA 2).
+        self_attention: what the further layers work on: `"query"`, the query after the
+            cross-attention (V-JEPA), or `"tokens"`, all tokens before it (V-JEPA 2).
 
     Call arguments:
         tokens: `(batch, tokens, dim)`.
@@ -141,10 +143,10 @@ class AttentivePooler(Rematerializable):
             self.blocks.append(block)
 
     def folded_query(self) -> Tensor:
-        """Compute the queries of all heads as they meet the normed tokens, `(heads, dim)`.
+        """Compute the query of each head, with the projection of the keys in it, `(heads, dim)`.
 
-        One query needs no keys: q (W_k s + b_k) = (W_k' q) s + q b_k, whose last term the softmax
-        cancels. The norm's scale moves past it likewise.
+        With a single query no keys need to be computed: q (W_k s + b_k) = (W_k' q) s + q b_k, and
+        the last term cancels in the softmax. The scale of the norm is moved to the query likewise.
         """
         query = ops.reshape(self.query(self._cast(self.query_token)), (self.num_heads, -1))
         folded = ops.einsum("dhc,hc->hd", self._kernel("key"), query)
@@ -153,8 +155,9 @@ class AttentivePooler(Rematerializable):
     def project(self, pooled: Tensor) -> Tensor:
         """Compute what the cross-attention adds to the query, `(batch, 1, dim)`.
 
-        The weights of a head sum to one, so its normed tokens are pooled first, `(batch, heads,
-        dim)`, and projected after; the norm's scale and offset come in between.
+        The attention weights of a head sum to one. So the normed tokens can be pooled first, to
+        `pooled`, `(batch, heads, dim)`, and projected afterwards; the norm's scale and offset are
+        applied in between.
         """
         norm, attention_dim = self.tokens_norm, self.query.units
         pooled = pooled * self._cast(norm.gamma) + self._cast(norm.beta)
@@ -173,11 +176,11 @@ class AttentivePooler(Rematerializable):
         return ops.squeeze(x, axis=1)
 
     def cross_attention(self, tokens: Tensor) -> Tensor:
-        """Compute what the query gets from the tokens, `(batch, 1, dim)`."""
+        """Compute what the query receives from the tokens, `(batch, 1, dim)`."""
         return self.project(attend_together([self], tokens)[0])
 
     def _kernel(self, part: str) -> Tensor:
-        """Take the kernel of the keys or of the values, `(dim, heads, head_dim)`."""
+        """Return the kernel of the keys or of the values, `(dim, heads, head_dim)`."""
         attention_dim = self.query.units
         columns = slice(attention_dim) if part == "key" else slice(attention_dim, None)
         kernel = self._cast(self.key_value.kernel[:, columns])
@@ -208,7 +211,7 @@ class AttentivePooler(Rematerializable):
         return weights
 
     def _with_blocks(self, tokens: Tensor) -> Tensor:
-        """The tokens that the query attends to."""
+        """Return the tokens that the query attends to, which may have passed the blocks before."""
         if self.self_attention == "tokens":
             for block in self.blocks:
                 tokens = block(tokens)
@@ -233,21 +236,21 @@ class AttentivePooler(Rematerializable):
 
 
 class _SplitDense(TokenDense):
-    """Hold the weights of keys and values, which the pooler takes apart and never calls.
+    """Holds the weights of keys and values, which the pooler reads without calling the layer.
 
-    So they stay in floating point when a model is quantized.
+    That is why they stay in floating point when a model is quantized.
     """
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
-        """Do nothing."""
+        """Leave the weights as they are."""
 
 
 def attend_together(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[Tensor]:
-    """Compute what the heads of each pooler attend to in the normed tokens, `(batch, heads, dim)`.
+    """Pool the normed tokens for each head of several poolers, `(batch, heads, dim)` per pooler.
 
-    That is `tokens * dim * heads` multiplications in place of the `tokens * dim * 2 dim` of keys
-    and values, and frozen tokens have no gradient to compute. The tokens are normed and read once
-    for all poolers, which agree in the norm's epsilon and in precision.
+    This takes `tokens * dim * heads` multiplications, where computing keys and values would take
+    `tokens * dim * 2 dim`; and for frozen tokens no gradient is computed. The tokens are normed and
+    read once for all poolers, which must have the same epsilon of the norm and the same precision.
     """
     weights, normed = _attention_to(poolers, tokens)
     pooled = ops.matmul(ops.cast(weights, normed.dtype), normed)
@@ -258,7 +261,10 @@ def attend_together(poolers: Sequence[AttentivePooler], tokens: Tensor) -> list[
 
 
 def _attention_to(poolers: Sequence[AttentivePooler], tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What each head of the poolers attends to, `(batch, heads, tokens)`, and normed tokens."""
+    """Return the attention of each head of the poolers, and the normed tokens.
+
+    The attention is float32 `(batch, heads of all poolers, tokens)`.
+    """
     normed = standardize(tokens, poolers[0].layer_norm_epsilon)
     normed = ops.cast(normed, poolers[0].compute_dtype)
     queries = ops.concatenate([pooler.folded_query() for pooler in poolers])
@@ -267,6 +273,6 @@ def _attention_to(poolers: Sequence[AttentivePooler], tokens: Tensor) -> tuple[T
 
 
 def _residual_dense(units: int, name: str, dtype: Any) -> keras.layers.Dense:
-    """Make the last layer of a branch. Depth scaling counts here, unlike in pretraining."""
+    """Make the last layer of a branch, its weights scaled by depth, unlike in pretraining."""
     initializer = keras.initializers.RandomNormal(stddev=INITIALIZER_STDDEV / math.sqrt(2))
     return keras.layers.Dense(units, kernel_initializer=initializer, name=name, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Sine-cosine position tables, made for a grid of tokens or stretched to another (App. B)."""
+"""Make sine-cosine position tables of token grids, and stretch them to other grids (App. B)."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ def position_table(
             if not `uniform_power`.
         grid_shape: tokens along `(time, row, column)`, `(row, column)` or `(position,)`.
         uniform_power: give every axis of a 3-D grid the same width, `2 * ceil(hidden_dim / 6)`,
-            and cut the concatenation to `hidden_dim`; otherwise time takes one half and row and
-            column a quarter each.
+            and cut the concatenation to `hidden_dim`; if False, time takes one half of the width,
+            and row and column a quarter each.
 
     Returns:
         float32 array of shape `(tokens, hidden_dim)`, computed in float64.
 
     Raises:
-        ValueError: if `hidden_dim` does not divide as said.
+        ValueError: if `hidden_dim` is not such a multiple.
 
     Example:
 
@@ -66,8 +66,9 @@ def resample_position_table(
 ) -> Tensor:
     """Stretch a position table to another token grid (official-behaviour §2).
 
-    Three axes are interpolated linearly, two (image models) by cubic convolution with a = -0.75;
-    half-pixel centres, edge values repeated, no antialiasing.
+    A table of three axes is interpolated linearly, one of two (image models) by cubic convolution
+    with a = -0.75. In both, positions are the centres of cells, values at the edge are repeated,
+    and there is no antialiasing.
 
     Args:
         table: `(tokens, hidden_dim)`, tokens of `grid_shape`.

@@ -1,7 +1,7 @@
-"""Activations computed again in the backward pass instead of kept (App. C: memory of large models).
+"""Compute activations again in the backward pass, to save memory for large models (App. C).
 
-Two ways lead here, and both give the numbers that a model gives without: the argument `remat` of
-backbone and predictor, for their blocks, and `keras.RematScope`, for any layer made within it.
+There are two ways to ask for it: the argument `remat` of backbone and predictor, for their blocks,
+and `keras.RematScope`, for any layer made within it. Neither changes the numbers of the model.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,15 @@ def rematerialized(
     """Make a function keep its argument only, and compute the rest again in the backward pass.
 
     Args:
-        layer: what `function` calls.
-        function: of one tensor. It has no gradient for other tensors that it uses, variables aside.
+        layer: the layer that `function` calls.
+        function: a function of one tensor. Gradients reach this tensor and variables, but no other
+            tensor that the function uses.
 
     Returns:
         The function, with the same results and gradients.
 
     Raises:
-        ValueError: when called, if `layer` or a part of it adds a loss meanwhile.
+        ValueError: by the function returned, if `layer` or a part of it adds a loss in the call.
 
     Example:
 
@@ -41,7 +42,7 @@ def rematerialized(
 def _without_new_losses(
     layer: keras.layers.Layer, function: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """`function`, with an error for losses that it adds: they would have no gradient."""
+    """Make a function raise an error if its layer adds a loss, which would have no gradient."""
 
     def checked(tokens: Tensor) -> Tensor:
         num_losses = len(layer.losses)
@@ -58,16 +59,17 @@ def _without_new_losses(
 
 
 class Rematerializable(keras.layers.Layer):
-    """A layer that `keras.RematScope` works for on every backend.
+    """Makes `keras.RematScope` work for a layer on every backend.
 
-    The first argument of its `call` is the one that gradients flow through. Keras hands over all
-    arguments alike, and TensorFlow refuses None among them, and any that is passed by name.
+    Gradients flow through the first argument of the layer's `call` alone. Keras itself would pass
+    all arguments to TensorFlow's rematerialization, which accepts neither None nor arguments that
+    are passed by name.
     """
 
     def rematerialized_call(
         self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Callable[..., Tensor]:
-        """Make `layer_call` compute again in the backward pass, where a scope asks for it."""
+        """Make `layer_call` compute again in the backward pass, if a `keras.RematScope` asks it."""
         if not args:
             return super().rematerialized_call(layer_call, **kwargs)
 

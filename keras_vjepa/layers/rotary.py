@@ -1,6 +1,6 @@
-"""Three-dimensional rotary positions of V-JEPA 2, which takes them for the table of §3.3.
+"""Rotate queries and keys by their positions, as V-JEPA 2 does instead of the table of §3.3.
 
-Facts: official-behaviour §12.
+The details are in official-behaviour §12.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from keras_vjepa.types import Tensor
 def make_rotations(token_indices: Tensor, grid_shape: Sequence[int], head_dim: int) -> Tensor:
     """Compute by how much each channel of a query or key is rotated (official-behaviour §12).
 
-    Time, row and column rotate `2 * (head_dim // 6)` channels each, in this order; the rest stand
-    still. Kept from V-JEPA 2: adjacent channels make a pair, but the frequencies are laid out once
-    for the first half of an axis' channels and again for the second, so that the two channels of a
-    pair turn by different angles.
+    Time, row and column rotate `2 * (head_dim // 6)` channels each, in this order; the other
+    channels are not rotated. One oddity of V-JEPA 2 is kept: adjacent channels make a pair, but the
+    frequencies are laid out once for the first half of an axis' channels and again for the second,
+    so the two channels of a pair are rotated by different angles.
 
     Args:
-        token_indices: int, any shape: tokens counted by time, then row, then column.
+        token_indices: int, any shape: numbers of tokens, counted by time, then row, then column.
         grid_shape: tokens along `(time, row, column)`, or `(row, column)` of an image.
         head_dim: width of a head; even.
 
@@ -44,17 +44,17 @@ def make_rotations(token_indices: Tensor, grid_shape: Sequence[int], head_dim: i
     indices = ops.cast(token_indices, "int32")
     positions = (indices // (rows * columns), indices // columns % rows, indices % columns)
     angles: Tensor = 0.0
-    # Not a matrix product: some devices would round its factors to fewer bits.
+    # Multiplied one by one: some devices round the factors of a matrix product to fewer bits.
     for position, frequency in zip(positions, _rotary_frequencies(head_dim), strict=True):
         steps = ops.expand_dims(ops.cast(position, "float32"), -1)
         angles = angles + ops.multiply(steps, frequency)
-    # Not the angles themselves: a layer in half precision has its arguments rounded, which cosines
-    # can bear and large angles cannot.
+    # Cosines and sines are returned, not the angles: a layer in half precision rounds its
+    # arguments, and rounding large angles would change the result far more.
     return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
 
 def _rotary_frequencies(head_dim: int) -> np.ndarray:
-    """Angle per step along each axis, `(3 axes, head_dim)`; zero where it does not rotate."""
+    """Return the angle per step along each axis, `(3 axes, head_dim)`; 0 rotates nothing."""
     width = 2 * (head_dim // 6)
     frequencies = np.zeros((3, head_dim))
     for axis in range(3):
@@ -77,7 +77,7 @@ def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
     rotations = ops.cast(ops.expand_dims(rotations, 2), heads.dtype)
     head_dim = heads.shape[-1]
     cosine, sine = rotations[..., :head_dim], rotations[..., head_dim:]
-    # Not the number of samples, which a program that is exported for any batch would keep.
+    # -1 in place of the number of samples, which an exported program would otherwise be tied to.
     shape = (-1, *ops.shape(heads)[1:])
     pairs = ops.reshape(heads, (*shape[:-1], head_dim // 2, 2))
     partners = ops.reshape(ops.flip(pairs, axis=-1), shape)

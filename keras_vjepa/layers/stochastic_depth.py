@@ -1,8 +1,8 @@
-"""Stochastic depth: branches of a block left out at random while training (App. D.3, Table 12).
+"""Leave out branches of blocks at random in training: stochastic depth (App. D.3, Table 12).
 
-Departure from the field's code, which draws within each block: all draws of a forward pass are made
-at once, before the blocks. What a block computes again in the backward pass (`remat`) then has the
-draw that it had in the forward pass.
+Departure from common code, which draws within each block: all draws of a forward pass are made at
+once, before the blocks. So a block that is computed again in the backward pass (`remat`) leaves out
+the same branches as in the forward pass.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from keras_vjepa.types import Tensor
 
 
 def drop_path_rates(drop_path_rate: float, num_layers: int) -> list[float]:
-    """Tell how often each block leaves a branch out: never the first, then along a line.
+    """Tell how often each block leaves a branch out: from 0 in the first, along a line.
 
     Args:
-        drop_path_rate: of the last block.
+        drop_path_rate: the rate of the last block.
         num_layers: number of blocks.
 
     Raises:
@@ -38,16 +38,16 @@ def drop_path_rates(drop_path_rate: float, num_layers: int) -> list[float]:
 
 
 def draw_branch_scales(rates: Sequence[float], batch_size: Any, seed: Any) -> Tensor:
-    """Draw for each sample which branches of which blocks count.
+    """Draw for each sample which branches of which blocks are left out.
 
     Args:
-        rates: of each block, as `drop_path_rates` gives them.
+        rates: the rate of each block, as `drop_path_rates` gives them.
         batch_size: number of samples.
-        seed: a `keras.random.SeedGenerator`, which goes on by one draw.
+        seed: a `keras.random.SeedGenerator`, which advances by one draw.
 
     Returns:
-        float32 `(blocks, batch, 2)`: for attention and MLP 0, or 1 / (1 - rate), so that the mean
-        is 1.
+        float32 `(blocks, batch, 2)`, for attention and MLP: 0 where the branch is left out, else
+        1 / (1 - rate), so that the mean is 1.
     """
     kept = 1.0 - np.array(rates, "float32").reshape((-1, 1, 1))
     drawn = keras.random.uniform((len(rates), batch_size, 2), dtype="float32", seed=seed)
@@ -63,7 +63,7 @@ def scaled_branch(branch: Tensor, branch_scales: Tensor | None, number: int) -> 
         number: 0 for attention, 1 for the MLP.
 
     Returns:
-        As `branch`.
+        The shape and dtype of `branch`.
     """
     if branch_scales is None:
         return branch

@@ -1,4 +1,4 @@
-"""Self-attention, the transformer block and stacks of them (§3.3, App. B).
+"""Build transformer blocks from self-attention and an MLP, and stack them (§3.3, App. B).
 
 Departure from the paper's text, as in the authors' code: GELU is exact (erf).
 """
@@ -30,13 +30,13 @@ from keras_vjepa.types import Tensor
 @part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class SelfAttention(Rematerializable):
-    """Let each token attend to the others, in several heads, with one fused projection (§3.3).
+    """Lets each token attend to the others, in several heads, with one fused projection (§3.3).
 
-    `query_key_value` and `output_projection` are plain `Dense` layers, so Keras' LoRA applies:
+    `query_key_value` and `output_projection` are `Dense` layers, so Keras' LoRA works on them:
     `attention.query_key_value.enable_lora(rank=8)`.
 
     Args:
-        num_heads: heads; must divide the width of the tokens.
+        num_heads: number of heads; must divide the width of the tokens.
 
     Call arguments:
         inputs: `(batch, tokens, dim)`.
@@ -80,7 +80,7 @@ class SelfAttention(Rematerializable):
         return call_part(self.output_projection, merge_heads(outputs))
 
     def _heads(self, inputs: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each `(batch, tokens, heads, head_dim)`."""
+        """Compute queries, keys and values, each `(batch, tokens, heads, head_dim)`."""
         packed = call_part(self.query_key_value, inputs)
         query, key, value = split_heads(packed, self.num_heads)
         if rotations is not None:
@@ -125,7 +125,7 @@ class SelfAttention(Rematerializable):
 @part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class TransformerBlock(Rematerializable):
-    """Pass tokens through attention, then an MLP with exact GELU, each after a norm (§3.3).
+    """Passes tokens through attention, then an MLP with exact GELU, each after a norm (§3.3).
 
     Args:
         num_heads: attention heads.
@@ -137,8 +137,8 @@ class TransformerBlock(Rematerializable):
         padding_mask: optional bool `(batch, tokens)`; tokens that are False are not attended to.
         rotations: optional `(batch or 1, tokens, 2 * head_dim)`: rotary positions, as
             `make_rotations` gives them.
-        branch_scales: optional `(batch, 2)`: what each sample's attention and MLP are multiplied
-            by before they are added to the tokens; 0 leaves one out (stochastic depth).
+        branch_scales: optional `(batch, 2)`: factors of each sample's attention and MLP before
+            they are added to the tokens; a factor of 0 leaves one out (stochastic depth).
 
     Returns:
         `(batch, tokens, dim)`.
@@ -190,7 +190,7 @@ class TransformerBlock(Rematerializable):
         """Compute by how much tokens attend to each other; see `SelfAttention.attention_weights`.
 
         Args:
-            inputs: as in the call: before the norm.
+            inputs: as in the call, tokens before the norm.
             padding_mask: as in the call.
             rotations: as in the call.
             queries: numbers of the tokens whose attention is wanted; None for all.
@@ -231,7 +231,7 @@ class TransformerBlock(Rematerializable):
 
 
 def _add(tokens: Tensor, branch: Tensor) -> Tensor:
-    """Add a branch to the tokens, which keep their type if a part has another one of its own."""
+    """Add a branch to the tokens, in the tokens' dtype: a part may have a dtype of its own."""
     return tokens + (branch if branch.dtype == tokens.dtype else ops.cast(branch, tokens.dtype))
 
 
@@ -245,17 +245,17 @@ def apply_blocks(
 ) -> Tensor:
     """Pass tokens through blocks, one after the other.
 
-    For a kernel that skips keys at the end, tokens that are not attended to are moved there before
-    the blocks, and back after them.
+    Some attention kernels can skip keys at the end. For such a kernel, tokens that are not attended
+    to are moved to the end before the blocks, and back after them.
 
     Args:
-        blocks: with the same number of heads.
+        blocks: blocks with the same number of heads.
         tokens: `(batch, tokens, dim)`.
-        padding_mask: as a block's.
-        rotations: as a block's.
+        padding_mask: as in the call of a block.
+        rotations: as in the call of a block.
         remat: keep only the tokens between two blocks for the backward pass, which computes what
             happened inside a block again: less memory, the same numbers.
-        branch_scales: `(blocks, batch, 2)`, of each block; None for ones.
+        branch_scales: `(blocks, batch, 2)`, those of each block; None for ones.
 
     Returns:
         `(batch, tokens, dim)`.
@@ -285,13 +285,14 @@ def _computed_again(
     rotations: Tensor | None,
     scales: Tensor | None,
 ) -> Callable[[Tensor], Tensor]:
-    """Make a call of a block that keeps its tokens only."""
-    # In full: in the backward pass the block is not within the model's call any more.
+    """Make a function of tokens that calls a block and keeps nothing else for its gradient."""
+    # A full Keras call of the block, not `call_part`: the backward pass runs this function after
+    # the model's own call has ended.
     return rematerialized(block, lambda tokens: block(tokens, padding_mask, rotations, scales))
 
 
 def _reordered(order: Tensor, tokens: Tensor, rotations: Tensor | None) -> tuple[Tensor, Any]:
-    """Bring both in another order of the tokens; `rotations` may be one sample's, for all."""
+    """Reorder tokens and their rotations; the rotations may be of one sample, for all."""
     if rotations is not None:
         rotations = ops.broadcast_to(rotations, (*ops.shape(tokens)[:2], rotations.shape[-1]))
         rotations = gather_tokens(rotations, order)
@@ -306,7 +307,7 @@ def transformer_blocks(
     layer_norm_epsilon: float,
     dtype: Any,
 ) -> list[TransformerBlock]:
-    """Make a stack of blocks with their weights, named `block_0`, `block_1` and so on."""
+    """Make a stack of blocks and their weights, named `block_0`, `block_1` and so on."""
     blocks = [
         TransformerBlock(num_heads, mlp_dim, layer_norm_epsilon, name=f"block_{i}", dtype=dtype)
         for i in range(num_layers)
