@@ -1,1 +1,1 @@
-"""From samples to batches."""
+"""Make batches out of samples."""

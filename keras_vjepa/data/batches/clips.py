@@ -1,6 +1,6 @@
-"""Clips of a sample: how they are taken from its file, and batches made of them (App. B, App. D.1).
+"""Take the clips of a sample from its file, and put them into batches (App. B, App. D.1).
 
-A clip is `frames_per_clip` frames, `frame_step` frames apart; a video gives one or several of them.
+A clip is `frames_per_clip` frames, `frame_step` frames apart; a video gives one or several clips.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class ClipSettings:
     """Says how clips are taken from a video (App. B, App. D.1, Table 9).
 
     Args:
-        frames_per_clip: frames of a clip; an image is repeated as often.
+        frames_per_clip: frames of a clip; an image is repeated that often.
         frame_step: source frames per clip frame; a clip spans `frames_per_clip * frame_step`.
         num_clips: equal segments of the video, with one clip in each.
         allow_clip_overlap: let clips overlap where the segments are too short (evaluation).
@@ -59,8 +59,8 @@ class ClipSettings:
         """Choose the frames of the clips of a video, `(clips, frames)`.
 
         Args:
-            video_length: its frames.
-            rng: source of the clips' places; None for the first there are.
+            video_length: number of the video's frames.
+            rng: source of the clips' places; None for the first places that there are.
         """
         return clip_frame_indices(
             video_length,
@@ -74,10 +74,10 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class SegmentClips(ClipSettings):
-    """Takes a frame of each of as many equal parts of the video as a clip has frames (App. D.3).
+    """Cuts a video into as many equal parts as a clip has frames, and takes one of each (App. D.3).
 
-    As fine-tuning on Something-Something v2 has it: a random frame of each part; `frame_step` does
-    not count.
+    Fine-tuning on Something-Something v2 takes clips in this way, with a random frame of each
+    part. `frame_step` is not used.
 
     Example:
 
@@ -86,12 +86,13 @@ class SegmentClips(ClipSettings):
     """
 
     def indices(self, video_length: int, rng: np.random.Generator | None) -> Indices:
+        """Choose the frames of the clips of a video, with the arguments of `ClipSettings`."""
         return segment_frame_indices(video_length, self.frames_per_clip, self.num_clips, rng)
 
 
 @dataclass(frozen=True)
 class SegmentTestClips(ClipSettings):
-    """Takes evenly spread frames, each clip those between the other clips' (App. D.3).
+    """Takes evenly spread frames; those of one clip lie between those of the others (App. D.3).
 
     Example:
 
@@ -100,12 +101,13 @@ class SegmentTestClips(ClipSettings):
     """
 
     def indices(self, video_length: int, rng: np.random.Generator | None) -> Indices:
+        """Choose the frames of the clips of a video, with the arguments of `ClipSettings`."""
         return interleaved_frame_indices(video_length, self.frames_per_clip, self.num_clips)
 
 
 @dataclass(frozen=True)
 class DenseTestClips(ClipSettings):
-    """Takes every `frame_step`-th frame, and clips spread over them (App. D.3).
+    """Takes every `frame_step`-th frame, and spreads the clips over these frames (App. D.3).
 
     Example:
 
@@ -114,6 +116,7 @@ class DenseTestClips(ClipSettings):
     """
 
     def indices(self, video_length: int, rng: np.random.Generator | None) -> Indices:
+        """Choose the frames of the clips of a video, with the arguments of `ClipSettings`."""
         return dense_frame_indices(
             video_length, self.frames_per_clip, self.frame_step, self.num_clips
         )
@@ -124,9 +127,9 @@ class Clips:
     """Holds the transformed clips of one sample.
 
     Attributes:
-        videos: float32 (frames, height, width, 3); in front of it (views,) if the transform makes
-            views, and in front of that (clips,) if there are views or several clips.
-        frame_indices: int32 (clips, frames), which frames of the video they are.
+        videos: float32 (frames, height, width, 3), with an axis (views,) before these if the
+            transform makes views, and (clips,) before all if there are views or several clips.
+        frame_indices: int32 (clips, frames), the places of these frames in the video.
     """
 
     videos: Floats
@@ -143,7 +146,7 @@ def read_clips(
     """Read and transform the clips of a video, or an image repeated to one.
 
     Args:
-        source: a path, or what else `media_at` knows; its extension tells images.
+        source: a path, or anything else that `media_at` takes; the extension tells images.
         settings: how to choose frames.
         transform: (frames, height, width, 3) to (frames, height, width, 3) or, in several views,
             (views, frames, height, width, 3).
@@ -180,7 +183,7 @@ def read_clips(
 
 
 def _transformed(video: VideoReader, indices: Indices, transform: Transform) -> Floats:
-    # In one go: overlapping clips share frames, and none is decoded or kept twice.
+    # In one go, so that a frame which several clips share is not decoded or kept twice.
     distinct, places = np.unique(indices, return_inverse=True)
     with lent_frames((len(distinct), video.info.height, video.info.width, 3)) as memory:
         frames = video.read(distinct, memory)
@@ -195,7 +198,7 @@ class OfClips:
     """Adds to indexed batches how the clips of a sample are taken and transformed.
 
     Args:
-        transform: of the clips; each kind of batches says what it is called with.
+        transform: transforms a clip; each kind of batches says what it is called with.
         clip: how to choose frames.
         limits: time and pixels that a file may take; one that takes more is unreadable.
     """

@@ -1,6 +1,6 @@
-"""From a folder of classes to training and validation (App. D.1).
+"""Make datasets for training and validation out of a folder of classes (App. D.1).
 
-The names are those of `keras.utils.image_dataset_from_directory`.
+The names of the arguments are those of `keras.utils.image_dataset_from_directory`.
 """
 
 import functools
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class DatasetMaker(Protocol):
-    """What is asked of a preprocessor; `VJEPAVideoPreprocessor` is one.
+    """Describes what `from_directory` needs of a preprocessor, as `VJEPAVideoPreprocessor` has it.
 
     Attributes:
         num_frames: frames of a clip, 1 for single images.
@@ -32,7 +32,7 @@ class DatasetMaker(Protocol):
     num_frames: int
 
     def dataset(self, samples: Sequence[Sample], **options: Any) -> Any:
-        """Make a dataset that `fit` takes of labelled samples."""
+        """Make a dataset, which `fit` takes, out of labelled samples."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def from_directory(
 ) -> DirectoryData:
     """Read a folder with one folder of videos or images for each class.
 
-    Files are read by threads while they are needed. Unless `kind` says otherwise, videos are taken,
-    or images if there are no others or the preprocessor makes single images. The log says in one
-    line what is left out, and names a file that cannot be read: in training another takes its
+    Threads read the files when they are needed. Unless `kind` says otherwise, videos are taken, or
+    images if there are no videos or the preprocessor makes single images. The log says in one line
+    what is left out, and names each file that cannot be read: in training another file takes its
     place, in validation it is left out.
 
     Args:
@@ -77,11 +77,12 @@ def from_directory(
         preprocessor: a `VJEPAVideoPreprocessor`.
         labels: `"inferred"` from the folders, or a class number for each file below `directory`,
             in the order of their paths.
-        class_names: names in the order of the classes' numbers; if None the folders', sorted.
+        class_names: names in the order of the classes' numbers; if None, those of the folders,
+            sorted.
         batch_size: videos in a batch.
         shuffle: whether each epoch has an order of its own, which follows from the seed.
-        seed: of the order and of the split.
-        validation_split: share of each class, in (0, 1), kept for validation, or None.
+        seed: seed of the order and of the split.
+        validation_split: share of each class, in (0, 1), that is kept for validation, or None.
         num_workers, max_bad_share, augment: as in `VJEPAVideoPreprocessor.dataset`.
         kind: what to look for, as in `list_samples`, for example `"frames"`.
         fps: frames per second of folders of frames.
@@ -132,7 +133,7 @@ def _labelled(
     prefers_images: bool,
     kind: Kind | None,
 ) -> tuple[list[Sample], list[str]]:
-    """All samples, and the names of the classes."""
+    """List all samples with their labels, and the names of the classes."""
     inferred = isinstance(labels, str)
     if labels is None or inferred and labels != "inferred":
         raise ValueError(f"`labels` must be 'inferred' or class numbers. Received: {shown(labels)}")
@@ -182,7 +183,7 @@ def _labelled(
 
 
 def _distinct(class_names: Sequence[str] | None) -> list[str]:
-    """Names that a user has given, none or different ones in an order."""
+    """Return the names that a user has given, in their order, if they are all different."""
     names = [] if class_names is None else class_names
     if isinstance(names, str | set | frozenset) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"`class_names` must be a list of names. Received: {shown(class_names)}")
@@ -193,7 +194,7 @@ def _distinct(class_names: Sequence[str] | None) -> list[str]:
 
 
 def _of_one_kind(directory: Path, prefers_images: bool) -> list[str]:
-    """Files of the kind that is wanted, or of the other one if there are none."""
+    """List the files of the preferred kind, or of the other kind if there are none."""
     found = search_folder(directory, "any").paths
     kinds: dict[str, list[str]] = {"video": [], "image": []}
     for path in found:

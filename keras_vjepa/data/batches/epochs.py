@@ -1,9 +1,10 @@
-"""What an epoch consists of: every sample once, or some more often than others (§3.4, Table 2).
+"""Draw the samples of an epoch: every sample once, or some more often (§3.4, Table 2).
 
 The paper draws from its three sources in proportion to their sizes, which is every video once an
-epoch. With a weight w, each sample of a source comes w times: as many times as the whole number
-below w, and once more for a share of the samples that each epoch chooses anew. So all epochs are
-of one length, and what comes at a position follows from the seed and the position alone.
+epoch. With a weight w, each sample of a source comes w times on average: as often as the whole
+number below w says, and once more if it is in a share of the samples that each epoch chooses anew.
+So all epochs have the same length, and the sample at a position follows from the seed and the
+position alone.
 """
 
 from collections.abc import Sequence
@@ -36,12 +37,12 @@ class EpochOrder:
     """Draws the order of each epoch.
 
     Args:
-        labels: of the samples.
+        labels: labels of the samples.
         label_weights: how often the samples of each label come in an epoch, by the number of the
             label; None is once each.
 
     Attributes:
-        length: of an epoch, in samples.
+        length: number of samples in an epoch.
 
     Raises:
         ValueError: for a label without a weight, or if no sample is left.
@@ -58,7 +59,7 @@ class EpochOrder:
     ) -> None:
         check_label_weights(label_weights)
         self._count = len(labels)
-        # Samples of one weight, how often each of them comes, and how many come once more.
+        # Of each label: its samples, how often each of them comes, and how many come once more.
         self._groups: list[tuple[Indices, int, int]] = []
         self.length = self._count
         if label_weights is None:

@@ -1,7 +1,7 @@
-"""Features of samples, and batches of them in the place of the samples' clips (§4.3, App. D.1).
+"""Batch the features of samples in the place of the samples' clips (§4.3, App. D.1).
 
-What `labelled.py` says of samples, order, labels and unreadable files holds for features as well: a
-probe sees the same whether its features were computed once or in every step.
+Samples, order, labels and unreadable files are treated as in `labelled.py`, so that a probe sees
+the same whether its features were computed once or in every step.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Features:
     """Holds the features of samples, in memory or mapped from files.
 
     Args:
-        samples: whose features these are.
+        samples: the samples whose features these are.
         shards: arrays `(samples, predictions, tokens, dim)`, all of one length but the last.
         unreadable: paths that could not be read, with the reason; their rows hold nothing.
 
@@ -43,18 +43,18 @@ class Features:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of one sample's, `(predictions, tokens, dim)`."""
+        """Return the shape of one sample's features, `(predictions, tokens, dim)`."""
         return self.shards[0].shape[1:]
 
     def row(self, sample: Sample) -> int:
-        """Return the place of a sample among all."""
+        """Return the place of a sample among all samples."""
         return self._rows[sample.path]  # type: ignore[attr-defined]
 
     def of(self, sample: Sample) -> FeatureArray:
         """Return the features of a sample, float32 `(predictions, tokens, dim)`.
 
         Raises:
-            UnreadableVideoError: if it has none because its file could not be read.
+            UnreadableVideoError: if the sample has none because its file could not be read.
         """
         path = sample.path
         if path in self.unreadable:
@@ -71,12 +71,12 @@ class Features:
 
 @dataclass
 class _OfFeatures:
-    """Adds to indexed batches what they hold: features, which may be of more samples than theirs.
+    """Adds to indexed batches the features that they hold.
 
     Args:
-        features: of all samples of the batches.
-        max_bad_share: stop when more than this share of the samples has none; it was asked for
-            when the features were made.
+        features: features of all samples of the batches, and perhaps of others.
+        max_bad_share: stop when more than this share of the samples has no features. By default
+            nothing stops, because the share was checked when the features were made.
     """
 
     features: Features

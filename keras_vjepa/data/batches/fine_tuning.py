@@ -1,7 +1,7 @@
-"""Mixed batches of augmented clips, to train an encoder with its head (App. D.3, Table 12).
+"""Make mixed batches of augmented clips, to train an encoder with its head (App. D.3, Table 12).
 
-Departure from the field's code: what is drawn follows from the seed and the step, so that a run
-that resumes sees what it would have seen. Each process mixes its own slice of a batch.
+Departure from the usual code: all draws follow from the seed and the step, so that a run that
+resumes sees what it would have seen. Each process mixes its own slice of a batch.
 """
 
 from dataclasses import dataclass, field
@@ -24,15 +24,15 @@ _MIX_STREAM = 0x6D6978
 class FineTuningBatches(LabelledBatches):
     """Makes endless training batches `(videos, targets)`; targets are float32 `(clips, classes)`.
 
-    Shuffled, sharded and resumable as `LabelledBatches`, whose other arguments it has.
+    They are shuffled, sharded and resumable as `LabelledBatches`, whose other arguments they have.
 
     Args:
         mixing: how clips and labels are mixed.
         num_repeats: how often the clip of a video is augmented; these clips stand side by side, and
-            a batch holds as many times more clips than videos.
+            a batch holds that many times more clips than videos.
 
     Raises:
-        ValueError: if the clips of a process cannot be paired, and as `LabelledBatches`.
+        ValueError: if the clips of a process cannot be paired, and as in `LabelledBatches`.
 
     Example:
 

@@ -1,11 +1,11 @@
-"""Batches as a function of the step: shuffled, sharded, resumable (§3.4, App. C).
+"""Make batches as a function of the step: shuffled, sharded, resumable (§3.4, App. C).
 
 `batch(step)` depends on the settings and the step alone, so a run that resumes at step s sees what
 it would have seen. Threads read ahead: decoding releases the interpreter's lock. `pretraining.py`,
 `labelled.py` and `features.py` say what a batch holds.
 
-Departure from the authors' code: a file that cannot be read is named in the log, and its place is
-taken by a clip that the seed and the position name; theirs puts a random one there, unlogged.
+Departure from the authors' code: a file that cannot be read is named in the log, and a clip that
+follows from the seed and the position takes its place; theirs takes a random one and logs nothing.
 """
 
 import logging
@@ -32,7 +32,7 @@ ContentT = TypeVar("ContentT")
 
 _LOG = logging.getLogger(__name__)
 
-# Other files tried for one place in a batch before the run stops.
+# Files that are tried for one place in a batch before the run stops.
 _MAX_SUBSTITUTES = 16
 # "clip" and "shuf" in ASCII: keep these draws apart from others made from the same seed.
 _CLIP_STREAM, _SHUFFLE_STREAM = 0x636C6970, 0x73687566
@@ -42,7 +42,7 @@ _MOST_SAMPLES, _MOST_THREADS = 2**20, 2**10
 
 
 class TooManyBadFilesError(RuntimeError):
-    """Raised when more of the files cannot be read than the settings allow."""
+    """Says that more of the files cannot be read than the settings allow."""
 
 
 def check_reading(
@@ -67,18 +67,18 @@ class IndexedBatches(Generic[ItemT, BatchT]):
     Args:
         samples: what to read; see `list_samples`.
         batch_size: samples in the global batch.
-        seed: of everything random here.
+        seed: seed of all random choices.
         num_workers: decoding threads; by default one for each core, from 2 to 32, divided among
-            the processes. Where a clip takes but a millisecond or two, more than two or three wait
-            for Python's lock: 930 clips/s with 2 of them, 470 with 16 (2 cores).
+            the processes. Where a clip takes only a millisecond or two, more than two or three
+            threads wait for Python's lock: 930 clips/s with 2 of them, 470 with 16 (2 cores).
         read_ahead: batches prepared in advance.
         max_bad_share: stop when more than this share of the samples cannot be read.
         process_index, process_count: this process's slice of the global batch.
 
     Attributes:
         bad_files: files that could not be read, with the reason.
-        error: what ended `stream`, if anything did; for callers that consume it through a library
-            which wraps errors in its own.
+        error: the error that ended `stream`, if one did, for callers that consume the stream
+            through a library which wraps errors in its own.
 
     Raises:
         ValueError: for no samples, or sizes that do not fit.
@@ -117,7 +117,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
 
     @property
     def threads(self) -> int:
-        """Number of threads that decode."""
+        """Return the number of threads that decode."""
         return self.num_workers or default_threads(self.process_count)
 
     def _read(self, position: int) -> ItemT:
@@ -177,9 +177,9 @@ class IndexedBatches(Generic[ItemT, BatchT]):
 class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
     """Makes endless training batches: every epoch is a new permutation of the samples.
 
-    Batches run on across the end of an epoch, so none is partial. With several processes each
+    A batch may go on across the end of an epoch, so none is partial. With several processes each
     makes its own slice of the global batch. A subclass says what the content of a sample is: its
-    clips, or features of them.
+    clips, or their features.
     """
 
     def __post_init__(self) -> None:
@@ -188,15 +188,15 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         self._epoch = self._epoch_order()
 
     def _epoch_order(self) -> EpochOrder:
-        """What an epoch consists of."""
+        """Return what draws the samples of an epoch: here every sample once."""
         return EpochOrder([None] * len(self.samples))
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> ContentT:
-        """Read a sample; `UnreadableVideoError` where that cannot be done."""
+        """Read a sample, or raise `UnreadableVideoError` if its file cannot be read."""
         raise NotImplementedError
 
     def _read(self, position: int) -> tuple[Sample, ContentT]:
-        """Read the sample at a position of the endless stream, or one in its place."""
+        """Read the sample at a position of the endless stream, or one that takes its place."""
         for sample in self._candidates(position):
             if sample.path not in self.bad_files:
                 rng = random_stream(self.seed, _CLIP_STREAM, position, 0)
@@ -206,7 +206,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
                     self._note_bad_file(
                         sample.path, str(error), "Skipped, another clip takes its place"
                     )
-        # Another thread may have found the file that was one too many: the same message here.
+        # Another thread may have found the file that was one too many: give the same message here.
         self._stop_at_too_many_bad_files()
         raise TooManyBadFilesError(
             f"{_MAX_SUBSTITUTES} files in a row could not be read, the last one: {sample.path}. "
@@ -214,7 +214,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         )
 
     def paths(self, step: int) -> list[str]:
-        """List the files of a step's global batch, as far as this process knows the unreadable."""
+        """List the files of a step's global batch, with substitutes for those found unreadable."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [
             next((s.path for s in self._candidates(p) if s.path not in self.bad_files), "")
@@ -230,7 +230,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
             yield self.samples[self._substitute(position, place)]
 
     def _substitute(self, position: int, place: int) -> int:
-        """Index of the sample at a place: of all, or of the epoch where some come more often."""
+        """Return the index of the substitute at a place among all samples, or in an epoch."""
         return place
 
     def _sample_index(self, position: int) -> int:
@@ -238,7 +238,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         permutation = self._permutations.get(epoch)
         if permutation is None:
             permutation = self._epoch.draw(random_stream(self.seed, _SHUFFLE_STREAM, epoch))
-            # A batch may lie across two epochs; older ones are not needed again.
+            # A batch may lie across two epochs; the orders of older epochs are not needed again.
             self._permutations = {e: p for e, p in self._permutations.items() if e >= epoch - 1}
             self._permutations[epoch] = permutation
         return int(permutation[place])

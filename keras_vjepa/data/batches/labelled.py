@@ -1,4 +1,4 @@
-"""Labelled batches to train a probe and to evaluate it (App. D.1, Table 10).
+"""Make labelled batches to train a probe and to evaluate it (App. D.1, Table 10).
 
 The shape of `videos` follows from the settings:
 
@@ -9,9 +9,10 @@ The shape of `videos` follows from the settings:
 The paper's 16x8x3 is `ClipSettings(16, 4, 8, allow_clip_overlap=True)` and `three_views`, 16x2x3
 has 2 clips, and 16x1x1 has 1 and `center_view`. Images are repeated to a clip (`is_image`).
 
-Departures: the authors draw the clips' places anew in each evaluation, here the seed and the
-place in the list name them; theirs pads the test set with duplicates that count, here rows that
-fill the last batch have no weight; theirs puts another video where one cannot be read.
+Departures: the authors' code draws the clips' places anew in each evaluation, while here they
+follow from the seed and the place in the list. It pads the test set with duplicates that count,
+while here rows that fill the last batch have no weight. It puts another video in the place of one
+that cannot be read, while here the row has no weight.
 """
 
 from collections.abc import Generator, Sequence
@@ -38,14 +39,14 @@ _EVALUATION_STREAM = 0x6576616C
 
 @dataclass(frozen=True)
 class ClipPlaces:
-    """Says where the clips of each sample lie, once for all.
+    """Says where the clips of each sample lie, the same in every epoch.
 
-    They lie where `EvaluationBatches` of all these samples has them: a training in which every
-    epoch sees the same clips sees those that features were computed of.
+    The places are those in `EvaluationBatches` of all these samples. So a training in which every
+    epoch sees the same clips sees those of which features were computed.
 
     Args:
-        samples: all of them; the batches may hold a part.
-        seed: of the places.
+        samples: all samples; batches may hold a part of them.
+        seed: seed of the places.
     """
 
     samples: Sequence[Sample]
@@ -56,7 +57,7 @@ class ClipPlaces:
         object.__setattr__(self, "_positions", positions)
 
     def generator(self, sample: Sample) -> np.random.Generator:
-        """Return what places the clips of a sample, in its first state."""
+        """Return the random generator that places the clips of a sample, not used before."""
         position = self._positions[sample.path]  # type: ignore[attr-defined]
         return random_stream(self.seed, _EVALUATION_STREAM, position)
 
@@ -68,8 +69,8 @@ class ClipPlaces:
 class TrainingBatches(ShuffledBatches[ContentT, tuple[Inputs, Labels]]):
     """Makes endless training batches `(inputs, labels)`; a subclass says what the inputs are.
 
-    Shuffled, sharded and resumable as in pretraining. A file that cannot be read is named, and
-    another sample takes its place, with its own label.
+    They are shuffled, sharded and resumable as in pretraining. A file that cannot be read is named
+    in the log, and another sample takes its place, with its own label.
 
     Args:
         num_classes: number of classes; labels, int32 (batch,), are below it.
@@ -87,11 +88,11 @@ class TrainingBatches(ShuffledBatches[ContentT, tuple[Inputs, Labels]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Count the batches until every sample has been seen once, the last one reaching beyond."""
+        """Return the number of batches that hold every sample; the last may hold some again."""
         return -(-len(self.samples) // self.batch_size)
 
     def _inputs(self, contents: list[ContentT]) -> Inputs:
-        """Make what a model takes, of the contents of several samples."""
+        """Make the inputs of a model out of the contents of several samples."""
         raise NotImplementedError
 
     def _assembled(self, step: int, items: list[tuple[Sample, ContentT]]) -> tuple[Inputs, Labels]:
@@ -109,8 +110,8 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
 
         accuracy = sum(sample_weight * correct) / num_counted
 
-    with `num_counted` at the end. It counts unreadable files as wrong, unless `skip_unreadable`.
-    A subclass says what the inputs are.
+    with `num_counted` at the end. This accuracy counts unreadable files as wrong, unless
+    `skip_unreadable` is set. A subclass says what the inputs are.
 
     Args:
         num_classes: number of classes; labels, int32 (batch,), are below it.
@@ -128,15 +129,15 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
 
     @property
     def num_steps(self) -> int:
-        """Count the batches, which are as many in every process."""
+        """Return the number of batches, which is the same in every process."""
         return -(-len(self.samples) // self.batch_size)
 
     @property
     def num_counted(self) -> int:
-        """Count the samples in the accuracy's denominator, over all processes.
+        """Return the number of samples in the accuracy's denominator, over all processes.
 
-        With `skip_unreadable`, less those that this process found unreadable so far: with several
-        processes, subtract those that the others found too.
+        With `skip_unreadable`, those that this process has found unreadable so far are left out;
+        with several processes, subtract those that the others found too.
         """
         if not self.skip_unreadable:
             return len(self.samples)
@@ -151,13 +152,13 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
     def why_unreadable(self, position: int) -> str | None:
         """Return why the sample at a position cannot be read, or None if it can.
 
-        With several processes, also for samples that another one was to read.
+        With several processes, this can be asked of samples that another one was to read, too.
         """
         self._read(position)
         return self.bad_files.get(self.samples[position].path)
 
     def _content(self, position: int) -> ContentT:
-        """Read the sample at a position; `UnreadableVideoError` where that cannot be done."""
+        """Read the sample at a position, or raise `UnreadableVideoError` if it cannot be read."""
         raise NotImplementedError
 
     def _empty(self) -> ContentT:
@@ -165,7 +166,7 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
         raise NotImplementedError
 
     def _inputs(self, contents: list[ContentT]) -> Inputs:
-        """Make what a model takes, of the contents of several samples."""
+        """Make the inputs of a model out of the contents of several samples."""
         raise NotImplementedError
 
     def _read(self, position: int) -> ContentT | None:
@@ -204,7 +205,7 @@ class _LabelledClips(OfClips):
     Args:
         with_frame_indices: `videos` becomes a dictionary of `videos` and `frame_indices`, int32
             (batch, clips, frames), the frames of the source that they are.
-        places: where the clips lie, if the batches are not to decide it.
+        places: where the clips lie; None lets the batches decide it.
     """
 
     with_frame_indices: bool = field(default=False, kw_only=True)
@@ -222,12 +223,12 @@ class _LabelledClips(OfClips):
 class LabelledBatches(_LabelledClips, TrainingBatches[Clips]):
     """Makes endless training batches `(videos, labels)`.
 
-    Shuffled, sharded and resumable as in pretraining. A file that cannot be read is named, and
-    another sample takes its place, with its own label. See `IndexedBatches` for the other
-    arguments.
+    They are shuffled, sharded and resumable as in pretraining. A file that cannot be read is named
+    in the log, and another sample takes its place, with its own label. See `IndexedBatches` for
+    the other arguments.
 
     Args:
-        transform: called with the frames of a clip and a generator, makes one view.
+        transform: makes one view; it is called with the frames of a clip and a random generator.
         clip: how to choose frames.
         num_classes: number of classes; labels, int32 (batch,), are below it.
         with_frame_indices: `videos` becomes a dictionary of `videos` and `frame_indices`, int32
@@ -261,12 +262,13 @@ class EvaluationBatches(_LabelledClips, OrderedBatches[Clips]):
     other arguments.
 
     Args:
-        transform: called with the frames of a clip, for example
+        transform: makes the views; it is called with the frames of a clip. For example
             `functools.partial(three_views, crop_size=224)`.
         clip: how to choose frames.
         num_classes: number of classes; labels, int32 (batch,), are below it.
         with_frame_indices: as in `LabelledBatches`.
-        places: where the clips lie; None has the seed and the place in the list of samples say it.
+        places: where the clips lie; None lets it follow from the seed and the place in the list of
+            samples.
         skip_unreadable: leave files that cannot be read out of `num_counted`.
         read_ahead: batches prepared in advance; one sample of 16x8x3 at 224 pixels has 231 MB.
 
@@ -301,7 +303,7 @@ class EvaluationBatches(_LabelledClips, OrderedBatches[Clips]):
         return Clips(videos, indices)
 
     def _shape_of_black_video(self) -> tuple[int, ...]:
-        """Find what reading would give: the first batch may hold no readable file."""
+        """Find the shape that reading would give; the first batch may hold no readable file."""
         black = np.zeros((self.clip.frames_per_clip, 64, 64, 3), np.uint8)
         shape = self.transform(black).shape
         single = len(shape) < 5 and self.clip.num_clips == 1

@@ -1,4 +1,7 @@
-"""Which token budgets are usual on a grid, and what is said of them (§3.2, App. C Table 9)."""
+"""Tell which token budgets are usual on a grid, and describe those of a run (§3.2, App. C Table 9).
+
+A budget is the fixed number of tokens to which `MaskSampler` cuts the lists of a mask kind.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,22 +11,25 @@ from keras_vjepa.data.batches.mask_kinds import Grid, Mask
 from keras_vjepa.data.batches.mask_sampler import MaskSampler, default_budgets, mean_counts
 
 BUDGETS = ("context_budgets", "target_budgets")
-# Budgets that lists cut to the shortest of 1 to so many clips have on average are usual.
+# A budget is usual if it is the mean length of lists that are cut to the shortest of a batch of
+# clips, of one clip or more, up to this number.
 LARGEST_BATCH = 128
-# And so many patches less or more: a small grid has few others, and means of few batches vary.
+# Budgets of so many patches less or more are usual too, because small grids have few budgets, and
+# means of few batches vary.
 ROOM = 2
 
 
 def usual_budgets(masks: Sequence[Mask], grid: Grid) -> tuple[list[range], list[range]]:
-    """Tell from which number of tokens to which a budget fits a grid, whatever the batch.
+    """Find the range of budgets, in tokens, that fit a grid, whatever the size of the batch.
 
     Args:
         masks: mask kinds.
         grid: tokens per axis (Nt, Nh, Nw).
 
     Returns:
-        Ranges of context and of target budgets, one per mask kind: from the mean of lists that are
-        cut to the shortest of 128 to that of lists that are not cut, and two patches around them.
+        Ranges of context and of target budgets, one per mask kind. Each begins at the mean length
+        of lists that are cut to the shortest of 128, less two patches, and ends at that of lists
+        that are not cut, plus two patches.
 
     Raises:
         ValueError: as `MaskSampler` does.
@@ -36,7 +42,7 @@ def usual_budgets(masks: Sequence[Mask], grid: Grid) -> tuple[list[range], list[
     """
     most, room = math.prod(grid), ROOM * grid[0]
     one = mean_counts(masks, grid, 1)
-    # As many samples as the means of 24 clips take.
+    # About as many samples as the means of batches of 24 clips take.
     many = mean_counts(masks, grid, LARGEST_BATCH, 200)
     contexts, targets = (
         [
@@ -54,7 +60,7 @@ def check_usual_budgets(
     context_budgets: Sequence[int | None] | None,
     target_budgets: Sequence[int | None] | None,
 ) -> None:
-    """Raise if a budget that is given is not one of `usual_budgets`; it may be another grid's.
+    """Raise if a given budget is not one of `usual_budgets`, as it may be meant for another grid.
 
     Raises:
         ValueError: for the first such budget.
@@ -86,8 +92,8 @@ def masks_in_words(name: str, sampler: MaskSampler) -> str:
     """Say which masks a run has, how many tokens they hold, and where these numbers are from.
 
     Args:
-        name: of the masks.
-        sampler: what draws them.
+        name: name of the masks.
+        sampler: draws the masks.
 
     Example:
 

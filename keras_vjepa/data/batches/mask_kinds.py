@@ -1,7 +1,7 @@
-"""Kinds of masks: which tokens the context encoder sees (§3.2, §4.4, App. C Table 9, App. E.3).
+"""Mask the tokens that the context encoder does not see (§3.2, §4.4, App. C Table 9, App. E.3).
 
-Short- and long-range multi-block masks are §3.2's; random-tube and causal multi-block masks §4.4's.
-`RandomTokenMask` is not in the paper.
+Short- and long-range multi-block masks are those of §3.2, random-tube and causal multi-block masks
+those of §4.4. `RandomTokenMask` is not in the paper.
 
 A clip of `Nt * Nh * Nw` tokens is flattened time-major, then row, then column. A mask kind hides
 some tokens of it; the context holds the indices of the visible ones, the target those of the
@@ -49,25 +49,25 @@ def _check_ranges(interval: str, **values: float | Range) -> None:
 
 
 class Mask(Protocol):
-    """What a mask kind offers to `MaskSampler`; hashable, as frozen dataclasses are."""
+    """Describes what `MaskSampler` needs of a mask kind; it must be hashable, too."""
 
     @property
     def max_keep(self) -> int | None:
-        """Most tokens that a context may hold after truncation, or `None`."""
+        """Return the most tokens that a context may hold after truncation, or `None`."""
 
     def check_grid(self, grid: Grid) -> None:
         """Raise `ValueError` if the mask cannot be drawn on `grid`."""
 
     def token_counts(self, grid: Grid) -> tuple[int, int] | None:
-        """Context and target count if every sample has the same, else `None`."""
+        """Return the counts of context and target if every sample has the same, else `None`."""
 
     def num_draws(self, grid: Grid) -> int:
-        """Number of uniform draws that place one sample's mask."""
+        """Return the number of uniform draws that place one sample's mask."""
 
     def visible(
         self, grid: Grid, size_draws: NDArray[np.float64], position_draws: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
-        """True where the encoder sees the token, shape (samples, Nt, Nh, Nw)."""
+        """Mark the tokens that the encoder sees as True, shape (samples, Nt, Nh, Nw)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class MultiBlockMask:
         check_whole(1, optional=True, max_keep=self.max_keep)
 
     def block_size(self, grid: Grid, size_draws: NDArray[np.float64]) -> Grid:
-        """Time steps, rows and columns of a block.
+        """Compute the time steps, rows and columns of a block.
 
         Args:
             grid: tokens per axis (Nt, Nh, Nw).
@@ -136,7 +136,7 @@ class MultiBlockMask:
         )
 
     def num_context_steps(self, num_steps: int) -> int:
-        """Number of leading time steps, out of `num_steps`, that the context may see."""
+        """Return the number of first time steps, out of `num_steps`, that the context may see."""
         if self.max_temporal_keep == 1.0:
             return num_steps
         return max(1, int(num_steps * self.max_temporal_keep))
@@ -151,17 +151,17 @@ class MultiBlockMask:
                 )
 
     def token_counts(self, grid: Grid) -> None:
-        """`None`: the counts depend on how much the blocks overlap."""
+        """Return `None`, as the counts depend on how much the blocks overlap."""
         return None
 
     def num_draws(self, grid: Grid) -> int:
-        """Three coordinates per block."""
+        """Return the number of draws: three coordinates per block."""
         return 3 * self.num_blocks
 
     def visible(
         self, grid: Grid, size_draws: NDArray[np.float64], position_draws: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
-        """True where the encoder sees the token.
+        """Mark the tokens that the encoder sees as True.
 
         Args:
             grid: tokens per axis (Nt, Nh, Nw).
@@ -188,7 +188,7 @@ class MultiBlockMask:
 
 @dataclass(frozen=True)
 class CausalMultiBlockMask(MultiBlockMask):
-    """Multi-block whose context is limited to the clip's first frames (§4.4, causal multi-block).
+    """Hides blocks, and all but the clip's first frames (§4.4, causal multi-block).
 
     The paper's causal multi-block[p] has `num_context_frames=p` and 16 frames.
 
@@ -196,7 +196,7 @@ class CausalMultiBlockMask(MultiBlockMask):
         num_context_frames: frames that the context may see, from 1 to `num_frames`.
         num_frames: frames of a clip.
 
-    The others are those of `MultiBlockMask`.
+    The other arguments are those of `MultiBlockMask`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -221,8 +221,8 @@ class CausalMultiBlockMask(MultiBlockMask):
             )
 
     def num_context_steps(self, num_steps: int) -> int:
-        """Number of leading time steps, out of `num_steps`, that the context may see."""
-        # In integers: the float product of a share and a count may fall short of a whole number.
+        """Return the number of first time steps, out of `num_steps`, that the context may see."""
+        # In integers, because a float product of share and count may fall short of a whole number.
         causal_steps = max(1, num_steps * self.num_context_frames // self.num_frames)
         return min(causal_steps, super().num_context_steps(num_steps))
 
@@ -261,30 +261,30 @@ class RandomTubeMask:
             )
 
     def tubes(self, grid: Grid) -> Grid:
-        """Number of tubes per axis; they tile the grid."""
+        """Return the number of tubes per axis; they tile the grid."""
         return 1, grid[1], grid[2]
 
     def token_counts(self, grid: Grid) -> tuple[int, int]:
-        """Context and target count, the same in every sample."""
+        """Return the counts of context and target, which are the same in every sample."""
         num_tubes = math.prod(self.tubes(grid))
         num_kept = int(num_tubes * (1 - self.ratio))
         length = math.prod(grid) // num_tubes
         return length * num_kept, length * (num_tubes - num_kept)
 
     def num_draws(self, grid: Grid) -> int:
-        """One per tube."""
+        """Return the number of draws: one per tube."""
         return math.prod(self.tubes(grid))
 
     def visible(
         self, grid: Grid, size_draws: NDArray[np.float64], position_draws: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
-        """True where the encoder sees the token, shape (samples, Nt, Nh, Nw).
+        """Mark the tokens that the encoder sees as True, shape (samples, Nt, Nh, Nw).
 
         Args:
             grid: tokens per axis (Nt, Nh, Nw).
             size_draws: unused; tubes have one size.
             position_draws: uniform draws in [0, 1), shape (samples, `num_draws(grid)`); the
-                tubes with the smallest stay visible.
+                tubes with the smallest draws stay visible.
         """
         num_kept = int(self.num_draws(grid) * (1 - self.ratio))
         kept = np.argpartition(position_draws, num_kept - 1, axis=1)[:, :num_kept]
@@ -296,10 +296,11 @@ class RandomTubeMask:
 
 @dataclass(frozen=True)
 class RandomTokenMask(RandomTubeMask):
-    """Hides random tokens, each time step's anew: tubes that are one time step long.
+    """Hides random tokens, others in each time step: its tubes are one time step long.
 
-    Not in the paper: what is hidden can be guessed from the time steps before and after, so it is
-    the easiest kind, for small models that tubes and blocks give nothing to start from.
+    This kind is not in the paper. Hidden tokens can be guessed from the time steps before and
+    after, so it is the easiest kind, for small models to which tubes and blocks give nothing to
+    start from.
 
     Args:
         ratio: share of the tokens that is hidden, in (0, 1).
@@ -312,7 +313,7 @@ class RandomTokenMask(RandomTubeMask):
     """
 
     def tubes(self, grid: Grid) -> Grid:
-        """Number of tubes per axis: one for each token."""
+        """Return the number of tubes per axis: one for each token."""
         return grid
 
 

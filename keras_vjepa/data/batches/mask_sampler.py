@@ -1,17 +1,18 @@
-"""Context and target tokens of every sample of a batch (§3.2, App. C Table 9).
+"""Draw the context and target tokens of every sample of a batch (§3.2, App. C Table 9).
 
 Departure (the authors' code is followed rather than the paper's text): every list of a batch is cut
 to a common length, so that context and target are no longer complements of each other. Cutting
-removes the end of the list, the latest time steps, and lifts what the encoder does not see to the
-paper's "about 90 %".
+removes the end of the list, the latest time steps, and so raises the share of tokens that the
+encoder does not see to the paper's "about 90 %".
 
 The truncation "budget" is ours: it cuts to a fixed length instead of to the batch's shortest
-sample, so that compiled backends see one shape. That length is the mean of what the authors' code
-cuts to, for the grid and the masks at hand. Lists of one length may have fewer late targets than
-lists of many lengths with that mean: those are what the longest add. At 224 pixels .056 of the
-short-range targets would lie in the last two of eight time steps, not .065; so a budget of targets
-is as much longer as it takes (768 in place of 752, where .067 are late). And each sample has a
-random stream of its own; in the authors' code all devices draw the same positions.
+sample, so that compiled backends see one shape. That length is the mean of the lengths to which the
+authors' code cuts, for the grid and the masks at hand. Lists of one length may have fewer late
+targets than lists of many lengths with that mean, because the longest of these add late targets. At
+224 pixels .056 of the short-range targets would lie in the last two of eight time steps instead of
+.065. So a budget of targets is as much longer as it takes (768 in place of 752, where .067 are
+late). Besides, each sample has a random stream of its own; in the authors' code all devices draw
+the same positions.
 """
 
 import functools
@@ -40,9 +41,10 @@ PADDING = -1
 # "mask" in ASCII: keeps these draws apart from others made from the same seed and step.
 MASK_STREAM = 0x6D61736B
 
-# The last so many time steps are late. Budgets come as close as this to the share of late targets
-# that lists cut to the batch minimum have, and stay as close to the mean length.
+# Tokens of this number of last time steps are called late.
 _LATE_STEPS = 2
+# Budgets come as close as the first factor says to the share of late targets in lists that are cut
+# to the batch minimum, but exceed their mean length by at most the second factor.
 _LATE_TOLERANCE = 0.04
 _MOST_FROM_MEAN = 1.05
 
@@ -56,15 +58,16 @@ class MaskSampler:
         grid: tokens per axis (Nt, Nh, Nw).
         truncation: "budget" cuts or pads every list to a fixed number of tokens; "batch_min" cuts
             to the shortest list of the batch, as the authors' code does. Either way the first
-            indices stay.
-        context_budgets: tokens per context, one number per mask kind. `None`, or `None` for that
-            kind, takes its one count, if it has one as `RandomTubeMask` does, or else what
-            `default_budgets` gives.
+            indices of a list stay.
+        context_budgets: tokens per context, one number per mask kind. `None`, for one kind or in
+            place of all numbers, takes the kind's token count if it is always the same, as that of
+            `RandomTubeMask` is, or else what `default_budgets` gives.
         target_budgets: tokens per target, likewise.
         seed: non-negative.
-        budget_batch_size: budgets that are not given are those of so many clips, the batch of a
-            device in the authors' code: 24 (Table 9), and 10 for ViT-H/16 at 384 pixels. They
-            never depend on the number of devices or on the batch at hand.
+        budget_batch_size: number of clips in the batches for which budgets are computed where none
+            are given. It is the batch of a device in the authors' code: 24 (Table 9), and 10 for
+            ViT-H/16 at 384 pixels. So budgets never depend on the number of devices or on the
+            batch at hand.
 
     Raises:
         ValueError: if a mask does not fit the grid, or a budget is out of its range.
@@ -85,7 +88,8 @@ class MaskSampler:
     context_budgets: Sequence[int | None] | None = None
     target_budgets: Sequence[int | None] | None = None
     seed: int = 0
-    # Not shown: the budgets say it all, and describe a run as they did before there was this.
+    # Not in the representation, which describes a run: the budgets say it all, and so the
+    # descriptions of runs that are older than this argument still hold.
     budget_batch_size: int = field(default=24, repr=False)
 
     def __post_init__(self) -> None:
@@ -152,7 +156,7 @@ class MaskSampler:
     def draw_visible(
         self, kind: int, step: int, batch_size: int, start: int = 0
     ) -> NDArray[np.bool_]:
-        """Draw what the encoder would see of each sample before any truncation.
+        """Draw the tokens of each sample that the encoder would see before any truncation.
 
         Args:
             kind: position of the mask in `masks`.
@@ -183,7 +187,7 @@ class MaskSampler:
         )
 
     def _complete(self, name: str, budgets: Sequence[int | None] | None) -> tuple[int, ...]:
-        """The given budgets, completed by each kind's own."""
+        """Complete the given budgets by the default ones where they are None."""
         if budgets is None:
             budgets = [None] * len(self.masks)
         check_one_per_mask(name, budgets, self.masks)
@@ -223,7 +227,7 @@ class MaskSampler:
 def check_one_per_mask(
     name: str, budgets: Sequence[int | None] | None, masks: Sequence[Mask]
 ) -> None:
-    """Raise `ValueError` if budgets are given, by their name, and not one for each mask kind."""
+    """Raise `ValueError`, with their name, if there are budgets but not one for each mask kind."""
     if budgets is not None and len(budgets) != len(masks):
         raise ValueError(
             f"`{name}` must hold one number per mask ({len(masks)}). Received: {shown(budgets)}"
@@ -257,10 +261,10 @@ def default_budgets(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Find the fixed lengths that come closest to lists cut to the shortest of their batch.
 
-    They are the budgets of a `MaskSampler` that is given none. A context has the mean length, and
-    so has a target if as large a share of it lies in the last two time steps as of lists that are
-    cut. If not, it has the length nearest to the mean that has this share, to 4 %; where there is
-    none within 5 % of the mean, the length of those whose share is closest.
+    They are the budgets of a `MaskSampler` that is given none. A context has the mean length. A
+    target has the mean length too, if as large a share of it lies in the last two time steps as of
+    lists that are cut. If not, it has the next longer length with this share, to 4 %; where no
+    length up to 5 % above the mean has it, the one of these whose share is closest.
 
     Args:
         masks: as in `mean_counts`, like the other arguments.
@@ -292,9 +296,9 @@ def mean_counts(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Estimate the mean context and target counts after truncation to the batch minimum.
 
-    They are what the authors' code gives on average. A function of its arguments alone: every
-    process finds the same, and so does a run that goes on. The second call with the same arguments
-    takes no time.
+    They are what the authors' code gives on average. They depend on the arguments alone, so that
+    every process finds the same, and so does a run that goes on. The second call with the same
+    arguments takes no time.
 
     Args:
         masks: mask kinds; hashable, as frozen dataclasses are.
@@ -304,9 +308,9 @@ def mean_counts(
         seed: non-negative.
 
     Returns:
-        Context counts and target counts, one per mask kind: a kind's one count, if it has one,
-        or else the mean, rounded to whole tubes: to a multiple of Nt, or of the number that
-        divides all counts where Nt does not, as with causal masks.
+        Context counts and target counts, one per mask kind. It is the kind's count if that is
+        always the same, or else the mean, rounded to whole tubes: to a multiple of Nt or, where Nt
+        does not divide all counts, as with causal masks, of their greatest common divisor.
 
     Raises:
         ValueError: as `MaskSampler` does.
@@ -358,14 +362,14 @@ def _drawn(
     """Count the visible tokens of each clip and the hidden ones that are not late.
 
     Returns:
-        Shape (masks, 2, num_batches, batch_size). It may not be written to.
+        A read-only array of shape (masks, 2, num_batches, batch_size).
     """
     sampler = MaskSampler(masks, grid, truncation="batch_min", seed=seed)
-    # Of clips of one or two time steps every token is late.
+    # In clips of one or two time steps every token is late.
     num_early = math.prod(grid[1:]) * max(0, grid[0] - _LATE_STEPS)
     counts = np.empty((len(masks), 2, num_batches, batch_size), np.int64)
     for kind, mask in enumerate(masks):
-        # All samples of a kind that has one count are alike.
+        # All samples of a kind whose count is always the same are alike.
         alike = mask.token_counts(grid) is not None
         for step in range(1 if alike else num_batches):
             visible = sampler.draw_visible(kind, step, batch_size)
@@ -378,18 +382,19 @@ def _drawn(
 
 
 def _as_late(hidden: NDArray[np.int64], early: NDArray[np.int64], mean: int, rounding: int) -> int:
-    """The length nearest to the mean with as many late tokens as lists cut to the batch minimum.
+    """Find the length nearest to the mean with as many late tokens as lists cut by the batch.
 
     Args:
         hidden: tokens of each list, shape (batches, batch_size).
-        early: those of them that are not late, likewise.
-        mean: of the shortest list of a batch, rounded.
-        rounding: of which lengths are multiples.
+        early: tokens of each list that are not late, likewise.
+        mean: mean length of the shortest list of a batch, rounded.
+        rounding: the number of which lengths are multiples.
     """
     wanted = _late_share(hidden, early, hidden.min(axis=1, keepdims=True))
     longest = max(mean, min(int(_MOST_FROM_MEAN * mean), int(hidden.max())))
     best, distance = mean, abs(_late_share(hidden, early, mean) - wanted)
-    # Lists of one length have fewer late tokens: a shorter length has still fewer.
+    # Only longer lists are tried: those of the mean length have too few late tokens, and shorter
+    # ones would have still fewer.
     for length in range(mean + rounding, longest + 1, rounding):
         if distance <= _LATE_TOLERANCE * wanted:
             break
@@ -402,25 +407,25 @@ def _as_late(hidden: NDArray[np.int64], early: NDArray[np.int64], mean: int, rou
 def _late_share(
     hidden: NDArray[np.int64], early: NDArray[np.int64], length: int | NDArray[np.int64]
 ) -> float:
-    """Share of late tokens in lists that are cut to a length."""
+    """Compute the share of late tokens in lists that are cut to a length."""
     cut = np.minimum(hidden, length)
     return float(np.maximum(0, cut - early).sum() / cut.sum())
 
 
 def _rounded_mean(counts: NDArray[np.int64], num_steps: int) -> int:
-    """The nearest multiple to the mean of what counts are rounded to."""
+    """Round the mean of counts to the nearest multiple of what `_rounding` gives."""
     rounding = _rounding(counts, num_steps)
     return rounding * round(float(counts.mean()) / rounding)
 
 
 def _rounding(counts: NDArray[np.int64], num_steps: int) -> int:
-    """The time steps, if all counts are multiples of them, or else what divides all counts."""
+    """Return the number of time steps if it divides all counts, else their greatest divisor."""
     divisor = int(np.gcd.reduce(counts))
     return num_steps if divisor % num_steps == 0 else divisor
 
 
 def _first_indices(chosen: NDArray[np.bool_], num_indices: int) -> NDArray[np.int32]:
-    """Positions of the first `num_indices` true entries of each row, padded at the end."""
+    """Return the positions of the first `num_indices` true entries of each row, padded."""
     indices = np.full((len(chosen), num_indices), PADDING, np.int32)
     for row, chosen_row in zip(indices, chosen, strict=True):
         found = chosen_row.nonzero()[0][:num_indices]

@@ -1,7 +1,7 @@
-"""Mixup, CutMix and smoothed labels of a batch of clips (App. D.3, Table 12).
+"""Mix the clips of a batch by mixup or CutMix, and smooth their labels (App. D.3, Table 12).
 
 Both mix each clip with the one that stands as far from the end of the batch as it does from the
-beginning. All clips of a batch share what is drawn.
+beginning. The same draws hold for all clips of a batch.
 """
 
 import math
@@ -19,11 +19,11 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mix:
-    """What was drawn for a batch.
+    """Holds the draws by which a batch is mixed.
 
     Attributes:
-        share: of a clip in what it becomes; the rest is its partner's.
-        box: what CutMix takes from the partner, or None for mixup.
+        share: share of a clip in the mixed clip; the rest is its partner's.
+        box: the box that CutMix takes from the partner, or None for mixup.
     """
 
     share: float = 1.0
@@ -37,9 +37,9 @@ class Mixing:
     Args:
         mixup: both parameters of the beta distribution that mixup's share is drawn from; 0 for no
             mixup.
-        cutmix: likewise of CutMix's.
-        probability: of mixing at all.
-        switch_probability: of CutMix where there are both.
+        cutmix: likewise for the share of CutMix.
+        probability: with which a batch is mixed at all.
+        switch_probability: with which CutMix is taken where both mixup and CutMix are on.
         smoothing: share of a label that is spread over all classes.
 
     Raises:
@@ -66,16 +66,16 @@ class Mixing:
 
     @property
     def mixes(self) -> bool:
-        """Whether clips are mixed, and not only labels smoothed."""
+        """Return whether clips are mixed, and not only labels smoothed."""
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Mix:
         """Draw how a batch is mixed.
 
         Args:
-            height: of the clips.
-            width: of the clips.
-            rng: source of what is drawn.
+            height: height of the clips.
+            width: width of the clips.
+            rng: source of the draws.
         """
         if not self.mixes or rng.random() >= self.probability:
             return Mix()
@@ -101,13 +101,13 @@ class Mixing:
             videos: `(batch, ..., height, width, channels)`, of an even number of clips.
             labels: int `(batch,)`.
             num_classes: number of classes.
-            rng: source of what is drawn.
+            rng: source of the draws.
 
         Returns:
-            The clips, and float32 `(batch, num_classes)`, which sum to one.
+            The mixed clips, and their targets, float32 `(batch, num_classes)`, which sum to one.
 
         Raises:
-            ValueError: for an odd number of clips: the one in the middle would have no partner.
+            ValueError: for an odd number of clips, as the one in the middle would have no partner.
         """
         if self.mixes and len(videos) % 2:
             raise ValueError(
@@ -123,10 +123,10 @@ def cutmix_box(height: int, width: int, share: float, centre: tuple[int, int]) -
     """Find the box that CutMix takes from the partner, cut off at the border of the picture.
 
     Args:
-        height: of the clips.
-        width: of the clips.
-        share: what is to be left of the clip itself, if the box is not cut off.
-        centre: row and column.
+        height: height of the clips.
+        width: width of the clips.
+        share: share of the clip itself that is left, if the box is not cut off.
+        centre: row and column of the box's centre.
 
     Example:
 
@@ -143,12 +143,12 @@ def cutmix_box(height: int, width: int, share: float, centre: tuple[int, int]) -
 
 
 def share_outside(box: Box, height: int, width: int) -> float:
-    """Tell what share of a picture a box leaves.
+    """Compute the share of a picture that lies outside of a box.
 
     Args:
         box: as `cutmix_box` gives it.
-        height: of the picture.
-        width: of the picture.
+        height: height of the picture.
+        width: width of the picture.
 
     Example:
 
@@ -164,10 +164,10 @@ def mixed_clips(videos: Floats, mix: Mix) -> Floats:
 
     Args:
         videos: `(batch, ..., height, width, channels)`.
-        mix: what was drawn.
+        mix: the draws.
 
     Returns:
-        As many clips; `videos` itself stays as it is.
+        As many mixed clips; `videos` itself stays as it is.
     """
     partners = videos[::-1]
     if mix.box is not None:
@@ -182,12 +182,12 @@ def mixed_clips(videos: Floats, mix: Mix) -> Floats:
 
 
 def mixed_targets(labels: ArrayLike, num_classes: int, share: float, smoothing: float) -> Floats:
-    """Make targets of labels: smoothed, and mixed as the clips are.
+    """Make targets of labels, smoothed, and mixed as the clips are.
 
     Args:
         labels: int `(batch,)`, below `num_classes`.
         num_classes: number of classes.
-        share: of a clip's own label.
+        share: share of a clip's own label.
         smoothing: share of a label that is spread over all classes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Kinds of masks by the names that they have in a config (§3.2, Table 4, §4.4)."""
+"""Make kinds of masks by the names that they have in a config (§3.2, Table 4, §4.4)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ MASKS: dict[str, Callable[..., MultiBlockMask | RandomTubeMask]] = {
     "random_tube": RandomTubeMask,
     "random_tokens": RandomTokenMask,
 }
-# Kinds that are not made of blocks: how many sets of masks a clip has (§4.4; the second is ours).
+# How many sets of masks a clip has, of kinds without blocks (§4.4; the second kind is ours).
 MASK_SETS = {"random_tube": 2, "random_tokens": 1}
 
 
@@ -25,7 +25,7 @@ def mask_kinds(config: Any) -> list[Mask]:
     """Make the kinds of masks of a config; each has a mask token and a term of the loss.
 
     Args:
-        config: of the pretraining recipe.
+        config: a config of the pretraining recipe.
 
     Raises:
         ValueError: for a number of sets that a kind of blocks does not have.

@@ -1,8 +1,8 @@
-"""Labelled batches of what a preprocessor makes of files, an epoch at a time (App. D.1).
+"""Batch what a preprocessor makes of labelled files, an epoch at a time (App. D.1).
 
 Departure from the authors' training of probes: unless told otherwise, clips are those of the
-evaluation, the same in every epoch and not augmented, so that what is learned is what `classify`
-will see.
+evaluation, the same in every epoch and not augmented, so that training sees what `classify` will
+see.
 """
 
 from collections.abc import Callable
@@ -28,18 +28,18 @@ def _stacked(items: list[tuple[Sample, Videos]]) -> LabelledVideos:
 
 @dataclass
 class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
-    """Makes batches of epochs that each see every sample in an order of their own.
+    """Makes batches of epochs; each epoch sees every sample, in an order of its own.
 
-    All batches are full: the last of an epoch is filled up from the next one's order, and there are
-    never more samples in a batch than there are. A file that cannot be read is named, and another
-    sample takes its place.
+    All batches are full: the last of an epoch is filled up from the next epoch's order, and
+    `batch_size` is lowered to the number of samples if there are fewer. A file that cannot be read
+    is named in the log, and another sample takes its place.
 
     Args:
-        read: makes the model's input of a path, or of other media.
-        num_classes: labels are below it.
+        read: makes the model's input out of a path, or of other media.
+        num_classes: number of classes; labels are below it.
         shuffle: False leaves the samples in their order.
-        augmented: makes the model's input of the same and a generator, another one in each epoch,
-            in place of `read`.
+        augmented: makes the model's input in place of `read`, if it is given. It is called with
+            the same and a random generator, which is another one in each epoch.
     """
 
     read: Callable[[str | Media], Videos] = field(kw_only=True)
@@ -56,11 +56,11 @@ class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Count the batches of an epoch."""
+        """Return the number of batches in an epoch."""
         return -(-len(self.samples) // self.batch_size)
 
     def batch_of(self, epoch: int, index: int) -> LabelledVideos:
-        """Make a batch of an epoch."""
+        """Make the batch at a place in an epoch, both counted from 0."""
         first = epoch * len(self.samples) + index * self.batch_size
         return _stacked([self._read(first + row) for row in range(self.batch_size)])
 
@@ -78,12 +78,12 @@ class TrainingEpochs(ShuffledBatches[Videos, LabelledVideos]):
 class ValidationEpochs(IndexedBatches[Videos | None, LabelledVideos]):
     """Makes batches of every sample once and in order, the same in every epoch.
 
-    A file that cannot be read is named and left out, so its batch is smaller, as is the last one. A
-    batch of which nothing can be read holds the next sample that can.
+    A file that cannot be read is named in the log and left out, so its batch is smaller, as is the
+    last one. A batch of which nothing can be read holds the next sample that can be read instead.
 
     Args:
-        read: makes the model's input of a path, or of other media.
-        num_classes: labels are below it.
+        read: makes the model's input out of a path, or of other media.
+        num_classes: number of classes; labels are below it.
     """
 
     read: Callable[[str | Media], Videos] = field(kw_only=True)
@@ -95,11 +95,11 @@ class ValidationEpochs(IndexedBatches[Videos | None, LabelledVideos]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Count the batches of an epoch."""
+        """Return the number of batches in an epoch."""
         return -(-len(self.samples) // self.batch_size)
 
     def batch_of(self, epoch: int, index: int) -> LabelledVideos:
-        """Make a batch, whichever the epoch."""
+        """Make the batch at a place, counted from 0, which is the same in every epoch."""
         count = len(self.samples)
         first = index * self.batch_size
         items: list[tuple[Sample, Videos]] = []

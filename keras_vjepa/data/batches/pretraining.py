@@ -1,4 +1,4 @@
-"""Endless batches of clips and masks, for pretraining (§3.2, §3.4, App. C)."""
+"""Make endless batches of clips and masks, for pretraining (§3.2, §3.4, App. C)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,22 +28,23 @@ class MaskIndices(Protocol):
 class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
     """Makes endless pretraining batches of clips and masks; see `IndexedBatches` for the rest.
 
-    A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks. With
-    the shapes of an encoder, everything else has the paper's settings for it (Table 9).
+    A batch holds `videos` (batch, frames, height, width, 3) and the index arrays of its masks. If
+    the shapes of an encoder are given, everything else has the paper's settings for it (Table 9).
 
-    `VJEPAPretrainer.fit` takes them as they are, and begins with the batch of the step at which
-    its optimizer is.
+    `VJEPAPretrainer.fit` takes these batches as they are, and begins with the batch of the step at
+    which its optimizer is.
 
     Args:
-        transform: called with the frames of a clip and a generator; by default a
-            `PretrainTransform` of the size in `video_shape`.
-        masks: index arrays of a batch, for example a `MaskSampler`; by default `paper_masks` on
-            `grid_shape`.
+        transform: transforms a clip; it is called with the frames and a random generator. By
+            default a `PretrainTransform` of the size in `video_shape`.
+        masks: makes the index arrays of a batch, as a `MaskSampler` does; by default `paper_masks`
+            on `grid_shape`.
         clip: how to choose frames; by default every fourth, as many as in `video_shape`.
         video_shape: the encoder's (frames, height, width, channels).
         grid_shape: the encoder's tokens per axis (Nt, Nh, Nw).
         label_weights: how often the samples of each label come in an epoch, by the number of the
-            label, as of the sources that `videomix` lists; by default once each, labels or not.
+            label, which in lists of `videomix` is that of the source. By default every sample
+            comes once, whether it has a label or not.
 
     Raises:
         ValueError: for no samples, or sizes that do not fit or are missing.
@@ -91,7 +92,7 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
     def _substitute(self, position: int, place: int) -> int:
         if self.label_weights is None:
             return place
-        # Else a source of weight 0 would come in by this door.
+        # Taken from the epoch's order, because a place among all samples could be of weight 0.
         first = position // self._epoch.length * self._epoch.length
         return self._sample_index(first + place)
 
@@ -99,7 +100,7 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
         return self.stream()
 
     def first(self, count: int) -> NDArray[np.float32]:
-        """Read the first clips; they do not depend on the size of the batches.
+        """Read the first clips, which do not depend on the size of the batches.
 
         Args:
             count: number of clips.

@@ -1,16 +1,16 @@
-"""How many threads read where nobody says it: the cores that this process may use (App. C)."""
+"""Choose how many threads read clips, by the cores that this process may use (App. C)."""
 
 import os
 from pathlib import Path
 
-# More wait for Python's lock, which every clip takes for a part of its time.
+# More threads would wait for Python's lock, which every clip takes for a part of its time.
 _MOST = 32
 _FEWEST = 2
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use; of a container, those that it was given."""
+    """Count the cores that this process may use; in a container, those that it was given."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -23,10 +23,10 @@ def usable_cores() -> int:
 
 
 def default_threads(process_count: int = 1) -> int:
-    """Say how many threads read clips, from 2 to 32.
+    """Choose how many threads read clips where nobody says it, from 2 to 32.
 
     Args:
-        process_count: processes that share the cores; taken to be on one machine, so on several
-            there are fewer threads than could be.
+        process_count: processes that share the cores. They are taken to run on one machine; if
+            they run on several, there are fewer threads than there could be.
     """
     return min(_MOST, max(_FEWEST, usable_cores() // process_count))
