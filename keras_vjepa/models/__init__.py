@@ -1,4 +1,4 @@
-"""The encoder and the predictor of V-JEPA, and adapters for other backbones (§3.3, App. D.1)."""
+"""Provide V-JEPA's encoder and predictor, and adapters for other backbones (§3.3, App. D.1)."""
 
 from keras_vjepa.models.adapters import (
     DeclaredBackbone,

@@ -1,13 +1,13 @@
-"""What a backbone must offer to tasks, and adapters for backbones from elsewhere (§4.3, App. D.1).
+"""Say what tasks ask of a backbone, and adapt backbones from elsewhere to it (§4.3, App. D.1).
 
 A task asks a backbone for the tokens of clips, and for a few facts about it: `TokenEncoder` lists
-them. `VJEPABackbone` offers them itself. `as_token_encoder` finds the adapter of any other model:
+them. `VJEPABackbone` offers them itself. `as_token_encoder` finds the adapter for any other model:
 
-- of a functional model, which may name its only input as those of keras-hub do, it reads off the
-  shapes what the model does not say itself;
-- of any other Keras model, which must say it itself.
+- for a functional model, an adapter that reads from the shapes of its input and output what the
+  model does not say itself; the only input may have a name, as in models of keras-hub;
+- for any other Keras model, an adapter that relies on what the model says of itself.
 
-A further kind of backbone is one class with `register_adapter` above it.
+To support a further kind of backbone, write one class and decorate it with `register_adapter`.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ class TokenEncoder(Protocol):
 
     Attributes:
         hidden_dim: width of a token.
-        num_heads: attention heads, those of a probe on it unless the probe says otherwise; None for
-            a backbone without any.
+        num_heads: attention heads; a probe on the backbone has as many unless it says otherwise.
+            None for a backbone without any.
         is_image_model: whether it takes single images; it is then applied to every frame.
         num_frames: frames of the clips that it takes, 1 for an image model; None for any number.
         tubelet_size: frames of a clip that share their tokens, or None where that is not known.
-        image_size: height and width of what it takes, one int for squares; None for any size.
+        image_size: height and width of its input, one int for squares; None for any size.
     """
 
     hidden_dim: int
@@ -53,13 +53,13 @@ class TokenEncoder(Protocol):
             `(batch, tokens, hidden_dim)`.
 
         Raises:
-            ValueError: if the backbone returns something else.
+            ValueError: if the backbone returns something of another shape.
         """
         ...
 
 
 class Adapter(Protocol):
-    """Makes a `TokenEncoder` of a kind of backbone."""
+    """Makes a `TokenEncoder` from backbones of one kind."""
 
     @staticmethod
     def fits(backbone: keras.Model) -> bool:
@@ -67,7 +67,7 @@ class Adapter(Protocol):
         ...
 
     def __call__(self, backbone: keras.Model) -> TokenEncoder:
-        """Adapt the backbone."""
+        """Return a `TokenEncoder` that wraps the backbone."""
         ...
 
 
@@ -77,11 +77,11 @@ _ADAPTERS: list[Adapter] = []
 
 
 def register_adapter(adapter: AdapterT) -> AdapterT:
-    """Have `as_token_encoder` try a class before those that were registered earlier.
+    """Register a class that `as_token_encoder` tries before those registered earlier.
 
     Args:
-        adapter: a class with a static method `fits(backbone)`, which is called with a backbone that
-            fits and is then a `TokenEncoder`.
+        adapter: a class with a static method `fits(backbone)`. The class is called with a backbone
+            that fits, and the object it makes is a `TokenEncoder`.
 
     Example:
 
@@ -105,13 +105,13 @@ def register_adapter(adapter: AdapterT) -> AdapterT:
 
 
 def as_token_encoder(backbone: keras.Model) -> TokenEncoder:
-    """Return what offers a backbone's tokens to tasks: the backbone itself, or an adapter.
+    """Return a `TokenEncoder` for a backbone: the backbone itself, or an adapter around it.
 
     Args:
         backbone: any Keras model that returns `(batch, tokens, dim)`.
 
     Raises:
-        ValueError: if it offers too little; the message says what is missing.
+        ValueError: if the backbone lacks something that tasks need; the message says what.
 
     Example:
 
@@ -148,11 +148,11 @@ def frame_by_frame(clips: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
 
 @register_adapter
 class DeclaredBackbone:
-    """Adapts a Keras model that says itself what it is, by attributes with the protocol's names.
+    """Adapts a Keras model that describes itself, by attributes named as in `TokenEncoder`.
 
-    `hidden_dim` and `is_image_model` must be among them. A subclass for a kind of model overrides
-    `facts`, which are those of the model's attributes that it does not have, and, if the model is
-    not simply called with the clips, `encode`.
+    `hidden_dim` and `is_image_model` must be among these attributes. A subclass for a kind of model
+    overrides `facts`, to supply attributes that the model lacks, and `encode`, if the model is not
+    simply called with the clips.
 
     Args:
         backbone: the model.
@@ -189,11 +189,11 @@ class DeclaredBackbone:
 
     @staticmethod
     def fits(backbone: keras.Model) -> bool:
-        """Take any model: this adapter is the last to be tried."""
+        """Accept any model: this adapter is the last to be tried."""
         return True
 
     def facts(self) -> dict[str, Any]:
-        """Return what is known of the model beside its attributes, by the protocol's names."""
+        """Return attributes that the model itself lacks, by their names in `TokenEncoder`."""
         return {}
 
     def encode(self, inputs: Tensor, training: bool) -> Tensor:
@@ -217,18 +217,18 @@ class DeclaredBackbone:
 
 @register_adapter
 class FunctionalBackbone(DeclaredBackbone):
-    """Adapts a functional or sequential model with one input, as those of keras-hub are.
+    """Adapts a functional or sequential model with one input, such as those of keras-hub.
 
-    What the model does not say by attributes is read off the shapes of its input and output.
+    What the model's attributes do not say is read from the shapes of its input and output.
     """
 
     @staticmethod
     def fits(backbone: keras.Model) -> bool:
-        """Take models whose inputs and outputs are known before they are called."""
+        """Accept models whose inputs and outputs are known before they are called."""
         return hasattr(backbone, "inputs") and bool(backbone.inputs)
 
     def facts(self) -> dict[str, Any]:
-        """Read off the shapes of input and output."""
+        """Read the attributes from the shapes of the model's input and output."""
         if len(self.backbone.inputs) != 1:
             names = ", ".join(tensor.name for tensor in self.backbone.inputs)
             raise ValueError(f"`backbone` must have one input. Received one with: {names}")
@@ -247,7 +247,7 @@ class FunctionalBackbone(DeclaredBackbone):
         }
 
     def encode(self, inputs: Tensor, training: bool) -> Tensor:
-        """Call the model, by the name of its input if it has one."""
+        """Call the model, with its input in a dictionary if the input has a name."""
         # Sequential models have no `input`, only `inputs`.
         structure = getattr(self.backbone, "input", None)
         if isinstance(structure, dict):

@@ -1,9 +1,9 @@
-"""The video encoder: x-encoder and y-encoder share this architecture (§3.3, App. B, App. C).
+"""Encode videos: x-encoder and y-encoder share this architecture (§3.3, App. B, App. C).
 
 Departures from the paper's text, as in the authors' code: the position table is stored with the
 weights, so the moving average of the target encoder passes through it; the final norm is applied
 to context, target and evaluation features alike; drop path is off unless `drop_path_rate` is given,
-as fine-tuning does (App. D.3).
+which fine-tuning does (App. D.3).
 
 V-JEPA 2's encoder is the same network with rotary positions in every attention instead of the table
 (official-behaviour §12). Departure from its authors' code: initial weights are not scaled by depth.
@@ -48,7 +48,7 @@ Size = int | tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSize:
-    """Widths and depth of an encoder that has a name.
+    """Holds the widths and the depth of an encoder size that has a name, such as "large".
 
     Attributes:
         hidden_dim: width of a token.
@@ -63,7 +63,7 @@ class EncoderSize:
     mlp_ratio: float = 4.0
 
 
-# App. C for large and huge; the others are the field's usual sizes (official-behaviour §2).
+# Large and huge are those of App. C; the others are common sizes (official-behaviour §2).
 SIZES = {
     "tiny": EncoderSize(192, 12, 3),
     "small": EncoderSize(384, 12, 6),
@@ -87,7 +87,7 @@ class VJEPABackbone(
     TorchModule,
     Exportable,
 ):
-    """Encode video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
+    """Encodes video clips with a vision transformer, the encoder E of V-JEPA (§3.3).
 
     Args:
         image_size: height and width of the clips in pixels, one int for squares. Positions are
@@ -102,34 +102,34 @@ class VJEPABackbone(
         mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
         position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
             and keys rotated in every attention (V-JEPA 2).
-        uniform_power: equal share of the table's channels for time, row and column.
-        position_mode: what to do with clips of another size. For tables `"resample"`, the default,
-            stretches the stored one (as the reference's encoder does), `"fresh"` makes one anew for
-            that size (as its evaluations do). For rotary positions `"fresh"`, the default, counts
-            in the clip's own grid (as the authors' code does), `"index"` in the grid of
-            `image_size` whatever the clip's is (as the transformers package does).
+        uniform_power: whether time, row and column share the table's channels equally.
+        position_mode: what to do with clips of another size. For tables, `"resample"`, the default,
+            stretches the stored one (as the reference's encoder does), and `"fresh"` makes a new
+            one for that size (as its evaluations do). For rotary positions, `"fresh"`, the default,
+            counts in the clip's own grid (as the authors' code does), and `"index"` in the grid of
+            `image_size` for every clip (as the transformers package does).
         layer_norm_epsilon: epsilon of every norm.
         remat: compute what happens inside a block again in the backward pass instead of keeping it
             (activation checkpointing): less memory, more time, the same numbers.
         num_channels: colour channels.
-        drop_path_rate: how often the last block leaves its attention, or its MLP, out of a sample
-            in training; the blocks before it less, along a line to 0. For fine-tuning. It has no
-            weights, and is off at inference.
+        drop_path_rate: how often the last block skips its attention, or its MLP, for a sample in
+            training; earlier blocks do so less often, along a line from 0. It is meant for
+            fine-tuning, has no weights, and is off at inference.
 
     Call arguments:
         videos: float `(batch, frames, height, width, channels)`, normalised; image models also
             take `(batch, height, width, channels)`.
         token_indices: optional int `(batch, picked)`: encode only these tokens.
         padding_mask: optional bool `(batch, picked)`; tokens that are False are not attended to.
-        training: whether `drop_path_rate` counts.
+        training: whether `drop_path_rate` takes effect.
 
     Returns:
         `(batch, tokens, hidden_dim)`, after the final norm; the tokens of a clip are ordered by
         time, then row, then column, or as in `token_indices`.
 
     Raises:
-        ValueError: for arguments out of range, sizes that the patch does not divide and dims that
-            the heads do not.
+        ValueError: for arguments out of range, sizes that are not multiples of the patch, and a
+            `hidden_dim` that is not a multiple of `num_heads`.
 
     Example:
 
@@ -159,10 +159,10 @@ class VJEPABackbone(
         drop_path_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        # All arguments, by their names.
+        # At this point `locals()` holds all arguments by their names.
         encoder_weights(locals())
         super().__init__(**kwargs)
-        # A tuple again when it comes out of a JSON file as a list.
+        # A JSON file gives a tuple back as a list.
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
         self.num_frames = num_frames
         self.patch_size = patch_size
@@ -180,8 +180,8 @@ class VJEPABackbone(
         self.drop_path_rate = drop_path_rate
         if drop_path_rate:
             self.drop_path_seed = keras.random.SeedGenerator(name="drop_path_seed")
-        # Built here, so that a backbone has its weights from the start; through `build`, which
-        # gives every variable a path of its own.
+        # Built here, so that a backbone has its weights from the start. They are made in `build`
+        # because there Keras gives every variable a path of its own.
         self.build((None, *self.video_shape))
 
     def build(self, videos_shape: Sequence[int | None]) -> None:
@@ -219,7 +219,7 @@ class VJEPABackbone(
         """Make a backbone of a named size: tiny, small, base, large, huge, giant, giant_xformers.
 
         Args:
-            size: the name.
+            size: the name of the size.
             kwargs: further arguments of the constructor; they replace those of the size.
 
         Returns:
@@ -240,13 +240,13 @@ class VJEPABackbone(
 
     @classmethod
     def number_of_weights(cls, **arguments: Any) -> int:
-        """Check constructor arguments; count the numbers that the weights would be, making none.
+        """Count the numbers in the weights of a backbone without making it; check its arguments.
 
         Args:
-            arguments: those of the constructor; the others have its defaults.
+            arguments: arguments of the constructor; those left out have its defaults.
 
         Raises:
-            ValueError: for unknown names, and for values as the constructor does.
+            ValueError: for unknown names, and for values that the constructor refuses.
 
         Example:
 
@@ -260,13 +260,13 @@ class VJEPABackbone(
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """Count the weights that the files of a preset must have, from the model's config.
+        """Count the weights that the files of a preset must hold, from the model's config.
 
         Args:
-            config: the constructor's arguments, as a preset has them.
+            config: the constructor's arguments, as a preset holds them.
 
         Returns:
-            Numbers by the names of files.
+            How many numbers each file must hold, by the names of the files.
 
         Raises:
             ValueError: if an argument is unknown or out of range.
@@ -275,12 +275,12 @@ class VJEPABackbone(
 
     @property
     def is_image_model(self) -> bool:
-        """Whether the backbone encodes single images: clips of one frame."""
+        """Return whether the backbone encodes single images, clips of one frame."""
         return self.num_frames == 1
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the clips that the backbone is made for: frames, height, width and channels.
+        """Return the shape of the clips that it is made for: frames, height, width, channels.
 
         Example:
 
@@ -292,17 +292,17 @@ class VJEPABackbone(
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of a clip of the size that the backbone was made for."""
+        """Return the number of tokens of a clip of the size that the backbone was made for."""
         return math.prod(self.grid_shape)
 
     @property
     def patch_dim(self) -> int:
-        """Number of values in one tubelet of pixels."""
+        """Return the number of values in one tubelet of pixels."""
         return math.prod(self.tubelet_embedding.kernel.shape[:-1])
 
     @property
     def position_axes(self) -> tuple[int, ...]:
-        """Grid that positions are counted in: `(time, row, column)`, `(row, column)` for images."""
+        """Return the grid of positions: `(time, row, column)`, or `(row, column)` for images."""
         return self._axes(self.grid_shape)
 
     def _axes(self, grid_shape: tuple[int, int, int]) -> tuple[int, ...]:
@@ -322,7 +322,7 @@ class VJEPABackbone(
         )
 
     def rotations(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor | None:
-        """Return rotary positions as `make_rotations` gives them; None for sincos."""
+        """Return the rotary positions of tokens, as `make_rotations` does; None for sincos."""
         if self.position_embedding == "sincos":
             return None
         grid_shape = self.tubelet_embedding.grid_shape(self._with_time(videos).shape)
@@ -336,7 +336,7 @@ class VJEPABackbone(
         """Check the shape of videos, or of images for a model of images, as far as it is known.
 
         Raises:
-            ValueError: for other axes, and sizes that the patches do not divide.
+            ValueError: for other axes, and for sizes that are not multiples of the patch.
         """
         is_image = self.is_image_model and len(shape) == 4
         self.tubelet_embedding.check_shape((shape[0], 1, *shape[1:]) if is_image else shape)
@@ -358,13 +358,13 @@ class VJEPABackbone(
         return ops.add(tokens, positions)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', for tokens that the videos have."""
+        """Call the model as Keras does, once `token_indices` are known to be in the videos."""
         given = {**dict(zip(("videos", "token_indices"), args, strict=False)), **kwargs}
         self._check_tokens(given.get("videos"), given.get("token_indices"))
         return super().__call__(*args, **kwargs)
 
     def _check_tokens(self, videos: Any, token_indices: Tensor | None) -> None:
-        """Check the numbers of tokens, of videos whose size is known; others are Keras' to name."""
+        """Check the numbers of tokens if the videos' size is known; Keras refuses other input."""
         if token_indices is None or len(getattr(videos, "shape", ())) < 4:
             return
         shape = self._with_time(videos).shape
@@ -391,7 +391,10 @@ class VJEPABackbone(
     def rematerialized_call(
         self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Callable[..., Tensor]:
-        """As `Rematerializable`, which would draw what is left out anew in the backward pass."""
+        """Make `layer_call` compute again in the backward pass, as `Rematerializable` does.
+
+        Drop path is refused: the backward pass would draw anew which branches are left out.
+        """
         if self.drop_path_rate:
             raise ValueError(
                 "`drop_path_rate` must be 0 for a backbone that is made within a "
@@ -401,10 +404,10 @@ class VJEPABackbone(
         return super().rematerialized_call(layer_call, *args, **kwargs)
 
     def layer_variables(self) -> list[list[keras.Variable]]:
-        """List the variables of what stands before the blocks, then those of each block.
+        """List the variables of what comes before the blocks, then those of each block.
 
-        For a rate that differs from layer to layer: see `layer_decay` of `AdamW`. The final norm is
-        in none.
+        They are for a learning rate that differs from layer to layer: see `layer_decay` of `AdamW`.
+        None of the lists holds the final norm.
         """
         first = list(self.tubelet_embedding.variables)
         if self.position_embedding == "sincos":
@@ -418,7 +421,7 @@ class VJEPABackbone(
             clips: `(batch, frames, height, width, channels)`, also for an image model, which then
                 encodes every frame by itself.
             training: whether the backbone is trained.
-            norm: whether the final norm counts.
+            norm: whether the final norm is applied.
 
         Returns:
             `(batch, tokens, hidden_dim)`, ordered by time.
@@ -439,8 +442,8 @@ class VJEPABackbone(
 
         Args:
             videos: as in the call.
-            layers: block numbers from 0, or from -1 for the last one backwards, in any order.
-            norm: pass each through the final norm; False for what comes out of the block.
+            layers: numbers of blocks, from 0, or backwards from -1, the last one; in any order.
+            norm: whether each output passes through the final norm.
             token_indices: as in the call.
             padding_mask: as in the call.
 
@@ -448,7 +451,7 @@ class VJEPABackbone(
             One `(batch, tokens, hidden_dim)` per entry of `layers`.
 
         Raises:
-            ValueError: for a block that does not exist, and pixels as in the call.
+            ValueError: for a block that does not exist, and for pixels that the call refuses.
 
         Example:
 
@@ -479,14 +482,14 @@ class VJEPABackbone(
     ) -> list[Tensor]:
         """Return by how much tokens attend to each other in some blocks.
 
-        These blocks alone compute them, beside what they do otherwise. Of a clip of 1568 tokens
-        and 16 heads they are 157 MB for each block; `queries` makes them fewer.
+        Only these blocks compute the weights, in addition to their usual work. With 1568 tokens and
+        16 heads, the weights of one block and clip take 157 MB; `queries` makes them fewer.
 
         Args:
             videos: as in the call.
-            layers: block numbers from 0, or from -1 for the last one backwards, in any order.
-            queries: numbers of the tokens whose attention is wanted, of those that are encoded,
-                counted as `layers`; None for all.
+            layers: numbers of blocks, from 0, or backwards from -1, the last one; in any order.
+            queries: places, among the tokens that are encoded, of those whose attention is wanted,
+                counted from 0, or backwards from -1; None for all.
             token_indices: as in the call.
             padding_mask: as in the call.
 
@@ -495,7 +498,8 @@ class VJEPABackbone(
             they sum to one.
 
         Raises:
-            ValueError: for a block or a token that does not exist, and pixels as in the call.
+            ValueError: for a block or a token that does not exist, and for pixels that the call
+                refuses.
 
         Example:
 
@@ -521,9 +525,9 @@ class VJEPABackbone(
         token_indices: Tensor | None,
         padding_mask: Tensor | None,
     ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """The embedded tokens, then what comes out of each of the first `num_layers` blocks.
+        """Yield the embedded tokens, then the output of each of the first `num_layers` blocks.
 
-        With them, what a block takes beside its tokens: padding mask and rotations.
+        Each comes with the other inputs of a block: the padding mask and the rotations.
         """
         self.check_inputs(videos)
         self._check_tokens(videos, token_indices)
@@ -536,7 +540,7 @@ class VJEPABackbone(
             yield x, padding_mask, rotations
 
     def export_inputs(self) -> tuple[int, ...]:
-        """As `Exportable.export_inputs`: clips of the size that it is made for, or images."""
+        """Return the shape of the input: clips of the size that it is made for, or images."""
         return self.video_shape[1:] if self.is_image_model else self.video_shape
 
     def compute_output_shape(

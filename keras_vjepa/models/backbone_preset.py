@@ -1,7 +1,7 @@
-"""Presets of backbones, also for clips of another size than theirs (§3.3, App. C).
+"""Load backbones from presets, also for clips of another size than theirs (§3.3, App. C).
 
-Departure from the authors' code, which stretches the table of positions each time a clip of another
-size is encoded: here it is done once, and the backbone is then one of that size.
+Departure from the authors' code, which stretches the position table each time it encodes a clip of
+another size: here the table is stretched once, and the backbone is then made for that size.
 """
 
 import logging
@@ -25,7 +25,7 @@ from keras_vjepa.presets.preset import (
 
 _LOG = logging.getLogger(__name__)
 
-# Arguments that say what shape the weights have, or what they mean.
+# Arguments that determine the shapes of the weights, or their meaning.
 _OF_WEIGHTS = (
     "patch_size",
     "tubelet_size",
@@ -39,7 +39,7 @@ _OF_WEIGHTS = (
 
 
 class BackbonePreset(Preset):
-    """Adds `from_preset` and `save_to_preset` to a backbone, whose size may be changed."""
+    """Adds `from_preset`, which can change the size, and `save_to_preset` to a backbone."""
 
     @classmethod
     def from_preset(
@@ -53,13 +53,13 @@ class BackbonePreset(Preset):
 
         Args:
             preset, load_weights, trust_on_first_use: as in `Preset.from_preset`.
-            overrides: constructor arguments to change. With another `image_size` or `num_frames`
-                the table of positions is stretched to that size, once, which the log says; with
-                `position_mode="fresh"` it is made anew, and rotary positions need neither.
+            overrides: constructor arguments to change. For another `image_size` or `num_frames` the
+                position table is stretched once, or, with `position_mode="fresh"`, made anew; the
+                log says so. Rotary positions need neither.
 
         Raises:
-            FileNotFoundError: if the folder is no preset.
-            ValueError: for overrides that do not exist, or that the weights do not fit.
+            FileNotFoundError: if the folder is not a preset.
+            ValueError: for overrides that do not exist, or that do not fit the weights.
         """
         if not load_weights or not overrides:
             return super().from_preset(preset, load_weights, trust_on_first_use, **overrides)
@@ -83,15 +83,16 @@ def load_backbone_of_size(
     """Load the backbone of a preset folder, whatever its class, for clips of another size.
 
     Args:
-        folder: of the preset.
+        folder: the folder of the preset.
         load_weights: False gives fresh weights.
         sizes: `image_size`, `num_frames`, both or none.
-        loaded: the backbone, where its weights have been read already; None to read them.
+        loaded: the backbone, if its weights have been read already; None to read them.
         overrides: further arguments to change.
 
     Raises:
         FileNotFoundError: if the folder holds no backbone.
-        ValueError: for sizes that the weights do not fit, or of another package's backbone.
+        ValueError: for sizes that do not fit the weights, and for any size if the backbone comes
+            from another package.
     """
     if not sizes or not load_weights:
         return load_backbone(folder, load_weights, **sizes, **overrides)
@@ -126,15 +127,16 @@ def resized(backbone: Any, sizes: Mapping[str, Any], subject: str) -> Any:
     """Make a backbone of another size with the weights of one that has been trained.
 
     Args:
-        backbone: the trained one.
+        backbone: the trained backbone.
         sizes: `image_size`, `num_frames` or both.
-        subject: of the line in the log, if there is a table to stretch.
+        subject: how the line in the log begins, such as "Positions of FOLDER"; the line is written
+            if there is a position table.
 
     Returns:
-        The new one; `backbone` itself if it has that size.
+        The new backbone, or `backbone` itself if it has that size.
 
     Raises:
-        ValueError: as the constructor.
+        ValueError: for sizes that the constructor refuses.
     """
     config = backbone.get_config()
     new = type(backbone).from_config({**config, **sizes})
@@ -162,12 +164,13 @@ def copy_weights(source: Any, target: Any, **preset: str) -> None:
     """Copy the weights of a backbone to another one of the same architecture.
 
     Args:
-        source: the trained one.
-        target: takes them.
-        preset: name of the argument that names the source's preset, and that name, for messages.
+        source: the trained backbone.
+        target: the backbone that gets the weights.
+        preset: one pair for messages: the argument that named the source's preset, and that name.
 
     Raises:
-        ValueError: for the first argument of the two that determines an architecture and differs.
+        ValueError: if an argument that determines the architecture differs between the two; the
+            message names the first of these.
     """
     ((argument, name),) = preset.items()
     free = {"name", "dtype", "remat", "trainable", "drop_path_rate"}

@@ -1,8 +1,9 @@
 """Check arguments of encoder and predictor, and count their weights, without making them (App. B).
 
-A constructor asks first, so arguments that no machine could hold end in one line. Who reads a
-config and weights from files asks before the constructor does: a page of text can describe a model
-of any size, and nothing is made of it unless the weights are there.
+A constructor checks its arguments here first, so a model that no machine could hold ends in an
+error of one line. Code that reads a config and weights from files checks even before it calls the
+constructor: a short text can describe a model of any size, and such a model is made only if a file
+really holds its weights.
 """
 
 import math
@@ -22,18 +23,18 @@ from keras_vjepa.arguments import (
 
 POSITION_EMBEDDINGS = ("sincos", "rotary")
 MOST_LAYERS = 1024
-# 550 GB in float32: above every model of its kind, below what is only a slip or an attack.
+# 550 GB in float32: more than any model of this kind has. Larger numbers are a slip or an attack.
 _MOST_WEIGHTS = 2**37
 
 
 def encoder_weights(arguments: Mapping[str, Any]) -> int:
-    """Check arguments of `VJEPABackbone`; count the numbers that its weights are.
+    """Check the arguments of a `VJEPABackbone`, and count the numbers in its weights.
 
     Args:
-        arguments: all of them, by name.
+        arguments: all arguments of the constructor, by name.
 
     Raises:
-        ValueError: for the first that is out of range.
+        ValueError: for the first argument that is out of range.
     """
     _check_transformer(arguments)
     check_size(image_size=arguments["image_size"])
@@ -52,10 +53,10 @@ def token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Tell the token grid (time, row, column) of a `VJEPABackbone` without making it.
 
     Args:
-        arguments: of the backbone, by name; sizes alone are read, and are known to be positive.
+        arguments: those of the backbone, by name. Only sizes are read, which must be positive.
 
     Raises:
-        ValueError: if the patch does not divide the frames.
+        ValueError: if the size of the clips is not a multiple of the patch.
     """
     height, width = height_and_width(arguments["image_size"])
     frames = arguments["num_frames"]
@@ -73,7 +74,7 @@ def token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Write a size as height and width; one number stands for both."""
+    """Return a size as height and width; one number stands for both."""
     if isinstance(size, int):
         return size, size
     height, width = size
@@ -81,18 +82,18 @@ def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def predictor_weights(arguments: Mapping[str, Any]) -> int:
-    """Check arguments of `VJEPAPredictor`; count the numbers that its weights are.
+    """Check the arguments of a `VJEPAPredictor`, and count the numbers in its weights.
 
     Args:
-        arguments: all of them, by name.
+        arguments: all arguments of the constructor, by name.
 
     Raises:
-        ValueError: for the first that is out of range.
+        ValueError: for the first argument that is out of range.
     """
-    # Without layers it is a place for weights that a file does not have.
+    # A predictor without layers stands in where a file has no weights of one.
     _check_transformer(arguments, least_layers=0)
     check_whole(1, MOST_LONG, encoder_dim=arguments["encoder_dim"])
-    # The numbers in a tubelet of pixels, at the most.
+    # At the most, as many as there are numbers in a tubelet of pixels.
     check_whole(1, MOST, optional=True, output_dim=arguments["output_dim"])
     check_whole(1, MOST_LAYERS, num_mask_tokens=arguments["num_mask_tokens"])
     grid, dim = arguments["grid_shape"], arguments["hidden_dim"]
@@ -139,7 +140,7 @@ def _mlp_dim(arguments: Mapping[str, Any]) -> int:
 
 
 def _block_weights(arguments: Mapping[str, Any]) -> int:
-    """Count those of all blocks: two norms, attention and MLP, each layer with its bias."""
+    """Count the numbers in all blocks: two norms, attention and MLP, each layer with its bias."""
     dim, mlp_dim = arguments["hidden_dim"], _mlp_dim(arguments)
     attention = (dim + 1) * 3 * dim + (dim + 1) * dim
     mlp = (dim + 1) * mlp_dim + (mlp_dim + 1) * dim

@@ -1,4 +1,4 @@
-"""Whether other programs get a model's numbers from the file written of it (§4.3)."""
+"""Check that other programs compute a model's numbers from its exported file (§4.3)."""
 
 from typing import Any
 
@@ -10,28 +10,29 @@ from numpy.typing import NDArray
 from keras_vjepa.backend.exported_files import litert_interpreter
 from keras_vjepa.files import PathLike
 
-# Of the largest number: a file is right or it is wrong; devices differ by less.
+# Relative to the largest number. Devices differ by less than this, and a wrong file by far more.
 _TOLERANCE = 1e-3
-# Batches that a file for any number must take.
+# Numbers of samples that a file for any batch size is tried with.
 _BATCH_SIZES = (1, 3)
 
 
 def check_export(path: PathLike, format: str, model: keras.Model, signature: Any) -> str | None:
-    """Run a file and the model it was made of, and compare.
+    """Run an exported file and the model it was made of, and compare their outputs.
 
-    Converters write files that cannot be run, and say nothing.
+    This is needed because some converters write files that cannot be run, without an error.
 
     Args:
         path: the file.
-        format: of the file.
-        model: built.
-        signature: of its inputs, as `keras.Model.export` takes it.
+        format: the format of the file.
+        model: the model, built.
+        signature: the model's inputs, as `keras.Model.export` takes them.
 
     Returns:
-        Name of what ran the file; None where that is not installed, or there is none.
+        The name of the program that ran the file; None if there is none for the format, or it is
+        not installed.
 
     Raises:
-        Exception: if it cannot be run, or gives other numbers.
+        Exception: if the file cannot be run, or gives other numbers.
     """
     if format not in _RUNTIMES:
         return None
@@ -46,7 +47,7 @@ def check_export(path: PathLike, format: str, model: keras.Model, signature: Any
 
 
 def _onnx(path: str) -> Any:
-    """What runs an ONNX file; None without the package onnxruntime."""
+    """Return a function that runs an ONNX file; None without the package onnxruntime."""
     try:
         import onnxruntime
     except ImportError:
@@ -59,7 +60,7 @@ def _onnx(path: str) -> Any:
 
 
 def _litert(path: str) -> Any:
-    """What runs a LiteRT file; None without a package for it."""
+    """Return a function that runs a LiteRT file; None without a package that can."""
     interpreter = litert_interpreter()
     if interpreter is None:
         return None
@@ -76,11 +77,11 @@ def _is_free(signature: Any) -> bool:
 
 
 def _inputs(signature: Any, batch_size: int | None) -> Any:
-    """Arrays as a signature of one argument describes them; indices are zeros."""
+    """Make arrays that a signature of one argument describes: random floats, indices of zero."""
     rng = np.random.default_rng(0)
 
     def array(spec: Any) -> NDArray[Any]:
-        # Other free axes are lengths: of tokens, of lists of indices.
+        # Free axes other than the batch are lengths, of tokens or of lists of indices.
         shape = (spec.shape[0] or batch_size or 1, *(axis or 2 for axis in spec.shape[1:]))
         if "float" in str(spec.dtype):
             return rng.normal(size=shape).astype(str(spec.dtype))
@@ -90,7 +91,7 @@ def _inputs(signature: Any, batch_size: int | None) -> Any:
 
 
 def _by_name(names: list[str], inputs: Any) -> dict[str, NDArray[Any]]:
-    """The inputs of a model, by the names that its file has for them."""
+    """Return the inputs of a model by the names that its exported file has for them."""
     if isinstance(inputs, dict):
         return {name: array for name, array in inputs.items() if name in names}
     return {names[0]: inputs}

@@ -1,4 +1,4 @@
-"""Export of models whose inputs have a known shape (§4.3: encoders run in other programs)."""
+"""Export models whose inputs have a known shape, for other programs to run (§4.3)."""
 
 import contextlib
 from pathlib import Path
@@ -13,9 +13,9 @@ from keras_vjepa.models.export_check import check_export
 
 
 class Exportable(keras.Model):
-    """A model with an `export` that knows the shapes of its inputs, called or not.
+    """Adds an `export` to a model that needs no shape of its inputs, called before or not.
 
-    A subclass overrides `export_inputs`.
+    A subclass overrides `export_inputs`, which describes the inputs.
     """
 
     def export_inputs(self) -> Any:
@@ -35,25 +35,26 @@ class Exportable(keras.Model):
     ) -> None:
         """Write the model for other programs, for inputs of the size that it is made for.
 
-        As `keras.Model.export`, which asks for the shape. The file appears complete or not at all.
-        One of ONNX or LiteRT is run first, where its runtime is installed, and compared with the
-        model; these two compute in float32, also those of a model in mixed precision, whose
-        weights are in it.
+        It works as `keras.Model.export`, but finds the shape itself. The file appears complete or
+        not at all. A file in ONNX or LiteRT is first run and compared with the model, if a runtime
+        for it is installed. Files in these two formats compute in float32, even if the model
+        computes in mixed precision, for its weights are float32.
 
         Args:
-            filepath: what to write, ending in `.onnx`, `.tflite` or `.pt2` as the format has it; of
-                a SavedModel, a folder.
+            filepath: the file to write, ending in `.onnx`, `.tflite` or `.pt2` as the format asks;
+                for a SavedModel, a folder.
             format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`; docs/export.md says which
                 backend offers which.
             batch_size: samples at a time; None for any number.
-            kwargs: further ones of `keras.Model.export`. An `input_signature` replaces the shape.
-                With those of LiteRT's converter, which may round, its file is not compared.
+            kwargs: further arguments of `keras.Model.export`. An `input_signature` replaces the
+                shape. With arguments for LiteRT's converter, which may round weights, the file is
+                not compared.
 
         Raises:
-            ValueError: for a format that the backend or the model's precision does not offer, a
-                file that does not run as the model, and without an `input_signature` where the
-                shapes are not known.
-            FileExistsError: if there is something else in the place of the file.
+            ValueError: for a format that the backend or the model's precision does not offer, for a
+                file that does not compute what the model does, and if neither an `input_signature`
+                is given nor the shapes are known.
+            FileExistsError: if something else lies in the place of the file.
             ImportError: if the package that writes the format is not installed.
         """
         check_whole(1, optional=True, batch_size=batch_size)
@@ -73,10 +74,10 @@ class Exportable(keras.Model):
             print(f"Saved {path}{how}.")
 
     def _write(self, path: Path, format: str, is_compared: bool, **given: Any) -> str:
-        """Write a file, look whether it can be run, and only then move it to its place.
+        """Write a file, check that it can be run, and only then move it to its place.
 
         Returns:
-            What to say of it.
+            What the message about the file says of its precision and of the check.
         """
         if format == exported_files.SAVED_MODEL:
             with files.unfinished_folder(path, existing="replace") as unfinished:
@@ -86,7 +87,7 @@ class Exportable(keras.Model):
         if format in exported_files.IN_FLOAT32:
             precision = exported_files.in_float32(self)
         checked_in = None
-        # Weights of more than 2 GB lie in a second file, which the first names.
+        # Weights of more than 2 GB go into a second file, which the first one refers to by name.
         with files.scratch_folder(path.parent) as scratch, precision as is_mixed:
             unfinished = scratch / path.name
             with exported_files.readable_onnx():
@@ -102,7 +103,7 @@ class Exportable(keras.Model):
 
 
 def _specs(shapes: Any, batch_size: int | None) -> Any:
-    """Describe inputs in Keras' way."""
+    """Describe inputs by Keras' `InputSpec`, one or a dictionary of them."""
     if isinstance(shapes, dict):
         return {name: _spec(name, shape, batch_size) for name, shape in shapes.items()}
     return _spec("videos", shapes, batch_size)

@@ -1,4 +1,4 @@
-"""Which parts of a backbone are trained, whatever kind of Keras model it is (§4.3, App. D.1)."""
+"""Freeze and unfreeze parts of a backbone, whatever kind of Keras model it is (§4.3, App. D.1)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,20 +10,21 @@ from keras_vjepa.models.lora import has_lora
 
 
 def is_trained(backbone: keras.Model) -> bool:
-    """Tell whether a model that holds the backbone trains any of its weights.
+    """Tell whether any weight of a backbone is trained when a model that holds it is.
 
-    Not its `trainable` alone: Keras trains a layer that was unfrozen within a frozen model.
+    Its `trainable` alone does not tell: Keras trains a layer that was unfrozen within a frozen
+    model.
     """
     return any(variable.trainable for variable in backbone.variables)
 
 
 def set_trainable(backbone: keras.Model, trainable: bool | None) -> None:
-    """Freeze a backbone, or see to it that it is not frozen.
+    """Freeze a backbone, or make sure that it is not frozen.
 
     Args:
         backbone: any Keras model.
-        trainable: False freezes all of it. True leaves it as it is, unless all of it is frozen.
-            None is True for a backbone with LoRA, else False.
+        trainable: False freezes all of it. True unfreezes a backbone that is frozen, and leaves any
+            other as it is. None means True for a backbone with LoRA, else False.
 
     Example:
 
@@ -39,19 +40,19 @@ def set_trainable(backbone: keras.Model, trainable: bool | None) -> None:
     if trainable and not backbone.trainable:
         backbone.trainable = True
     elif not trainable:
-        # Layers of a foreign model that was made with `trainable=False` are trainable.
+        # In a model from elsewhere that was made with `trainable=False`, layers may be trainable.
         backbone.trainable = False
         set_on_each(backbone, False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """What `trainable` was of some layers, each before those that it holds."""
+    """Remembers the value of `trainable` of some layers; a layer precedes those within it."""
 
     layers: Sequence[tuple[keras.layers.Layer, bool]]
 
     def restore(self) -> bool:
-        """Set it again where it has changed; tell whether it has."""
+        """Set `trainable` back where it has changed; return whether it had changed anywhere."""
         before = [layer.trainable for layer, _ in self.layers]
         for layer, trainable in self.layers:
             if layer.trainable != trainable:
@@ -60,14 +61,15 @@ class Flags:
 
 
 def kept_flags(backbone: keras.Model, trainable: bool | None) -> Flags:
-    """Note which layers of a backbone from a file are trained, to outlive a constructor.
+    """Remember which layers of a backbone from a file are trained, before a task changes that.
 
     Args:
-        backbone: as it was made of its config.
-        trainable: what the constructor is going to be told.
+        backbone: the backbone, as it was made from its config.
+        trainable: the argument `trainable` that the task's constructor will get.
 
     Returns:
-        Nothing to restore if that is not what the backbone is: it is a change that somebody wants.
+        The flags to restore. There are none if `trainable` differs from the backbone's own: then
+        somebody wants the change.
     """
     if trainable is None or backbone.trainable != trainable:
         return Flags([])

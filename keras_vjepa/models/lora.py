@@ -1,7 +1,7 @@
-"""LoRA: fine-tuning by changes of low rank to the projections of attention (App. D.1).
+"""Fine-tune with LoRA: learn changes of low rank to the projections of attention (App. D.1).
 
-Beyond the paper, which trains probes on frozen features: Hu et al., 2021. The calls are those of
-keras-hub's backbones; Keras' dense layers do the work.
+LoRA (Hu et al., 2021) goes beyond the paper, which trains probes on frozen features. The methods
+are those of keras-hub's backbones; Keras' dense layers do the work.
 """
 
 from pathlib import Path
@@ -26,10 +26,10 @@ _TARGETS = ("query_key_value",)
 
 
 class LowRankAdaptable(KeepsLayerStates):
-    """A model that LoRA can fine-tune: few new weights learn, those that are there stand still.
+    """Lets LoRA fine-tune a model: a few weights learn, and the others are frozen.
 
-    From `enable_lora` on, `trainable = True` means that these new weights learn and nothing else of
-    the model; set a layer's own `trainable` to train that as well.
+    After `enable_lora`, `trainable = True` means that the layers with LoRA learn, their kernels
+    excepted, and nothing else of the model; set `trainable` of another layer to train that as well.
 
     Example:
 
@@ -44,7 +44,7 @@ class LowRankAdaptable(KeepsLayerStates):
 
     @property
     def trainable(self) -> bool:
-        """Whether the model learns; with LoRA, its new weights alone."""
+        """Return whether the model learns; with LoRA, only the layers that have it do."""
         return super().trainable
 
     @trainable.setter
@@ -59,12 +59,12 @@ class LowRankAdaptable(KeepsLayerStates):
         self._freeze_own_weights()
 
     def restore_layer_states(self) -> None:
-        """As `KeepsLayerStates.restore_layer_states`; with LoRA, weights of no layer are frozen."""
+        """Set the states of the layers; with LoRA, also freeze weights that belong to no layer."""
         super().restore_layer_states()
         self._freeze_own_weights()
 
     def _freeze_own_weights(self) -> None:
-        """With LoRA, freeze the weights that the model holds itself, such as mask tokens."""
+        """Freeze the weights that the model itself holds, such as mask tokens, if it has LoRA."""
         if self.lora_rank is not None:
             of_layers = {id(v) for _, layer in layers_within(self) for v in layer.variables}
             for variable in self.variables:
@@ -72,16 +72,17 @@ class LowRankAdaptable(KeepsLayerStates):
                     variable.trainable = False
 
     def enable_lora(self, rank: int, lora_alpha: float | None = None) -> None:
-        """Freeze the model, and give attention's fused projections matrices that learn.
+        """Freeze the model, and add matrices that learn to attention's fused projections.
 
-        Compile anew afterwards. The outputs stay as they are until the matrices have learnt.
+        Compile the model again afterwards. The outputs do not change until the matrices have
+        learnt.
 
         Args:
-            rank: of the change of each kernel.
-            lora_alpha: the change is scaled by `lora_alpha / rank`; the rank if None.
+            rank: rank of the change of each kernel.
+            lora_alpha: the change is scaled by `lora_alpha / rank`; None means `rank`.
 
         Raises:
-            ValueError: if LoRA is enabled already, or the rank is larger than a kernel.
+            ValueError: if LoRA is enabled already, or `rank` is larger than a side of a kernel.
         """
         targets = [layer for _, layer in layers_within(self) if layer.name in _TARGETS]
         most = min(min(layer.kernel.shape) for layer in targets)
@@ -96,13 +97,13 @@ class LowRankAdaptable(KeepsLayerStates):
         self.trainable = True
 
     def save_lora_weights(self, filepath: files.PathLike) -> None:
-        """Write what LoRA has learnt, and nothing else of the model.
+        """Write LoRA's matrices to a file, and nothing else of the model.
 
         Args:
-            filepath: ends in `.lora.h5`.
+            filepath: the file, whose name must end in `.lora.h5`.
 
         Raises:
-            ValueError: for a model without LoRA, and another ending.
+            ValueError: for a model without LoRA, and for another ending.
         """
         layers = _with_lora(self)
         if not layers:
@@ -117,13 +118,13 @@ class LowRankAdaptable(KeepsLayerStates):
                     group[name] = ops.convert_to_numpy(getattr(layer, name))
 
     def load_lora_weights(self, filepath: files.PathLike) -> None:
-        """Read what `save_lora_weights` wrote; calls `enable_lora` if that was not done.
+        """Read the file that `save_lora_weights` wrote; call `enable_lora` first if need be.
 
         Args:
             filepath: the file.
 
         Raises:
-            ValueError: if it is damaged, or of a model with other layers or another rank.
+            ValueError: if the file is damaged, or of a model with other layers or another rank.
         """
         with named(filepath):
             found = _read(Path(filepath))
@@ -151,20 +152,20 @@ class LowRankAdaptable(KeepsLayerStates):
 
 
 def has_lora(model: keras.Model) -> bool:
-    """Whether a layer of a model, of any kind, has LoRA enabled."""
+    """Tell whether any layer of a model has LoRA enabled."""
     return bool(_with_lora(model))
 
 
 def _with_lora(model: keras.Model) -> dict[str, Any]:
-    """Layers within a model that have LoRA, by their paths."""
+    """Return the layers within a model that have LoRA, by their paths."""
     return {
         path: layer for path, layer in layers_within(model) if getattr(layer, "lora_enabled", False)
     }
 
 
 def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """Matrices and alpha by the paths of layers."""
-    # Refuses what lies in other files.
+    """Read the two matrices and alpha of each layer from a file, by the paths of the layers."""
+    # Called for its check alone: it refuses a file that refers to data in other files.
     numbers_held(path)
     found = {}
     with h5py.File(path, "r") as file:

@@ -1,7 +1,8 @@
-"""Notice pixels that no preprocessor has made before a model is run on them (App. D.1).
+"""Notice pixels that no preprocessor has normalised, before a model runs on them (App. D.1).
 
-Integers are refused, on each engine in the same words; floats far from what normalised ones are
-get one warning. Values are looked at where they enter on the host, never within a compiled step.
+Integers are refused, in the same words on each engine; for floats outside the range of normalised
+pixels there is one warning. Values are looked at where they enter, on the host, and never within a
+compiled step.
 """
 
 import contextlib
@@ -19,24 +20,24 @@ from keras_vjepa.backend.batch_sources import looked_into
 from keras_vjepa.backend.host_values import host_array, sample_of
 from keras_vjepa.backend.loops import values_kept
 
-# Normalised pixels lie between -2.2 and 2.7; random numbers of deviation 1 do not get here.
+# Normalised pixels lie between -2.2 and 2.7; random numbers of deviation 1 do not get as far.
 _FAR = 10.0
-# Of this thread: whether one of these models is being called.
+# Its attribute `a_model` says whether one of these models is being called in this thread.
 _within = threading.local()
 _REMEDY = "pass it through the preprocessor (`VJEPAVideoPreprocessor`)"
 
 
 def check_pixels(pixels: Any) -> float | None:
-    """Check that what enters a model are floats.
+    """Check that the pixels that enter a model are floats.
 
     Args:
-        pixels: videos or images, or what a user took for such.
+        pixels: videos or images, or what a user passed in their place.
 
     Returns:
-        The largest distance from 0 among some of them; None where it cannot be seen.
+        The largest distance from 0 in a sample of the values; None if they cannot be read.
 
     Raises:
-        ValueError: for integers, paths and other things that are no floats.
+        ValueError: for integers, paths and other things that are not floats.
 
     Example:
 
@@ -49,10 +50,10 @@ def check_pixels(pixels: Any) -> float | None:
     """
     name, is_array = "", hasattr(pixels, "dtype") and hasattr(pixels, "shape")
     if is_array:
-        with contextlib.suppress(ValueError):  # of types that no engine has, such as text
+        with contextlib.suppress(ValueError):  # raised for types that no engine has, such as text
             name = keras.backend.standardize_dtype(pixels.dtype)
     if "float" not in name:
-        # Written only now: of a whole batch it takes as long as a small step.
+        # Written only for the error: writing a whole batch takes as long as a small step.
         what = f"{name or pixels.dtype} of shape {tuple(pixels.shape)}" if is_array else None
         raise ValueError(
             f"`videos` must be normalised floats: {_REMEDY}. Received: {what or shown(pixels)}"
@@ -64,52 +65,53 @@ def check_pixels(pixels: Any) -> float | None:
 
 
 def _of(inputs: Any) -> Any:
-    """The pixels of a model's input, which may be a dictionary."""
+    """Return the pixels of a model's input, which may be a dictionary."""
     return inputs.get("videos") if isinstance(inputs, Mapping) else inputs
 
 
 def is_in_memory(source: Any) -> bool:
-    """Tell whether something can only be the data itself, and nothing that yields batches."""
+    """Tell whether an object is the data itself, and not something that yields batches."""
     kinds = Mapping | list | tuple | str | os.PathLike
     return source is None or isinstance(source, kinds) or hasattr(source, "shape")
 
 
 def _as_labels(y: Any) -> Any:
-    """Labels as an array where they are a list of numbers or names, which Keras does not take."""
+    """Turn a list of numbers or names into an array, since Keras accepts no lists as labels."""
     if isinstance(y, list | tuple):
-        with contextlib.suppress(ValueError):  # rows of several lengths
+        with contextlib.suppress(ValueError):  # raised if rows differ in length
             array = np.asarray(y)
             return array if array.dtype.kind in "iufbUS" else y
     return y
 
 
 def _known_shape(array: Any) -> tuple[int | None, ...] | None:
-    """The shape of an array or a symbolic tensor; None of one that does not know its axes."""
+    """Return the shape of an array or a symbolic tensor; None if the number of axes is unknown."""
     try:
         return tuple(array.shape)
-    except ValueError:  # TensorFlow's, of unknown rank
+    except ValueError:  # raised by TensorFlow for an unknown rank
         return None
 
 
 class PixelModel(keras.Model):
-    """Adds the check of pixels to a model, and of labels where a subclass knows what they must be.
+    """Adds a check of pixels to a model, and one of labels if a subclass knows what they must be.
 
-    A mixin, before the other bases that derive from `keras.Model`. Within a `keras.Sequential` or a
-    functional model, Keras has made floats of integers before this model sees them, and on JAX and
-    TensorFlow a compiled step shows no values: check what goes into such a model with
-    `check_inputs`.
+    It is a mixin, and stands before the other bases that derive from `keras.Model`. Within a
+    `keras.Sequential` or a functional model, Keras turns integers into floats before this model
+    sees them, and on JAX and TensorFlow no values can be read in a compiled step. Check the input
+    of such a model with `check_inputs`.
 
     Attributes:
         warned_of_pixels: whether this model has warned of numbers that are not normalised.
-        refusal: what data were refused with during a call of `fit`, `evaluate` or `predict`.
+        refusal: the error that refused data during a call of `fit`, `evaluate` or `predict`.
     """
 
     warned_of_pixels = False
     refusal: Exception | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', for normalised floats."""
-        if getattr(_within, "a_model", False):  # whose own input was checked
+        """Call the model as Keras does, once its pixels are known to be normalised floats."""
+        # An outer model of this kind has checked its input already.
+        if getattr(_within, "a_model", False):
             return super().__call__(*args, **kwargs)
         for inputs in args[:1] or [kwargs[name] for name in ("videos", "inputs") if name in kwargs]:
             self.check_inputs(inputs)
@@ -120,10 +122,11 @@ class PixelModel(keras.Model):
             _within.a_model = False
 
     def check_inputs(self, inputs: Any) -> None:
-        """Check the pixels of an input; a missing one is left to Keras.
+        """Check the pixels of an input; if they are missing, Keras itself reports that.
 
         Raises:
-            ValueError: as `check_pixels`.
+            ValueError: for pixels that `check_pixels` refuses, and for a shape that `check_shape`
+                does.
         """
         pixels = _of(inputs)
         if pixels is None and isinstance(inputs, Mapping):
@@ -136,7 +139,7 @@ class PixelModel(keras.Model):
         except ValueError as error:
             self.refusal = error.with_traceback(None)
             raise
-        # Not a number is no further than any, nor nearer.
+        # Written with `not`, because a comparison with NaN is never true.
         if largest is not None and not largest <= _FAR and not self.warned_of_pixels:
             self.warned_of_pixels = True
             far = "NaN" if np.isnan(largest) else f"values as far as {largest:.4g} from 0"
@@ -146,24 +149,24 @@ class PixelModel(keras.Model):
             )
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
-        """Check the shape of pixels; here, anything is right.
+        """Check the shape of pixels; this class accepts any, subclasses may refuse some.
 
         Args:
-            shape: of videos or images, None for an axis whose length is not known.
+            shape: shape of videos or images, None for an axis whose length is not known.
         """
 
     def check_labels(self, y: Any, num_videos: int | None = None) -> None:
-        """Check labels on the host; of this class, anything is right.
+        """Check labels on the host; this class accepts any, subclasses may refuse some.
 
         Args:
-            y: what `fit` or a batch has as labels.
-            num_videos: how many there must be.
+            y: labels, as given to `fit` or in a batch.
+            num_videos: how many labels there must be; None if it is not known.
         """
 
     # --- Where arrays and batches enter ----------------------------------------------------------
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', with pixels and labels checked: arrays first, batches one by one."""
+        """Train as Keras does, and check pixels and labels: arrays first, batches one by one."""
         gate = _Gate(self)
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple | list) and len(validation) in (2, 3):
@@ -176,27 +179,27 @@ class PixelModel(keras.Model):
         return gate.through(super().fit, gate(x, y), y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', with pixels and labels checked."""
+        """Evaluate as Keras does, and check pixels and labels."""
         gate, y = _Gate(self), _as_labels(y)
         return gate.through(super().evaluate, gate(x, y), y, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', with pixels checked."""
+        """Predict as Keras does, and check pixels."""
         gate = _Gate(self)
         return gate.through(super().predict, gate(x), *args, **kwargs)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', with pixels and labels checked."""
+        """Train on one batch as Keras does, and check pixels and labels."""
         gate, y = _Gate(self), _as_labels(y)
         return gate.through(super().train_on_batch, gate(x, y), y, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', with pixels and labels checked."""
+        """Evaluate one batch as Keras does, and check pixels and labels."""
         gate, y = _Gate(self), _as_labels(y)
         return gate.through(super().test_on_batch, gate(x, y), y, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        """As Keras', with pixels checked."""
+        """Predict one batch as Keras does, and check pixels."""
         gate = _Gate(self)
         return gate.through(super().predict_on_batch, gate(x))
 
@@ -208,13 +211,13 @@ def _checked_pair(gate: "_Gate", pair: Any) -> tuple[Any, ...]:
 
 
 class _Gate:
-    """What the data of a call pass, whether they are arrays or drawn in batches."""
+    """Checks the data of one call of a model, whether they are arrays or drawn in batches."""
 
     def __init__(self, model: PixelModel) -> None:
         self.model = model
 
     def __call__(self, x: Any, *labels: Any) -> Any:
-        """`x`, checked if it is an array, as are labels; or of batches that will be checked."""
+        """Check arrays and their labels at once; make anything else check each batch it yields."""
         if is_in_memory(x):
             self.model.check_inputs(x)
             first = keras.tree.flatten(x)[0] if isinstance(x, Mapping) else x
@@ -230,10 +233,10 @@ class _Gate:
         return looked_into(x, self.checked)
 
     def through(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function of Keras; what data are refused with is raised as it was.
+        """Call a function of Keras; if data are refused in it, raise that error unchanged.
 
-        Some engines wrap what is raised while they draw a batch, or trace a step, into pages of
-        their own.
+        Some engines would wrap an error that is raised while they draw a batch, or trace a step,
+        into pages of their own.
         """
         self.model.refusal = None
         try:
@@ -247,7 +250,7 @@ class _Gate:
             self.model.refusal = None
 
     def drawn(self, draw: Callable[[], Any]) -> Any:
-        """Draw a batch and check it."""
+        """Draw a batch by a function, and check it."""
         try:
             batch = draw()
         except StopIteration:
@@ -258,7 +261,7 @@ class _Gate:
         return self.checked(batch)
 
     def checked(self, batch: Any) -> Any:
-        """Check a batch; in what is returned, lists are what Keras takes in their place."""
+        """Check a batch; return it with lists turned into types that Keras accepts."""
         try:
             batch = tuple(batch) if isinstance(batch, list) else batch
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -284,7 +287,7 @@ class _Gate:
 
 
 class _CheckedDataset(keras.utils.PyDataset):
-    """A dataset whose batches pass a gate."""
+    """Wraps a dataset so that a gate checks its batches."""
 
     def __init__(self, dataset: keras.utils.PyDataset, gate: _Gate) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
@@ -292,16 +295,16 @@ class _CheckedDataset(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int | None:
-        """As the dataset's."""
+        """Return the number of batches of the dataset."""
         return self.dataset.num_batches
 
     def __getitem__(self, index: int) -> Any:
         return self.gate.drawn(lambda: self.dataset[index])
 
     def on_epoch_begin(self) -> None:
-        """As the dataset's."""
+        """Tell the dataset that an epoch begins."""
         self.dataset.on_epoch_begin()
 
     def on_epoch_end(self) -> None:
-        """As the dataset's."""
+        """Tell the dataset that an epoch has ended."""
         self.dataset.on_epoch_end()

@@ -1,12 +1,12 @@
-"""The predictor: target features from context features and positions (§3.3, App. B).
+"""Predict target features from context features and positions (§3.3, App. B).
 
-Departures from the paper's text, as in the authors' code: one learnable mask token per kind of
-mask (two with the paper's masks) rather than a single shared one, zero at first; context and target
-tokens are not sorted, positions enter through the table only.
+Departures from the paper's text, as in the authors' code: there is one learnable mask token per
+kind of mask (two with the paper's masks) rather than a single shared one, and it starts at zero;
+context and target tokens are not sorted, and positions enter through the table only.
 
 V-JEPA 2's predictor has rotary positions instead of the table (official-behaviour §12). Its authors
-sort the tokens by position before the blocks and back after them; attention does not depend on the
-order, so it is not done here.
+sort the tokens by position before the blocks and back after them. That is not done here, because
+attention does not depend on the order.
 """
 
 import math
@@ -45,12 +45,12 @@ class VJEPAPredictor(
     TorchModule,
     Exportable,
 ):
-    """Predict the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
+    """Predicts the features of target tokens with a narrow transformer, P of V-JEPA (§3.3).
 
     Args:
         encoder_dim: width of the encoder's tokens.
-        grid_shape: the clip's token grid `(time, row, column)`, or `(row, column)` of an image: the
-            encoder's `position_axes`.
+        grid_shape: the clip's token grid `(time, row, column)`, or an image's `(row, column)`; it
+            is the encoder's `position_axes`.
         hidden_dim: width of the predictor (Table 9: 384).
         num_layers: transformer blocks (Table 9: 12).
         num_heads: attention heads, the encoder's in the paper; must divide `hidden_dim`.
@@ -58,22 +58,22 @@ class VJEPAPredictor(
         mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
         position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
             and keys rotated in every attention (V-JEPA 2).
-        uniform_power: equal share of the table's channels for time, row and column.
+        uniform_power: whether time, row and column share the table's channels equally.
         layer_norm_epsilon: epsilon of every norm.
         remat: compute what happens inside a block again in the backward pass instead of keeping it
             (activation checkpointing): less memory, more time, the same numbers.
-        output_dim: width of the predictions; `encoder_dim` if None. A patch's number of values
-            for the pixel targets of Table 1.
+        output_dim: width of the predictions; `encoder_dim` if None. For the pixel targets of
+            Table 1, it is the number of values in a patch.
 
     Call arguments:
         context: `(batch, context, encoder_dim)`, the encoder's output; or a dictionary of this and
-            the next three by their names, as `fit` and `predict` hand over several inputs.
+            the next three by their names, which is how `fit` and `predict` pass several inputs.
         context_indices: int `(batch, context)`, where each context token stands in the clip.
         target_indices: int `(batch, targets)`, the positions to predict.
         padding_mask: optional bool `(batch, context + targets)`; False entries are not attended to.
-        mask_index: which kind of mask, and so which mask token; taken modulo `num_mask_tokens`. By
-            keyword. The first by default; the transformers package takes the second, 1, for
-            V-JEPA 2 where nothing is said.
+        mask_index: which kind of mask, and so which mask token; taken modulo `num_mask_tokens`.
+            Pass it by keyword. The default is the first, 0; that of the transformers package for
+            V-JEPA 2 is the second, 1.
 
     Returns:
         `(batch, targets, output_dim)`, in the order of `target_indices`.
@@ -106,7 +106,7 @@ class VJEPAPredictor(
         remat: bool = False,
         **kwargs: Any,
     ) -> None:
-        # All arguments, by their names.
+        # At this point `locals()` holds all arguments by their names.
         predictor_weights(locals())
         super().__init__(**kwargs)
         self.encoder_dim = encoder_dim
@@ -121,7 +121,7 @@ class VJEPAPredictor(
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
         self.output_dim = encoder_dim if output_dim is None else output_dim
-        # Through `build`, which gives every variable a path of its own.
+        # In `build`, because there Keras gives every variable a path of its own.
         self.build((None, None, encoder_dim))
 
     def build(self, context_shape: Sequence[int | None]) -> None:
@@ -156,28 +156,28 @@ class VJEPAPredictor(
 
     @classmethod
     def number_of_weights(cls, **arguments: Any) -> int:
-        """Check constructor arguments; count the numbers that the weights would be, making none.
+        """Count the numbers in the weights of a predictor without making it; check its arguments.
 
         Args:
-            arguments: those of the constructor; the others have its defaults.
+            arguments: arguments of the constructor; those left out have its defaults.
 
         Raises:
-            ValueError: for unknown or missing names, and for values as the constructor does.
+            ValueError: for unknown or missing names, and for values that the constructor refuses.
         """
         return predictor_weights(arguments_of(cls, arguments))
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """As `VJEPABackbone.weights_asked_for`."""
+        """Count the weights that the file of a preset must hold, as `VJEPABackbone` does."""
         return {_WEIGHTS_FILE: cls.number_of_weights(**config)}
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens of a clip."""
+        """Return the number of tokens of a clip."""
         return math.prod(self.grid_shape)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras', for tokens that a clip has."""
+        """Call the model as Keras does, once the numbers of tokens are known to be in a clip."""
         names = ("context", "context_indices", "target_indices")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if isinstance(given.get("context"), dict):
@@ -224,7 +224,7 @@ class VJEPAPredictor(
         if isinstance(context_shape, dict):
             shapes = _by_name(context_shape)
             context_shape, target_indices_shape = shapes["context"], shapes["target_indices"]
-        # `summary` knows what `build` was given, the context alone.
+        # `summary` passes only the shape that `build` was given, which is the context's.
         targets = None if target_indices_shape is None else target_indices_shape[1]
         return (context_shape[0], targets, self.output_dim)
 
@@ -259,7 +259,7 @@ _INPUTS = ("context", "context_indices", "target_indices", "padding_mask")
 
 
 def _by_name(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Check the names of inputs that came in one dictionary."""
+    """Check the names of inputs that came in one dictionary, and return them."""
     if not {*_INPUTS[:3]} <= {*inputs} <= {*_INPUTS}:
         raise ValueError(
             f"The inputs of a predictor must be `context`, `context_indices`, `target_indices` "

@@ -1,7 +1,7 @@
-"""Notice numbers of tokens that a clip does not have, where they can be seen (§3.2).
+"""Notice numbers of tokens that a clip does not have, if their values can be read (§3.2).
 
-Tokens are picked from all samples of a batch at once. A number beyond a sample's own would pick
-another sample's, and on some engines say nothing.
+Tokens are picked from all samples of a batch at once. A number that is too large for its sample
+would pick a token of another sample, on some engines without an error.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ def check_token_numbers(num_tokens: int, numbers: Mapping[str, Any], least: int 
     """Check numbers of tokens by their type, and by their values if those lie on the host.
 
     Args:
-        num_tokens: of a clip.
-        numbers: arrays or tensors by their names; None is left out.
-        least: the smallest that may be there: -1 where that stands for none.
+        num_tokens: number of tokens of a clip.
+        numbers: arrays or tensors by their names; None is skipped.
+        least: the smallest number allowed; -1 if that stands for no token.
 
     Raises:
-        ValueError: for what is no whole number, or of no token.
+        ValueError: for numbers that are not whole, or that are no token's.
 
     Example:
 
