@@ -1,1 +1,1 @@
-"""What is trained: the pretrainer, the probe and the classifier."""
+"""Hold the models that are trained: the pretrainer, the probe and the classifier."""

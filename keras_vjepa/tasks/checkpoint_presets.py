@@ -1,7 +1,7 @@
-"""Presets of a run's checkpoints: any step, under a name such as `workdir/run@300` (App. C).
+"""Make presets of a run's checkpoints, of any step, by a name such as `workdir/run@300` (App. C).
 
-A checkpoint holds numbers alone. What model they are of stands beside the checkpoints, or, of a run
-that was finished by an earlier version, in the preset that it left.
+A checkpoint holds nothing but numbers. A file beside the checkpoints says which model the numbers
+belong to; for a run that an earlier version finished, the preset that the run left says it.
 """
 
 import os
@@ -16,7 +16,7 @@ from keras_vjepa.training import kept_model
 from keras_vjepa.training.results import CHECKPOINTS
 from keras_vjepa.training.run_state import Checkpoint, Checkpoints, restore_weights
 
-# In a run's folder: those that were made of its checkpoints.
+# The folder, inside a run's folder, of the presets that were made of its checkpoints.
 PRESETS = "presets"
 LAST = "last"
 
@@ -28,7 +28,7 @@ def run_and_step(name: PresetName) -> tuple[Path, int | None]:
         name: what a user has typed.
 
     Returns:
-        The folder, and the step; None where no step is named, or the last one.
+        The folder, and the step, which is None if the name has no step or asks for the last one.
 
     Example:
 
@@ -48,11 +48,11 @@ def read_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
     """Read a checkpoint of a run.
 
     Args:
-        run: its folder.
-        step: that is done there; None for the last one.
+        run: the run's folder.
+        step: number of steps that the run had made by then; None for the last checkpoint.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such checkpoint.
         OSError: if it is damaged.
     """
     checkpoints = Checkpoints(run / CHECKPOINTS)
@@ -68,15 +68,15 @@ def model_at(run: Path, step: int | None = None) -> tuple[Any, Checkpoint]:
     """Make the model of a run as it was after a step.
 
     Args:
-        run: its folder.
-        step: that is done; None for the last one that there is a checkpoint of.
+        run: the run's folder.
+        step: number of steps that the run had made by then; None for the last checkpoint.
 
     Returns:
         The model, which is not compiled, and the checkpoint.
 
     Raises:
         OSError: if there is no such checkpoint, or it is damaged.
-        ValueError: if it is not known what model it is of.
+        ValueError: if nothing says which model the checkpoint belongs to.
     """
     checkpoint = read_checkpoint(run, step)
     if (run / kept_model.FILE_NAME).is_file():
@@ -93,22 +93,22 @@ def model_at(run: Path, step: int | None = None) -> tuple[Any, Checkpoint]:
 
 
 class PresetsOfCheckpoints:
-    """Makes presets of checkpoints for whoever is given a name such as `workdir/run@300`.
+    """Makes presets of checkpoints, which users name as in `workdir/run@300`.
 
-    They stay in the folder `presets` of the run, under the name of the checkpoint, whose hash is in
-    it, so that each is made once.
+    The presets stay in the folder `presets` of the run. Each has the name of its checkpoint, which
+    contains the checkpoint's hash, so that every preset is made only once.
     """
 
     def check(self, name: str, argument: str) -> bool:
-        """Tell whether a name is that of a run's checkpoint.
+        """Tell whether a name means a checkpoint of a run.
 
         Args:
             name: what a user has typed.
-            argument: its name, for messages.
+            argument: the argument that the user gave the name for; used in messages.
 
         Raises:
-            FileNotFoundError: if it is, and the checkpoint is not there; or for the folder of a run
-                that has no presets yet.
+            FileNotFoundError: if the name means a checkpoint that is not there, or is the folder of
+                a run that has no presets yet.
         """
         run, step = run_and_step(name)
         if not run.is_dir():
@@ -131,10 +131,10 @@ class PresetsOfCheckpoints:
         return True
 
     def folder(self, name: str) -> Path:
-        """Find the preset folder of a checkpoint, made now if need be.
+        """Find the preset folder of a checkpoint, and make the preset if it is missing.
 
         Args:
-            name: one that `check` has nothing against.
+            name: a name that `check` accepts.
 
         Raises:
             OSError: if the checkpoint is damaged, or the folder cannot be written.
@@ -151,7 +151,7 @@ class PresetsOfCheckpoints:
         return folder
 
     def _made(self, run: Path, step: int | None) -> Path | None:
-        """The preset that was made of a checkpoint, which may be there no more itself."""
+        """Find the preset of a checkpoint, even if the checkpoint itself has been deleted since."""
         of_step = f"step-{step:08d}-*" if step is not None else "step-*"
         found = sorted((run / CHECKPOINTS).glob(f"{of_step}.npz"))
         if found:

@@ -1,7 +1,8 @@
 """Check the labels of a classification before a step is made with them (App. D.1).
 
-The engines differ in what they make of a class that does not exist: an error that names no label,
-a loss of NaN, or a sample that counts nothing. Here it is one line on each of them.
+The engines differ in how they treat a class that does not exist: one raises an error that names no
+label, one returns a loss of NaN, one ignores the sample. With the checks here, a user reads the
+same one-line error with each engine.
 """
 
 from typing import Any
@@ -15,14 +16,14 @@ _OF_SHARES = {"categoricalcrossentropy", "categoricalfocalcrossentropy", "kldive
 
 
 def check_class_labels(y: Any, num_classes: int, loss: Any, num_videos: int | None = None) -> None:
-    """Check labels as a whole.
+    """Check all labels of a set of videos: their number, shape, type and range.
 
     Args:
         y: class numbers, `(videos,)` or `(videos, 1)`, or shares of the classes, `(videos,
             num_classes)`; anything that is no array is left to Keras.
-        num_classes: classes that there are.
-        loss: as it was given to `compile`; of one that is none of Keras' for classes, only NaN and
-            the number of labels are checked.
+        num_classes: number of classes.
+        loss: as it was given to `compile`. If it is not one of Keras' losses for classes, only the
+            number of labels is checked and that none is NaN.
         num_videos: how many labels there must be, if that is known.
 
     Raises:
@@ -56,7 +57,7 @@ def check_class_labels(y: Any, num_classes: int, loss: Any, num_videos: int | No
 
 
 def _name_of(loss: Any) -> str:
-    """The name of a loss, whichever way Keras takes it."""
+    """Return the name of a loss, which Keras takes as a string, a function or an object."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     return name.lower().replace("_", "")
 

@@ -1,7 +1,7 @@
-"""What a classifier knows of its classes, and the way to them from a file (§4.3, App. D.1).
+"""Name the classes of video files, and compile classifiers by default (§4.3, App. D.1).
 
-Departure from the authors' evaluations: the step length of a probe that is trained without further
-arguments is one of Table 10, and does not follow a schedule.
+Departure from the authors' evaluations: a probe that is trained without further arguments has a
+learning rate of Table 10 that does not follow a schedule.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from keras_vjepa.presets.preprocessing import Preprocessor
 from keras_vjepa.tasks.class_labels import check_class_labels
 from keras_vjepa.training.optimizer import AdamW
 
-# Of a probe on a frozen backbone, and of both.
+# The default for a probe on a frozen backbone, and the one for training both together.
 _LEARNING_RATE, _FINE_TUNING_RATE = 1e-3, 1e-4
 
 _OPTIMIZER_BUILT = "optimizer_built"
@@ -38,17 +38,18 @@ Prediction = list[tuple[str | int, float]]
 def check_classes(
     num_classes: int | None, class_names: Sequence[str] | None
 ) -> tuple[int, list[str] | None]:
-    """Check the classes of a classifier, of which the number or the names may be left out.
+    """Check the number and the names of a classifier's classes; either may be left out.
 
     Args:
-        num_classes: how many there are; None for as many as names.
+        num_classes: how many classes there are; None for as many as there are names.
         class_names: names in the order of their numbers, or None.
 
     Returns:
         The number, and the names.
 
     Raises:
-        ValueError: if both are missing or do not fit, and for names that are none or occur twice.
+        ValueError: if both are missing or do not agree, and for names that are empty, are not
+            strings or occur twice.
 
     Example:
 
@@ -78,7 +79,7 @@ def check_preprocessor(preprocessor: Any, num_clips: int, num_views: int) -> Non
     """Check that a preprocessor makes as many clips and views as a classifier takes.
 
     Raises:
-        ValueError: if it does not, or is none.
+        ValueError: if it does not, or if it is something else than a preprocessor or None.
     """
     if preprocessor is None:
         return
@@ -96,7 +97,7 @@ def check_preprocessor(preprocessor: Any, num_clips: int, num_views: int) -> Non
 
 
 def _of_logits(loss: Any) -> Any:
-    """The loss that is meant, for a model that returns logits; Keras' names mean probabilities."""
+    """Return the loss on logits that a user means; Keras' own names mean one on probabilities."""
     if isinstance(loss, str) and loss == "auto":
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     for function, kind in _CROSS_ENTROPIES.items():
@@ -113,14 +114,14 @@ def _of_logits(loss: Any) -> Any:
 
 
 class Classification(PixelModel):
-    """Adds to a classifier its names, the way to them from a file, and training by default.
+    """Adds class names, classification of files and default training to a classifier.
 
-    A mixin for a model with the attributes below that returns logits.
+    This is a mixin for a model that has the attributes below and returns logits.
 
     Attributes:
         num_classes: width of the logits.
         class_names: names in the order of their numbers, or None.
-        preprocessor: what makes the model's input of files, or None.
+        preprocessor: turns files into the model's input; None if there is none.
         max_frames: None for a model that takes pixels alone.
     """
 
@@ -140,8 +141,8 @@ class Classification(PixelModel):
             batch_size: videos that are read and passed through the model at a time.
 
         Returns:
-            A list of `(name, probability)`, the likeliest first; for a list of videos one such list
-            each. Without `class_names`, numbers stand in place of names.
+            A list of `(name, probability)`, the likeliest first; for a list of videos, one such
+            list for each. Without `class_names`, class numbers stand in place of names.
 
         Raises:
             ValueError: without a preprocessor, for a model that needs `frame_indices`, and for
@@ -170,14 +171,15 @@ class Classification(PixelModel):
                 "`max_frames` must be None to classify files: a preprocessor gives no "
                 f"`frame_indices`. Received: {self.max_frames}"
             )
-        if isinstance(inputs, Iterator):  # which ends when it is looked at
+        if isinstance(inputs, Iterator):  # it can be read only once, and is needed twice
             inputs = list(inputs)
         sources = self.preprocessor.sources(inputs)
         predictions: list[Prediction] = []
         for start in range(0, len(sources), batch_size):
             clips = np.asarray(self.preprocessor.batch(sources[start : start + batch_size]))
             missing = batch_size - len(clips) if start else 0
-            # As many as before: another number would be compiled anew.
+            # The last batch is filled up to the size of the others: for another size the model
+            # would be compiled again.
             filled = np.concatenate([clips, np.repeat(clips[-1:], missing, axis=0)])
             logits = self.predict(filled, batch_size=len(filled), verbose=0)
             probabilities = ops.convert_to_numpy(ops.softmax(np.asarray(logits, "float32")))
@@ -190,7 +192,7 @@ class Classification(PixelModel):
         return [(names[number], float(probabilities[number])) for number in order]
 
     def check_labels(self, y: Any, num_videos: int | None = None) -> None:
-        """Check that labels are those of classes; see `check_class_labels`."""
+        """Check that labels fit the classes and the loss; see `check_class_labels`."""
         loss = getattr(self, "loss", None)
         if y is None and num_videos is not None and loss is not None:
             raise ValueError("`y` must be given beside videos, a label for each. Received: None")
@@ -206,22 +208,23 @@ class Classification(PixelModel):
         metrics: Any = "auto",
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.compile`, with what a classifier needs where nothing is given.
+        """Configure training as `keras.Model.compile` does, with defaults for a classifier.
 
         The constructor has called it without arguments.
 
         Args:
-            optimizer: default: `AdamW`, of step length 1e-3, or 1e-4 where the backbone is trained.
-            loss: default: cross-entropy of the logits with class numbers. The names of Keras'
-                cross-entropies stand for those of logits, which the model returns; of a loss that
-                takes probabilities there is a warning.
+            optimizer: default: `AdamW`, with a learning rate of 1e-3, or 1e-4 if the backbone is
+                trained.
+            loss: default: cross-entropy between the logits and class numbers. The names of Keras'
+                cross-entropies stand for those on logits, because the model returns logits; a
+                loss object that takes probabilities causes a warning.
             loss_weights: as in Keras.
-            metrics: default: the accuracy, where the loss is the default one too; else none.
+            metrics: default: the accuracy if the loss is the default one too, otherwise none.
             kwargs: as in Keras.
         """
         if isinstance(metrics, str) and metrics == "auto":
             metrics = ["accuracy"] if isinstance(loss, str) and loss == "auto" else None
-        # None would leave those of the last call.
+        # With None, Keras would keep the metrics of the last call.
         metrics = [] if metrics is None else metrics
         if isinstance(optimizer, str) and optimizer == "auto":
             trains_backbone = bool(self.backbone.trainable_variables)
@@ -232,16 +235,16 @@ class Classification(PixelModel):
                 inner.decay_by_layer(self.layer_variables)
 
     def layer_variables(self) -> list[list[keras.Variable]]:
-        """List the variables of each layer, for an optimizer with a `layer_decay`."""
+        """List the variables of each layer; an optimizer with a `layer_decay` needs them."""
         raise NotImplementedError
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """As Keras', with whether the optimizer has variables, which one of no step has not."""
+        """Return Keras' config, with a note of whether the optimizer has variables yet."""
         config = super().get_compile_config()
         return config and {**config, _OPTIMIZER_BUILT: self.optimizer.built}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as a saved model was, with the variables of its optimizer."""
+        """Compile the model as it was when it was saved, with its optimizer's variables."""
         arguments = dict(keras.saving.deserialize_keras_object(config))
         is_built = arguments.pop(_OPTIMIZER_BUILT, True)
         self.compile(**arguments)

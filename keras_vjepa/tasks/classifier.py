@@ -1,12 +1,12 @@
-"""Classification of videos and images: clips, views, backbone and probe (§4.3, App. D.1, App. D.3).
+"""Classify videos and images by clips, views, backbone and probe (§4.3, App. D.1, App. D.3).
 
-Departures from the paper's text, as in the authors' code: the optional table of frame numbers. From
-the authors' code: that table gives every view the same positions, where theirs thins the frame
-numbers out once more for each further view; the loss of an evaluation is that of the combined
-prediction.
+Departures from the paper's text, as in the authors' code: the optional table of frame numbers.
+Departures from the authors' code: that table gives every view the same positions, while theirs
+thins the frame numbers out once more for each further view; the loss of an evaluation is that of
+the combined prediction.
 
-Shapes: a video is `(batch, clips, views, frames, height, width, channels)`, all views of a clip
-showing the same frames; clips follow each other in time.
+Shapes: a video is `(batch, clips, views, frames, height, width, channels)`. All views of a clip
+show the same frames; clips follow each other in time.
 """
 
 import math
@@ -52,24 +52,24 @@ class VJEPAVideoClassifier(
 ):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 
-    Call `fit`, and then `classify` with files. It is compiled with a loss on logits, `AdamW` and
-    accuracy, unless `compile` is called anew. All clips and views pass the backbone as one
-    batch. The tokens of all clips of a view then pass the probe together, which gives one
-    prediction a view; without `attend_across_clips`, every clip of every view gives one. Several
-    predictions are combined as the mean of their softmax; in training the loss is the mean of their
-    losses.
+    Call `fit`, and then `classify` with files. The model is compiled with a loss on logits, `AdamW`
+    and accuracy, unless `compile` is called again. All clips and views pass through the backbone as
+    one batch. The tokens of all clips of a view then pass through the probe together, which gives
+    one prediction for each view; without `attend_across_clips`, every clip of every view gives one.
+    Several predictions of a video are combined as the mean of their softmax; in training the loss
+    is the mean of their losses.
 
     Args:
         backbone: any Keras model that returns `(batch, tokens, dim)`; see
-            `keras_vjepa.models.adapters`. One that takes single images, as a `VJEPABackbone` of one
-            frame, is applied to every frame, and the tokens of all frames of a clip are
-            concatenated.
+            `keras_vjepa.models.adapters`. A backbone that takes single images, such as a
+            `VJEPABackbone` of one frame, is applied to every frame, and the tokens of all frames of
+            a clip are concatenated.
         num_classes: width of the logits; may be left out with `class_names`.
         num_clips: clips of a video.
-        num_views: spatial views of a clip in evaluation. Videos of one view are always taken, so
-            that training can see one and validation all.
-        pooling: `"attentive"` or `"average"`; this and the next six as in `VJEPAProbe`.
-        num_heads: heads of the probe; the backbone's if None, as in the reference.
+        num_views: spatial views of a clip in evaluation. Videos of one view are always accepted, so
+            that training can use one view and validation all.
+        pooling: `"attentive"` or `"average"`; this and the next six are as in `VJEPAProbe`.
+        num_heads: heads of the probe; if None, as many as the backbone's, as in the reference.
         head_dim: width of a head of the probe.
         num_layers: layers of the probe.
         mlp_ratio: width of the hidden layer of the probe's MLP.
@@ -77,21 +77,21 @@ class VJEPAVideoClassifier(
         self_attention: what the probe's further layers see, `"query"` or `"tokens"`.
         attend_across_clips: whether the clips of a view make one prediction.
         max_frames: None, or the number of rows of a sine-cosine table whose row n is added to the
-            tokens of a tubelet that begins at frame n of the source video. Off in the reference's
-            runs.
+            tokens of a tubelet that begins at frame n of the source video. The reference's runs do
+            without this table.
         trainable_backbone: False freezes the backbone, True leaves it as it is, or unfreezes it if
             its `trainable` is False. None freezes a backbone without LoRA. From then on its own
             `trainable`, and that of its layers, says what is trained, as anywhere in Keras.
-        class_names: names of the classes in the order of their numbers, which `classify` tells.
+        class_names: names of the classes in the order of their numbers; `classify` returns them.
         preprocessor: a `VJEPAVideoPreprocessor` with as many clips and views, through which
             `classify` takes files; saved and loaded with the model. `from_preset` finds it.
         head: `"probe"`, or `"fine_tuning"` for training together with the backbone (App. D.3): the
-            mean of the tokens, a norm, dropout and a linear layer that begins close to 0. What is a
-            probe's, from `pooling` to `self_attention`, is left out then.
-        head_dropout: of the head for fine-tuning.
-        encoder_norm: whether the backbone's own final norm comes before the head. None for a probe,
-            which always has it, and not for the head of fine-tuning, as in VideoMAE, which learns
-            one of its own in its place.
+            mean of the tokens, a norm, dropout and a linear layer that begins close to 0. The
+            arguments of a probe, from `pooling` to `self_attention`, are left out then.
+        head_dropout: dropout rate of the head for fine-tuning; 0 for a probe.
+        encoder_norm: whether the backbone's own final norm comes before the head. With None, it
+            comes before a probe, and not before the head of fine-tuning, which learns a norm of its
+            own instead, as in VideoMAE. A probe always has it.
 
     Call arguments:
         inputs: float videos, normalised, `(batch, frames, height, width, channels)` for one clip;
@@ -102,9 +102,9 @@ class VJEPAVideoClassifier(
             `(batch, clips, frames)`, each in `[0, max_frames)`.
 
     Returns:
-        Logits `(batch, num_classes)`: the probe's where there is one prediction, else the logarithm
-        of the mean of the softmax. In training several predictions are returned one by one,
-        `(batch, predictions, num_classes)`, views before clips.
+        Logits `(batch, num_classes)`: those of the probe if there is one prediction, otherwise the
+        logarithm of the mean of the softmax. In training several predictions are returned one by
+        one, `(batch, predictions, num_classes)`, views before clips.
 
     Raises:
         ValueError: for a backbone that offers too little, and for wrong ranks, numbers of clips,
@@ -173,10 +173,10 @@ class VJEPAVideoClassifier(
         self.backbone = backbone
         set_trainable(backbone, trainable_backbone)
         if not self.reads_normed_tokens:
-            # Nothing depends on it.
+            # The head does not read this norm's output, so no gradient reaches it.
             _own(backbone, "encoder_norm").norm.trainable = False
         self.probe = self._new_head(encoder)
-        # Built here, so that presets and optimizers find the weights.
+        # The weights are made here, so that presets and optimizers find them.
         self.build()
         self.compile()
 
@@ -214,25 +214,25 @@ class VJEPAVideoClassifier(
 
     @property
     def trainable_backbone(self) -> bool:
-        """What the backbone's own `trainable` is."""
+        """Return whether the backbone is trainable, by its own `trainable`."""
         return self.backbone.trainable
 
     def described_elsewhere(self) -> list[keras.layers.Layer]:
         """Return the backbone, which has a config of its own."""
         return [self.backbone]
 
-    # A method: Keras takes a property that returns a model for another place to save it in.
+    # This is a method because Keras would save a model that a property returns a second time.
     def token_encoder(self) -> TokenEncoder:
-        """Return what offers the backbone's tokens: the backbone itself, or an adapter."""
+        """Return the object that gives the backbone's tokens: the backbone, or an adapter."""
         return as_token_encoder(self.backbone)
 
     @property
     def reads_normed_tokens(self) -> bool:
-        """Whether the backbone's final norm comes before the head; see `encoder_norm`."""
+        """Return whether the backbone's final norm comes before the head; see `encoder_norm`."""
         return self.head == "probe" if self.encoder_norm is None else self.encoder_norm
 
     def layer_variables(self) -> list[list[keras.Variable]]:
-        """List the variables of each layer of the backbone, then those after them, with the head.
+        """List the variables of each layer of the backbone, and last all others with the head's.
 
         Raises:
             ValueError: for a backbone that does not say which layers it has.
@@ -252,7 +252,7 @@ class VJEPAVideoClassifier(
         Args:
             videos: as in the call.
             frame_indices: as in the call; only with `max_frames`.
-            training: passed on to a backbone of which something is trained.
+            training: passed on to the backbone if some part of it is trained.
 
         Returns:
             `(batch, predictions, tokens, dim)`.
@@ -290,18 +290,19 @@ class VJEPAVideoClassifier(
     def attention_weights(self, videos: Tensor, frame_indices: Tensor | None = None) -> Tensor:
         """Compute by how much the probe's query attends to each token of a video.
 
-        That of the backbone's blocks is `backbone.attention_weights`.
+        For the attention in the backbone's blocks see `backbone.attention_weights`.
 
         Args:
             videos: as in the call.
             frame_indices: as in the call; only with `max_frames`.
 
         Returns:
-            float32 `(batch, predictions, heads, tokens)`: of each prediction that is combined, the
-            tokens of `features`; over them they sum to one.
+            float32 `(batch, predictions, heads, tokens)`: for each prediction that is combined, the
+            weights of the tokens that `features` returns; over the tokens they sum to one.
 
         Raises:
-            ValueError: for average pooling, for the head of fine-tuning, and inputs as in the call.
+            ValueError: for average pooling, for the head of fine-tuning, and for wrong inputs as in
+                the call.
 
         Example:
 
@@ -329,7 +330,7 @@ class VJEPAVideoClassifier(
         return ops.expand_dims(videos, 2) if rank == 6 else videos
 
     def _axes(self, shape: Any) -> tuple[Any, ...]:
-        """Clips, views, frames, height, width and channels of inputs of a shape."""
+        """Return clips, views, frames, height, width and channels of inputs of a shape."""
         if len(shape) == 4:
             frames = self.token_encoder().num_frames
             if frames is None:
@@ -357,8 +358,8 @@ class VJEPAVideoClassifier(
         """Check the shape of videos or images, as far as it is known.
 
         Raises:
-            ValueError: for other axes, numbers of clips and views, and sizes of clips that the
-                backbone does not take.
+            ValueError: for wrong axes, for wrong numbers of clips or views, and for sizes of clips
+                that the backbone does not take.
         """
         _, _, frames, *image = self._axes(shape)
         if isinstance(self.backbone, PixelModel):
@@ -366,7 +367,7 @@ class VJEPAVideoClassifier(
             self.backbone.check_shape((None, *image) if is_of_images else (None, frames, *image))
 
     def _add_frame_positions(self, tokens: Tensor, frame_indices: Tensor, frames: int) -> Tensor:
-        """Add the table's row of each tubelet's first frame to its tokens."""
+        """Add to each tubelet's tokens the table's row for the tubelet's first frame."""
         if len(frame_indices.shape) == 2:
             frame_indices = ops.expand_dims(frame_indices, 1)
         if tuple(frame_indices.shape[1:]) != (self.num_clips, frames):
@@ -406,7 +407,7 @@ class VJEPAVideoClassifier(
         return logits if training else combine_predictions(logits)
 
     def compute_output_spec(self, inputs: Any, training: bool | None = False) -> keras.KerasTensor:
-        # Of videos of any length, which `call` cannot be tried with.
+        # Computed by hand: Keras would try `call`, which needs to know the length of the videos.
         videos = inputs["videos"] if isinstance(inputs, dict) else inputs
         batch, views = videos.shape[0], self._axes(videos.shape)[1]
         predictions = views if self.attend_across_clips else views * self.num_clips
@@ -428,7 +429,7 @@ class VJEPAVideoClassifier(
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """Compute Keras' loss; several predictions of a video count as samples (App. D.1)."""
+        """Compute Keras' loss, where each prediction of a video is a sample (App. D.1)."""
         if len(y_pred.shape) == 3:
             predictions = y_pred.shape[1]
             y_pred = ops.reshape(y_pred, (-1, self.num_classes))
@@ -440,7 +441,7 @@ class VJEPAVideoClassifier(
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """Compute Keras' metrics on the combined prediction."""
+        """Compute Keras' metrics on the combined prediction of each video."""
         if len(y_pred.shape) == 3:
             y_pred = combine_predictions(y_pred)
         return super().compute_metrics(x, y, y_pred, sample_weight)
@@ -448,7 +449,7 @@ class VJEPAVideoClassifier(
     # --- Export ----------------------------------------------------------------------------------
 
     def export_inputs(self) -> Any:
-        """As `Exportable.export_inputs`: clips of the size that the backbone is made for."""
+        """Return shapes as `Exportable.export_inputs`: clips of the backbone's own size."""
         encoder = self.token_encoder()
         if encoder.num_frames is None or encoder.image_size is None:
             raise ValueError(
@@ -469,7 +470,7 @@ class VJEPAVideoClassifier(
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """As `VJEPABackbone.weights_asked_for`, for backbone and probe."""
+        """Count weights as `VJEPABackbone.weights_asked_for` does, for backbone and probe."""
         own = arguments_of(cls, config)
         own["num_classes"], _ = check_classes(own["num_classes"], own["class_names"])
         backbone, asked_for = own["backbone"], {}
@@ -516,10 +517,10 @@ class VJEPAVideoClassifier(
         }
 
     def with_backbone(self, backbone: keras.Model) -> Self:
-        """Make a classifier of the same arguments and probe on another backbone.
+        """Make a classifier with the same arguments and probe on another backbone.
 
         Args:
-            backbone: of the same width of tokens.
+            backbone: its tokens must have the same width.
         """
         other = self.from_config({**self.get_config(), "backbone": backbone})
         other.probe.set_weights(self.probe.get_weights())
@@ -530,26 +531,26 @@ class VJEPAVideoClassifier(
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
             for name in ("backbone", "preprocessor")
-            # Configs of before there were preprocessors in them do not name one.
+            # Configs from before classifiers had preprocessors do not name one.
             if isinstance(config.get(name), dict)
         }
         config = {**config, **parts}
         as_it_was = kept_flags(config["backbone"], config.get("trainable_backbone"))
         model = cls(**config)
         if as_it_was.restore():
-            # Again, for what is trained now.
+            # The constructor has compiled the model before this changed what is trained.
             model.compile()
         return model
 
 
 def check_head(arguments: Mapping[str, Any]) -> None:
-    """Check arguments of `VJEPAVideoClassifier` that say which head it has.
+    """Check those arguments of `VJEPAVideoClassifier` that say which head it has.
 
     Args:
-        arguments: of the constructor, by name; all of them.
+        arguments: all arguments of the constructor, by name.
 
     Raises:
-        ValueError: for the first that is out of range, or that the other head has.
+        ValueError: for the first that is out of range, or that only the other head takes.
     """
     head, encoder_norm = arguments["head"], arguments["encoder_norm"]
     check_choice(HEADS, head=head)
@@ -576,7 +577,7 @@ def check_head(arguments: Mapping[str, Any]) -> None:
 
 
 def _own(backbone: keras.Model, argument: str) -> VJEPABackbone:
-    """The backbone, if its layers are known."""
+    """Return the backbone, or refuse an argument that needs a backbone of known layers."""
     if not isinstance(backbone, VJEPABackbone):
         remedy = {
             "encoder_norm": "`encoder_norm` must be True for",
@@ -589,7 +590,10 @@ def _own(backbone: keras.Model, argument: str) -> VJEPABackbone:
 
 
 def _check_table(max_frames: int | None, encoder: TokenEncoder) -> None:
-    """Check that tokens have frames, and the size of the one array that no file holds."""
+    """Check that tokens belong to frames, and that the table of frame numbers is not too large.
+
+    No file holds that table, so that its size is not known from one.
+    """
     if max_frames is None:
         return
     if encoder.tubelet_size is None:
@@ -604,7 +608,7 @@ def _check_table(max_frames: int | None, encoder: TokenEncoder) -> None:
 def check_predictions(
     num_clips: int, num_views: int, attend_across_clips: bool, max_frames: int | None
 ) -> None:
-    """Check arguments of `VJEPAVideoClassifier`, before there is a backbone.
+    """Check those arguments of `VJEPAVideoClassifier` that can be checked without a backbone.
 
     Raises:
         ValueError: for the first that is out of range.
@@ -615,7 +619,7 @@ def check_predictions(
 
 
 def combine_predictions(logits: Tensor) -> Tensor:
-    """Combine several predictions: the logarithm of the mean of their softmax (App. D.1).
+    """Combine several predictions into the logarithm of the mean of their softmax (App. D.1).
 
     Args:
         logits: `(batch, predictions, classes)`.

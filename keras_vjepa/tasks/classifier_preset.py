@@ -1,4 +1,4 @@
-"""Presets of classifiers, and classifiers from presets of other models or classes (App. D.1)."""
+"""Save classifiers as presets, and make classifiers from presets of any model (App. D.1)."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ PROBE_ARGUMENTS = (
     "layer_norm_epsilon",
     "self_attention",
 )
-# Likewise, of the head.
+# Those that determine the same for the choice of the head.
 _HEAD_ARGUMENTS = ("head", "encoder_norm")
 
 PROBE_FILE = "task.weights.h5"
@@ -48,10 +48,10 @@ class ClassifierPreset(Preset):
     """Adds `from_preset` and `save_to_preset` to a classifier of backbone, probe and preprocessor.
 
     Attributes:
-        backbone: of the classifier.
-        probe: of the classifier.
-        preprocessor: of the classifier, or None.
-        num_classes: of the probe.
+        backbone: the backbone of the classifier.
+        probe: the probe of the classifier.
+        preprocessor: the preprocessor of the classifier, or None.
+        num_classes: number of classes of the probe.
     """
 
     config_file = "task.json"
@@ -82,16 +82,16 @@ class ClassifierPreset(Preset):
     ) -> Self:
         """Restore a classifier from its preset, or begin one from a backbone's or pretrainer's.
 
-        The preprocessor of the preset comes with it, set to its clips and views.
+        The preprocessor of the preset comes with the classifier, set to its clips and views.
 
         Args:
             preset, load_weights, trust_on_first_use: as in `Preset.from_preset`. From a backbone's
                 or pretrainer's preset, the probe is fresh.
-            overrides: constructor arguments. `num_classes` or `class_names` is needed where the
-                preset holds no classifier; where it holds one for other classes, its probe is left
-                out, which the log says, and a fresh one takes its place. `dtype` is the backbone's
-                as well; `drop_path_rate` is the backbone's; `image_size` and `num_frames` are the
-                backbone's and the preprocessor's.
+            overrides: constructor arguments. `num_classes` or `class_names` is needed if the preset
+                holds no classifier. If it holds one for other classes, a fresh probe takes the
+                place of the stored one, and the log says so. `dtype` applies to the backbone as
+                well; `drop_path_rate` goes to the backbone; `image_size` and `num_frames` go to the
+                backbone and the preprocessor.
 
         Raises:
             FileNotFoundError: if the folder is no preset.
@@ -133,7 +133,7 @@ class ClassifierPreset(Preset):
         return model.with_backbone(backbone)
 
     def with_backbone(self, backbone: keras.Model) -> Self:
-        """Make a classifier of this one's arguments and probe on another backbone."""
+        """Make a classifier with this one's arguments and probe on another backbone."""
         raise NotImplementedError
 
     @classmethod
@@ -146,10 +146,11 @@ class ClassifierPreset(Preset):
         overrides: dict[str, Any],
     ) -> Self:
         if load_weights:
-            # The backbone is made of its own file, the probe of what the other says of both.
+            # The backbone is made from its own config file, and the probe from the classifier's,
+            # which describes both: each file is checked for what is made from it.
             check_claims(folder, CONFIG_FILE, keras.Model, precision)
             check_claims(folder, cls.config_file, cls, overrides)
-        stored = {"head": "probe", **stored}  # as before there was another one
+        stored = {"head": "probe", **stored}  # presets from before there were two heads name none
         for name in (*PROBE_ARGUMENTS[1:], *_HEAD_ARGUMENTS):
             if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
                 raise ValueError(
@@ -158,20 +159,20 @@ class ClassifierPreset(Preset):
                 )
         overrides["backbone"] = load_backbone(folder, load_weights=False, **precision)
         if "trainable_backbone" in overrides:
-            # It counts more than what the backbone's config says of single layers.
+            # The override takes precedence over what the backbone's config says of single layers.
             set_trainable(overrides["backbone"], overrides["trainable_backbone"])
         return super().from_preset(folder, load_weights, **overrides)
 
 
 def needs_new_head(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
-    """Whether the classes of a preset are others than those asked for.
+    """Tell whether the classes of a preset differ from those that are asked for.
 
     Args:
         stored: arguments of the classifier in the preset.
         overrides: arguments to change.
 
     Returns:
-        False also where classes that had no names get some.
+        Whether they differ. Classes without names that are given names stay the same classes.
 
     Example:
 
@@ -188,7 +189,7 @@ def needs_new_head(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> b
 
 
 def begun_anew(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge arguments where the head is new: the names of its classes are not the old ones.
+    """Merge arguments for a classifier with a new head, without the names of the old classes.
 
     Args:
         stored: arguments of the classifier in the preset.
@@ -204,7 +205,7 @@ def begun_anew(stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
 def _with_preprocessor(
     folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The overrides, with the preprocessor of the preset unless they name one."""
+    """Return the overrides, with the preset's preprocessor added unless they name one."""
     if "preprocessor" in overrides:
         return dict(overrides)
     views = {name: overrides.get(name, stored.get(name, 1)) for name in ("num_clips", "num_views")}

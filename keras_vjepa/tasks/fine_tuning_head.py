@@ -1,6 +1,7 @@
-"""Head of end-to-end fine-tuning: mean of the tokens, norm, dropout, linear layer (App. D.3).
+"""Classify by the mean of the tokens, a norm, dropout and a linear layer: fine-tuning (App. D.3).
 
-The paper says "a linear layer on top"; what stands before it is VideoMAE's, whom it follows.
+The paper says "a linear layer on top". The layers before it are VideoMAE's, because the paper
+follows VideoMAE.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
 
     Call arguments:
         tokens: `(batch, tokens, dim)`.
-        training: whether `dropout` counts.
+        training: whether `dropout` is applied.
 
     Returns:
         Logits `(batch, num_classes)`, in the dtype of the weights also under mixed precision.
@@ -58,7 +59,7 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
 
     @classmethod
     def number_of_weights(cls, dim: int, num_classes: int, dropout: float = 0.0) -> int:
-        """Check constructor arguments; count the numbers that the weights would be, making none.
+        """Check constructor arguments, and count the numbers in the weights without making any.
 
         Args:
             dim: width of the tokens.
@@ -76,7 +77,8 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
         self.norm = layer_norm(_NORM_EPSILON, "norm", self.dtype_policy)
         self.norm.build((None, dim))
         if self.dropout:
-            # Not Keras' layer, which on torch draws from a state that no checkpoint holds.
+            # Keras' own dropout layer is not used: on torch it draws random numbers from a state
+            # that no checkpoint holds.
             self.dropout_seed = keras.random.SeedGenerator(name="dropout_seed")
         self.linear = keras.layers.Dense(
             self.num_classes,
@@ -103,7 +105,7 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     def compute_output_spec(
         self, tokens: keras.KerasTensor, training: bool = False
     ) -> keras.KerasTensor:
-        # As a probe's logits: of the type of the weights.
+        # Logits have the type of the weights, as a probe's.
         shape = self.compute_output_shape(tokens.shape)
         return keras.KerasTensor(shape, dtype=self.variable_dtype)
 

@@ -1,6 +1,7 @@
-"""The encoders that a pretraining run begins with or learns from, by their presets (App. C).
+"""Load the encoders that a pretraining run begins with or learns from, by their presets (App. C).
 
-A preset is told by its weights where both sides know them: it may have moved.
+A preset is recognised by the hash of its weights where that is known, because its folder may have
+moved.
 """
 
 from collections.abc import Mapping
@@ -12,23 +13,23 @@ from keras_vjepa.presets.fingerprints import fingerprint_of_weights
 from keras_vjepa.presets.preset import CONFIG_FILE, check_preset, find_preset, read_config
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
-# Of an encoder's arguments: how it computes, and not what.
+# Arguments of an encoder that change how it computes, and not what it computes.
 _FREE = {"remat"}
 
 
 def architecture_to_begin_with(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Read from the preset that a run begins with which encoder it is of, in options of the config.
+    """Read the encoder's options from the preset that a run begins with.
 
     Args:
-        config: of a recipe; `encoder` is a part of it.
-        given: what a user sets, by the names of options.
+        config: config of a recipe; `encoder` is a part of it.
+        given: options that a user has set, by name.
 
     Returns:
-        Values of options; none if there is no such preset.
+        Values of options, by name; empty if the run begins with no preset.
 
     Raises:
         FileNotFoundError: if the preset is not there.
-        ValueError: for an option that was given and that the preset has otherwise.
+        ValueError: for an option that the user has set to another value than the preset's.
     """
     preset = given.get("start_from", config.start_from)
     if not preset:
@@ -53,7 +54,7 @@ def load_encoder(config: Any, field: str) -> VJEPABackbone | None:
     """Load the encoder of the preset that a field of the config names, if it names one.
 
     Args:
-        config: of a run; has `dtype`.
+        config: config of a run; has `dtype`.
         field: `"start_from"` or `"teacher"`.
 
     Raises:
@@ -63,7 +64,7 @@ def load_encoder(config: Any, field: str) -> VJEPABackbone | None:
     if not preset:
         return None
     try:
-        # Pretraining leaves no block out, however the preset was trained.
+        # Pretraining never leaves blocks out, even if the preset was trained that way.
         return VJEPABackbone.from_preset(preset, dtype=config.dtype, name=field, drop_path_rate=0.0)
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -72,10 +73,10 @@ def load_encoder(config: Any, field: str) -> VJEPABackbone | None:
 
 
 def weights_of_presets(config: Any, pretrainer: VJEPAPretrainer) -> dict[str, str]:
-    """Hash the weights that a fresh pretrainer has from presets, by the names of their fields.
+    """Hash the weights that a fresh pretrainer took from presets, by the presets' config fields.
 
     Args:
-        config: of the run.
+        config: config of the run.
         pretrainer: as it is before the first step.
     """
     networks = {"start_from": pretrainer.encoder, "teacher": pretrainer.teacher}
@@ -87,11 +88,11 @@ def weights_of_presets(config: Any, pretrainer: VJEPAPretrainer) -> dict[str, st
 
 
 def presets_as_they_are(config: Any, stored: Mapping[str, Any]) -> dict[str, str]:
-    """Hash the weights of the presets of a run that is finished, in the words of its config.
+    """Hash the weights that the presets of a finished run hold now, by the names in its config.
 
     Args:
-        config: of the run as it is asked for now.
-        stored: what it left.
+        config: config of the run as it is asked for now.
+        stored: config that the run has stored.
     """
     found = {}
     for field in ("start_from", "teacher"):
@@ -100,7 +101,7 @@ def presets_as_they_are(config: Any, stored: Mapping[str, Any]) -> dict[str, str
             try:
                 found[name] = fingerprint_of_weights(load_encoder(config, field))
             except OSError:
-                # Results stay when the preset is gone.
+                # The results of a run stay valid when its preset is gone.
                 if path == stored.get(field):
                     found[name] = stored[name]
     return found

@@ -1,12 +1,13 @@
-"""The joint-embedding predictive objective and its training step (§3.1 eq. 1, App. B eq. 2).
+"""Train encoders by the joint-embedding predictive objective (§3.1 eq. 1, App. B eq. 2).
 
 Departures from the paper's text, as in the authors' code: targets pass through a LayerNorm without
 parameters; the loss is a mean over features too (the paper's is the sum, larger by the width); an
 optional variance regulariser exists, with weight 0 in all of the paper's runs.
 
-Beyond both, off by default, for small models on little data: variance and covariance terms on the
-context encoder's features, as in VICReg (Bardes, Ponce and LeCun, 2022); pixel targets that are not
-normalised; a frozen teacher in place of the moving average (SALT: Li et al., 2025).
+Additions to both, which are off by default and meant for small models on little data: variance and
+covariance terms on the context encoder's features, as in VICReg (Bardes, Ponce and LeCun, 2022);
+pixel targets that are not normalised; a frozen teacher in place of the moving average (SALT: Li et
+al., 2025).
 
 One batch is a dictionary (the only contract with `keras_vjepa.data`):
 
@@ -59,7 +60,7 @@ _ENCODER_FILE, _TEACHER_FILE = "encoder.weights.h5", "teacher.weights.h5"
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, TrainableModel):
-    """Encoder, predictor and moving-average target encoder, trained together (§3.1, App. B).
+    """Trains an encoder and a predictor against a moving-average target encoder (§3.1, App. B).
 
     Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
     this module. The target encoder starts as a copy of the encoder and follows it after every
@@ -76,8 +77,8 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             of Table 1 (there with `loss_exponent=2`). The predictor's `output_dim` must fit. The
             target encoder follows the encoder either way.
         normalize_targets: whether each token's targets are normalised by their own mean and
-            deviation, as in the paper's runs. Pixels that are not keep what is bright apart from
-            what is dark: an even background then weighs nothing.
+            deviation, as in the paper's runs. Pixels that are not normalised keep the contrast
+            between bright and dark; an even background then counts for nothing.
         context_variance_weight: weight of mean(relu(1 - deviation)) over the features of the
             context encoder, the deviation taken over the tokens of a device's batch.
         context_covariance_weight: weight of the sum of the squared covariances of different
@@ -162,7 +163,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
 
     @property
     def trainable(self) -> bool:
-        """Whether encoder and predictor learn; target encoder and teacher never do."""
+        """Return whether encoder and predictor learn; target encoder and teacher never do."""
         return super().trainable
 
     @trainable.setter
@@ -175,16 +176,21 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         return [self.target_encoder, *([] if self.teacher is None else [self.teacher])]
 
     def described_elsewhere(self) -> list[keras.layers.Layer]:
-        """Return all parts: they have configs of their own, or are copies of what has one."""
+        """Return all parts: each has a config of its own, or is a copy of one that has."""
         return [self.encoder, self.predictor, *self._not_trained()]
 
     # --- The objective ---------------------------------------------------------------------------
 
     def targets(self, videos: Tensor) -> Tensor:
-        """What the tokens of `videos` are to be predicted as, float32, without gradient.
+        """Compute what the predictor has to predict for each token of videos, without gradient.
 
-        Features of the target encoder or the teacher, `(batch, tokens, hidden_dim)`, or pixels,
-        `(batch, tokens, patch_dim)`; both normalised in each token, unless told otherwise.
+        Args:
+            videos: float `(batch, frames, height, width, channels)`.
+
+        Returns:
+            float32 features of the target encoder or the teacher, `(batch, tokens, hidden_dim)`, or
+            pixels, `(batch, tokens, patch_dim)`; both normalised in each token, unless
+            `normalize_targets` is False.
         """
         if self.target == "features":
             values = (self.teacher or self.target_encoder)(videos)
@@ -196,9 +202,14 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         return ops.stop_gradient(values)
 
     def encode_context(self, batch: Batch, mask_index: int) -> Tensor:
-        """Features of the tokens that one kind of mask leaves visible.
+        """Compute the features of the tokens that one kind of mask leaves visible.
 
-        `(batch, context, hidden_dim)`; rows of padding hold no meaning.
+        Args:
+            batch: as described at the top of this module.
+            mask_index: number of the kind of mask.
+
+        Returns:
+            `(batch, context, hidden_dim)`; rows of padding hold no meaning.
         """
         indices, mask = batch[f"context_indices_{mask_index}"], None
         if self.padding:
@@ -206,10 +217,15 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         return self.encoder(batch["videos"], indices, mask)
 
     def predictions(self, batch: Batch, mask_index: int, context: Tensor | None = None) -> Tensor:
-        """Predictions for the targets of one kind of mask, float32.
+        """Predict the targets of one kind of mask.
 
-        `(batch, targets, output_dim)`; rows of padded targets hold no meaning. `context` is what
-        `encode_context` gave, if it was called already.
+        Args:
+            batch: as described at the top of this module.
+            mask_index: number of the kind of mask.
+            context: what `encode_context` returned, if it was called already; else None.
+
+        Returns:
+            float32 `(batch, targets, output_dim)`; rows of padded targets hold no meaning.
         """
         if context is None:
             context = self.encode_context(batch, mask_index)
@@ -226,9 +242,14 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         return ops.cast(predictions, "float32")
 
     def sample_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Prediction loss and variance regulariser of each sample, two `(batch,)`.
+        """Compute the prediction loss and the variance regulariser of each sample.
 
-        The loss holds the terms on the context's features, if they have a weight.
+        Args:
+            batch: as described at the top of this module.
+
+        Returns:
+            Two tensors `(batch,)`. The loss includes the terms on the context's features, if they
+            have a weight.
         """
         targets = self.targets(batch["videos"])
         num_masks = len(self.observes(batch))
@@ -249,8 +270,8 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         return sum(losses) / num_masks, variance_loss
 
     def observes(self, inputs: Batch) -> tuple[str, ...]:
-        """Name the prediction losses of the kinds of masks, which a step has in its logs."""
-        # The call itself says what is wrong with another thing than a batch.
+        """Name the prediction losses, one for each kind of mask, that a step writes to its logs."""
+        # If this is no batch, the call itself says what is wrong with it.
         names = inputs if isinstance(inputs, Mapping) else ()
         kinds = sum(name.startswith("target_indices_") for name in names)
         return tuple(f"loss_mask_{i}" for i in range(kinds))
@@ -268,19 +289,19 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras'; what is no batch is said without the page that Keras wraps errors in."""
+        """Call the model as Keras does, but refuse what is no batch by a short error of our own."""
         self._check(inputs=args[0] if args else kwargs.get("inputs"))
         return super().__call__(*args, **kwargs)
 
     def _check(self, **given: Any) -> None:
-        """Check that what is given is a batch, of tokens that a clip has; -1 stands for none."""
+        """Check that each argument is a batch, and that its token numbers exist or are -1."""
         check_batch(**given)
         for inputs in given.values():
             numbers = {name: inputs[name] for name in inputs if "_indices_" in name}
             check_token_numbers(self.predictor.num_tokens, numbers, least=-1)
 
     def call(self, inputs: Batch) -> Tensor:
-        # Again, for an engine that calls it without the above.
+        # This repeats the check of `__call__`, because some engines call this method directly.
         check_batch(inputs=inputs)
         loss, variance_loss = self.sample_losses(inputs)
         if self.variance_weight:
@@ -295,13 +316,13 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         sample_weight: Any = None,
         training: bool = True,
     ) -> Tensor:
-        """The mean of the samples' losses, and what regularisers of layers add to it."""
+        """Return the mean of the samples' losses, with what regularisers of layers add to it."""
         return collectives.loss_share(sum(self.losses, ops.mean(y_pred)))
 
     def compute_metrics(
         self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
-        """As Keras', whose `loss` is the epoch's mean so far, with this step's own beside it."""
+        """Return Keras' metrics, where `loss` is the epoch's mean so far, and this step's loss."""
         step_loss = ops.mean(ops.stop_gradient(y_pred))
         logs = super().compute_metrics(x, y, y_pred, sample_weight)
         return {**logs, **collectives.reduce_logs({"step_loss": step_loss})}
@@ -310,18 +331,19 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         return (input_shape["videos"][0],)
 
     def compute_output_spec(self, inputs: dict[str, keras.KerasTensor]) -> keras.KerasTensor:
-        # Losses are float32; Keras would promise the type that is computed in.
+        # Losses are float32; Keras would announce the dtype of the computation.
         shape = self.compute_output_shape({"videos": inputs["videos"].shape})
         return keras.KerasTensor(shape, dtype="float32")
 
     # --- The training step -----------------------------------------------------------------------
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """As `keras.Model.fit`, which also takes batches as `keras_vjepa.data.ClipBatches` makes.
+        """Train as `keras.Model.fit` does, also on endless batches such as `ClipBatches`.
 
-        Of those it takes the batches from the optimizer's step on: several epochs, and several
-        calls, continue one stream. Those that a `LossScaleOptimizer` skipped are seen again. As
-        `validation_data` it takes of them the first `validation_steps`, the same after every epoch.
+        `keras_vjepa.data.ClipBatches` makes each batch as a function of the step. Training takes
+        those from the optimizer's step on, so that several epochs, and several calls, continue one
+        stream. Batches that a `LossScaleOptimizer` skipped are seen again. As `validation_data`,
+        the first `validation_steps` of them are taken, the same after every epoch.
 
         Args:
             x: batches of a function of the step, or anything that Keras takes.
@@ -347,10 +369,10 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             return super().fit(x, *args, **given)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`, of batches as `keras_vjepa.data.ClipBatches` makes too.
+        """Compute the loss as `keras.Model.evaluate` does, also on endless batches.
 
-        Of those it takes the first, the same in every call. A batch is what the top of this module
-        says; there are no labels.
+        Of batches as `keras_vjepa.data.ClipBatches` makes them, it takes the first ones, the same
+        in every call. Batches are described at the top of this module; there are no labels.
 
         Args:
             x: batches of a function of the step, or anything that Keras takes.
@@ -361,40 +383,39 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             return super().evaluate(source, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`, the loss of each sample; `x` and `steps` as in `evaluate`."""
+        """Compute the loss of each sample; `x` and `steps` are as in `evaluate`."""
         with _finite(self, x, kwargs) as source:
             return super().predict(source, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`."""
+        """Check a batch, then train on it as `keras.Model.train_on_batch` does."""
         self._check(x=x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.test_on_batch`."""
+        """Check a batch, then evaluate it as `keras.Model.test_on_batch` does."""
         self._check(x=x)
         return super().test_on_batch(x, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        """As `keras.Model.predict_on_batch`: the loss of each sample."""
+        """Check a batch, then compute the loss of each of its samples."""
         self._check(x=x)
         return super().predict_on_batch(x)
 
     def compile(  # type: ignore[override]
         self, optimizer: Any = None, accumulation_steps: int = 1, **kwargs: Any
     ) -> None:
-        """As `keras.Model.compile`, without a loss.
+        """Configure training as `keras.Model.compile` does, without a loss.
 
-        What a step reads from attributes (`momentum`, weights of losses, `trainable`) is constant
-        until the next call: compiled and recorded steps keep it. With `run_eagerly` nothing is
-        kept.
+        Compiled and recorded steps keep the values of attributes (`momentum`, weights of losses,
+        `trainable`) from this call until the next one. With `run_eagerly`, every step reads them.
 
         Args:
-            optimizer: default: `AdamW`. An `AdamW`, also one in another optimizer, clips encoder
-                and predictor each by its own norm.
-            accumulation_steps: parts in which a device works through its share of a batch, one
-                after the other, before the optimizer's step. The numbers stay the same, also for a
-                batch that the parts do not divide.
+            optimizer: default: `AdamW`. An `AdamW`, also one inside another optimizer, clips the
+                gradients of encoder and predictor separately, each by its own norm.
+            accumulation_steps: number of parts in which a device works through its share of a
+                batch, one after the other, before the optimizer's step. The results stay the same,
+                also for a batch whose size the parts do not divide.
             kwargs: as in Keras.
         """
         check_whole(1, accumulation_steps=accumulation_steps)
@@ -403,8 +424,8 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW()
         super().compile(optimizer=optimizer, **kwargs)
-        # Now rather than in the first step: that step is then traced once, and saved optimizer
-        # variables find their place.
+        # The optimizer is built now rather than in the first step, so that this step is traced only
+        # once and saved optimizer variables find their place.
         self.optimizer.build(self.trainable_variables)
         for inner in inner_optimizers(self.optimizer):
             if isinstance(inner, AdamW):
@@ -414,7 +435,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
                 )
 
     def _check_parts(self) -> None:
-        """Check what was done to the parts since they were put together."""
+        """Check that no change to the parts since the constructor has broken their relation."""
         for part in self._not_trained():
             if any(variable.trainable for variable in part.variables):
                 raise ValueError(
@@ -440,32 +461,32 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         self.compile(optimizer, config["accumulation_steps"])
 
     def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
-        """Move the target encoder (App. B), after each update of the optimizer.
+        """Move the target encoder towards the encoder after an update of the optimizer (App. B).
 
         Args:
             moved: bool scalar, whether there was an update; None for True.
 
         Returns:
-            `finite`, 1.0 or 0.0: whether the step left finite weights. A gradient that is not
-            finite shows in the step that made it.
+            `finite`, 1.0 or 0.0: whether all weights are finite after the step. This shows a
+            gradient that is not finite in the very step that made it.
         """
         self.update_target_encoder(moved)
         return {"finite": updates.all_finite(self.trainable_variables)}
 
     def log_each_step(self) -> None:
-        """As every model that training takes; the logs of a pretrainer hold that anyway."""
+        """Do nothing: a pretrainer's logs already hold the loss of every step."""
 
     def update_target_encoder(self, moved: Tensor | None = None) -> None:
-        """target = momentum * target + (1 - momentum) * encoder, over all variables.
+        """Set target = momentum * target + (1 - momentum) * encoder, for all variables.
 
         Args:
-            moved: bool scalar; where it is False, nothing changes. None for True.
+            moved: bool scalar; if it is False, nothing changes. None for True.
         """
         rate = self._update_rate()
         if moved is not None:
             rate = rate * ops.cast(moved, "float32")
         encoders = (self.target_encoder, self.encoder)
-        # Quantized kernels are whole numbers, and stand still.
+        # Quantized kernels are integers, which the moving average leaves as they are.
         targets, sources = (
             [v for v in encoder.variables if keras.backend.is_float_dtype(v.dtype)]
             for encoder in encoders
@@ -475,12 +496,12 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
     def _update_rate(self) -> Tensor:
         if not isinstance(self.momentum, LinearSchedule):
             return 1.0 - self.momentum
-        # The optimizer has counted its step already: the first update sees batch 1.
+        # The optimizer has counted its own step already: at the first update, `batches` is 1.
         batches = ops.convert_to_tensor(batches_taken(self.optimizer))
         return self.momentum.complement(batches - 1)
 
     def export(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: what other programs run is an encoder.
+        """Refuse to export a pretrainer, since other programs run only an encoder or predictor.
 
         Raises:
             NotImplementedError: always.
@@ -506,7 +527,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """As `VJEPABackbone.weights_asked_for`, for all its parts."""
+        """Count weights as `VJEPABackbone.weights_asked_for` does, for all parts."""
         if isinstance(config.get("momentum"), dict):
             described_class(config["momentum"], LinearSchedule)
         encoder = weights_asked_for(config.get("encoder"), VJEPABackbone)
@@ -543,7 +564,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         parts: dict[str, Any] = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
             for name in ("encoder", "predictor", "momentum", "teacher")
-            # Presets of before there were teachers do not name one.
+            # Presets from before pretrainers had teachers do not name one.
             if name in config
         }
         return cls(**{**config, **parts})
@@ -561,7 +582,7 @@ def check_objective(
     context_variance_weight: float,
     context_covariance_weight: float,
 ) -> None:
-    """Check arguments of `VJEPAPretrainer`, before there is a model.
+    """Check those arguments of `VJEPAPretrainer` that can be checked without a model.
 
     Raises:
         ValueError: for the first that is out of range.
@@ -608,7 +629,7 @@ def _check_fit(
 
 @contextmanager
 def _finite(model: VJEPAPretrainer, source: Any, given: Mapping[str, Any]) -> Iterator[Any]:
-    """Lend what Keras can evaluate in place of endless batches, and raise what these raise."""
+    """Replace endless batches by a number of them that Keras can evaluate, and pass errors on."""
     if not is_stream(source):
         if is_in_memory(source):
             model._check(x=source)
@@ -620,7 +641,7 @@ def _finite(model: VJEPAPretrainer, source: Any, given: Mapping[str, Any]) -> It
 
 
 def _steps(given: Mapping[str, Any], name: str) -> int:
-    """How many batches to take of such as have no end."""
+    """Return how many of endless batches to take, as the user must say."""
     steps = given.get(name)
     if steps is None:
         raise ValueError(f"`{name}` must be given with endless batches. Received: None")
@@ -631,10 +652,11 @@ def _steps(given: Mapping[str, Any], name: str) -> int:
 def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
     config = encoder.get_config()
     if encoder.dtype_policy.variable_dtype in ("bfloat16", "float16"):
-        # Half-precision variables would stand still: their steps round to nothing.
+        # In half precision the moving average would never move: its steps are rounded to nothing.
         config["dtype"] = f"mixed_{encoder.dtype_policy.compute_dtype}"
     target = VJEPABackbone.from_config({**config, "name": f"target_{encoder.name}"})
     target.trainable = False
-    # Through NumPy: a shared buffer would break the donation of the training state.
+    # The weights are copied by way of NumPy, because JAX could not donate the training state if two
+    # variables shared a buffer.
     target.set_weights(collectives.values(encoder.weights))
     return target

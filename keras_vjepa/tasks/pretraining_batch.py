@@ -1,4 +1,4 @@
-"""What a batch of pretraining is, and what is said of anything else (§3.1, §3.2)."""
+"""Check that data are a batch for pretraining, and say what is wrong otherwise (§3.1, §3.2)."""
 
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -9,13 +9,13 @@ _CONTEXT, _TARGET = "context_indices_", "target_indices_"
 
 
 def check_batch(**given: Any) -> None:
-    """Check that what a pretrainer is given is a batch.
+    """Check that the data given to a pretrainer are batches.
 
     Args:
-        given: whatever was given, by the name of the argument.
+        given: the data, by the name of the argument.
 
     Raises:
-        ValueError: if it is not; the message says what a batch is, and what makes one.
+        ValueError: if one is no batch; the message says what a batch is, and what makes one.
 
     Example:
 
@@ -34,7 +34,7 @@ def check_batch(**given: Any) -> None:
 
 
 def is_stream(source: Any) -> TypeGuard[Batches]:
-    """Tell whether batches are a function of the step, as those of `ClipBatches` are."""
+    """Tell whether batches are made as a function of the step, as `ClipBatches` makes them."""
     return hasattr(source, "stream") and hasattr(source, "batch")
 
 

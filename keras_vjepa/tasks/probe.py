@@ -1,8 +1,8 @@
-"""Probe on frozen features: attentive or average pooling, then a linear layer (§4.3, App. D.1).
+"""Probe frozen features by attentive or average pooling and a linear layer (§4.3, App. D.1).
 
 Departures from the paper's text, as in the authors' code: those of `layers/pooling.py`; nothing
 stands between the pooler and the linear layer. The probe on average-pooled features (Tables 3 and
-13) is not in the authors' code: mean, then linear layer.
+13) is not in the authors' code; here it is a mean and then a linear layer.
 """
 
 import math
@@ -20,7 +20,7 @@ from keras_vjepa.layers.pooling import AttentivePooler, attend_together
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.types import Tensor
 
-# More than any set of videos or images has.
+# More classes than any set of videos or images has.
 MOST_CLASSES = 2**22
 _NO_PRESET = (
     "A probe alone has no preset: use `VJEPAVideoClassifier.save_to_preset` with its backbone, or "
@@ -30,15 +30,17 @@ _NO_PRESET = (
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
-    """Classifies tokens: pools them, then a linear layer (§4.3, App. D.1).
+    """Classifies tokens by pooling them and applying a linear layer (§4.3, App. D.1).
 
-    A model by itself, to be fitted on features that were computed once; the part that learns of a
-    `VJEPAVideoClassifier`. The weights are made when it is first called, or by `build`.
+    It is a model by itself, which can be fitted on features that were computed once, and it is the
+    part of a `VJEPAVideoClassifier` that learns. The weights are made when it is first called, or
+    by `build`.
 
     Args:
         num_classes: width of the logits.
-        num_heads: attention heads, the encoder's in the reference; not used by average pooling.
-        num_layers: 1 for the cross-attention alone; each more is a transformer block.
+        num_heads: attention heads; as many as the encoder's in the reference. Average pooling does
+            not use it.
+        num_layers: 1 for the cross-attention alone; each further layer is a transformer block.
         pooling: `"attentive"`, or `"average"` for the mean over the tokens (Tables 3 and 13).
         mlp_ratio: width of the MLP's hidden layer over the tokens' width.
         layer_norm_epsilon: epsilon of every norm.
@@ -93,11 +95,11 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
 
     @classmethod
     def number_of_weights(cls, dim: int, **arguments: Any) -> int:
-        """Check constructor arguments; count the numbers that the weights would be, making none.
+        """Check constructor arguments, and count the numbers in the weights without making any.
 
         Args:
             dim: width of the tokens.
-            arguments: those of the constructor; the others have its defaults.
+            arguments: arguments of the constructor; those left out have its defaults.
 
         Raises:
             ValueError: for unknown or missing names, and for values as the constructor does.
@@ -113,7 +115,7 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
         width = dim if head_dim is None else own["num_heads"] * head_dim
         projections = 3 * (dim + 1) * width + (0 if head_dim is None else (width + 1) * dim)
         block = 2 * dim + 4 * (dim + 1) * dim + mlp
-        # The query token and the norm of the tokens.
+        # `3 * dim` are the query token and the norm of the tokens.
         return linear + 3 * dim + projections + mlp + (own["num_layers"] - 1) * block
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
@@ -130,7 +132,7 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
                 dtype=self.dtype_policy,
             )
             self.pooler.build(tokens_shape)
-        # As the reference's framework starts a linear layer, unlike all the other ones.
+        # The reference leaves this linear layer, and no other, as its framework initializes it.
         uniform = keras.initializers.RandomUniform(-1 / math.sqrt(dim), 1 / math.sqrt(dim))
         self.linear = keras.layers.Dense(
             self.num_classes,
@@ -160,7 +162,7 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
             float32 `(batch, heads, tokens)`; over the tokens they sum to one.
 
         Raises:
-            ValueError: for average pooling, and tokens as in the call.
+            ValueError: for average pooling, and for wrong tokens as in the call.
         """
         check_choice(("attentive",), pooling=self.pooling)
         self._check_width(tokens)
@@ -183,7 +185,8 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
             tokens: `(batch, tokens, dim)`.
 
         Returns:
-            `(batch, num_classes)` of each probe. Attentive probes read the tokens once for all.
+            Logits `(batch, num_classes)` of each probe. Attentive probes read the tokens once for
+            all probes.
 
         Raises:
             ValueError: for tokens of another rank, or of another width than the probes'.
@@ -215,12 +218,12 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
         return (tokens_shape[0], self.num_classes)
 
     def compute_output_spec(self, tokens: keras.KerasTensor) -> keras.KerasTensor:
-        # Logits have the type of the weights; Keras would promise the one that is computed in.
+        # Logits have the dtype of the weights; Keras would announce that of the computation.
         shape = self.compute_output_shape(tokens.shape)
         return keras.KerasTensor(shape, dtype=self.variable_dtype)
 
     def save_to_preset(self, folder: Any) -> None:
-        """Refuse: a preset begins with a backbone.
+        """Refuse to save a preset, since a preset needs a backbone.
 
         Raises:
             NotImplementedError: always.
@@ -229,7 +232,7 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
 
     @classmethod
     def from_preset(cls, preset: Any, **kwargs: Any) -> Self:
-        """Refuse: a preset begins with a backbone.
+        """Refuse to load a preset, since a preset needs a backbone.
 
         Raises:
             NotImplementedError: always.
@@ -237,7 +240,7 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
         raise NotImplementedError(_NO_PRESET)
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: a probe begins with weights that know nothing yet.
+        """Refuse to add LoRA, since a probe has no pretrained weights to adapt.
 
         Raises:
             NotImplementedError: always.
@@ -275,7 +278,7 @@ def check_probe(
     head_dim: int | None,
     self_attention: str,
 ) -> None:
-    """Check arguments of `VJEPAProbe`, before it is known what it is a probe of.
+    """Check those arguments of `VJEPAProbe` that do not depend on the features or classes.
 
     Raises:
         ValueError: for the first that is out of range.
@@ -289,13 +292,13 @@ def check_probe(
 
 
 def token_width(tokens_shape: Sequence[int | None]) -> int:
-    """Read the width of tokens off their shape.
+    """Read the width of tokens from their shape.
 
     Args:
         tokens_shape: `(batch, tokens, dim)`.
 
     Raises:
-        ValueError: for another rank, and a width that is not known.
+        ValueError: for another rank, and for a width that is not known.
     """
     if len(tokens_shape) != 3 or tokens_shape[-1] is None:
         raise ValueError(
