@@ -1,6 +1,6 @@
 """Check every file of a data set before a run meets it (§3.4: 2 M videos from many places).
 
-Of the files that are named twice, or hold the same bytes, the first one is kept.
+Of files that are named twice or hold the same bytes, the first one is kept.
 """
 
 import os
@@ -26,9 +26,9 @@ RESULTS, CLEAN, REASONS, VIDEOS = "results.jsonl", "clean.csv", "reasons.csv", "
 # Kinds of problems with which a file can still be read, so that it may be kept.
 READABLE: tuple[Problem, ...] = ("truncated", "damaged", "duplicate")
 
-# Of what a result holds: others are made anew.
+# Version of the results' layout: results of other versions are not used.
 _VERSION = 1
-# A file is given up after so many of its limits of time: it is read in many steps.
+# A file is read in many steps that each keep the limit of time; it is given up after this many.
 _STEPS = 60
 _COLUMNS = [
     *("path", "codec", "width", "height", "fps", "seconds", "num_frames", "keyframe_distance"),
@@ -41,8 +41,8 @@ class CheckedVideos:
     """Says which samples of a data set can be used.
 
     Attributes:
-        usable: those without a problem, in their order.
-        reports: of each sample, in the same order as the samples.
+        usable: the samples without a problem, in their order.
+        reports: each sample with its report, in the same order.
         known: number of files that were checked before.
     """
 
@@ -52,7 +52,7 @@ class CheckedVideos:
 
     @property
     def problems(self) -> Counter[str]:
-        """Number of samples left out, by the kind of their problem."""
+        """Return the number of samples that are left out, by the kind of their problem."""
         return Counter(r.problem for _, r in self.reports if r.problem)
 
 
@@ -72,12 +72,12 @@ def check_videos(
 
     Args:
         samples: what to check.
-        folder: for the results, made if need be.
+        folder: folder for the results, made if need be.
         inspection: how to look at a file.
-        num_processes: files at a time.
+        num_processes: number of files that are checked at a time.
         min_frames: leave out videos with fewer frames.
-        keep: kinds of problems with which files are used all the same, of `READABLE`.
-        progress: called with how many files are done, and how many there are.
+        keep: kinds of problems, of `READABLE`, with which files are used all the same.
+        progress: called with the number of files that are done, and of all files.
 
     Returns:
         What was found.
@@ -98,12 +98,12 @@ def check_videos(
     journal = Journal(folder / RESULTS, settings)
     sources = {sample.path: sample.source for sample in samples}
     kept = {p: VideoReport(**found) for p, s in sources.items() if (found := journal.get(s))}
-    # There may have been too little memory for them then.
+    # Files that crashed a process are tried again: there may have been too little memory then.
     known = {path: report for path, report in kept.items() if report.problem != "crash"}
     ahead = [source for path, source in sources.items() if path not in known]
     new = _inspected(ahead, journal, inspection, num_processes, lambda n: progress(n, len(ahead)))
     for sample in samples:
-        # Of frames in a folder the user says it, and may say something else than before.
+        # The user gives the rate of a folder's frames, and may give another one than before.
         if isinstance(sample.media, FrameFolder) and sample.path in known:
             fps, report = sample.media.fps, known[sample.path]
             known[sample.path] = replace(report, fps=fps, seconds=round(report.num_frames / fps, 3))
@@ -120,7 +120,7 @@ def _inspected(
     num_processes: int,
     progress: Callable[[int], None],
 ) -> dict[str, VideoReport]:
-    """What is in each of some files, which is kept at once."""
+    """Inspect some files, and write to the journal at once what is in each."""
     found = {}
     seconds = _STEPS * inspection.limits.max_file_seconds
     work = each_with_state(inspection, sources, lambda source: source, num_processes, seconds)
@@ -140,7 +140,7 @@ def _judged(
     min_frames: int,
     keep: Collection[str],
 ) -> list[tuple[Sample, VideoReport]]:
-    """Samples with what is wrong with each, also beside the others."""
+    """List samples with what is wrong with each, by itself or beside the others."""
     first: dict[str, Sample] = {}
     reports = []
     for sample in samples:
@@ -173,7 +173,7 @@ def _same_as(sample: Sample, other: Sample) -> str:
 def _write(
     folder: Path, usable: Sequence[Sample], reports: Sequence[tuple[Sample, VideoReport]]
 ) -> None:
-    """Write the lists and tables, those of an earlier check replaced."""
+    """Write the lists and tables in place of those of an earlier check."""
     if usable:
         write_list(folder / CLEAN, usable)
     else:

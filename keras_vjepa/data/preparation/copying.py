@@ -27,7 +27,7 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform
 
 RESULTS, COPIES, REASONS = "results.jsonl", "copies.csv", "reasons.csv"
-# A copy is given up after so many of the limits of time: it is made in many steps.
+# A copy is made in many steps that each keep the limit of time; it is given up after this many.
 _STEPS = 240
 _VERSION = 1
 
@@ -41,8 +41,8 @@ class CopiedVideos:
         originals: the same samples with their own paths.
         made: number of copies made now.
         bad_files: reason for each file that could not be copied.
-        num_bytes: of all copies.
-        original_bytes: of their originals.
+        num_bytes: size of all copies together.
+        original_bytes: size of their originals together.
     """
 
     copies: list[Sample]
@@ -54,15 +54,16 @@ class CopiedVideos:
 
 
 def names_of_copies(paths: Sequence[str], root: str | Path, folder: Path) -> dict[str, str]:
-    """Name the copy of each file: the same below `folder` as the file has below `root`, in MP4.
+    """Name the copy of each file, an MP4 in the same place below `folder` as the file below `root`.
 
     Args:
         paths: files below `root`.
         root: folder of the originals, as `shared_root` finds it.
-        folder: of the copies.
+        folder: folder of the copies.
 
     Returns:
-        The copy of each file. Where two would have the same name, both keep their extensions in it.
+        The path of each file's copy. Where two would have the same, their names keep the extensions
+        of the originals.
 
     Example:
 
@@ -84,7 +85,7 @@ def check_apart(paths: Sequence[str], targets: Sequence[str]) -> None:
     """Check that no copy would take the place of an original.
 
     Raises:
-        ValueError: if one would.
+        ValueError: if a copy would.
     """
     originals = {os.path.realpath(path) for path in paths}
     for target in targets:
@@ -106,18 +107,18 @@ def copy_videos(
     """Copy the files of samples, several at a time; those that are copied already are left.
 
     `folder` gets the copies, `copies.csv` which lists them with their labels, `reasons.csv` of the
-    files that could not be copied, and `results.jsonl`, from which it goes on when it was stopped.
+    files that could not be copied, and `results.jsonl`, by which a stopped call is continued.
 
     Args:
         samples: what to copy.
         root: folder below which all of them lie.
-        folder: for the copies, made if need be.
+        folder: folder for the copies, made if need be.
         transcoding: how to copy.
-        num_processes: files at a time.
-        progress: called with how many files are done, and how many there are.
+        num_processes: number of files that are copied at a time.
+        progress: called with the number of files that are done, and of all files.
 
     Returns:
-        What became of them.
+        What became of the files.
 
     Raises:
         ValueError: if a copy would take the place of an original.
@@ -156,7 +157,7 @@ def copy_videos(
 def _known(
     journal: Journal, sources: dict[str, str | Media], targets: dict[str, str]
 ) -> dict[str, Copy]:
-    """What became of files earlier, as far as it is still so."""
+    """Return what became of files earlier, unless they or their copies have changed since."""
     known = {}
     for path, target in targets.items():
         result = journal.get(sources[path])
@@ -172,7 +173,7 @@ def _copied(
     num_processes: int,
     progress: Callable[[int], None],
 ) -> dict[str, Copy]:
-    """Copy files; what became of each is kept at once."""
+    """Copy files, and write to the journal at once what became of each."""
     found = {}
     seconds = _STEPS * transcoding.limits.max_file_seconds
     work = each_with_state(transcoding, pairs, lambda pair: pair[0], num_processes, seconds)
@@ -181,7 +182,7 @@ def _copied(
         if isinstance(result, ProcessFailure):
             if os.strerror(errno.ENOSPC) in result.reason:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
-            found[path] = Copy(result.reason)  # it is tried again
+            found[path] = Copy(result.reason)  # not in the journal: the next call tries again
         else:
             found[path] = result
             copy = [] if result.reason else state_of(target)
@@ -196,9 +197,9 @@ class Gain:
 
     Attributes:
         clips: number of pairs that were timed.
-        before: clips a second of the originals.
-        after: clips a second of the copies.
-        ratio: median, over the pairs, of how many times faster the copy is.
+        before: clips that are read of the originals in a second.
+        after: clips that are read of the copies in a second.
+        ratio: how many times faster the copy is read, the median over the pairs.
     """
 
     clips: int
@@ -213,23 +214,23 @@ def measured_gain(
     """Time the same clips of originals and of their copies, in turn.
 
     A clip is what pretraining reads (App. C): 16 frames, every fourth, cropped to 224 pixels.
-    Processor time is counted, so other work on the machine disturbs little.
+    Processor time is counted, so that other work on the machine changes little.
 
     Args:
-        originals: files.
+        originals: the original files.
         copies: the copy of each.
-        max_videos: how many of them are read, two clips of each.
-        seed: of the choice.
+        max_videos: how many of the videos are read, two clips of each.
+        seed: seed of the choice.
 
     Returns:
-        The gain; None where there is no video that both ways can read.
+        The gain; None if there is no video of which original and copy can be read.
     """
     pairs = [pair for pair in zip(originals, copies, strict=True) if not is_image(pair[0].source)]
     order = random_stream(seed, 0).permutation(len(pairs))[:max_videos]
     seconds = []
     for number in order.tolist():
         try:
-            # The first time, a file is looked at as well.
+            # The first turn is not counted, because a file that is new is inspected as well.
             turns = [
                 [_seconds(sample.source, seed, number, turn) for sample in pairs[number]]
                 for turn in range(3)
@@ -244,7 +245,7 @@ def measured_gain(
 
 
 def _seconds(source: str | Media, *key: int) -> float:
-    """Processor time of one clip, at a place that follows from the key."""
+    """Measure the processor time of reading one clip, at a place that follows from the key."""
     transform = PretrainTransform(224)
     start = time.process_time()
     rng = random_stream(*key)

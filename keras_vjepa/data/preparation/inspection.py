@@ -23,7 +23,8 @@ Problem = Literal[
 # Frames decoded at a time, each time within the limit of seconds.
 _AT_ONCE = 256
 _BLOCK = 2**22
-# Two frames are as far apart as two others if it is so but for what the container rounds.
+# Distances between frames that differ by no more than this, in seconds, are taken for equal,
+# because containers round times.
 _SAME_DISTANCE = 0.002
 
 
@@ -32,18 +33,18 @@ class VideoReport:
     """Says what is in a file.
 
     Attributes:
-        problem: kind of what is wrong with it, "" if nothing is.
-        reason: what is wrong, in words.
-        codec: FFmpeg's name of it; "image" for an image.
-        num_frames: frames that can be read.
-        fps: frames per second on average, 0.0 if it does not say.
-        seconds: its length; 0.0 if it does not say.
-        height, width: of a frame in pixels, upright.
-        keyframe_distance: the most frames from one key frame to the next, or to the end; 0 if it
-            does not say.
-        has_variable_rate: whether frames are shown for different times.
+        problem: kind of the file's problem, "" if it has none.
+        reason: the problem in words.
+        codec: FFmpeg's name of the codec; "image" for an image.
+        num_frames: number of frames that can be read.
+        fps: frames per second on average, 0.0 if the file does not say.
+        seconds: length of the video; 0.0 if the file does not say.
+        height, width: size of an upright frame in pixels.
+        keyframe_distance: the most frames from one key frame to the next, or to the end; 0 if the
+            file does not say.
+        has_variable_rate: whether some frames are shown for longer than others.
         num_bytes: size of the file.
-        content: hash of all of its bytes.
+        content: hash of all bytes of the file.
     """
 
     problem: Problem = ""
@@ -62,7 +63,7 @@ class VideoReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Says how files are inspected; can be sent to another process.
+    """Says how files are inspected; it can be sent to another process.
 
     Args:
         limits: time and pixels that a file may take; the time is for 256 frames at once.
@@ -77,10 +78,10 @@ class Inspection:
         """Inspect a file.
 
         Args:
-            source: a video, or an image by its extension; or where else one lies.
+            source: a path, whose extension tells an image from a video; or other media.
 
         Returns:
-            What is in it; what is wrong with it is said there too.
+            What is in the file, and what is wrong with it, if anything is.
         """
         found: dict[str, Any] = {}
         media = media_at(source)
@@ -102,7 +103,7 @@ class Inspection:
         return VideoReport(**found)
 
     def _damage(self, media: Media, video: VideoReader) -> tuple[Problem, str]:
-        """What is wrong with a file that can be opened."""
+        """Find what is wrong with a file that can be opened."""
         missing = _missing_bytes(media)
         if missing:
             return "truncated", f"its last {missing:,} bytes are missing"
@@ -167,16 +168,16 @@ def _keyframe_distance(video: VideoReader) -> int:
 
 
 def _is_variable(times: NDArray[np.float64]) -> bool:
-    """Whether frames are unevenly spaced, by more than what containers round."""
+    """Tell whether frames are unevenly spaced, by more than containers round."""
     distances = np.diff(times)
     if len(distances) < 2:
         return False
-    # A millisecond either way is what Matroska rounds to.
+    # Matroska rounds each time to a millisecond, so distances may differ by two.
     return bool(np.ptp(distances) > max(_SAME_DISTANCE, 0.01 * math.fabs(np.median(distances))))
 
 
 def _size_and_hash(media: Media) -> tuple[int, str]:
-    """Bytes, and a hash of all of them; of folders of frames, the hash that `Media` gives."""
+    """Count and hash the bytes of a file; for a folder of frames, take the hash of `Media`."""
     if not isinstance(media, EncodedMedia):
         return 0, media.content_hash().hex()
     digest = hashlib.blake2b(digest_size=16)

@@ -1,7 +1,7 @@
 """Keep what was found of each of many files, so that a stopped work goes on (2 M videos, §3.4).
 
-One JSON object a line, appended as results come. A process that is killed leaves at most a part of
-the last line, which is passed over and done again.
+A journal has one JSON object in each line, appended as results come. A process that is killed
+leaves at most a part of the last line. That part is passed over, and its file done again.
 """
 
 import json
@@ -24,13 +24,13 @@ Result = dict[str, Any]
 
 
 def state_of(source: str | Media) -> list[int]:
-    """Tell a file from another that takes its place: size and time of its last change.
+    """Return what tells a file from another in its place: size and time of the last change.
 
     Args:
-        source: the file, or where else a video lies.
+        source: the path of the file, or other media.
 
     Returns:
-        The two numbers; none where there is nothing.
+        The two numbers; an empty list if there is no file.
     """
     status = media_at(source).status()
     return [*status[:2]] if any(status) else []
@@ -47,17 +47,18 @@ def each_with_state(
 
     Args:
         function, max_seconds: as in `each_in_processes`.
-        items: what to call it with, each of another file.
+        items: what to call the function with, each of another file.
         source_of: tells the file of an item.
-        num_processes: how many items at a time, at most.
+        num_processes: how many items are worked on at a time, at most.
 
     Yields:
-        Each item, the state of its file before it was read, and the result, as they are finished.
+        Each item, the state of its file before it was read, and the result, in the order in which
+        they are finished.
     """
     states = dict[str, list[int]]()
 
     def noted(item: ItemT) -> ItemT:
-        # Before it is read: what changes meanwhile is looked at again.
+        # Before the file is read, so that a file which changes meanwhile is looked at again.
         source = source_of(item)
         states[name_of(source)] = state_of(source)
         return item
@@ -72,7 +73,7 @@ class Journal:
 
     Args:
         path: the file of lines, made with the first result.
-        settings: what the results depend on beside the files; those of others are not used again.
+        settings: what the results depend on beside the files; results of others are not used again.
 
     Raises:
         OSError: if the file is there and cannot be read.
@@ -80,7 +81,7 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        # As JSON has it: a tuple is a list there.
+        # Through JSON, as those that are read from the file: a tuple becomes a list.
         self._settings = json.loads(json.dumps(settings))
         self._found: dict[str, Result] = {}
         content = path.read_bytes() if path.exists() else b""
@@ -95,12 +96,12 @@ class Journal:
             path, is_ours = entry["path"], entry["settings"] == self._settings
             result = {"state": entry["state"], "result": dict(entry["result"])}
         except (ValueError, TypeError, KeyError, RecursionError):
-            return  # the rest of a line that was cut off
+            return  # a line that was cut off
         if is_ours:
             self._found[path] = result
 
     def get(self, source: str | Media) -> Result | None:
-        """Return what was found of a file; None if nothing was, or the file has changed since."""
+        """Return what was found of a file; None if nothing was or the file has changed since."""
         found = self._found.get(name_of(source))
         return found["result"] if found and found["state"] == state_of(source) else None
 
@@ -109,27 +110,27 @@ class Journal:
 
         Args:
             path: the file.
-            state: of it before it was read, see `state_of`.
-            result: what JSON can hold.
+            state: its state before it was read, see `state_of`.
+            result: anything that JSON can hold.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if the result cannot be written.
         """
         self._found[path] = {"state": state, "result": result}
         entry = {"path": path, "state": state, "settings": self._settings, "result": result}
-        # A line that was cut off gets its end first.
+        # If the last line was cut off, the new one must not be added to it.
         start = "\n" if self._begins_anew else ""
-        # All in ASCII: names of files need not be UTF-8.
+        # In ASCII, because names of files need not be UTF-8.
         files.append_line(self.path, start + json.dumps(entry))
         self._begins_anew = False
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Write a table as comma-separated values, each in one line whatever is in it.
+    """Return a table as comma-separated values, one row a line, whatever the texts hold.
 
     Args:
         header: names of the columns.
-        rows: texts, as many as there are columns.
+        rows: rows of texts, as many as there are columns.
 
     Example:
 

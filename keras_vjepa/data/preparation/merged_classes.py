@@ -1,8 +1,8 @@
-"""Kinetics-710: the classes of Kinetics-400, -600 and -700 as one list (§3.4, K710).
+"""Merge the classes of Kinetics-400, -600 and -700 into one list, Kinetics-710 (§3.4, K710).
 
-Classes of one name are one. Departure: the authors of K710 also merged 15 classes that are spelt
-differently in two editions, such as "dying hair" and "dyeing hair"; these stay apart unless a user
-names them, for no official list does.
+Classes of the same name become one. Departure: the authors of K710 also merged 15 classes that are
+spelt differently in two editions, such as "dying hair" and "dyeing hair". Here these stay apart
+unless a user names them, because no official list says which they are.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,10 +14,10 @@ class MergedClasses:
     """Holds the classes of several lists as one.
 
     Attributes:
-        names: of all classes, sorted; the place is the number.
+        names: names of all classes, sorted; the place of a name is the number of its class.
         number_of: for each list, the number of each of its classes, by the name that it has there.
         own_numbers: for each list, the number that each of `names` has in that list alone, whose
-            classes are numbered in the order of their names; None where it is not there.
+            classes are numbered in the order of their names; None for a class that it lacks.
     """
 
     names: list[str]
@@ -26,7 +26,7 @@ class MergedClasses:
 
     @property
     def num_shared(self) -> int:
-        """Number of classes that are in every list."""
+        """Return the number of classes that are in every list."""
         return sum(None not in own for own in zip(*self.own_numbers.values(), strict=True))
 
 
@@ -37,7 +37,7 @@ def merge_classes(
 
     Args:
         classes: names of the classes, by the name of the list.
-        same: names to be replaced by another, for classes that lists spell differently.
+        same: names, each with the one that replaces it, for classes that lists spell differently.
 
     Raises:
         ValueError: if `same` names no class, or makes two classes of one list the same.

@@ -1,8 +1,8 @@
 """Do something with each of many files in processes of their own (for the 2 M videos of §3.4).
 
-A decoder that crashes ends its process, and not the work: the file is named, another process takes
-the next one. Processes are started anew, not forked, so they know nothing of a backend; they do not
-import the program that starts them, and begin in about a second.
+A decoder that crashes ends its process, but not the work: the file is named, and another process
+takes the next one. Processes are started anew, not forked, so they know nothing of a backend. They
+do not import the program that starts them, and begin in about a second.
 """
 
 import os
@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, Generic, TypeVar
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# What a process runs. The name keeps it from loading a backend, which no reader needs.
+# The program of a process. By the name in `sys.argv`, the package loads no backend, which no
+# reader needs.
 _START = """
 import pickle, sys
 sys.argv = ["keras-vjepa"]
@@ -35,8 +36,8 @@ class ProcessFailure:
     """Says why there is no result for an item.
 
     Attributes:
-        reason: in words.
-        is_crash: whether the process ended, in place of an error of Python's.
+        reason: the reason in words.
+        is_crash: whether the process ended, instead of raising an error.
     """
 
     reason: str
@@ -52,13 +53,15 @@ def each_in_processes(
     """Call a function with each of some items, in several processes.
 
     Args:
-        function: of a module, or a `functools.partial` of one; its result is sent by `pickle`.
-        items: what to call it with, read as processes become free.
-        num_processes: how many items at a time.
-        max_seconds: for one item; its process is then ended, and another one started.
+        function: a function of a module, or a `functools.partial` of one, which `pickle` can send,
+            as it can the results.
+        items: what to call the function with; an item is taken when a process becomes free.
+        num_processes: how many items are worked on at a time.
+        max_seconds: limit for one item; its process is then ended, and another one started.
 
     Yields:
-        Each item with its result, as they are finished. If the caller stops, the processes end.
+        Each item with its result, in the order in which they are finished. If the caller stops, the
+        processes end.
 
     Example:
 
@@ -75,7 +78,7 @@ def each_in_processes(
 
 
 class _Work(Generic[ItemT, ResultT]):
-    """A thread for each process, which gives it one item after another."""
+    """Runs a thread for each process, which gives the process one item after another."""
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class _Work(Generic[ItemT, ResultT]):
     ) -> None:
         self._function, self._items, self._max_seconds = function, items, max_seconds
         self._lock, self._is_stopped = threading.Lock(), False
-        # Bounded: results may be large, and a slow caller need not have all of them in memory.
+        # Bounded, because results may be large: with a slow caller they would fill the memory.
         self._results: queue.Queue[Any] = queue.Queue(2 * num_processes)
         self._processes: set[_Process] = set()
         self._threads = [
@@ -94,6 +97,7 @@ class _Work(Generic[ItemT, ResultT]):
         ]
 
     def results(self) -> Iterator[tuple[ItemT, ResultT | ProcessFailure]]:
+        """Start the threads, and yield each item with its result."""
         for thread in self._threads:
             thread.start()
         running = len(self._threads)
@@ -107,6 +111,7 @@ class _Work(Generic[ItemT, ResultT]):
                 yield found
 
     def stop(self) -> None:
+        """End all processes, and wait until their threads have ended too."""
         with self._lock:
             self._is_stopped = True
             for process in self._processes:
@@ -129,7 +134,7 @@ class _Work(Generic[ItemT, ResultT]):
                     self._ended(process)
                     process = None
                 self._results.put((item[0], result))
-        except BaseException as error:  # of `items`, or a process cannot be started
+        except BaseException as error:  # raised by `items`, or by a process that cannot be started
             self._results.put(error)
         finally:
             if process is not None:
@@ -160,17 +165,18 @@ class _Work(Generic[ItemT, ResultT]):
 
 
 class _Process:
-    """A process that calls a function with what it is sent."""
+    """Runs a process that calls a function with what it is sent."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        # What libraries print goes here: of a process that ends, the last line may say why.
+        # Holds what libraries print: if the process ends, the last line may say why.
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            # Ctrl-C is for the one that started it, which ends it.
+            # In a session of its own, because Ctrl-C is for the program that started it, which
+            # then ends it.
             start_new_session=os.name != "nt",
         )
         self._is_late = False
@@ -185,7 +191,7 @@ class _Process:
             raise RuntimeError(f"A process that reads files cannot be started: {words}") from None
 
     def ask(self, item: Any, seconds: float) -> tuple[Any, bool]:
-        """The result for an item, and whether the process can be asked again."""
+        """Return the result for an item, and whether the process can be asked again."""
         timer = threading.Timer(seconds, self._too_late)
         timer.daemon = True
         timer.start()
@@ -207,7 +213,7 @@ class _Process:
             self._process.stdin.write(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, which the answer tells
+            pass  # the process has ended, which is found where its answer is read
 
     def _too_late(self) -> None:
         self._is_late = True
@@ -222,7 +228,7 @@ class _Process:
         return f"the process ended with code {code}: {lines[-1][:200]}".rstrip(": ")
 
     def end(self) -> None:
-        """End the process; again does nothing."""
+        """End the process; a second call does nothing."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
@@ -234,13 +240,13 @@ def _close(stream: Any) -> None:
     try:
         stream.close()
     except OSError:
-        pass  # what was not read any more
+        pass  # there was something left to write, which the ended process does not read any more
 
 
 def serve() -> None:
     """Answer what comes in on the standard input, in a process that `each_in_processes` started."""
     questions: BinaryIO = sys.stdin.buffer
-    # What a library prints must not get between the answers.
+    # Answers get the standard output for themselves: prints of libraries go to the error output.
     answers = os.dup(1)
     os.dup2(2, 1)
     function = pickle.load(questions)

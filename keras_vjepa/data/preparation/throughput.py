@@ -22,10 +22,10 @@ from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.transforms.training import PretrainTransform
 
-# A clip of a file, and its number, from which its place in the file follows.
+# A file, and the number of a clip, from which the clip's place in the file follows.
 Item = tuple[str, int]
 
-# A clip that takes longer is no measurement.
+# A clip that takes longer than this many seconds is no measurement.
 _SECONDS = 600.0
 
 
@@ -34,8 +34,8 @@ class TimedClip:
     """Holds a clip, and the processor time that it took.
 
     Attributes:
-        clip: as training reads it.
-        seconds: of processor time, of all threads of the process; right for one worker.
+        clip: the clip as training reads it.
+        seconds: processor time of all threads of the process, so it is right for one worker only.
     """
 
     clip: NDArray[np.float32]
@@ -44,12 +44,12 @@ class TimedClip:
 
 @dataclass(frozen=True)
 class ClipReading:
-    """Says how a clip is read; can be sent to another process.
+    """Says how a clip is read; it can be sent to another process.
 
     Args:
         decoder: one of `decoders`.
         clip: how to choose frames.
-        crop_size: of the pretraining transform.
+        crop_size: crop size of the pretraining transform.
         limits: time and pixels that a file may take.
     """
 
@@ -84,7 +84,7 @@ class ClipReading:
                 return PretrainTransform(self.crop_size)(clip, rng)
 
     def _with_decord(self, path: str, rng: np.random.Generator) -> NDArray[np.float32]:
-        """The shortest loop with it, which reads wrong frames of some files."""
+        """Read a clip in the shortest way that decord has, which gets some files' frames wrong."""
         import decord
 
         try:
@@ -144,8 +144,8 @@ class Throughput:
     """Says how fast clips came.
 
     Attributes:
-        clips_per_second: by the clock, once all workers are at work.
-        seconds_per_clip: of processor time, the median; of one worker it is what a core needs.
+        clips_per_second: clips in a second by the clock, once all workers are at work.
+        seconds_per_clip: median processor time of a clip; with one worker it is what a core needs.
     """
 
     clips_per_second: float
@@ -155,17 +155,17 @@ class Throughput:
 def throughput(
     workers: Workers, reading: ClipReading, paths: Sequence[str], count: int, clips: int
 ) -> Throughput:
-    """Time clips of some files, each file once before the clock starts, so that it is known.
+    """Time clips of some files; each file is read once before the clock starts, so it is known.
 
     Args:
         workers: one of `kinds_of_workers`.
         reading: how a clip is read.
         paths: files; each worker process meets them for the first time.
         count: number of workers.
-        clips: how many to time.
+        clips: how many clips to time.
 
     Returns:
-        How fast they came.
+        How fast the clips came.
 
     Raises:
         UnreadableVideoError: if a file cannot be read.

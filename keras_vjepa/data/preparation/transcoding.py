@@ -1,10 +1,10 @@
 """Copy a video into a form that is read fast: small, H.264, key frames close together (§3.4).
 
-Kinetics copies of this kind are what the field trains on: the shorter side at 256 pixels (App. C
-crops 224 of them), where the originals are of 720 lines and of one key frame in ten seconds.
+Models are usually trained on copies of Kinetics of this kind, whose shorter side has 256 pixels
+(App. C crops 224 of them). The originals have 720 lines and one key frame in ten seconds.
 
-Frames are those that `VideoReader` gives, upright and in their order, each shown at the time at
-which the original shows it. Sound is left out.
+The frames of a copy are those that `VideoReader` gives of the original, upright and in their order,
+each shown at the time at which the original shows it. Sound is left out.
 """
 
 import os
@@ -29,11 +29,11 @@ from keras_vjepa.data.reading.video import VideoReader, open_video
 
 Frame = NDArray[np.uint8]
 
-# Ticks of a second, as many as MPEG has: every common frame rate is a whole number of them.
+# Ticks in a second, as in MPEG: a frame lasts a whole number of them at every common frame rate.
 _TICKS = 90_000
 _AT_ONCE = 32
-# Frames that do not look like the original's differ by more than this many of 256 levels on
-# average; what encoding at the lowest quality changes is less.
+# A frame that differs from the original's by more than this many of 256 levels on average does not
+# look like it. Encoding at the lowest quality changes less.
 _MOST_DIFFERENT = 24.0
 # Seconds by which a frame may be shown earlier or later.
 _LATE = 0.002
@@ -46,7 +46,7 @@ class Copy:
 
     Attributes:
         reason: why there is no copy, "" if there is one.
-        num_frames: of the copy, and of the original.
+        num_frames: number of frames, the same in the copy and the original.
         num_bytes: size of the copy.
         original_bytes: size of the original.
     """
@@ -59,13 +59,13 @@ class Copy:
 
 @dataclass(frozen=True)
 class Transcoding:
-    """Says how videos are copied; can be sent to another process.
+    """Says how videos are copied; it can be sent to another process.
 
     Args:
         short_side: pixels of the shorter side; a video that is smaller keeps its size.
         keyframe_distance: frames from one key frame to the next.
-        quality: x264's constant rate factor: 0 is without loss, 18 looks the same, each 6 more are
-            half the bytes.
+        quality: x264's constant rate factor: 0 is without loss, 18 looks the same, and each 6 more
+            halve the bytes.
         limits: time and pixels that a file may take; the time is for 32 frames at once.
 
     Raises:
@@ -83,14 +83,14 @@ class Transcoding:
         check_whole(0, _LOWEST_QUALITY, quality=self.quality)
 
     def __call__(self, names: tuple[str | Media, str]) -> Copy:
-        """Copy a file; the copy gets its name when it has been read and compared.
+        """Copy a file; the copy gets its name only after it has been read and compared.
 
         Args:
-            names: the original, or where else it lies, and the copy, which is replaced if there is
-                one.
+            names: the original, as a path or as other media, and the path of the copy, which is
+                replaced if there is one.
 
         Returns:
-            What became of it; of an original that cannot be read, the reason.
+            What became of the file; if the original cannot be read, the reason.
 
         Raises:
             OSError: if the copy cannot be written.
@@ -135,13 +135,13 @@ class Transcoding:
         if times is None:
             times = np.arange(video.num_frames) / video.fps
         ticks = np.rint((times - times[0]) * _TICKS).astype(np.int64)
-        # Two frames at the same time would be one.
+        # A file can hold only one frame for each tick, so frames at the same tick are moved apart.
         return np.maximum.accumulate(ticks - np.arange(len(ticks))) + np.arange(len(ticks))
 
     def _size(self, video: VideoReader) -> tuple[int, int]:
         height, width = video.info.height, video.info.width
         scale = min(1.0, self.short_side / min(height, width))
-        # H.264's colours are of two by two pixels.
+        # H.264 keeps one colour for each two by two pixels, so both sides must be even.
         return max(2, 2 * round(height * scale / 2)), max(2, 2 * round(width * scale / 2))
 
     def _frames(self, video: VideoReader, height: int, width: int) -> Iterator[Frame]:
@@ -180,7 +180,7 @@ class Transcoding:
     def _compare(
         self, path: str, unfinished: Path, ticks: NDArray[np.int64], shown: dict[int, Frame]
     ) -> None:
-        """Raise unless a copy has the frames of the original, at their times."""
+        """Raise an error unless a copy has the frames of the original, at their times."""
         with open_video(unfinished, limits=self.limits) as copy:
             decoded = -1
             while (now := copy.decode_on(_AT_ONCE)) != decoded:
@@ -214,7 +214,7 @@ def _bytes_of(media: Media) -> bytes:
 
 
 def _size_of(media: Media) -> int:
-    """Bytes of an original; 0 of a folder of frames, which are many files."""
+    """Return the bytes of an original; 0 for a folder of frames, which is not a single file."""
     if not isinstance(media, EncodedMedia):
         return 0
     with media.content() as content:

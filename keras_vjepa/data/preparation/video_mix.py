@@ -1,12 +1,13 @@
-"""VideoMix2M: the pretraining set of the paper from the official lists (§3.4, Table 2).
+"""Mix the paper's pretraining set, VideoMix2M, from the official lists (§3.4, Table 2).
 
 Every video of a validation set of Kinetics-400, -600, -700 and of Something-Something v2 is left
-out of all sources, HowTo100M included, and so is what is there a second time: in the order of
-`SOURCES`, the first source that has a file keeps the video. Ids tell videos apart.
+out of all sources, HowTo100M included. A video that several sources have is kept once: in the order
+of `SOURCES`, the first one that has a file of it keeps it. Ids tell videos apart.
 
-Departures: which lists the authors removed, they do not say; here those that are given, test sets
-too if a user gives them, as UniFormerV2 did for K710. Kinetics lists several clips of some videos;
-one of each is taken, as in K710. A quarter of the set (Table 2) is drawn at random from all of it.
+Departures: the authors do not say which lists they removed. Here those that a user gives are
+removed, also of test sets, as UniFormerV2 did for K710. Kinetics lists several clips of some
+videos; one of each video is taken, as in K710. A quarter of the set (Table 2) is drawn at random
+from all of it.
 """
 
 from collections import Counter
@@ -31,7 +32,7 @@ from keras_vjepa.data.sources.samples import Sample
 
 Reader = Callable[[Path], Iterator[ListedVideo]]
 
-# In the order of their numbers in the list that is written. What reads the list of each:
+# The reader of each source's list. The order is that of the labels in the list that is written.
 SOURCES: dict[str, Reader] = {
     "k400": kinetics_videos,
     "k600": kinetics_videos,
@@ -40,9 +41,9 @@ SOURCES: dict[str, Reader] = {
     "howto100m": howto100m_videos,
 }
 _KINETICS = ("k400", "k600", "k700")
-# Of which the paper removes the validation sets.
+# Sources whose validation sets the paper removes.
 WITH_VALIDATION = (*_KINETICS, "ssv2")
-# Table 2.
+# The mixes of Table 2, by the sources that they are made of.
 SUBSETS: dict[str, tuple[str, ...]] = {
     "videomix2m": tuple(SOURCES),
     "k710": _KINETICS,
@@ -56,8 +57,8 @@ class MixSource:
     """Says where the lists and the files of one source are.
 
     Attributes:
-        training: its official list of training videos.
-        videos: folder of the files, at any depth.
+        training: official list of the source's training videos.
+        videos: folder below which the files lie, at any depth.
     """
 
     training: Path
@@ -69,11 +70,11 @@ class SourceCount:
     """Counts what became of one source.
 
     Attributes:
-        number: its label in the list.
-        listed: rows of its official list.
-        kept: videos in the mix, before a share of it is drawn.
-        left_out: number of rows for each reason.
-        drawn: videos in the list that is written.
+        number: label of the source's videos in the list that is written.
+        listed: number of rows in the source's official list.
+        kept: number of videos in the mix, before a share of it is drawn.
+        left_out: number of rows that were left out, for each reason.
+        drawn: number of videos in the list that is written.
     """
 
     number: int
@@ -91,7 +92,7 @@ class VideoMix:
         samples: files, each labelled by the number of its source.
         counts: what became of each source, by its name.
         left_out: source, id and reason of each row that is not in the mix.
-        held_out: number of ids that were kept out, by the source of the lists.
+        held_out: number of ids that may not be in the mix, by the source of their lists.
         classes: names of the classes in the list of each source of Kinetics.
         class_of: name of the class of each file of Kinetics, by its path.
     """
@@ -113,13 +114,13 @@ class VideoMix:
         ]
 
     def label_weights(self, weights: Mapping[str, float]) -> tuple[float, ...]:
-        """Order weights of sources as `ClipBatches` takes them; 1 for those not named."""
+        """Order weights of sources as `ClipBatches` takes them, with 1 for those not named."""
         most = max(count.number for count in self.counts.values())
         names = {count.number: name for name, count in self.counts.items()}
         return tuple(weights.get(names.get(n, ""), 1.0) for n in range(most + 1))
 
     def as_json(self) -> dict[str, Any]:
-        """Write the counts as JSON has them."""
+        """Return the counts in a form that JSON can hold."""
         sources = {
             name: {
                 "label": count.number,
@@ -143,12 +144,12 @@ def mix_videos(
     """Mix sources from their official lists.
 
     Args:
-        sources: by the names of `SOURCES`; those of `subset` are taken.
+        sources: lists and files by the names of `SOURCES`; those of `subset` are taken.
         held_out: official lists of validation (and test) videos of each source, none of which may
             be in the mix, whatever source it would come from.
         subset: one of `SUBSETS`.
-        share: of the mix that is drawn, in (0, 1]; the order of the rest stays.
-        seed: of the draw.
+        share: share of the mix that is drawn, in (0, 1]; the drawn videos keep their order.
+        seed: seed of the draw.
 
     Returns:
         The mix.
@@ -161,7 +162,7 @@ def mix_videos(
     check_number("(0, 1]", share=share)
     held = _held_out(held_out)
     counts, left_out, samples = dict[str, SourceCount](), list[tuple[str, str, str]](), []
-    # The source that has a video, for each kind of ids.
+    # The source that has a video, by its id, for Something-Something (True) and YouTube (False).
     taken: dict[bool, dict[str, str]] = {True: {}, False: {}}
     classes, class_of = dict[str, set[str]](), dict[str, str]()
     for number, (name, read) in enumerate(SOURCES.items()):
@@ -196,7 +197,7 @@ def mix_videos(
 
 
 def _held_out(lists: Mapping[str, Sequence[Path]]) -> dict[bool, dict[str, str]]:
-    """The source whose lists hold an id out, for each kind of ids."""
+    """Find the source whose lists hold an id out, for each kind of ids (as in `mix_videos`)."""
     held: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for name, paths in lists.items():
         check_choice(WITH_VALIDATION, held_out=name)
@@ -213,7 +214,7 @@ def _reason(
     known: Mapping[str, str],
     path: str | None,
 ) -> str:
-    """Why a video is left out, "" if it is not."""
+    """Say why a video is left out, "" if it is not."""
     if not video.is_valid:
         return "no id of a video"
     if video.id in held:
@@ -238,5 +239,5 @@ def _drawn(samples: list[Sample], share: float, seed: int) -> list[Sample]:
 
 
 def missing_lists(held_out: Collection[str]) -> list[str]:
-    """Name the sources of which no validation list is given, and the paper removes it."""
+    """Name the sources whose validation list the paper removes, and of which none is given."""
     return [name for name in WITH_VALIDATION if name not in held_out]
