@@ -1,4 +1,4 @@
-"""How training runs: optimizer, schedules, and the run that is never lost (App. C)."""
+"""Run trainings: the optimizer, its schedules, and runs that can be resumed (App. C)."""
 
 from keras_vjepa.training.loss_log import LossLog
 from keras_vjepa.training.optimizer import AdamW

@@ -1,4 +1,4 @@
-"""Batches as training takes them: a function of the step, streamed while it lasts (App. C)."""
+"""Define what a run asks of its batches, and hand them to training as a stream (App. C)."""
 
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -10,36 +10,40 @@ import keras
 
 
 class Named(Protocol):
-    """A sample, by its name."""
+    """Describes a sample that has a name."""
 
     @property
     def path(self) -> str:
-        """Its name, for most the path of a file."""
+        """Return the sample's name, which for most is the path of a file."""
 
     @property
     def source(self) -> Any:
-        """What is read: that path, or what `keras_vjepa.data.Sample` has in its place."""
+        """Return what is read: the path, or what a `keras_vjepa.data.Sample` has in its place."""
 
 
 class Batches(Protocol):
-    """What a run asks of its batches; `keras_vjepa.data.ClipBatches` is one kind.
+    """Lists what a run asks of its batches; `keras_vjepa.data.ClipBatches` is one kind.
 
     Attributes:
-        samples: what the batches are made of.
-        error: what ended a stream, if anything did.
+        samples: the samples that the batches are made of.
+        error: the error that ended a stream; None if there was none.
     """
 
     @property
-    def samples(self) -> Sequence[Named]: ...
+    def samples(self) -> Sequence[Named]:
+        """Return the samples that the batches are made of."""
+        ...
 
     @property
-    def error(self) -> Exception | None: ...
+    def error(self) -> Exception | None:
+        """Return the error that ended a stream; None if there was none."""
+        ...
 
     def batch(self, step: int) -> Any:
         """Make the batch of a step."""
 
     def stream(self, start: int = 0, stop: int | None = None) -> Generator[Any, None, None]:
-        """Yield the batches of the steps from `start` to `stop`, or for ever."""
+        """Yield the batches of the steps from `start` up to `stop`; without `stop`, for ever."""
 
     def paths(self, step: int) -> list[str]:
         """List the files that the batch of a step is made of."""
@@ -58,8 +62,8 @@ def opened(batches: Batches, start: int, stop: int | None = None) -> Iterator[An
         A generator of batches.
 
     Raises:
-        Exception: what the data raised, as it raised it: some backends wrap it into pages of
-            their own.
+        Exception: the error that the data raised, unchanged; some backends would wrap it into
+            pages of their own.
     """
     source = batches.stream(start, stop)
     try:
@@ -69,17 +73,18 @@ def opened(batches: Batches, start: int, stop: int | None = None) -> Iterator[An
             raise batches.error from None
         raise
     finally:
-        # A backend's own thread may still be in it, and will then do so.
+        # `close` fails while a thread of the backend still runs the generator. That thread then
+        # ends it.
         with suppress(ValueError):
             source.close()
 
 
 @dataclass
 class Waiting:
-    """The time that training has waited for batches.
+    """Measures the time that training waits for batches.
 
     Attributes:
-        seconds: of all batches so far.
+        seconds: the time waited for all batches so far.
 
     Example:
 
@@ -92,7 +97,7 @@ class Waiting:
     seconds: float = 0.0
 
     def timed(self, source: Iterator[Any]) -> Iterator[Any]:
-        """Hand batches on, and take the time until each is there.
+        """Hand batches on, and add up the time until each of them is there.
 
         Args:
             source: the batches.
@@ -111,15 +116,15 @@ class Waiting:
 
 
 class FirstSteps(keras.utils.PyDataset):
-    """The batches of the first steps, the same in every pass: what an evaluation looks at.
+    """Yields the batches of the first steps, the same in every pass, for evaluations.
 
     Args:
         batches: the batches.
-        steps: how many of them.
+        steps: number of batches in a pass.
     """
 
     def __init__(self, batches: Batches, steps: int) -> None:
-        # Each thread makes a batch; as many wait as training has ahead.
+        # Each thread makes one batch; as many batches are read ahead as for training.
         workers = getattr(batches, "threads", 1)
         ahead = getattr(batches, "read_ahead", 1)
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=ahead)
@@ -139,7 +144,7 @@ class FirstSteps(keras.utils.PyDataset):
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Have what the data raised in a block leave it as it was raised, as in `opened`."""
+        """Let an error that the data raise within a block leave it unchanged, as in `opened`."""
         try:
             yield
         except Exception:

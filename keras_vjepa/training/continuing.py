@@ -1,4 +1,4 @@
-"""A run that goes on, with what it began with where nothing else is asked for (App. C, Table 9)."""
+"""Resume a run with the schedules it began with, unless others are asked for (App. C, Table 9)."""
 
 import sys
 from pathlib import Path
@@ -8,30 +8,31 @@ from keras_vjepa.configuration import ConfigT, replace
 from keras_vjepa.training.results import CHECKPOINTS, read_result
 from keras_vjepa.training.run_state import Checkpoints
 
-# In a run's folder from its start: the value of every option, as it was asked for.
+# A run writes this file into its folder at its start: the value of every option, as asked for.
 OPTIONS_FILE = "options.json"
 
 
 def stored_options(workdir: Path) -> dict[str, Any]:
-    """Read the options of the run that a folder holds; none if it holds none.
+    """Read the options of the run in a folder; an empty dictionary if the folder holds no run.
 
     Args:
-        workdir: of the run. Of one that is not finished, they are in its checkpoints.
+        workdir: the folder of the run. If the run is not finished, its checkpoints hold the
+            options.
     """
     stored = read_result(workdir / "config.json")
     return stored or Checkpoints(workdir / CHECKPOINTS).described().get("run") or {}
 
 
 def with_its_schedule(config: ConfigT, workdir: Path, says: bool = True) -> ConfigT:
-    """Keep the schedules of a run that goes on, unless others are asked for; say so.
+    """Keep the schedules of a run that goes on, unless others are asked for, and say so.
 
     Args:
-        config: as it is asked for.
-        workdir: in which the run may have begun.
+        config: the config asked for.
+        workdir: the folder in which the run may have begun.
         says: whether this process is the one that prints.
 
     Returns:
-        The config, with `schedule_steps` as the run began with them unless it has a value.
+        The config. If it has no `schedule_steps`, it gets those that the run began with.
     """
     stored = stored_options(workdir)
     begun = stored.get("schedule_steps") or stored.get("steps")

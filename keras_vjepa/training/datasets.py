@@ -1,4 +1,4 @@
-"""Batches of an epoch as a dataset that Keras' `fit` and `evaluate` take (App. D.1)."""
+"""Turn the batches of epochs into a dataset for Keras' `fit` and `evaluate` (App. D.1)."""
 
 from typing import Any, Protocol
 
@@ -6,11 +6,11 @@ import keras
 
 
 class Epochs(Protocol):
-    """Batches that are known by epoch and index; `keras_vjepa.data` has such."""
+    """Makes batches by epoch and index; `keras_vjepa.data` has classes of this kind."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Count the batches of an epoch."""
+        """Return the number of batches of an epoch."""
 
     def batch_of(self, epoch: int, index: int) -> Any:
         """Make a batch of an epoch."""
@@ -20,13 +20,14 @@ class EpochDataset(keras.utils.PyDataset):
     """Reads batches by threads, at most twice as many at a time as there are threads.
 
     Args:
-        batches: what to read.
-        num_workers: threads; each reads a batch.
+        batches: the batches to read.
+        num_workers: number of threads; each reads one batch at a time.
 
     Attributes:
         batches: as given; `batches.samples` and `batches.bad_files` say what is read.
         epoch: number of the next epoch.
-        keeps_order: the batches are shuffled already, by a seed; `fit` leaves them in order.
+        keeps_order: True, which tells `fit` to leave the batches in order: they are shuffled
+            already, by a seed.
 
     Example:
 
@@ -55,5 +56,5 @@ class EpochDataset(keras.utils.PyDataset):
         return self.batches.batch_of(self.epoch, index)
 
     def on_epoch_end(self) -> None:
-        """Go on to the next epoch; Keras has stopped the threads."""
+        """Go on to the next epoch; by now Keras has stopped the threads."""
         self.epoch += 1

@@ -1,7 +1,7 @@
-"""Which run a folder holds: what defines one, and whether two are the same (App. C).
+"""Describe what defines a run, and tell whether two runs are the same (App. C).
 
-A description is JSON: `run`, names with values, of which all must be the same when a run goes on,
-and `versions`, of which a change is only said.
+A description is JSON. Its part `run` holds names with values, which must all be the same when a run
+goes on. Its part `versions` may change, and the log then says so.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from keras_vjepa.backend import engine
 from keras_vjepa.training.batches import Batches, Named
 
-# Of batches: what does not change the numbers, or is described by itself.
+# Arguments of batches that do not change the numbers, or that are described elsewhere.
 _NOT_DESCRIBED = {
     "samples",
     "num_workers",
@@ -31,7 +31,7 @@ _NOT_DESCRIBED = {
     "process_count",
 }
 
-# What an argument was before there was one.
+# What an older run did before an argument of this name existed, as a value of the argument.
 _BEFORE = {
     f"training.optimizer.{wrapped}{argument}": None
     for wrapped in ("", "inner_optimizer.")
@@ -51,12 +51,12 @@ def describe_run(
 ) -> dict[str, Any]:
     """Describe a run for its checkpoints.
 
-    Only what makes the numbers: equal runs are to have equal files.
+    The description holds only what determines the numbers, so that equal runs have equal files.
 
     Args:
-        model: compiled.
-        batches: what it is trained on.
-        given: names and values that define the run, as JSON has them. None takes the arguments of
+        model: the model, compiled.
+        batches: the batches that it is trained on.
+        given: names and values that define the run, in types of JSON. None takes the arguments of
             the model, of its optimizer and of the batches.
     """
     arguments = given if given is not None else {**_describe_model(model), **_settings_of(batches)}
@@ -73,7 +73,7 @@ def describe_run(
 
 
 def defining(options: Mapping[str, Any], free: set[str]) -> dict[str, Any]:
-    """Take the options that are not free, as JSON has them."""
+    """Return the options that define a run: all that are not `free`, in types of JSON."""
     return json.loads(json.dumps({k: v for k, v in options.items() if k not in free}))
 
 
@@ -85,20 +85,20 @@ def check_same_run(
 ) -> None:
     """Raise unless two descriptions are of the same run.
 
-    A preset, whose name is a path, is told by its weights where both descriptions have them, under
-    its own name followed by `_weights`: it may have moved.
+    A preset is named by its path, and it may have moved. So where both descriptions have a value
+    for the preset's weights, under its name followed by `_weights`, the path is not compared.
 
     Args:
-        stored: what a folder holds.
-        current: what is asked for now.
+        stored: the description in a folder.
+        current: the description of what is asked for now.
         where: the folder or file.
-        defaults: values that a stored description has where it does not say: it may be older than
-            a name.
+        defaults: values for names that the stored description lacks, because it is older than
+            they are.
 
     Raises:
-        ValueError: with all differences, in one line.
+        ValueError: if the runs differ; the message lists all differences in one line.
     """
-    # Before defaults: whoever knows no weights knows the preset by its path.
+    # Before defaults are filled in: a description that has no weights compares the path instead.
     by_weights = {name for name in stored if f"{name}_weights" in stored.keys() & current.keys()}
     defaults = {**_BEFORE, **(defaults or {})}
     stored = {**{k: v for k, v in defaults.items() if k in current}, **stored}
@@ -115,12 +115,12 @@ def check_same_run(
 
 
 def changed_versions(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """List the versions that are not those of a stored description."""
+    """List the versions that differ from those of a stored description."""
     return [f"{k} {stored.get(k)} -> {v}" for k, v in current.items() if stored.get(k) != v]
 
 
 def _describe_samples(samples: Sequence[Named]) -> str:
-    """Number and hash of the paths, as seen from the folder that they have in common."""
+    """Return the number of samples and a hash of their paths, relative to their common folder."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(s.path)) for s in samples])
     names = "\n".join(os.path.relpath(sample.path, root) for sample in samples)
     return f"{len(samples)} files, {hashlib.sha256(os.fsencode(names)).hexdigest()[:16]}"
@@ -130,7 +130,7 @@ def _describe_samples(samples: Sequence[Named]) -> str:
 
 
 def _describe_model(model: keras.Model) -> dict[str, Any]:
-    """The arguments of the model, its parts and its optimizer, by paths with dots."""
+    """Return the arguments of the model, its parts and its optimizer, by paths with dots."""
     config = {"model": model.get_config(), "training": model.get_compile_config()}
     return _flat("", json.loads(json.dumps(config, default=str)))
 
@@ -138,7 +138,7 @@ def _describe_model(model: keras.Model) -> dict[str, Any]:
 def _flat(prefix: str, nested: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in nested.items():
-        # Keras numbers the names of what is made a second time.
+        # Left out: Keras adds a number to the name of an object that is made a second time.
         if name == "name":
             continue
         path = f"{prefix}{name}"
@@ -153,7 +153,7 @@ def _flat(prefix: str, nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(batches: Batches) -> dict[str, Any]:
-    """The arguments of the batches that change the numbers; of functions the name."""
+    """Return the arguments of the batches that change the numbers; functions by their names."""
     if not dataclasses.is_dataclass(batches):
         return {"batches": type(batches).__qualname__}
     found = {}

@@ -1,7 +1,7 @@
-"""The files that a run is trained on: they are the same when it goes on (App. C, 90,000 steps).
+"""Check that a run goes on with the files that it began with (App. C, 90,000 steps).
 
-The names are in the run's description. What is in them is kept here, in `input_files.npz` beside
-the checkpoints: a hash of the content of each, so a folder may be moved, copied or touched.
+The run's description holds the names of the files. A hash of the content of each is kept in
+`input_files.npz`, beside the checkpoints, so a folder may be moved, copied or touched.
 """
 
 import logging
@@ -21,14 +21,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_input_files(workdir: Path, samples: Sequence[Named]) -> None:
-    """Raise unless the files are those that a run began with, as far as its folder knows.
+    """Raise unless the files are those that a run began with, as far as its folder says.
 
     Args:
-        workdir: of the run.
-        samples: what it is trained on now, in the order of before; none if that is not known.
+        workdir: the folder of the run.
+        samples: the samples that it is trained on now, in the same order as at its start; empty if
+            they are not known.
 
     Raises:
-        ValueError: if there are others, or if there is another content in a file.
+        ValueError: if the number of files is another, or the content of a file has changed.
     """
     known = _read(workdir) if samples else None
     if known is not None:
@@ -36,23 +37,23 @@ def check_input_files(workdir: Path, samples: Sequence[Named]) -> None:
 
 
 def knows_input_files(workdir: Path) -> bool:
-    """Tell whether a folder says what was in the files of its run, wherever these lie now."""
+    """Tell whether a run's folder holds hashes of the files that the run began with."""
     return _read(workdir) is not None
 
 
 def keep_input_files(workdir: Path, samples: Sequence[Named], goes_on: bool) -> None:
-    """Keep what is in the files of a run that begins; check it if the run goes on.
+    """Record hashes of the files when a run begins; compare the files with them when it goes on.
 
-    A run that began before this was kept, or whose record is damaged, goes on with the files as
-    they are, and the log says so.
+    If a run goes on and its folder has no record, or a damaged one, the files are taken as they
+    are, and the log says so.
 
     Args:
-        workdir: of the run.
-        samples: what it is trained on, in their order.
-        goes_on: whether steps of it have been done.
+        workdir: the folder of the run.
+        samples: the samples that it is trained on, in their order.
+        goes_on: whether steps of the run have been done.
 
     Raises:
-        ValueError: as `check_input_files` does.
+        ValueError: for files that `check_input_files` refuses.
         OSError: if the record cannot be written.
     """
     found = content_hashes([sample.source for sample in samples])
@@ -71,16 +72,16 @@ def keep_input_files(workdir: Path, samples: Sequence[Named], goes_on: bool) -> 
 
 
 def _read(workdir: Path) -> Hashes | None:
-    """The hashes that a folder holds, None if there are none or they cannot be read."""
+    """Return the hashes in a folder; None if there are none or they cannot be read."""
     path = workdir / _FILE
     if not path.is_file():
         return None
     try:
-        # What a file claims is compared with its bytes first.
+        # First, the sizes that the archive claims are compared with its bytes.
         open_archive(path)[0].close()
         with np.load(path, allow_pickle=False) as stored:
             hashes = np.asarray(stored["hashes"])
-    except Exception:  # A zip file cut short or changed raises anything.
+    except Exception:  # A damaged zip file may raise any error.
         hashes = np.zeros(0)
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != HASH_BYTES:
         _LOG.warning("Damaged, so what this run was trained on is not compared: %s", path)
@@ -97,7 +98,7 @@ def _check(workdir: Path, samples: Sequence[Named], known: Hashes, found: Hashes
         raise ValueError(
             f"{workdir} holds a run on {len(known):,} files. Received: {len(found):,}. {remedy}"
         )
-    # Reading names a file that is not there any more.
+    # A hash of zeros means that the file cannot be read; the error is raised when it is read.
     changed = np.flatnonzero((known != found).any(axis=1) & found.any(axis=1))
     if len(changed):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a run's model is made of, beside its checkpoints, which hold its weights alone (App. C)."""
+"""Keep a model's class and arguments beside its checkpoints, which hold only weights (App. C)."""
 
 import json
 import logging
@@ -17,37 +17,37 @@ _LOG = logging.getLogger(__name__)
 
 
 def keep_model(folder: Path, model: keras.Model) -> None:
-    """Write a model's class and arguments into the folder of its run; the log says if it has none.
+    """Write a model's class and arguments into its run's folder; log it if they cannot be told.
 
     Args:
-        folder: of the run.
-        model: that is trained.
+        folder: the folder of the run.
+        model: the model that is trained.
 
     Raises:
         OSError: if the file cannot be written.
     """
     try:
         config = keras.saving.serialize_keras_object(model)
-    except Exception as error:  # whatever somebody's `get_config` raises
+    except Exception as error:  # A user's `get_config` may raise any error.
         _LOG.warning(
             "No %s: %s. Presets cannot be made of its checkpoints.", FILE_NAME, one_line(error)
         )
         return
-    # The checkpoints have an optimizer's numbers, and a preset has none.
+    # The optimizer is left out: checkpoints hold its numbers, and a preset has no optimizer.
     for name in ("compile_config", "build_config"):
         config.pop(name, None)
     files.write_text(folder / FILE_NAME, json.dumps(config, indent=1))
 
 
 def make_kept_model(folder: Path) -> Any:
-    """Make the model of a run, with weights of no meaning.
+    """Make the model of a run, with fresh weights that a checkpoint is to replace.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
 
     Raises:
-        FileNotFoundError: if there is no such file: the run is of an earlier version.
-        ValueError: if it is damaged.
+        FileNotFoundError: if the folder has no such file, because an earlier version wrote it.
+        ValueError: if the file is damaged.
     """
     path = folder / FILE_NAME
     try:

@@ -1,4 +1,4 @@
-"""The loss of every step of a run, kept and shown (App. C)."""
+"""Keep and show the loss of every step of a run, and end it if a loss is not finite (App. C)."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ from keras_vjepa.arguments import check_whole
 
 
 class NotFiniteError(FloatingPointError):
-    """A step's loss, or what it made of the weights, is NaN or infinite."""
+    """Says that a step's loss, gradients or weights are NaN or infinite."""
 
     def __init__(self, step: int, what: str, remedy: str = "") -> None:
         super().__init__(f"{what} at step {step}" + (f"; {remedy}" if remedy else ""))
@@ -21,16 +21,16 @@ class NotFiniteError(FloatingPointError):
 
 
 class FiniteLoss(keras.callbacks.Callback):
-    """Ends a training whose loss is not finite: raises `NotFiniteError`.
+    """Ends a training whose loss is not finite, by a `NotFiniteError`.
 
-    Where a model logs `finite`, 1.0 or 0.0, that counts in the place of its loss.
+    If a model logs `finite`, 1.0 or 0.0, this value decides instead of the loss.
 
     Args:
         remedy: what a user can do, for the message.
-        done: steps that were done before.
+        done: number of steps that were done before.
     """
 
-    # Keras reads logs in threads of its own then, so that no step waits for the host.
+    # Lets Keras read the logs in a thread of its own, so that no step waits for the host.
     async_safe = True
 
     def __init__(self, remedy: str, done: int = 0) -> None:
@@ -52,16 +52,16 @@ class FiniteLoss(keras.callbacks.Callback):
 
 
 class LossLog(keras.callbacks.Callback):
-    """Keeps the loss of every step, and shows it now and then.
+    """Keeps the loss of every step, and prints a line of progress now and then.
 
-    Losses stay on the device between two lines on the screen, so that no step waits for the host;
-    so long it may take until a loss that is not finite raises `NotFiniteError`.
+    Between two lines the losses stay on the device, so that no step waits for the host. A loss that
+    is not finite therefore raises `NotFiniteError` only at the next line.
 
     Args:
-        steps: of the whole run.
+        steps: number of steps of the whole run.
         every: steps between two lines.
-        losses: of the steps before this process began.
-        shown: whether there are lines on the screen.
+        losses: losses of the steps that were done before this process began.
+        shown: whether lines are printed.
 
     Raises:
         ValueError: if `every` is not positive.
@@ -82,13 +82,13 @@ class LossLog(keras.callbacks.Callback):
 
     @property
     def done(self) -> int:
-        """Steps done, those of earlier processes included."""
+        """Return the number of steps done, those of earlier processes included."""
         return len(self.losses) + len(self._pending)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
         self._pending.append((logs["step_loss"], logs["finite"]))
-        # The first tells how long a step takes.
+        # The first step has a line too, which tells how long a step takes.
         is_first = self.done == self._first + 1
         if is_first or self.done % self.every == 0 or self.done == self.steps:
             self.flush()
@@ -96,7 +96,7 @@ class LossLog(keras.callbacks.Callback):
                 self._show(self.done)
 
     def flush(self) -> None:
-        """Fetch what is still on the device.
+        """Fetch the losses that are still on the device.
 
         Raises:
             NotFiniteError: for the first step that was not finite.

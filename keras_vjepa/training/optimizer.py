@@ -1,11 +1,11 @@
-"""AdamW with a scheduled decay, clipping per network and a rate for each layer (App. C, App. D.3).
+"""Optimize with AdamW: scheduled decay, clipping per network, rates by layer (App. C, App. D.3).
 
 Departure from the paper's text, as in the authors' code: gradients are clipped, each network by its
-own norm, from one epoch after the warm-up on.
+own norm, and clipping begins one epoch after the warm-up.
 
-Keras' own AdamW differs in four ways that matter here: its epsilon is added before the bias
-correction, that correction is rounded (6e-6 of the first step at beta 0.999, enough to be seen in
-the golden losses), its weight decay is a number, and its clipping takes all variables together.
+Keras' own AdamW differs in four ways that matter here: it adds epsilon before the bias correction;
+it rounds that correction (an error of 6e-6 of the first step at beta 0.999, which shows in the
+golden losses); its weight decay must be a number; and it clips all variables together.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from keras_vjepa.types import Tensor
 
 _CLIPS = "`clip_norm`, the largest norm of the gradient of a network"
 _AVERAGES = "`keras.optimizers.AdamW`, or the target encoder of a pretrainer"
-# Arguments of Keras' optimizers that this one does not have: what says that they are off, and what
-# to take instead.
+# Arguments of Keras' optimizers that this one does not support: the value that means "off", and
+# what to use instead.
 _OFF: dict[str, tuple[Any, str]] = {
     "clipnorm": (None, _CLIPS),
     "clipvalue": (None, _CLIPS),
@@ -44,7 +44,7 @@ Layers = Callable[[], Sequence[Sequence[keras.Variable]]]
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """The variables that an optimizer was built for, and what it keeps of each."""
+    """Holds the variables that an optimizer was built for, and the moments of each."""
 
     variables: Sequence[keras.Variable]
     moments: updates.Moments
@@ -60,15 +60,16 @@ class _Trained:
         return [known[id(variable)] for variable in variables]
 
 
-# Policies of Keras in which models learn. Not float16 alone, whose weights would stand still.
+# Dtype policies of Keras in which models learn. float16 is not among them: its weights are too
+# coarse for the small changes of an update.
 LEARNING_DTYPES = ("float32", "bfloat16", "mixed_bfloat16", "mixed_float16")
 
 
 def check_moments(beta_1: float, beta_2: float, epsilon: float, clip_norm: float | None) -> None:
-    """Check arguments of `AdamW` that every optimizer made of it has.
+    """Check the arguments of `AdamW` that all optimizers derived from it share.
 
     Raises:
-        ValueError: for the first that is out of range.
+        ValueError: for the first argument that is out of range.
     """
     check_number("[0, 1)", beta_1=beta_1, beta_2=beta_2)
     check_number("[0, inf)", epsilon=epsilon)
@@ -76,10 +77,10 @@ def check_moments(beta_1: float, beta_2: float, epsilon: float, clip_norm: float
 
 
 def check_updates(amsgrad: bool, loss_scale_factor: float | None) -> None:
-    """Check arguments of `AdamW` that its updates depend on beside the moments.
+    """Check further arguments of `AdamW` that its updates depend on.
 
     Raises:
-        ValueError: for the first that is out of range.
+        ValueError: for the first argument that is out of range.
     """
     check_number("(0, inf)", optional=True, loss_scale_factor=loss_scale_factor)
     check_flag(amsgrad=amsgrad)
@@ -87,35 +88,35 @@ def check_updates(amsgrad: bool, loss_scale_factor: float | None) -> None:
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class AdamW(keras.optimizers.Optimizer):
-    """AdamW as the reference's: decoupled scheduled decay, epsilon after the bias correction.
+    """Optimizes like the reference's AdamW: scheduled decay, epsilon after the bias correction.
 
-    Per update: clip, `p -= lr * weight_decay * p` (never for 1-D variables),
-    `p -= lr * m_hat / (sqrt(v_hat) + epsilon)`.
+    An update clips the gradients, then decays, `p -= lr * weight_decay * p` (never for 1-D
+    variables), then moves, `p -= lr * m_hat / (sqrt(v_hat) + epsilon)`.
 
     Args:
-        learning_rate: float or schedule. Schedules count batches, as those of Keras do: several an
-            update with `gradient_accumulation_steps`.
+        learning_rate: float or schedule. Schedules count batches, as those of Keras do; with
+            `gradient_accumulation_steps` there are several batches to an update.
         weight_decay: float or schedule.
         beta_1: decay of the first moment.
         beta_2: decay of the second moment.
         epsilon: added to the root of the bias-corrected second moment.
-        clip_norm: largest gradient norm of a network, or None. Networks are what
-            `clip_separately` was told; else all variables are one.
-        clip_after: batches that pass before clipping begins.
-        name: of the optimizer, and in the paths of its variables.
-        amsgrad: divide by the largest second moment so far.
-        loss_scale_factor: what the loss was multiplied by; gradients are divided by it.
-        gradient_accumulation_steps: None, or the number of batches, at least 2, of which an update
-            takes the mean gradient; clipping sees the mean. To work through one batch in parts, see
+        clip_norm: largest gradient norm of a network, or None. The networks are those given to
+            `clip_separately`; without that call, all variables are one network.
+        clip_after: number of batches before clipping begins.
+        name: name of the optimizer, which is also in the paths of its variables.
+        amsgrad: whether to divide by the largest second moment so far.
+        loss_scale_factor: the factor that the loss was multiplied by; gradients are divided by it.
+        gradient_accumulation_steps: None, or the number of batches, at least 2, whose mean gradient
+            an update takes; it is the mean that is clipped. To work through one batch in parts, see
             `accumulation_steps` of `VJEPAPretrainer.compile`.
-        layer_decay: None, or by how much step and decay of a layer are smaller than those of the
-            layer above it, in (0, 1]: fine-tuning moves what is close to the pixels least. A
-            `VJEPAVideoClassifier` says which layers there are when it is compiled; for another
-            model call `decay_by_layer`.
-        off: the other arguments of Keras' optimizers, as long as they are off.
+        layer_decay: None, or the factor, in (0, 1], by which step and decay of a layer are smaller
+            than those of the layer above it, so that fine-tuning changes layers close to the pixels
+            least. A `VJEPAVideoClassifier` names its layers when it is compiled; for another model
+            call `decay_by_layer`.
+        off: other arguments of Keras' optimizers, which must have the value that means "off".
 
     Raises:
-        ValueError: for arguments out of range, and for those of Keras that are not off.
+        ValueError: for arguments out of range, and for arguments of Keras that are not off.
 
     Example:
 
@@ -145,7 +146,7 @@ class AdamW(keras.optimizers.Optimizer):
         **off: Any,
     ) -> None:
         _check_off(off)
-        # Schedules know their own range, and variables are what they are.
+        # Only numbers are checked here: schedules check their own, and variables change anyway.
         if isinstance(learning_rate, numbers.Number | str | None):
             check_number("[0, inf)", learning_rate=learning_rate)
         if isinstance(weight_decay, numbers.Number | str | None):
@@ -180,7 +181,7 @@ class AdamW(keras.optimizers.Optimizer):
 
     @property
     def weight_decay(self) -> Any:
-        """Weight decay of the next update: a number, or a scalar tensor if scheduled."""
+        """Return the weight decay of the next update: a number, or a scalar tensor if scheduled."""
         if isinstance(self._weight_decay, LearningRateSchedule):
             return self._weight_decay(keras_internals.batch_count(self))
         return self._weight_decay
@@ -194,12 +195,12 @@ class AdamW(keras.optimizers.Optimizer):
     ) -> None:
         """Clip each of these groups of variables by its own norm. Call before training.
 
-        Where another optimizer trains a part of a network, the norm is that of the rest.
+        If another optimizer trains a part of a group, the norm is that of the rest.
 
         Args:
             networks: the groups.
-            names: of the groups, by which a step logs their norms before they are clipped; without
-                names, there are none in the logs.
+            names: names of the groups, under which each step logs the norms before clipping;
+                without names, no norms are logged.
         """
         self._networks = [{id(variable) for variable in network} for network in networks]
         self._names = list(names)
@@ -209,11 +210,11 @@ class AdamW(keras.optimizers.Optimizer):
         var_list: Sequence[keras.Variable] | None = None,
         var_names: Sequence[str] | None = None,
     ) -> None:
-        """Leave variables out of the decay, beside those with one axis. Call before training.
+        """Exempt variables from decay, besides those of one axis or none. Call before training.
 
         Args:
             var_list: the variables.
-            var_names: regular expressions; variables are left out in whose name one is found.
+            var_names: regular expressions; a variable is exempt if one of them matches in its name.
         """
         if self.built:
             raise ValueError("`exclude_from_weight_decay` must be called before `build`.")
@@ -224,8 +225,9 @@ class AdamW(keras.optimizers.Optimizer):
         """Say which variables belong to which layer, for `layer_decay`. Call before training.
 
         Args:
-            layers: a function of nothing, asked when training begins, that returns the variables of
-                each layer, from the input to the output. What is in none belongs to the last.
+            layers: a function without arguments, called when training begins. It returns the
+                variables of each layer, from the input to the output. A variable that is in no
+                layer is treated like those of the last.
 
         Raises:
             ValueError: if training has begun.
@@ -246,19 +248,18 @@ class AdamW(keras.optimizers.Optimizer):
         self._layers_of_model = layers
 
     def scales(self, variables: Sequence[keras.Variable]) -> list[float]:
-        """Tell what step and decay of each variable are multiplied by.
+        """Return the factor that step and decay of each variable are multiplied by.
 
         Args:
-            variables: among those that the optimizer was built for.
+            variables: variables among those that the optimizer was built for.
         """
         return [self._scales.get(id(variable), 1.0) for variable in variables]
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Make the moments of these variables, once.
+        """Make the moments of these variables; a second call does nothing.
 
         Raises:
-            ValueError: for a variable in float16, and with `layer_decay` if nothing says which
-                layers there are.
+            ValueError: for a variable in float16, and if `layer_decay` is given but no layers are.
         """
         if self.built:
             return
@@ -296,7 +297,7 @@ class AdamW(keras.optimizers.Optimizer):
         """Take the gradients of a batch, and count it; change the variables if an update is due.
 
         Args:
-            grads: of each variable; None for one that the loss does not depend on.
+            grads: the gradient of each variable; None for one that the loss does not depend on.
             trainable_variables: the variables; None for those that the optimizer was built for.
         """
         if trainable_variables is not None:
@@ -319,11 +320,14 @@ class AdamW(keras.optimizers.Optimizer):
         for variable in variables:
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable))
-        # Not `assign_add`, which would copy the 1 to the device, and wait for it.
+        # `assign_add` would copy the number 1 to the device and wait for it.
         keras_internals.batch_count(self).assign(self._batches() + 1)
 
     def _batches(self) -> Tensor:
-        """Return the number of batches so far; `iterations` are updates, and cost torch a copy."""
+        """Return the number of batches so far.
+
+        Keras' `iterations` counts updates instead, and reading it costs a copy on torch.
+        """
         return ops.convert_to_tensor(keras_internals.batch_count(self))
 
     def _mean_of_batches(
@@ -345,13 +349,13 @@ class AdamW(keras.optimizers.Optimizer):
         """Decay the variables, then move them by Adam along their clipped gradients.
 
         Args:
-            gradients: of the variables.
-            variables: among those that the optimizer was built for.
-            learning_rate: of this update.
-            weight_decay: of this update.
-            due: bool scalar; where it is False, nothing changes. None for True.
+            gradients: the gradients of the variables.
+            variables: variables among those that the optimizer was built for.
+            learning_rate: learning rate of this update.
+            weight_decay: weight decay of this update.
+            due: bool scalar; if it is False, nothing changes. None means True.
         """
-        # A variable times a number would copy the number to the device.
+        # A tensor, not a variable: multiplying a variable by a number copies it to the device.
         learning_rate = ops.convert_to_tensor(learning_rate)
         if not self._scales:
             self._move(gradients, variables, learning_rate, weight_decay, due)
@@ -368,7 +372,7 @@ class AdamW(keras.optimizers.Optimizer):
         weight_decay: Any,
         due: Tensor | None,
     ) -> None:
-        """Move variables that share a rate."""
+        """Decay and move variables that share a learning rate."""
         decayed = [variable for variable in variables if self._is_decayed(variable)]
         decay_rate = learning_rate * weight_decay
         if due is not None:
@@ -410,7 +414,8 @@ class AdamW(keras.optimizers.Optimizer):
             if not members:  # frozen
                 continue
             whole = [gradients[i] for i in members]
-            # At most 1, and exactly 1 before its time; a number would be copied to the device.
+            # The factor is at most 1, and exactly 1 before clipping begins. `ones_like` makes this
+            # 1 on the device; a Python number would be copied there.
             norm = updates.norm(whole)
             for name in self._names[position : position + 1]:
                 observe(f"gradient_norm_{name}", functools.partial(ops.convert_to_tensor, norm))
@@ -444,7 +449,7 @@ class AdamW(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        # Files of before 0.1 hold all arguments of Keras' optimizers.
+        # Files written before version 0.1 hold all arguments of Keras' optimizers.
         config = {name: value for name, value in config.items() if name != "ema_momentum"}
         for name in ("learning_rate", "weight_decay"):
             if isinstance(config.get(name), dict):
@@ -455,7 +460,7 @@ class AdamW(keras.optimizers.Optimizer):
 
 
 def _check_off(given: dict[str, Any]) -> None:
-    """Raise unless these arguments are Keras' and off."""
+    """Raise unless all arguments are ones of Keras' optimizers, with values that mean "off"."""
     for name, value in given.items():
         if name not in _OFF:
             raise TypeError(f"AdamW has no argument `{name}`. Received: {value}")
@@ -467,7 +472,7 @@ def _check_off(given: dict[str, Any]) -> None:
 def _where_there_is_one(
     gradients: Sequence[Tensor | None], variables: Sequence[keras.Variable]
 ) -> tuple[list[Tensor], list[keras.Variable]]:
-    """The gradients that are not None, and their variables."""
+    """Return the gradients that are not None, and their variables; warn of the others."""
     pairs = list(zip(gradients, variables, strict=True))
     without = [variable.path for gradient, variable in pairs if gradient is None]
     if len(without) == len(pairs):

@@ -1,4 +1,4 @@
-"""Whether the results that a run left are whole, before it is called finished (App. C)."""
+"""Check that the results of a run are undamaged before it counts as finished (App. C)."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from keras_vjepa.json_files import read_json_object
 from keras_vjepa.presets.integrity import damage
 
-# In a run's folder.
+# Name of the folder of checkpoints within a run's folder.
 CHECKPOINTS = "checkpoints"
 
 
@@ -20,7 +20,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         path: a JSON file.
 
     Returns:
-        The object in it; None if there is none, or the file is damaged.
+        The object in the file; None if there is no file, or it is damaged.
     """
     with suppress(OSError, ValueError):
         return read_json_object(path)
@@ -31,15 +31,15 @@ def damaged_result(workdir: Path, names: Sequence[str], presets: Sequence[str]) 
     """Say which result of a run is damaged.
 
     Args:
-        workdir: of the run.
-        names: JSON files in it, which must be there.
-        presets: folders of presets in it; those that are not there are passed over.
+        workdir: the folder of the run.
+        names: JSON files in the folder, which must be there.
+        presets: folders of presets in the folder; those that are not there are skipped.
 
     Returns:
         The file and what is wrong with it; None if nothing is.
     """
     for name in names:
-        # Of what a run says about itself nothing is left out.
+        # A file that holds an empty object counts as damaged too: a run never writes one.
         if not read_result(workdir / name):
             return f"{workdir / name} is damaged"
     for name in presets:
@@ -49,15 +49,15 @@ def damaged_result(workdir: Path, names: Sequence[str], presets: Sequence[str]) 
 
 
 def need_no_remaking(workdir: Path, problem: str | None, says: bool = True) -> bool:
-    """Tell whether results are whole; if not, say that they are made anew.
+    """Tell whether results are undamaged; if they are not, print that they are made anew.
 
     Args:
-        workdir: of the run.
+        workdir: the folder of the run.
         problem: what is wrong with a result; None if nothing is.
         says: whether this process is the one that prints.
 
     Raises:
-        ValueError: if there is no checkpoint to make them anew from.
+        ValueError: if there is no checkpoint to make the results anew from.
     """
     if problem is not None and not (workdir / CHECKPOINTS).is_dir():
         raise ValueError(
@@ -73,12 +73,12 @@ def check_not_less(steps: int, done: int, workdir: Path) -> None:
     """Raise if fewer steps are asked for than a run has done.
 
     Args:
-        steps: of the whole run, as it is asked for.
-        done: steps of it that are done.
-        workdir: of the run.
+        steps: number of steps of the whole run that is asked for.
+        done: number of its steps that are done.
+        workdir: the folder of the run.
 
     Raises:
-        ValueError: if it is so.
+        ValueError: if `steps` is less than `done`.
     """
     if steps < done:
         raise ValueError(
@@ -87,14 +87,14 @@ def check_not_less(steps: int, done: int, workdir: Path) -> None:
 
 
 def check_not_lost(workdir: Path, names: Sequence[str]) -> None:
-    """Raise if a run that begins would replace the results of one that cannot go on.
+    """Raise if a new run would replace results of an earlier one that has no checkpoints.
 
     Args:
-        workdir: in which some results are missing.
-        names: files and folders that a run leaves.
+        workdir: a folder in which some results are missing.
+        names: the files and folders that a run writes.
 
     Raises:
-        FileExistsError: if there is one of them and no checkpoint.
+        FileExistsError: if the folder holds one of these and no checkpoint.
     """
     left = [workdir / name for name in names if (workdir / name).exists()]
     if left and not any((workdir / CHECKPOINTS).glob("step-*")):

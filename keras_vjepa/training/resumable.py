@@ -1,4 +1,4 @@
-"""A run that is never lost: stopped by anything, the same call goes on with it (App. C)."""
+"""Train in runs that can be stopped by anything and resumed by the same call (App. C)."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from keras_vjepa.training.run_state import Checkpoints, copy_training_state, res
 from keras_vjepa.training.signals import StopSignals, stop_signals
 
 LOSSES = "losses"
-# Of a path in a message.
+# Number of characters of a path that a message shows at most.
 _LONGEST_SHOWN = 300
 Upgrade = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -37,16 +37,16 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a run knows before its next step.
+    """Holds what a run knows before its next step.
 
     Attributes:
-        done: steps that are done, those of earlier processes included.
-        steps: of the whole run.
-        batches: what it is trained on.
+        done: number of steps that are done, those of earlier processes included.
+        steps: number of steps of the whole run.
+        batches: the batches that it is trained on.
         waiting: the time that it waits for batches, from now on.
         is_first: whether this process is the one that writes.
-        checkpoints: where its states go.
-        checkpoint_every: steps between two of them; there is one at the last step, too.
+        checkpoints: the checkpoints of the run.
+        checkpoint_every: steps between two checkpoints; there is one at the last step, too.
     """
 
     done: int
@@ -59,28 +59,28 @@ class RunStart:
 
 
 class RunCallback(keras.callbacks.Callback):
-    """Callback of a run that is also told of its start, and of every checkpoint."""
+    """Takes part in a run as a Keras callback that is also told of its start and checkpoints."""
 
     def on_run_begin(self, start: RunStart) -> None:
-        """Receive where the run is, in every process, before it goes on.
+        """Receive the state of the run before its next step. Every process calls it.
 
         Args:
             start: what the run knows.
         """
 
     def before_checkpoint(self) -> None:
-        """Write what belongs to the steps that are done: a run may go on from here.
+        """Write what belongs to the steps done so far, because the run may resume from here.
 
         Only the first process calls it.
         """
 
     def on_checkpoint(self, losses: Sequence[float]) -> None:
-        """Receive the losses: with every checkpoint, and when a run is found to be done.
+        """Receive the losses, with every checkpoint and when a run turns out to be finished.
 
         Only the first process calls it.
 
         Args:
-            losses: of every step so far, those of earlier processes included.
+            losses: the loss of every step so far, those of earlier processes included.
         """
 
 
@@ -99,33 +99,33 @@ def run(
     upgrade: Upgrade | None = None,
     parallel: DataParallel = ALONE,
 ) -> list[float]:
-    """Train a model up to a step, from wherever its folder says that the run is.
+    """Train a model up to a step, from the last checkpoint in its folder if there is one.
 
-    Stopped by a signal, a crash or a power cut, the same call goes on from the last checkpoint and
-    ends with the numbers that it would have had. SIGTERM and SIGINT (Ctrl-C, a notebook's stop
+    If a signal, a crash or a power cut stops it, the same call goes on from the last checkpoint and
+    ends with the same numbers as without the stop. SIGTERM and SIGINT (Ctrl-C, a notebook's stop
     button) save first, then end the process with exit code 75.
 
     Args:
         model: compiled, its optimizer built: a pretrainer, classifier, or other `TrainableModel`.
-        batches: a function of the step, as `keras_vjepa.data.ClipBatches` is.
+        batches: batches by step, such as a `keras_vjepa.data.ClipBatches`.
         workdir: a local or mounted folder for the run's checkpoints.
-        steps: steps of the whole run.
+        steps: number of steps of the whole run.
         callbacks: as in `fit`; a `RunCallback` is also told of checkpoints.
         checkpoint_every: steps between two checkpoints.
-        keep_last: the newest so many checkpoints stay.
+        keep_last: how many of the newest checkpoints stay.
         keep_every: checkpoints of steps that are a multiple of this stay for good; 0 for none.
         log_every: steps between two lines of progress.
-        description: names and values, as JSON has them, that define the run: the folder of one with
-            others is refused. By default the arguments of model, optimizer and batches.
-        defaults: what a name of `description` was before there was such a name.
-        upgrade: rewrites names and values that an older version stored, before `defaults` count.
+        description: names and values, in types of JSON, that define the run; a folder with another
+            run is refused. By default, the arguments of model, optimizer and batches.
+        defaults: values of `description` for names that did not exist when a run was stored.
+        upgrade: rewrites names and values that an older version stored, before `defaults` apply.
         parallel: devices and processes, as `distribution.setup` gives them.
 
     Returns:
         The loss of every step.
 
     Raises:
-        ValueError: if a number is out of range, or the folder is unfit or of a run of other files.
+        ValueError: if a number is out of range, or the folder is unfit or holds another run.
         FloatingPointError: if a loss or the weights are not finite.
         OSError: if checkpoints cannot be written or read, or another process works in the folder.
 
@@ -153,10 +153,10 @@ def check_run(
     keep_every: int = 0,
     log_every: int = 20,
 ) -> None:
-    """Check arguments of `run`, before there is a model or a folder.
+    """Check the numbers among the arguments of `run`, before there is a model or a folder.
 
     Raises:
-        ValueError: for the first that is out of range.
+        ValueError: for the first number that is out of range.
     """
     check_whole(1, steps=steps)
     check_whole(1, checkpoint_every=checkpoint_every, keep_last=keep_last, log_every=log_every)
@@ -169,7 +169,7 @@ def _train(
     callbacks: Sequence[keras.callbacks.Callback],
     saving: "SaveCheckpoints",
 ) -> list[float]:
-    """Do the steps that are left, obeying a signal when one of them is done."""
+    """Do the steps that are left; obey a signal to stop when a step is done."""
     log, parallel, waiting = saving.log, saving.parallel, Waiting()
     if isinstance(model, TrainableModel):
         model.log_each_step()
@@ -206,7 +206,7 @@ def _train(
         except NotFiniteError as error:
             raise _explained(error, batches, saving.checkpoints) from None
         except Exception:
-            # Who comes next, in this process too, finds all that this run has saved.
+            # Wait, so that whoever reads the folder next finds all that this run has saved.
             _wait_for(saving.checkpoints)
             if signals.received and not parallel.is_first:
                 signals.exit("The first process has saved and left.")
@@ -217,7 +217,7 @@ def _train(
 
 
 def _wait_for(checkpoints: Checkpoints) -> None:
-    """Wait for a checkpoint on its way to the disk, of a run that ends by another error."""
+    """Wait until a checkpoint is written, and ignore errors: the run ends by another one."""
     with suppress(OSError, FloatingPointError):
         checkpoints.wait()
 
@@ -237,20 +237,20 @@ def _explained(
 class SaveCheckpoints(keras.callbacks.Callback):
     """Saves at regular steps, at the last one, and when a signal asks the run to stop.
 
-    Of several processes the first writes. It alone obeys a signal, at once: the others would end
-    with it, and if they left before, its last step would never be done.
+    Of several processes, the first one writes. It alone obeys a signal, and does so at once. The
+    others end with it; if they left earlier, the first could never finish its last step.
 
     Args:
-        checkpoints: where to.
-        log: the losses; it comes before this callback in the list of callbacks.
+        checkpoints: the checkpoints of the run.
+        log: the losses; it must precede this callback in the list of callbacks.
         every: steps between two checkpoints.
-        description: of the run.
-        callbacks: those of the run; a `RunCallback` is told when a checkpoint is on its way.
-        parallel: the processes. If each holds a part of the state, nothing is saved on a signal:
-            none has it whole.
+        description: the description of the run.
+        callbacks: the callbacks of the run; a `RunCallback` is told of each checkpoint.
+        parallel: the processes. If each holds only a part of the state, nothing is saved on a
+            signal, because the first process could not save the whole.
 
     Attributes:
-        signals: asks the run to stop.
+        signals: the signals that ask the run to stop.
 
     Raises:
         ValueError: if `every` is not positive.
@@ -292,14 +292,14 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self.checkpoints.wait()
 
     def _save(self, step: int) -> None:
-        # First: it raises if the state is not worth saving.
+        # This comes first, because it raises an error if a loss or the weights are not finite.
         self.log.flush()
         for callback in self._told():
             callback.before_checkpoint()
-        # What is still being written is overwritten next.
+        # The arrays that may still be on their way to the disk are overwritten next.
         self.checkpoints.wait()
-        # `self.model`, as a property of Keras, brings the variables up to date. All processes
-        # together: each may hold a part.
+        # `self.model` is a property of Keras that brings the variables up to date. All processes
+        # copy together, since each may hold a part of the state.
         state = copy_training_state(self.model, self._state)
         if self.parallel.is_first:
             self._state = state
@@ -308,7 +308,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self.tell()
 
     def tell(self) -> None:
-        """Tell the callbacks, in the first process, what the losses are."""
+        """Pass the losses to the run's callbacks, in the first process only."""
         for callback in self._told():
             callback.on_checkpoint(self.log.losses)
 
@@ -324,20 +324,20 @@ def resume(
     defaults: Mapping[str, Any] | None = None,
     upgrade: Upgrade | None = None,
 ) -> list[float]:
-    """Restore the newest checkpoint.
+    """Restore the newest checkpoint of a run.
 
     Args:
-        checkpoints: of the run.
-        model: compiled; takes the checkpoint's state.
-        description: of the run as it is now.
+        checkpoints: the checkpoints of the run.
+        model: a compiled model, which gets the checkpoint's state.
+        description: the description of the run as it is now.
         defaults, upgrade: as in `run`.
 
     Returns:
-        The loss of every step that is done; none for a new run.
+        The loss of every step that is done; an empty list for a new run.
 
     Raises:
-        OSError: if no checkpoint can be read.
-        ValueError: if it is another run's.
+        OSError: if there are checkpoints, but none can be read.
+        ValueError: if the checkpoint belongs to another run.
     """
     found = checkpoints.latest()
     if found is None:
@@ -361,13 +361,13 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
     """Make a folder for a run, if it is not there yet.
 
     Raises:
-        ValueError: for an address: "gs://bucket" as a path would be a local folder of that name.
-        OSError: if it cannot be made or written.
+        ValueError: for an address such as "gs://bucket", which as a path would name a local folder.
+        OSError: if the folder cannot be made or written.
     """
     folder = check_folder(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a link to nothing, a file system that has no folders
+    except OSError as error:  # for a broken link, say, or a file system without folders
         raise _not_made("workdir", folder, error) from error
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"`workdir` must be a folder that can be written. Received: {folder}")
@@ -375,15 +375,15 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
 
 
 def check_folder(workdir: str | os.PathLike[str], name: str = "workdir") -> Path:
-    """Check that a folder for a run is there or can be made, and make nothing.
+    """Check that a folder for a run is there or can be made, without making it.
 
     Args:
         workdir: the folder.
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
 
     Raises:
-        ValueError: as `writable_folder`.
-        OSError: if something else has that name.
+        ValueError: for an address, and for a path that begins with "~".
+        OSError: if something else has that name, or the folder cannot be written.
     """
     folder = Path(workdir)
     if re.match(r"\w+:/", str(folder)):
@@ -397,7 +397,7 @@ def check_folder(workdir: str | os.PathLike[str], name: str = "workdir") -> Path
         )
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # for a name that is too long
         raise _not_made(name, folder, error) from error
     if not there.is_dir():
         raise NotADirectoryError(f"`{name}` must be a folder. Received: {folder}")

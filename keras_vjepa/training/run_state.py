@@ -1,11 +1,11 @@
-"""Checkpoints from which a long run goes on as if it had never stopped (App. C, 90,000 steps).
+"""Save checkpoints from which a long run goes on as if never stopped (App. C, 90,000 steps).
 
-A checkpoint is one file, `step-00000300-<hash>.npz`: every variable that training reads, by its
-path, and a description. The hash of the content is in the name, so one rename publishes both, any
-damage shows, and two runs that agree bit for bit have files of the same name.
+A checkpoint is one file, `step-00000300-<hash>.npz`. It holds every variable that training reads,
+by its path, and a description. The name holds a hash of the content, so one rename publishes both,
+any damage shows, and two runs that agree bit for bit have files of the same name.
 
-Keras' own ways were not enough: its weight files are written from the live model, so not beside
-the training; `BackupAndRestore` begins an epoch anew; Orbax needs JAX whatever the backend.
+What Keras offers was not enough: it writes weight files from the live model, so not while training
+continues; `BackupAndRestore` begins an epoch anew; Orbax needs JAX whatever the backend is.
 """
 
 import hashlib
@@ -42,18 +42,18 @@ _PATTERN = re.compile(r"step-(\d+)-.*\.npz")
 
 
 def training_variables(model: keras.Model, non_trainable: bool = True) -> dict[str, keras.Variable]:
-    """All that the next training step depends on, by path.
+    """Return all variables that the next training step depends on, by path.
 
-    Weights, position tables, random seeds, optimizer slots and iteration, from which the schedules
-    follow. Metrics are not among it: an epoch starts them anew.
+    These are weights, position tables, random seeds, the optimizer's slots and its iteration, which
+    determines the schedules. Metrics are left out: each epoch starts them anew.
 
     Args:
-        model: compiled.
-        non_trainable: whether variables that are not trained are among it. False for a model of
-            which they are a frozen part that whoever goes on with the training has anyway.
+        model: the model, compiled.
+        non_trainable: whether to include variables that are not trained. Pass False if they are a
+            frozen part of the model that is loaded from elsewhere when training goes on.
 
     Raises:
-        ValueError: if the optimizer is not built, or two variables have one path.
+        ValueError: if the optimizer is not built, or two variables have the same path.
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or not optimizer.built:
@@ -75,55 +75,55 @@ def training_variables(model: keras.Model, non_trainable: bool = True) -> dict[s
 def copy_training_state(
     model: keras.Model, into: Arrays | None = None, non_trainable: bool = True
 ) -> dict[str, NDArray[Any]]:
-    """The values of `training_variables` in memory of their own.
+    """Copy the values of `training_variables` into memory of their own.
 
-    In a callback take `self.model`, which is up to date on every backend. All processes must call
-    it together if the state is sharded over them.
+    In a callback pass `self.model`, which is up to date on every backend. If the state is sharded
+    over processes, all of them must call this function together.
 
     Args:
-        model: compiled.
-        into: what this gave before for the same model, to be overwritten. Fresh memory can cost
-            many times the copy itself.
+        model: the model, compiled.
+        into: the result of an earlier call for the same model, to be overwritten; allocating fresh
+            memory can take many times as long as the copy itself.
         non_trainable: as in `training_variables`.
     """
     variables, into = training_variables(model, non_trainable), into or {}
     state = {}
     for path, value in zip(variables, values(list(variables.values())), strict=True):
-        # NumPy's files do not know bfloat16; in float32 it is exact.
+        # NumPy's files do not support bfloat16; float32 holds its values exactly.
         dtype = np.float32 if value.dtype.name == "bfloat16" else value.dtype
-        # A copy, since arrays may be views of what the next step overwrites.
+        # A copy, since arrays may be views of memory that the next step overwrites.
         state[path] = into[path] if path in into else np.empty(value.shape, dtype)
         np.copyto(state[path], value, casting="unsafe")
     return state
 
 
 def restore_training_state(model: keras.Model, arrays: Arrays, non_trainable: bool = True) -> None:
-    """Assign what `copy_training_state` gave.
+    """Assign values that `copy_training_state` returned to the variables of a model.
 
     Args:
-        model: compiled.
-        arrays: what it gave.
+        model: the model, compiled.
+        arrays: the values, by path.
         non_trainable: as in `training_variables`.
 
     Raises:
-        ValueError: unless names and shapes are those of the model. Nothing is assigned then.
+        ValueError: if names or shapes differ from those of the model; then nothing is assigned.
     """
     _assign(training_variables(model, non_trainable), arrays)
 
 
 def restore_weights(model: keras.Model, arrays: Arrays) -> None:
-    """Assign the weights in what `copy_training_state` gave, to a model that need not be compiled.
+    """Assign the weights among such values to a model, which need not be compiled.
 
     Args:
-        model: as the one that was copied, without its training.
-        arrays: what was given.
+        model: a model with the same arguments as the one that was copied.
+        arrays: values that `copy_training_state` returned, by path.
 
     Raises:
-        ValueError: unless names and shapes are those of the model. Nothing is assigned then.
+        ValueError: if names or shapes differ from those of the model; then nothing is assigned.
     """
     weights = (*model.trainable_variables, *model.non_trainable_variables)
     variables = {variable.path: variable for variable in weights}
-    # They come first; what follows are the optimizer's.
+    # The weights come first in the arrays, and the optimizer's variables follow.
     _assign(variables, dict(itertools.islice(arrays.items(), len(variables))))
 
 
@@ -143,9 +143,10 @@ def _assign(variables: Mapping[str, keras.Variable], arrays: Arrays) -> None:
 
 
 def _by_own_paths(variables: Mapping[str, keras.Variable], arrays: Arrays) -> Arrays:
-    """Name arrays as this model's variables, if they only differ in the numbers in their names.
+    """Give arrays the paths of a model's variables, if only numbers in the paths differ.
 
-    Keras numbers what is made a second time in one process, as in a notebook.
+    Keras adds a number to the name of an object that is made a second time in one process, as
+    happens in a notebook.
     """
     pairs = list(zip(variables, arrays, strict=False))
     if len(variables) != len(arrays) or variables.keys() == arrays.keys():
@@ -160,13 +161,13 @@ def _by_own_paths(variables: Mapping[str, keras.Variable], arrays: Arrays) -> Ar
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved.
+    """Holds the content of a checkpoint.
 
     Attributes:
         path: the file.
         step: number of steps done.
-        arrays: named arrays.
-        description: whatever JSON holds.
+        arrays: arrays by their names.
+        description: names with values of types that JSON has.
     """
 
     path: Path
@@ -176,18 +177,18 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder, written by a thread, read only if undamaged.
+    """Manages a run's checkpoints in a folder: writes them by a thread, reads undamaged ones.
 
-    A file gets its name when it is complete and on the disk: a process that is killed, or a disk
-    that is full, leaves those before it as they were.
+    A file gets its name when it is complete and on the disk. So if the process is killed, or the
+    disk is full, earlier checkpoints remain as they were.
 
     Args:
         folder: a local or mounted folder; made when the first checkpoint is written.
-        keep_last: the newest so many stay. There must be room for one more.
-        keep_every: those whose step is a multiple stay for good; 0 for none.
+        keep_last: how many of the newest checkpoints stay. There must be room for one more.
+        keep_every: checkpoints of steps that are a multiple of this stay for good; 0 for none.
 
     Attributes:
-        protected: steps whose checkpoints stay as long as they are among it.
+        protected: steps whose checkpoints stay as long as the steps are in this set.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -220,12 +221,12 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(self, step: int, arrays: Arrays, description: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint; waits first for the one before it.
+        """Begin to write a checkpoint, once the one before it is written.
 
         Args:
             step: number of steps done.
-            arrays: named arrays, not to be changed afterwards.
-            description: whatever JSON holds.
+            arrays: arrays by their names; they must not be changed until `wait` has returned.
+            description: names with values of types that JSON has.
 
         Raises:
             OSError, FloatingPointError: see `wait`.
@@ -234,32 +235,32 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, step, arrays, description)
 
     def wait(self) -> None:
-        """Return once everything is on the disk.
+        """Wait until everything is on the disk.
 
         Raises:
             OSError: if a checkpoint could not be written.
-            FloatingPointError: if its arrays are not finite; such are not saved.
+            FloatingPointError: if its arrays are not finite; then no checkpoint is written.
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def check(self) -> None:
-        """Raise what `wait` would raise, as far as it is known; never waits."""
+        """Raise the error of `wait` if it is known by now; never wait."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints in the folder, ascending, damaged or not."""
+        """List the steps of the checkpoints in the folder, ascending, damaged ones included."""
         return [_step_of(path) for path in self._paths()]
 
     def latest(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint, or None where nothing was ever saved.
+        """Read the newest undamaged checkpoint; return None if nothing was ever saved.
 
-        Damaged ones are named in the log. They are removed when a new one is written.
+        Damaged checkpoints are named in the log, and removed when a new one is written.
 
         Raises:
-            OSError: if there are checkpoints, all of them damaged.
+            OSError: if there are checkpoints, and all of them are damaged.
         """
         paths = self._paths()
         for path in reversed(paths):
@@ -272,9 +273,9 @@ class Checkpoints:
                     return _read(path)
                 self._damaged.add(path)
             except OSError as error:
-                # The disk's fault, which may pass.
+                # An error of the disk may pass, so the file does not count as damaged for good.
                 problem = error.strerror or str(error)
-            except Exception as error:  # A zip file of something else raises anything.
+            except Exception as error:  # A zip file of other content may raise any error.
                 problem = f"it holds no checkpoint: {error}"
                 self._damaged.add(path)
             _LOG.warning("Damaged checkpoint, the one before it is used: %s: %s", path, problem)
@@ -292,8 +293,8 @@ class Checkpoints:
             step: number of steps done.
 
         Raises:
-            FileNotFoundError: if there is none of that step.
-            OSError: if it is damaged.
+            FileNotFoundError: if there is no checkpoint of that step.
+            OSError: if the checkpoint is damaged.
         """
         paths = [path for path in self._paths() if _step_of(path) == step]
         if not paths:
@@ -306,9 +307,9 @@ class Checkpoints:
         return _read(paths[-1])
 
     def described(self) -> dict[str, Any]:
-        """Read the description of the newest checkpoint that has one, and nothing else of it."""
+        """Read the description of the newest checkpoint that has one, without its arrays."""
         for path in reversed(self._paths()):
-            # Damage is named where the arrays are read.
+            # Errors are ignored here: `latest` reports damage when it reads the arrays.
             with suppress(Exception), open_archive(path)[0], np.load(path) as stored:
                 return dict(json.loads(stored[_DESCRIPTION].tobytes()))
         return {}
@@ -350,10 +351,10 @@ class Checkpoints:
 
 
 def _remove(path: Path, unless_file: bool = False) -> None:
-    """Remove what has a checkpoint's name, as far as that can be done."""
+    """Remove whatever has a checkpoint's name, if that is possible."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
-            # Never ours: what somebody put there stays, under a name that is in nobody's way.
+            # No checkpoint is a folder. Somebody put it there, so it is renamed and not removed.
             files.move_file(path, path.with_name(f"{path.name}.folder"))
         elif not (unless_file and path.is_file()):
             path.unlink(missing_ok=True)
@@ -369,7 +370,7 @@ def _hash_of(path: Path) -> str:
 
 
 def _read(path: Path) -> Checkpoint:
-    # What a file claims is compared with its bytes first.
+    # First, the sizes that the archive claims are compared with its bytes.
     open_archive(path)[0].close()
     with np.load(path) as stored:
         arrays = dict(stored)

@@ -1,4 +1,4 @@
-"""Schedules of learning rate, weight decay and momentum (App. C).
+"""Schedule learning rate, weight decay and momentum over the steps of a run (App. C).
 
 Departure from the paper's text, as in the authors' code: weight decay follows a cosine, not a line.
 """
@@ -16,16 +16,16 @@ from keras_vjepa.types import Tensor
 
 
 def _half_cosine(progress: Tensor) -> Tensor:
-    """(1 + cos(pi * progress)) / 2, as a square: no cancellation in float32 near the end."""
+    """Compute (1 + cos(pi * progress)) / 2, as a square, which stays exact near the end."""
     return ops.square(ops.cos(progress * (math.pi / 2)))
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class WarmupCosine(LearningRateSchedule):
-    """Linear warm-up, then half a cosine (App. C).
+    """Warms up along a line, then falls along half a cosine (App. C).
 
-    Iteration s counts from 1; Keras passes s - 1. The value is not clamped beyond `total_steps`,
-    where it rises again, as in the reference.
+    Iteration s counts from 1; Keras passes s - 1. Beyond `total_steps` the value is not clamped and
+    rises again, as in the reference.
 
     Args:
         start: value at s = 0.
@@ -79,10 +79,11 @@ class WarmupCosine(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class FineTuningSchedule(WarmupCosine):
-    """Warm up along a line with both ends, then fall along half a cosine (App. D.3, Table 12).
+    """Warms up along a line, both ends included, then falls along a cosine (App. D.3, Table 12).
 
-    As fine-tuning has it since VideoMAE: the first step has `start`, the last one of the warm-up
-    and the first of the cosine both have `peak`, and `final` is approached but not reached.
+    This is the schedule of fine-tuning since VideoMAE. The first step has `start`, the last one of
+    the warm-up and the first of the cosine both have `peak`, and `final` is approached but not
+    reached.
 
     Args:
         start: value of the first step, if there is a warm-up.
@@ -92,7 +93,7 @@ class FineTuningSchedule(WarmupCosine):
         total_steps: steps of the whole training.
 
     Raises:
-        ValueError: for a number out of range, and a warm-up that leaves no step.
+        ValueError: for a number out of range, and for a warm-up that leaves no step.
 
     Example:
 
@@ -112,11 +113,11 @@ class FineTuningSchedule(WarmupCosine):
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class CosineSchedule(LearningRateSchedule):
-    """Half a cosine from `start` to `final`, which it never passes; for weight decay (App. C).
+    """Follows half a cosine from `start` to `final`, never beyond; for weight decay (App. C).
 
     Args:
         start: value at s = 0, where s counts iterations from 1.
-        final: value at its end.
+        final: value at the end of the schedule.
         total_steps: length of the schedule.
 
     Example:
@@ -129,7 +130,7 @@ class CosineSchedule(LearningRateSchedule):
     def __init__(self, start: float, final: float, total_steps: int) -> None:
         super().__init__()
         check_number("[0, inf)", start=start, final=final)
-        # A sweep gives a variable: its trainings differ in length.
+        # Only numbers are checked: a sweep passes a variable, as its trainings differ in length.
         if isinstance(total_steps, numbers.Number | str):
             check_whole(1, total_steps=total_steps)
         self.start = start
@@ -140,7 +141,8 @@ class CosineSchedule(LearningRateSchedule):
         s = ops.cast(step, "float32") + 1.0
         value = self.final + (self.start - self.final) * _half_cosine(s / self.total_steps)
         clamp = ops.maximum if self.final <= self.start else ops.minimum
-        # Op by op, a number alone would be copied to the device in every step.
+        # A Python number in place of this tensor would be copied to the device in every step where
+        # operations run one by one.
         return clamp(value, ops.zeros_like(value) + self.final)
 
     def get_config(self) -> dict[str, Any]:
@@ -149,12 +151,12 @@ class CosineSchedule(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class LinearSchedule(LearningRateSchedule):
-    """A line from `start`, reached at the first iteration, to `final`; for momenta (App. C).
+    """Follows a line from `start`, at the first iteration, to `final`; for momenta (App. C).
 
     Args:
         start: value at s = 1, where s counts iterations from 1; in [0, 1].
-        final: value at its end, likewise.
-        total_steps: length; a float, since the reference does not round it here.
+        final: value at the end of the schedule; in [0, 1].
+        total_steps: length of the schedule; a float, since the reference does not round it here.
 
     Example:
 
@@ -175,7 +177,7 @@ class LinearSchedule(LearningRateSchedule):
         return 1.0 - self.complement(step)
 
     def complement(self, step: Tensor) -> Tensor:
-        """1 - value, without the rounding of a float32 value close to 1."""
+        """Return 1 minus the value, exact where float32 would round a value close to 1."""
         slope = (self.final - self.start) / self.total_steps
         return (1.0 - self.start) - ops.cast(step, "float32") * slope
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, obeyed when its state is saved (App. C, 90,000 steps)."""
+"""Obey signals that ask a run to stop, once its state is saved (App. C, 90,000 steps)."""
 
 import signal
 import sys
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-# "Try again" in sysexits.h: for schedulers that start a pre-empted run anew.
+# The code for "try again" in sysexits.h, for schedulers that restart a run they interrupted.
 EXIT_STOPPED = 75
 
 
 @dataclass
 class StopSignals:
-    """What SIGTERM and SIGINT do: end the process with `EXIT_STOPPED`, or be noted.
+    """Handles SIGTERM and SIGINT: notes them, or ends the process with `EXIT_STOPPED`.
 
-    A second signal ends the process at once.
+    A second signal of the same kind ends the process at once.
 
     Attributes:
-        deferred: only note the signal.
-        received: name of the signal, if one came.
+        deferred: whether a signal is only noted.
+        received: name of the signal that came; empty if none has.
     """
 
     deferred: bool = False
@@ -33,14 +33,14 @@ class StopSignals:
             self.exit("The same command goes on from the last checkpoint.")
 
     def exit(self, what_now: str) -> None:
-        """Say so and raise SystemExit."""
+        """Print which signal stopped the run and what to do now, and raise SystemExit."""
         print(f"\nStopped by {self.received}. {what_now}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_STOPPED)
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """SIGTERM and SIGINT handled by `StopSignals`; in the main thread, the only one that can."""
+    """Let a `StopSignals` handle SIGTERM and SIGINT; only in the main thread, where one can."""
     signals = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
