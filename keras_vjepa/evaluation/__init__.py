@@ -1,4 +1,4 @@
-"""How good it is: frozen features, probes on them, and what they score (§4.3, App. D.1)."""
+"""Evaluate encoders by frozen features, probes on them, and their scores (§4.3, App. D.1)."""
 
 from keras_vjepa.evaluation.comparison import (
     ComparedEncoder,

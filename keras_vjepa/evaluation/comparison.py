@@ -1,4 +1,4 @@
-"""Encoders of one architecture compared by frozen probes on the same clips (§4.3, App. D.1)."""
+"""Compare encoders of one architecture by frozen probes on the same clips (§4.3, App. D.1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class LabelledClips:
     Attributes:
         samples: the videos with their labels.
         videos: float32 `(clips, frames, height, width, 3)`.
-        unreadable: files without a clip, with the reason; theirs is black.
+        unreadable: files that could not be read, with the reason; their clips are black.
     """
 
     samples: list[Sample]
@@ -42,7 +42,7 @@ class LabelledClips:
     unreadable: dict[str, str]
 
     def single_frame(self) -> "LabelledClips":
-        """Return the clips with their first frame standing still: no motion is left to see."""
+        """Return clips that show their first frame all the time, so that no motion is left."""
         still = np.broadcast_to(self.videos[:, :1], self.videos.shape)
         return LabelledClips(self.samples, still, self.unreadable)
 
@@ -55,7 +55,7 @@ def read_labelled_clips(
     num_workers: int | None = None,
     limits: ReadingLimits = DEFAULT_LIMITS,
 ) -> LabelledClips:
-    """Read one clip of every video of a set whose frames are looked at whole, not augmented.
+    """Read one clip of every video, whose frames are shown whole and not augmented.
 
     Args:
         samples: the videos.
@@ -82,11 +82,12 @@ def read_labelled_clips(
 
 @dataclass(frozen=True)
 class ComparedEncoder:
-    """Holds what one encoder reaches.
+    """Holds the results of one encoder.
 
     Attributes:
         accuracy: top-1 on the test clips, for each task.
-        learning_rate: of the probe, the one that was best on the held-out training clips.
+        learning_rate: learning rate of the probe that was best on the held-out training clips, for
+            each task.
         statistics: spread of the test clips' features.
     """
 
@@ -95,7 +96,7 @@ class ComparedEncoder:
     statistics: FeatureStatistics
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything by name, for a results file."""
+        """Return all results by name, to be written to a file."""
         return {
             **{f"{task}_accuracy": accuracy for task, accuracy in self.accuracy.items()},
             **{f"{task}_probe_learning_rate": rate for task, rate in self.learning_rate.items()},
@@ -105,20 +106,20 @@ class ComparedEncoder:
 
 
 class EncoderComparison:
-    """Probes encoders of one architecture, one after the other; compiled once for all.
+    """Probes encoders of one architecture, one after the other, and compiles only once.
 
-    A call trains one probe a task anew. The last tenth of the training clips chooses among the
-    candidates.
+    Each call trains fresh probes for every task. The last tenth of the training clips decides which
+    of the candidates is best.
 
     Args:
         encoder: any of the encoders.
-        settings: how to train; clips, views and their augmentation are not asked for.
-        train: clips to train on and to choose with.
+        settings: how to train; clips, views and augmentation in them are not used.
+        train: clips to train on, and to choose the best candidate by.
         test: clips to test on.
 
     Call arguments:
-        encoder: the one to probe.
-        single_frame: show it the first frame of every clip for all.
+        encoder: the encoder to probe.
+        single_frame: whether every clip shows its first frame all the time.
 
     Returns:
         A `ComparedEncoder`.
@@ -157,7 +158,7 @@ class EncoderComparison:
             settings.batch_size,
             train,
             num_classes=num_labels(settings.classes),
-            # With several tasks, not every combination need occur.
+            # With several tasks, some combinations of classes may be missing.
             allow_absent_classes=True,
             seed=settings.seed,
         )
@@ -182,7 +183,7 @@ class EncoderComparison:
     def _accuracy(
         self, features: Features, samples: Sequence[Sample]
     ) -> dict[str, NDArray[np.float64]]:
-        """Count the accuracy of every candidate, for each task."""
+        """Measure the accuracy of every candidate, for each task."""
         settings = self.settings
         batches = EvaluationFeatureBatches(
             samples, settings.batch_size, features, num_classes=num_labels(settings.classes)
@@ -193,10 +194,10 @@ class EncoderComparison:
 
 
 def comparison_table(results: Mapping[str, ComparedEncoder]) -> str:
-    """Write what encoders reach as lines of text, one encoder a line.
+    """Write the results of encoders as lines of text, one line for each encoder.
 
     Args:
-        results: by the encoders' names.
+        results: results by the names of the encoders.
     """
     tasks = list(next(iter(results.values())).accuracy)
     rows: list[tuple[str, ...]] = [

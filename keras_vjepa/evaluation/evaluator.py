@@ -1,4 +1,4 @@
-"""An evaluation over several splits of the training samples, never lost (App. D.1, Table 8)."""
+"""Evaluate over several splits of the training samples and keep each result (App. D.1, Table 8)."""
 
 import functools
 import hashlib
@@ -33,11 +33,12 @@ from keras_vjepa.training.run_state import Checkpoints
 # The metrics of each task, as `FrozenProbe.score` gives them.
 Metrics = dict[str, dict[str, Any]]
 
-# In the file of a split, beside the metrics: a hash of them. Older ones have none.
+# Name of the hash of the metrics, which stands beside them in the file of a split. Files of older
+# versions have none.
 _CHECKSUM = "checksum"
-# Settings that the numbers do not depend on, or that stand in `way_of_reading`.
+# Settings that do not change the results, or that are part of `way_of_reading`.
 _FREE = {"num_workers", "max_bad_share", "max_file_seconds", "max_frame_pixels"}
-# Where the versions before the first release kept what they had done.
+# The folder where versions before the first release kept their results.
 _EARLIER_FOLDER = "unfinished"
 
 _LOG = logging.getLogger(__name__)
@@ -46,22 +47,22 @@ _LOG = logging.getLogger(__name__)
 class Evaluator:
     """Evaluates a probe on several splits; one call trains, tests and returns all metrics.
 
-    Each split that is done is kept in a file; the training of one that is not, and has no features
-    to begin from, after each epoch. The same evaluation in the same folder goes on from there, and
-    one that is finished computes nothing. Another one does not disturb it.
+    The metrics of each finished split are kept in a file. If features are not kept, the training of
+    a split is saved after each epoch as well. The same evaluation in the same folder goes on from
+    there, and a finished one computes nothing. Different evaluations can share a folder.
 
     Args:
-        probe: what is trained and tested.
+        probe: the probe to train and test.
         train, test: labelled samples.
-        folder: where to keep what is done; None keeps nothing.
+        folder: where results are kept; None keeps nothing.
 
     Call arguments:
-        splits: how many, one after the other.
-        after_split: called with the number of a split and its metrics before it counts as done, by
-            all processes; `probe` is trained then.
+        splits: number of splits, evaluated one after the other.
+        after_split: a function that all processes call with the number of a split and its metrics,
+            before the split counts as done; at that time `probe` is trained on this split.
 
     Returns:
-        The metrics of each split, in the first process; nothing in the others.
+        The metrics of each split in the first process, and an empty list in the others.
 
     Example:
 
@@ -93,7 +94,8 @@ class Evaluator:
             raise ValueError(f"`splits` must be at least 1. Received: {splits}")
         parallel = self.probe.parallel
         for index in range(splits):
-            # Says now which class is missing, and not when all splits before have been trained.
+            # This raises the error for a missing class now, rather than after the splits before it
+            # have been trained.
             self.probe.split(self.train, index)
         if self.folder is None:
             results = [self._metrics(index, None, after_split) for index in range(splits)]
@@ -111,7 +113,7 @@ class Evaluator:
         """Evaluate the splits whose metrics are not in the folder."""
         is_first = self.probe.parallel.is_first
         done = [self._done(index, say=is_first) is not None for index in range(splits)]
-        # So that all processes find the same ones done.
+        # No process goes on, and writes results, before all have looked which splits are done.
         collectives.wait_for_all()
         for index in range(splits):
             if done[index]:
@@ -124,11 +126,11 @@ class Evaluator:
                 shutil.rmtree(progress, ignore_errors=True)
 
     def is_finished(self, splits: int = 1) -> bool:
-        """Tell whether all that a call would compute is there, and undamaged."""
+        """Tell whether all results that a call would compute are there and undamaged."""
         return self.folder is not None and all(self._done(i) is not None for i in range(splits))
 
     def forget(self, index: int) -> None:
-        """Have a split evaluated again, for what is made of it is not there any more.
+        """Remove the metrics of a split, so that the next call evaluates it again.
 
         Args:
             index: number of the split.
@@ -137,22 +139,23 @@ class Evaluator:
             self._path(index).unlink(missing_ok=True)
 
     def forget_if_damaged(self, left: Sequence[Path]) -> None:
-        """Have the first split evaluated again if a preset that it left is damaged or gone.
+        """Forget the first split if a preset that it has written is damaged or gone.
 
         Args:
-            left: folders of presets.
+            left: folders of the presets that the split has written.
         """
         problems = [f"{one} is missing" if not one.is_dir() else damage(one) for one in left]
         problem = next(filter(None, problems), None)
         if problem is not None and self.is_finished(1):
-            # All processes have found the same, before and after.
+            # All processes must have looked before the first one deletes, and none may go on before
+            # it has.
             collectives.wait_for_all()
             print(f"{problem}: it is made anew.", file=sys.stderr)
             self.forget(0)
             collectives.wait_for_all()
 
     def _done(self, index: int, say: bool = False) -> Metrics | None:
-        """Read the metrics of a split, None if they are not there or damaged."""
+        """Read the metrics of a split, or return None if they are missing or damaged."""
         path = self._path(index)
         content, tasks = read_result(path) or {}, self.probe.settings.tasks
         metrics: dict[str, Any] = {task: content.get(task) for task in tasks}
@@ -180,10 +183,10 @@ class Evaluator:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash all that the numbers depend on."""
+        """Return a hash of everything that the results depend on."""
         probe = self.probe
         values = configuration.values(probe.settings)
-        # A config of a recipe is more than settings: where samples and encoder come from.
+        # A recipe's config also says where samples and encoder come from; only settings count here.
         names = configuration.options(ProbeSettings()).keys() - _FREE
         about = [
             {name: values[name] for name in sorted(names)},
@@ -193,16 +196,16 @@ class Evaluator:
             fingerprint(probe.encoder),
             [_hash_of_contents(part) for part in (self.train, self.test)],
         ]
-        # Not where it is the usual one, so that evaluations of before are found.
+        # The usual way of reading is left out, so that results of earlier versions are found.
         reading = way_of_reading(probe.settings.limits.make())
         is_usual = has_av() and reading == way_of_reading(DEFAULT_LIMITS)
         about += [] if is_usual else [reading]
-        # Labels too: they do not change features, but what a probe learns of them.
+        # Labels are included because they change what a probe learns, although not the features.
         about += [[sample.label for sample in part] for part in (self.train, self.test)]
         return hashlib.blake2b(json.dumps(about).encode()).hexdigest()[:16]
 
     def _say_what_is_not_used(self) -> None:
-        """Log if an evaluation begins anew beside what an earlier version has done of it."""
+        """Log if results of an earlier version exist that this evaluation cannot use."""
         assert self.folder is not None
         if not self.probe.parallel.is_first or any(self.folder.glob(f"{self.key}-*")):
             return

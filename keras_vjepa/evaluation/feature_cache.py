@@ -1,16 +1,17 @@
-"""Features of a frozen encoder, computed once and kept on disk (§4.3, App. D.1).
+"""Compute the features of a frozen encoder once, and keep them on disk (§4.3, App. D.1).
 
 A cache on disk is a folder:
 
-    manifest.json   what the features are of: encoder, clips, view, samples, precision
-    00000.npy       features of the first samples, and 00000.json what is known of their files,
-    00000.json      as `feature_shards.py` has it
+    manifest.json   what the features depend on: encoder, clips, view, samples, precision
+    00000.npy       features of the first samples
+    00000.json      what is known of the files of these samples; see `feature_shards.py`
     ...
 
-Its name ends with a hash of the manifest, so that features of another encoder or of other clips
-have a folder of their own. A shard appears complete or not at all: a run that was stopped goes on
-with the first one that is missing. One that is damaged, or has features of files that were changed
-since, is named and computed anew. The arrays are memory-mapped.
+The name of the folder ends with a hash of the manifest, so that features of another encoder or of
+other clips have a folder of their own. A shard (an .npy file) appears complete or not at all: a run
+that was stopped goes on with the first one that is missing. A shard that is damaged, or whose
+samples' files have changed since, is named in the log and computed again. The arrays are
+memory-mapped.
 """
 
 import hashlib
@@ -50,7 +51,7 @@ from keras_vjepa.training.results import read_result
 
 _LOG = logging.getLogger(__name__)
 
-# Between two lines on how far it is.
+# Time between two lines that say how much is done.
 _SECONDS_BETWEEN_LINES = 30
 
 
@@ -63,16 +64,17 @@ def cached_features(
     dtype: str = "float32",
     batches_per_shard: int = 16,
 ) -> Features:
-    """Return the features of all samples of `batches`, computed unless the disk has them.
+    """Return the features of all samples of `batches`, and compute those not yet on disk.
 
     Args:
-        folder: where caches are kept.
-        name: of this one, in front of its hash; for people.
+        folder: the folder that holds all caches.
+        name: name of this cache, which stands before its hash for people to read.
         extractor: computes the features.
         batches: the samples, and how their clips are read.
-        description: what else the features depend on, as JSON; a difference is another cache.
+        description: what else the features depend on, as JSON; each description has its own cache.
         dtype: "float32" or "float16", of the files.
-        batches_per_shard: a run that is stopped loses at most so many.
+        batches_per_shard: number of batches in a shard; a run that is stopped loses at most so
+            many.
 
     Raises:
         OSError: if the disk is too small, or cannot be written.
@@ -87,7 +89,7 @@ def cached_features(
     }
     folder = _described_folder(folder, name, extractor, batches, description)
     is_first = batches.process_index == 0
-    # Others may use the same cache, and wait for what is being computed.
+    # Other runs may use the same cache; they wait until the features are computed.
     with locked(folder, "`cache`", wait=True) if is_first else nullcontext():
         return _found_or_computed(folder, extractor, batches, dtype, batches_per_shard)
 
@@ -99,7 +101,7 @@ def _found_or_computed(
     dtype: str,
     batches_per_shard: int,
 ) -> Features:
-    """Compute the shards that are not there or no longer hold; return all."""
+    """Compute the shards that are missing or no longer valid, and return all features."""
     starts = range(0, batches.num_steps, batches_per_shard)
     paths = [folder / f"{number:05d}.npy" for number in range(len(starts))]
     size, samples = batches_per_shard * batches.batch_size, batches.samples
@@ -116,7 +118,8 @@ def _found_or_computed(
                 path.unlink()
             elif path.exists():
                 keep_notes(path, contents[part], reading)
-    # So that all processes miss the same.
+    # All processes wait here until the first one has removed shards, and again until all have
+    # looked, so that they agree on which shards are missing.
     collectives.wait_for_all()
     missing = [path for path in paths if not path.exists()]
     collectives.wait_for_all()
@@ -147,7 +150,7 @@ def _found_or_computed(
 
 
 def _say_how_many(what: str, paths: Sequence[Path], missing: Sequence[Path]) -> None:
-    """Tell on stderr how far it is, for nobody to wait before an empty screen."""
+    """Print to stderr how many parts are done, so that nobody waits before an empty screen."""
     done = len(paths) - len(missing)
     print(f"{what}: {done:,} of {len(paths):,} parts done.", file=sys.stderr, flush=True)
 
@@ -159,7 +162,7 @@ def _described_folder(
     batches: EvaluationBatches,
     description: dict[str, Any],
 ) -> Path:
-    """Return the folder of these features, with the manifest in it."""
+    """Return the folder of these features, and write the manifest into it."""
     manifest = {
         **description,
         "backend": engine.name(),
@@ -178,10 +181,10 @@ def _described_folder(
 
 
 def _say_what_is_new(folder: Path, name: str, manifest: dict[str, Any]) -> None:
-    """Log why the caches that are there do not serve, by the one that is most alike."""
+    """Log how the most similar of the existing caches differs from the one that is needed."""
     differences: dict[Path, list[str]] = {}
     for path in sorted(folder.glob(f"{name}-*/manifest.json")):
-        # A damaged one is unlike any other.
+        # A damaged manifest counts as different in every value.
         other = read_result(path) or {}
         names = sorted({*manifest, *other})
         differences[path.parent] = [n for n in names if manifest.get(n) != other.get(n)]
@@ -206,7 +209,7 @@ def _write_shard(
 ) -> None:
     first, last = (min(s * batches.batch_size, len(batches.samples)) for s in (start, stop))
     done, unreadable = 0, {}
-    # Not mapped into memory: where the disk becomes full, that would end the process.
+    # The file is not mapped into memory, because a full disk would then kill the process.
     with files.unfinished_file(path) as unfinished:
         with open(unfinished, "wb") as file:
             for features in parts:
@@ -222,7 +225,8 @@ def _write_shard(
                 rows[unread] = 0
                 file.write(rows.tobytes())
                 done += len(features)
-        # Before the block ends: a shard is there when its features are.
+        # The notes are written before the block ends and the features appear, so that a shard with
+        # features always has its notes.
         write_notes(path, contents, unreadable, unfinished, reading)
 
 
@@ -239,7 +243,10 @@ def _check_space(
 
 
 def hash_of_samples(samples: Sequence[Sample]) -> str:
-    """Return a hash of the samples' paths and sizes; labels do not change features."""
+    """Return a hash of the samples' paths and file sizes, without labels.
+
+    Labels are left out because features do not depend on them.
+    """
     digest = hashlib.blake2b()
     for sample in samples:
         digest.update(os.fsencode(f"{sample.path}\0{size_of(sample.source)}\n"))

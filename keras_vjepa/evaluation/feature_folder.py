@@ -1,12 +1,13 @@
-"""A folder of features, an .npy file for each video or image, that knows its inputs (§4.3, App. D).
+"""Keep features in a folder, one .npy file for each video or image (§4.3, App. D).
 
     settings.json     what all features depend on: model, precision, windows, sizes
-    sources.jsonl     which file each output is of, and hashes of both, see `feature_records.py`
+    sources.jsonl     the source of each file of features, and hashes of both; see
+                      `feature_records.py`
     a/clip.mp4.npy    features of the file a/clip.mp4
 
-Features of a file that another one replaced, and such as are damaged, are removed and made anew.
-In a folder of an earlier version, which has no `sources.jsonl`, features are taken over that are
-younger than their files.
+Features are removed and made again if their source has been replaced by another file or if they are
+damaged. A folder of an earlier version has no `sources.jsonl`; of its features, those that are
+newer than their source files are kept.
 """
 
 import json
@@ -42,11 +43,11 @@ from keras_vjepa.evaluation.feature_settings import (
 from keras_vjepa.evaluation.feature_shards import write_header
 
 Rows = NDArray[np.float32]
-# Of a video or an image: a path, or an address.
+# Names a video or an image by its path or its address.
 Name = Path | str
 
 _UNREADABLE = NO_CONTENT.hex()
-# In one line of the log.
+# Number of names in one line of the log, at most.
 _MOST_NAMED = 5
 
 _LOG = logging.getLogger(__name__)
@@ -54,14 +55,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class FeaturePlan:
-    """What is to be done in a folder.
+    """Says what is to be done in a folder of features.
 
     Attributes:
-        outputs: of each video or image, the file of its features, below the folder.
-        missing: those of them whose features are to be made.
-        replaced: outputs that were removed, for another file has the place of theirs.
-        damaged: outputs that were removed, for they are not as they were written.
-        unknown: outputs that were removed, for nothing says what they are of.
+        outputs: for each video or image, the file of its features, below the folder.
+        missing: the videos and images whose features are to be made.
+        replaced: outputs that were removed because their source has been replaced by another file.
+        damaged: outputs that were removed because they are not as they were written.
+        unknown: outputs that were removed because nothing says what their source is.
     """
 
     outputs: dict[Name, str] = field(default_factory=dict)
@@ -72,16 +73,16 @@ class FeaturePlan:
 
 
 class FeatureFolder:
-    """A folder of features, in which no other run is at work.
+    """Manages a folder of features, which no other run may use at the same time.
 
     Args:
         folder: the folder, which exists.
-        settings: all that the features depend on, as JSON; see `feature_settings.py`.
+        settings: everything that the features depend on, as JSON; see `feature_settings.py`.
         preset: the folder of the model's preset.
 
     Raises:
-        ValueError: if there are features of other settings, or nothing says of which.
-        OSError: if it cannot be read or written.
+        ValueError: if the folder holds features of other or unknown settings.
+        OSError: if the folder cannot be read or written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], preset: Path) -> None:
@@ -101,7 +102,7 @@ class FeatureFolder:
     # --- What is there ---------------------------------------------------------------------------
 
     def plan(self, root: Name, paths: Sequence[Name]) -> FeaturePlan:
-        """Say which features are missing; remove those that do not hold any more, and log which.
+        """Find out which features are missing; remove those that are no longer valid and log them.
 
         Args:
             root: the folder that was listed, also at an address; see `shared_root`.
@@ -138,7 +139,8 @@ class FeatureFolder:
         elif record.features != features:
             plan.damaged.append(output)
         elif content == _UNREADABLE:
-            # It is named as such; that it was replaced is not known.
+            # The source cannot be read, which is reported elsewhere; it may be the same file as
+            # before, so that its features stay.
             plan.missing.append(path)
             return
         elif record.content != content:
@@ -147,13 +149,14 @@ class FeatureFolder:
             if record.source != absolute_name(path):
                 self._note(output, path, content, features)
             return
-        # Now, and not when it is made anew: what is in the folder from here on holds.
+        # The file is removed now, and not when it is made again, so that from here on all features
+        # in the folder are valid.
         target.unlink()
         plan.missing.append(path)
 
     def _outputs(self, root: Name, contents: Mapping[Name, str]) -> dict[Name, str]:
-        """Name the output of each file; one that has a name already keeps it."""
-        # On some disks, names that differ in the case of letters are the same.
+        """Name the output of each source file; a source that has an output already keeps it."""
+        # Some disks treat names that differ only in the case of letters as the same.
         taken = {name.casefold(): name for name in self._records}
         outputs, renamed = dict[Name, str](), []
         for path, content in contents.items():
@@ -181,7 +184,10 @@ class FeatureFolder:
         return self._records[output].source if output in self._records else None
 
     def _is_moved(self, output: str, content: str) -> bool:
-        """Whether an output is of the same content elsewhere: a copy, or from before a move."""
+        """Tell whether an output was made from the same content under another path.
+
+        The source may have been moved since, or be a copy.
+        """
         record = self._records.get(output)
         return record is not None and record.content == content != _UNREADABLE
 
@@ -193,7 +199,7 @@ class FeatureFolder:
 
     def _outputs_of_nothing(self, root: Name, plan: FeaturePlan) -> list[str]:
         if ADDRESS.match(os.fspath(root)) or not os.fspath(root):
-            return []  # asking for each of them would take as long as reading
+            return []  # at an address, looking for each file would take as long as reading it
         inside, listed = os.path.join(os.path.abspath(root), ""), {*plan.outputs.values()}
         return [
             output
@@ -205,11 +211,11 @@ class FeatureFolder:
         ]
 
     def problems(self, plan: FeaturePlan, unreadable: Mapping[Name, str]) -> list[str]:
-        """Name the features that are not there or damaged, at the end of a run.
+        """List the features that are missing or damaged at the end of a run.
 
         Args:
-            plan: of the run.
-            unreadable: files that have no features, for they cannot be read.
+            plan: plan of the run.
+            unreadable: files that have no features because they cannot be read.
         """
         return [
             str(self.folder / output)
@@ -224,22 +230,25 @@ class FeatureFolder:
     def write(
         self, path: Name, output: str, features: Callable[[Any], tuple[int, Iterator[Rows]]]
     ) -> None:
-        """Make the features of a file; they appear complete or not at all.
+        """Compute and write the features of a file, which appear complete or not at all.
 
         Args:
             path: the video or image.
-            output: the file of its features, of the plan.
-            features: gives the number of rows of a file, and these rows in batches.
+            output: the file of its features, as the plan names it.
+            features: a function of the file that returns the number of rows, and the rows in
+                batches.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if the features cannot be written.
         """
-        # Before it is read: if it is replaced meanwhile, the next run sees that.
+        # The source is hashed before it is read, so that the next run notices if it was replaced
+        # in the meantime.
         content = content_hash(path).hex()
         count, batches = features(path)
         with files.unfinished_file(self.folder / output) as unfinished:
             _write_rows(unfinished, count, batches)
-            # Before the block ends: features that are there have their record.
+            # The record is written before the block ends and the features appear, so that no
+            # features are without a record.
             self._note(output, path, content, content_hash(unfinished).hex())
 
     def _note(self, output: str, path: Name, content: str, features: str) -> None:
@@ -253,7 +262,7 @@ class FeatureFolder:
     # --- Features of an earlier version ----------------------------------------------------------
 
     def _take_over(self, root: Name, paths: Sequence[Name]) -> None:
-        """Note the features of an earlier version that are sound and younger than their files."""
+        """Add records for an earlier version's features if sound and newer than their sources."""
         for path in paths:
             relative = below(root, path)
             before, output = self.folder / f"{relative}.npy", features_name(relative)
@@ -269,7 +278,8 @@ class FeatureFolder:
             self.folder,
             counted(len(self._records), "file of features", "files of features"),
         )
-        # In this order: a run that is killed in between finds the records, and settings of before.
+        # The records are written first: if the run is killed before the settings are written, the
+        # next one finds the records beside the old settings, and can go on.
         write_records(self.folder / SOURCES_FILE, self._records.values())
         write_settings(self.folder, self.settings)
         self._is_of_before = False
@@ -295,7 +305,8 @@ def _is_younger(features: Path, source: Name) -> bool:
         status = os.stat(source)
     except OSError:
         return False
-    # The first tells of a file that was moved there and kept the time of its content.
+    # A file that was moved there keeps the modification time of its content (mtime), but not its
+    # time of change (ctime).
     return features.stat().st_mtime_ns > max(status.st_ctime_ns, status.st_mtime_ns)
 
 

@@ -1,19 +1,19 @@
-"""Names of the files that hold the features of videos and images (§4.3, App. D).
+"""Name the files that hold the features of videos and images (§4.3, App. D).
 
-They follow the path below the folder that is listed: `a/clip.mp4` has its features in
-`a/clip.mp4.npy`. A name that cannot be kept so is cut and escaped, and a hash keeps it apart from
-others; it follows from the path alone, so a run that goes on finds it.
+The names follow the path below the folder that is listed: `a/clip.mp4` has its features in
+`a/clip.mp4.npy`. A name that is too long or cannot be written is cut and escaped, and a hash keeps
+it apart from others. Names depend on nothing but the path, so that a run that goes on finds them.
 """
 
 import hashlib
 import os
 from pathlib import PurePath
 
-# In the same folder: what the features depend on, and the files that they are of.
+# Two more files in that folder: what the features depend on, and which files they were made from.
 SETTINGS_FILE, SOURCES_FILE = "settings.json", "sources.jsonl"
 
 _ENDING = ".npy"
-# What the usual file systems allow in a name.
+# The longest name that the usual file systems allow.
 _MOST_BYTES = 255
 _HASH_DIGITS = 8
 
@@ -22,7 +22,7 @@ def features_name(relative: PurePath) -> str:
     """Name the file of the features of a video or an image.
 
     Args:
-        relative: its path below the folder that is listed.
+        relative: path of the video or image below the folder that is listed.
 
     Returns:
         A path below the output folder, with slashes.
@@ -40,10 +40,10 @@ def features_name(relative: PurePath) -> str:
 
 
 def with_hash(name: str, source: str) -> str:
-    """Name the features of a file whose usual name is another file's.
+    """Name the features of a file if another file's features already have the usual name.
 
     Args:
-        name: the usual name, of `features_name`.
+        name: the usual name, as `features_name` returns it.
         source: absolute path of the video or image.
 
     Example:
@@ -57,7 +57,7 @@ def with_hash(name: str, source: str) -> str:
 
 
 def _folder_name(name: str) -> str:
-    # Or the folder `clip.mp4.npy` would lie where the features of the file `clip.mp4` do.
+    # Without a hash, a folder `clip.mp4.npy` would have the path of the features of `clip.mp4`.
     if name.lower().endswith(_ENDING) or name.lower() in (SETTINGS_FILE, SOURCES_FILE):
         return _cut(name, f".{_hash_of(name)}")
     return _fitting(name, "")
@@ -76,7 +76,7 @@ def _fitting(name: str, ending: str) -> str:
 
 def _cut(name: str, ending: str) -> str:
     raw = os.fsencode(name)
-    # A letter of several bytes is not cut in two.
+    # "ignore" drops a letter of several bytes if the cut goes through it.
     return raw[: _MOST_BYTES - len(ending)].decode("utf-8", "ignore") + ending
 
 

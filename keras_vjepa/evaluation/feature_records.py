@@ -1,9 +1,9 @@
-"""What the features in a folder are of: `sources.jsonl`, a line for each file (§4.3, App. D).
+"""Record in `sources.jsonl`, a line each, which file features were made from (§4.3, App. D).
 
-    {"output": "a/clip.mp4.npy", "source": "/videos/a/clip.mp4",
-     "content": hash of the source, "features": hash of the output, "settings": hash of these}
+    {"output": "a/clip.mp4.npy", "source": "/videos/a/clip.mp4", "content": hash of the source,
+     "features": hash of the output, "settings": hash of the settings}
 
-A line is added when features are written; of two with one output the later counts.
+A line is added when features are written; if two lines have the same output, the later one counts.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from keras_vjepa import files
 
 @dataclasses.dataclass(frozen=True)
 class FeatureRecord:
-    """What is known of the features of one file.
+    """Holds what is known of the features of one file.
 
     Attributes:
-        output: their file, below the output folder, with slashes.
+        output: the file of the features, below the output folder, with slashes.
         source: absolute path of the video or image.
-        content: hash of what was in it.
+        content: hash of the content of the video or image.
         features: hash of the file of the features.
         settings: hash of what else the features depend on.
     """
@@ -43,14 +43,15 @@ def read_records(path: Path) -> tuple[dict[str, FeatureRecord], int]:
         The last record of each output, and the number of lines that are damaged.
 
     Raises:
-        OSError: if the file is there and cannot be read, or is none: a pipe would be read for ever.
+        OSError: if the path exists and cannot be read, or is no regular file, such as a pipe, which
+            would be read for ever.
     """
     kind = files.kind_of(path)
     if kind is None:
         return {}, 0
     if kind != "file":
         raise OSError(f"{path} must be a file. Received: a {kind}. Remove it")
-    # A line that was cut short has no end.
+    # What follows the last line break is a line that was cut short.
     *lines, rest = path.read_bytes().split(b"\n")
     records = [_record_of(line) for line in lines]
     damaged = records.count(None) + bool(rest)
@@ -66,15 +67,15 @@ def _record_of(line: bytes) -> FeatureRecord | None:
 
 
 def append_record(path: Path, record: FeatureRecord) -> None:
-    """Add a record to the file of a folder."""
+    """Add a record to the end of a folder's file of records."""
     files.append_line(path, _line_of(record))
 
 
 def write_records(path: Path, records: Iterable[FeatureRecord]) -> None:
-    """Write the file of a folder anew."""
+    """Replace a folder's file of records by one with these records."""
     files.write_text(path, "".join(f"{_line_of(record)}\n" for record in records))
 
 
 def _line_of(record: FeatureRecord) -> str:
-    # In ASCII, whatever bytes a name has.
+    # `json.dumps` escapes everything that is not ASCII, so that names of any bytes can be written.
     return json.dumps(vars(record))

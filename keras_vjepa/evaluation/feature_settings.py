@@ -1,6 +1,7 @@
-"""What all features in a folder depend on: `settings.json`, and who may add to them (§4.3, App. D).
+"""Check that features added to a folder share one `settings.json` with the others (§4.3, App. D).
 
-The model is known by a fingerprint of its arguments and weights, wherever its preset lies.
+The settings are everything that all features in the folder depend on. The model is known by a
+fingerprint of its arguments and weights, so that its preset may be moved.
 """
 
 import hashlib
@@ -15,15 +16,15 @@ from keras_vjepa.evaluation.feature_names import SETTINGS_FILE
 from keras_vjepa.evaluation.feature_records import FeatureRecord
 from keras_vjepa.training.results import read_result
 
-# Not compared, for the same model may lie elsewhere; the other two are, but earlier versions did
-# not note them.
+# `PRESET` is not compared, because the same model may lie in another folder. The other two are
+# compared, but earlier versions did not store them.
 PRESET, MODEL, BACKEND = "preset", "model", "backend"
 
 _LOG = logging.getLogger(__name__)
 
 
 def hash_of_settings(settings: Mapping[str, Any]) -> str:
-    """Hash all settings that features depend on.
+    """Compute a hash of all settings that features depend on.
 
     Example:
 
@@ -38,7 +39,7 @@ def hash_of_settings(settings: Mapping[str, Any]) -> str:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings into their folder."""
+    """Write the settings of a folder of features into it."""
     files.write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2))
 
 
@@ -48,7 +49,7 @@ def check_settings(
     records: Mapping[str, FeatureRecord],
     preset: Path,
 ) -> bool:
-    """Raise unless features of these settings may be added to a folder; write them if need be.
+    """Check that features of these settings may be added to a folder; write a missing file.
 
     Args:
         folder: the folder of features.
@@ -57,11 +58,11 @@ def check_settings(
         preset: the folder of the preset.
 
     Returns:
-        Whether an earlier version wrote the features that are there. What they are of is not
-        known then, and the settings have not been written.
+        Whether an earlier version wrote the features that are there. In that case it is not known
+        which files they were made from, and the settings have not been written.
 
     Raises:
-        ValueError: if the features are of other settings, or nothing says of which.
+        ValueError: if the folder holds features of other or unknown settings.
     """
     path = folder / SETTINGS_FILE
     found = read_result(path) or {}
@@ -72,7 +73,8 @@ def check_settings(
         return False
     if found and not records:
         return True
-    # Gone or damaged; or of before, in a run that was killed while it took the features over.
+    # The file of settings is missing or damaged; or it is an earlier version's, and a run was
+    # killed between writing the records of these features and the new settings.
     if {record.settings for record in records.values()} - {hash_of_settings(settings)}:
         raise ValueError(
             f"`--output` must be another folder: {path} is damaged or missing, and the features "
@@ -94,11 +96,11 @@ def _refuse_others(
     folder: Path, settings: Mapping[str, Any], found: Mapping[str, Any], preset: Path
 ) -> None:
     known = [name for name in settings if name in found]
-    # Before they noted the model's fingerprint, its name was all that they knew.
+    # Settings of early versions, without the model's fingerprint, know the model only by its name.
     compared = [name for name in known if name != PRESET or MODEL not in found]
     changed = [name for name in compared if found[name] != settings[name]]
     if {"dtype", MODEL} <= set(changed):
-        changed.remove(MODEL)  # its weights are others in another precision
+        changed.remove(MODEL)  # another precision changes the weights, and so the fingerprint
     if changed:
         before = ", ".join(f"{name} = {_shown(name, found)}" for name in changed)
         now = ", ".join(_shown(name, settings) for name in changed)
@@ -123,7 +125,7 @@ def _shown(name: str, settings: Mapping[str, Any]) -> str:
 
 def _any_features(folder: Path) -> Path | None:
     for path in folder.rglob("*.npy"):
-        # What a killed process left unfinished lies in hidden folders.
+        # Unfinished files of a process that was killed lie in hidden folders.
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             return path
     return None

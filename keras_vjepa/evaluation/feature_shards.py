@@ -1,13 +1,13 @@
-"""Parts of a feature cache: what is in one, and whether it still holds (§4.3, App. D.1).
+"""Read, write and check shards, the parts of a feature cache (§4.3, App. D.1).
 
     00000.npy       features of the first samples, `(samples, predictions, tokens, dim)`
-    00000.json      `contents`: hashes of the samples' files as they were; `unreadable`: those
+    00000.json      `contents`: hashes of the samples' files as they were; `unreadable`: the files
                     that could not be read, with the reason; their rows are zeros; `features`: a
-                    hash of the features; `reading`: by what, and within which limits, files were
-                    read
+                    hash of the features; `reading`: the decoder and the limits with which files
+                    were read
 
-A shard of an older version has `unreadable` alone, or lacks the last two. The former holds if no
-file is newer than it.
+In shards of older versions, there is only `unreadable`, or the last two are missing. A shard with
+nothing but `unreadable` is valid if none of its samples' files is newer than it.
 """
 
 import json
@@ -30,10 +30,10 @@ def read_shard(path: Path) -> tuple[NDArray[Any], dict[str, str]]:
     """Map the features of a shard into memory.
 
     Args:
-        path: its .npy file.
+        path: the .npy file of the shard.
 
     Returns:
-        The features, and the samples that could not be read with the reason.
+        The features, and the samples that could not be read, each with the reason.
     """
     return np.load(path, mmap_mode="r"), _read_notes(path)["unreadable"]
 
@@ -41,14 +41,14 @@ def read_shard(path: Path) -> tuple[NDArray[Any], dict[str, str]]:
 def what_is_wrong(
     path: Path, samples: Sequence[Sample], contents: Hashes, dtype: str, reading: str
 ) -> str | None:
-    """Say why a shard does not hold the features of samples.
+    """Say why a shard does not hold the current features of its samples.
 
     Args:
         path: the .npy file, which exists.
-        samples: of the shard.
-        contents: hashes of their files as they are.
-        dtype: of the features.
-        reading: by what, and within which limits, files are read now.
+        samples: samples of the shard.
+        contents: hashes of the samples' files as they are now.
+        dtype: dtype of the features.
+        reading: the decoder and the limits with which files are read now.
 
     Returns:
         The reason, with the name of a file; None if nothing is wrong.
@@ -80,7 +80,7 @@ def what_is_wrong(
 
 
 def keep_notes(path: Path, contents: Hashes, reading: str) -> None:
-    """Complete the notes of a shard of an older version, whose features hold."""
+    """Complete the notes of a valid shard that an older version wrote."""
     notes = _read_notes(path)
     if "contents" not in notes or "features" not in notes:
         write_notes(path, contents, notes["unreadable"], path, reading)
@@ -89,14 +89,14 @@ def keep_notes(path: Path, contents: Hashes, reading: str) -> None:
 def write_notes(
     path: Path, contents: Hashes, unreadable: dict[str, str], features: Path, reading: str
 ) -> None:
-    """Write what is known of a shard's files, before its features appear.
+    """Write the notes of a shard, before its features appear.
 
     Args:
         path: the .npy file.
-        contents: hashes of the files.
-        unreadable: those that could not be read, with the reason.
-        features: where the features lie now.
-        reading: by what, and within which limits, the files were read.
+        contents: hashes of the samples' files.
+        unreadable: files that could not be read, each with the reason.
+        features: the file that holds the features now.
+        reading: the decoder and the limits with which the files were read.
     """
     notes = {
         "contents": as_text(contents),
@@ -108,12 +108,12 @@ def write_notes(
 
 
 def write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
-    """Write what an .npy file begins with; the numbers follow, row by row.
+    """Write the header of an .npy file, after which the numbers are written row by row.
 
     Args:
         file: open for writing, and empty.
-        dtype: of the numbers.
-        shape: of all of them.
+        dtype: dtype of the numbers.
+        shape: shape of the whole array.
     """
     described = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
     header = {"descr": described, "fortran_order": False, "shape": shape}
@@ -121,7 +121,7 @@ def write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
 
 
 def _read_notes(path: Path) -> dict[str, Any]:
-    """What is known of a shard, in the words of today; empty if its file is damaged."""
+    """Read the notes of a shard in today's format; they are empty if their file is damaged."""
     notes = read_result(path.with_suffix(".json"))
     if notes is None:
         return {}

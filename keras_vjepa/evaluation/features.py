@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed in memory (§4.3, App. D.1)."""
+"""Compute the features of a frozen encoder in memory (§4.3, App. D.1)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +15,10 @@ from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
 
 class FeatureExtractor(keras.Model):
-    """Computes the features of a classifier: what its probe would see.
+    """Computes the features that the probe of a classifier would see.
 
     Args:
-        classifier: says how clips and views are put together; only its backbone is used.
+        classifier: determines how clips and views are put together; only its backbone is used.
 
     Call arguments:
         inputs: as `VJEPAVideoClassifier` takes them.
@@ -40,27 +40,27 @@ class FeatureExtractor(keras.Model):
     def encode(self, batches: EvaluationBatches, start: int, stop: int) -> Iterator[NDArray[Any]]:
         """Compute the features of each batch, without the rows that only fill the last one.
 
-        NaN for samples that could not be read. Of several processes each computes its share, and
-        gets all.
+        Samples that could not be read have NaN. Each of several processes computes its share of the
+        features and returns all of them.
         """
         for step, (inputs, _, weight) in enumerate(batches.stream(start, stop), start=start):
             left = len(batches.samples) - step * batches.batch_size
             yield self.inference(inputs, weight)[:left]
 
     def encode_array(self, videos: NDArray[np.float32], batch_size: int = 64) -> NDArray[Any]:
-        """Compute the features of videos that are in memory."""
+        """Compute the features of an array of videos, batch by batch."""
         parts = []
         for start in range(0, len(videos), batch_size):
             batch = videos[start : start + batch_size]
             missing = batch_size - len(batch)
-            # One shape, hence one compilation.
+            # All batches have one shape, so that the model is compiled only once.
             padded = np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1))
             parts.append(self.predict_on_batch(padded)[: len(batch)])
         return np.concatenate(parts)
 
 
 def why_unreadable(batches: EvaluationBatches, position: int) -> str:
-    """Say why there are no features of the sample at a position."""
+    """Say why the sample at a position has no features."""
     path = batches.samples[position].path
     other = f"another process could not read {path}, or the encoder's features of it are NaN"
     return batches.why_unreadable(position) or other
@@ -70,7 +70,7 @@ def features_in_memory(extractor: FeatureExtractor, batches: EvaluationBatches) 
     """Compute the features of all samples of batches, and keep them in memory.
 
     Args:
-        extractor: computes them.
+        extractor: computes the features.
         batches: the samples, and how their clips are read.
     """
     features = np.concatenate(list(extractor.encode(batches, 0, batches.num_steps)))

@@ -1,4 +1,4 @@
-"""The frozen evaluation of one encoder: probes are trained on its features (§4.3, App. D.1)."""
+"""Evaluate a frozen encoder by training probes on its features (§4.3, App. D.1)."""
 
 import logging
 import math
@@ -35,20 +35,21 @@ _LOG = logging.getLogger(__name__)
 
 
 class FrozenProbe:
-    """Measures what a frozen encoder knows: trains probes on its features, and tests them.
+    """Measures what a frozen encoder has learnt by training and testing probes on its features.
 
-    `fit` may be called again, for another split or other samples: it begins anew, and compiles
-    nothing again.
+    `fit` may be called again, for another split or other samples: it begins with fresh probes, and
+    compiles nothing again.
 
     Args:
         encoder: a backbone (see `keras_vjepa.models.adapters`), or a preset of one.
         settings: how to evaluate.
         cache: folder for features, where they are found again; None keeps them in memory.
-        single_frame: show the first frame of each clip for all; only where features are kept.
-        sweep: that of another `FrozenProbe` with the same classifier and optimizer, for encoders of
-            one width: probes that are compiled already.
+        single_frame: whether every clip shows its first frame all the time; only if features are
+            kept.
+        sweep: the sweep of another `FrozenProbe` with the same classifier and optimizer, for an
+            encoder of the same width: its probes are compiled already.
         parallel: the processes that share the work; they see the same disk.
-        options: settings by name, in the place of those of `settings`; see
+        options: settings by name, in place of those in `settings`; see
             `keras_vjepa.configuration.options`.
 
     Raises:
@@ -100,14 +101,14 @@ class FrozenProbe:
     # --- Training --------------------------------------------------------------------------------
 
     def split(self, samples: Sequence[Sample], index: int = 0) -> Split:
-        """Choose what to train on, and what chooses among the probes.
+        """Choose the samples to train on, and those by which the best probe is chosen.
 
         Args:
             samples: all labelled training samples.
             index: number of the split; it is added to the seed.
 
         Raises:
-            ValueError: if a share is out of range, or no sample to train on is of some class.
+            ValueError: if a share is out of range, or a class has no sample to train on.
         """
         settings = self.settings
         return make_split(
@@ -126,19 +127,20 @@ class FrozenProbe:
         Args:
             samples: all labelled training samples.
             index: number of the split; it is added to the seed.
-            checkpoints: where a training without kept features is saved after each epoch, and goes
-                on from: one of this encoder with these settings, samples and index.
+            checkpoints: where the training is saved after each epoch, and continued from, if
+                features are not kept; they must belong to this encoder, settings, samples and
+                index.
 
         Raises:
-            ValueError: if a share is out of range, or no sample to train on is of some class.
+            ValueError: if a share is out of range, or a class has no sample to train on.
             NotFiniteError: if all probes of a task have diverged.
             OSError: if features or checkpoints cannot be written.
         """
-        # Says now which class is missing, and not when all features have been computed.
+        # This raises the error for a missing class now, before all features are computed.
         self._split, self._train = self.split(samples, index), samples
         settings, seed = self.settings, self.settings.seed + index
         batches = self.batches.training(self._split.training, samples, seed)
-        # As many steps as with all labels: fewer samples are seen more often.
+        # The number of steps is that for all labels, so that fewer samples are seen more often.
         num_samples = len(self._split.training) / settings.fraction
         steps = settings.epochs * math.ceil(num_samples / settings.batch_size)
         self.sweep.restart(seed, steps)
@@ -166,7 +168,7 @@ class FrozenProbe:
             _LOG.warning("This training begins anew: %s", error)
             found = None
         if found is not None:
-            # All that is frozen is the encoder, which is here already.
+            # Checkpoints hold no frozen weights: these are the encoder's, which is here already.
             restore_training_state(self.sweep, found.arrays, non_trainable=False)
             done = found.step
         while done < steps:
@@ -179,11 +181,11 @@ class FrozenProbe:
                     checkpoints.save(done, state, {"steps": steps})
                     checkpoints.wait()
                 except FloatingPointError as error:
-                    # It is one of the probes; the others may be sound.
+                    # One of the probes has diverged; the others may still learn.
                     _LOG.warning("%s", error)
 
     def _validate(self) -> dict[str, NDArray[np.float64]]:
-        """Count the accuracy of every probe on the validation samples; nothing without any."""
+        """Measure the accuracy of every probe on the validation samples, if there are any."""
         samples = self._split.validation
         if not samples:
             return {}
@@ -194,14 +196,14 @@ class FrozenProbe:
         }
 
     def best(self, task: str) -> int:
-        """Return the place of a task's best probe among the candidates."""
+        """Return the position of a task's best probe among the candidates."""
         accuracy = self._validation_accuracy.get(task)
         if accuracy is None:
             return 0
         return place_of_best(accuracy, self._finite[task])
 
     def classifier(self, task: str) -> VJEPAVideoClassifier:
-        """Make a classifier of the encoder and a task's best probe."""
+        """Make a classifier from the encoder and a task's best probe."""
         classifier = self._fresh_classifier(task)
         classifier.probe.set_weights(self.sweep.probes_of(task)[self.best(task)].get_weights())
         return classifier
@@ -219,12 +221,12 @@ class FrozenProbe:
             samples: labelled test samples.
 
         Returns:
-            For each task what `accuracies` gives of its best probe, and
+            For each task, what `accuracies` returns for its best probe, and
 
-            - `best`: the place of that probe among the candidates;
-            - `candidates`: of each the `learning_rate`, the `weight_decay`, and the accuracy in
-              `validation` and `test`; `validation` is None for a single one;
-            - `readouts`: top-1 of the quick checks by their names, where they were asked for.
+            - `best`: the position of that probe among the candidates;
+            - `candidates`: for each candidate its `learning_rate`, its `weight_decay`, and its
+              accuracy in `validation` and `test`; `validation` is None for a single candidate;
+            - `readouts`: top-1 of the quick checks by their names, if they were asked for.
         """
         settings = self.settings
         logits = self.sweep.logits(self.batches.test(samples))
@@ -242,15 +244,15 @@ class FrozenProbe:
     def read_out(
         self, samples: Sequence[Sample], test_samples: Sequence[Sample]
     ) -> dict[str, dict[str, float]]:
-        """Count top-1 of the quick checks alone, without a probe that is trained.
+        """Measure top-1 of the quick checks alone, without training a probe.
 
         Args:
             samples: labelled training samples.
             test_samples: labelled test samples.
 
         Returns:
-            For each task the share of test samples that each check names right, by its name; none
-            unless the settings have `readouts`.
+            For each task, the share of test samples that each check classifies right, by the name
+            of the check; empty unless the settings have `readouts`.
         """
         self._train, self._split = samples, Split([*samples], [])
         return {
@@ -284,7 +286,10 @@ class FrozenProbe:
     def _readouts(
         self, task: str, test_samples: Sequence[Sample], num_counted: int
     ) -> dict[str, float]:
-        """Count top-1 of the quick checks, on all labels of the split: none chooses anything."""
+        """Measure top-1 of the quick checks, with all samples of the split.
+
+        The validation samples are used too, because a quick check has nothing to be chosen by them.
+        """
         if not self.settings.readouts or not self.settings.keeps_features:
             return {}
         classes = self.settings.classes

@@ -1,7 +1,7 @@
-"""What a frozen evaluation counts: top-k, accuracy of each class, confusions (§4.3, App. D.1).
+"""Count top-k, the accuracy of each class and confusions (§4.3, App. D.1).
 
-Departures: the authors' accuracy is a mean over batches, in which padding counts; here every test
-sample counts once, and one that cannot be read is wrong unless asked otherwise.
+Departures: the authors' accuracy is a mean over batches, in which padding counts. Here every test
+sample counts once, and a sample that cannot be read counts as wrong unless it is to be left out.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ def top_k(logits: NDArray[np.float32], labels: NDArray[np.int32], k: int) -> NDA
     Args:
         logits: `(samples, ..., classes)`.
         labels: `(samples,)`.
-        k: how many are enough.
+        k: number of largest logits to look at.
 
     Returns:
-        `(samples, ...)`; False where the logits are NaN.
+        `(samples, ...)`; False if the logits are NaN.
 
     Example:
 
@@ -29,7 +29,8 @@ def top_k(logits: NDArray[np.float32], labels: NDArray[np.int32], k: int) -> NDA
     """
     labels = labels.reshape(-1, *[1] * (logits.ndim - 1))
     own = np.take_along_axis(logits, labels, axis=-1)
-    # Equal logits count against the label: a probe that tells nothing apart is not right.
+    # Equal logits count against the label, since a probe that gives all classes the same logit has
+    # not recognised the right one.
     better_or_equal = np.sum(logits >= own, axis=-1)
     return (better_or_equal <= k) & ~np.isnan(own[..., 0])
 
@@ -37,10 +38,10 @@ def top_k(logits: NDArray[np.float32], labels: NDArray[np.int32], k: int) -> NDA
 def accuracies(
     logits: NDArray[np.float32], labels: NDArray[np.int32], num_classes: int, num_counted: int
 ) -> dict[str, Any]:
-    """Count top-1, top-5 and the accuracy of each class, and list what every sample was called.
+    """Count top-1, top-5 and the accuracy of each class, and list the prediction of every sample.
 
     Args:
-        logits: `(samples, classes)`; NaN where a sample could not be read.
+        logits: `(samples, classes)`; NaN if a sample could not be read.
         labels: `(samples,)`.
         num_classes: number of classes.
         num_counted: samples in the denominator.
@@ -69,13 +70,13 @@ def accuracies(
 def confusion_matrix(
     labels: Sequence[int], predictions: Sequence[int | None], num_classes: int, size: int
 ) -> NDArray[np.int64]:
-    """Count how often a class (row) was called another (column).
+    """Count how often samples of a class (row) were predicted as another class (column).
 
     Args:
-        labels: of each sample.
-        predictions: of each sample; None is left out.
+        labels: class number of each sample.
+        predictions: predicted class of each sample; samples with None are left out.
         num_classes: number of classes.
-        size: largest number of rows; with more classes, neighbouring ones share a row.
+        size: largest number of rows; with more classes, neighbouring classes share a row.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What the probes of an evaluation see: batches of features, or of clips (§4.3, App. D.1)."""
+"""Make the batches of features or clips for the probes of an evaluation (§4.3, App. D.1)."""
 
 import os
 from collections.abc import Sequence
@@ -25,10 +25,11 @@ class ProbeBatches:
     """Makes the batches of an evaluation, and the features in them.
 
     Args:
-        settings: of the evaluation, for its encoder.
-        classifier: computes features, where the settings keep them.
+        settings: settings of the evaluation, made for its encoder.
+        classifier: computes the features, if the settings say that features are kept.
         cache: folder for features; None keeps them in memory.
-        single_frame: show the first frame of each clip for all; only where features are kept.
+        single_frame: whether every clip shows its first frame all the time; only if features are
+            kept.
         parallel: the processes that share the work.
     """
 
@@ -57,9 +58,9 @@ class ProbeBatches:
         """Make endless batches to train on.
 
         Args:
-            samples: those to train on.
-            everything: all training samples, of which features are computed.
-            seed: of the order.
+            samples: samples to train on.
+            everything: all training samples; features are computed for all of them.
+            seed: seed of the order.
         """
         settings = self.settings
         if self.extractor is None:
@@ -70,7 +71,7 @@ class ProbeBatches:
             settings.batch_size,
             self.features(everything),
             num_classes=num_labels(settings.classes),
-            # With several tasks, not every combination need occur.
+            # With several tasks, some combinations of classes may be missing.
             allow_absent_classes=True,
             seed=seed,
         )
@@ -79,7 +80,7 @@ class ProbeBatches:
     def validation(
         self, samples: Sequence[Sample], everything: Sequence[Sample]
     ) -> OrderedBatches[Any]:
-        """Make batches of training samples in one view; arguments as in `training`."""
+        """Make batches of training samples in one view; the arguments are as in `training`."""
         if self.extractor is not None:
             return self._of_features(samples, self.features(everything))
         return self._of_clips(samples, 1, ClipPlaces(everything, self.settings.seed))
@@ -105,7 +106,7 @@ class ProbeBatches:
     def _of_clips(
         self, samples: Sequence[Sample], num_views: int, places: ClipPlaces | None = None
     ) -> OrderedBatches[Any]:
-        # As many rows for each device, and not many more than samples.
+        # Each device gets the same number of rows, and a batch has few more rows than samples.
         devices = self.parallel.device_count
         size = min(self.settings.batch_size, -(-len(samples) // devices) * devices)
         batches = evaluation_clips(self.settings, samples, num_views, size, places)
@@ -114,11 +115,11 @@ class ProbeBatches:
     # --- Features --------------------------------------------------------------------------------
 
     def features(self, samples: Sequence[Sample], is_test: bool = False) -> Features:
-        """Return features of samples, computed unless they are in memory or on the disk.
+        """Return the features of samples, and compute those not in memory or on disk.
 
         Args:
             samples: all training samples, or all test samples.
-            is_test: whether they are seen in all views.
+            is_test: whether the samples are test samples, which are seen in all views.
         """
         known = self._kept.get(is_test)
         if known is None or list(known.samples) != list(samples):
@@ -144,7 +145,7 @@ class ProbeBatches:
     def _description(self, num_views: int) -> dict[str, Any]:
         """Describe what features depend on beside encoder, samples and clips.
 
-        In the words of the first caches, so that these are found again.
+        The names are those that the first version used, so that its caches are found again.
         """
         settings = self.settings
         short_side, size = settings.view.short_side, settings.image_size

@@ -1,7 +1,8 @@
-"""Quick checks of pooled features beside the frozen evaluation (§4.3): neighbours and a ridge.
+"""Check pooled features quickly by nearest neighbours and ridge regression, beside §4.3.
 
-Neither needs training, a learning rate or a backend: a second on thousands of samples. They say
-less than an attentive probe, which sees every token, but at once and without a seed.
+Neither needs training, a learning rate or a backend; each takes a second on thousands of samples.
+They say less than an attentive probe, which sees every token, but they say it at once and without a
+seed.
 """
 
 from collections.abc import Callable
@@ -20,21 +21,22 @@ def nearest_neighbors(
     num_neighbors: int = 20,
     temperature: float = 0.07,
 ) -> NDArray[np.float64]:
-    """Let the most similar training samples vote.
+    """Classify samples by the votes of the most similar training samples.
 
-    Similarity is the cosine after the training mean is taken off, which all features share; a
-    neighbour's vote weighs exp(similarity / temperature), as is usual for self-supervised models.
+    Similarity is the cosine of features from which the mean of the training features, which all
+    share, has been subtracted. A neighbour's vote weighs exp(similarity / temperature), as is usual
+    for self-supervised models.
 
     Args:
         train: pooled features `(samples, dim)`.
         labels: int `(samples,)`, each in `[0, num_classes)`.
         test: pooled features `(test samples, dim)`.
         num_classes: number of classes.
-        num_neighbors: how many vote; all if there are fewer.
-        temperature: how fast a vote fades.
+        num_neighbors: how many training samples vote; all if there are fewer.
+        temperature: the smaller it is, the faster a vote's weight falls with the similarity.
 
     Returns:
-        The votes of each class `(test samples, num_classes)`; larger is likelier.
+        The votes for each class `(test samples, num_classes)`; larger is likelier.
 
     Raises:
         ValueError: if sizes do not fit or a label is out of range.
@@ -74,11 +76,12 @@ def ridge_classifier(
     """Fit a linear map to the classes by least squares, in closed form, and score with it.
 
     Args:
-        train: pooled features `(samples, dim)`; every channel is brought to mean 0, deviation 1.
+        train: pooled features `(samples, dim)`; every channel is scaled to mean 0, deviation 1.
         labels: int `(samples,)`, each in `[0, num_classes)`.
         test: pooled features `(test samples, dim)`.
         num_classes: number of classes.
-        penalty: on the squared weights, per sample; it also settles more channels than samples.
+        penalty: weight of the squared weights, per sample; with it, there is a solution also for
+            more channels than samples.
 
     Returns:
         Scores `(test samples, num_classes)`; larger is likelier.
@@ -98,7 +101,7 @@ def ridge_classifier(
     if penalty <= 0:
         raise ValueError(f"`penalty` must be positive. Received: {penalty}")
     mean, deviation = train.mean(axis=0), train.std(axis=0)
-    # A channel that never changes tells nothing.
+    # A channel that never changes holds no information, and is set to 0.
     scale = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1.0), 0.0)
     train, test = (train - mean) * scale, (test - mean) * scale
     share = np.bincount(labels, minlength=num_classes) / len(labels)

@@ -1,4 +1,4 @@
-"""The results of an evaluation as text and as a picture (§4.3, App. D.1)."""
+"""Write the results of an evaluation as text and as a picture (§4.3, App. D.1)."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from keras_vjepa.evaluation.metrics import confusion_matrix
 
 
 def mean_and_deviation(shares: Sequence[float]) -> str:
-    """Write the mean of shares in per cent, with their sample deviation where there are several.
+    """Write the mean of shares in per cent, and if there are several, their sample deviation.
 
     Example:
 
@@ -28,7 +28,7 @@ def summary(results: Sequence[dict[str, dict[str, Any]]]) -> str:
     """Write top-1 and top-5 of each task, and the candidates of the last split.
 
     Args:
-        results: the metrics of each split, as `FrozenProbe.score` gives them.
+        results: the metrics of each split, as `FrozenProbe.score` returns them.
     """
     lines = []
     for task, last in results[-1].items():
@@ -51,12 +51,12 @@ def summary(results: Sequence[dict[str, dict[str, Any]]]) -> str:
 
 
 def draw_confusion(metrics: dict[str, Any], path: str | os.PathLike[str], side: int = 600) -> None:
-    """Write the confusion matrix as a picture: a row is a class, a column what it was called.
+    """Draw the confusion matrix as a picture: a row is a class, a column what was predicted.
 
     Args:
-        metrics: of one task, as `FrozenProbe.score` gives them.
+        metrics: the metrics of one task, as `FrozenProbe.score` returns them.
         path: the file.
-        side: of the matrix in pixels.
+        side: side of the matrix in pixels.
 
     Raises:
         OSError: if it cannot be written.

@@ -1,4 +1,4 @@
-"""What defines a frozen evaluation beside encoder and samples (§4.3, App. D.1, Table 10)."""
+"""Define a frozen evaluation by settings, beside encoder and samples (§4.3, App. D.1, Table 10)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,37 +24,39 @@ class ProbeSettings:
     """Says how a frozen evaluation is done; `FrozenProbe` takes each of these settings by name.
 
     A part holds the arguments of one constructor, under their own names or those that a config of
-    pretraining has for them; `keras_vjepa.configuration.options` lists all. What `recipes/probe.py`
-    calls `k400` and so on are the paper's and the authors' values.
+    pretraining has for them; `keras_vjepa.configuration.options` lists all. The configs in
+    `recipes/probe.py`, such as `k400`, hold the values of the paper and the authors.
 
     Attributes:
-        tasks: names of what is told apart.
-        num_classes: number of classes of each task; of a single task, None for as many as the
-            samples have. With several tasks, a sample's label is their labels as the digits of one
-            number, the first task's first.
-        images: samples are images, repeated to a clip.
-        image_size: height and width of what the encoder sees; none for the encoder's own.
-        augment: augment the training clips. Without it features are computed once, and kept.
-        auto_augment: augment by RandAugment (videos) or AutoAugment (images) too.
-        online: compute features anew in every step even so.
+        tasks: names of the classification tasks.
+        num_classes: number of classes of each task; for a single task, None means as many as the
+            samples have. With several tasks, a sample's label holds the labels of the tasks as the
+            digits of one number, with the first task's label first.
+        images: whether samples are images, which are repeated to a clip.
+        image_size: height and width of what the encoder sees; None for the encoder's own size.
+        augment: whether training clips are augmented. If not, features are computed once and kept.
+        auto_augment: whether RandAugment (videos) or AutoAugment (images) is part of that.
+        online: whether features are computed again in every step, even without augmentation.
         fraction: share of the training samples of each class to use (Table 8).
-        validation_share: share of them that is held out to choose among several probes.
+        validation_share: share of these that is held out to choose among several probes.
         learning_rates: a probe is trained with each of them and each weight decay; the best on the
             validation samples is reported.
         weight_decays: see `learning_rates`.
         batch_size: samples in a training step.
         epochs: passes over the training samples.
-        feature_batch_size: samples of which features are computed at once.
+        feature_batch_size: number of samples whose features are computed at once.
         feature_dtype: float32 or float16, of features on disk.
-        readouts: also nearest neighbours and a ridge on pooled features, where these are kept.
-        skip_unreadable: leave test samples that cannot be read out instead of counting them wrong.
-        max_bad_share: stop when more than this share of the samples cannot be read.
+        readouts: whether nearest neighbours and ridge regression on pooled features are tested too;
+            only if features are kept.
+        skip_unreadable: whether test samples that cannot be read are left out, rather than counted
+            as wrong.
+        max_bad_share: the evaluation stops if more than this share of the samples cannot be read.
         num_workers: threads that decode; by default one for each core, from 2 to 32.
-        seed: of everything random; a split adds its number.
-        classifier: arguments of `VJEPAVideoClassifier`, its probe's among them.
+        seed: seed of everything random; a split adds its number.
+        classifier: arguments of `VJEPAVideoClassifier`, including those of its probe.
         clip: arguments of `ClipSettings`.
-        limits: arguments of `ReadingLimits`; a file that passes them is unreadable.
-        view: arguments of `center_view`, one view in training and testing.
+        limits: arguments of `ReadingLimits`; a file that exceeds them is unreadable.
+        view: arguments of `center_view`, the one view in training, and in testing if that has one.
         transform: arguments of `VideoProbeTransform` or `ImageProbeTransform`.
         operations: arguments of `RandAugment` or `AutoAugment`.
         optimizer: arguments of `SweepAdamW`.
@@ -85,7 +87,7 @@ class ProbeSettings:
     seed: int = 0
     classifier: Part = Part(
         VJEPAVideoClassifier,
-        # The evaluation is one of a frozen encoder.
+        # The encoder is frozen, and the evaluation itself supplies these.
         supplied=(
             "backbone",
             "num_classes",
@@ -126,10 +128,10 @@ class ProbeSettings:
 
     @property
     def classes(self) -> dict[str, int]:
-        """Return the number of classes of each task, by its name.
+        """Return the number of classes of each task, by the task's name.
 
         Raises:
-            ValueError: if it is not known yet; see `for_samples`.
+            ValueError: if the number is not known yet; see `for_samples`.
         """
         if self.num_classes is None:
             raise ValueError("`num_classes` must be given. Received: None")
@@ -137,19 +139,19 @@ class ProbeSettings:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """List the learning rate and the weight decay of each probe of a task."""
+        """Return the learning rate and the weight decay of each probe of a task."""
         return tuple((rate, decay) for rate in self.learning_rates for decay in self.weight_decays)
 
     @property
     def keeps_features(self) -> bool:
-        """Tell whether features are computed once, and not in every step."""
+        """Return whether features are computed once, and not in every step."""
         return not (self.augment or self.online)
 
     def for_samples(self, samples: Sequence[Sample]) -> Self:
-        """Fill in what follows from labelled samples: the number of classes.
+        """Fill in the number of classes from labelled samples, if it was not given.
 
         Args:
-            samples: of training and testing.
+            samples: the samples of training and testing.
 
         Raises:
             ValueError: if a sample has no label.
@@ -160,10 +162,10 @@ class ProbeSettings:
         return replace(self, num_classes=(1 + max(sample.label or 0 for sample in samples),))
 
     def for_encoder(self, encoder: TokenEncoder) -> "ProbeSettings":
-        """Fill in what follows from an encoder: the size and the number of frames of its clips.
+        """Fill in the size and the number of frames of clips from an encoder.
 
         Raises:
-            ValueError: if the settings say something else than the encoder, or neither says it.
+            ValueError: if settings and encoder disagree, or neither has a value.
         """
         image_size = _fitting("image_size", self.image_size, encoder.image_size)
         frames = self.clip.frames_per_clip

@@ -1,4 +1,4 @@
-"""Check the settings of a frozen evaluation, before anything is made of them (App. D.1)."""
+"""Check the settings of a frozen evaluation, before anything is made from them (App. D.1)."""
 
 import math
 from typing import Any
@@ -24,13 +24,13 @@ from keras_vjepa.training.optimizer import check_moments
 
 
 def check_settings(settings: Any) -> None:
-    """Check what settings say themselves.
+    """Check the settings that are not parts, such as `epochs`.
 
     Args:
         settings: `ProbeSettings`, or a config of a recipe that has them.
 
     Raises:
-        ValueError: for the first that is out of range.
+        ValueError: for the first setting that is out of range.
     """
     _check_tasks(settings)
     for name in ("images", "augment", "auto_augment", "online", "readouts", "skip_unreadable"):
@@ -47,7 +47,7 @@ def check_settings(settings: Any) -> None:
         for number in getattr(settings, name):
             check_number("[0, inf)", **{name: number})
     check_whole(1, MOST_LONG, epochs=settings.epochs)
-    # The number of a split is added to it.
+    # The largest seed is smaller here, because the number of a split is added to it.
     check_whole(0, MOST_SEED - MOST_LONG, seed=settings.seed)
     check_reading(settings.batch_size, 0, settings.num_workers, 1, settings.max_bad_share)
     check_whole(1, MOST_LONG, feature_batch_size=settings.feature_batch_size)
@@ -55,7 +55,7 @@ def check_settings(settings: Any) -> None:
 
 
 def check_parts(settings: Any) -> None:
-    """Check what the parts of settings say, of which the objects are made later.
+    """Check the parts of settings, from which objects are made later.
 
     Args:
         settings: as in `check_settings`.
@@ -96,7 +96,7 @@ def _check_tasks(settings: Any) -> None:
         )
     for count in counts:
         check_whole(1, MOST_CLASSES, num_classes=count)
-    # The labels of all tasks are one number.
+    # The labels of all tasks are joined into one number, which must not become too large.
     if math.prod(counts) > MOST:
         raise ValueError(
             f"`num_classes` must have a product of at most {MOST:,}. Received: {shown(counts)}"

@@ -1,4 +1,4 @@
-"""Which training samples a probe learns from, and which choose among probes (App. D.1, Table 8)."""
+"""Split training samples into those to learn from and those to validate by (App. D.1, Table 8)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Split:
     """Holds the samples of one training.
 
     Attributes:
-        training: what the probes learn from.
-        validation: what chooses among several probes; empty for a single one.
+        training: samples that the probes learn from.
+        validation: samples by which the best of several probes is chosen; empty for a single probe.
     """
 
     training: list[Sample]
@@ -32,18 +32,19 @@ def make_split(
 ) -> Split:
     """Choose a low-shot subset (Table 8) of the training samples, and a part of it for validation.
 
-    Validation is spread over the classes: one sample of each group in an order by label.
+    Validation samples are spread over the classes: samples are sorted by label and divided into
+    groups of equal size, and one of each group is taken.
 
     Args:
         samples: all labelled training samples.
         tasks: number of classes of each task.
-        seed: of the choice.
-        fraction: share of each class to take at all.
-        validation_share: share of those that is held out; None for none.
+        seed: seed of the choice.
+        fraction: share of each class to use; the rest is left out.
+        validation_share: share of the used samples that is held out; None for none.
 
     Raises:
-        ValueError: if a share is out of range or holds out nothing, or no training sample is of
-            some class.
+        ValueError: if a share is out of range or holds out nothing, or if a class has no training
+            sample.
 
     Example:
 
@@ -77,11 +78,12 @@ def make_split(
 
 
 def _spread_over_classes(samples: Sequence[Sample], share: float, seed: int) -> list[int]:
-    """Draw the places of a share of the samples, evenly from an order by label."""
+    """Draw the positions of a share of the samples, spread evenly over their labels."""
     rng = np.random.default_rng([seed, 1])
     shuffled = rng.permutation(len(samples)).tolist()
     by_label = sorted(shuffled, key=lambda i: samples[i].label or 0)
     every = max(2, round(1 / share))
-    # Not the same place in every group: labels of several tasks repeat with a period.
+    # The position within each group is drawn, because labels of several tasks repeat with a period,
+    # and a fixed position could then miss some of them.
     groups = range(0, len(samples) - every + 1, every)
     return [by_label[start + int(rng.integers(every))] for start in groups]

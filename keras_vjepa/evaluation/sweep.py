@@ -1,8 +1,8 @@
-"""Many probes on the same frozen features, trained side by side (§4.3, App. D.1).
+"""Train many probes on the same frozen features, side by side (§4.3, App. D.1).
 
-Every probe has its own learning rate and weight decay, and gets the numbers that it would get
-alone: same initial weights, same batches, its own clipping. Which one is best is decided on
-training videos that are held out, never on the test set.
+Every probe has its own learning rate and weight decay, and learns exactly what it would learn
+alone, because all have the same initial weights, the same batches and their own clipping. The best
+one is chosen on training videos that are held out, never on the test set.
 """
 
 import logging
@@ -28,32 +28,33 @@ from keras_vjepa.types import Tensor
 
 _LOG = logging.getLogger(__name__)
 
-# Of a loss that is not finite.
+# What to do about a loss that is not finite, for the error message.
 REMEDY = "the `learning_rates` must be lower"
 
 
 class ProbeSweep(TrainableModel):
-    """Trains independent probes on the same features; the loss is the sum of theirs.
+    """Trains independent probes on the same features; the loss is the sum of their losses.
 
-    Ready for `fit` with labels `(batch,)`; compiled once for any number of trainings, on features
-    of one shape.
+    It is ready for `fit` with labels `(batch,)`, and is compiled once for any number of trainings
+    on features of one shape.
 
     Args:
         probe: a built probe; those of the sweep have its arguments, and their own classes.
         tasks: number of classes of each task.
         candidates: learning rate and weight decay of each probe of a task.
-        classifier: computes the features from videos in each step. None takes features.
+        classifier: computes the features from videos in each step; None if inputs are features.
         make_optimizer: called with the variables of each probe and its candidate, `networks` and
             `candidates` of `SweepAdamW`.
 
     Call arguments:
-        inputs: features `(batch, predictions, tokens, dim)`; with a `classifier` what that takes.
+        inputs: features `(batch, predictions, tokens, dim)`, or the inputs of the `classifier` if
+            there is one.
 
-    A step logs `finite`, 1.0 or 0.0: whether every task still has a probe that learns. One that
+    A step logs `finite`, 1.0 or 0.0: whether every task still has a probe that learns. A probe that
     diverges does not stop the others.
 
     Returns:
-        Logits of each task: `(batch, candidates, classes)`, of the combined predictions; in
+        Logits for each task: `(batch, candidates, classes)`, of the combined predictions; in
         training of each prediction, `(batch, candidates, predictions, classes)`.
     """
 
@@ -71,11 +72,11 @@ class ProbeSweep(TrainableModel):
         self._probe_config = probe.get_config()
         self._dim = probe.linear.kernel.shape[0]
         if classifier is not None:
-            # All of it, its own probe too: only the probes here learn.
+            # The classifier's own probe is frozen too, because only the probes here learn.
             classifier.trainable = False
         self.classifier = classifier
         owners = [task for task in self.tasks for _ in self.candidates]
-        # By names of their own, by which what was saved of a training finds its place.
+        # Each probe has its own name, by which a checkpoint assigns the weights.
         self.probes = [self._fresh_probe(task, f"probe_{i}") for i, task in enumerate(owners)]
         optimizer = make_optimizer(
             networks=[probe.trainable_variables for probe in self.probes],
@@ -102,7 +103,7 @@ class ProbeSweep(TrainableModel):
         return slice(start, start + count)
 
     def restart(self, seed: int, total_steps: int) -> None:
-        """Give all probes of a task the same fresh weights, for a training of that many steps."""
+        """Give all probes of a task the same fresh weights, for a training of `total_steps`."""
         for task in self.tasks:
             keras.utils.set_random_seed(seed)
             weights = self._fresh_probe(task).get_weights()
@@ -141,15 +142,15 @@ class ProbeSweep(TrainableModel):
             labels = ops.reshape(labels, (-1,) + (1,) * (len(logits.shape) - 2))
             labels = ops.broadcast_to(labels, ops.shape(logits)[:-1])
             losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-            # A mean over samples and predictions for each candidate, and the sum of those.
+            # This is the sum over candidates of their mean over samples and predictions.
             total += len(self.candidates) * ops.mean(losses)
         return collectives.loss_share(total)
 
     def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
-        """Look whether a probe of each task is finite.
+        """Check whether each task has a probe that is finite.
 
-        Every loss and every feature of a probe shows in the gradient of its last bias, so that is
-        where NaN and infinity are found without reading all weights.
+        Every loss and every feature of a probe enters the gradient of its last bias. NaN and
+        infinity are therefore found there, without reading all weights.
         """
         learns = [
             ops.any(ops.stack([_is_finite(probe.linear.bias) for probe in self.probes_of(task)]))
@@ -158,13 +159,14 @@ class ProbeSweep(TrainableModel):
         return {"finite": ops.cast(ops.all(ops.stack(learns)), "float32")}
 
     def which_are_finite(self, step: int) -> dict[str, NDArray[np.bool_]]:
-        """Tell of the probes of each task whether all of their weights are finite.
+        """Tell for each probe of each task whether all of its weights are finite.
 
         Args:
-            step: the last one, for messages.
+            step: the last step, for messages.
 
         Raises:
-            NotFiniteError: if no probe of a task is; the others are named in the log.
+            NotFiniteError: if a task has no finite probe. Otherwise the probes that are not finite
+                are named in the log.
         """
         finite = {}
         for task in self.tasks:
@@ -200,7 +202,7 @@ class ProbeSweep(TrainableModel):
                 callbacks=[FiniteLoss(REMEDY, start)],
             )
         except Exception:
-            # Some backends wrap what the data raised into pages of their own.
+            # Some backends wrap an error of the data into pages of their own text.
             if batches.error is not None:
                 raise batches.error from None
             raise
@@ -208,8 +210,8 @@ class ProbeSweep(TrainableModel):
     def logits(self, batches: OrderedBatches[Any]) -> dict[str, NDArray[np.float32]]:
         """Return the logits of every sample once and in order.
 
-        Samples that could not be read have NaN, which no class is right for. Each of several
-        processes reads its share, and has the logits of all.
+        Samples that could not be read have NaN, so that no prediction counts as right. Each of
+        several processes reads its share of the samples and returns the logits of all.
 
         Returns:
             `(samples, candidates, classes)` for each task.
@@ -222,7 +224,7 @@ class ProbeSweep(TrainableModel):
 
 
 def place_of_best(accuracy: NDArray[np.float64], finite: NDArray[np.bool_]) -> int:
-    """Find the first of the most accurate probes, among those that are finite."""
+    """Find the position of the most accurate of the finite probes; of equal ones, the first."""
     return int(np.argmax(np.where(finite, accuracy, -1.0)))
 
 

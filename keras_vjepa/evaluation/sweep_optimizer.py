@@ -1,4 +1,4 @@
-"""AdamW for many networks side by side, each as if it were alone (§4.3, App. D.1)."""
+"""Update many networks side by side by AdamW, each as if it were alone (§4.3, App. D.1)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,15 @@ Candidate = tuple[float, float]
 
 
 class SweepAdamW(AdamW):
-    """Makes a step of AdamW for each of several networks, each as if it were alone.
+    """Updates several networks by AdamW, each as if it were alone.
 
     The learning rate of a network falls to 0 by a cosine.
 
     Args:
         networks: variables of each network.
         candidates: learning rate and weight decay of each network.
-        constant_decay: whether weight decay stays as it is; otherwise it falls to 1e-6 by a cosine,
-            as the authors' does.
+        constant_decay: whether weight decay stays constant; otherwise it falls to 1e-6 by a cosine,
+            as in the authors' code.
         clip_norm: largest gradient norm of a network, or None.
         beta_1: decay of the first moment.
         beta_2: decay of the second moment.
@@ -40,11 +40,11 @@ class SweepAdamW(AdamW):
         epsilon: float = 1e-8,
     ) -> None:
         super().__init__(CosineSchedule(1.0, 0.0, 1), 0.0, beta_1, beta_2, epsilon, clip_norm)
-        # A variable, because runs of different length share one compiled step.
+        # This is a variable because runs of different length share one compiled step.
         self.total_steps = self.add_variable((), "ones", name="total_steps")
         steps: Any = self.total_steps
         self.clip_separately(networks)
-        # Networks with the same numbers are updated at once.
+        # Networks with the same learning rate and weight decay are updated at once.
         self._groups: dict[Candidate, set[int]] = {}
         for network, candidate in zip(networks, candidates, strict=True):
             self._groups.setdefault(candidate, set()).update(map(id, network))
@@ -64,7 +64,7 @@ class SweepAdamW(AdamW):
         weight_decay: Any,
         due: Any = None,
     ) -> None:
-        """Move each network as AdamW does, by its candidate's learning rate and weight decay."""
+        """Update each network as AdamW does, by its candidate's learning rate and weight decay."""
         for candidate, members in self._groups.items():
             mine = [i for i, variable in enumerate(variables) if id(variable) in members]
             rate, decay = self._schedules[candidate]
@@ -77,7 +77,7 @@ class SweepAdamW(AdamW):
             )
 
     def restart(self, total_steps: int) -> None:
-        """Forget everything, for a run of that many steps."""
+        """Reset all state for a run of `total_steps`."""
         for variable in self.variables:
             variable.assign(ops.zeros(variable.shape, variable.dtype))
         self.total_steps.assign(total_steps)

@@ -1,7 +1,8 @@
-"""Labels of one or several tasks, as the digits of one number (§4.3, the built-in set).
+"""Join and split the labels of several tasks as the digits of one number (§4.3, built-in set).
 
-A sample has one label. With several tasks it is their labels as the digits of one number, the first
-task's first: with `{"digit": 10, "motion": 10}` the label 37 is digit 3, motion 7.
+A sample has one label. With several tasks, it holds the labels of the tasks as the digits of one
+number, with the first task's label first: with `{"digit": 10, "motion": 10}` the label 37 means
+digit 3, motion 7.
 """
 
 import math
@@ -20,16 +21,16 @@ DIGIT_MOTION_TASKS = {"digit": 10, "motion": 10}
 
 
 def num_labels(tasks: Tasks) -> int:
-    """Return the number of values that a sample's label can have."""
+    """Return the number of different values that a sample's label can have."""
     return math.prod(tasks.values())
 
 
 def split_labels(labels: Any, tasks: Tasks) -> dict[str, Any]:
-    """Split labels into the label in each task.
+    """Split labels into a label for each task.
 
     Args:
-        labels: an array or a tensor of whole numbers.
-        tasks: number of classes of each.
+        labels: an array or a tensor of integers.
+        tasks: number of classes of each task.
 
     Example:
 
@@ -44,5 +45,5 @@ def split_labels(labels: Any, tasks: Tasks) -> dict[str, Any]:
 
 
 def labels_of(samples: Sequence[Sample], tasks: Tasks) -> dict[str, NDArray[np.int32]]:
-    """Return the labels of samples in each task, `(samples,)`."""
+    """Return the labels of samples for each task, as arrays `(samples,)`."""
     return split_labels(np.array([sample.label for sample in samples], np.int32), tasks)

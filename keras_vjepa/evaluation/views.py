@@ -1,4 +1,4 @@
-"""How an evaluation sees its samples: clips, views, augmentation (App. D.1, Table 10)."""
+"""Make the clips, views and augmentation of an evaluation (App. D.1, Table 10)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Transform = Callable[..., NDArray[np.float32]]
 
 
 def training_transform(settings: ProbeSettings) -> Transform:
-    """Make the augmentation of the training clips, or their central view without one."""
+    """Make the augmentation of training clips, or their central view if there is none."""
     if not settings.augment:
         view = evaluation_transform(settings, num_views=1)
         return lambda frames, rng: view(frames)
@@ -34,10 +34,10 @@ def training_transform(settings: ProbeSettings) -> Transform:
 
 
 def evaluation_transform(settings: ProbeSettings, num_views: int) -> Transform:
-    """Make one central view, or three along the long side.
+    """Make a transform to one central view, or to three views along the long side.
 
     Raises:
-        ValueError: for another number, three views that are not square, or no size at all.
+        ValueError: for another number of views, three views that are not square, or no image size.
     """
     if num_views not in (1, 3):
         raise ValueError(f"`num_views` must be 1 or 3. Received: {num_views}")
@@ -62,12 +62,12 @@ def evaluation_transform(settings: ProbeSettings, num_views: int) -> Transform:
 
 
 def standing_still(transform: Transform) -> Transform:
-    """Make a transform show the first frame for all: no motion is left to see."""
+    """Change a transform so that it sees the first frame all the time, and no motion."""
     return lambda frames: transform(np.broadcast_to(frames[:1], frames.shape).copy())
 
 
 def clip_settings(settings: ProbeSettings) -> ClipSettings:
-    """Make the clips of Table 10; where a video is short they overlap."""
+    """Make the settings of the clips of Table 10, which overlap if a video is short."""
     return settings.clip.make(num_clips=settings.classifier.num_clips)
 
 
@@ -78,14 +78,15 @@ def evaluation_clips(
     batch_size: int,
     places: ClipPlaces | None = None,
 ) -> EvaluationBatches:
-    """Make batches of every sample's clips once, not augmented.
+    """Make batches that hold every sample's clips once, without augmentation.
 
     Args:
-        settings: of the evaluation.
-        samples: what to read.
-        num_views: of each clip.
+        settings: settings of the evaluation.
+        samples: samples to read.
+        num_views: number of views of each clip.
         batch_size: samples in a batch.
-        places: where the clips lie, unless it is their place among `samples` that says so.
+        places: where the clips lie in the videos; by default a sample's position in `samples`
+            determines it.
     """
     return EvaluationBatches(
         samples,
@@ -109,11 +110,11 @@ def training_clips(
     """Make endless batches of clips to train on.
 
     Args:
-        settings: of the evaluation.
-        samples: what to read.
-        places: where the clips lie in every epoch, if they are not augmented; places of their own
-            in each epoch would be an augmentation.
-        seed: of the order, and of the augmentation.
+        settings: settings of the evaluation.
+        samples: samples to read.
+        places: where the clips lie in the videos, in every epoch, if they are not augmented; other
+            places in each epoch would be an augmentation.
+        seed: seed of the order and of the augmentation.
     """
     return LabelledBatches(
         samples,
@@ -123,7 +124,7 @@ def training_clips(
         num_classes=num_labels(settings.classes),
         with_frame_indices=settings.classifier.max_frames is not None,
         places=None if settings.augment else places,
-        # With several tasks, not every combination need occur.
+        # With several tasks, some combinations of classes may be missing.
         allow_absent_classes=True,
         seed=seed,
         num_workers=settings.num_workers,
