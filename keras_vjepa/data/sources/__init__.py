@@ -1,1 +1,1 @@
-"""From what people have to samples."""
+"""Make samples out of what people keep videos and images in."""

@@ -1,14 +1,15 @@
 """Tell whether files are what they were, without reading all of them again (App. C, App. D.1).
 
-A file is known by its content: its size, and all of it if it is small, else blocks that lie evenly
-from its beginning to its end. So a folder that was copied or moved, with other times, holds the
-same files, and a file that another one replaced is another, whatever its name, size and times.
+A file is known by a hash of its size and its content: of all bytes if it is small, else of blocks
+that lie evenly from its beginning to its end. So a folder that was copied or moved, with other
+times, holds the same files. A file that took the place of another is a different one, even if name,
+size and times are the same.
 
-Departure from reading all: a change of a large file that leaves its size and all of the blocks as
-they were is not seen. A video that is encoded or cut anew changes everywhere.
+Departure from reading all bytes: a change of a large file that leaves its size and all of the
+blocks as they were is not seen. A video that is encoded or cut anew changes everywhere.
 
-Hashes of long lists are kept in the cache folder with size, times and number of each file, so that
-the next start asks the file system for these alone.
+Hashes of long lists are kept in the cache folder, with size, times and number of each file. The
+next start then asks the file system for these alone.
 """
 
 import hashlib
@@ -29,11 +30,12 @@ from keras_vjepa.data.reading.media import HASH_BYTES, EncodedMedia, Media
 Hashes = NDArray[np.uint8]
 Source = str | Path | Media
 
-# Reading waits for the disk or the network, not for Python.
+# Many threads help, because reading waits for the disk or the network, not for Python.
 _THREADS, _FILES_AT_ONCE = 16, 64
-# Shorter lists are read in a second or two.
+# Hashes are kept of lists of this length or more; shorter ones are read in a second or two.
 _KEPT_FROM = 1000
-# A file that changes twice within the clock's resolution has the same times.
+# A hash is trusted if the file's last change was this much earlier, because a file that changes
+# twice within the resolution of the clock keeps its times.
 _CLOCK_NS = 2_000_000_000
 
 _LOG = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def content_hash(source: str | Path | Media) -> bytes:
         source: as `media_at` takes it.
 
     Returns:
-        `HASH_BYTES` bytes; `NO_CONTENT` for what is not there, or cannot be read.
+        `HASH_BYTES` bytes; `NO_CONTENT` if the file is not there or cannot be read.
 
     Example:
 
@@ -96,13 +98,13 @@ def content_hashes(sources: Sequence[Source]) -> Hashes:
 
 
 def size_of(source: Source) -> int:
-    """Tell how large a file or other media are; -1 if they are not there."""
+    """Return the size of a file or of other media in bytes; -1 if there is none."""
     status = media_at(source).status()
     return status[0] if any(status) else -1
 
 
 def as_text(hashes: Hashes) -> list[str]:
-    """Write each of some hashes as JSON files hold it."""
+    """Write each of some hashes as the text that JSON files hold."""
     return [bytes(row).hex() for row in hashes]
 
 
@@ -110,7 +112,7 @@ def as_text(hashes: Hashes) -> list[str]:
 
 
 def _statuses(sources: Sequence[Source]) -> NDArray[np.int64]:
-    """Size, times and number of each; zeros for what is not there or does not tell by them."""
+    """Return size, times and number of each; zeros where there is none or it has none."""
     found = map(media_at, sources)
     encoded = (isinstance(one, EncodedMedia) and one.status() or (0, 0, 0, 0) for one in found)
     return np.array([*encoded], np.int64)
@@ -128,7 +130,7 @@ def _hashes(sources: Sequence[Source]) -> Hashes:
 
 
 class _Kept:
-    """Hashes of a list of files from the cache folder, and what the files were then."""
+    """Holds the hashes of a list of files from the cache folder, and the files' state then."""
 
     def __init__(self, statuses: NDArray[np.int64], hashes: Hashes, looked_at: int) -> None:
         self.statuses = statuses
@@ -152,7 +154,7 @@ def _read_kept(place: Path, count: int) -> _Kept | None:
     try:
         with np.load(place, allow_pickle=False) as stored:
             kept = _Kept(stored["statuses"], stored["hashes"], int(stored["looked_at"]))
-    except Exception:  # Not there, or damaged in any way: all that is lost is time.
+    except Exception:  # not there, or damaged in any way: nothing but time is lost
         return None
     shapes = kept.statuses.shape, kept.hashes.shape
     return kept if shapes == ((count, 4), (count, HASH_BYTES)) else None

@@ -1,14 +1,14 @@
-"""Data sets of other libraries: anything with a length and rows (§3.4, App. D).
+"""List data sets of other libraries: anything with a length and rows (§3.4, App. D).
 
-Hugging Face datasets, torch's `Dataset`, grain's `MapDataset`, or a list. A row is a dictionary, a
-tuple `(video, label)`, or the video itself; a video is
+A data set is one of Hugging Face, torch's `Dataset`, grain's `MapDataset`, or a list. A row is a
+dictionary, a tuple `(video, label)`, or the video itself; a video is
 
-    a path, bytes as a file holds them, or `{"path": ..., "bytes": ...}`: read as files are;
+    a path, bytes as a file holds them, or `{"path": ..., "bytes": ...}`, which are read as files;
     frames, as `in_memory.py` takes them, or a list of pictures.
 
-What the first row holds, all of them do. Rows are read by several threads at once, and again
-whenever they are needed. Of Hugging Face's features `Video` and `Image` the bytes are taken, so
-that neither torchcodec nor another decoder is needed.
+All rows must hold the same kind of thing as the first one. Rows are read by several threads at
+once, and again whenever they are needed. Of Hugging Face's features `Video` and `Image` the bytes
+are taken, so that neither torchcodec nor another decoder is needed.
 """
 
 import itertools
@@ -43,7 +43,7 @@ _numbers = itertools.count(1)
 
 
 def is_dataset(source: Any) -> bool:
-    """Whether something is a data set in Python, and no path."""
+    """Tell whether something is a data set in Python, and not a path."""
     return not isinstance(source, str | os.PathLike)
 
 
@@ -52,13 +52,13 @@ def dataset_rows(source: Any, path_column: str, label_column: str, fps: float) -
 
     Args:
         source: the data set.
-        path_column: of the videos, where rows are dictionaries.
-        label_column: of the labels. Without such a column the labels are `targets`, where a data
-            set has these; where only the rows tell, all are read. Empty for no labels.
+        path_column: column of the videos, where rows are dictionaries.
+        label_column: column of the labels. Without such a column the labels are `targets`, if the
+            data set has these. If only the rows hold the labels, all are read. Empty for no labels.
         fps: frames per second of rows that are frames.
 
     Raises:
-        ValueError: if it is no data set, or its rows hold no video.
+        ValueError: if `source` is not a data set, or its rows hold no video.
     """
     _check(source)
     source = _with_bytes(source)
@@ -81,7 +81,7 @@ def dataset_rows(source: Any, path_column: str, label_column: str, fps: float) -
 
 
 def dataset_class_names(source: Any, label_column: str) -> list[str]:
-    """Names of the classes where a data set of Hugging Face knows them; else none."""
+    """List the names of the classes if a data set of Hugging Face knows them, else none."""
     features = getattr(source, "features", None)
     feature = features.get(label_column) if isinstance(features, Mapping) else None
     return [str(name) for name in getattr(feature, "names", None) or ()]
@@ -89,13 +89,13 @@ def dataset_class_names(source: Any, label_column: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _DatasetRow(Media):
-    """A row of a data set.
+    """Stands for the video or image in a row of a data set.
 
     Args:
-        name: of the row.
-        dataset: that it is of.
-        index: of the row.
-        column: of the row, if it is a dictionary.
+        name: name of the row.
+        dataset: the data set.
+        index: number of the row.
+        column: the column that holds it, if the row is a dictionary.
         holds_image: whether it is an image.
     """
 
@@ -116,10 +116,11 @@ class _DatasetRow(Media):
 
 @dataclass(frozen=True)
 class DatasetBytes(_DatasetRow, EncodedMedia):
-    """A row that holds a video or an image as a file does, or its path. Arguments as of any row."""
+    """Stands for a video or image that a row holds as the bytes of a file, or by its path."""
 
     @contextmanager
     def content(self) -> Iterator[Content]:
+        """Give the bytes that the row holds, or those of the file that it names."""
         found = _encoded(self.value())
         if isinstance(found, bytes):
             yield Content(len(found), lambda place, length: found[place : place + length])
@@ -130,40 +131,44 @@ class DatasetBytes(_DatasetRow, EncodedMedia):
                 yield content
 
     def lent_file(self) -> LentFile:
+        """Lend the file that the row names, or one with the bytes that it holds."""
         found = _encoded(self.value())
         return _media_at(found).lent_file() if isinstance(found, str) else super().lent_file()
 
     def status(self) -> tuple[int, int, int, int]:
+        """Return zeros, as a row has neither size nor times."""
         return 0, 0, 0, 0
 
     def content_hash(self) -> bytes:
+        """Hash the content; give `NO_CONTENT` if the row cannot be read."""
         try:
             return super().content_hash()
-        except Exception:  # of the data set; reading names it
+        except Exception:  # whatever the data set raises; reading the row will name it
             return NO_CONTENT
 
 
 @dataclass(frozen=True)
 class DatasetFrames(_DatasetRow, FrameMedia):
-    """A row that holds the frames of a video, or an image, as numbers.
+    """Stands for the frames of a video, or an image, that a row holds as numbers.
 
     Args:
-        name, dataset, index, column, holds_image: as of any row.
+        name, dataset, index, column, holds_image: as in `_DatasetRow`.
         fps: frames per second.
     """
 
     fps: float
 
     def decoder(self, limits: ReadingLimits) -> "ArrayDecoder":
+        """Return a decoder of the frames that the row holds now."""
         frames = _frames(self.value(), "it")
         return ArrayDecoder(frames[np.newaxis] if frames.ndim == 3 else frames, self.fps)
 
     def status(self) -> tuple[int, int, int, int]:
-        # A row may be other frames whenever it is read.
+        """Return a new number each time, as a row may hold other frames whenever it is read."""
         return 0, 0, 0, next(_numbers)
 
     def content_hash(self) -> bytes:
-        """Tell nothing: to hash frames is to decode all of them."""
+        """Return `NO_CONTENT`, because hashing frames would need all of them to be decoded."""
         return NO_CONTENT
 
 
@@ -175,9 +180,11 @@ class ArrayDecoder(PictureDecoder):
         self._frames = frames
 
     def name_of(self, position: int) -> str:
+        """Name a frame by its number, for messages."""
         return f"frame {position}"
 
     def picture(self, position: int) -> Frames:
+        """Return a frame, (height, width, 3)."""
         return self._frames[position]
 
 
@@ -212,7 +219,7 @@ def _column(row: Any, given: str) -> str:
 
 
 def _with_bytes(source: Any) -> Any:
-    """A data set of Hugging Face that decodes nothing by itself."""
+    """Return a data set whose rows hold bytes, where one of Hugging Face would decode them."""
     features = getattr(source, "features", None)
     if isinstance(features, Mapping) and hasattr(source, "cast_column"):
         for column, feature in features.items():
@@ -233,7 +240,7 @@ def _is_pictures(row: Sequence[Any]) -> bool:
 
 
 def _encoded(value: Any) -> bytes | str | None:
-    """Bytes or a path; None for what is neither."""
+    """Return the bytes or the path in a row's value, or None if it holds neither."""
     if isinstance(value, Mapping):
         content, path = value.get("bytes"), value.get("path")
         value = path if content is None else content
@@ -257,7 +264,7 @@ def _shows_image(value: Any) -> bool:
 
 
 def _frames(value: Any, name: str) -> Frames:
-    """Frames (frames, height, width, 3), or an image (height, width, 3)."""
+    """Return the frames (frames, height, width, 3), or image (height, width, 3), in a value."""
     try:
         if isinstance(value, list | tuple):
             pictures = [as_array(one) for one in value]
@@ -293,5 +300,5 @@ def _labels(source: Any, first: Any, label_column: str) -> list[int | str | None
 
 
 def _plain(value: Any) -> Any:
-    """A number in place of an array or tensor of one."""
+    """Return the number in an array or tensor of one; leave anything else as it is."""
     return value.item() if hasattr(value, "item") and not isinstance(value, str) else value

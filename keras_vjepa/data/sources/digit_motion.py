@@ -1,7 +1,7 @@
-"""The built-in labelled video set, as files (a stand-in for §4's datasets).
+"""Write the built-in labelled video set to files (a stand-in for §4's datasets).
 
-What the videos show stands in `digit_motion_rendering.py`. Frames and labels are the same on every
-machine; the bytes of the video files are not, encoders differ.
+`digit_motion_rendering.py` says what the videos show. Frames and labels are the same on every
+machine; the bytes of the video files are not, because encoders differ.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ Integers = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class DigitMotionFiles:
-    """Where the rendered set is.
+    """Says where the files of the rendered set are.
 
     Attributes:
         folder: folder of this configuration in the cache.
@@ -61,8 +61,9 @@ def prepare_digit_motion(
 ) -> DigitMotionFiles:
     """Render the set into a cache folder, unless it is there already.
 
-    The videos are H.264 (`.mp4`) if PyAV is installed, else Motion JPEG (`.avi`). They appear
-    all at once or not at all. Two processes at a time do the work twice, and get the same files.
+    The videos are H.264 (`.mp4`) if PyAV is installed, else Motion JPEG (`.avi`). They appear all
+    at once or not at all. If two processes call this at a time, both do the work, and both get the
+    same files.
 
     Args:
         cache_dir: root of the cache; `None` is the environment variable `KERAS_VJEPA_CACHE`, or

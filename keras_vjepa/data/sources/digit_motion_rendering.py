@@ -1,15 +1,15 @@
-"""The built-in labelled video set, rendered to real video files (a stand-in for §4's datasets).
+"""Render the built-in labelled video set (a stand-in for §4's datasets).
 
-A handwritten digit moves over a coloured background in one of ten ways. What it is can be read
-off one frame; how it moves cannot: the digit wraps around the borders and starts anywhere with
-equal probability, so in every class each single frame has the same distribution. A model that
-knows the motion has looked at several frames, in order.
+A handwritten digit moves over a coloured background in one of ten ways. One frame shows which digit
+it is, but not how it moves: the digit wraps around the borders and starts anywhere with equal
+probability, so in every class each single frame has the same distribution. A model that knows the
+motion must have looked at several frames, in order.
 
-Use clips that span most of a video (64 of the 72 frames, as the paper's): the two motions that
-turn do so halfway. Never flip horizontally: that turns right into left.
+Use clips that span most of a video (64 of the 72 frames, as those of the paper), because two of the
+motions turn halfway. Never flip horizontally, because that turns right into left.
 
 Everything up to the encoder is integer arithmetic on NumPy's random bits, so frames and labels
-are the same on every machine; the bytes of the video files are not, encoders differ.
+are the same on every machine; the bytes of the video files are not, because encoders differ.
 
 The digits are the 1,797 images of 8×8 pixels of "Optical Recognition of Handwritten Digits",
 E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, https://doi.org/10.24432/C50P49,
@@ -53,7 +53,7 @@ RENDERING_VERSION = 1
 
 @dataclass(frozen=True)
 class DigitMotionConfig:
-    """What is rendered.
+    """Says what is rendered.
 
     Attributes:
         canvas_size: height and width of a frame in pixels, even.
@@ -64,10 +64,10 @@ class DigitMotionConfig:
         background_strength: brightest level of the background, 0 (black) to 255.
         num_training_videos: number of videos in `train.csv`.
         num_test_videos: number of videos in `test.csv`.
-        frame_step: keep one frame of so many; a video then has `num_frames / frame_step`, rounded
-            up. Files of fewer frames are faster to read.
-        shrink: height and width of the squares of pixels that one pixel of the file is the mean of.
-        seed: another seed gives other videos of the same digits.
+        frame_step: keep one frame out of this many; a video then has `num_frames / frame_step`,
+            rounded up. Files of fewer frames are faster to read.
+        shrink: height and width of the squares of pixels whose mean is one pixel of the file.
+        seed: seed of the videos; another seed gives other videos of the same digits.
 
     Raises:
         ValueError: if a value is out of range.
@@ -121,9 +121,9 @@ class DigitMotionConfig:
             raise ValueError(f"`seed` must be at least 0. Received: {self.seed}")
 
 
-# Names under which recipes take a set in place of a path. On black, with larger digits and more
-# videos, a small encoder learns in minutes; see recipes/README.md. Its files have 18 frames of
-# 32 x 32 pixels, because reading them would else take as long as training on them.
+# Names under which recipes take a set in place of a path. On the second, with a black background,
+# larger digits and more videos, a small encoder learns in minutes; see recipes/README.md. Its files
+# have 18 frames of 32 x 32 pixels, because reading larger ones takes as long as training on them.
 SETS: dict[str, DigitMotionConfig] = {
     "digit_motion": DigitMotionConfig(),
     "digit_motion_black": DigitMotionConfig(
@@ -134,11 +134,11 @@ SETS: dict[str, DigitMotionConfig] = {
 
 @dataclass(frozen=True)
 class DigitMotionVideo:
-    """One rendered video.
+    """Holds one rendered video.
 
     Attributes:
-        frames: uint8 (frames, size, size, 3), RGB; `frame_step` and `shrink` divide what
-            `num_frames` and `canvas_size` ask for.
+        frames: uint8 (frames, size, size, 3), RGB; these are `num_frames` and `canvas_size` of the
+            config, divided by `frame_step` and `shrink`.
         digit: class of the digit, 0 to 9.
         motion: class of the motion, 0 to 9, an index into `MOTIONS`.
     """
@@ -149,12 +149,12 @@ class DigitMotionVideo:
 
     @property
     def label(self) -> int:
-        """Both classes in one number, 0 to 99; `split_label` takes it apart."""
+        """Return both classes in one number, 0 to 99; `split_label` takes it apart."""
         return self.digit * len(MOTIONS) + self.motion
 
 
 def split_label(label: int) -> tuple[int, int]:
-    """Take a label of the lists apart.
+    """Take a label of the lists apart into its two classes.
 
     Args:
         label: 0 to 99.
@@ -217,8 +217,8 @@ def render_digit_motion(
     background = _enlarge(
         rng.integers(0, config.background_strength + 1, size=cells), config.canvas_size
     )
-    # The start is uniform on the torus and independent of the motion: this is what makes the
-    # motion unreadable in a single frame, whatever its path.
+    # The start is uniform on the torus and independent of the motion, so that no single frame
+    # tells the motion, whatever its path.
     start = rng.integers(config.canvas_size, size=2)
     path = start + _path(motion, config.num_frames, phase=int(rng.integers(CIRCLE_PERIOD)))
     frames = _paste(background, _enlarge(image[..., None] * 16, config.digit_size), colour, path)
@@ -233,7 +233,7 @@ def _digits() -> tuple[Integers, Integers]:
 
 
 def _path(motion: int, num_frames: int, phase: int) -> Integers:
-    """Displacement (num_frames, 2) in pixels, rows downwards and columns to the right."""
+    """Compute displacements (num_frames, 2) in pixels, rows downwards and columns to the right."""
     time = np.arange(num_frames)
     rest = np.zeros_like(time)
     turn = num_frames // 2
@@ -258,7 +258,7 @@ def _path(motion: int, num_frames: int, phase: int) -> Integers:
 
 
 def _enlarge(image: Integers, size: int) -> Integers:
-    """Linear interpolation of (n, n, channels) to (size, size, channels) in exact integers."""
+    """Interpolate (n, n, channels) linearly to (size, size, channels), in exact integers."""
     weights = _interpolation_weights(len(image), size)
     enlarged = weights @ image.transpose(2, 0, 1) @ weights.T
     return enlarged.transpose(1, 2, 0) // (2 * size) ** 2
@@ -266,7 +266,7 @@ def _enlarge(image: Integers, size: int) -> Integers:
 
 @functools.cache
 def _interpolation_weights(num_cells: int, size: int) -> Integers:
-    """Weights (size, num_cells) of pixels at their centres; each row sums to 2 * size."""
+    """Compute weights (size, num_cells) of pixels at their centres; each row sums to 2 * size."""
     weights = np.zeros((size, num_cells), np.int64)
     for row in range(size):
         # (row + 1/2) * num_cells / size - 1/2, times 2 * size.
@@ -297,7 +297,7 @@ def _add_noise(frames: Integers, noise: float, rng: np.random.Generator) -> npt.
 
 
 def _shrink(frames: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
-    """Mean of squares of pixels, rounded; exact on every machine."""
+    """Average squares of pixels, rounded; the result is exact on every machine."""
     if factor == 1:
         return frames
     count, size = len(frames), frames.shape[1] // factor

@@ -11,7 +11,7 @@ from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
 
-# Of frames, each folder that holds pictures is one video; "any" takes videos and images.
+# With "frames", each folder that holds pictures is one video; "any" takes videos and images.
 Kind = Literal["video", "image", "any", "frames"]
 EXTENSIONS: dict[str, frozenset[str]] = {
     "video": VIDEO_EXTENSIONS,
@@ -27,17 +27,17 @@ IN_WORDS: dict[str, str] = {
 }
 
 _LOG = logging.getLogger(__name__)
-# Types named in the log of a listing, and folders that cannot be read.
+# The log of a listing names this many types of files, and of folders that cannot be read.
 _MOST_NAMED = 5
 
 
 @dataclass
 class FolderContents:
-    """What a search of a folder found, and what it passed over.
+    """Holds what a search of a folder found, and what it passed over.
 
     Attributes:
         paths: files with a fitting extension, sorted; or the folders that hold such files.
-        other_types: number of files for each extension that does not fit, "" for none.
+        other_types: number of files for each extension that does not fit, "" if they have none.
         unreadable_folders: reason for each folder that cannot be read.
     """
 
@@ -46,7 +46,7 @@ class FolderContents:
     unreadable_folders: dict[str, str] = field(default_factory=dict)
 
     def left_out(self) -> str:
-        """Describe in one line what was left out; nothing was if it is empty."""
+        """Describe in one line what was left out; the line is empty if nothing was."""
         parts = []
         if self.other_types:
             count, most = self.other_types.total(), self.other_types.most_common(_MOST_NAMED)
@@ -65,15 +65,15 @@ class FolderContents:
 def search_folder(folder: str | Path, kind: Kind = "video") -> FolderContents:
     """Find all videos or images in a folder and in the folders in it.
 
-    Folders are entered once, wherever links lead to them; one that can be reached without a link
-    is listed under its own name. Hidden files and folders are passed over: macOS puts a
-    "._clip.mp4" that is no video next to each, and editors keep copies in hidden folders. What else
-    is left out is said in one line of the log.
+    Folders are entered once, even if links lead to them; one that can be reached without a link is
+    listed under its own name. Hidden files and folders are passed over: macOS puts a "._clip.mp4"
+    that is no video next to each video, and editors keep copies in hidden folders. One line of the
+    log says what else is left out.
 
     Args:
         folder: where to search.
-        kind: `"video"`, `"image"`, `"any"` of both, or `"frames"` for the folders that hold images,
-            each of which is a video.
+        kind: `"video"`, `"image"`, `"any"` for both, or `"frames"` for the folders that hold
+            images, each of which is a video.
 
     Returns:
         The files, and what was left out.
@@ -92,7 +92,7 @@ def search_folder(folder: str | Path, kind: Kind = "video") -> FolderContents:
     paths: dict[str, None] = {}
     ahead = [str(folder)]
     while ahead or links:
-        # Links last: what they lead to may have a place of its own.
+        # Links last, because a folder to which one leads may also be found under its own name.
         parent = ahead.pop() if ahead else links.pop(0)
         try:
             status = os.stat(parent)
@@ -120,12 +120,12 @@ def search_folder(folder: str | Path, kind: Kind = "video") -> FolderContents:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself: read as a file, it is named
+    except OSError:  # a link that leads to itself: taken for a file, so that the reader names it
         return False
 
 
 def check_kind(kind: str) -> None:
-    """Check that `kind` is one of those that a folder can be searched for.
+    """Check that `kind` is one that a folder can be searched for.
 
     Raises:
         ValueError: if it is not.

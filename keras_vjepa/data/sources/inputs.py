@@ -1,6 +1,6 @@
 """Sort what a user passes into videos and images, each a file or frames in memory (App. D.1).
 
-Departure from the authors' evaluations, which know files alone: see `as_sources`.
+Departure: the authors' evaluations take files only; see `as_sources` for what is taken here.
 """
 
 import os
@@ -25,7 +25,7 @@ def as_sources(inputs: Any, images_apart: bool = False) -> list[Source]:
         inputs: a path; an array, tensor or PIL image, as `in_memory` takes them; a list of
             pictures, which are the frames of one video; or a list, or an array of five axes, of
             several of these.
-        images_apart: whether a list of pictures is as many images in place of one video.
+        images_apart: whether a list of pictures holds images rather than the frames of one video.
 
     Returns:
         One entry for each video or image.
@@ -52,12 +52,12 @@ of these. Received: 3
 
 
 def is_one(inputs: Any, images_apart: bool = False) -> bool:
-    """Whether `as_sources` of the same arguments takes `inputs` for one video or image."""
+    """Tell whether `as_sources` of the same arguments takes `inputs` for one video or image."""
     return _elements(inputs, images_apart) is None
 
 
 def _elements(inputs: Any, images_apart: bool) -> Sequence[Any] | None:
-    """What `inputs` holds several of; None if it is one."""
+    """Return the videos and images that `inputs` holds; None if it is one itself."""
     if isinstance(inputs, list | tuple):
         one_video = bool(inputs) and all(map(_looks_like_a_picture, inputs)) and not images_apart
         return None if one_video else inputs
@@ -96,7 +96,7 @@ def _path(value: str | os.PathLike[str]) -> str:
 
 
 def _video(pictures: Sequence[Any]) -> NDArray[np.uint8]:
-    """One video of a list of its frames; of a single one, that image."""
+    """Make one video of a list of its frames; a single frame is an image."""
     if not pictures:
         raise ValueError("`inputs` must hold at least one frame of a video. Received: none")
     frames = [_in_place(f"frame {n}", _picture, one) for n, one in enumerate(pictures)]
@@ -122,7 +122,7 @@ def _picture(value: Any) -> NDArray[np.uint8]:
 
 
 def _in_place(place: str, function: Any, value: Any) -> Any:
-    """Call a function; what it says of `inputs`, it says of a part of them."""
+    """Call a function, and let its errors name a part of `inputs` where they name `inputs`."""
     try:
         return function(value)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Labelled samples of an evaluation: lists, class folders, the published annotations (App. D).
+"""List the labelled samples of an evaluation, from lists, folders or published sets (App. D).
 
 `data` and `test_data` of a config are one of
 
@@ -8,8 +8,8 @@
     the published csv of Kinetics, with `videos`, the folder where they are;
     the published json of Something-Something v2, with `videos` and `label_names`, its labels.json.
 
-`data` alone may be a folder that has `train` and `val` (or `test`) in it. Of anything else, a part
-of each class is held out for testing.
+`data` without `test_data` may be a folder that has `train` and `val` (or `test`) in it. With any
+other `data` and no `test_data`, a part of each class is held out for testing.
 """
 
 import logging
@@ -34,7 +34,8 @@ from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_f
 from keras_vjepa.data.sources.shards import is_folder_of_shards
 
 BUILT_IN = "digit_motion"
-# Of each class, for testing, where nothing is given for it; which, no seed of a run decides.
+# Share of each class that is held out where no test data is given. Which samples these are does not
+# depend on the seed of a run.
 HELD_OUT = 0.2
 
 _LOG = logging.getLogger(__name__)
@@ -53,19 +54,19 @@ def train_and_test(
     """List the training and test samples of an evaluation.
 
     Args:
-        data: of training, or the name of a built-in set.
-        test_data: of testing; without it, a fifth of each class of `data` is held out.
+        data: training data, or the name of a built-in set.
+        test_data: test data; without it, a fifth of each class of `data` is held out.
         videos: folder of the videos, for published annotations.
         label_names: labels.json of Something-Something v2.
-        kind: what to look for in folders and shards: video, image, any of both, or frames: folders
+        kind: what to look for in folders and shards: video, image, any for both, or frames: folders
             of numbered pictures.
         fps: frames per second of folders of frames.
-        path_column: of a table; by default the first that is called path, file, video or the like.
-        label_column: of a table, or of the json of shards.
+        path_column: as in `list_samples`.
+        label_column: as in `list_samples`.
 
     Raises:
         FileNotFoundError: if something does not exist.
-        ValueError: if `test_data` or `videos` is missing, or what is read is not as it must be.
+        ValueError: if `test_data` or `videos` is missing, or something is not as it must be.
     """
     if data in SETS:
         files = prepare_digit_motion(config=SETS[data])
@@ -96,7 +97,7 @@ def train_and_test(
 
 
 def _held_out(samples: Sequence[Sample], data: str) -> tuple[list[Sample], list[Sample]]:
-    """Hold a share of each class out that has two samples or more; say so."""
+    """Hold out a share of each class that has two samples or more, and say so in the log."""
     check_labels(samples, 1 + max(sample.label or 0 for sample in samples))
     counts = Counter(sample.label for sample in samples)
     several = [sample for sample in samples if counts[sample.label] > 1]
@@ -116,7 +117,7 @@ def _held_out(samples: Sequence[Sample], data: str) -> tuple[list[Sample], list[
 
 
 def holds_only_images(data: str) -> bool:
-    """Whether a folder holds images and no video; False for anything else.
+    """Tell whether a folder holds images and no video; False for anything else.
 
     Args:
         data: as in `train_and_test`.
@@ -130,11 +131,15 @@ def holds_only_images(data: str) -> bool:
 def check_sources(
     data: str, test_data: str, videos: str, label_names: str, fps: float = DEFAULT_FPS
 ) -> None:
-    """Check that all that is given exists, before anything is read; arguments as above.
+    """Check that all given files and folders exist, before anything is read.
+
+    Args:
+        data: as in `train_and_test`, like the other arguments.
 
     Raises:
-        FileNotFoundError: for the first that does not.
-        ValueError: if `data` is empty, or has no use for another, or `fps` is out of range.
+        FileNotFoundError: for the first that does not exist.
+        ValueError: if `data` is empty or has no use for one of the others, or `fps` is out of
+            range.
     """
     check_text(data=data)
     check_fps(fps)
@@ -150,7 +155,7 @@ def check_sources(
 
 
 def _check_alike(data: str, test_data: str, videos: str, label_names: str) -> None:
-    """Check that both are folders or neither, and that nothing is given that is not used."""
+    """Check that both data are folders or neither, and that nothing is given that is not used."""
     is_folder, published = Path(data).is_dir(), is_published(data)
     if test_data and is_folder != Path(test_data).is_dir():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks of class labels, and subsets for low-shot evaluation (App. D.1, Table 8)."""
+"""Check class labels, and choose subsets for low-shot evaluation (App. D.1, Table 8)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def check_labels(samples: Sequence[Sample], num_classes: int) -> None:
 
 
 def check_all_classes_occur(samples: Sequence[Sample], num_classes: int) -> None:
-    """Check that no class is without a sample: a probe can never learn to name it.
+    """Check that each class has a sample, as a probe could never learn to name one without.
 
     Args:
         samples: the training samples.
@@ -81,10 +81,10 @@ def low_shot(samples: Sequence[Sample], fraction: float, seed: int = 0) -> list[
     Args:
         samples: labelled samples.
         fraction: share to keep, in (0, 1]; the number in a class is rounded.
-        seed: of the choice; one for each split of the table.
+        seed: seed of the choice; one for each split of the table.
 
     Returns:
-        The samples kept, in the order of `samples`.
+        The samples that are kept, in the order of `samples`.
 
     Raises:
         ValueError: if `fraction` is out of range, or a label is missing.

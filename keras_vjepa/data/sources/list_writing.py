@@ -15,7 +15,7 @@ from keras_vjepa.data.sources.rows import read_rows
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.sources.tables import FPS_COLUMN, table_rows
 
-# What a row of a plain path may hold, as the lists of the authors' code have it.
+# A path that needs no quotes in a row, as in the lists of the authors' code.
 _PLAIN = re.compile(r"[\w/.\-+@%=~]+")
 _HEADER = f"path,label,{FPS_COLUMN}"
 
@@ -43,18 +43,19 @@ def why_not_listed(sample: Sample) -> str:
 
 
 def write_list(path: Path, samples: Sequence[Sample]) -> None:
-    """Write a list of files, one row `path label` for each, which replaces one that is there.
+    """Write a list of files, one row `path label` for each, in place of one that is there.
 
-    Where folders of frames have other frames per second than by default, it is a table with the
+    If folders of frames have other frames per second than by default, the list is a table with the
     columns `path`, `label` and `fps`.
 
     Args:
         path: the list, `.csv`.
-        samples: the files, which are named from the root of the file system; see `why_not_listed`.
+        samples: the files, whose paths are written from the root of the file system; see
+            `why_not_listed`.
 
     Raises:
-        ValueError: if the list would not be read as what was written.
-        OSError: if it cannot be written.
+        ValueError: if reading the list would not give the same samples.
+        OSError: if the list cannot be written.
 
     Example:
 
@@ -82,7 +83,7 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def _fps(sample: Sample) -> float | None:
-    """Frames per second of a folder of frames, None where they are those that readers assume."""
+    """Return the frames per second of a folder of frames, None if they are the default ones."""
     fps = sample.media.fps if isinstance(sample.media, FrameFolder) else DEFAULT_FPS
     return None if fps == DEFAULT_FPS else fps
 

@@ -1,4 +1,4 @@
-"""Whatever people keep videos and images in, as lists of samples (§3.4, App. D).
+"""List the samples in whatever people keep videos and images in (§3.4, App. D).
 
 Sources:
 
@@ -6,7 +6,7 @@ Sources:
   in one line what else is in it (see `search_folder`).
 * A `.csv` or `.txt` list without a header, one row `path label` for each file or folder of frames,
   in the order of the list. Paths may contain spaces and be quoted; `path::label`, `path,label`,
-  `path;label`, tabs and `label,path` are understood too. The label may be missing. Of folders of
+  `path;label`, tabs and `label,path` are understood too. The label may be missing. For folders of
   frames, VideoMAE's `folder frames label` and `folder start frames` are read too.
 * A table with named columns, `.csv`, `.tsv`, `.jsonl` or `.parquet` (see `tables.py`).
 * A `.npy` array of paths.
@@ -15,8 +15,8 @@ Sources:
 * The published lists of Kinetics, Something-Something v2 and AVA, with `videos`, the folder where
   the files are (see `manifests.py`).
 
-* Any of these but published lists at an address such as `gs://bucket/folder` (see `remote.py`); at
-  https, lists and shards.
+* Any of these, except published lists, at an address such as `gs://bucket/folder` (see
+  `remote.py`); at https addresses, only lists and shards.
 
 * In Python, a data set of another library, or a list (see `datasets.py`).
 
@@ -63,7 +63,7 @@ from keras_vjepa.data.sources.tables import ENDINGS, is_kinetics, is_table, tabl
 
 # How the names of lists end.
 LISTS = {".csv", ".txt", ".npy", *ENDINGS}
-# Looking for files waits for the disk or the network, not for Python.
+# Many threads help, because looking for files waits for the disk or the network, not for Python.
 _THREADS, _AT_ONCE = 16, 256
 
 _LOG = logging.getLogger(__name__)
@@ -83,18 +83,19 @@ def list_samples(
 
     Args:
         source: a path or a data set; see above, "Sources".
-        kind: what to look for in a folder or in shards: `"video"`, `"image"`, `"any"` of both, or
+        kind: what to look for in a folder or in shards: `"video"`, `"image"`, `"any"` for both, or
             `"frames"`: folders whose pictures are the frames of a video, in the order of their
             numbers.
-        class_names: names of the classes in the order of their numbers, where labels are names:
-            `listed_class_names` of the training list, for every other list. `None` is those of
-            `source` itself.
-        fps: frames per second of folders of frames; of a table's that has a column `fps`, this
-            counts.
+        class_names: names of the classes in the order of their numbers, where labels are names.
+            Give `listed_class_names` of the training list for every other list. `None` stands for
+            the names in `source` itself.
+        fps: frames per second of folders of frames; in a table, a column `fps` counts instead.
         videos: folder of the videos, for published lists.
         label_names: `labels.json` of Something-Something v2.
-        path_column: of a table; by default the first that is called path, file, video or the like.
-        label_column: of a table, or of the `json` of shards. Empty for no labels.
+        path_column: column of the paths in a table; by default the first that is called path, file,
+            video or the like.
+        label_column: column of the labels in a table, or their field in the `json` of shards. Empty
+            for no labels.
 
     Returns:
         The samples, never an empty list. The log says how many files of a list are missing.
@@ -103,8 +104,7 @@ def list_samples(
         FileNotFoundError: if `source`, or a shard of it, does not exist.
         ValueError: if an argument does not fit, or `source` is of another type, cannot be read,
             holds nothing or no row of a file, a row that can mean several things, or a label that
-            is neither a whole number nor one of `class_names`; the message begins with the file
-            and the line.
+            is neither a whole number nor in `class_names`; the message names the file and line.
 
     Example:
 
@@ -132,9 +132,9 @@ def list_samples(
 
 
 def source_exists(source: str | Path) -> bool:
-    """Whether there is anything of a source; what of it is missing, `list_samples` says."""
+    """Tell whether there is anything of a source; `list_samples` says what of it is missing."""
     if ADDRESS.match(os.fspath(source)):
-        store_of(os.fspath(source))  # or nothing there can be read
+        store_of(os.fspath(source))  # raises if nothing can be read at such an address
         return True
     return os.path.exists(source) or (
         is_shards(source) and any(map(os.path.exists, expand_braces(os.fspath(source))))
@@ -144,16 +144,16 @@ def source_exists(source: str | Path) -> bool:
 def listed_class_names(
     source: str | Path | Any, path_column: str = "", label_column: str = "label"
 ) -> list[str]:
-    """Names of the classes in a list, table or shards whose labels are names, sorted.
+    """List the names of the classes in a list, table or shards whose labels are names.
 
     Args:
-        source: as `list_samples` takes it; so are the others.
-        path_column: of a table.
-        label_column: of a table, or of the `json` of shards.
+        source: as in `list_samples`.
+        path_column: as in `list_samples`.
+        label_column: as in `list_samples`.
 
     Returns:
-        The names; the place in the list is the class number. Empty if the labels are numbers, if
-        there are none, or if `source` is a folder of videos.
+        The sorted names; the place in the list is the class number. Empty if the labels are
+        numbers, if there are none, or if `source` is a folder of videos.
 
     Raises:
         FileNotFoundError: if `source` does not exist.
@@ -195,7 +195,7 @@ def _published(
     videos: str | Path,
     label_names: str | Path,
 ) -> list[Sample] | None:
-    """Samples of a published list; None if it is something else."""
+    """List the samples of a published list; None if it is something else."""
     name = is_published(source)
     if not name:
         if videos or label_names:
@@ -243,7 +243,7 @@ def _rows_of(source: str | Path, kind: Kind, path_column: str, label_column: str
 
 
 def _rows_elsewhere(source: str, kind: Kind, path_column: str, label_column: str) -> list[Row]:
-    """Rows of a list at an address, or of a folder there."""
+    """Read the rows of a list at an address, or of a folder there."""
     folder = f"{source.rpartition('/')[0]}/"
     if extension(source) not in LISTS:
         if kind == "frames":
@@ -274,7 +274,7 @@ def _rows_elsewhere(source: str, kind: Kind, path_column: str, label_column: str
 
 @contextmanager
 def _naming(address: str) -> Iterator[None]:
-    """Name an address in what a block raises of it."""
+    """Name an address in the errors that a block raises because of it."""
     try:
         yield
     except MissingPackageError:
@@ -315,7 +315,7 @@ def _rows_of_list(source: Path) -> list[Row]:
 
 
 def _class_names_of_rows(rows: Sequence[Row]) -> list[str]:
-    """Names of the classes; raise `ValueError` if only some of the labels are names."""
+    """List the names of the classes; raise `ValueError` if only some of the labels are names."""
     named = [row for row in rows if isinstance(row.label, str)]
     if named and any(isinstance(row.label, int) for row in rows):
         raise ValueError(
@@ -328,7 +328,7 @@ def _class_names_of_rows(rows: Sequence[Row]) -> list[str]:
 def _paths_of_array(source: Path) -> list[str]:
     remedy = "Save it with np.save(name, np.array(paths, dtype=str))"
     try:
-        # Without pickles: loading one runs the code in it.
+        # Without pickles, because loading one runs the code in it.
         paths = np.load(source, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{source} is not a readable array of paths. {remedy}.") from error
@@ -351,11 +351,11 @@ def _remedy(source: str | Path, kind: Kind) -> str:
 
 
 def _say_what_is_missing(source: str | Path, samples: Sequence[Sample]) -> None:
-    """Say how many of the files of a list are not there: reading will name each."""
+    """Warn how many of the files of a list are not there; reading will name each of them."""
     paths = [sample.path for sample in samples if not ADDRESS.match(sample.path)]
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        # Many at once: to hand a path to a thread takes longer than to look for it.
+        # Many at once, because handing a path to a thread takes longer than looking for the file.
         found = pool.map(lambda part: [path for path in part if not media_is_there(path)], parts)
         missing = [path for part in found for path in part]
     if missing:
@@ -367,7 +367,7 @@ def _say_what_is_missing(source: str | Path, samples: Sequence[Sample]) -> None:
 
 
 def _with_fps(samples: list[Sample], kind: Kind, fps: float) -> list[Sample]:
-    """Say how many frames make a second, of those that a table does not say it of."""
+    """Set the frames per second of those folders of frames for which no table gives them."""
 
     def is_silent(sample: Sample) -> bool:
         if sample.media is not None:

@@ -1,6 +1,6 @@
-"""The annotation files that Kinetics, Something-Something v2 and AVA come with (App. D, Table 10).
+"""Read the annotation files of Kinetics, Something-Something v2 and AVA (App. D, Table 10).
 
-A video that is annotated but not there stays in the list, with the path where it should be: the
+A video that is annotated but not there stays in the list, with the path where it should be. So the
 reader names it, and an evaluation counts it.
 """
 
@@ -22,13 +22,13 @@ _LONGEST = 4096
 
 
 def kinetics_class_names(annotations: str | Path) -> list[str]:
-    """Names of the classes in a Kinetics annotation file, sorted; the place is the class number.
+    """List the names of the classes in a Kinetics annotation file; the place is the class number.
 
     Args:
         annotations: `train.csv` as published.
 
     Returns:
-        The names: 400 for Kinetics-400.
+        The sorted names: 400 for Kinetics-400.
 
     Raises:
         ValueError: if the file has no column `label`.
@@ -45,12 +45,12 @@ def kinetics_samples(
     """List a Kinetics set (400, 600 or 700) as published.
 
     Args:
-        annotations: csv with a header: `label` (not in the test set's), `youtube_id`,
+        annotations: csv with a header: `label` (not in that of the test set), `youtube_id`,
             `time_start`, `time_end` and others.
         folder: where the videos are, at any depth, named `<youtube_id>_<start>_<end>.<extension>`
             with six digits each, or `<youtube_id>.<extension>`.
-        class_names: in the order of the class numbers; `None` is `kinetics_class_names`. Give
-            the training set's for every other split.
+        class_names: names in the order of the class numbers; `None` is `kinetics_class_names`.
+            Give those of the training set for every other split.
 
     Returns:
         A sample for each row, in order; without a label where the file has none.
@@ -92,9 +92,9 @@ def something_something_samples(
     """List a split of Something-Something v2 as published.
 
     Args:
-        annotations: json list of `id` and `template` (no `template` in the test set's).
-        labels: json object from a template without its brackets to the class number; None for no
-            labels.
+        annotations: json list of objects with `id` and `template` (the test set has no `template`).
+        labels: json object that maps a template without its brackets to the class number; None for
+            no labels.
         folder: where the videos are, at any depth, named `<id>.webm` or with another extension.
 
     Returns:
@@ -133,8 +133,8 @@ def ava_samples(annotations: str | Path, folder: str | Path) -> list[Sample]:
     """List the videos of a split of AVA, each once, without labels.
 
     Args:
-        annotations: csv without a header: `video,second,x1,y1,x2,y2,action,person` and others that
-            begin with a video.
+        annotations: csv without a header, of rows `video,second,x1,y1,x2,y2,action,person` or
+            others that begin with a video.
         folder: where the videos are, at any depth, named `<video>.mkv` or with another extension.
 
     Returns:
@@ -147,7 +147,7 @@ def ava_samples(annotations: str | Path, folder: str | Path) -> list[Sample]:
 
 
 def is_ava(source: str | Path) -> bool:
-    """Whether a file is a list of AVA, by its first row: a video, a second and a box."""
+    """Tell whether a file is a list of AVA, by its first row: a video, a second and a box."""
     if Path(source).suffix.lower() != ".csv":
         return False
     try:
@@ -159,7 +159,7 @@ def is_ava(source: str | Path) -> bool:
 
 
 def is_something_something(source: str | Path) -> bool:
-    """Whether a file is a list of Something-Something v2, which is a JSON list of entries."""
+    """Tell whether a file is a list of Something-Something v2, which is a JSON list of entries."""
     if Path(source).suffix.lower() != ".json":
         return False
     try:

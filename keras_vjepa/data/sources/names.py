@@ -1,7 +1,7 @@
-"""Names of samples as paths below a folder that they share, also of addresses (§3.4, App. D).
+"""Name samples, also those at addresses, by paths below a folder that they share (§3.4, App. D).
 
-What is made of a sample, features or a copy, lies below an output folder as the sample does below
-its root.
+So the features or the copy of a sample can lie below an output folder as the sample lies below its
+root.
 """
 
 import itertools
@@ -13,15 +13,16 @@ from keras_vjepa.data.reading.remote import ADDRESS
 
 
 def absolute_name(name: str | Path) -> str:
-    """Make a path one from the root of the file system; an address is one already.
+    """Write a path from the root of the file system; an address stays as it is.
 
     Args:
-        name: of a file, of a member of a tar file, or an address.
+        name: path of a file or of a member of a tar file, or an address.
     """
     text = os.fspath(name)
     if ADDRESS.match(text):
         return text
-    # A member of a tar file may have any name: to shorten it would be to name a file outside.
+    # A member of a tar file may have any name, even with "..", and a shortened one would name a
+    # file outside of the tar file.
     is_plain = not {"..", ""} & {*text.lstrip("/").split("/")} or os.path.lexists(text)
     return os.path.abspath(text) if is_plain else os.path.join(os.getcwd(), text)
 
@@ -30,10 +31,10 @@ def shared_root(names: Sequence[str | Path]) -> str:
     """Find the folder, here or at an address, that all of some files have in common.
 
     Args:
-        names: of the files, at least one.
+        names: paths or addresses of the files, at least one.
 
     Returns:
-        The folder; empty where some are at other addresses than others.
+        The folder; empty if the files are at addresses that share none.
 
     Example:
 
@@ -43,12 +44,12 @@ def shared_root(names: Sequence[str | Path]) -> str:
     '/videos/a'
     """
     folders = sorted({absolute_name(name).rpartition("/")[0] for name in names})
-    # What the first and the last of a sorted list begin with, all of it does.
+    # All of a sorted list begins with what its first and its last have in common.
     first, last = folders[0].split("/"), folders[-1].split("/")
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     shared = [part for part, _ in pairs]
     if any(map(ADDRESS.match, folders)):
-        # No less than protocol and host.
+        # An address has at least a protocol and a host.
         return "/".join(shared) if len(shared) >= 3 else ""
     return "/".join(shared) or "/"
 
@@ -57,8 +58,8 @@ def below(root: str | Path, name: str | Path) -> PurePath:
     """Name a file as it lies below a folder.
 
     Args:
-        root: the folder, also at an address; empty for all that there is.
-        name: of the file.
+        root: the folder, also at an address; empty for one that holds all paths and addresses.
+        name: path or address of the file.
 
     Returns:
         A relative path, with nothing in it that leads out of a folder.

@@ -1,7 +1,7 @@
-"""The videos that official lists name, by their ids, and their files (§3.4, App. D).
+"""Read which videos official lists name, by their ids, and find their files (§3.4, App. D).
 
-A video of Kinetics or HowTo100M is known by its id on YouTube, of 11 characters, in whichever list
-and under whichever file name it occurs; one of Something-Something v2 by a number of its own.
+A video of Kinetics or HowTo100M is known by its id on YouTube, of 11 characters, in any list and
+under any file name. A video of Something-Something v2 is known by a number.
 """
 
 import csv
@@ -24,13 +24,13 @@ _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 @dataclass(frozen=True)
 class ListedVideo:
-    """One row of an official list.
+    """Holds one row of an official list.
 
     Attributes:
-        id: of the video; in upper and lower case as it stands there.
-        names: of its file without extension, in the order in which to look for it.
-        is_valid: whether that can be an id at all.
-        label: name of the class, or template; None in a list without.
+        id: id of the video, in upper and lower case as it stands in the list.
+        names: names that its file may have, without extension, in the order in which to look.
+        is_valid: whether `id` can be an id at all.
+        label: name of the class, or template; None if the list has none.
         where: the list and the line, for messages.
     """
 
@@ -45,11 +45,11 @@ def files_by_name(folder: str | Path) -> dict[str, str]:
     """Find the videos in a folder, at any depth, by their names without extension.
 
     Args:
-        folder: where they are.
+        folder: the folder.
 
     Returns:
-        The path of each; of several of one name the first in the order of paths, and the log says
-        how many are not used.
+        The path of each. Of several files of one name, the first in the order of paths is taken,
+        and the log says how many are not used.
     """
     found: dict[str, str] = {}
     others: list[str] = []
@@ -71,11 +71,11 @@ def kinetics_videos(path: Path) -> Iterator[ListedVideo]:
     """Read a list of Kinetics-400, -600 or -700 as published, of training, validation or test.
 
     Args:
-        path: csv with a header; of its columns, `youtube_id`, `time_start`, `time_end` and `label`
-            count, which the list of a test set does not have.
+        path: csv with a header. Its columns `youtube_id`, `time_start`, `time_end` and `label` are
+            read; the list of a test set has no `label`.
 
     Raises:
-        ValueError: if it is not such a list; one line that names it.
+        ValueError: if it is not such a list; the message is one line that names it.
 
     Example:
 
@@ -102,15 +102,15 @@ def kinetics_file_names(video: str, row: Mapping[str, str], where: str) -> tuple
     """Name the file of a clip of Kinetics, without extension, as copies of the set have it.
 
     Args:
-        video: its id.
-        row: of the list; `time_start` and `time_end` count, in seconds.
+        video: id of the video.
+        row: row of the list, of which `time_start` and `time_end` are used, in seconds.
         where: the file and the line, for messages.
 
     Returns:
-        The name with both times, then that without.
+        The name with both times, then the one without them.
 
     Raises:
-        ValueError: if the times are no numbers.
+        ValueError: if the times are not numbers.
     """
     try:
         start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
@@ -126,10 +126,10 @@ def howto100m_videos(path: Path) -> Iterator[ListedVideo]:
     """Read `HowTo100M_v1.csv` as published; a video has a row for each of its tasks.
 
     Args:
-        path: csv with a header; of its columns, `video_id` counts.
+        path: csv with a header, of which the column `video_id` is read.
 
     Raises:
-        ValueError: if it is not such a list; one line that names it.
+        ValueError: if it is not such a list; the message is one line that names it.
     """
     for _, row in _rows(path, "video_id"):
         video = row["video_id"].strip()
@@ -143,7 +143,7 @@ def something_something_videos(path: Path) -> Iterator[ListedVideo]:
         path: json list of objects with an `id`.
 
     Raises:
-        ValueError: if it is not such a list; one line that names it.
+        ValueError: if it is not such a list; the message is one line that names it.
     """
     entries = load_json(path, list)
     if not entries:
@@ -168,10 +168,10 @@ def load_json(path: str | Path, kind: type) -> Any:
 
     Args:
         path: the file.
-        kind: `list` or `dict`, which it holds.
+        kind: `list` or `dict`, which the file must hold.
 
     Raises:
-        ValueError: if it does not; one line that names it.
+        ValueError: if it does not; the message is one line that names the file.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -185,7 +185,7 @@ def load_json(path: str | Path, kind: type) -> Any:
 
 
 def _rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a csv with a header, each with the place where it stands."""
+    """Yield the rows of a csv with a header, each after the place where it stands."""
     count = 0
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

@@ -1,7 +1,7 @@
-"""Rows of a list of files: a path, and the number or the name of its class (§3.4, App. D).
+"""Read the rows of a list: a path, and the number or the name of its class (§3.4, App. D).
 
-Other tools write lists in many ways. A row is read where only one meaning is possible and refused,
-with its file and line, where it is not: no row becomes the name of a file that nobody meant.
+Other tools write lists in many ways. A row that can have only one meaning is read. Any other is
+refused, with its file and line, so that no row becomes the name of a file that nobody meant.
 """
 
 import numbers
@@ -25,30 +25,31 @@ _EXTENSION = "|".join(re.escape(name) for name in sorted(VIDEO_EXTENSIONS | IMAG
 _PATH = re.compile(rf"(.*(?:{_EXTENSION}))(?=$|{_SEPARATOR})", re.IGNORECASE | re.DOTALL)
 _QUOTED = re.compile(rf"""(["'])((?:(?!\1).|\1\1)+)\1(?=$|{_SEPARATOR})""", re.DOTALL)
 _QUOTED_LAST = re.compile(rf"""([^"']+?){_SEPARATOR}+(["'])(.*(?:{_EXTENSION}))\2""", re.IGNORECASE)
-# What stands before a path: it may hold spaces where something else separates the two.
+# A label before a path. It may hold spaces if something else separates the two.
 _FIRST_OF_COLUMNS = re.compile(r"([^/\\,;\t]+?)\s*(?:,|;|\t|::)\s*(.+)", re.DOTALL)
 _FIRST_WORD = re.compile(r"([^/\\\s]+)\s+(.+)", re.DOTALL)
-# What other tools put between path and label, and nobody here.
+# Separators between path and label that other tools use, and that are not read here.
 _OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE)
 _TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
-# What VideoMAE's lists of folders of frames have behind the path.
+# A row in VideoMAE's lists of folders of frames: a path and two numbers.
 _WITH_FRAMES = re.compile(r"(.+?)\s+(\d+)\s+(-?\d+)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
-# The longest path that systems know, and as much again. Of a message, what fits on a screen.
+# Characters of a row: twice those of the longest path that systems know. And characters of it that
+# a message shows, which fit on a screen.
 _LONGEST_ROW, _LONGEST_SHOWN = 8192, 200
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a list.
+    """Holds one row of a list.
 
     Attributes:
         path: the file, as a path from the working directory.
         label: number of the class, name of the class, or `None` where there is neither.
-        where: the list and the line, to be put in front of what is wrong with it.
-        media: as a `Sample` has it.
+        where: the list and the line, with which messages about the row begin.
+        media: as in `Sample`.
     """
 
     path: str
@@ -70,19 +71,19 @@ def read_rows(source: Path) -> Iterator[Row]:
         Its rows, in order.
 
     Raises:
-        ValueError: if it is not a text file, or a row can mean several things or nothing; the
+        ValueError: if `source` is not a text file, or a row can mean several things or nothing; the
             message begins with the file and the line.
     """
     try:
-        # Names of files need not be UTF-8; those that are not must exist.
+        # Names of files need not be UTF-8. A row that is not is read if such a file exists.
         text = source.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}.") from error
     if "\0" in text:
         raise ValueError(f"{source} is not a text file. Save the list as UTF-8 text.")
-    # Not splitlines(): that would also cut a path at rarer separators, such as U+2028.
+    # Not splitlines(), which would also cut a path at rarer separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
-        # Lists that were put together hold such a mark at the beginning of each.
+        # Files with a byte order mark that were put together into one have it within the text.
         row = line.strip().removeprefix("\ufeff").strip()
         if row:
             where = f"{source}:{number}"
@@ -96,24 +97,24 @@ def read_rows(source: Path) -> Iterator[Row]:
 
 
 def as_label(value: Any, where: str) -> int | str | None:
-    """Make a label of what stands in a table or beside a video.
+    """Make a label of a value in a table or beside a video.
 
     Args:
         value: a whole number, also as text or with a zero after the point; a name; or nothing.
-        where: it stands, for messages.
+        where: where the value stands, for messages.
 
     Returns:
         Number or name of the class, None for nothing.
 
     Raises:
-        ValueError: for anything else, and numbers below 0.
+        ValueError: for anything else, and for numbers below 0.
 
     Example:
 
     >>> as_label("3", "a.csv:1"), as_label("yoga", "a.csv:1"), as_label("", "a.csv:1")
     (3, 'yoga', None)
     """
-    if value is None or value == "" or value != value:  # not a number: an empty cell
+    if value is None or value == "" or value != value:  # NaN stands for an empty cell
         return None
     if isinstance(value, str):
         text = value.strip()
@@ -132,7 +133,7 @@ def as_label(value: Any, where: str) -> int | str | None:
 
 
 def looks_like_a_file(row: Row, folder: Path) -> bool:
-    """Tell whether a row can be that of a file, and not a word of some other text.
+    """Tell whether a row may name a file, and is not a line of some other text.
 
     Args:
         row: as `read_rows` gives it.
@@ -145,10 +146,10 @@ def looks_like_a_file(row: Row, folder: Path) -> bool:
 
 
 def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
-    """Path and label of a row.
+    """Find the path and the label in a row.
 
     Raises:
-        ValueError: if it can mean several things or nothing.
+        ValueError: if the row can mean several things or nothing.
     """
     if len(row) > _LONGEST_ROW:
         raise ValueError(f"A row must have at most {_LONGEST_ROW:,} characters.")
@@ -166,7 +167,7 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
         path, rest = known[1], row[known.end() :]
     else:
         path, rest = _split_at_last_separator(row)
-    # VideoMAE's lists of videos without labels.
+    # VideoMAE's lists of videos without labels have 0 and -1 behind the path.
     label = None if rest.split() == ["0", "-1"] else _label(rest)
     if not quoted:
         path, label = _label_first(path, label, folder)
@@ -180,9 +181,9 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
 
 
 def _of_frames(path: str, first: int, second: int, folder: Path) -> tuple[str, int | None]:
-    """Path and label of a row `folder frames label`, or `folder start frames`, of a folder.
+    """Find path and label in a row `folder frames label` or `folder start frames`.
 
-    Which of the two it is, the folder tells.
+    The number of frames in the folder, and the first one's, tell which of the two it is.
     """
     frames = FrameFolder(path_from_list(path, folder)).frames()
     count, start = len(frames.names), frames.numbers[0]
@@ -197,7 +198,7 @@ def _of_frames(path: str, first: int, second: int, folder: Path) -> tuple[str, i
 
 
 def _check_meant(path: str, rest: str) -> None:
-    """Raise if it is plain that a row means something else than a file that is not there."""
+    """Raise `ValueError` if a row plainly means something else than a file that is missing."""
     if path.count('"') % 2 or rest.count('"') % 2:
         raise ValueError("A quote is not closed.")
     if not rest and _OTHER_SEPARATOR.search(path):
@@ -207,7 +208,7 @@ def _check_meant(path: str, rest: str) -> None:
 
 
 def _split_at_last_separator(row: str) -> tuple[str, str]:
-    """Path and rest of a row without a known extension: what is last must be a whole number."""
+    """Split a row without a known extension into the path and the last number, or "" for none."""
     splits = [row.rsplit(separator, maxsplit=1) for separator in (None, "::", ",", ";")]
     candidates = [parts for parts in splits if len(parts) == 2]
     for path, label in candidates:
@@ -223,7 +224,7 @@ def _split_at_last_separator(row: str) -> tuple[str, str]:
 
 
 def _label(rest: str) -> int | str | None:
-    """The label in what follows a path."""
+    """Find the label in the part of a row that follows the path."""
     rest = re.sub(rf"^{_SEPARATOR}+", "", rest).strip()
     label = _unquoted(rest)
     if not label:
@@ -244,7 +245,7 @@ def _label(rest: str) -> int | str | None:
 
 
 def _label_first(path: str, label: int | str | None, folder: Path) -> tuple[str, int | str | None]:
-    """Path and label, for a path that does not exist and may have a label in front of it."""
+    """Find path and label where a path does not exist and may have a label in front of it."""
     columns = _FIRST_OF_COLUMNS.fullmatch(path)
     parts = columns or _FIRST_WORD.fullmatch(path)
     if not parts or _exists(path, folder):
@@ -279,7 +280,7 @@ def _unquoted(text: str) -> str:
     text = text.strip()
     for quote in "\"'":
         inner = text[1:-1]
-        # With such a one within, several things are quoted.
+        # With another such quote inside, it is not one thing that is quoted but several.
         is_one = quote not in inner.replace(quote * 2, "")
         if len(text) > 1 and text[0] == text[-1] == quote and is_one:
             return inner.replace(quote * 2, quote)
@@ -291,11 +292,11 @@ def _exists(path: str, folder: Path) -> bool:
 
 
 def path_from_list(path: str, folder: Path) -> str:
-    """Path of a file that a list names, from the working directory or from the list's folder.
+    """Return the path of a file that a list names, from the working directory or list's folder.
 
     Args:
-        path: as it stands in the list.
-        folder: where the list is.
+        path: the path as it stands in the list.
+        folder: the folder of the list.
     """
     if os.path.isabs(path) or ADDRESS.match(path) or os.path.exists(path):
         return path

@@ -1,4 +1,4 @@
-"""Samples: videos and images with what is known about them; folders of classes (§3.4, App. D)."""
+"""Describe videos and images by samples, and list folders of classes as such (§3.4, App. D)."""
 
 import logging
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """One video or image and what is known about it.
+    """Names one video or image, and holds what is known about it.
 
     Attributes:
-        path: its name, by which a list knows it: of a file, an image if its extension says so, or
-            of a folder of frames. It need not exist yet.
+        path: path of a file or of a folder of frames, which is also the sample's name in lists. An
+            extension of images makes it an image. It need not exist yet.
         label: class number, at least 0, or `None` where there is none (pretraining).
         media: where the frames come from, if not from what `path` leads to.
     """
@@ -30,19 +30,19 @@ class Sample:
 
     @property
     def source(self) -> str | Media:
-        """What is read."""
+        """Return what is read: the media if there is one, else the path."""
         return self.path if self.media is None else self.media
 
 
 def class_folders(root: str | Path, name: str = "root") -> list[str]:
-    """Names of the classes of a folder that has one folder for each class, sorted.
+    """List the names of the classes of a folder that has one folder for each class.
 
     Args:
         root: such a folder, as ImageNet and many copies of Kinetics are kept.
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
 
     Returns:
-        The names; the place in the list is the class number.
+        The sorted names; the place in the list is the class number.
 
     Raises:
         ValueError: if there are no folders in `root`.
@@ -68,7 +68,7 @@ def list_class_folders(
         root: folder with one folder for each class.
         class_names: names of the classes in the order of their numbers, for example
             `class_folders` of the training set; `None` is `class_folders(root)`.
-        kind: what to look for; of `"frames"`, the folders of frames below the class folders.
+        kind: what to look for; `"frames"` are the folders of frames below the class folders.
         fps: frames per second of folders of frames.
 
     Returns:
@@ -97,7 +97,7 @@ def list_class_folders(
 
 
 def with_fps(samples: Sequence[Sample], fps: float) -> list[Sample]:
-    """Say of samples, all of them folders of frames, how many frames make a second."""
+    """Return samples, all of them folders of frames, with their frames per second set."""
     return [replace(sample, media=FrameFolder(sample.path, fps)) for sample in samples]
 
 
@@ -112,8 +112,8 @@ def label_by_folder(
         class_names: names of the classes in the order of their numbers.
 
     Returns:
-        The samples, in the order of `paths`; files in no class folder are left out, which the log
-        says.
+        The samples, in the order of `paths`. Files in no class folder are left out, and the log
+        says how many.
 
     Raises:
         ValueError: if a folder is not in `class_names`.

@@ -1,9 +1,9 @@
-"""Shards: tar files of samples, as WebDataset and video2dataset write them (§3.4, App. D).
+"""List shards: tar files of samples, as WebDataset and video2dataset write them (§3.4, App. D).
 
-Consecutive members of one name up to the first dot are a sample: `a/17.mp4`, `a/17.cls` and
-`a/17.json`. Every video or image among them is one here, with the label of `cls`, or of a field of
-`json`. Shards are named one by one, by braces (`train-{000000..000099}.tar`), by the folder in
-which they lie, or by an index that `wids` wrote.
+Consecutive members that have the same name up to the first dot are a sample there: `a/17.mp4`,
+`a/17.cls` and `a/17.json`. Every video or image among them is a sample here, with the label in the
+`cls` or in a field of the `json`. Shards are named one by one, by braces
+(`train-{000000..000099}.tar`), by the folder in which they lie, or by an index that `wids` wrote.
 """
 
 import itertools
@@ -32,12 +32,12 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_SHARDS = 2**20
 _WIDS = "wids-shard-index-v1"
-# A label, or what is known of a video, has a few kilobytes.
+# Larger members are not read as labels: a label, or what is known of a video, has a few kilobytes.
 _MOST_BYTES = 2**24
 
 
 def is_shards(source: str | Path) -> bool:
-    """Whether something names tar files: by its ending, or an index of them by its content."""
+    """Tell whether something names tar files: by its ending, or as an index by its content."""
     name = os.fspath(source)
     if name.endswith(".tar"):
         return True
@@ -45,7 +45,7 @@ def is_shards(source: str | Path) -> bool:
 
 
 def is_folder_of_shards(source: str | Path, kind: Kind) -> bool:
-    """Whether a folder holds tar files, and nothing of a kind or in folders beside them."""
+    """Tell whether a folder holds tar files, and beside them no folders and no files of a kind."""
     if not os.path.isdir(source):
         return False
     with os.scandir(source) as entries:
@@ -56,13 +56,14 @@ def is_folder_of_shards(source: str | Path, kind: Kind) -> bool:
 
 
 def expand_braces(text: str) -> list[str]:
-    """List what a name with braces stands for.
+    """List the names for which a name with braces stands.
 
     Args:
-        text: with any number of `{first..last}`, numbers of as many digits, or `{one,other}`.
+        text: a name with any number of `{first..last}`, whose numbers have the same number of
+            digits, or of `{one,other}`.
 
     Raises:
-        ValueError: if that is more than a million names, or none.
+        ValueError: if a range is of more than a million numbers, or of none.
 
     Example:
 
@@ -118,13 +119,13 @@ def shards_of(source: str | Path) -> list[str]:
 
 
 def shard_rows(source: str | Path, kind: Kind, label_field: str) -> list[Row]:
-    """List the videos or images in shards; what is left out is said in the log.
+    """List the videos or images in shards; the log says what is left out.
 
     Args:
         source: as `shards_of` takes it.
         kind: what to look for.
-        label_field: of `json`, which holds a number or a name; read where there is no `cls`. Empty
-            for no labels.
+        label_field: field of the `json` that holds a number or a name; it is read where there is no
+            `cls`. Empty for no labels.
 
     Raises:
         FileNotFoundError: if a shard does not exist.
@@ -171,12 +172,12 @@ def _rows_of_shard(
             others.update(end for end in rest if end not in _BESIDE)
 
 
-# What describes a sample.
+# Extensions of members that describe a sample.
 _BESIDE = {".cls", ".json", ".txt"}
 
 
 def _key(name: str) -> str:
-    """What the members of one sample have in common: the name up to the first dot."""
+    """Return what the members of one sample have in common: the name up to the first dot."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -217,7 +218,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
 
 
 def _index_of(path: Path) -> list[dict[str, Any]] | None:
-    """The shards in an index that `wids` wrote; None if it is another file."""
+    """Read the shards in an index that `wids` wrote; None if it is another file."""
     try:
         with open(path, encoding="utf-8") as file:
             if _WIDS not in file.read(4096):

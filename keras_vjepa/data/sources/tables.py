@@ -1,4 +1,4 @@
-"""Tables of videos with named columns: csv, tsv, jsonl, parquet (§3.4, App. D)."""
+"""Read tables of videos with named columns: csv, tsv, jsonl, parquet (§3.4, App. D)."""
 
 import csv
 import json
@@ -14,9 +14,9 @@ from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.sources.rows import Row, as_label, path_from_list
 
-# Columns in which other tools put the path of a file, the first of them counts.
+# Columns in which other tools put the path of a file; the first of them that is there counts.
 PATH_COLUMNS = ("path", "video_path", "file_name", "filename", "filepath", "file", "video", "image")
-# Of folders of frames, which do not say how many of them make a second; of files it is not read.
+# Read for folders of frames only, which do not say how many frames make a second, as files do.
 FPS_COLUMN = "fps"
 ENDINGS = (".jsonl", ".ndjson", ".parquet", ".tsv")
 
@@ -24,20 +24,20 @@ _LONGEST = 2**20
 
 
 def is_table(source: Path, path_column: str) -> bool:
-    """Whether a file is a table with named columns.
+    """Tell whether a file is a table with named columns.
 
     Args:
         source: the file.
-        path_column: of the files, where a user has named it.
+        path_column: column of the paths, if a user has named it.
     """
     if source.suffix.lower() in ENDINGS:
         return True
     if source.suffix.lower() != ".csv":
         return False
     if path_column:
-        return True  # or what has no such column would be read as a list
+        return True  # else a table that lacks the column would be read as a list
     names = _header(source)
-    # A list without a header may begin with a class of such a name.
+    # A list has no header, and its first row may hold a class that is called as a column is.
     is_header = not any(os.path.splitext(name)[1] or "/" in name for name in names)
     return is_header and bool({*PATH_COLUMNS} & {*names})
 
@@ -51,19 +51,20 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
 
     Args:
         source: the table.
-        path_column: of the files; empty for the first of `PATH_COLUMNS` that is there.
-        label_column: of the classes' numbers or names; may be missing. Empty for no labels.
+        path_column: column of the paths; empty for the first of `PATH_COLUMNS` that is there.
+        label_column: column of the classes' numbers or names, which may be missing. Empty for no
+            labels.
 
     Raises:
-        MissingPackageError: for a parquet file without pyarrow.
-        ValueError: if it cannot be read, has no such column, or a row has no path.
+        MissingPackageError: for a parquet file, if pyarrow is not installed.
+        ValueError: if the table cannot be read, has no such column, or a row has no path.
     """
     column = ""
     for where, row in _read(source):
         if not column:
             column = _path_column(source, row, path_column)
         path = row.get(column)
-        # As a data set of videos keeps them.
+        # Data sets of videos keep a path in a dictionary.
         path = path.get("path") if isinstance(path, dict) else path
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"{where}: `{column}` must be a path. Received: {shown(path)}")
@@ -73,7 +74,7 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
 
 
 def _frames(path: str, fps: Any, where: str) -> Media | None:
-    """The folder of frames at a path, where a table says how many of them make a second."""
+    """Return the folder of frames at a path, if a table says how many of them make a second."""
     if fps in (None, "") or not os.path.isdir(path):
         return None
     try:
@@ -99,7 +100,7 @@ def _path_column(source: Path, row: dict[str, Any], given: str) -> str:
 
 
 def _read(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row by its columns, with the file and the line."""
+    """Yield each row by its columns, after the file and the line where it stands."""
     ending = source.suffix.lower()
     try:
         if ending == ".parquet":
@@ -166,7 +167,7 @@ def _read_parquet(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _header(source: Path) -> list[str]:
-    """Names in the first line of a csv file."""
+    """Read the names in the first line of a csv file."""
     try:
         with open(source, newline="", encoding="utf-8-sig", errors="replace") as file:
             return next(csv.reader([file.readline(_LONGEST)]), [])
@@ -175,5 +176,5 @@ def _header(source: Path) -> list[str]:
 
 
 def is_kinetics(source: str | os.PathLike[str]) -> bool:
-    """Whether a file is a list of Kinetics as published, by its header."""
+    """Tell whether a file is a list of Kinetics as published, by its header."""
     return "youtube_id" in _header(Path(source))

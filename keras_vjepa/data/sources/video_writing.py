@@ -23,8 +23,9 @@ def write_h264(path: Path, frames: npt.NDArray[np.uint8], fps: int | Fraction) -
     """
     import av
 
-    # At crf 18 the artefacts of predicted frames show the motion in a single frame: from those
-    # around the digit a linear readout gets 0.28 where chance is 0.10. At crf 10 it gets 0.11.
+    # At crf 18 the artefacts of predicted frames show the motion in a single frame: a linear
+    # readout of the artefacts around the digit is right in 0.28 of the videos, where chance is
+    # 0.10. At crf 10 it is right in 0.11.
     options = {"crf": "10", "preset": "veryfast"}
     reformatter = av.video.reformatter.VideoReformatter()
     with files.unfinished_file(path) as unfinished, av.open(str(unfinished), "w") as container:
@@ -42,10 +43,11 @@ def write_h264(path: Path, frames: npt.NDArray[np.uint8], fps: int | Fraction) -
 def write_motion_jpeg(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
     """Write a Motion JPEG file with OpenCV alone.
 
-    Each frame is compressed by itself, so its artefacts cannot know of the motion. At quality 80
+    Each frame is compressed by itself, so its artefacts cannot depend on the motion. At quality 80
     the brightness is as close to the original as in the H.264 files (44 and 42 dB), in files
-    nearly four times the size. OpenCV's MPEG-4 (mp4v) is smaller, but it predicts frames from
-    each other, has no setting for its quality, and shows the motion (0.16 where chance is 0.10).
+    nearly four times the size. OpenCV's MPEG-4 (mp4v) is smaller, but it predicts frames from each
+    other, has no setting for its quality, and shows the motion (a readout gets 0.16, by chance
+    0.10).
 
     Args:
         path: file to write, `.avi`.
