@@ -1,4 +1,4 @@
-"""Whether it learns (§3.1, App. C)."""
+"""Watch whether a model learns or collapses (§3.1, App. C)."""
 
 from keras_vjepa.monitoring.loss_curve import LossCurve, damaged_curve
 from keras_vjepa.monitoring.monitor import CollapseError, Monitor

@@ -1,4 +1,4 @@
-"""Curves of a run's tables, drawn by Matplotlib, as SVG of a page or as a picture (App. C)."""
+"""Draw curves of a run's tables with Matplotlib, as SVG for a page or as a picture (App. C)."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,39 +12,40 @@ from keras_vjepa import files
 from keras_vjepa.monitoring.tables import Row
 
 _SIZE = (6.2, 2.6)
-# Points of a curve, at most: a long run's page would have megabytes of them.
+# Number of points of a curve, at most. The page of a long run would otherwise take megabytes.
 MOST_POINTS = 1000
-# Steps, and their values.
+# Pairs of a step and its value.
 Points = Sequence[tuple[float, float]]
 
 
 def points_of(rows: Sequence[Row], name: str) -> Points:
-    """Take a column of a table, with the steps of its rows.
+    """Take a column of a table as pairs of a step and a value.
 
     Args:
-        rows: with `step`.
-        name: of the column; rows without a number in it are left out.
+        rows: rows that have a `step`.
+        name: name of the column; rows without a number in it are left out.
     """
     return [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
 
 
 def draw_curves(title: str, curves: Mapping[str, Points], logarithmic: bool = False) -> str | None:
-    """Draw curves over the steps, as SVG that stands in a page.
+    """Draw curves over the steps, as SVG that can be put into a page.
 
     Args:
-        title: above the curves.
-        curves: by what the legend calls each; those without a point are left out.
-        logarithmic: whether the values' axis is.
+        title: text above the curves.
+        curves: points by their name in the legend; curves without a point are left out.
+        logarithmic: whether the axis of the values is logarithmic.
 
     Returns:
-        The SVG; None if there is no point.
+        The SVG; None if no curve has a point.
     """
     shown = {label: points for label, points in curves.items() if points}
     if not shown:
         return None
     figure = _figure(title, shown, logarithmic)
     written = io.StringIO()
-    # Nothing of who wrote it and when: a page has no address of elsewhere in it.
+    # The metadata that says who wrote the file and when is left out, because it contains addresses,
+    # and a page must not refer to other places.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(written, format="svg", metadata=nothing)
     text = written.getvalue()
@@ -55,8 +56,8 @@ def draw_loss(losses: Sequence[float], path: Path) -> None:
     """Draw the loss of every step as a picture.
 
     Args:
-        losses: of every step, at least one.
-        path: of the picture, a .png.
+        losses: loss of every step; at least one.
+        path: path of the picture, a .png.
 
     Raises:
         OSError: if the picture cannot be written.
@@ -68,7 +69,7 @@ def draw_loss(losses: Sequence[float], path: Path) -> None:
 
 
 def _figure(title: str, curves: Mapping[str, Points], logarithmic: bool) -> Any:
-    # Here, since whoever loads a model draws nothing.
+    # Imported here, because loading a model does not need Matplotlib.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -96,7 +97,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _thinned(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of neighbouring points where there are too many."""
+    """Replace neighbouring points by their mean if there are too many."""
     size = -(-len(points) // MOST_POINTS)
     starts = range(0, len(points), size)
     means = np.array([points[start : start + size].mean(axis=0) for start in starts])

@@ -1,9 +1,8 @@
-"""Callbacks of anybody's, named on the command line: Weights & Biases, MLflow, one's own (App. C).
+"""Make callbacks named on the command line: Weights & Biases, MLflow, one's own (App. C).
 
-A name is that of a module that Python finds, and of something in it: `wandb.integration.keras:
-WandbMetricsLogger`, without the space. What it names is a callback, a class of callbacks or a
-function that makes one, which is called without arguments; for one that needs some, write a
-function.
+A name consists of a module that Python finds, a colon and an object in that module:
+`wandb.integration.keras:WandbMetricsLogger`. The object is a callback, or a class or function that
+is called without arguments to make one. For a callback that needs arguments, write a function.
 """
 
 import inspect
@@ -19,10 +18,11 @@ def given_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
     """Make the callbacks that names stand for.
 
     Args:
-        names: each `package.module:Name`.
+        names: each of the form `package.module:Name`.
 
     Raises:
-        ValueError: for a name that is not such, that cannot be imported, or of what is no callback.
+        ValueError: for a name of another form, one that cannot be imported, and one that stands for
+            no callback.
 
     Example:
 
@@ -40,16 +40,16 @@ def given_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
 
 
 def check_callbacks(names: Sequence[str]) -> dict[str, Callable[[], object]]:
-    """Find what names stand for, and make nothing yet.
+    """Find the objects that names stand for, without making callbacks yet.
 
     Args:
         names: as in `given_callbacks`.
 
     Returns:
-        What makes each, by its name.
+        For each name, a function that makes the callback.
 
     Raises:
-        ValueError: for a name that is not such, or that cannot be imported.
+        ValueError: for a name of another form, or one that cannot be imported.
     """
     return {name: _found(name) for name in names}
 
@@ -60,7 +60,7 @@ def _found(name: str) -> Callable[[], object]:
         raise ValueError(f"`callbacks` must be package.module:Name. Received: {name}")
     try:
         found = pkgutil.resolve_name(name)
-    except Exception as error:  # whatever a module raises while it is imported
+    except Exception as error:  # a module may raise anything while it is imported
         raise ValueError(
             f"`callbacks` must be importable. Received: {name} "
             f"({type(error).__name__}: {one_line(error)})"
@@ -80,6 +80,6 @@ def _takes_nothing(function: Callable[..., object]) -> bool:
         inspect.signature(function).bind()
     except TypeError:
         return False
-    except ValueError:  # of a builtin, which says nothing of itself
+    except ValueError:  # some builtins have no signature that can be read
         return True
     return True

@@ -1,8 +1,10 @@
-"""Numbers of one look at a pretrainer, by name, and what they say of learning and collapse (§3.1).
+"""Measure a pretrainer's features, and judge whether it learns or collapses (§3.1).
 
-What people ask of a run: the loss fell and now rises, is it broken? Loss and features must be read
-together: a loss that rises while features spread is what a moving target does; features that draw
-together are collapse, whatever the loss does.
+This answers a question that people ask of a run: the loss fell and now rises, is the run broken?
+Loss and features must be read together. If the loss rises while features spread, the reason is the
+moving target. If features draw together, the run collapses, whatever the loss does.
+
+A look is one measurement of features at some step.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -29,13 +31,15 @@ from keras_vjepa.monitoring.statistics import (
     same_video_retrieval,
 )
 
-# Under these shares of what they were at the first look, these numbers of an encoder are called
-# lost, all of a group together; see `judge`. Measured on the built-in set, at 8 and 12 % of the
-# steps: a run that collapses had 0.53 and 0.56 of its rank, 0.53 and 0.42 of its LiDAR; one that
-# does not had 1.9 and 2.0, 1.7 and 1.8. Deviations rose in both.
+# Numbers of an encoder count as lost if all of a group are below these shares of what they were at
+# the first look; see `judge`. The shares were chosen by two runs on the built-in set, measured at 8
+# and 12 % of the steps. The run that collapsed had 0.53 and 0.56 of its first rank, and 0.53 and
+# 0.42 of its first LiDAR; the one that did not had 1.9 and 2.0, and 1.7 and 1.8. Deviations rose in
+# both.
 LOST_DIRECTIONS = {"clip_rank": 0.6, "lidar": 0.6}
 LOST_DEVIATIONS = {"clip_normalized_deviation": 0.1, "token_normalized_deviation": 0.1}
-# A loss has risen if it is by this share above its lowest, LiDAR if it is above its first.
+# A loss has risen if it is above its lowest value by this share; LiDAR has risen if it is above its
+# first value by it.
 RISEN = 0.1
 NEIGHBORS = 10
 
@@ -45,17 +49,18 @@ Row = Mapping[str, Any]
 def numbers_of(
     looks: Mapping[str, Look], videos: NDArray[np.integer], labels: Mapping[str, Any]
 ) -> dict[str, float | int]:
-    """Measure what each part of a pretrainer makes of some clips.
+    """Measure the features that each part of a pretrainer computes for some clips.
 
     Args:
-        looks: by the name of the part.
-        videos: `(clips,)`, which video each clip is of, two or more of each.
-        labels: by task, the class of each clip; none if they are not known.
+        looks: features by the name of the part.
+        videos: `(clips,)`, the video of each clip; two or more clips of each video.
+        labels: the class of each clip, by task; empty if the classes are not known.
 
     Returns:
-        By name: of each part the spread per clip and per token; of the target encoder how far views
-        of one video are told from others, and by labels the share of clips that neighbours name
-        right. `clips` and `tokens` say of how many.
+        Numbers by name: for each part, the spread of clips and of tokens; for both encoders, how
+        well clips of one video are told from those of others; for the target encoder with labels,
+        the share of clips whose class the nearest neighbours predict. `clips` and `tokens` are the
+        numbers of clips and tokens.
     """
     found: dict[str, float | int] = {}
     for part, look in looks.items():
@@ -91,7 +96,7 @@ def _spread(look: Look) -> dict[str, float]:
 
 
 def _lidar(rows: NDArray[np.float32], videos: NDArray[np.integer]) -> float:
-    """LiDAR of views of videos; NaN of a constant, of which the formula says the best."""
+    """Compute LiDAR of views of videos, or NaN for a constant, whose LiDAR would be the best."""
     if is_constant(rows.astype("float64")):
         return np.nan
     return lidar(np.stack([rows[videos == video] for video in np.unique(videos)]))
@@ -100,14 +105,14 @@ def _lidar(rows: NDArray[np.float32], videos: NDArray[np.integer]) -> float:
 def neighbors_right(
     clips: NDArray[np.float32], classes: NDArray[np.integer], videos: NDArray[np.integer]
 ) -> float:
-    """Count how often the nearest clips of other videos name the class of a clip.
+    """Count how often the nearest clips of other videos predict the class of a clip.
 
-    The clips of all other videos vote on those of one.
+    For the clips of each video, the clips of all other videos vote.
 
     Args:
-        clips: `(clips, dim)`.
+        clips: features `(clips, dim)`.
         classes: `(clips,)`.
-        videos: `(clips,)`, which video each clip is of.
+        videos: `(clips,)`, the video of each clip.
 
     Returns:
         The share of clips; NaN if a feature is not finite.
@@ -129,7 +134,7 @@ def neighbors_right(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the monitor says at a look.
+    """Holds the judgement of the monitor at a look.
 
     Attributes:
         state: `"first"`, `"learning"`, `"unclear"`, `"collapse"` or `"not finite"`.
@@ -141,20 +146,21 @@ class Verdict:
 
     @property
     def is_bad(self) -> bool:
-        """Whether the run is worth stopping."""
+        """Return whether the run should be stopped."""
         return self.state in ("collapse", "not finite")
 
 
 def judge(rows: Sequence[Row]) -> Verdict:
-    """Say what the looks of a run so far show.
+    """Judge a run by its looks so far.
 
-    Collapse is called where, at two looks in a row, the features of an encoder use far fewer
-    directions than at the first look, both those in which clips differ and those that tell videos
-    apart, or have drawn together to a tenth of the angle; and at once where they are a constant.
-    Nothing else is: what a loss does is no sign of it.
+    The verdict is collapse if one of two things holds for an encoder at two looks in a row,
+    compared with the first look: its features use far fewer directions, both of those in which
+    clips differ and of those that tell videos apart; or they have drawn together to a tenth of
+    their angle. It is collapse at once if features are a constant. Nothing else is taken for
+    collapse, in particular not the course of the loss.
 
     Args:
-        rows: of `numbers_of`, with `loss`, the oldest first; at least one.
+        rows: results of `numbers_of`, with `loss`, the oldest first; at least one.
     """
     first, last = rows[0], rows[-1]
     if any(_number(last, f"{part}_token_deviation") is None for part in ("target", "context")):
@@ -189,13 +195,13 @@ def checkpoint_to_keep(
 
     Args:
         rows: as in `judge`.
-        steps: that there are checkpoints of; None for all that `rows` are of.
+        steps: steps that have a checkpoint; None for the steps of all rows.
 
     Returns:
-        The step, and the reason in words; None if there is no checkpoint of any row. By labels, it
-        is the step at which neighbours name most clips right; without them, that of the largest
-        LiDAR. Each is averaged with the looks beside it, since one look is noise; of equal ones it
-        is the last.
+        The step, and the reason in words; None if no row has a checkpoint. With labels, it is the
+        step at which neighbours predict most clips right; without labels, the step of the largest
+        LiDAR. Each value is averaged with those of the looks before and after, because a single
+        look is noisy. Of equal values, the last one counts.
     """
     best = _best(rows, _of_steps(rows, steps))
     if best is None:
@@ -213,11 +219,11 @@ def steps_to_protect(rows: Sequence[Row], steps: Collection[int]) -> frozenset[i
 
     Args:
         rows: as in `judge`.
-        steps: that there are checkpoints of.
+        steps: steps that have a checkpoint.
 
     Returns:
-        The steps of the last one and of the best one before: the next look can change what the last
-        one is worth, and none before.
+        The steps of the last checkpoint and of the best one before it. The next look can still
+        change the value of the last one, but not those of earlier ones.
     """
     places = _of_steps(rows, steps)
     best = _best(rows, places[:-1])
@@ -234,7 +240,7 @@ def _scores(rows: Sequence[Row]) -> list[str]:
 
 
 def _best(rows: Sequence[Row], places: Sequence[int]) -> int | None:
-    """The place of the best of some rows, by the mean of its scores and its neighbours'."""
+    """Find the position of the best of some rows, by scores averaged with the rows beside."""
     if not places:
         return None
     names = _scores(rows)
@@ -250,7 +256,7 @@ def _number(row: Row, name: str) -> float | None:
 
 
 def _lost(part: str, rows: Sequence[Row]) -> list[str]:
-    """What is lost of the spread of a part, in words."""
+    """Say in words how a part has lost its spread, if it has."""
     for unit in ("clip", "token"):
         if _number(rows[-1], f"{part}_{unit}_rank") is None:
             return [f"the features of all {unit}s are one constant ({part} encoder)"]
@@ -267,7 +273,7 @@ def _lost(part: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _are_below(part: str, shares: Mapping[str, float], first: Row, row: Row) -> bool:
-    """Whether all of some numbers are below their shares of the first ones."""
+    """Tell whether all of some numbers are below given shares of their first values."""
     for name, share in shares.items():
         then, now = (_number(one, f"{part}_{name}") for one in (first, row))
         if then is None or now is None or now >= share * then:
@@ -284,13 +290,13 @@ def _changes(part: str, names: Iterable[str], rows: Sequence[Row]) -> str:
 
 
 def _is_better(name: str, first: Row, last: Row) -> bool:
-    """Whether a score has risen by more than chance: a share by two standard errors."""
+    """Tell whether a score has risen by more than chance; for a share, by two standard errors."""
     then, now = (_number(row, name) for row in (first, last))
     if then is None or now is None:
         return False
     if not name.startswith("neighbors_"):
         return now > then * (1 + RISEN)
-    # Clips of one video are no more than one vote.
+    # Clips of one video are alike, so that they count as one observation.
     variance = (then * (1 - then) + now * (1 - now)) / max(last["clips"] / VIEWS, 1)
     return now - then > 2 * np.sqrt(variance)
 

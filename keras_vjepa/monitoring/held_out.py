@@ -1,4 +1,4 @@
-"""Clips that a run is looked at by: two views of each of some videos, with their masks (§3.1)."""
+"""Read the clips by which a run is watched: two views of each video, with their masks (§3.1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +18,14 @@ VIEWS = 2
 
 
 def held_out_of(data: str, batches: ClipBatches, count: int) -> "HeldOut | None":
-    """Read what a run is looked at by: of a built-in set videos of its test set, with labels.
+    """Read the clips by which a run is watched, from the test set if the data are a built-in set.
 
-    Of anything else videos of the training, with their labels if all have one.
+    They have labels then. For other data, they are videos of the training, with their labels if all
+    have one.
 
     Args:
         data: what the run is trained on, or the name of a built-in set.
-        batches: of the training.
+        batches: batches of the training.
         count: number of videos.
 
     Returns:
@@ -40,12 +41,12 @@ def held_out_of(data: str, batches: ClipBatches, count: int) -> "HeldOut | None"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Clips, masks and what is known of them.
+    """Holds clips, their masks, and what is known of them.
 
     Attributes:
-        batch: as a pretrainer takes it; the clips of a video are beside each other.
-        videos: `(clips,)`, which video each clip is of.
-        labels: by task, the class of each clip; none if they are not known.
+        batch: a batch as a pretrainer takes it; the clips of a video follow each other.
+        videos: `(clips,)`, the video of each clip.
+        labels: the class of each clip, by task; empty if the classes are not known.
         are_trained_on: whether the videos are among those of the training.
     """
 
@@ -61,14 +62,13 @@ def held_out_clips(
     samples: Sequence[Sample] = (),
     labels: Mapping[str, NDArray[np.int32]] | None = None,
 ) -> HeldOut | None:
-    """Read two views of each of some videos: clips, crops and masks as the training draws them.
+    """Read two views of each of some videos, with clips, crops and masks drawn as in training.
 
     Args:
-        batches: of the training.
-        count: number of videos; fewer if there are fewer.
-        samples: videos that are not trained on; none if there are none, and then videos of the
-            training stand for them.
-        labels: by task, the class of each of `samples`.
+        batches: batches of the training.
+        count: number of videos, if there are so many.
+        samples: videos that are not trained on; if empty, videos of the training are taken.
+        labels: the class of each of `samples`, by task.
 
     Returns:
         The clips; None if fewer than two videos can be read twice.
@@ -80,7 +80,8 @@ def held_out_clips(
     parts = [alone.batch(step) for step in range(VIEWS)]
     paths = [path for step in range(VIEWS) for path in alone.paths(step)]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    # A file that cannot be read has another in its place.
+    # If a file cannot be read, another one takes its place in the batch, so that a video may be
+    # missing from a view or occur twice.
     places: dict[str, list[int]] = {sample.path: [] for sample in own}
     for place, path in enumerate(paths):
         places[path].append(place)
@@ -100,7 +101,7 @@ def held_out_clips(
 
 
 def describe(held_out: HeldOut) -> dict[str, Any]:
-    """Say what is looked at, in numbers.
+    """Describe the clips by which a run is watched, in numbers.
 
     Args:
         held_out: the clips.

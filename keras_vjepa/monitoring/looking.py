@@ -1,4 +1,4 @@
-"""All numbers of one look at a pretrainer, while it is trained or from a checkpoint (§3.1)."""
+"""Measure a pretrainer while it is trained, or from a checkpoint (§3.1)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +13,20 @@ from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
 
 class Looking:
-    """Measures what a pretrainer makes of some clips; compiled once, for whatever weights.
+    """Measures the features that a pretrainer computes for some clips, with any weights.
+
+    It is compiled once; the weights are arguments of the call.
 
     Args:
-        pretrainer: whose networks are looked at.
+        pretrainer: the pretrainer whose networks are measured.
         held_out: the clips.
 
     Call arguments:
-        values: of the weights that `looks.variables_of` lists.
+        values: values of the weights that `looks.variables_of` lists.
 
     Returns:
-        As `health.numbers_of`, and `encoder_distance`: how far the target encoder's weights lie
-        from the encoder's, in units of the length of these.
+        The numbers of `health.numbers_of`, and `encoder_distance`: the distance between the weights
+        of the target encoder and those of the encoder, divided by the norm of the encoder's.
     """
 
     def __init__(self, pretrainer: VJEPAPretrainer, held_out: HeldOut) -> None:

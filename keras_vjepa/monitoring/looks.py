@@ -1,7 +1,7 @@
-"""Features of a pretrainer's three networks on the same clips, under the weights of a step (§3.1).
+"""Compute features of a pretrainer's three networks for the same clips and some weights (§3.1).
 
-Made by one process alone, whatever devices the training has; compiled once, with the weights as
-arguments, so that looking again costs a pass and no more.
+One process alone computes them, whatever devices the training has. The computation is compiled once
+with the weights as arguments, so that each further look costs no more than a forward pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 from keras_vjepa.types import Batch, Tensor
 
 PARTS = ("target", "context", "predictions")
-# Clips that are encoded at a time, at most, and tokens of each that are kept.
+# Number of clips that are encoded at a time, at most, and number of tokens kept of each.
 MOST_CLIPS, TOKENS = 16, 16
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a part of a pretrainer makes of some clips.
+    """Holds the features that a part of a pretrainer computes for some clips.
 
     Attributes:
-        clips: `(clips, dim)`, the mean over the tokens of each.
-        tokens: `(tokens, dim)`, some of each clip.
+        clips: `(clips, dim)`, the mean over the tokens of each clip.
+        tokens: `(tokens, dim)`, some tokens of each clip.
     """
 
     clips: NDArray[np.float32]
@@ -36,7 +36,7 @@ class Look:
 
 
 def variables_of(pretrainer: VJEPAPretrainer) -> list[keras.Variable]:
-    """List what a look reads: weights of both encoders and of the predictor."""
+    """List the weights that a look reads: those of both encoders and of the predictor."""
     networks = (pretrainer.target_encoder, pretrainer.encoder, pretrainer.predictor)
     return [variable for network in networks for variable in network.variables]
 
@@ -44,12 +44,13 @@ def variables_of(pretrainer: VJEPAPretrainer) -> list[keras.Variable]:
 def make_looking(
     pretrainer: VJEPAPretrainer,
 ) -> Callable[[list[NDArray[Any]], Batch], dict[str, Look]]:
-    """Make a function of values of `variables_of` and a batch, to what each of `PARTS` makes of it.
+    """Make a function that computes the features of each of `PARTS` for given weights and a batch.
 
-    Context and predictions are those of the first kind of mask.
+    The weights are values of `variables_of`. Context and predictions are those of the first kind of
+    mask.
 
     Args:
-        pretrainer: whose networks are looked at.
+        pretrainer: the pretrainer whose networks are measured.
     """
     variables = variables_of(pretrainer)
 
@@ -86,7 +87,7 @@ def make_looking(
 
 
 def _pooled_and_some(features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over valid tokens, and some tokens, of which those that are padding are zero."""
+    """Return the mean over valid tokens, and some of the tokens, with zeros for padding."""
     weights = ops.expand_dims(ops.cast(valid, "float32"), -1)
     count = ops.maximum(ops.sum(weights, axis=1), 1.0)
     length = int(features.shape[1])
@@ -98,12 +99,13 @@ def _pooled_and_some(features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def _without_zeros(tokens: NDArray[np.float32]) -> NDArray[np.float32]:
     rows = tokens.reshape(-1, tokens.shape[-1])
     there = rows.any(axis=1)
-    # All zeros is what a network gives that has collapsed; then there is nothing to leave out.
+    # Rows of zeros are padding. A collapsed network may return nothing but zeros; then all rows are
+    # kept.
     return rows[there] if there.sum() > 1 else rows
 
 
 def _chunks(batch: Mapping[str, Any]) -> list[Batch]:
-    """Parts of one size, so that they are one program."""
+    """Split a batch into parts of the same size, so that one compiled program serves all."""
     count = len(batch["videos"])
     size = max(n for n in range(1, MOST_CLIPS + 1) if count % n == 0)
     names = ("videos", "context_indices_0", "target_indices_0")

@@ -1,4 +1,4 @@
-"""The loss of a run as a table and a picture, as far as its last checkpoint (App. C)."""
+"""Write the loss of a run as a table and a picture, up to its last checkpoint (App. C)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,15 @@ _END_OF_PNG = b"IEND\xaeB`\x82"
 
 
 def damaged_curve(folder: Path, steps: int) -> str | None:
-    """Say which file of a finished run's `LossCurve` is damaged, if a checkpoint has the losses.
+    """Say which file of a finished run's `LossCurve` is damaged, if it can be written again.
 
     Args:
-        folder: of the run.
-        steps: of the whole run.
+        folder: folder of the run.
+        steps: number of steps of the whole run.
 
     Returns:
-        The file and what is wrong with it; None if nothing is, or nothing can be done about it.
+        The file and what is wrong with it; None if nothing is wrong, or if there are no checkpoints
+        to take the losses from.
     """
     if not (folder / CHECKPOINTS).is_dir():
         return None
@@ -33,10 +34,10 @@ def damaged_curve(folder: Path, steps: int) -> str | None:
 
 
 class LossCurve(RunCallback):
-    """Writes `loss.csv` and `loss.png` into a folder, with every checkpoint of a run.
+    """Writes `loss.csv` and `loss.png` into a folder at every checkpoint of a run.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that is watched: what it learns and whether it collapses, said in words (§3.1)."""
+"""Watch a run, and say in words what it learns and whether it collapses (§3.1)."""
 
 import sys
 import time
@@ -21,26 +21,27 @@ FILE_NAME = "monitor"
 
 
 class CollapseError(RuntimeError):
-    """Raised by a monitor that stops a run."""
+    """Says that a monitor has stopped a run because it collapsed."""
 
 
 class Monitor(RunFollower):
-    """Looks at the features of the same clips at regular steps, and says what they show.
+    """Measures the features of the same clips at regular steps, and says what they show.
 
-    Writes `monitor.csv` and `monitor.jsonl`, a row for each look, and names the checkpoint to keep
-    on the last one. The best one so far is not removed by the run, nor that of the last look. All
-    processes of a run need it, since they may hold parts of the weights; the first one writes.
+    A look is one such measurement. The monitor writes `monitor.csv` and `monitor.jsonl`, with a row
+    for each look, and at the end it names the checkpoint that is worth keeping. The run does not
+    remove the best checkpoint so far, nor that of the last look. All processes of a run need the
+    monitor, since they may hold parts of the weights; the first one writes.
 
     Args:
-        held_out: what is looked at; None in all other processes than the first.
-        folder: where to.
-        every: steps between two looks; there is one before the first step, and one at the last.
-        stop_on_collapse: whether features that have collapsed end the run.
-        writers: called with the new row after each look.
+        held_out: the clips to look at; None in all processes but the first.
+        folder: the folder to write to.
+        every: steps between two looks; there are also looks before the first step and at the last.
+        stop_on_collapse: whether the run ends when features have collapsed.
+        writers: functions that are called with the new row after each look.
 
     Attributes:
-        seconds: that looking has taken so far.
-        verdict: of the last look.
+        seconds: time that looking has taken so far.
+        verdict: verdict of the last look.
 
     Raises:
         ValueError: if `every` is not positive.
@@ -99,7 +100,7 @@ class Monitor(RunFollower):
         losses, self._step_losses = self._step_losses, []
         if self.held_out is None or self._table is None:
             return
-        # Made once, so that it is compiled once.
+        # It is made only once, so that it is compiled only once.
         self._looking = self._looking or Looking(self.model, self.held_out)
         row: dict[str, Any] = {
             "step": self.step,
@@ -119,7 +120,7 @@ class Monitor(RunFollower):
             raise CollapseError(f"Stopped at step {self.step}. {self.verdict.words}")
 
     def _saved(self) -> set[int] | None:
-        """Steps that there are checkpoints of, or will be at once; None without a run."""
+        """Return the steps that have a checkpoint or are about to get one; None without a run."""
         if self.start is None:
             return None
         checkpoints = self.start.checkpoints
@@ -128,7 +129,7 @@ class Monitor(RunFollower):
         return found | {self.step} if self.step and is_due else found
 
     def _protect(self) -> None:
-        """Have the checkpoints stay that may be the one to keep."""
+        """Protect the checkpoints that may still be the one to keep."""
         saved = self._saved()
         if self.start is not None and saved is not None and self._rows:
             self.start.checkpoints.protected = steps_to_protect(self._rows, saved)
@@ -138,10 +139,10 @@ class Monitor(RunFollower):
 
 
 def said(folder: Path) -> list[tuple[int, str]]:
-    """Read what a run's monitor has said: steps and words.
+    """Read what a run's monitor has said, as pairs of a step and a sentence.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
     rows = read_rows(folder / f"{FILE_NAME}.jsonl")
     return [(row["step"], str(row.get("words", ""))) for row in rows]

@@ -1,4 +1,4 @@
-"""Pages that are one file each and open without a network: their style and their parts (App. C)."""
+"""Write pages that are a single file and need no network: their style and their parts (App. C)."""
 
 import base64
 import html
@@ -9,7 +9,8 @@ from typing import Any
 
 from keras_vjepa import files
 
-# Whoever opens a page need not trust it: a browser fetches nothing for it, and runs nothing in it.
+# With this policy a browser fetches nothing for a page and runs no code in it, so that people can
+# open a page that they do not trust.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1300px; margin: 2em auto; padding: 0 1em;
@@ -27,12 +28,12 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
     """Write a page.
 
     Args:
-        path: of the page.
-        title: its heading too.
-        parts: HTML, one below the other.
+        path: path of the page.
+        title: title of the page, which is also its heading.
+        parts: pieces of HTML, which stand one below the other.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the page cannot be written.
     """
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -46,10 +47,10 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
 
 
 def text(value: Any) -> str:
-    """Write anything as text of a page.
+    """Convert any value to text for a page, safe to stand in HTML.
 
     Args:
-        value: numbers are shortened, and what is no text is written as JSON.
+        value: the value; numbers are shortened, and values other than strings become JSON.
     """
     if isinstance(value, float):
         value = f"{value:.4g}"
@@ -57,11 +58,11 @@ def text(value: Any) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[Any] = ()) -> str:
-    """Write a table.
+    """Make the HTML of a table.
 
     Args:
-        rows: values for `text`.
-        head: of the columns; none if it is empty.
+        rows: values of each row, as `text` takes them.
+        head: headings of the columns; without headings if it is empty.
     """
     lines = ["".join(f"<th>{text(cell)}</th>" for cell in head)] if head else []
     lines += ["".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows]
@@ -69,21 +70,21 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[Any] = ()) -> str:
 
 
 def pairs(heading: str, found: Mapping[str, Any] | None) -> list[str]:
-    """Write names and values below a heading.
+    """Make the HTML of a table of names and values below a heading.
 
     Args:
-        heading: above them.
-        found: by name; nothing is written if there are none.
+        heading: text of the heading.
+        found: values by name; if there are none, there is no heading either.
     """
     return [f"<h2>{text(heading)}</h2>", table(sorted(found.items()))] if found else []
 
 
 def drawings(heading: str, drawn: Sequence[str | None]) -> list[str]:
-    """Write drawings side by side below a heading.
+    """Make the HTML of drawings side by side below a heading.
 
     Args:
-        heading: above them.
-        drawn: SVG; None is left out, and nothing is written if there are no others.
+        heading: text of the heading.
+        drawn: SVG of each drawing; None is left out. Without drawings there is no heading either.
     """
     shown = [one for one in drawn if one is not None]
     if not shown:
@@ -92,11 +93,11 @@ def drawings(heading: str, drawn: Sequence[str | None]) -> list[str]:
 
 
 def picture(path: Path, name: str) -> str:
-    """Write a picture into a page.
+    """Make the HTML of a picture, with the picture's data in it.
 
     Args:
-        path: of a .png.
-        name: what is said of it where pictures are not shown.
+        path: path of a .png.
+        name: text that a browser shows if it cannot show the picture.
     """
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{text(name)}" src="data:image/png;base64,{data}">'

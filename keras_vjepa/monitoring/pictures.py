@@ -1,4 +1,4 @@
-"""Pictures of what a model sees and attends to (App. C, App. D.1)."""
+"""Draw what a model sees and attends to (App. C, App. D.1)."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from keras_vjepa.types import Tensor
 def draw_masks(
     videos: ArrayLike, context: ArrayLike, grid: tuple[int, int, int], path: Path
 ) -> None:
-    """Draw clips in rows, dark where the encoder does not see them.
+    """Draw clips in rows, with patches dark that the encoder does not see.
 
     Args:
         videos: `(clips, frames, height, width, 3)`, RGB of any range.
-        context: `(clips, tokens)`, indices of the tokens that are seen; -1 is padding.
-        grid: tokens by time, row and column.
-        path: the file; its ending says the format.
+        context: `(clips, tokens)`, indices of the tokens that the encoder sees; -1 is padding.
+        grid: numbers of tokens by time, row and column.
+        path: the file; its ending determines the format.
 
     Raises:
         OSError: if the picture cannot be written.
@@ -35,19 +35,19 @@ def draw_masks(
 
 
 def draw_attention(weights: Tensor, clip: Tensor, path: files.PathLike) -> None:
-    """Draw the frames of a clip side by side, dark where nothing attends to them.
+    """Draw the frames of a clip side by side, with patches dark that get no attention.
 
     Args:
         weights: `(time, rows, columns)`: by how much each token of the clip is attended to, an
             array or a tensor.
         clip: `(frames, height, width, 3)`, RGB of any range, as the preprocessor makes it. Of the
             frames that share their tokens, the first is drawn.
-        path: the file; its ending says the format.
+        path: the file; its ending determines the format.
 
     Raises:
         OSError: if the picture cannot be written.
-        ValueError: if the weights have no three axes or are negative, the clip has no four, or its
-            frames are no multiple of their time.
+        ValueError: if the weights do not have three axes or are negative, if the clip does not have
+            four axes, or if its number of frames is no multiple of the weights' time steps.
 
     Example:
 
@@ -67,7 +67,7 @@ def draw_attention(weights: Tensor, clip: Tensor, path: files.PathLike) -> None:
     ...     path.stat().st_size > 0
     True
     """
-    # Of tensors that have a gradient, too.
+    # `convert_to_numpy` also takes tensors that have a gradient, which NumPy alone does not.
     grid, frames = (np.asarray(ops.convert_to_numpy(x), "float32") for x in (weights, clip))
     if frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(
@@ -85,7 +85,7 @@ def draw_attention(weights: Tensor, clip: Tensor, path: files.PathLike) -> None:
 
 
 def _lit(light_of_tokens: NDArray[np.float32], frames: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The frames of a clip side by side, each token as light as it is told, between 0 and 1."""
+    """Put a clip's frames side by side, each token as bright as its number from 0 to 1 says."""
     low, high = frames.min(), frames.max()
     step = len(frames) // len(light_of_tokens)
     colours = 255 * (frames[::step] - low) / max(high - low, 1e-12)

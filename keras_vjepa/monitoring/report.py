@@ -1,4 +1,4 @@
-"""One page of a run, in one file that opens without a network (§3.1, App. C)."""
+"""Write a page about a run, as a single file that needs no network (§3.1, App. C)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ def write_report(workdir: Path, path: Path | None = None, step: int | None = Non
     """Write the page of a run, finished or not.
 
     Args:
-        workdir: of the run.
-        path: of the page; `report.html` in the run's folder if None, of a step
-            `report_step_300.html`.
-        step: what is known of the run after that step alone; None for all.
+        workdir: folder of the run.
+        path: path of the page; if None, `report.html` in the run's folder, or
+            `report_step_300.html` for a step.
+        step: shows the run as it was after that step; None for the whole run.
 
     Returns:
         The path of the page.
 
     Raises:
-        FileNotFoundError: if the folder holds no run, or the run has not come so far.
+        FileNotFoundError: if the folder holds no run, or the run has not reached the step.
         OSError: if the page cannot be written.
     """
     run = read_run(workdir, step)

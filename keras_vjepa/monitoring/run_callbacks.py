@@ -1,4 +1,4 @@
-"""What watches a pretraining run, put together by its config (§3.1, App. C)."""
+"""Make the callbacks that watch a pretraining run, as its config says (§3.1, App. C)."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ from keras_vjepa.monitoring.tensorboard import FOLDER as TENSORBOARD
 from keras_vjepa.monitoring.tensorboard import TensorBoardWriter
 from keras_vjepa.training.continuing import OPTIONS_FILE
 
-# Clips of which masks are drawn.
+# Number of clips whose masks are drawn.
 SHOWN = 4
 
 
@@ -34,10 +34,10 @@ def callbacks_of_a_run(
     """Make the callbacks of a run.
 
     Args:
-        config: of the pretraining recipe.
-        batches: of the training.
-        grid: the encoder's tokens by time, row and column.
-        workdir: of the run.
+        config: config of the pretraining recipe.
+        batches: batches of the training.
+        grid: numbers of the encoder's tokens by time, row and column.
+        workdir: folder of the run.
         is_first: whether this process is the one that writes.
     """
     watched = watched_clips(config, batches) if is_first else None
@@ -61,11 +61,11 @@ def callbacks_of_a_run(
 
 
 def watched_clips(config: Any, batches: ClipBatches) -> HeldOut | None:
-    """Read the clips that the monitor of a run looks at: the same whenever they are read.
+    """Read the clips that the monitor of a run looks at, which are always the same.
 
     Args:
-        config: of the pretraining recipe.
-        batches: of the training.
+        config: config of the pretraining recipe.
+        batches: batches of the training.
 
     Returns:
         The clips; None if there are too few videos.
@@ -74,14 +74,16 @@ def watched_clips(config: Any, batches: ClipBatches) -> HeldOut | None:
 
 
 def damaged_tables(folder: Path, steps: int) -> str | None:
-    """Say which table of a finished run is damaged; those of a run of before are not missed.
+    """Say which table of a finished run is damaged.
+
+    Runs of earlier versions have no tables, and are not asked for any.
 
     Args:
-        folder: of the run.
-        steps: of the whole run.
+        folder: folder of the run.
+        steps: number of steps of the whole run.
 
     Returns:
-        The file, and that it is missing or damaged; None if the last rows are of the last step.
+        The file, and that it is missing or damaged; None if every table ends with the last step.
     """
     for name in (STEPS, LOOKS):
         path = folder / f"{name}.jsonl"

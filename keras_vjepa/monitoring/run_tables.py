@@ -1,4 +1,4 @@
-"""What a run has written of itself so far, read for pages and other tools (App. C)."""
+"""Read the tables and files that a run has written so far, for pages and other tools (App. C)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from keras_vjepa.training.results import CHECKPOINTS, read_result
 from keras_vjepa.training.run_state import Checkpoints
 
 _PARTS = ("target", "context", "predictions")
-# Titles, columns (all that begin so, of those that end in _), and whether values' axes are
-# logarithmic.
+# Each entry is a title, names of columns, and whether the axis of the values is logarithmic. A name
+# that ends in _ stands for all columns that begin with it.
 OF_STEPS = (
     ("Loss", ("loss", "loss_mask_"), False),
     ("Gradient norms before clipping", ("gradient_norm_",), True),
@@ -43,16 +43,16 @@ Curves = dict[str, Sequence[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class RunTables:
-    """Holds what a run has written of itself.
+    """Holds what a run has written so far.
 
     Attributes:
-        folder: of the run.
-        steps: rows of its steps.
-        looks: rows of its monitor.
-        options: of its config.
-        versions: of what it ran on.
-        probe: what a frozen probe found, by the encoder's name.
-        saved: steps that there are checkpoints of.
+        folder: folder of the run.
+        steps: rows of the table of steps.
+        looks: rows of the monitor's table.
+        options: options of the config.
+        versions: versions of the libraries and devices that the run used.
+        probe: results of a frozen probe, by the encoder's name.
+        saved: steps that have a checkpoint.
     """
 
     folder: Path
@@ -65,30 +65,30 @@ class RunTables:
 
     @property
     def done(self) -> int:
-        """Return the number of steps that there are rows of."""
+        """Return the last step that has a row in the table of steps."""
         return self.steps[-1]["step"] if self.steps else 0
 
     @property
     def progress(self) -> str:
-        """Say how far the run is."""
+        """Return words that say how many steps are done."""
         whole = self.options.get("steps")
         of_all = f" of {whole:,}" if isinstance(whole, int) else ""
         is_one = self.done == 1 and not of_all
         return f"{self.done:,}{of_all} {'step is' if is_one else 'steps are'} done"
 
     def to_keep(self) -> tuple[int, str] | None:
-        """Name the checkpoint that is worth keeping, and say why; None if it is not there."""
+        """Name the checkpoint that is worth keeping, and say why; None if there is none."""
         return checkpoint_to_keep(self.looks, self.saved) if self.looks else None
 
     def curves_of(self, names: Sequence[str]) -> Curves:
-        """Take the columns that some names stand for, of the steps and of the looks.
+        """Take the columns that some names stand for, from steps and looks.
 
         Args:
             names: as in `OF_STEPS`.
 
         Returns:
-            By what tells a column from the others below one title: the part or the network that it
-            is of, for example.
+            Curves by a label that tells a column from the others below the same title, such as the
+            part of the model or the network that it belongs to.
         """
         found: Curves = {}
         for rows in (self.steps, self.looks):
@@ -109,14 +109,14 @@ def _label(column: str, name: str) -> str:
 
 
 def read_run(folder: Path, step: int | None = None) -> RunTables:
-    """Read what a run has written of itself, finished or not.
+    """Read what a run has written so far, finished or not.
 
     Args:
-        folder: of the run.
-        step: as it was after that step; None for all that there is.
+        folder: folder of the run.
+        step: reads the run as it was after that step; None for the whole run.
 
     Raises:
-        FileNotFoundError: if the folder holds no run, or the run has not come so far.
+        FileNotFoundError: if the folder holds no run, or the run has not reached the step.
     """
     steps, looks = (
         [row for row in read_rows(folder / f"{name}.jsonl") if step is None or row["step"] <= step]

@@ -1,6 +1,7 @@
-"""What learning rate, weight decay and momentum were at steps that are done (App. C, Table 9).
+"""Compute learning rate, weight decay and momentum of steps that are done (App. C, Table 9).
 
-Read from the schedules on the host, of many steps at once, so that no step of training does more.
+They are computed from the schedules on the host, for many steps at once, so that the steps of the
+training have no extra work.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ _NAMES = ("learning_rate", "weight_decay")
 
 
 class ScheduleValues:
-    """The scheduled numbers of a model that is trained.
+    """Computes the scheduled numbers of a model that is trained.
 
     Args:
-        model: compiled. Of its optimizer the first that changes weights is read, and the model's
-            `momentum` if it has one.
+        model: a compiled model. The numbers are those of the first optimizer that changes weights
+            (inside of others, if it is wrapped), and of the model's `momentum` if it has one.
 
     Example:
 
@@ -50,12 +51,12 @@ class ScheduleValues:
             self._schedules["momentum"] = momentum
 
     def __call__(self, steps: Sequence[int]) -> dict[str, list[float]]:
-        """Find the numbers that steps were made with.
+        """Find the numbers with which steps were made.
 
-        What is no schedule is read as it is now: a callback may have changed it.
+        A number without a schedule is read as it is now, because a callback may have changed it.
 
         Args:
-            steps: by the optimizer's count, the first being 1.
+            steps: numbers of the steps as the optimizer counts them; the first is 1.
         """
         found = {name: _values(s, np.asarray(steps) - 1) for name, s in self._schedules.items()}
         for name in self._numbers:
@@ -67,9 +68,9 @@ class ScheduleValues:
 
 
 def _values(schedule: LearningRateSchedule, before: np.ndarray) -> list[float]:
-    """Values of a schedule after so many steps."""
+    """Compute a schedule's values after given numbers of steps."""
     if isinstance(schedule, WarmupCosine | CosineSchedule | LinearSchedule):
         steps = ops.convert_to_tensor(before.astype("float32"))
         return ops.convert_to_numpy(schedule(steps)).tolist()
-    # Keras' own take one step at a time.
+    # Keras' own schedules take one step at a time.
     return [float(ops.convert_to_numpy(schedule(int(step)))) for step in before]

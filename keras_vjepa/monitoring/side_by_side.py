@@ -1,4 +1,4 @@
-"""One page of several runs: their curves, probes, and what their configs differ in (App. C)."""
+"""Write a page that compares runs by their curves, probes and configs (App. C)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,15 +13,15 @@ _NEITHER = "absent"
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> None:
-    """Write the page of several runs, finished or not.
+    """Write a page that compares several runs, finished or not.
 
     Args:
-        folders: of the runs, two or more.
-        path: of the page.
+        folders: folders of the runs, two or more.
+        path: path of the page.
 
     Raises:
         FileNotFoundError: if a folder holds no run.
-        ValueError: if there are fewer than two, or one is named twice.
+        ValueError: if there are fewer than two folders, or one is named twice.
         OSError: if the page cannot be written.
     """
     resolved = [folder.resolve() for folder in folders]
@@ -43,7 +43,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths by which all runs are told apart."""
+    """Name runs by the shortest ends of their paths that differ."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -64,7 +64,10 @@ def _summary(name: str, run: RunTables) -> list[Any]:
 def _drawn(
     runs: Mapping[str, RunTables], wanted: Sequence[tuple[str, tuple[str, ...], bool]]
 ) -> list[str | None]:
-    """Draw what two runs have or more, and the first of each kind in any case: a curve a run."""
+    """Draw the columns that at least two runs have, with a curve for each run.
+
+    The first column below each title is drawn in any case.
+    """
     drawn = []
     for title, names, logarithmic in wanted:
         found = {name: run.curves_of(names) for name, run in runs.items()}

@@ -1,16 +1,18 @@
-"""How many directions features use: four measures of collapse, by their papers' formulas (§3.1).
+"""Measure how many directions features use, by four formulas from papers on collapse (§3.1).
 
-Rows are samples, and all of them must be there at once. A rank is at most the number of rows, so
+Rows are samples, and all of them must be given at once. A rank is at most the number of rows, so
 take many more rows than channels, or say how many there were.
 
-None of the four is to be read alone. Of a constant, which is complete collapse, RankMe is 1, LiDAR
-is the best that there is, and the other two do not exist: read them beside `channel_deviation`.
+None of the four should be read alone. For a constant, which is complete collapse, RankMe is 1,
+LiDAR has its best value, and the other two do not exist. Read them together with
+`channel_deviation`.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Added to shares by RankMe, for float32; to eigenvalues and to the variance within by LiDAR.
+# RankMe adds its epsilon to shares, as meant for float32. LiDAR adds the other two to eigenvalues
+# and to the variance within samples.
 RANK_ME_EPSILON = 1e-7
 LIDAR_EPSILON, LIDAR_VARIANCE = 1e-8, 1e-4
 # The ranks that alpha-ReQ is fitted on, counted from 1.
@@ -18,20 +20,20 @@ FIRST_RANK, LAST_RANK = 11, 100
 
 
 def rank_me(features: ArrayLike, epsilon: float = RANK_ME_EPSILON) -> float:
-    """Count the directions of features, the mean being one of them: RankMe.
+    """Count the directions of features, including that of their mean: RankMe.
 
-    exp of the entropy of the singular values over their sum (Garrido et al., 2022, arXiv
-    2210.02885). Runs of one method can be compared by it, and no others.
+    RankMe is exp of the entropy of the singular values divided by their sum (Garrido et al., 2022,
+    arXiv 2210.02885). It can compare runs of one method, but not of different methods.
 
     Args:
         features: `(samples, dim)`.
         epsilon: added to each share.
 
     Returns:
-        Between 1 and the smaller of both sizes; NaN if features are not finite, or all zero.
+        Between 1 and the smaller of both sizes; NaN if features are not finite or all zero.
 
     Raises:
-        ValueError: unless there are two axes, and two samples.
+        ValueError: unless there are two axes and at least two samples.
 
     Example:
 
@@ -48,17 +50,17 @@ def rank_me(features: ArrayLike, epsilon: float = RANK_ME_EPSILON) -> float:
 
 
 def covariance_spectrum(features: ArrayLike) -> NDArray[np.float64]:
-    """Find the eigenvalues of the covariance of features, the largest first.
+    """Compute the eigenvalues of the covariance of features, the largest first.
 
     Args:
         features: `(samples, dim)`.
 
     Returns:
-        `(dim,)`, none below 0: all 0 of features that differ by no more than rounding, and all NaN
-        if a feature is not finite.
+        `(dim,)`, none below 0. They are all 0 if features differ by no more than rounding, and all
+        NaN if a feature is not finite.
 
     Raises:
-        ValueError: unless there are two axes, and two samples.
+        ValueError: unless there are two axes and at least two samples.
     """
     rows = rows_of(features)
     if not np.isfinite(rows).all():
@@ -72,18 +74,18 @@ def covariance_spectrum(features: ArrayLike) -> NDArray[np.float64]:
 def covariance_rank(features: ArrayLike) -> float:
     """Count the directions in which features differ: exp of the entropy of the covariance.
 
-    Some call it RankMe, which it is not: features are centred, and shares are of variances in place
-    of deviations, so it is smaller wherever a spectrum falls.
+    Some call this RankMe, but it differs: features are centred, and the shares are shares of
+    variances rather than of deviations, so that it is smaller whenever a spectrum falls.
 
     Args:
         features: `(samples, dim)`.
 
     Returns:
-        Between 1 and the smaller of both sizes; NaN of a constant, which has no direction, and if a
-        feature is not finite.
+        Between 1 and the smaller of both sizes; NaN for a constant, which has no direction, and if
+        a feature is not finite.
 
     Raises:
-        ValueError: unless there are two axes, and two samples.
+        ValueError: unless there are two axes and at least two samples.
 
     Example:
 
@@ -101,20 +103,21 @@ def lidar(
 ) -> float:
     """Count the directions that tell samples apart, whatever view of each is seen: LiDAR.
 
-    exp of the entropy of the eigenvalues of linear discriminant analysis, each sample being a class
-    (Thilak et al., 2023, arXiv 2312.04000). For videos, views are clips, crops or masks of one.
+    LiDAR is exp of the entropy of the eigenvalues of linear discriminant analysis, where each
+    sample is a class (Thilak et al., 2023, arXiv 2312.04000). The views of a video are clips, crops
+    or masks of it.
 
     Args:
-        features: `(samples, views, dim)`, at least two of each.
-        variance: added to that within samples, in each direction.
+        features: `(samples, views, dim)`, at least two samples and two views.
+        variance: added to the variance within samples, in each direction.
         epsilon: added to each eigenvalue.
 
     Returns:
         Between 1 and the smaller of `dim` and the number of samples less 1; NaN if features are not
-        finite. Of a constant it is `dim`: look at `is_constant` first.
+        finite. For a constant it is `dim`, so look at `is_constant` first.
 
     Raises:
-        ValueError: for other axes, or one sample or view.
+        ValueError: for other axes, or a single sample or view.
 
     Example:
 
@@ -150,11 +153,11 @@ def alpha_req(features: ArrayLike) -> float:
         features: `(samples, dim)`.
 
     Returns:
-        As `power_law_exponent` of their covariance. Near 1 is good; more means few directions, less
-        means noise (Agrawal et al., 2022).
+        The `power_law_exponent` of the spectrum of their covariance. Near 1 is good; more means few
+        directions, less means noise (Agrawal et al., 2022).
 
     Raises:
-        ValueError: unless there are two axes, and two samples.
+        ValueError: unless there are two axes and at least two samples.
     """
     return power_law_exponent(covariance_spectrum(features))
 
@@ -162,12 +165,12 @@ def alpha_req(features: ArrayLike) -> float:
 def power_law_exponent(
     eigenvalues: ArrayLike, first: int = FIRST_RANK, last: int = LAST_RANK
 ) -> float:
-    """Fit rank^-alpha to eigenvalues, each weighing 1 / rank.
+    """Fit rank^-alpha to eigenvalues, with a weight of 1 / rank for each.
 
     Args:
         eigenvalues: the largest first.
-        first: rank from which on it is fitted, counted from 1.
-        last: rank up to which it is fitted, as far as there are so many and they are not 0.
+        first: first rank that is fitted, counted from 1.
+        last: last rank that is fitted; eigenvalues of 0 are left out.
 
     Returns:
         alpha; NaN if there are fewer than two eigenvalues to fit.
@@ -181,7 +184,7 @@ def power_law_exponent(
     """
     values = np.asarray(eigenvalues, "float64")
     ranks = np.arange(1, len(values) + 1)
-    # What is left of a direction that is not there is rounding, and says nothing.
+    # Eigenvalues this small are rounding errors of directions that features do not have.
     above = values > values.max(initial=0.0) * len(values) * np.finfo("float64").eps
     fitted = (ranks >= first) & (ranks <= last) & above
     if fitted.sum() < 2:
@@ -202,13 +205,13 @@ def is_constant(rows: NDArray[np.float64]) -> bool:
 
 
 def rows_of(features: ArrayLike) -> NDArray[np.float64]:
-    """Take features as float64 rows.
+    """Convert features to float64 rows, one for each sample.
 
     Args:
         features: `(samples, dim)`.
 
     Raises:
-        ValueError: for other axes, or a single sample.
+        ValueError: for other axes, or fewer than two samples.
     """
     rows = np.asarray(features, "float64")
     if rows.ndim != 2 or len(rows) < 2:

@@ -1,7 +1,7 @@
-"""Is it learning or collapsing: statistics of features (§3.1).
+"""Measure by statistics of features whether a model learns or collapses (§3.1).
 
-The loss cannot tell: it falls when all features become one constant. The spread of the features
-over clips and tokens, and the number of directions that they use, can.
+The loss does not show it, because it also falls when all features become one constant. The spread
+of features over clips and tokens shows it, and so does the number of directions that they use.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from keras_vjepa.monitoring.spectra import covariance_rank, is_constant, rows_of
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Spread of features.
+    """Holds measures of the spread of features.
 
     Attributes:
         std: standard deviation of a channel, averaged over channels; 0 is complete collapse.
@@ -33,10 +33,10 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
         features: `(..., dim)`, with at least two vectors.
 
     Returns:
-        The statistics; NaN if a feature is not finite.
+        The statistics; both are NaN if a feature is not finite.
 
     Raises:
-        ValueError: for fewer vectors.
+        ValueError: for fewer than two vectors.
 
     Example:
 
@@ -65,7 +65,7 @@ def channel_deviation(features: ArrayLike) -> float:
         0 at complete collapse; NaN if a feature is not finite.
 
     Raises:
-        ValueError: unless there are two axes, and two samples.
+        ValueError: unless there are two axes and at least two samples.
     """
     return float(rows_of(features).std(axis=0).mean())
 
@@ -77,27 +77,27 @@ def normalized_deviation(features: ArrayLike) -> float:
         features: `(samples, dim)`.
 
     Returns:
-        About 1 where directions are spread evenly, 0 at complete collapse, also of zeros.
+        About 1 if directions are spread evenly; 0 at complete collapse, also if all are zero.
 
     Raises:
-        ValueError: unless there are two axes, and two samples.
+        ValueError: unless there are two axes and at least two samples.
     """
     rows = unit_length(rows_of(features))
     return channel_deviation(rows) * float(np.sqrt(rows.shape[1]))
 
 
 def mean_cosine(features: ArrayLike) -> float:
-    """Measure how alike samples are: the cosine of two different ones, on average.
+    """Measure how alike samples are, by the mean cosine between two different samples.
 
     Args:
         features: `(samples, dim)`.
 
     Returns:
-        1 if all have one direction, about 0 if they have nothing in common; NaN if a feature is not
-        finite, or a sample is all zero.
+        1 if all have the same direction, about 0 if they have nothing in common; NaN if a feature
+        is not finite, or a sample is all zero.
 
     Raises:
-        ValueError: unless there are two axes, and two samples.
+        ValueError: unless there are two axes and at least two samples.
 
     Example:
 
@@ -114,17 +114,17 @@ def mean_cosine(features: ArrayLike) -> float:
 
 
 def same_video_retrieval(features: ArrayLike, videos: ArrayLike) -> float:
-    """Count how often the nearest of the other clips, by the cosine, is one of the same video.
+    """Count how often the nearest of the other clips, by the cosine, shows the same video.
 
-    The mean of all clips is taken off first, as `evaluation.nearest_neighbors` does.
+    The mean of all clips is subtracted first, as `evaluation.nearest_neighbors` does.
 
     Args:
         features: `(clips, dim)`.
-        videos: `(clips,)`, which video each clip is of; two or more of each.
+        videos: `(clips,)`, the video of each clip; two or more clips of each video.
 
     Returns:
-        The share of clips; of a constant, whose neighbours are all alike, and of what is not
-        finite, NaN.
+        The share of clips; NaN for a constant, for which all clips are equally near, and if a
+        feature is not finite.
 
     Raises:
         ValueError: for other axes, or a video with a single clip.

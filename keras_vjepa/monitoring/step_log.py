@@ -1,4 +1,4 @@
-"""Everything that is known of each step of a run, in files that grow while it runs (App. C)."""
+"""Write everything that is known of each step of a run, while it runs (App. C)."""
 
 import sys
 import time
@@ -16,26 +16,27 @@ from keras_vjepa.training.batches import Waiting
 
 FILE_NAME = "steps"
 _NORM = "gradient_norm_"
-# Of a step's logs: `loss` is Keras' mean over all steps so far, `finite` is looked at by the run.
+# Logs of a step that get no column of their own: `loss` is Keras' mean over all steps so far,
+# `step_loss` is written as `loss`, and `finite` is checked by the run.
 _NOT_WRITTEN = ("loss", "step_loss", "finite")
 
 
 class StepLog(RunFollower):
-    """Writes `steps.csv` and `steps.jsonl`, a row for each step.
+    """Writes `steps.csv` and `steps.jsonl`, with a row for each step.
 
-    A row has the step's loss, that of each kind of mask, the norm of each network's gradient before
-    it was clipped and whether it was (1 or 0), learning rate, weight decay and momentum; and, of
-    all the steps that were read together, clips a second, the share of the time that training
-    waited for data, and the most memory so far in bytes: that of the accelerator, or that of this
-    process where there is none.
+    A row has the step's loss, the loss of each kind of mask, the norm of each network's gradient
+    before clipping and whether it was clipped (1 or 0), learning rate, weight decay and momentum.
+    It also has three numbers for all steps that were read together: clips per second, the share of
+    the time that training waited for data, and the largest memory use so far in bytes, of the
+    accelerator or, without one, of this process.
 
     Values stay on the device between two readings, so that no step waits for the host. A run that
-    goes on leaves out the rows of steps that it goes back to.
+    continues from a checkpoint removes the rows of steps that it makes again.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         every: steps between two readings.
-        writers: called with the new rows after each reading.
+        writers: functions that are called with the new rows after each reading.
 
     Raises:
         ValueError: if `every` is not positive.
@@ -89,7 +90,7 @@ class StepLog(RunFollower):
         if not pending or self._table is None:
             return
         steps = [self._done + 1 + i for i in range(len(pending))]
-        # Reading waits for the device, so the time is taken after it.
+        # Reading waits for the device, so that the time must be taken after it.
         values = [{name: float(value) for name, value in logs.items()} for logs in pending]
         speed = self._speed(len(pending))
         scheduled = self._schedules([step - self.skipped for step in steps])
@@ -135,9 +136,9 @@ class StepLog(RunFollower):
 
 
 def memory_in_use() -> int | None:
-    """Most bytes held so far on the accelerator, or by this process without one.
+    """Return the most bytes used so far on the accelerator, or without one by this process.
 
-    None where the system does not say.
+    The result is None if the system does not say.
     """
     found = peak_device_memory()
     if found is not None:

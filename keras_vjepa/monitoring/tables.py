@@ -1,9 +1,9 @@
-"""Rows of a run by their step, in files that other programs read while it runs (App. C).
+"""Write rows of a run by their step, to files that others read while it runs (App. C).
 
-Each table is written twice, as JSON, a line a row, and as CSV with a column a name. Rows are added
-at the end, in one write, so whoever looks sees whole rows. Of a process that was killed, the last
-line may be cut off, and there may be rows of steps that the run goes back to: whoever goes on
-leaves these out, and both files are written anew.
+Each table is written twice: as JSON with a line for each row, and as CSV with a column for each
+name. Rows are added at the end, in one write, so that readers see whole rows. If a process was
+killed, its last line may be cut off, and there may be rows of steps that the run makes again. A run
+that continues leaves these out and writes both files again.
 """
 
 import csv
@@ -24,11 +24,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class Table:
-    """A table of rows that have a `step`, ascending, each step once.
+    """Keeps a table of rows that have a `step`, in ascending order, each step once.
 
     Args:
-        path: without an ending; `.jsonl` and `.csv` are added.
-        done: the rows of so many steps stay, of those that are there.
+        path: path without an ending; `.jsonl` and `.csv` are added.
+        done: number of steps that are done; existing rows of later steps are removed.
 
     Attributes:
         is_empty: whether there is no row.
@@ -59,7 +59,7 @@ class Table:
         """Add rows at the end.
 
         Args:
-            rows: of steps that there are no rows of.
+            rows: rows of steps that are not yet in the table.
 
         Raises:
             OSError: if they cannot be written.
@@ -72,7 +72,8 @@ class Table:
         if all(set(row) <= set(self._columns) for row in rows):
             files.append_line(self._csv, _as_csv(rows, self._columns))
         else:
-            # All rows get the new column; millions of them are not kept in memory for that.
+            # All rows get the new column. They are read from the file, because there may be too
+            # many to be kept in memory.
             self._write_all(read_rows(self._json))
 
     def _write_all(self, rows: Sequence[Row]) -> None:
@@ -88,7 +89,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a table; lines that are damaged are left out, and the log says so.
 
     Args:
-        path: of the file with a line of JSON a row; none are read if there is no such file.
+        path: the file with a line of JSON for each row; without such a file there are no rows.
     """
     if files.kind_of(path) != "file":
         return []
@@ -108,7 +109,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A number as JSON has it, with as many digits as float32 has; None for what is no number."""
+    """Round a number to the digits of float32; None for NaN and infinity, which JSON lacks."""
     if isinstance(value, float):
         return float(f"{value:.9g}") if math.isfinite(value) else None
     return value

@@ -1,7 +1,7 @@
-"""What a run writes of itself, as TensorBoard reads it: numbers, masks and the config (App. C).
+"""Write a run's numbers, masks and config for TensorBoard (App. C).
 
-Written by tensorboardX, which needs neither TensorFlow nor TensorBoard; whoever looks at it needs
-TensorBoard, wherever that is.
+The files are written by tensorboardX, which needs neither TensorFlow nor TensorBoard. To look at
+them, TensorBoard must be installed, on this machine or another one.
 """
 
 import time
@@ -20,7 +20,7 @@ def check_tensorboard(tensorboard: bool) -> None:
     """Check that files for TensorBoard can be written, if they are wanted.
 
     Args:
-        tensorboard: whether they are.
+        tensorboard: whether they are wanted.
 
     Raises:
         ValueError: if the package that writes them is not installed.
@@ -37,14 +37,14 @@ def check_tensorboard(tensorboard: bool) -> None:
 
 
 class TensorBoardWriter:
-    """Writes rows of a run's tables into a folder that TensorBoard is pointed to.
+    """Writes rows of a run's tables into a folder for TensorBoard.
 
-    What is there of steps that the run goes back to is hidden by TensorBoard.
+    If a run makes steps again, TensorBoard hides what the folder held of them before.
 
     Args:
-        folder: where to.
-        options: of the run's config, written as text.
-        pictures: files by their names, written as images. Those that are not there are left out.
+        folder: the folder to write to.
+        options: options of the run's config, written as text.
+        pictures: files by their names, written as images. Files that do not exist are left out.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class TensorBoardWriter:
         self._events: Any = None
 
     def write(self, table: str, rows: Sequence[Row]) -> None:
-        """Write rows.
+        """Write rows of a table.
 
         Args:
-            table: its name, in front of the names of columns.
-            rows: with a `step`; numbers become curves, and text is shown as such.
+            table: name of the table, which stands before the names of columns.
+            rows: rows with a `step`; numbers become curves, and text is shown as text.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if the rows cannot be written.
         """
         if not rows:
             return
-        # Here, since it is not always installed.
+        # Imported here, because it is not always installed.
         from tensorboardX import summary
 
         if self._events is None:
@@ -82,13 +82,17 @@ class TensorBoardWriter:
         self._events.flush()
 
     def _begin(self, step: int) -> None:
-        """Open a file, whose first step hides what there is from it on, and write what stays."""
+        """Open a file and write config and pictures to it.
+
+        TensorBoard then hides everything in older files from this step on.
+        """
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Not the package's usual writer, whose thread would lose the end of a run that is killed.
+        # The package's usual writer works in a thread, which would lose the end of a run that is
+        # killed, so that this one is used.
         self._events = EventsWriter(str(self.folder / "events"))
         self._add(step, session_log=SessionLog(status=SessionLog.START))
         lines = [f"| {name} | `{value}` |" for name, value in sorted(self.options.items())]
