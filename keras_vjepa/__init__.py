@@ -1,15 +1,15 @@
-"""V-JEPA in Keras 3: one code for torch, JAX and TensorFlow.
+"""Run V-JEPA in Keras 3: one code for torch, JAX and TensorFlow.
 
-Where nobody has chosen Keras' backend and only one is installed, importing this package chooses it.
+If no backend of Keras has been chosen and only one is installed, importing this package chooses it.
 """
 
 from keras_vjepa.backend import choice
 
-# `keras-vjepa --help` needs no backend; other commands ask for the rest when they know that.
+# `keras-vjepa --help` needs no backend. Other commands import the rest once they have chosen one.
 if not choice.is_deferred:
     choice.prepare()
-    import keras_vjepa.tasks.checkpoint_presets  # noqa: F401  (fills in names of presets)
-    import keras_vjepa.zoo  # noqa: F401  (likewise)
+    import keras_vjepa.tasks.checkpoint_presets  # noqa: F401  (adds names of presets)
+    import keras_vjepa.zoo  # noqa: F401  (adds names of presets)
     from keras_vjepa import data, evaluation, training
     from keras_vjepa.layers.pooling import AttentivePooler
     from keras_vjepa.models.backbone import VJEPABackbone

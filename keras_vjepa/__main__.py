@@ -1,4 +1,4 @@
-"""The command `keras-vjepa`, also `python -m keras_vjepa`: recipes and tools under one name."""
+"""Run recipes and tools by one command, `keras-vjepa` or `python -m keras_vjepa`."""
 
 import ast
 import importlib
@@ -13,7 +13,7 @@ import keras_vjepa
 from keras_vjepa.backend import choice
 from keras_vjepa.configuration import nearest
 
-# Each module has a `main(arguments, program)`, and a docstring whose first line is shown.
+# Each module has a `main(arguments, program)`, and a docstring whose first line the help shows.
 COMMANDS = {
     "pretrain": "keras_vjepa.recipes.pretrain",
     "probe": "keras_vjepa.recipes.probe",
@@ -45,10 +45,10 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command that a command line names.
 
     Args:
-        arguments: those of the process if None.
+        arguments: the words of the command line; None takes those of the process.
 
     Returns:
         The exit code.
@@ -81,7 +81,7 @@ def _load(name: str) -> Callable[[list[str], str], Any]:
     if chosen:
         print(chosen, file=sys.stderr)
     if not hasattr(keras_vjepa, "VJEPABackbone"):
-        # It was left empty for a command that needs no backend; this one does.
+        # The package was left empty for a command that needs no backend, but this one needs it.
         choice.is_deferred = False
         importlib.reload(keras_vjepa)
     return importlib.import_module(COMMANDS[name]).main
@@ -105,7 +105,7 @@ def _help(program: str) -> str:
 
 
 def _first_line(module: str) -> str:
-    """Read what a module says of itself, without importing it, and without the paper's sections."""
+    """Read the first line of a module's docstring, without importing it; leave out sections."""
     spec = importlib.util.find_spec(module)
     source = Path(spec.origin or "").read_text("utf-8") if spec else ""
     line = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
@@ -113,7 +113,7 @@ def _first_line(module: str) -> str:
 
 
 def _say_version(program: str) -> int:
-    """Print what is installed and which backend runs; say what is wrong with the chosen one."""
+    """Print the versions installed and the backend, and what is wrong with the chosen one."""
     problem, on = "", ""
     try:
         choice.choose()
@@ -133,7 +133,7 @@ def _say_version(program: str) -> int:
 def _with_version(package: str) -> str:
     try:
         return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:  # TensorFlow is also installed under other names
+    except metadata.PackageNotFoundError:  # TensorFlow may be installed under another name
         return package
 
 

@@ -1,8 +1,8 @@
-"""Check arguments: one line that names one, what it must be, and what was received (App. C).
+"""Check arguments, with errors of one line: name, what it must be, what was received (App. C).
 
-Constructors call these first, so a value that is out of range, of another type or not finite is
-refused before anything is made of it, wherever it comes from: code, a command line, or a config
-file that someone else wrote. Each function takes the arguments by their names:
+Constructors call these functions first. So a value that is out of range, of another type or not
+finite is refused before anything is made of it, wherever it comes from: code, a command line, or a
+config file that someone else wrote. Each function takes the arguments by their names:
 
     check_whole(num_layers=num_layers, num_heads=num_heads)
     check_number("(0, 1]", ratio=ratio)
@@ -14,13 +14,13 @@ import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-# What a count can be at most: the largest number of an int32, in which backends count.
+# The largest count allowed: the largest number of an int32, the type that backends count in.
 MOST = 2**31 - 1
-# The largest seed that NumPy takes.
+# The largest seed that NumPy accepts.
 MOST_SEED = 2**32 - 1
-# What the length, the width or the height of something in memory can be at most.
+# The largest length, width or height that something in memory may have.
 MOST_LONG = 2**16
-# The longest side of a picture, or of what an encoder sees.
+# The longest side of a picture, or of an encoder's input, in pixels.
 MOST_SIDE = 2**13
 # The largest finite float32.
 _MOST_REAL = 3.4e38
@@ -28,7 +28,7 @@ _LONGEST_SHOWN = 80
 
 
 def shown(value: Any) -> str:
-    """Write a value as it stands in a message: on one line, and not too long."""
+    """Write a value for a message, on one line and not too long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, or nested too deep
@@ -41,29 +41,29 @@ def counted(count: int, one: str, more: str = "") -> str:
     """Write a number of things: "1 clip", "1,024 clips".
 
     Args:
-        count: of them.
-        one: what a single one is called.
-        more: what others are called; `one` and an s if empty.
+        count: how many things there are.
+        one: the word for a single one.
+        more: the word for several; if empty, `one` with an s.
     """
     return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
-# What Keras' base classes take, whatever the constructor's own arguments are.
+# Arguments of Keras' base classes, whatever the constructor's own arguments are.
 _OF_KERAS = ("name", "trainable", "dtype", "activity_regularizer", "autocast")
-# What every model here takes beside them; see `keras_vjepa.layers.layer_states`.
+# Arguments that every model of this package has too; see `keras_vjepa.layers.layer_states`.
 _OF_MODELS = ("layer_states",)
 
 
 def arguments_of(constructor: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete some arguments of a constructor by its defaults.
+    """Return all arguments of a constructor: those given, and its defaults for the others.
 
     Args:
         constructor: a class or function.
-        given: values by name; those that go to a base class of Keras are left out.
+        given: values by name; those for a base class of Keras are left out of the result.
 
     Raises:
-        ValueError: for a name that it does not have, and for one without a default that is not
-            given.
+        ValueError: for a name that the constructor does not have, and if an argument without a
+            default is not given.
     """
     parameters = inspect.signature(constructor).parameters
     known = {
@@ -84,16 +84,16 @@ def arguments_of(constructor: Callable[..., Any], given: Mapping[str, Any]) -> d
 def check_whole(
     least: int = 1, most: int = MOST, /, *, optional: bool = False, **values: Any
 ) -> None:
-    """Check that arguments are whole numbers in a range; True and False are none.
+    """Check that arguments are whole numbers in a range; True and False are refused.
 
     Args:
-        least: the smallest allowed.
-        most: the largest allowed.
-        optional: allow None too.
+        least: the smallest number allowed.
+        most: the largest number allowed.
+        optional: whether None is allowed too.
         values: arguments by their names.
 
     Raises:
-        ValueError: for the first that is not.
+        ValueError: for the first argument that is not such a number.
 
     Example:
 
@@ -117,14 +117,14 @@ def check_whole(
 
 
 def places(count: int, /, **values: Iterable[int]) -> list[int]:
-    """Return numbers of things counted from the first, of which negative ones count from the last.
+    """Turn places into counts from 0; negative places count backwards from the last.
 
     Args:
         count: how many things there are.
         values: one argument by its name: numbers from `-count` to `count - 1`.
 
     Raises:
-        ValueError: for a number without a thing.
+        ValueError: for a number outside this range.
 
     Example:
 
@@ -150,13 +150,13 @@ def check_number(interval: str, /, *, optional: bool = False, **values: Any) -> 
     """Check that arguments are finite numbers in an interval.
 
     Args:
-        interval: as mathematics writes it: "[0, 1)" holds 0 and not 1; "inf" stands for the
+        interval: in mathematical notation: "[0, 1)" holds 0 and not 1; "inf" stands for the
             largest float32.
-        optional: allow None too.
+        optional: whether None is allowed too.
         values: arguments by their names.
 
     Raises:
-        ValueError: for the first that is not.
+        ValueError: for the first argument that is not such a number.
 
     Example:
 
@@ -181,7 +181,7 @@ def check_range(interval: str, /, **values: Any) -> None:
         values: arguments by their names.
 
     Raises:
-        ValueError: for the first that is not.
+        ValueError: for the first argument that is not such a range.
     """
     for name, value in values.items():
         is_pair = isinstance(value, tuple | list) and len(value) == 2
@@ -194,15 +194,15 @@ def check_range(interval: str, /, **values: Any) -> None:
 
 
 def check_size(most: int = MOST_SIDE, /, *, optional: bool = False, **values: Any) -> None:
-    """Check that arguments are a side, or a height and a width, in pixels.
+    """Check that arguments are one side, or a height and a width, in pixels.
 
     Args:
         most: the longest side allowed.
-        optional: allow None too.
+        optional: whether None is allowed too.
         values: arguments by their names.
 
     Raises:
-        ValueError: for the first that is not.
+        ValueError: for the first argument that is not such a size.
     """
     for name, value in values.items():
         if isinstance(value, tuple | list) and len(value) == 2:
@@ -233,14 +233,14 @@ def check_choice(choices: Collection[str], /, **values: Any) -> None:
 
 
 def check_text(**values: Any) -> None:
-    """Check that arguments are text and not empty; raise `ValueError` for the first that is not."""
+    """Check that arguments are text, not empty; raise `ValueError` for the first that is not."""
     for name, value in values.items():
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"`{name}` must be text, and not empty. Received: {shown(value)}")
 
 
 def _as_float(value: Any) -> float:
-    """Convert a number; NaN for what is none, or would be infinite in float32."""
+    """Convert a value to a float; to NaN if it is no number, or too large for float32."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return math.nan
     try:

@@ -1,4 +1,4 @@
-"""The command line of a recipe: a named config, all options of which can be given (App. C)."""
+"""Parse a recipe's command line: a named config, whose options can all be set (App. C)."""
 
 import argparse
 import itertools
@@ -15,10 +15,10 @@ from keras_vjepa.configuration import Option, nearest, options, renamed
 
 _NONE = type(None)
 
-# The exit code of argparse, for what is refused before anything is done.
+# The exit code of argparse, for input that is refused before anything is done.
 WRONG_USAGE = 2
 
-# Between the items of a tuple, and of a tuple in it.
+# What separates the items of a tuple, and the items of a tuple within a tuple.
 SEPARATORS = ",:"
 
 
@@ -31,16 +31,16 @@ def parse(
 ) -> tuple[str, dict[str, Any], Path]:
     """Read from a command line the name of a config, the options that it sets, and the workdir.
 
-    `keras_vjepa.configuration.replace` makes the config of the first two. Bad input ends the
+    `keras_vjepa.configuration.replace` makes a config from the first two. Bad input ends the
     process with exit code 2 and one line that names the option.
 
     Args:
-        program: what the recipe was called as.
-        description: its docstring; the first line is shown.
+        program: the name that the recipe was called by.
+        description: the recipe's docstring; its first line is shown.
         configs: functions that return a config, by name; the first is the default. Their
             docstrings are shown.
-        arguments: those of the process if None.
-        prefix: of the workdir's name, in front of the config's.
+        arguments: the words of the command line; None takes those of the process.
+        prefix: stands in front of the config's name in the name of the workdir.
     """
     default = next(iter(configs))
     known = options(configs[default]())
@@ -72,10 +72,10 @@ def parse(
 
 
 def explain(error: Exception, configs: Mapping[str, Callable[[], Any]]) -> str:
-    """Say what an error says, in one line, with the options of a recipe as they are typed.
+    """Write an error's message in one line, with the options of a recipe as they are typed.
 
     Args:
-        error: whose message has names of options in backticks, as what makes configs raises them.
+        error: an error whose message has names of options in backticks, as raised for configs.
         configs: as in `parse`.
     """
     known = options(next(iter(configs.values()))())
@@ -88,13 +88,13 @@ def refusing(
     configs: Mapping[str, Callable[[], Any]],
     arguments: Sequence[str] | None = (),
 ) -> Iterator[None]:
-    """Have what a block raises of options end the process: one line on stderr, and exit code 2.
+    """End the process if a block refuses options: print one line to stderr, exit with code 2.
 
     Args:
-        program: what the recipe was called as.
+        program: the name that the recipe was called by.
         configs: as in `parse`.
-        arguments: those of the process if None. Where what is wrong is the value of another option
-            than those that were given, the line names these too.
+        arguments: the words of the command line; None takes those of the process. If the error is
+            about none of the options in them, the line lists these too.
     """
     try:
         yield
@@ -108,7 +108,7 @@ def refusing(
 
 
 def _options_in(arguments: Sequence[str]) -> dict[str, str]:
-    """The options of a command line, as they were typed, with their values."""
+    """Return the options of a command line, as they were typed, with their values."""
     found, name = {}, ""
     for argument in arguments:
         if argument.startswith("--"):
@@ -123,9 +123,9 @@ def sibling(program: str, own: str, other: str) -> str:
     """Name another program in the way in which this one was called.
 
     Args:
-        program: what this one was called as: "keras-vjepa pretrain", or the file "pretrain.py".
-        own: its name.
-        other: the other's name.
+        program: how this one was called: "keras-vjepa pretrain", or by the file "pretrain.py".
+        own: the name of this program.
+        other: the name of the other program.
 
     Example:
 
@@ -142,7 +142,7 @@ def _with_dashes(error: Exception, names: Mapping[str, str]) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser of a command line that answers bad input with one line, and exit code 2."""
+    """Parses a command line, and answers bad input with one line and exit code 2."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**{"formatter_class": DefaultsLast, **arguments})
@@ -153,30 +153,31 @@ class OneLineParser(argparse.ArgumentParser):
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Have what a block raises of arguments end the process, as `error` does."""
+        """End the process, as `error` does, if a block refuses arguments."""
         try:
             yield
         except (ValueError, OSError) as error:
             self.error(self.explain(error))
 
     def explain(self, error: Exception) -> str:
-        """Say what an error says, in one line, with the options as they are typed.
+        """Write an error's message in one line, with the options as they are typed.
 
         Args:
-            error: whose message has the names of arguments in backticks.
+            error: an error whose message has the names of arguments in backticks.
         """
         typed = [action for action in self._actions if action.option_strings]
         return _with_dashes(error, {action.dest: action.option_strings[-1] for action in typed})
 
     def parse_all(self, arguments: list[str] | None = None) -> argparse.Namespace:
-        """Parse a command line; an option that there is not is answered with the nearest one.
+        """Parse a command line; for an unknown option, the error names the most similar one.
 
         Args:
-            arguments: those of the process if None.
+            arguments: the words of the command line; None takes those of the process.
         """
         arguments = sys.argv[1:] if arguments is None else arguments
         known = [option for action in self._actions for option in action.option_strings]
-        # Before parsing, which would complain of the required option that was misspelt.
+        # This comes before parsing: if a required option was misspelt, parsing would only say that
+        # it is missing.
         for argument in itertools.takewhile(lambda text: text != "--", arguments):
             name = argument.split("=")[0]
             if name.startswith("--") and name not in known:
@@ -200,15 +201,15 @@ def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -
             type=_reader_of(option.annotation),
             default=argparse.SUPPRESS,
             metavar="VALUE",
-            # argparse takes a per cent sign for its own.
+            # argparse would read a single per cent sign as a format.
             help=text.strip().replace("%", "%%"),
         )
 
 
 def as_typed(option: Option, known: Mapping[str, Option]) -> str:
-    """Write what a docstring says of an option as help, where it says of others how to type them.
+    """Write the help of an option from its docstring, with other options as they are typed.
 
-    What it says of arguments and functions that only Python has is left out.
+    Clauses about arguments and functions that exist only in Python are left out.
 
     Args:
         option: the option.
@@ -240,14 +241,14 @@ def as_typed(option: Option, known: Mapping[str, Option]) -> str:
 
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-# What looks like a name of Python's, and not like a word or a letter of a formula.
+# Text that looks like a name in Python, and not like a word or a letter of a formula.
 _OF_PYTHON = re.compile(r"\w*(?:[a-z]_[a-z]|[a-z][A-Z])\w*").fullmatch
 
 
 def _read_folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("must be a folder. Received: nothing")
-    # No shell does that for `--workdir=~/runs`.
+    # No shell replaces the tilde in `--workdir=~/runs`.
     return Path(text).expanduser()
 
 
@@ -272,11 +273,12 @@ def _reader_of(annotation: Any) -> Callable[[str], Any]:
 
 
 class DefaultsLast(argparse.RawDescriptionHelpFormatter):
-    """Help as it was written, in which every option ends in its default, if it has one."""
+    """Prints help as it was written, and ends every option that has a default with it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, default = action.help or "", action.default
-        # Flags are off unless given; what argparse leaves out has said it itself.
+        # Flags are off unless given, and options without a default for argparse name theirs
+        # themselves.
         has_none = default in (None, argparse.SUPPRESS, []) or isinstance(default, bool)
         if not action.option_strings or has_none or "(default: " in text:
             return text
@@ -291,7 +293,7 @@ class DefaultsLast(argparse.RawDescriptionHelpFormatter):
 
 
 def text_of(value: Any) -> str:
-    """Write a value as it is given on the command line."""
+    """Write a value as it is typed on the command line."""
     if isinstance(value, tuple | list):
         inner = [text_of(item).replace(SEPARATORS[0], SEPARATORS[1]) for item in value]
         return SEPARATORS[0].join(inner)
@@ -302,13 +304,13 @@ def read_value(text: str, annotation: Any, separators: str = SEPARATORS) -> Any:
     """Read a value of an annotated type: numbers, text, true or false, none, tuples of them.
 
     Args:
-        text: what stands on the command line.
-        annotation: a type. Of several the first that can hold the value counts, none before all
-            others and text after them.
-        separators: between the items of a tuple, and of a tuple in it.
+        text: a word of the command line.
+        annotation: a type. If it is several types, the first that can hold the value is taken;
+            None is tried before all others, and text after them.
+        separators: what separates the items of a tuple, and of a tuple within a tuple.
 
     Raises:
-        ValueError: saying what the text must be.
+        ValueError: if the text is no such value; the message says what it must be.
 
     Example:
 
@@ -360,7 +362,7 @@ def _is_tuple(kind: Any) -> bool:
 
 
 def _words_for(annotation: Any) -> str:
-    """Describe a type in help and errors."""
+    """Describe a type in words, for help and errors."""
     words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     found = []
     for kind in _members(annotation):
@@ -368,7 +370,7 @@ def _words_for(annotation: Any) -> str:
         if typing.get_origin(kind) is typing.Literal:
             found += [str(value) for value in typing.get_args(kind)]
         elif _is_tuple(kind):
-            # A tuple of two has two types; one of any length has one.
+            # A tuple of two items has two types; a tuple of any length has one.
             found.append(",".join(items) if len(items) > 1 else f"{items[0]},...")
         else:
             found.append("none" if kind is _NONE else words.get(kind, ""))

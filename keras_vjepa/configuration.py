@@ -1,9 +1,9 @@
-"""Configs made of parts whose arguments are the constructors' own (App. C, App. D.1, Tables 9, 10).
+"""Make configs of parts that take the constructors' arguments (App. C, App. D.1, Tables 9, 10).
 
 A config is a frozen dataclass. A field holds a plain value, or a `Part`: a constructor and some
-arguments for it. Which arguments there are, of which type, and what they mean is read from the
-constructor's signature and docstring. So an argument that is added to a model can be set in every
-config that has the model as a part, and on the command line, without being named anywhere else.
+arguments for it. The constructor's signature and docstring say which arguments there are, of which
+type, and what they mean. So an argument that is added to a model can be set in every config that
+has the model as a part, and on the command line, without being named anywhere else.
 
 `options` lists everything that can be set in a config, flat, by name; `replace` sets it.
 """
@@ -25,19 +25,21 @@ ConfigT = TypeVar("ConfigT", bound=Any)
 class Part:
     """Holds a constructor and arguments for it.
 
-    Every argument is an attribute: the value that was given, or else the constructor's default.
+    Every argument is an attribute of the part: the value that was given, or else the constructor's
+    default.
 
     Args:
-        constructors: a class or function; or several of which one is chosen when the object is
-            made, for example kinds of masks. The part then has the arguments of all of them, and
-            each gets its own.
+        constructors: a class or function; or several, such as kinds of masks, of which one is
+            chosen when the object is made. The part then has the arguments of all of them, and
+            each constructor gets those that it takes.
         prefix: stands in front of the arguments' names in the names of their options.
-        names: option names that are not the prefix and the argument's name, by argument.
-        supplied: arguments that are no options: whoever makes the object knows them.
+        names: names of options that differ from the prefix and the argument's name, by argument.
+        supplied: arguments that are no options, because the code that makes the object knows them.
         derived: arguments that follow from the rest of the config unless they are given, each with
-            the words that say so. None leaves them derived.
-        each: arguments with a value for each of several objects, in a tuple; see `make_each`.
-        arguments: the config's values.
+            words that say where its value comes from. The value None leaves them derived.
+        each: arguments that have a tuple of values, one for each of several objects; see
+            `make_each`.
+        arguments: the values that the config sets, by argument.
 
     Raises:
         ValueError: for a name that is not an argument of any constructor.
@@ -96,7 +98,7 @@ class Part:
         return f"Part({kinds}, {self.arguments})"
 
     def default(self, name: str) -> Any:
-        """Return the constructor's default of an argument; None if it is derived or has none."""
+        """Return the default of an argument; None if it is derived or has no default."""
         default = self.parameters[name].default
         return None if name in self.derived or default is inspect.Parameter.empty else default
 
@@ -113,12 +115,12 @@ class Part:
         """Call the constructor.
 
         Args:
-            constructor: which one, if the part has several.
-            known: supplied and derived arguments. Those that the config sets count before them;
-                those that the chosen constructor does not have are left out.
+            constructor: the constructor to call, if the part has several.
+            known: supplied and derived arguments. Values that the config sets replace them, and
+                arguments that the chosen constructor does not have are left out.
 
         Raises:
-            ValueError: what the constructor raises, with the options' names in it.
+            ValueError: if the constructor raises one; the message then has the options' names.
         """
         constructor = constructor or self.constructors[0]
         own = {
@@ -128,20 +130,20 @@ class Part:
         }
         taken = set(_parameters(constructor))
         if len(self.constructors) == 1:
-            # A keyword like `name` that goes to a base class.
+            # There may be a keyword for a base class, such as `name`.
             taken |= known.keys()
         with self.renaming():
             return constructor(**{k: v for k, v in {**known, **own}.items() if k in taken})
 
     def check(self, function: Callable[..., object], **known: Any) -> None:
-        """Call a function that checks some of the arguments, with the defaults of those not given.
+        """Call a function that checks some of the part's arguments, defaults included.
 
         Args:
-            function: what to call; of the part's arguments it gets those that it takes.
-            known: further ones.
+            function: the function; it gets those of the part's arguments that it takes.
+            known: further arguments of the function.
 
         Raises:
-            ValueError: what the function raises, with the options' names in it.
+            ValueError: if the function raises one; the message then has the options' names.
         """
         own = self.parameters.keys() - self.supplied
         given = {name: getattr(self, name) for name in _parameters(function) if name in own}
@@ -152,8 +154,8 @@ class Part:
         """List the options of the part that a user sets and the chosen constructor does not have.
 
         Args:
-            constructor: which of the part's.
-            given: names of options, of whatever part.
+            constructor: the chosen one of the part's constructors.
+            given: names of the options that the user sets, of this part and others.
         """
         others = self.parameters.keys() - _parameters(constructor).keys() - self.supplied
         return sorted({self.option_name(argument) for argument in others} & set(given))
@@ -161,14 +163,14 @@ class Part:
     def make_each(
         self, constructor: Callable[..., Any] | None = None, /, **known: Any
     ) -> list[Any]:
-        """Make an object for each value of the arguments in `each`, of a constructor that has them.
+        """Make several objects, one for each value in the tuples of the arguments in `each`.
 
         Args:
-            constructor: as in `make`; with none of those arguments it makes one object.
-            known: as in `make`, the same for all.
+            constructor: as in `make`; if it takes none of those arguments, it makes one object.
+            known: as in `make`, the same for all objects.
 
         Raises:
-            ValueError: if the arguments do not hold as many values each.
+            ValueError: if the tuples differ in length.
         """
         constructor = constructor or self.constructors[0]
         several = sorted(self.each & _parameters(constructor).keys())
@@ -186,10 +188,10 @@ class Part:
 
     @contextmanager
     def renaming(self) -> Iterator[None]:
-        """Have what is raised in a block call arguments of the part by the names of their options.
+        """Replace the part's arguments by the names of their options in errors that a block raises.
 
         Raises:
-            ValueError: what the block raises, with those names in it.
+            ValueError: if the block raises one.
         """
         try:
             yield
@@ -207,7 +209,7 @@ def renamed(message: str, names: Mapping[str, str]) -> str:
 
     Args:
         message: such as "`every` must be at least 1".
-        names: what stands for a name and its backticks. Others stay as they are.
+        names: the text that replaces a name and its backticks, by name. Other names stay.
 
     Example:
 
@@ -218,7 +220,7 @@ def renamed(message: str, names: Mapping[str, str]) -> str:
     return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), message)
 
 
-# The indented lines below a heading.
+# Matches a heading and the indented lines below it.
 _ARGUMENTS = r"^(?:Args|Attributes):\n((?: +.*\n|\n)*)"
 _SETTINGS = ("prefix", "names", "supplied", "derived", "each")
 
@@ -228,14 +230,16 @@ class Option:
     """Describes one thing that can be set in a config.
 
     Attributes:
-        name: the option's, without dashes.
-        field: of the config.
-        argument: of the part that the field holds; None if the field is the value itself.
+        name: the name of the option, without dashes.
+        field: the field of the config.
+        argument: the argument of the part that the field holds; None if the field is the value
+            itself.
         annotation: the types that a value may have.
-        value: the config's.
-        default: the value where nobody sets one: the constructor's own default.
-        derived: in words, where the value comes from while it is None; or empty.
-        description: from the docstring.
+        value: the value in the config.
+        default: the value if nobody sets one, which is the constructor's own default.
+        derived: words that say where the value comes from if it is None; empty if it is not
+            derived.
+        description: the text about it in the docstring.
     """
 
     name: str
@@ -255,7 +259,7 @@ def options(config: Any) -> dict[str, Option]:
         config: an instance of a dataclass.
 
     Raises:
-        ValueError: if two options have one name.
+        ValueError: if two options have the same name.
 
     Example:
 
@@ -316,7 +320,7 @@ def _options_of(field: str, part: Part) -> list[Option]:
 
 
 def replace(config: ConfigT, **changes: Any) -> ConfigT:
-    """Copy a config with other values of some options, wherever in the config they are.
+    """Copy a config with other values for some options, whether of a field or within a part.
 
     Args:
         config: an instance of a dataclass.
@@ -346,18 +350,18 @@ def values(config: Any) -> dict[str, Any]:
 
 
 def defaults(config: Any) -> dict[str, Any]:
-    """Return the value that every option has where nobody sets it.
+    """Return the value that every option has if nobody sets it.
 
-    For an option that is new this is what holds for configs that were stored before there was it.
+    Configs that were stored before an option existed behave as this value of it says.
     """
     return {name: option.default for name, option in options(config).items()}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is most like this one: "; did you mean ...?".
+    """Return a hint at the known name that is most like a given one: "; did you mean ...?".
 
     Returns:
-        The hint, or an empty text if no name is like it.
+        The hint, or an empty text if no known name is like it.
     """
     found = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {found[0]}?" if found else ""
@@ -366,7 +370,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def descriptions(documented: Callable[..., Any]) -> dict[str, str]:
     """Read what a docstring says of each argument, under "Args:" or "Attributes:".
 
-    What a class does not describe itself is taken from its base classes.
+    For arguments that a class does not describe itself, the docstrings of its bases are read.
     """
     return dict(_described(documented))
 

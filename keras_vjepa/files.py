@@ -1,12 +1,12 @@
 """Write files and folders complete or not at all, and find the cache folder (App. C).
 
-Whatever is written lies first in a folder of its own beside its place, `.unfinished-...`, and is
-then moved there in one step. So a reader, another process or a run that goes on after a power cut
-finds all of a file or none of it. A process that was killed leaves such a folder behind; the next
-one that writes to the same place removes it.
+Everything is first written to a folder of its own, `.unfinished-...`, beside its final place, and
+then moved there in one step. So a reader, another process or a run that resumes after a power cut
+finds either all of a file or none of it. A process that was killed leaves such a folder behind; the
+next one that writes to the same place removes it.
 
-Writing code outside this module writes only to the paths that the functions here lend; they are
-called `unfinished` there, which `tests/test_house.py` checks.
+Code outside this module writes only to the paths that the functions here lend. It calls them
+`unfinished`, which `tests/test_house.py` checks.
 """
 
 import errno
@@ -27,18 +27,19 @@ from numpy.typing import NDArray
 
 PathLike = str | os.PathLike[str]
 
-# What happens to something that has the name already.
+# What to do with a file or folder that has the name already.
 Existing = Literal["replace", "keep", "refuse"]
 
 CACHE_VARIABLE = "KERAS_VJEPA_CACHE"
 
 _PREFIX = ".unfinished-"
-# Where something lies that is being replaced, until the new has its place.
+# Holds a folder that is being replaced, until the new one is in its place.
 _REPLACED = ".replaced"
-# What another machine writes, whose processes cannot be seen from here, is left over after a day.
+# The processes of another machine cannot be seen from here. A folder that one of them made counts
+# as left over after a day.
 _LEFT_OVER_AFTER = 24 * 60 * 60
 
-# The disk, what one may use of it, or the longest file.
+# Errors that say: the disk is full, a quota is used up, or a file would be too long.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _numbers = itertools.count()
@@ -50,7 +51,8 @@ def cache_folder() -> Path:
     """Find the folder for all that is downloaded, converted or rendered once.
 
     Returns:
-        What the environment variable `KERAS_VJEPA_CACHE` says, or `~/.cache/keras_vjepa`.
+        The folder that the environment variable `KERAS_VJEPA_CACHE` names, or
+        `~/.cache/keras_vjepa`.
 
     Raises:
         OSError: if there is neither that variable nor a home folder.
@@ -66,18 +68,18 @@ def cache_folder() -> Path:
 
 
 def kind_of(path: PathLike) -> str | None:
-    """Tell what lies at a path before it is opened, which of a pipe waits for ever.
+    """Tell what kind of thing lies at a path, without opening it: opening a pipe may never end.
 
     Args:
-        path: of anything; links are followed.
+        path: any path; links are followed.
 
     Returns:
-        "file", "folder", "pipe", "socket" or "device"; None if there is nothing, or what there is
-        cannot be seen.
+        "file", "folder", "pipe", "socket" or "device"; None if there is nothing, or it cannot be
+        seen.
     """
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # ValueError: no system has such a name
+    except (OSError, ValueError):  # ValueError for a name that no system allows
         return None
     kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
     return {**kinds, stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
@@ -89,31 +91,31 @@ def kind_of(path: PathLike) -> str | None:
 def write_text(
     path: PathLike, text: str, durable: bool = False, existing: Existing = "replace"
 ) -> None:
-    """Write a text file in UTF-8; arguments as those of `unfinished_file`."""
-    # Names of files may hold bytes that are no UTF-8; they are written as the disk has them.
+    """Write a text file in UTF-8; the other arguments are those of `unfinished_file`."""
+    # A text may have names of files in it, whose bytes need not be UTF-8; they are kept.
     write_bytes(path, text.encode("utf-8", "surrogateescape"), durable, existing)
 
 
 def write_bytes(
     path: PathLike, content: bytes, durable: bool = False, existing: Existing = "replace"
 ) -> None:
-    """Write a file from bytes; arguments as those of `unfinished_file`."""
+    """Write bytes to a file; the other arguments are those of `unfinished_file`."""
     with unfinished_file(path, durable, existing) as unfinished:
         unfinished.write_bytes(content)
 
 
 def append_line(path: PathLike, line: str) -> None:
-    """Add a line to the end of a text file in UTF-8, which is made if need be.
+    """Add a line to the end of a text file in UTF-8, and make the file if need be.
 
-    The one write that is not complete or not at all: of a process that is killed meanwhile, a part
-    of the last line may be left, without its end. Whoever reads the file must look for that.
+    This is the one write that may be left incomplete: if the process is killed meanwhile, the file
+    may end in a part of the line, without a line break. Code that reads the file must expect that.
 
     Args:
         path: the file.
-        line: without its end.
+        line: the line, without a line break.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     with open(path, "ab", buffering=0) as file:
         file.write(f"{line}\n".encode("utf-8", "surrogateescape"))
@@ -127,11 +129,11 @@ def write_picture(path: PathLike, pixels: NDArray[Any]) -> None:
         pixels: `(height, width)` or `(height, width, 3)`, uint8, in the order blue, green, red.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written, or its ending is not known.
     """
     encoded = None
-    with suppress(cv2.error):  # for an ending that it does not know
-        # Encoded here, for OpenCV 5.0 ends the process at a path that is not UTF-8.
+    with suppress(cv2.error):  # raised for an ending that OpenCV does not know
+        # OpenCV only encodes: given a path that is not UTF-8, OpenCV 5.0 ends the process.
         _, encoded = cv2.imencode(Path(path).suffix, pixels)
     if encoded is None:
         raise OSError(f"The picture cannot be written as .png or another kind: {path}")
@@ -142,23 +144,23 @@ def write_picture(path: PathLike, pixels: NDArray[Any]) -> None:
 def unfinished_file(
     path: PathLike, durable: bool = False, existing: Existing = "replace"
 ) -> Iterator[Path]:
-    """Lend a path to write a file to, which gets its own place once the block ends.
+    """Lend a path to write a file to, and move the file to its own place once the block ends.
 
-    The lent path has the file's own name, so libraries see its ending. If the block raises, there
-    is no file, and one that was there before is as it was. Folders on the way are made.
+    The lent path has the file's own name, so libraries see its ending. If the block raises an
+    error, no file is left, and one that was there before stays as it was. Missing folders are made.
 
     Args:
         path: the file. If this is a link, the file that it leads to.
-        durable: return only when the file will survive a power cut.
-        existing: what to do if the file exists. "keep" throws the new one away: another process
-            was faster.
+        durable: whether to return only when the file will survive a power cut.
+        existing: what to do if the file exists. "keep" throws the new one away, for the case that
+            another process was faster.
 
     Yields:
         The path to write to.
 
     Raises:
         FileExistsError: if the file exists and `existing` is "refuse".
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
 
     Example:
 
@@ -185,21 +187,22 @@ def unfinished_file(
 
 @contextmanager
 def continued_file(path: PathLike, durable: bool = False) -> Iterator[Path]:
-    """Lend a path to write a file to that may take several goes, by one process after another.
+    """Lend a path to write a file to that may take several tries, even by several processes.
 
-    Once the block ends, the file gets its own place. If the block raises, or the process is killed,
-    what was written stays beside that place as `NAME.part`, and whoever asks next gets it again.
-    Let one at a time do that: see `locks.locked`.
+    Once the block ends, the file is moved to its own place. If the block raises an error, or the
+    process is killed, the part that was written stays beside that place as `NAME.part`, and the
+    next call for the same file lends it again. Only one process at a time may do this: see
+    `locks.locked`.
 
     Args:
-        path: the file. Folders on the way are made.
+        path: the file. Missing folders are made.
         durable: as in `unfinished_file`.
 
     Yields:
-        The path to write to, where a part of the file may be already.
+        The path to write to, which may hold a part of the file already.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
 
     Example:
 
@@ -228,17 +231,17 @@ def move_file(
 ) -> None:
     """Move a file from a scratch folder to its own place, in one step.
 
-    What `unfinished_file` does in the end; for a file whose name follows from its content.
+    `unfinished_file` ends with this; call it yourself for a file whose name depends on its content.
 
     Args:
-        unfinished: the file in a folder of `scratch_folder`, all of it written.
+        unfinished: the file, completely written, in a folder of `scratch_folder`.
         path: its own place, on the same disk.
         durable: as in `unfinished_file`.
         existing: as in `unfinished_file`.
 
     Raises:
         FileExistsError: if the file exists and `existing` is "refuse".
-        OSError: if it cannot be moved.
+        OSError: if the file cannot be moved.
     """
     path = Path(path)
     if durable:
@@ -252,7 +255,7 @@ def move_file(
 
 
 def _link(unfinished: Path, path: Path, existing: Existing) -> None:
-    """Give a file its name unless there is one, whoever else tries at the same time."""
+    """Give a file its name unless the name is taken, even if others try at the same time."""
     taken = False
     try:
         os.link(unfinished, path)
@@ -271,9 +274,10 @@ def _link(unfinished: Path, path: Path, existing: Existing) -> None:
 
 @contextmanager
 def _naming_when_full(path: Path) -> Iterator[None]:
-    """Have the error of a full disk name what was to be written, in one line.
+    """Turn the error of a full disk into one line that names the file to be written.
 
-    The system names no file in it, HDF5 one that is not there any more, among its addresses.
+    The system's own error names no file, and HDF5's names one that is gone by then, among memory
+    addresses.
     """
     try:
         yield
@@ -290,23 +294,23 @@ def _naming_when_full(path: Path) -> Iterator[None]:
 def unfinished_folder(
     path: PathLike, durable: bool = False, existing: Existing = "refuse"
 ) -> Iterator[Path]:
-    """Lend an empty folder to write to, which gets its own place once the block ends.
+    """Lend an empty folder to write to, and move it to its own place once the block ends.
 
-    If the block raises, there is no folder, and one that was there before is as it was.
+    If the block raises an error, no folder is left, and one that was there before stays as it was.
 
     Args:
         path: the folder. If this is a link, the folder that it leads to.
-        durable: return only when the files will survive a power cut.
-        existing: what to do if something is there, an empty folder aside. "keep" throws the new
-            one away: another process was faster. With "replace" there is, for an instant, neither
-            the old nor the new.
+        durable: whether to return only when the files will survive a power cut.
+        existing: what to do if something other than an empty folder is there. "keep" throws the new
+            folder away, for the case that another process was faster. With "replace", neither the
+            old nor the new folder is there for an instant.
 
     Yields:
         The folder to write to.
 
     Raises:
         FileExistsError: if the folder exists, is not empty, and `existing` is "refuse".
-        OSError: if it cannot be written.
+        OSError: if the folder cannot be written.
     """
     path = Path(os.path.realpath(path))
     if existing == "refuse" and _is_taken(path):
@@ -324,7 +328,7 @@ def unfinished_folder(
             replaced.mkdir()
             os.rename(path, replaced / path.name)
         with suppress(OSError):
-            path.rmdir()  # an empty one, which Windows does not replace
+            path.rmdir()  # removes an empty folder, which Windows would not replace
         try:
             os.rename(unfinished, path)
         except OSError:
@@ -340,16 +344,16 @@ def _is_taken(path: Path) -> bool:
 
 
 def copy(source: PathLike, unfinished: Path) -> None:
-    """Have a file, a link or a folder with all that is in it at a second place.
+    """Put a file, a link or a folder with all its content at a second place too.
 
-    Files are not copied but get a second name, where the disk can do that.
+    If the disk allows it, files get a second name instead of being copied.
 
     Args:
-        source: what there is.
-        unfinished: its second place, in a folder that is lent.
+        source: the file, link or folder.
+        unfinished: its second place, within a folder that is lent.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the second place cannot be written.
     """
     if os.path.isdir(source) and not os.path.islink(source):
         shutil.copytree(source, unfinished, symlinks=True, copy_function=_second_name)
@@ -360,7 +364,7 @@ def copy(source: PathLike, unfinished: Path) -> None:
 def _second_name(source: PathLike, path: PathLike) -> None:
     try:
         os.link(source, path, follow_symlinks=False)
-    except OSError:  # not on every disk
+    except OSError:  # raised on a disk that has no second names
         shutil.copy2(source, path, follow_symlinks=False)
 
 
@@ -369,17 +373,19 @@ def _second_name(source: PathLike, path: PathLike) -> None:
 
 @contextmanager
 def scratch_folder(parent: PathLike) -> Iterator[Path]:
-    """Lend a folder for as long as the block lasts; it and all that is in it are then removed.
+    """Lend a folder while a block lasts, and remove it with all its content afterwards.
+
+    It is for files that are too large for the system's temporary folder, or that are to be moved
+    into `parent`.
 
     Args:
-        parent: the folder in which to make it, itself made if need be. For what is too large for
-            the system's temporary folder, or is to be moved within `parent`.
+        parent: the folder in which to make it; `parent` itself is made if need be.
 
     Yields:
         The empty folder.
 
     Raises:
-        OSError: if it cannot be made.
+        OSError: if the folder cannot be made.
     """
     parent = Path(os.path.realpath(parent))
     parent.mkdir(parents=True, exist_ok=True)
@@ -389,7 +395,8 @@ def scratch_folder(parent: PathLike) -> Iterator[Path]:
             remove_left_over(parent)
     scratch = None
     while scratch is None:
-        # Not `tempfile`: its files are private whatever the umask says, and a cache may be shared.
+        # `tempfile` is not used, because its files are private whatever the umask says, and a
+        # cache may be shared.
         made = parent / f"{_PREFIX}{os.getpid()}-{next(_numbers)}-{socket.gethostname()}"
         with suppress(FileExistsError):
             made.mkdir()
@@ -401,29 +408,29 @@ def scratch_folder(parent: PathLike) -> Iterator[Path]:
 
 
 def unfinished_in(folder: PathLike) -> list[Path]:
-    """List what is being written in a folder, or was left unfinished there.
+    """List the scratch folders in a folder, in use or left over.
 
     Args:
-        folder: where to look; not in the folders below it.
+        folder: the folder; those below it are not searched.
 
     Returns:
-        The folders in which it lies.
+        The paths of the scratch folders.
     """
     return sorted(Path(folder).glob(f"{_PREFIX}*"))
 
 
 def remove_left_over(folder: PathLike) -> None:
-    """Remove what processes that were killed left unfinished in a folder.
+    """Remove unfinished files and folders that killed processes left in a folder.
 
-    The first write of a process to a folder does this by itself. What a living process writes is
-    left alone, and so is what was made less than a day ago on another machine that sees the folder.
+    The first write of a process to a folder does this by itself. Files of a living process are left
+    alone, and so are those made less than a day ago by another machine that shares the folder.
 
     Args:
-        folder: where to look; not in the folders below it.
+        folder: the folder; those below it are not searched.
     """
     for scratch in unfinished_in(folder):
         if _is_left_over(scratch):
-            # Killed in the instant in which a folder was replaced: the old one is still whole.
+            # If the process was killed while it replaced a folder, the old one is whole, in here.
             with suppress(OSError):
                 _put_back(scratch, Path(folder))
             shutil.rmtree(scratch, ignore_errors=True)
@@ -437,12 +444,12 @@ def _put_back(scratch: Path, parent: Path) -> None:
 
 def _is_left_over(scratch: Path) -> bool:
     process, _, rest = scratch.name.removeprefix(_PREFIX).partition("-")
-    # Windows has no signal that only asks.
+    # Windows has no signal that only asks whether a process is alive.
     if rest.partition("-")[2] != socket.gethostname() or os.name == "nt" or not process.isdigit():
         with suppress(OSError):
             return time.time() - scratch.stat().st_mtime > _LEFT_OVER_AFTER
         return False
-    # Of this number, but from before this process began: a container's are the same every time.
+    # An earlier process with this number left it: in a container, numbers are the same every time.
     if int(process) == os.getpid():
         return True
     try:
@@ -450,12 +457,12 @@ def _is_left_over(scratch: Path) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # alive, and another user's
+        return False  # The process is alive and belongs to another user.
     return False
 
 
 def _sync(path: Path) -> None:
-    """Have a file or a folder written to the disk itself; not every system can with folders."""
+    """Flush a file or a folder to the disk itself; ignore systems that cannot do it for folders."""
     is_folder = path.is_dir()
     with suppress(OSError) if is_folder else nullcontext():
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)

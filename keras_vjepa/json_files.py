@@ -1,8 +1,8 @@
-"""Read JSON files that something else wrote, perhaps damaged or hostile (App. C).
+"""Read JSON files that other programs wrote, which may be damaged or hostile (App. C).
 
-A config is a page of text. What is not a plain file, is as large as weights are, is nested so deep
-that it would end Python's recursion, says one thing twice, or holds NaN where a number must be, is
-refused in one line that names the file.
+A config is a short text. So a file is refused, with one line that names it, if it is not a plain
+file, is as large as weights are, is nested so deep that Python's recursion would end, has a name
+twice, or holds NaN.
 """
 
 import json
@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 
 from keras_vjepa import files
 
-# Of the package's own, the largest is the list of a sharded checkpoint's tensors: 200 kB.
+# The largest JSON file of this package, a list of a sharded checkpoint's tensors, has 200 kB.
 _MOST_BYTES = 2**25
 _DEEPEST = 100
 
 
 class JsonFileError(ValueError):
-    """Raised for a file that is there and holds no JSON; one line that names the file."""
+    """Says, in one line that names the file, that a file which exists holds no valid JSON."""
 
 
 def read_json(path: files.PathLike) -> Any:
@@ -27,8 +27,8 @@ def read_json(path: files.PathLike) -> Any:
         path: the file.
 
     Raises:
-        JsonFileError: if it is no plain file, too large, nested too deep, or not JSON as the
-            standard has it, without NaN and without a name that occurs twice.
+        JsonFileError: if it is no plain file, is too large, is nested too deep, or is not JSON by
+            the standard, which has no NaN; and if a name occurs twice in an object.
         OSError: if it does not exist or cannot be read.
 
     Example:
@@ -57,14 +57,14 @@ def read_json(path: files.PathLike) -> Any:
         _check_depth(found)
     except RecursionError:
         raise JsonFileError(f"{path} cannot be read as JSON: nested too deep") from None
-    except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors too
         reason = " ".join(str(error).split())
         raise JsonFileError(f"{path} cannot be read as JSON: {reason[:200]}") from None
     return found
 
 
 def read_json_object(path: files.PathLike) -> dict[str, Any]:
-    """Read a JSON file whose content is an object; arguments and errors as of `read_json`."""
+    """Read a JSON file whose content is an object; arguments and errors are `read_json`'s."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise JsonFileError(f"{path} must hold a JSON object. Received: {type(found).__name__}")
@@ -85,7 +85,7 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def _check_depth(found: Any) -> None:
-    """Raise `RecursionError` for what others, who read it by recursion, could not bear."""
+    """Raise `RecursionError` if content is nested too deep for code that reads it recursively."""
     level = [found] if isinstance(found, dict | list) else []
     for _ in range(_DEEPEST):
         if not level:

@@ -1,8 +1,9 @@
 """Keep a second run out of a folder in which a first one works (App. C).
 
-A lock is the operating system's, on an open file: it ends with the process that holds it, however
-that ends. The file `.lock` says who holds it, for the message of whoever is refused. It is removed
-with the lock; one that a killed process left is nothing but a file, and the next run takes it over.
+The operating system keeps the lock, on an open file, so it ends with the process that holds it,
+however that process ends. The file `.lock` says who holds the lock, for the error message that a
+second run gets. It is removed with the lock. A file that a killed process left locks nothing, and
+the next run takes it over.
 """
 
 import errno
@@ -23,14 +24,14 @@ LOCK_FILE = ".lock"
 
 _LOG = logging.getLogger(__name__)
 
-# What a file system says that has no locks.
+# Errors of file systems that have no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-# Of this thread: what it runs inside a lock may ask for the same one.
+# The locks that this thread holds: code that it runs inside a lock may ask for the same one.
 _held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())
 
 
 class FolderInUseError(OSError):
-    """Raised when another run works in a folder."""
+    """Says that another run works in a folder."""
 
 
 @contextmanager
@@ -39,17 +40,18 @@ def locked(
 ) -> Iterator[None]:
     """Keep other runs out of a folder for as long as the block lasts.
 
-    Inside the block, the same thread may ask for the same lock again. Of several processes of one
-    run, let the first alone ask. Where the system has no locks, the log says so in one line.
+    Inside the block, the same thread may ask for the same lock again. If a run has several
+    processes, only the first may ask. If the system has no locks, the log says so in one line.
 
     Args:
-        folder: the folder, which exists.
-        option: what the user calls it, for the message, such as "--workdir".
-        wait: wait until the other run is done, and say so, in place of an error.
-        name: of the lock's file, where runs share a folder and do different things in it.
+        folder: the folder, which must exist.
+        option: the user's name for the folder, such as "--workdir", for the message.
+        wait: whether to wait until the other run is done, with a line in the log, instead of
+            raising an error.
+        name: name of the lock's file, if runs share a folder and do different things in it.
 
     Raises:
-        FolderInUseError: if another run works there.
+        FolderInUseError: if another run works in the folder.
         OSError: if the lock's file cannot be made.
 
     Example:
@@ -74,14 +76,14 @@ def locked(
     finally:
         _held.set(before)
         if descriptor is not None:
-            # While it is held: another run may not lock a file that is about to go.
+            # Removed while the lock is held, so no other run can lock a file that is about to go.
             with suppress(OSError):
                 os.unlink(path)
             os.close(descriptor)
 
 
 def _acquire(path: str, folder: str, option: str, wait: bool) -> int | None:
-    """Lock a file, made if need be; None where that cannot be done."""
+    """Lock a file, and make it if need be; return None if the system has no locks."""
     if fcntl is None:
         _say_that_there_is_none(folder, "this system has none")
         return None
@@ -107,7 +109,7 @@ def _acquire(path: str, folder: str, option: str, wait: bool) -> int | None:
                 os.unlink(path)
             _say_that_there_is_none(folder, error.strerror or str(error))
             return None
-        # Whoever held it has removed the file meanwhile, and a third may have made another.
+        # The last holder may have removed the file meanwhile, and another run made a new one.
         if _is_at(descriptor, path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -116,7 +118,7 @@ def _acquire(path: str, folder: str, option: str, wait: bool) -> int | None:
 
 
 def _opened(path: str, option: str) -> int:
-    """Open the lock's file, made if need be; what a link leads to is not ours to write."""
+    """Open the lock's file, and make it if need be; follow no links, which may lead anywhere."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o666)

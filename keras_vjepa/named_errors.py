@@ -1,7 +1,7 @@
-"""One gate for files of elsewhere: whatever goes wrong is one line that names the file (App. C).
+"""Turn any error about a file from elsewhere into one line that names the file (App. C).
 
-A file that somebody else wrote, damaged or made to do harm, can make a library or this package
-raise anything. Behind `named` all of it becomes the one error that callers expect.
+A file that somebody else wrote may be damaged or meant to do harm, and a library that reads it may
+raise any error. `named` turns all of them into the one error that callers expect.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from keras_vjepa.files import PathLike
 
 _LONGEST_REASON = 300
-# What an error of our own may say with the names of files, which are long themselves.
+# The longest message that stays as it is; it may hold names of files, which are long themselves.
 _LONGEST = 1500
 
 
@@ -18,16 +18,16 @@ _LONGEST = 1500
 def named(
     path: PathLike, error: type[ValueError] = ValueError, problem: str = "cannot be read"
 ) -> Iterator[None]:
-    """Have whatever a block raises become one error of one line that names the file.
+    """Turn whatever a block raises into one error of one line that names the file.
 
     Args:
         path: the file or folder that is read in the block.
-        error: what to raise; if the block raises it with the file's name, in one line that is not
-            too long, it stays as it is.
-        problem: what is wrong where the reason alone says little.
+        error: the type of the error to raise. If the block raises this type, with the file's name,
+            in one line that is not too long, the error stays as it is.
+        problem: words that precede the reason if the block raises no `ValueError`.
 
     Raises:
-        ValueError: as `error` says, if the block raises anything.
+        ValueError: if the block raises any error; its type is `error`.
 
     Example:
 
@@ -45,7 +45,7 @@ def named(
             if _is_one_line(str(reason)):
                 raise
             raise error(text) from reason
-        if text.startswith(str(path)):  # another kind, which names the file too
+        if text.startswith(str(path)):  # The error is of another type, but names the file too.
             raise error(text) from reason
         raise error(f"{path}: {text}") from reason
     except Exception as reason:
@@ -54,7 +54,7 @@ def named(
 
 
 def one_line(error: Exception) -> str:
-    """Write what an error says on one line, and not too long."""
+    """Write an error's message on one line, and not too long."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
 

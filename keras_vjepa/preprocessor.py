@@ -1,11 +1,12 @@
-"""From a file to the backbone's input: clips, views, normalisation (§4.3, App. D, App. D.1).
+"""Make the backbone's input from files: clips, views, normalised (§4.3, App. D, App. D.1).
 
-The one module where the model side and the data side meet: `keras_vjepa.data` reads and transforms,
-and what a model was trained on is kept in its preset, in `preprocessor.json`.
+This is the one module where the model side and the data side meet. `keras_vjepa.data` reads and
+transforms; the settings that a model was trained with are kept in its preset, in
+`preprocessor.json`.
 
-Departures from the authors' evaluations: clips do not lie at random places but at the start of
-each part of the video, so that features do not change from call to call; frames in memory, exactly
-as many as a clip has, are that clip, whatever `frame_step` is.
+Departures from the authors' evaluations: clips are not taken from random places but from the start
+of each part of the video, so that features do not change from call to call; and frames in memory
+that are exactly as many as a clip has are taken as that clip, whatever `frame_step` is.
 """
 
 import json
@@ -63,27 +64,27 @@ Augment = Callable[[Frames, np.random.Generator], Videos]
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAVideoPreprocessor:
-    """Makes the backbone's input of videos and images, as the evaluations do (App. D.1).
+    """Turns videos and images into the backbone's input, as the evaluations do (App. D.1).
 
     Args:
         image_size: height and width of the clips in pixels, one int for squares. The frames are
             resized with their proportions kept, and cropped in the middle.
         num_frames: frames of a clip.
         frame_step: source frames per frame of a clip; a clip spans `num_frames * frame_step` of
-            them. Of a video that is shorter, a clip has as many frames as fit in such steps, and
-            then the last one again until it is full. Nothing is padded with black.
-        num_clips: clips of a video, one in each of so many equal parts.
+            them. A clip of a shorter video has as many frames as fit in such steps, and repeats the
+            last of them until it is full. Nothing is padded with black.
+        num_clips: clips of a video, one from each of so many equal parts.
         num_views: 1, the middle; or 3, squares along the longer side.
         image_frames: how often an image is repeated: None for `num_frames`, or fewer, such as the
             `tubelet_size` of the backbone for a single tubelet.
-        antialias: resize videos as Pillow and the processor of the transformers package do, which
-            leave no pixel out where a frame gets smaller; False as OpenCV and the authors do.
-            Images are always resized like that.
-        interpolation: of the resizing, `"bilinear"` or `"bicubic"`.
-        crop_rounding: where a crop begins whose margin is half a pixel: `"even"`, at the next even
-            one, as the authors' code has it, or `"down"`, as the transformers package has.
-        mean: of red, green and blue, which is subtracted from pixels in [0, 1]; ImageNet's.
-        std: of red, green and blue, by which they are divided then; ImageNet's.
+        antialias: True resizes videos as Pillow and the processor of the transformers package do,
+            which skip no pixel when a frame gets smaller; False resizes as OpenCV and the authors
+            do. Images are always resized as with True.
+        interpolation: how to resize, `"bilinear"` or `"bicubic"`.
+        crop_rounding: where a crop begins if its margin is half a pixel: `"even"`, at the nearest
+            even pixel, as in the authors' code, or `"down"`, as in the transformers package.
+        mean: mean of red, green and blue, subtracted from pixels in [0, 1]; default: ImageNet's.
+        std: deviation of red, green and blue, which they are then divided by; default: ImageNet's.
 
     Call arguments:
         inputs: one video or image, or a list of several:
@@ -95,7 +96,7 @@ class VJEPAVideoPreprocessor:
             a PIL image;
             a tensor of paths or of frames within `dataset.map` of TensorFlow;
             a list of pictures, arrays or PIL images, which are the frames of **one** video. For
-            `num_frames=1`, an image model's, they are as many images.
+            `num_frames=1`, that of an image model, they are as many images.
             Grey becomes RGB, and transparency is left out. Five axes are a list of videos.
         limits: time and pixels that a file may take.
 
@@ -141,7 +142,7 @@ class VJEPAVideoPreprocessor:
         check_flag(antialias=antialias)
         check_choice(get_args(Kernel), interpolation=interpolation)
         check_choice(get_args(Rounding), crop_rounding=crop_rounding)
-        # A tuple again when it comes out of a JSON file as a list.
+        # A JSON file gives a tuple back as a list.
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
         if num_views not in (1, 3):
             raise ValueError(f"`num_views` must be 1 or 3. Received: {num_views}")
@@ -170,7 +171,7 @@ class VJEPAVideoPreprocessor:
         return self.batch(self.sources(inputs), limits)
 
     def sources(self, inputs: Any) -> list[Source]:
-        """List the videos and images that the call makes a batch of, unread.
+        """List the videos and images that the call would make a batch of, without reading them.
 
         Args:
             inputs: as in the call.
@@ -179,23 +180,23 @@ class VJEPAVideoPreprocessor:
             Paths, and frames as uint8 RGB; each may be passed to the call by itself.
 
         Raises:
-            ValueError: as the call.
+            ValueError: for inputs that the call refuses.
         """
         return as_sources(inputs, images_apart=self.num_frames == 1)
 
     def is_one(self, inputs: Any) -> bool:
-        """Whether the call makes a batch of one of `inputs`, which are no list of several."""
+        """Tell whether `inputs` are a single video or image, and not a list of several."""
         return is_one(inputs, images_apart=self.num_frames == 1)
 
     def batch(self, sources: Sequence[Source], limits: ReadingLimits = DEFAULT_LIMITS) -> Videos:
-        """Read and transform what `sources` lists, or a part of it, as the call does.
+        """Read and transform the list of `sources`, or a part of it, as the call does.
 
         Args:
             sources: paths, and frames as uint8 RGB.
             limits: as in the call.
 
         Returns:
-            As the call.
+            A batch, as the call returns it.
 
         Raises:
             UnreadableVideoError: if a file cannot be read.
@@ -223,30 +224,31 @@ class VJEPAVideoPreprocessor:
         limits: ReadingLimits = DEFAULT_LIMITS,
         augment: bool | Augment = False,
     ) -> EpochDataset:
-        """Make a dataset for `fit` and `evaluate` of labelled files, read while they are needed.
+        """Make a dataset for `fit` and `evaluate` of labelled files, read as they are needed.
 
         Args:
             samples: files with class numbers, such as `list_samples` gives.
             num_classes: number of classes.
             batch_size: videos in a batch.
-            training: True for full batches in another order each epoch, where another file takes
-                the place of one that cannot be read; False for each file once and in order, where
-                such a one is left out.
-            shuffle: False leaves the order of training as it is.
-            seed: of that order.
-            num_workers: threads.
+            training: True gives full batches, in another order each epoch, and replaces a file that
+                cannot be read by another one. False gives each file once and in order, and leaves
+                out files that cannot be read.
+            shuffle: False keeps the given order in training too.
+            seed: seed of the order in training.
+            num_workers: number of threads.
             max_bad_share: stop when more than this share of the files cannot be read.
             limits: time and pixels that a file may take.
-            augment: of training: True for clips from random places, transformed as the authors
-                train probes; or such a transform, called with the frames of a clip, uint8 `(frames,
-                height, width, 3)`, and a `numpy.random.Generator`. Each clip has one view then.
+            augment: for training: True takes clips from random places and transforms them as the
+                authors train probes. Or a transform, called with the frames of a clip, uint8
+                `(frames, height, width, 3)`, and a `numpy.random.Generator`. With either, each clip
+                has one view.
 
         Returns:
             A `keras.utils.PyDataset` of `(inputs, labels)`, with a length.
 
         Raises:
-            ValueError: for no samples, labels that are missing or too large, and options out of
-                range.
+            ValueError: for no samples, for labels that are missing or too large, and for options
+                out of range.
         """
 
         def read(source: str | Media) -> Videos:
@@ -268,12 +270,12 @@ class VJEPAVideoPreprocessor:
         return EpochDataset(batches, num_workers)
 
     def _shape(self, inputs: Any) -> tuple[int | None, ...]:
-        """Axes of what the call will return."""
+        """Return the shape that the call's result will have; None for axes not known."""
         given = tf_data.shape_of(inputs)
         if given is None:
             batch = None
         else:
-            # A path, an image or a video; or several paths or videos.
+            # The input is a path, an image or a video, or several paths or videos.
             several = 1 if inputs.dtype == "string" else 5
             batch = given[0] if len(given) == several else 1
         size = self.image_size
@@ -285,7 +287,7 @@ class VJEPAVideoPreprocessor:
     # --- One video or image ----------------------------------------------------------------------
 
     def _clips(self, source: Source | Media, limits: ReadingLimits) -> Videos:
-        """One element of the batch that the call returns."""
+        """Make one element of the batch that the call returns."""
         if isinstance(source, str | Media):
             if is_image(source):
                 return self._image(read_image(source, limits))
@@ -300,7 +302,10 @@ class VJEPAVideoPreprocessor:
     def _augmented(
         self, augment: bool | Augment, limits: ReadingLimits
     ) -> Callable[[str | Media, np.random.Generator], Videos] | None:
-        """What makes clips of a file from random places, one view of each; None for no change."""
+        """Return a function that makes augmented clips of a file; None for no augmentation.
+
+        The clips are from random places of the file, and have one view each.
+        """
         if not callable(augment):
             check_flag(augment=augment)
             if not augment:
@@ -351,7 +356,7 @@ class VJEPAVideoPreprocessor:
         return self._arranged(np.repeat(clip[np.newaxis], self.num_clips, axis=0))
 
     def _views(self, frames: Frames, antialias: bool = False) -> Videos:
-        """`(num_views, frames, height, width, 3)`."""
+        """Make the views of a clip, `(num_views, frames, height, width, 3)`."""
         colours: dict[str, Any] = {"mean": self.mean, "std": self.std}
         if self.num_views == 3:
             assert isinstance(self.image_size, int)
@@ -373,14 +378,14 @@ class VJEPAVideoPreprocessor:
     # --- Long videos -----------------------------------------------------------------------------
 
     def num_windows(self, video_length: int, stride: int | None = None) -> int:
-        """How many windows `windows` makes of a video of so many frames."""
+        """Return the number of windows that `windows` makes of a video of so many frames."""
         stride = self._stride(stride)
         beyond = max(0, video_length - self.num_frames * self.frame_step)
-        # The second where the stride is so long that windows leave gaps.
+        # The second number is the smaller one if the stride is so long that windows leave gaps.
         return min(1 - (-beyond // stride), -(-video_length // stride))
 
     def repeats(self, video_length: int, stride: int | None = None) -> bool:
-        """Tell whether a window of a video of so many frames repeats the last of them."""
+        """Tell whether the last window of a video of so many frames repeats the last frame."""
         last = self._stride(stride) * (self.num_windows(video_length, stride) - 1)
         return last + self.num_frames * self.frame_step > video_length
 
@@ -390,17 +395,17 @@ class VJEPAVideoPreprocessor:
         stride: int | None = None,
         limits: ReadingLimits = DEFAULT_LIMITS,
     ) -> tuple[int, Iterator[Videos]]:
-        """A clip that slides over a whole video, in memory that does not grow with its length.
+        """Slide a clip over a whole video, in memory that does not grow with its length.
 
-        Window i begins at frame `i * stride` and is a clip as the call makes it; the last one
-        reaches beyond the end and repeats the last frame, unless the video ends with it. An image
-        is one window.
+        Window i begins at frame `i * stride` and is a clip like those that the call makes. Unless
+        the video ends where the last window does, that window reaches beyond the end and repeats
+        the last frame. An image is one window.
 
         Args:
             source: a video or an image.
-            stride: source frames between the starts of two windows; default: those that a clip
+            stride: source frames between the starts of two windows. By default as many as a clip
                 spans, so that windows do not overlap.
-            limits: time and pixels that the file may take; the time for each window anew.
+            limits: time and pixels that the file may take; the time is that for one window.
 
         Returns:
             The number of windows, and an iterator of `(num_frames, height, width, 3)`.
@@ -421,7 +426,7 @@ class VJEPAVideoPreprocessor:
         starts = stride * np.arange(self.num_windows(video.num_frames, stride))
         if len(starts) == 1:
             return 1, self._sliding(video, self._indices(video.num_frames))
-        # The whole span, as of a video that is long enough for it.
+        # The frames of a clip over its whole span, as in a video that is long enough for it.
         span = self._indices(self.num_frames * self.frame_step + 1)
         rows = np.minimum(starts[:, np.newaxis] + span, video.num_frames - 1)
         return len(rows), self._sliding(video, rows)
@@ -432,7 +437,7 @@ class VJEPAVideoPreprocessor:
         return self.num_frames * self.frame_step if stride is None else stride
 
     def _sliding(self, video: VideoReader, rows: Indices) -> Iterator[Videos]:
-        """Clips of these frames, ascending by row; each is decoded and resized once, in order."""
+        """Yield a clip for each row of frame numbers; decode and resize each frame only once."""
         upcoming, kept = iter(np.unique(rows).tolist()), dict[int, Videos]()
         with video:
             for row in rows.tolist():
@@ -464,22 +469,22 @@ class VJEPAVideoPreprocessor:
         return cls(**config)
 
     def save_to_preset(self, folder: PresetName) -> None:
-        """Write `preprocessor.json` into a preset folder, beside the model that it goes with."""
+        """Write `preprocessor.json` into a preset folder, beside the model that it belongs to."""
         described = keras.saving.serialize_keras_object(self)
         files.write_text(preset_folder(folder) / PREPROCESSOR_FILE, json.dumps(described, indent=2))
 
     @classmethod
     def from_preset(cls, preset: PresetName, **overrides: Any) -> Self:
-        """The preprocessor of a preset; no weights are downloaded for it.
+        """Make the preprocessor of a preset, without downloading weights.
 
         Args:
-            preset: as in `VJEPABackbone.from_preset`. Of one without a `preprocessor.json`, the
-                sizes are the backbone's.
+            preset: as in `VJEPABackbone.from_preset`. If it has no `preprocessor.json`, the sizes
+                are those of the backbone.
             overrides: constructor arguments to change.
 
         Raises:
-            FileNotFoundError: if the folder is no preset.
-            ValueError: if `preset` or `overrides` do not exist.
+            FileNotFoundError: if the folder is not a preset.
+            ValueError: if `preset` does not exist, or an override is not an argument.
         """
         folder = find_preset(preset, load_weights=False)
         described_in, arguments = described_preprocessor(folder, cls.__name__)
@@ -493,7 +498,7 @@ class VJEPAVideoPreprocessor:
 
 
 def _colour(interval: str, **values: Any) -> Colour:
-    """Check that an argument is three numbers in an interval, one for each channel."""
+    """Check that an argument is three numbers in an interval, one for each channel; return them."""
     [(name, value)] = values.items()
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise ValueError(f"`{name}` must be three numbers. Received: {shown(value)}")

@@ -1,4 +1,4 @@
-"""Check what defines a pretraining run, before anything is made or written (Table 9, App. C)."""
+"""Check the config of a pretraining run, before anything is made or written (Table 9, App. C)."""
 
 import math
 import sys
@@ -36,19 +36,19 @@ from keras_vjepa.training.resumable import check_run
 
 
 def configured(original: ConfigT, given: Mapping[str, Any], say: bool = True) -> ConfigT:
-    """Set options in a config; of the others, those that do not fit these are fitted to them.
+    """Set options in a config, and fit others to them that would not go with them.
 
-    They are a warm-up that is longer than the run, and the frames of the context of causal masks.
-    The encoder is that of the preset that the run begins with, if it begins with one.
+    Options that are fitted are a warm-up that is longer than the run, and the frames of context of
+    causal masks. If the run begins with a preset, the encoder is that of the preset.
 
     Args:
         original: a config of a recipe.
-        given: what a user sets, by the names of options.
-        say: print a line for each option that is another than the config's.
+        given: values that a user sets, by the names of options.
+        say: whether to print a line for each option that was fitted.
 
     Raises:
-        ValueError: for a value that is out of range, and for one that was given and does not fit,
-            by the name of the option.
+        ValueError: for a value that is out of range, and for a given value that does not fit; the
+            message names the option.
     """
     given = {**given, **architecture_to_begin_with(original, given)}
     config = replace(original, **given)
@@ -69,12 +69,12 @@ def configured(original: ConfigT, given: Mapping[str, Any], say: bool = True) ->
     return replace(config, **{name: value for name, (value, _) in changes.items()})
 
 
-# Values that fit, by the names of their options, and what the config's own do not fit.
+# By the name of an option: a value that fits, and words for what the config's own does not fit.
 _Changes = dict[str, tuple[int, str]]
 
 
 def _fitting_warm_up(original: Any, config: Any, given: Mapping[str, Any]) -> _Changes:
-    """Shorten a warm-up as the run is shorter, and with it what begins at its end."""
+    """Shorten a warm-up with the run, and make clipping begin earlier in proportion."""
     length, steps = _schedule_length(config), config.run.steps
     warm_up, clip_after = config.learning_rate.warmup_steps, config.optimizer.clip_after
     if length < 1 or warm_up < length:
@@ -95,7 +95,7 @@ def _fitting_warm_up(original: Any, config: Any, given: Mapping[str, Any]) -> _C
 
 
 def _fitting_context(config: Any, given: Mapping[str, Any]) -> _Changes:
-    """Take the paper's three quarters of the frames where its 12 are more than there are."""
+    """Take three quarters of the frames as context, as in the paper, if its 12 are too many."""
     frames, context = config.encoder.num_frames, config.mask.num_context_frames
     fits = config.masks != "causal_multi_block" or context <= frames
     if fits or "max_context_frames" in given or frames < 2:
@@ -107,19 +107,19 @@ def _schedule_length(config: Any) -> int:
     return int((config.schedule_steps or config.run.steps) * config.schedule_scale)
 
 
-# Ten times the largest that is of use: to draw that many masks a hundred times takes a minute.
+# Ten times the largest batch of any use. Drawing that many masks a hundred times takes a minute.
 _LARGEST_BUDGET_BATCH = 1024
 _NUM_COLOURS = 3
 
 
 def check_fields(config: Any) -> None:
-    """Check what a config says itself, and not its parts.
+    """Check the plain fields of a config, but not its parts.
 
     Args:
-        config: that of a recipe.
+        config: the config of a recipe.
 
     Raises:
-        ValueError: for the first option that is out of range, by its name.
+        ValueError: for the first option that is out of range; the message names it.
     """
     check_text(data=config.data, dtype=config.dtype)
     check_choice(LEARNING_DTYPES, dtype=config.dtype)
@@ -136,13 +136,13 @@ def check_fields(config: Any) -> None:
 
 
 def check_parts(config: Any) -> None:
-    """Check what the parts of a config say, of which the objects are made later.
+    """Check the arguments in the parts of a config, before the objects are made of them.
 
     Args:
-        config: that of a recipe.
+        config: the config of a recipe.
 
     Raises:
-        ValueError: for the first option that is out of range, by its name.
+        ValueError: for the first option that is out of range; the message names it.
     """
     _check_schedules(config)
     config.monitor.check(lambda every: check_whole(1, every=every))
@@ -151,7 +151,7 @@ def check_parts(config: Any) -> None:
     config.batches.check(check_reading, seed=config.seed)
     config.batches.check(check_label_weights)
     config.pretrainer.check(check_objective)
-    # Those of masks of which others are taken too.
+    # The arguments of all kinds of masks are checked, whichever kind is chosen.
     config.mask.check(lambda ratio: RandomTubeMask(ratio))
     config.mask.check(
         lambda num_context_frames: check_whole(1, MOST_LONG, num_context_frames=num_context_frames)
@@ -177,12 +177,12 @@ def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
     """Check masks, budgets and predictor against the encoder's grid of tokens.
 
     Args:
-        config: one that `check_parts` has nothing against.
-        kinds: its masks.
-        grid: of its encoder.
+        config: a config that has passed `check_parts`.
+        kinds: the masks of the config.
+        grid: the token grid of its encoder.
 
     Raises:
-        ValueError: for the first option that does not fit, by its name.
+        ValueError: for the first option that does not fit; the message names it.
     """
     with config.mask.renaming():
         for kind in kinds:
@@ -203,7 +203,7 @@ def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
         "remat": encoder.remat,
     }
     given = {name: value for name, value in predictor.arguments.items() if value is not None}
-    # Mask tokens see nothing of the context without.
+    # In a predictor without layers, mask tokens would see nothing of the context.
     predictor.check(lambda num_layers: check_whole(1, num_layers=num_layers))
     with predictor.renaming():
         VJEPAPredictor.number_of_weights(**{**known, **given})
@@ -213,10 +213,10 @@ def check_probe_memory(config: Any) -> None:
     """Check that the clips of the probe that follows a run on a built-in set fit into memory.
 
     Args:
-        config: that of a recipe.
+        config: the config of a recipe.
 
     Raises:
-        ValueError: if they are more than the machine has.
+        ValueError: if they take more memory than the machine has.
     """
     has = memory_of_machine()
     if config.data not in SETS or has is None:
@@ -224,7 +224,7 @@ def check_probe_memory(config: Any) -> None:
     source, encoder = SETS[config.data], config.encoder
     height, width = height_and_width(encoder.image_size)
     train = min(config.probe_videos, source.num_training_videos)
-    # Clips are listed first and then put together.
+    # Clips are in memory twice for a while: first in a list, then in one array made of it.
     clips = train + max(train, 2 * source.num_test_videos)
     needed = clips * encoder.num_frames * height * width * _NUM_COLOURS * 4
     if needed > has:
@@ -245,7 +245,8 @@ def _check_schedules(config: Any) -> None:
     config.momentum.make(total_steps=length)
     config.learning_rate.make(total_steps=int(length))
     config.weight_decay.make(total_steps=int(length))
-    # Not the optimizer, whose variables JAX would put on a device, before it is told of the others.
+    # The optimizer itself is not made here: JAX would put its variables on one device, before it
+    # is told of the other devices.
     config.optimizer.check(check_moments)
     config.optimizer.check(check_updates)
     config.optimizer.check(lambda clip_after: check_whole(0, optional=True, clip_after=clip_after))

@@ -1,6 +1,6 @@
-"""Types with names: what travels between the rooms of the package (§3.1).
+"""Name the types of what passes between the folders of the package (§3.1).
 
-Backends have tensor types of their own; here all of them are `Tensor`.
+Each backend has a tensor type of its own; here all of them are `Tensor`.
 """
 
 from typing import Any
@@ -8,5 +8,5 @@ from typing import Any
 # A tensor of whichever backend runs, or a NumPy array in its place.
 Tensor = Any
 
-# A model's input by name, see `tasks/pretrainer.py` for pretraining's.
+# A model's input by name; `tasks/pretrainer.py` describes that of pretraining.
 Batch = dict[str, Tensor]

@@ -1,9 +1,9 @@
 """Check the authors' files against what is known of them (App. C, App. D.1).
 
-No official file could be read where this package is made. Whoever has one can say with this what
-is in it: hash and length, whether it is read strictly, how many tensors it has, and what its
-networks make of a clip that a formula gives, so that the reports of several people compare. The
-command is `keras-vjepa verify`.
+No official file could be read where this package was made. Anybody who has one can use this module
+to report what is in it: hash and length, whether all its keys are known, how many tensors it has,
+and what its networks compute for a clip made by a formula, so that reports of several people can be
+compared. The command is `keras-vjepa verify`.
 """
 
 import math
@@ -35,7 +35,7 @@ CLIP = "sin(2 pi (t/8 + y/32 + x/48) + c), with t, y, x, c from 0; 16 frames at 
 _MOST_FRAMES = 16
 _PROBE_TOKENS = 64
 
-# The same weights in the layout of the transformers package.
+# Where the same weights are published in the layout of the transformers package, by preset.
 TWINS = {"vjepa2_large_patch16_256": "hf://facebook/vjepa2-vitl-fpc64-256"}
 
 _NETWORKS = ("encoder", "predictor", "target_encoder")
@@ -43,12 +43,12 @@ _NETWORKS = ("encoder", "predictor", "target_encoder")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Holds one fact that was found in a file.
 
     Attributes:
-        what: was looked at.
+        what: what was looked at.
         value: what was found.
-        is_right: whether it is what it must be; None where there is nothing to compare it with.
+        is_right: whether this is as it must be; None if there is nothing to compare it with.
     """
 
     what: str
@@ -58,13 +58,13 @@ class Finding:
 
 @dataclass
 class FileReport:
-    """What was found in a file.
+    """Collects what is found in a file.
 
     Attributes:
-        name: of a preset, or of a local file.
-        findings: in the order in which they were made.
-        seconds: what took how long.
-        folder: where the file lies, which is nobody's business and left out of the findings.
+        name: name of a preset, or of a local file.
+        findings: the findings, in the order in which they were made.
+        seconds: how long each part of the work took, by its name.
+        folder: the folder of the file, which is private and left out of the findings.
     """
 
     name: str
@@ -74,30 +74,30 @@ class FileReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Return whether nothing was found to be wrong."""
         return all(finding.is_right is not False for finding in self.findings)
 
     def add(self, what: str, value: Any, is_right: bool | None = None) -> None:
-        """Keep a finding."""
+        """Add a finding to the report."""
         text = str(value) if self.folder is None else str(value).replace(f"{self.folder}/", "")
         self.findings.append(Finding(what, text, is_right))
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Measure a block; what it raises is a finding, and ends only this file's report."""
+        """Measure the time of a block; note its errors as findings that end this file's report."""
         start = time.perf_counter()
         try:
             yield
         except _Failed:
             raise
-        except Exception as error:  # Whatever one file does, the others are looked at too.
+        except Exception as error:  # Whatever is wrong with one file, the others are checked too.
             self.add(what, f"{type(error).__name__}: {one_line(error)}", False)
             raise _Failed from error
         finally:
             self.seconds[what] = time.perf_counter() - start
 
     def lines(self) -> list[str]:
-        """Write it in Markdown."""
+        """Write the report as lines of Markdown."""
         marks = {True: "ok", False: "**WRONG**", None: "-"}
         rows = [f"| {f.what} | {_cell(f.value)} | {marks[f.is_right]} |" for f in self.findings]
         taken = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.seconds.items())
@@ -106,7 +106,7 @@ class FileReport:
 
 
 class _Failed(Exception):
-    """Raised when no more of a file can be looked at; the report says why."""
+    """Says that the rest of a file cannot be checked; the report tells why."""
 
 
 def _cell(text: str) -> str:
@@ -117,7 +117,7 @@ def _cell(text: str) -> str:
 
 
 def official_file(name: str) -> RemoteFile:
-    """The file that a name of the zoo adds to what others of its names have."""
+    """Return the file that belongs to a name of the zoo: a probe, or a pretraining checkpoint."""
     entry = BUILT_IN[name]
     if isinstance(entry, ClassifierEntry):
         return entry.probe
@@ -126,14 +126,14 @@ def official_file(name: str) -> RemoteFile:
 
 
 def verify(name: str, keep: bool = False) -> FileReport:
-    """Look into one file.
+    """Check one file, and report what is in it.
 
     Args:
         name: one of `list_presets`, whose file is downloaded, or the path of a file.
-        keep: leave what was downloaded in the cache, for `from_preset` to find.
+        keep: whether a downloaded file stays in the cache, for `from_preset` to find.
 
     Returns:
-        What was found; it says so where nothing could be.
+        The report; an error while reading the file is a finding in it.
 
     Example:
 
@@ -168,7 +168,7 @@ def _verify_local(report: FileReport, path: Path) -> None:
         sha256 = hash_of(path)
     alike = [name for name in BUILT_IN if official_file(name).name == path.name]
     same = [name for name in BUILT_IN if official_file(name).sha256 == sha256]
-    # Probes of several encoders have one file name.
+    # The probes of several encoders have the same file name.
     [name] = same[:1] or (alike if len(alike) == 1 else [""])
     if name:
         report.add("taken for", f"the file of {name}")
@@ -291,7 +291,7 @@ def _look_into_probe(report: FileReport, name: str, path: Path) -> None:
 
 
 def fixed_clip(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Make the clip of `CLIP`, which is the same everywhere.
+    """Make a clip by the formula `CLIP`, the same on every machine.
 
     Args:
         shape: frames, height, width and channels.
@@ -304,7 +304,7 @@ def fixed_clip(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def statistics(tokens: NDArray[np.float32]) -> str:
-    """Write the numbers by which features of one model on two machines are compared."""
+    """Write numbers that sum up features, to compare those of two machines."""
     values = np.asarray(tokens, "float64")
     first = " ".join(f"{value:.5f}" for value in values.reshape(-1)[:4])
     return (
@@ -314,7 +314,7 @@ def statistics(tokens: NDArray[np.float32]) -> str:
 
 
 def _is_finite(tokens: NDArray[np.float32]) -> bool | None:
-    """Nothing says what the numbers must be, but that they must be numbers."""
+    """Return False if a number is not finite; else None, as nothing says what it must be."""
     return None if np.isfinite(tokens).all() else False
 
 
@@ -344,7 +344,7 @@ def _compare(
 
 
 def _difference(one: keras.Model, other: keras.Model) -> float:
-    """The largest difference of two models' weights; infinite if these are not alike."""
+    """Return the largest difference of two models' weights; infinity if the shapes differ."""
     pairs = list(zip(one.get_weights(), other.get_weights(), strict=False))
     alike = len(one.weights) == len(other.weights) and all(a.shape == b.shape for a, b in pairs)
     return max(float(np.abs(a - b).max()) for a, b in pairs) if alike else math.inf

@@ -1,7 +1,8 @@
-"""Open zip archives whose members lie in them as they are, and check what they claim (App. C).
+"""Open zip archives of uncompressed members, and check the sizes that they claim (App. C).
 
-PyTorch's checkpoints and NumPy's `.npz` files are such. A library believes an archive's list of
-members; here it is compared with the bytes that are there, so a small file stays small.
+PyTorch's checkpoints and NumPy's `.npz` files are such archives. Libraries trust an archive's list
+of members. Here the list is compared with the size of the file, so that a small file cannot claim a
+large amount of memory.
 """
 
 import struct
@@ -11,20 +12,20 @@ from typing import BinaryIO
 from keras_vjepa.arguments import shown
 from keras_vjepa.files import PathLike
 
-# The list of members; that of the largest checkpoint takes a tenth of that.
+# The largest list of members allowed. That of the largest checkpoint takes a tenth of this.
 _MOST_LISTED_BYTES = 2**23
 _END, _END_64, _PLACE_OF_END_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 
 
 def open_archive(path: PathLike) -> tuple[zipfile.ZipFile, dict[str, int]]:
-    """Open an archive, and find the bytes of each member by its name.
+    """Open an archive, and return it with the size of each member in bytes, by name.
 
     Args:
-        path: of a plain file.
+        path: path of a plain file.
 
     Raises:
-        BadZipFile: if it is no archive.
-        ValueError: if it claims more than there is, is compressed, or has a name twice.
+        BadZipFile: if it is not an archive.
+        ValueError: if it claims more bytes than it has, is compressed, or has a name twice.
         OSError: if it cannot be opened.
     """
     with open(path, "rb") as file:
@@ -40,7 +41,7 @@ def open_archive(path: PathLike) -> tuple[zipfile.ZipFile, dict[str, int]]:
 
 
 def _size_of_list(file: BinaryIO) -> int:
-    """Find the size of the list of members, which libraries read without a limit."""
+    """Return the size of the list of members, which libraries would read whatever its size."""
     size = file.seek(0, 2)
     file.seek(max(0, size - 2**16 - 22))
     end = file.read()

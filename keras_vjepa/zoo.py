@@ -1,13 +1,12 @@
-"""The model zoo: the authors' released weights as presets (Table 6, App. C, App. D.1).
+"""Offer the authors' released weights as presets, the model zoo (Table 6, App. C, App. D.1).
 
 An entry says where the authors keep a file and what it must hold. The first `from_preset` of a name
-downloads that file, checks it, converts it and writes a preset into the cache; from then on the
-cache is all that is needed. The weights are under the authors' licence, and none of them are in
-this package.
+downloads that file, checks it, converts it and writes a preset into the cache; later calls need the
+cache alone. The weights are under the authors' licence, and none of them are in this package.
 
-The files could not be downloaded where this package was made, so it knows the SHA-256 of those
-alone that others have stated, and who did. Each of the rest must be trusted once, by the user; see
-`presets/downloads.py`.
+The files could not be downloaded where this package was made. So it knows the SHA-256 only of files
+for which others have stated it, and says who they are. Any other file must be trusted once by the
+user; see `presets/downloads.py`.
 """
 
 import hashlib
@@ -44,30 +43,32 @@ Configs = dict[str, dict[str, Any]]
 
 _LOG = logging.getLogger(__name__)
 
-# Counts what `convert_folder` has made of the same folder: since 2 with a preprocessor, names of
-# classes, and positions counted as that package does.
+# Version of what `convert_folder` makes of a folder. Version 2 added a preprocessor, names of
+# classes, and positions that are counted as in the transformers package.
 _CONVERSION = 2
 
 
 class Entry:
-    """A released model; its subclasses say what it consists of."""
+    """Describes a released model; subclasses say what it consists of."""
 
     def preprocessor(self) -> VJEPAVideoPreprocessor:
+        """Make the preprocessor of the model."""
         raise NotImplementedError
 
     def configs(self) -> Configs:
-        """The files of its preset that describe models."""
+        """Return the content of the preset's files that describe models, by their names."""
         raise NotImplementedError
 
     def write_models(self, folder: Path, trust_on_first_use: bool) -> None:
-        """Download and convert, and write the models of its preset."""
+        """Download and convert the authors' files, and write the models of the preset."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
+        """Return what the preset's metadata say of the model, such as its licence and source."""
         raise NotImplementedError
 
     def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
-        """Its preset in the cache; without weights, a folder of descriptions alone."""
+        """Return the folder of the preset in the cache; without weights, one of configs alone."""
         cache = files.cache_folder()
         folder = cache / "presets" / name
         if folder.exists() and damage(folder, thorough=False) is None:
@@ -76,7 +77,7 @@ class Entry:
             return self._write_descriptions(cache / "descriptions" / name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locks.locked(folder.parent, files.CACHE_VARIABLE, wait=True, name=f".lock-{name}"):
-            # Another process may have made it while this one waited.
+            # Another process may have made the preset while this one waited for the lock.
             if not _is_whole(folder):
                 self._make(folder, trust_on_first_use)
         return folder
@@ -99,17 +100,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class PretrainedEntry(Entry):
-    """Encoder, predictor and target encoder of a pretraining checkpoint.
+    """Describes a pretraining checkpoint, with encoder, predictor and target encoder.
 
     Attributes:
-        description: one line.
+        description: a line about the model.
         checkpoint: the authors' file.
-        encoder: arguments of its `VJEPABackbone`; the file must agree.
-        predictor: those of its `VJEPAPredictor`, less what follows from the encoder.
-        parameters: trainable ones of the encoder.
-        licence: of the weights.
-        source: where the authors publish them.
-        unwritten: arguments of the encoder that the file does not tell.
+        encoder: arguments of its `VJEPABackbone`; the file must agree with them.
+        predictor: arguments of its `VJEPAPredictor`, without those that follow from the encoder.
+        parameters: number of the encoder's trainable parameters.
+        licence: licence of the weights.
+        source: where the authors publish the weights.
+        unwritten: names of the encoder's arguments that the file does not say.
     """
 
     description: str
@@ -122,6 +123,7 @@ class PretrainedEntry(Entry):
     unwritten: tuple[str, ...] = ()
 
     def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes that can be loaded from the preset."""
         return "VJEPABackbone", "VJEPAPredictor", "VJEPAPretrainer", "VJEPAVideoPreprocessor"
 
     def describe(self) -> dict[str, Any]:
@@ -173,16 +175,16 @@ class PretrainedEntry(Entry):
 
 @dataclass(frozen=True)
 class ClassifierEntry(Entry):
-    """The target encoder of a pretraining checkpoint with one of the authors' probes.
+    """Describes the target encoder of a pretraining checkpoint with one of the authors' probes.
 
     Attributes:
         pretrained: name of the entry with the encoder.
-        probe: the authors' file.
-        dataset: what the probe was trained on.
-        num_classes: its classes.
+        probe: the authors' file of the probe.
+        dataset: the data set that the probe was trained on.
+        num_classes: number of classes of the data set.
         score: top-1 accuracy that the paper reports (Table 6), in per cent.
-        num_clips: clips of the evaluation.
-        num_views: views of the evaluation.
+        num_clips: number of clips of a video in the evaluation.
+        num_views: number of views of a clip in the evaluation.
     """
 
     pretrained: str
@@ -204,6 +206,7 @@ class ClassifierEntry(Entry):
         return {"num_clips": self.num_clips, "num_views": self.num_views}
 
     def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes that can be loaded from the preset."""
         return "VJEPAVideoClassifier", "VJEPAVideoPreprocessor"
 
     def describe(self) -> dict[str, Any]:
@@ -250,7 +253,7 @@ def _converted(file: RemoteFile, trust_on_first_use: bool) -> Iterator[Path]:
 
 @contextmanager
 def _float32() -> Iterator[None]:
-    """The files are float32, whatever precision the user's models have."""
+    """Make models in float32 within a block, as the files are, whatever the user's precision."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
@@ -260,7 +263,7 @@ def _float32() -> Iterator[None]:
 
 
 def _is_whole(preset: Path) -> bool:
-    """Tell whether the cache has a preset; one that is damaged is named, and made anew."""
+    """Tell whether the cache has a preset that is not damaged; log it if a damaged one is there."""
     if not preset.exists():
         return False
     problem = damage(preset, thorough=False)
@@ -270,14 +273,14 @@ def _is_whole(preset: Path) -> bool:
 
 
 def _unless_damaged(preset: Path) -> files.Existing:
-    """What to do with a preset that is there when a new one has been made."""
+    """Return what to do with a preset that is there when the new one has been written."""
     return "replace" if preset.exists() else "keep"
 
 
 def convert_folder(folder: Path) -> Path:
-    """A preset in the cache made of a V-JEPA 2 folder of the transformers package.
+    """Make a preset in the cache from a V-JEPA 2 folder of the transformers package.
 
-    It is made anew when one of the folder's files has changed, or what is made of them.
+    A preset that is there is returned, unless a file of the folder or the conversion has changed.
 
     Raises:
         CheckpointError: if anything in the folder does not fit.
@@ -302,7 +305,7 @@ def _check(model: Any, expected: Arguments) -> None:
 
 
 def _described(cls: type, **arguments: Any) -> dict[str, Any]:
-    """What serializing a model of these arguments would give, without its weights being made."""
+    """Describe a model of these arguments as Keras serializes it, without making its weights."""
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     base = {"name": None, "trainable": True, "dtype": "float32"}
@@ -322,10 +325,11 @@ _JEPA_2 = "https://dl.fbaipublicfiles.com/vjepa2"
 _CONFIRMED = "two or more unrelated public projects (confirmed)"
 _REPORTED = "one public project (reported; nobody has confirmed it)"
 
-# Hash and length of the files, and who states them; of the others nobody does. The list that this
-# is taken from contradicts itself: Meta publishes no hash, it says, and also that this one of
-# `vitl.pt` is that of `original/model.pth` in Meta's own repository facebook/vjepa2-vitl-fpc64-256,
-# which shows hashes of its files. It gives no exact length of `vitl16.pth.tar` (about 5.1 GB).
+# Hashes and lengths of files, and who has stated them; for files that are not here, nobody has. The
+# list that these come from contradicts itself. It says that Meta publishes no hash, and also that
+# the one of `vitl.pt` is that of `original/model.pth` in Meta's own repository
+# facebook/vjepa2-vitl-fpc64-256, which shows hashes of its files. It gives no exact length of
+# `vitl16.pth.tar` (about 5.1 GB).
 _STATED: dict[str, dict[str, Any]] = {
     f"{_JEPA}/vitl16/vitl16.pth.tar": {
         "sha256": "0cd3bfce97d04891a31eac70d573ef94f423d858a6b0dc0b3ddf5f8d00b33fe4",
@@ -343,14 +347,15 @@ def _file(address: str) -> RemoteFile:
     return RemoteFile(address, **_STATED.get(address, {}))
 
 
-#   folder of the files, size of the encoder, pixels, trainable parameters of the encoder
+# Each row: folder of the files, size of the encoder, pixels, trainable parameters of the encoder.
 _PRETRAINED = {
     "vjepa_large_patch16_224": ("vitl16", "large", 224, 303_885_312),
     "vjepa_huge_patch16_224": ("vith16", "huge", 224, 631_648_000),
     "vjepa_huge_patch16_384": ("vith16-384", "huge", 384, 631_648_000),
 }
 
-#   name of the file, data set, classes, clips, views, and the paper's scores of the three above
+# Each row: name of the file, data set, classes, clips, views, and the paper's scores for the three
+# models above.
 _PROBES = {
     "kinetics400": ("k400-probe", "Kinetics-400", 400, 8, 3, (80.8, 82.0, 81.9)),
     "ssv2": ("ssv2-probe", "Something-Something v2", 174, 2, 3, (69.5, 71.4, 72.2)),
@@ -359,7 +364,7 @@ _PROBES = {
     "inat21": ("inat-probe", "iNaturalist 2021", 10_000, 1, 1, (67.8, 67.9, 72.6)),
 }
 
-#   V-JEPA 2: file, size of the encoder, pixels, trainable parameters of the encoder
+# V-JEPA 2, each row: file, size of the encoder, pixels, trainable parameters of the encoder.
 _PRETRAINED_2 = {
     "vjepa2_large_patch16_256": ("vitl.pt", "large", 256, 303_885_312),
     "vjepa2_huge_patch16_256": ("vith.pt", "huge", 256, 631_648_000),
