@@ -1,4 +1,4 @@
-"""Pictures and videos of what a model sees, feels alike, attends to and finds surprising."""
+"""Draw pictures and videos of what a model sees, finds alike, attends to and does not expect."""
 
 from keras_vjepa.pictures.attention import encoder_attention, probe_attention
 from keras_vjepa.pictures.features import patch_colours, patch_features, patch_similarity

@@ -1,4 +1,4 @@
-"""What the probe's query and the heads of the encoder attend to (§3.3, App. D.1)."""
+"""Compute what the probe's query and the encoder's heads attend to (§3.3, App. D.1)."""
 
 from collections.abc import Sequence
 
@@ -24,19 +24,19 @@ def encoder_attention(
     mean: Colour = PIXEL_MEAN,
     std: Colour = PIXEL_STD,
 ) -> NDArray[np.float32]:
-    """Compute by how much patches are attended to in a block of the encoder.
+    """Compute how much attention each patch gets in a block of the encoder.
 
     Args:
         backbone: the encoder.
-        video: cut into clips of as many frames as the backbone has.
-        layer: the block, from 0, or from -1 for the last one backwards.
-        heads: which heads, counted likewise; None for the mean of all, as one.
+        video: the video, cut into clips of as many frames as the backbone has.
+        layer: number of the block, from 0; negative numbers count back from the last one, -1.
+        heads: numbers of the heads, counted in the same way; None for the mean of all as one head.
         patch: time, row and column of the patch that attends; None for the mean of all patches.
-        mean: of red, green and blue, as the encoder was trained.
-        std: likewise.
+        mean: mean of red, green and blue with which the encoder was trained.
+        std: deviation of red, green and blue with which the encoder was trained.
 
     Returns:
-        float32 `(clips, heads, time, rows, columns)`; of a clip and head they sum to one.
+        float32 `(clips, heads, time, rows, columns)`; for each clip and head they sum to one.
 
     Raises:
         ValueError: for a block, head or patch that does not exist.
@@ -71,17 +71,18 @@ def probe_attention(
     """Compute by how much the query of an attentive probe attends to each patch.
 
     Args:
-        classifier: whose probe reads one clip at a time.
-        video: cut into clips of as many frames as the backbone has.
-        heads: which heads of the probe, from 0 or from -1 backwards; None for the mean of all.
-        mean: of red, green and blue, as the encoder was trained.
-        std: likewise.
+        classifier: the classifier of the probe, which reads one clip at a time.
+        video: the video, cut into clips of as many frames as the backbone has.
+        heads: numbers of the probe's heads, from 0, or from -1 backwards; None for the mean of all.
+        mean: mean of red, green and blue with which the encoder was trained.
+        std: deviation of red, green and blue with which the encoder was trained.
 
     Returns:
         As `encoder_attention`.
 
     Raises:
-        ValueError: for a head that does not exist, average pooling, and a table of frames.
+        ValueError: for a head that does not exist, for average pooling, and for a classifier with a
+            table of frame numbers.
     """
     if classifier.max_frames is not None:
         raise ValueError(

@@ -13,7 +13,7 @@ _PAPER, _INK, _GAP, _MARGIN = 255, (40, 40, 40), 6, 10
 _FONT, _SCALE, _LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 20
 # Pixels along the longer side of a frame in a sheet.
 _SMALLEST, _LARGEST = 128, 192
-# Of a map that lies over a frame.
+# Opacity of a map that lies over a frame.
 _OPACITY = 0.65
 
 
@@ -21,9 +21,9 @@ def stretched(maps: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """Enlarge maps of tokens to the size of frames, smoothly.
 
     Args:
-        maps: `(frames, rows, columns)`, or with channels after these.
-        height: in pixels.
-        width: in pixels.
+        maps: `(frames, rows, columns)`, or with channels as a last axis.
+        height: height of the frames in pixels.
+        width: width of the frames in pixels.
     """
     sized = [cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in maps]
     return np.stack(sized).astype(maps.dtype)
@@ -37,8 +37,8 @@ def heat(
     Args:
         frames: uint8 `(frames, height, width, 3)`, RGB.
         maps: `(frames, rows, columns)`.
-        low: what is drawn darkest; the least of all by default.
-        high: what is drawn brightest; the most of all by default.
+        low: value that is drawn darkest; by default the smallest of all maps.
+        high: value that is drawn brightest; by default the largest of all maps.
     """
     low = float(maps.min()) if low is None else low
     high = float(maps.max()) if high is None else high
@@ -55,12 +55,12 @@ def heat(
 def mark(
     frames: Picture, shown: Iterable[int], grid: tuple[int, int], place: Sequence[int]
 ) -> None:
-    """Frame a patch in some of the frames, which are changed.
+    """Draw a border around a patch in some of the frames, which are changed in place.
 
     Args:
         frames: uint8 `(frames, height, width, 3)`.
-        shown: numbers of the frames.
-        grid: rows and columns of patches.
+        shown: numbers of the frames to draw in.
+        grid: numbers of rows and columns of patches.
         place: row and column of the patch.
     """
     height, width = frames.shape[1:3]
@@ -77,12 +77,12 @@ def mark(
 def sheet(
     rows: Sequence[tuple[str, Sequence[Picture]]], columns: Sequence[str], title: str = ""
 ) -> Picture:
-    """Draw frames in rows and columns with their names, on white.
+    """Draw frames in rows and columns with labels, on white.
 
     Args:
-        rows: of each the label, and a frame for each column.
-        columns: what stands above them; a line break begins a second line.
-        title: what stands above all.
+        rows: for each row its label, and a frame for each column.
+        columns: labels of the columns; a line break begins a second line.
+        title: text above the whole sheet.
 
     Returns:
         uint8 `(height, width, 3)`, RGB.
@@ -119,11 +119,11 @@ def sheet(
 
 
 def boxed(image: Picture, size: Sequence[int]) -> Picture:
-    """Fit a picture into a box, its proportions kept, on grey.
+    """Fit a picture into a grey box, and keep its proportions.
 
     Args:
         image: uint8 `(height, width, 3)`.
-        size: of the box, likewise.
+        size: shape of the box, `(height, width, 3)`.
     """
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -134,7 +134,7 @@ def boxed(image: Picture, size: Sequence[int]) -> Picture:
 
 
 def _cell(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a frame in a sheet: its own, if that can be seen and fits."""
+    """Choose the height and width of a frame in a sheet: its own, if not too small or large."""
     longer = max(shape[:2])
     scale = min(max(longer, _SMALLEST), _LARGEST) / longer
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
@@ -150,13 +150,13 @@ def _text_width(text: str) -> int:
 
 
 def _fitted(text: str, width: int) -> str:
-    """A text as far as it fits, its end where it does not."""
+    """Shorten a text to a width, and keep its end."""
     while len(text) > 1 and _text_width(text) > width:
         text = ".." + text.lstrip(".")[1:]
     return text
 
 
 def _write(image: Picture, text: str, left: int, below: int) -> None:
-    # OpenCV's letters are those of ASCII.
+    # OpenCV can draw only ASCII letters.
     plain = text.encode("ascii", "replace").decode()
     cv2.putText(image, plain, (left, below), _FONT, _SCALE, _INK, 1, cv2.LINE_AA)

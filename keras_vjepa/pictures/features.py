@@ -1,4 +1,4 @@
-"""Features of patches over a whole video: as colours, and how alike they are (§4.3, App. D)."""
+"""Compute features of a video's patches, and show them as colours or similarity (§4.3, App. D)."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,8 @@ from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.pictures.videos import WatchedVideo, whole_frame_size
 
-# What is beyond is drawn as the extreme: a few patches would make all others alike.
+# Values beyond these percentiles get the extreme colours. Without this, a few outliers would make
+# all other patches look alike.
 _PERCENTILES = (1, 99)
 
 
@@ -23,9 +24,9 @@ def patch_features(
 
     Args:
         backbone: the encoder.
-        video: cut into clips of as many frames as the backbone has.
-        mean: of red, green and blue, as the encoder was trained.
-        std: likewise.
+        video: the video, cut into clips of as many frames as the backbone has.
+        mean: mean of red, green and blue with which the encoder was trained.
+        std: deviation of red, green and blue with which the encoder was trained.
 
     Returns:
         float32 `(clips, time, rows, columns, hidden_dim)`.
@@ -44,7 +45,7 @@ def patch_features(
 
 
 def grid_of(backbone: VJEPABackbone, size: tuple[int, int]) -> tuple[int, int, int]:
-    """Return the grid of tokens of clips of a height and width."""
+    """Return the grid of tokens for clips of a given height and width."""
     shape = (None, backbone.num_frames, *size, backbone.num_channels)
     return backbone.tubelet_embedding.grid_shape(shape)
 
@@ -56,7 +57,8 @@ def patch_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
         features: `(..., hidden_dim)`, all of one video.
 
     Returns:
-        uint8 `(..., 3)`. Alike patches have alike colours; which colour means nothing.
+        uint8 `(..., 3)`. Similar patches have similar colours; the colours themselves have no
+        meaning.
 
     Example:
 
@@ -69,14 +71,15 @@ def patch_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
     centred = rows - rows.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)
     directions = directions[:, ::-1][:, :3]
-    # Else a direction and its opposite would be as good.
+    # The sign of each direction is fixed, because its opposite would be as good and colours could
+    # then change from one call to another.
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     values = np.zeros((len(rows), 3))
     values[:, : directions.shape[1]] = centred @ directions
     low, high = np.percentile(values, _PERCENTILES, axis=0)
     spread = high - low
-    # A direction in which nothing differs is grey, not noise.
+    # A direction in which patches do not differ is drawn grey, so that noise is not amplified.
     is_flat = spread <= 1e-6 * max(spread.max(), 1e-12)
     scaled = np.where(is_flat, 0.5, (values - low) / np.where(is_flat, 1, spread))
     colours = (255 * scaled.clip(0, 1) + 0.5).astype("uint8")
@@ -84,11 +87,11 @@ def patch_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def check_patch(patch: Sequence[int], grid: Sequence[int]) -> tuple[int, int, int]:
-    """Check the place of a patch.
+    """Check that a patch lies in the grid.
 
     Args:
         patch: time, row and column, from 0.
-        grid: how many there are of each.
+        grid: numbers of time steps, rows and columns.
 
     Raises:
         ValueError: for a patch outside of the grid.
@@ -111,7 +114,7 @@ def patch_similarity(features: NDArray[np.float32], patch: Sequence[int]) -> NDA
     """Compute the cosine between the features of a patch and those of all others.
 
     Args:
-        features: as `patch_features` gives them.
+        features: features as `patch_features` returns them.
         patch: time, row and column in the first clip, from 0.
 
     Returns:

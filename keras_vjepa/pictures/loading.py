@@ -1,4 +1,4 @@
-"""Load what pictures are made with, from a preset of any kind of model (App. C, App. D)."""
+"""Load the models that pictures are made with, from a preset of any kind (App. C, App. D)."""
 
 import functools
 import os
@@ -16,11 +16,11 @@ from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
 @dataclass(frozen=True)
 class Pictured:
-    """Holds a preset's models, each of which is loaded when it is asked for.
+    """Holds the models of a preset, and loads each when it is asked for.
 
     Args:
-        preset: as it was named.
-        folder: where it lies.
+        preset: name of the preset as the user gave it.
+        folder: folder of the preset.
     """
 
     preset: str
@@ -31,7 +31,7 @@ class Pictured:
         """Return the encoder.
 
         Raises:
-            ValueError: if it is another package's.
+            ValueError: if it is not a `VJEPABackbone`.
         """
         found = load_backbone(self.folder)
         if not isinstance(found, VJEPABackbone):
@@ -39,13 +39,13 @@ class Pictured:
                 f"`preset` must hold a VJEPABackbone, whose patches are known. Received: "
                 f"{self.preset}, of {type(found).__name__}"
             )
-        # No gradient is wanted, which would keep every activation.
+        # Frozen, because gradients are not needed, and computing them would keep every activation.
         found.trainable = False
         return found
 
     @functools.cached_property
     def classifier(self) -> VJEPAVideoClassifier | None:
-        """Return the classifier; None if there is none."""
+        """Return the classifier; None if the preset has none."""
         if not (self.folder / VJEPAVideoClassifier.config_file).is_file():
             return None
         found = VJEPAVideoClassifier.from_preset(self.folder)
@@ -54,7 +54,7 @@ class Pictured:
 
     @functools.cached_property
     def pretrainer(self) -> VJEPAPretrainer:
-        """Return encoder, predictor and targets.
+        """Return the pretrainer, which has encoder, predictor and targets.
 
         Raises:
             FileNotFoundError: if the preset has no predictor.
@@ -69,25 +69,25 @@ class Pictured:
 
     @functools.cached_property
     def preprocessor(self) -> VJEPAVideoPreprocessor:
-        """Return what makes the encoder's input, of one clip and view."""
+        """Return the preprocessor for the encoder's input, with one clip and one view."""
         return VJEPAVideoPreprocessor.from_preset(self.folder, num_clips=1, num_views=1)
 
     @property
     def colour(self) -> tuple[Colour, Colour]:
-        """Return mean and deviation of red, green and blue, as the encoder was trained."""
+        """Return mean and deviation of red, green and blue with which the encoder was trained."""
         return self.preprocessor.mean, self.preprocessor.std
 
 
 def load_pictured(preset: PresetName, needs_predictor: bool = False) -> Pictured:
-    """Find a preset; its models are loaded when they are asked for.
+    """Find a preset; its models are loaded only when they are asked for.
 
     Args:
         preset: as in `VJEPABackbone.from_preset`.
-        needs_predictor: whether one without a predictor is refused.
+        needs_predictor: whether a preset without a predictor is refused.
 
     Raises:
         FileNotFoundError: if there is no such preset.
-        ValueError: if there is no such name, or a predictor is needed and there is none.
+        ValueError: if there is no such name, or if a predictor is needed and missing.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What masks hide of the frames of a video (§3.2, Figs. 4 and 9)."""
+"""Show which parts of a video's frames masks hide (§3.2, Figs. 4 and 9)."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -10,23 +10,26 @@ from keras_vjepa.data.batches.mask_sampler import MaskSampler
 
 
 class TokenState(IntEnum):
-    """Says what a mask makes of a token: cut off by the common length, context or target."""
+    """Says whether a token is in a mask's context, is a target, or is neither.
+
+    A token is neither if it was cut off because all masks of a batch need the same length.
+    """
 
     NEITHER = 0
     CONTEXT = 1
     TARGET = 2
 
 
-# Red, green and blue; the context shows the video itself.
+# Red, green and blue of hidden tokens; tokens of the context show the video itself.
 _TARGET, _NEITHER = (40, 70, 120), (130, 130, 130)
 
 
 def token_states(sampler: MaskSampler, num_clips: int) -> list[NDArray[np.uint8]]:
-    """Draw masks for the clips of a video, as a batch of training has them.
+    """Draw random masks for the clips of a video, as for a batch of training.
 
     Args:
-        sampler: of the masks.
-        num_clips: how many clips there are, each with masks of its own.
+        sampler: draws the masks.
+        num_clips: number of clips; each has masks of its own.
 
     Returns:
         For each kind of mask, values of `TokenState`, `(clips, time, rows, columns)`.
@@ -51,14 +54,15 @@ def token_states(sampler: MaskSampler, num_clips: int) -> list[NDArray[np.uint8]
 
 
 def hide(frames: NDArray[np.uint8], states: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cover what the encoder does not see.
+    """Cover the parts of frames that the encoder does not see.
 
     Args:
         frames: uint8 `(frames, height, width, 3)`, RGB.
-        states: of each frame, `(frames, rows, columns)`.
+        states: values of `TokenState` for each frame, `(frames, rows, columns)`.
 
     Returns:
-        The frames, with targets in dark blue and what is neither context nor target in grey.
+        The frames, with targets in dark blue, and tokens that are neither context nor target in
+        grey.
     """
     height, width = frames.shape[1:3]
     rows = _places(height, states.shape[1])
@@ -71,7 +75,7 @@ def hide(frames: NDArray[np.uint8], states: NDArray[np.uint8]) -> NDArray[np.uin
 
 
 def _places(pixels: int, tokens: int) -> NDArray[np.int64]:
-    """The token of each pixel along an axis."""
+    """Return the number of the token that each pixel along an axis belongs to."""
     return np.arange(pixels) * tokens // pixels
 
 

@@ -1,4 +1,4 @@
-"""The videos that an encoder finds most like one (§4.3, App. D.1)."""
+"""Find and draw the videos that are most similar to one by its features (§4.3, App. D.1)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.pictures.drawing import boxed, sheet
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 
-# Frames of each video in a sheet, and pixels along the side of one.
+# Number of frames of each video in a sheet, and the side of a frame in pixels.
 _SHOWN, _SIDE = 3, 160
 
 
@@ -24,21 +24,21 @@ def nearest_videos(
     others: Sequence[str | Path],
     count: int = 7,
 ) -> list[tuple[str | Path, float]]:
-    """Find the videos whose mean features are most like those of one.
+    """Find the videos whose mean features are most similar to those of a given video.
 
     Args:
         backbone: the encoder.
-        preprocessor: makes its input, of one clip and view.
-        video: the one; left out of the others.
-        others: where to look.
-        count: how many to return at most.
+        preprocessor: makes the encoder's input, with one clip and one view.
+        video: the given video; it is left out of the others.
+        others: videos to choose from.
+        count: number of videos to return, at most.
 
     Returns:
         Videos and cosines, the most similar first.
 
     Raises:
         UnreadableVideoError: if a file cannot be read.
-        ValueError: for no other videos, and a count below one.
+        ValueError: if there are no other videos, or the count is below one.
     """
     check_whole(1, count=count)
     own = Path(video).resolve()
@@ -54,7 +54,7 @@ def nearest_videos(
 def _feature(
     backbone: VJEPABackbone, preprocessor: VJEPAVideoPreprocessor, video: str | Path
 ) -> NDArray[np.float64]:
-    """The mean of the tokens, of length one."""
+    """Compute the mean of a video's tokens, scaled to length one."""
     tokens = np.asarray(backbone.predict_on_batch(preprocessor(video)), "float64")
     mean = tokens.reshape(-1, tokens.shape[-1]).mean(axis=0)
     return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
@@ -63,15 +63,15 @@ def _feature(
 def neighbor_sheet(
     path: files.PathLike, video: str | Path, found: Sequence[tuple[str | Path, float]]
 ) -> None:
-    """Draw a video and those that are most like it: of each the frames in its quarters.
+    """Draw a video and those most similar to it, with the first, middle and last frame of each.
 
     Args:
-        path: the picture.
-        video: the one.
-        found: as `nearest_videos` gives them.
+        path: path of the picture.
+        video: the given video.
+        found: similar videos as `nearest_videos` returns them.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the picture cannot be written.
         UnreadableVideoError: if a video cannot be read.
     """
     videos = [(video, "this video"), *((one, f"cosine {cosine:.4f}") for one, cosine in found)]

@@ -1,4 +1,4 @@
-"""Where a video is not as the predictor expects it (§3.1, §3.3)."""
+"""Measure where a video is not as the predictor expects it (§3.1, §3.3)."""
 
 from typing import Literal
 
@@ -15,7 +15,8 @@ from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
 Known = Literal["past", "around"]
 Grid = tuple[int, int, int]
-# The paper's short-range blocks are 15 % of a frame: a little more than a third of each side.
+# A third of each side, since the paper's short-range blocks cover 15 % of a frame, which is a
+# little more than a third of each side.
 _BLOCKS_PER_SIDE = 3
 
 
@@ -23,12 +24,13 @@ def hidden_boxes(grid: Grid, known: Known) -> list[tuple[NDArray[np.int32], NDAr
     """Tile a grid with boxes, each of which is predicted from tokens outside of it.
 
     Args:
-        grid: tokens by time, row and column.
-        known: "past": a box is a time step, known are those before it; of the first one, those
-            after it. "around": a box is a block through all time, known is all around it.
+        grid: numbers of tokens by time, row and column.
+        known: with "past", each box is a time step, predicted from the steps before it; the first
+            step is predicted from those after it. With "around", each box is a block through all
+            time, predicted from everything around it.
 
     Returns:
-        The known tokens and the hidden ones of each box; every token is hidden once.
+        For each box, the known tokens and the hidden ones; every token is hidden once.
 
     Raises:
         ValueError: if a box would have nothing outside of it.
@@ -65,20 +67,20 @@ def prediction_errors(
     mean: Colour = PIXEL_MEAN,
     std: Colour = PIXEL_STD,
 ) -> NDArray[np.float32]:
-    """Compute how far the prediction of each patch is from what is there.
+    """Compute how far the prediction of each patch is from the true features.
 
-    Frames are stretched to the size of the model, for the predictor knows that one alone.
+    Frames are stretched to the size of the model, because the predictor works with no other size.
 
     Args:
-        pretrainer: encoder, predictor and what is predicted.
-        video: cut into clips of as many frames as the encoder has.
+        pretrainer: holds encoder, predictor and the targets.
+        video: the video, cut into clips of as many frames as the encoder has.
         known: what a patch is predicted from, as in `hidden_boxes`.
-        mean: of red, green and blue, as the encoder was trained.
-        std: likewise.
+        mean: mean of red, green and blue with which the encoder was trained.
+        std: deviation of red, green and blue with which the encoder was trained.
 
     Returns:
-        float32 `(clips, time, rows, columns)`: the mean absolute difference of the targets, which
-        are normalised as they are in training.
+        float32 `(clips, time, rows, columns)`: the mean absolute difference between predictions and
+        targets, which are normalised as in training.
 
     Raises:
         ValueError: for a grid that has nothing to predict from.
@@ -86,7 +88,8 @@ def prediction_errors(
     grid = pretrainer.encoder.grid_shape
     clips = video.clips(height_and_width(pretrainer.encoder.image_size), mean, std)
     errors = np.zeros((len(clips), int(np.prod(grid))), "float32")
-    # The kind of mask that is most like it: the last one hides most.
+    # The predictor is told the most similar kind of mask: for "past" the last kind, which hides the
+    # most.
     kind = pretrainer.predictor.num_mask_tokens - 1 if known == "past" else 0
     boxes = hidden_boxes(grid, known)
     names = ("videos", f"context_indices_{kind}", f"target_indices_{kind}")
@@ -105,10 +108,10 @@ def prediction_errors(
 
 
 def surprise(errors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Say in one number how much of each clip the predictor did not expect.
+    """Measure by one number for each clip how little the predictor expected it.
 
     Args:
-        errors: as `prediction_errors` gives them.
+        errors: errors as `prediction_errors` returns them.
 
     Returns:
         `(clips,)`: the mean over the patches.

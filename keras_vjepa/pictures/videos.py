@@ -18,7 +18,7 @@ from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
 
-# Bytes of frames that are held at a time; a picture of more is one that nobody looks at.
+# The most bytes of frames that are held at a time; nobody would look at a picture of more.
 MOST_BYTES = 2**31
 _AT_ONCE = 32
 _FPS_IF_UNSAID = 24.0
@@ -28,15 +28,16 @@ _FPS_IF_UNSAID = 24.0
 class WatchedVideo:
     """Holds the frames of a video, and where the clips of a model lie in them.
 
-    Clips follow each other; the last one ends with the video, and the one before it shows the
-    frames that both have.
+    Clips follow each other. The last clip ends with the video, so that it may overlap the one
+    before it; for frames that both have, the earlier clip is shown.
 
     Args:
         frames: uint8 `(frames, height, width, 3)`, RGB.
         fps: frames per second.
-        clip_frames: frames of a clip.
-        frame_step: frames of the video per frame of a clip; fewer if the video is shorter.
-        token_frames: frames of a clip that share their tokens.
+        clip_frames: number of frames of a clip.
+        frame_step: number of the video's frames for each frame of a clip; smaller if the video is
+            too short.
+        token_frames: number of frames of a clip that share their tokens.
 
     Example:
 
@@ -72,13 +73,13 @@ class WatchedVideo:
         return np.minimum(self.starts[:, np.newaxis] + steps, len(self.frames) - 1)
 
     def of_frames(self, maps: NDArray[Any]) -> NDArray[Any]:
-        """Take what was found of tokens for every frame of the video.
+        """Look up the values of tokens for every frame of the video.
 
         Args:
-            maps: `(clips, time, ...)`.
+            maps: values of tokens, `(clips, time, ...)`.
 
         Returns:
-            `(frames, ...)`.
+            Values of frames, `(frames, ...)`.
         """
         frames = np.arange(len(self.frames))
         clips = np.minimum(frames // (self.step * self.clip_frames), len(self.starts) - 1)
@@ -86,7 +87,7 @@ class WatchedVideo:
         return maps[clips, np.minimum(places, maps.shape[1] - 1)]
 
     def frames_of_token(self, clip: int, time: int) -> NDArray[np.int64]:
-        """List the frames that a time step of a clip is of."""
+        """List the video's frames that belong to a time step of a clip."""
         span = self.step * self.token_frames
         first = int(self.starts[clip]) + time * span
         return np.arange(first, min(first + span, len(self.frames)))
@@ -94,12 +95,12 @@ class WatchedVideo:
     def clips(
         self, size: tuple[int, int], mean: Colour = PIXEL_MEAN, std: Colour = PIXEL_STD
     ) -> NDArray[np.float32]:
-        """Make the input of a model, of whole frames.
+        """Make the input of a model from whole frames.
 
         Args:
             size: height and width in pixels.
-            mean: of red, green and blue in [0, 1].
-            std: likewise.
+            mean: mean of red, green and blue in [0, 1].
+            std: deviation of red, green and blue in [0, 1].
 
         Returns:
             `(clips, clip_frames, height, width, 3)`.
@@ -127,14 +128,14 @@ def read_watched(
 
     Args:
         source: the file.
-        backbone: whose clips are cut; None for clips of 16 frames.
-        frame_step: frames of the video per frame of a clip.
-        start: the first frame.
-        num_frames: how many frames at most; None for all to the end.
+        backbone: the video is cut into clips for it; None for clips of 16 frames.
+        frame_step: number of the video's frames for each frame of a clip.
+        start: number of the first frame.
+        num_frames: number of frames, at most; None for all up to the end.
         limits: time and pixels that a file may take; the time is for 32 frames at once.
 
     Raises:
-        UnreadableVideoError: if it is no video, or cannot be read.
+        UnreadableVideoError: if the file is no video or cannot be read.
         ValueError: if an argument is out of range, or the frames are too many to be held.
     """
     check_whole(0, start=start)
@@ -167,19 +168,20 @@ def read_watched(
 
 
 def frames_of_a_token(backbone: VJEPABackbone) -> int:
-    """Return how many frames of a clip share their tokens."""
+    """Return the number of frames of a clip that share their tokens."""
     return 1 if backbone.is_image_model else backbone.tubelet_size
 
 
 def whole_frame_size(backbone: VJEPABackbone, height: int, width: int) -> tuple[int, int]:
     """Choose the height and width in which a backbone sees whole frames, hardly stretched.
 
-    About as many tokens as the backbone was made for; a video of its own proportions has its size.
+    The number of tokens is about that for which the backbone was made. A video with the backbone's
+    own proportions gets the backbone's own size.
 
     Args:
-        backbone: whose patches must divide the size.
-        height: of the video's frames.
-        width: likewise.
+        backbone: its patches must divide the size.
+        height: height of the video's frames.
+        width: width of the video's frames.
 
     Example:
 

@@ -16,7 +16,7 @@ from keras_vjepa.files import PathLike
 from keras_vjepa.pictures.drawing import sheet
 
 VIDEO_KINDS, PICTURE_KINDS = (".mp4", ".gif"), (".png", ".jpg")
-# Columns of a picture: more would be too small to see.
+# The most columns of a picture; with more, frames would be too small to see.
 _MOST_COLUMNS = 8
 
 
@@ -25,8 +25,8 @@ class FrameRow:
     """Holds frames that are drawn in one row of a picture, or in one place of a video.
 
     Args:
-        label: what they show, in a few words.
-        frames: uint8 `(frames, height, width, 3)`, RGB, of as many frames as other rows have.
+        label: what the frames show, in a few words.
+        frames: uint8 `(frames, height, width, 3)`, RGB; all rows have the same number of frames.
     """
 
     label: str
@@ -37,12 +37,12 @@ def check_picture_path(path: PathLike, name: str = "path", videos: bool = True) 
     """Check that a picture or a video can be written, before anything is computed.
 
     Args:
-        path: its ending says the format.
-        name: of the argument, for messages.
-        videos: whether a video can be written.
+        path: path of the file; its ending determines the format.
+        name: name of the argument, for messages.
+        videos: whether the file may be a video.
 
     Returns:
-        The path, in which ~ in front is the home directory.
+        The path, where ~ at the beginning is replaced by the home directory.
 
     Raises:
         ValueError: for another ending, and for .mp4 without PyAV.
@@ -65,20 +65,20 @@ def check_picture_path(path: PathLike, name: str = "path", videos: bool = True) 
 def write_rows(
     path: PathLike, rows: Sequence[FrameRow], fps: float, title: str = "", start: int = 0
 ) -> None:
-    """Write rows of frames: a video has them side by side, a picture below each other.
+    """Write rows of frames, side by side as a video or one below the other as a picture.
 
-    A video has all frames, in the size and at the rate that they have (.gif counts hundredths of a
+    A video has all frames, in their own size and at their own rate (.gif counts hundredths of a
     second). A picture has up to eight of them, evenly spaced, with their times and the labels.
 
     Args:
-        path: .mp4, .gif, .png or .jpg.
-        rows: of as many frames each.
+        path: path of the file: .mp4, .gif, .png or .jpg.
+        rows: rows with the same number of frames.
         fps: frames per second.
         title: a line above a picture.
-        start: number of the first frame in its video, which times are counted from.
+        start: number of the first frame in the whole video, so that times are right.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
         ValueError: for another ending, or rows that are not equally long.
 
     Example:
@@ -110,13 +110,13 @@ def write_rows(
         _write_gif(target, beside, fps)
     else:
         rate = Fraction(fps).limit_denominator(1001)
-        # H.264's colours are of two by two pixels.
+        # H.264 stores colours for blocks of two by two pixels, so that both sides must be even.
         odd = [(0, side % 2) for side in beside.shape[1:3]]
         write_h264(target, np.pad(beside, [(0, 0), *odd, (0, 0)], mode="edge"), rate)
 
 
 def _write_gif(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
-    """Write a GIF whose frames begin within a hundredth of a second of where they should."""
+    """Write a GIF whose frames begin at the right time, within a hundredth of a second."""
     begins = np.rint(100 * np.arange(len(frames) + 1) / fps).astype(int)
     pictures = [Image.fromarray(frame) for frame in frames]
     with files.unfinished_file(path) as unfinished:
