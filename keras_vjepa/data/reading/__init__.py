@@ -1,1 +1,1 @@
-"""From a file to exact frames."""
+"""Read exact frames out of files."""

@@ -1,8 +1,8 @@
-"""Decode videos with PyAV, which lends FFmpeg's own settings (§3.4).
+"""Decode videos with PyAV, which offers FFmpeg's own settings (§3.4).
 
-What is not wanted is passed over: most encoders write frames that no other frame needs, a third to
-two thirds of all, and those between the wanted ones are not decoded. Measured on 16 frames of
-stride 4 of x264's default: 28 ms instead of 40 (340x256), 200 ms instead of 320 (720p).
+Frames that nobody wants are passed over: most encoders write frames that no other frame needs, a
+third to two thirds of all, and those between the wanted ones are not decoded. Measured on 16 frames
+of stride 4 of x264's default: 28 ms instead of 40 (340x256), 200 ms instead of 320 (720p).
 """
 
 import itertools
@@ -24,8 +24,8 @@ from keras_vjepa.data.reading.decoders import (
 from keras_vjepa.data.reading.gate import check_time
 from keras_vjepa.data.reading.limits import MAX_ASPECT, ReadingLimits
 
-# Of files that hold their video themselves. FFmpeg's others list other files, or are still images
-# and text, which it shows as a video of one frame.
+# FFmpeg's formats of files that hold their video themselves. Its other formats list other files, or
+# are still images and text, which FFmpeg shows as a video of one frame.
 _FORMATS = (
     "apng,asf,asf_o,av1,avi,avs2,avs3,bink,cavsvideo,dirac,dnxhd,dv,evc,flic,flv,gif,"
     "gxf,h261,h263,h264,hevc,ivf,ivr,kux,live_flv,lxf,m4v,matroska,mjpeg,mjpeg_2000,mov,mp4,"
@@ -33,8 +33,8 @@ _FORMATS = (
     "smk,swf,ty,vc1,vc1test,vivo,vvc,webm,wtv,yuv4mpegpipe"
 )
 
-# Whose decoders leave out a frame that no other one needs, if told so, and nothing else. The one of
-# AV1 leaves out wanted ones too, those of VP8 and VP9 leave out none.
+# Codecs whose decoders, if told so, leave out frames that no other one needs, and nothing else. The
+# decoder of AV1 leaves out wanted frames too, those of VP8 and VP9 leave out none.
 _CODECS_THAT_SKIP = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 
 
@@ -42,8 +42,8 @@ _lock = threading.Lock()
 
 
 def has_av() -> bool:
-    """Whether PyAV is installed."""
-    # A thread that meets an import which fails in another takes it for one that worked.
+    """Tell whether PyAV is installed."""
+    # With a lock, because a thread takes an import for one that worked while it fails in another.
     with _lock:
         try:
             import av  # noqa: F401
@@ -53,7 +53,7 @@ def has_av() -> bool:
 
 
 class AVDecoder:
-    """Timestamps in units of the stream's time base."""
+    """Decodes a video with PyAV; timestamps are in units of the stream's time base."""
 
     seek_margin = 0
     passes_over = True
@@ -64,10 +64,10 @@ class AVDecoder:
         self._av = av
         self._path = path
         self._limits = limits
-        # FFmpeg counts a row with what fills it up to a multiple of 64 pixels.
+        # FFmpeg counts with each row the pixels that fill it up to a multiple of 64.
         most_rows = math.isqrt(MAX_ASPECT * limits.max_frame_pixels)
         self._max_pixels = str(limits.max_frame_pixels + 64 * most_rows)
-        # One scaler for the whole file: building it anew for each frame costs 11 times as much.
+        # One scaler for the whole file, because a new one for each frame takes 11 times as long.
         self._reformatter = av.video.reformatter.VideoReformatter()
         self.num_damaged = 0
         self.want(frozenset())
@@ -79,9 +79,9 @@ class AVDecoder:
         try:
             container = self._av.open(
                 os.path.abspath(self._path),
-                # The last for the frames that are decoded to find out what is in the file.
+                # `max_pixels` limits the frames that are decoded to find out what is in the file.
                 options={**options, "max_pixels": self._max_pixels},
-                # Titles are not read, whatever their encoding.
+                # Titles are not used, so their encoding must not matter.
                 metadata_errors="replace",
                 timeout=self._limits.max_file_seconds,
             )
@@ -91,13 +91,13 @@ class AVDecoder:
         return container
 
     def _check_resources(self, error: Exception) -> None:
-        """Raise where it is not the file that is damaged, but time or memory that is short."""
+        """Raise if time or memory was short, which says nothing about the file."""
         check_time()
         if isinstance(error, MemoryError):
             raise error
 
     def _stream_of(self, container: Any) -> Any:
-        """The first stream of moving pictures."""
+        """Return the first stream of moving pictures."""
         attached = self._av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & attached]
         if not streams:
@@ -113,10 +113,10 @@ class AVDecoder:
             self._limits.check_size(self._context.height, self._context.width)
         options = {"max_pixels": self._max_pixels}
         if self._context.name == "mjpeg":
-            # Else a cut picture is filled up with what another has left, and no error is told.
+            # Else a picture that is cut off is filled up with pixels of another, without an error.
             options["err_detect"] = "explode"
         self._context.options = options
-        # One thread: a loader runs many readers, and more threads for each only fight.
+        # One thread, because a loader runs many readers, and more threads would only compete.
         self._context.thread_count = 1
         self._is_intra_only = self._context.codec.intra_only
         self._can_skip = self._context.name in _CODECS_THAT_SKIP
@@ -128,11 +128,13 @@ class AVDecoder:
         self._frames = self._decode()
 
     def rewind(self) -> None:
+        """Go back to before the first frame."""
         self._container.close()
         self._container = self._open()
         self._start()
 
     def packet_index(self) -> PacketIndex | None:
+        """Return an index of all frames by their packets; `None` if it cannot be trusted."""
         timestamps, is_keyframe, places = [], [], []
         with self._open() as container:
             stream = self._stream_of(container)
@@ -159,13 +161,14 @@ class AVDecoder:
         return PacketIndex.from_packets(timestamps, is_keyframe)
 
     def seek(self, timestamp: float) -> None:
+        """Go to the keyframe at a timestamp, or the last one before it."""
         self._frames = self._decode()
         self._is_sought = True
         try:
             self._container.seek(int(timestamp), stream=self._stream)
         except self._av.FFmpegError as error:
             self._check_resources(error)
-            self._frames = iter(())  # as if the file ended here: it is read in order then
+            self._frames = iter(())  # as if the file ended here, so that it is read in order
 
     def _decode(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
@@ -189,30 +192,34 @@ class AVDecoder:
         if is_needless and self._is_intra_only:
             return []
         if is_needless != self._skips and self._can_skip:
-            # Still decoded if another frame is predicted from it.
+            # A frame that is not needed is still decoded if another one is predicted from it.
             self._context.skip_frame = "NONREF" if is_needless else "DEFAULT"
             self._skips = is_needless
         return packet.decode()
 
     def want(self, timestamps: frozenset[float]) -> None:
+        """Say which frames matter; others before the last of them may be passed over."""
         self._wanted = timestamps
         self._last_wanted = max(timestamps, default=-math.inf)
 
     def advance(self) -> float | None:
+        """Decode the next frame and return its timestamp, `None` at the end."""
         frame = next(self._frames, None)
         if frame is None:
             return None
-        # What an index calls a keyframe and is none would begin a row of broken frames.
+        # A frame that an index wrongly calls a keyframe would begin a row of broken frames.
         is_astray = self._is_sought and not frame.key_frame
         self._frame, self._is_sought = frame, False
         self.num_damaged += frame.is_corrupt
         return math.nan if frame.pts is None or is_astray else frame.pts
 
     def size(self) -> tuple[int, int]:
+        """Return height and width of the frame last decoded, after rotation."""
         height, width = self._frame.height, self._frame.width
         return (width, height) if self._frame.rotation // 90 % 2 else (height, width)
 
     def write_frame(self, out: Frames) -> None:
+        """Write the frame last decoded, RGB and upright, to uint8 (height, width, 3)."""
         rgb = self._reformatter.reformat(self._frame, format="rgb24", threads=1)
         # Rows are filled up to a multiple of some bytes.
         rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(rgb.height, -1)
@@ -223,13 +230,14 @@ class AVDecoder:
         out[...] = upright
 
     def close(self) -> None:
-        # What decodes knows this decoder, which knows it: all its frames would stay in memory
-        # until Python looks for circles.
+        """Free the file and the frames."""
+        # The iterator and this decoder refer to each other: its frames would stay in memory until
+        # Python collects such circles.
         self._frames = iter(())
         self._container.close()
 
 
 def _agrees(stream: Any, places: list[int]) -> bool:
-    """Whether the index of an AVI file names the places of the packets that are there."""
+    """Tell whether the index of an AVI file names the places of the packets that are there."""
     header = 8  # bytes of kind and size, in front of each packet
     return places == [entry.pos + header for entry in stream.index_entries]

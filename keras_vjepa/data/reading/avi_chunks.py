@@ -1,7 +1,7 @@
-"""How many frames an AVI file holds, and how large they are, by its own chunks (§3.4).
+"""Count the frames of an AVI file, and read how large they are, by its own chunks (§3.4).
 
-No packet of an AVI file holds its time: FFmpeg takes it from the index, also when it reads in
-order. A flipped bit there hides a frame, and every later one passes for its neighbour.
+Packets of an AVI file do not hold their times: FFmpeg takes them from the index, even when it reads
+in order. A flipped bit in the index hides a frame, and every later one passes for its neighbour.
 """
 
 import os
@@ -15,7 +15,7 @@ _LISTS = (b"RIFF", b"LIST")
 
 
 def is_avi(path: str) -> bool:
-    """Whether a file is an AVI file by its first bytes."""
+    """Tell whether a file is an AVI file by its first bytes."""
     with open(path, "rb") as file:
         head = file.read(12)
     return head[:4] == b"RIFF" and head[8:11] == b"AVI"
@@ -24,14 +24,14 @@ def is_avi(path: str) -> bool:
 def check_frames_of_avi(path: str, num_frames: int) -> None:
     """Check that as many frames were found in an AVI file as it has chunks of video.
 
-    A file that is cut, or that cannot be followed from chunk to chunk, is taken as it is.
+    A file that is cut off, or that cannot be followed from chunk to chunk, is taken as it is.
 
     Args:
         path: the file.
         num_frames: frames that were found.
 
     Raises:
-        ValueError: if there are more or fewer of them.
+        ValueError: if there are more frames or fewer.
     """
     num_chunks = _count_video_chunks(path)
     if num_chunks is not None and num_chunks != num_frames:
@@ -42,10 +42,10 @@ def check_frames_of_avi(path: str, num_frames: int) -> None:
 
 
 def frame_sizes_of_avi(path: str) -> list[tuple[int, int]]:
-    """Height and width of the frames of each stream of an AVI file, as its header claims them.
+    """Read the height and width of frames that the header of an AVI file claims, for each stream.
 
     Args:
-        path: the file; of any other kind there are none.
+        path: the file; there are none if it is of another kind.
     """
     if not is_avi(path):
         return []
@@ -58,7 +58,7 @@ def frame_sizes_of_avi(path: str) -> list[tuple[int, int]]:
                 width, height = struct.unpack("<ii", _read(file, place + 4, 8))
                 sizes.append((abs(height), abs(width)))
             elif kind[:2].isdigit():
-                break  # from here on there are frames
+                break  # the header ends where the frames begin
     return sizes
 
 
@@ -72,14 +72,14 @@ def _count_video_chunks(path: str) -> int | None:
                 if not video and _read(file, place, 4) == b"vids":
                     video = b"%02dd" % streams
                 streams += 1
-            # An empty chunk says that the last frame stays; it is none of its own.
+            # An empty chunk says that the last frame stays, and is not a frame of its own.
             elif video and kind[:3] == video and length:
                 count += 1
     return count if video else None
 
 
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, place and length of the content of each chunk, those within lists included."""
+    """Yield kind, place and length of the content of each chunk, those within lists included."""
     while start + 8 <= end:
         check_time()
         kind, length = struct.unpack("<4sI", _read(file, start, 8))

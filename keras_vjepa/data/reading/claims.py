@@ -1,9 +1,9 @@
-"""What a video file claims of itself, checked before a decoder believes it (§3.4).
+"""Check what a video file claims of itself, before a decoder believes it (§3.4).
 
-While OpenCV opens a file, it decodes the first frame, however large; and FFmpeg, in both libraries,
-makes an entry of its own for every frame of which the tables of an MP4 file speak, 2 GiB for a
-file of a kilobyte. So what is claimed is read here first. What a file claims nowhere but in its
-frames is left to the decoders: PyAV takes a limit for them.
+While OpenCV opens a file, it decodes the first frame, however large. And FFmpeg, in both libraries,
+makes an entry for every frame that the tables of an MP4 file claim, which can take 2 GiB for a file
+of a kilobyte. So the claims are read here first. Those that stand nowhere but in the frames are
+left to the decoders: PyAV takes a limit for them.
 """
 
 import os
@@ -14,12 +14,13 @@ from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.matroska_elements import frame_sizes_of_matroska
 from keras_vjepa.data.reading.mp4_boxes import mp4_claims
 
-# Images that are videos too, or may be taken for one.
+# Bytes in which the header of an image is looked for: some images are videos too, or may be taken
+# for one.
 _START_OF_IMAGE = 2**16
 
 
 def check_claims(path: str, limits: ReadingLimits) -> None:
-    """Check the sizes of frames, and their number, that the header of a file claims.
+    """Check the sizes and the number of frames that the header of a file claims.
 
     Args:
         path: the file.
@@ -34,7 +35,7 @@ def check_claims(path: str, limits: ReadingLimits) -> None:
         raise ValueError(f"it claims to hold {num_samples} frames in {num_bytes} bytes")
     sizes += frame_sizes_of_avi(path) + frame_sizes_of_matroska(path) + _size_of_image(path)
     for height, width in sizes:
-        # What is no size at all may be made good by the frames.
+        # A size of nothing is passed over, because the frames may state a better one.
         if height * width > limits.max_frame_pixels:
             limits.check_size(height, width)
 

@@ -44,8 +44,8 @@ def clip_frame_indices(
         ValueError: if a count is below 1.
 
     Departures: the authors' reader gives frame -1 for a partition of one frame with overlap and
-    for a video with fewer frames than clips; here it is frame 0. A clip shortened by overlap
-    never uses its last frame, as theirs.
+    for a video with fewer frames than clips; here it is frame 0. A clip that is shortened by
+    overlap never uses its last frame, as in their reader.
 
     Example:
 
@@ -75,12 +75,12 @@ def clip_frame_indices(
 
 
 def _window(start: int, end: int, num_points: int) -> Indices:
-    """Points from start to end, both included; the end itself is the first frame too many."""
+    """Spread points from start to end; the last is moved back, as the end is one frame too far."""
     return np.linspace(start, end, num_points).clip(start, max(end - 1, 0)).astype(np.int64)
 
 
 def _short_clip(length: int, frames_per_clip: int, frame_step: int) -> Indices:
-    """As many steps as fit into `length`, then its last frame until the clip is full."""
+    """Take as many steps as fit into `length`, then its last frame until the clip is full."""
     indices = np.full(frames_per_clip, max(length - 1, 0), np.int64)
     num_points = length // frame_step
     indices[:num_points] = _window(0, length, num_points)
@@ -88,7 +88,7 @@ def _short_clip(length: int, frames_per_clip: int, frame_step: int) -> Indices:
 
 
 def frame_step_for_duration(fps: float, duration: float, frames_per_clip: int) -> int:
-    """Frame step with which a clip lasts about `duration` seconds.
+    """Compute the frame step with which a clip lasts about `duration` seconds.
 
     Args:
         fps: frames per second of the video.
@@ -101,7 +101,7 @@ def frame_step_for_duration(fps: float, duration: float, frames_per_clip: int) -
     Raises:
         ValueError: if an argument is not positive.
 
-    Departures: never 0, with which the authors' reader divides by zero.
+    Departure: the step is never 0, with which the authors' reader divides by zero.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What was found in a video file, remembered for as long as the file does not change (§3.4)."""
+"""Remember what was found in a video file, for as long as the file does not change (§3.4)."""
 
 import threading
 from collections import OrderedDict
@@ -8,23 +8,23 @@ from typing import Any
 
 from keras_vjepa.data.reading.decoders import PacketIndex
 
-# Files that are remembered: 80 MB if they have 300 frames each.
+# Number of files that are remembered, which takes 80 MB if they have 300 frames each.
 MAX_REMEMBERED = 32_768
 
-# Most recently used last.
+# The most recently used is the last.
 _remembered: OrderedDict[tuple[Any, ...], "VideoContents"] = OrderedDict()
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class VideoContents:
-    """What a file really holds.
+    """Holds what was found in a file, whatever its header says.
 
     Attributes:
-        index: timestamps of all frames; `None` where they cannot be believed.
+        index: timestamps of all frames; `None` if they cannot be believed.
         num_frames: number of frames.
-        height: of a frame in pixels, after rotation.
-        width: of a frame in pixels, after rotation.
+        height: height of a frame in pixels, after rotation.
+        width: width of a frame in pixels, after rotation.
     """
 
     index: PacketIndex | None
@@ -34,13 +34,13 @@ class VideoContents:
 
 
 def remembered(key: tuple[Any, ...], look: Callable[[], VideoContents]) -> VideoContents:
-    """Contents of a file, looked for when it is met for the first time.
+    """Return the contents of a file, looking for them when it is met for the first time.
 
-    To look costs a decoded frame and a glance at every packet, a fifth of the time of a clip of a
+    Looking means decoding a frame and passing over every packet, a fifth of the time of a clip of a
     small video, and training comes back to each file in every epoch.
 
     Args:
-        key: of the file.
+        key: what the file is known by.
         look: finds the contents.
     """
     with _lock:
@@ -53,13 +53,13 @@ def remembered(key: tuple[Any, ...], look: Callable[[], VideoContents]) -> Video
 
 
 def is_remembered(key: tuple[Any, ...]) -> bool:
-    """Whether the contents of a file are known."""
+    """Tell whether the contents of a file are known."""
     with _lock:
         return key in _remembered
 
 
 def remember(key: tuple[Any, ...], contents: VideoContents) -> None:
-    """Remember the contents of a file in the place of what was known of it."""
+    """Remember the contents of a file, in place of those that were known before."""
     with _lock:
         _remembered[key] = contents
         if len(_remembered) > MAX_REMEMBERED:

@@ -1,4 +1,4 @@
-"""What reading videos needs of a decoding library (§3.4).
+"""Describe what reading videos needs of a decoding library (§3.4).
 
 Frames are uint8 (height, width, 3), RGB and upright, from either library.
 """
@@ -19,12 +19,12 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """Timestamps of all frames in display order, and where one may seek to.
+    """Holds the timestamps of all frames in display order, and tells where one may seek to.
 
     Attributes:
         timestamps: (num_frames,), strictly increasing, in the decoder's own unit.
-        keyframes: (num_keyframes,), positions in `timestamps`, increasing; empty where a seek
-            cannot be trusted.
+        keyframes: (num_keyframes,), positions in `timestamps`, increasing; empty if a seek cannot
+            be trusted.
     """
 
     timestamps: npt.NDArray[Any]
@@ -34,7 +34,7 @@ class PacketIndex:
     def from_packets(
         cls, timestamps: Sequence[float], is_keyframe: Sequence[bool]
     ) -> "PacketIndex | None":
-        """Sort packets by time; `None` where the times do not tell the frames apart."""
+        """Sort packets by time; return `None` if the times do not tell the frames apart."""
         times = np.asarray(timestamps)
         order = np.argsort(times, kind="stable")
         times = times[order]
@@ -43,19 +43,22 @@ class PacketIndex:
         return cls(times, np.flatnonzero(np.asarray(is_keyframe)[order]))
 
     def position(self, timestamp: float) -> int:
-        """Position of the frame with this timestamp, or where it would be."""
+        """Find the position of the frame with this timestamp, or where it would be."""
         return int(np.searchsorted(self.timestamps, timestamp))
 
     def has(self, timestamp: float, position: int) -> bool:
-        """Whether the frame at a position has this timestamp."""
+        """Tell whether the frame at a position has this timestamp."""
         return position < len(self.timestamps) and self.timestamps[position] == timestamp
 
 
 class Decoder(Protocol):
-    """What `VideoReader` needs of a decoding library. Any error that it raises names the file."""
+    """Describes what `VideoReader` needs of a decoding library.
+
+    Any error that it raises becomes one that names the file.
+    """
 
     fps: float
-    # What the video is encoded with, by FFmpeg's name.
+    # FFmpeg's name of the codec.
     codec: str
     # Seconds of one unit of a timestamp.
     time_unit: float
@@ -67,7 +70,7 @@ class Decoder(Protocol):
     passes_over: bool
 
     def packet_index(self) -> PacketIndex | None:
-        """Index of all frames without decoding them; `None` if it cannot be trusted."""
+        """Index all frames without decoding them; return `None` if that cannot be trusted."""
 
     def rewind(self) -> None:
         """Go back to before the first frame."""
@@ -82,7 +85,7 @@ class Decoder(Protocol):
         """Decode the next frame and return its timestamp, `None` at the end."""
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the frame last decoded, after rotation."""
+        """Return height and width of the frame last decoded, after rotation."""
 
     def write_frame(self, out: Frames) -> None:
         """Write the frame last decoded, RGB and upright, to uint8 (height, width, 3)."""

@@ -1,11 +1,11 @@
-"""Errors that name a file which cannot be read (§3.4)."""
+"""Name files that cannot be read in errors, with the reason (§3.4)."""
 
 import os
 from pathlib import Path
 
 
 class UnreadableVideoError(ValueError):
-    """A file that cannot be read as a video, with the reason, in one line.
+    """Names a file that cannot be read as a video, with the reason, in one line.
 
     Attributes:
         path: the file.
@@ -24,7 +24,7 @@ class UnreadableVideoError(ValueError):
 
 
 class UnreadableImageError(UnreadableVideoError):
-    """A file that cannot be read as an image, with the reason, in one line.
+    """Names a file that cannot be read as an image, with the reason, in one line.
 
     Attributes:
         path: the file.
@@ -35,11 +35,11 @@ class UnreadableImageError(UnreadableVideoError):
 
 
 class MissingPackageError(ImportError, ValueError):
-    """A package that is not installed, and is needed for what somebody asks for."""
+    """Names a package that is not installed, and that something which was asked for needs."""
 
 
 def printable(path: str | Path) -> str:
-    """A path as one line that can be printed anywhere, also where its name is not UTF-8.
+    """Write a path as one line that can be printed anywhere, even if its name is not UTF-8.
 
     Example:
 
@@ -49,6 +49,6 @@ def printable(path: str | Path) -> str:
     """
     try:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # no name of a file, but it may stand in a list
+    except UnicodeEncodeError:  # it cannot be the name of a file, but it may stand in a list
         shown = str(path).encode("utf-8", "backslashreplace").decode()
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)

@@ -1,7 +1,7 @@
 """Choose the frames of clips as fine-tuning does, in training and test (App. D.3, Table 12).
 
-The paper's Table 12 names segments and a sampling rate; what is not in it is VideoMAE's, whom the
-paper follows.
+Table 12 of the paper names segments and a sampling rate. Everything else is as in VideoMAE, which
+the paper follows.
 """
 
 import numpy as np
@@ -25,8 +25,8 @@ def segment_frame_indices(
         rng: source of the choice; None takes the first frame of each part.
 
     Returns:
-        int64 (num_clips, frames_per_clip), in ascending order. A video of fewer frames than a clip
-        gives some more than once.
+        int64 (num_clips, frames_per_clip), in ascending order. If a video has fewer frames than a
+        clip, some are there more than once.
 
     Raises:
         ValueError: if a count is below 1.

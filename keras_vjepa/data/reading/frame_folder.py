@@ -1,11 +1,11 @@
-"""Folders of frames: videos that are kept as numbered pictures (§3.4, App. D).
+"""Read folders of frames: videos that are kept as numbered pictures (§3.4, App. D).
 
-`img_00001.jpg`, `img_00002.jpg`, ... of a folder are the frames of a video, in the order of their
-numbers, from whichever number they begin. The folder does not say how many of them make a second.
+`img_00001.jpg`, `img_00002.jpg`, ... in a folder are the frames of a video, in the order of their
+numbers, which may begin anywhere. The folder does not say how many frames make a second.
 
-Frames that are missing between others are named in the log when the folder is first read, and the
-rest is read as if they had never been. Pictures of several names in one folder, or of several
-sizes, are refused: which of them are the video, nobody can tell.
+If frames are missing between others, the log names them when the folder is first read, and the rest
+is read as if they had never been there. Pictures of several names in one folder, or of several
+sizes, are refused, because nobody can tell which of them are the video.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.media import HASH_BYTES, NO_CONTENT, File, FrameMedia
 from keras_vjepa.data.reading.picture_decoder import PictureDecoder
 
-# Where nobody says otherwise: what AVA's frames, and those of most copies of Kinetics, have.
+# The rate where nobody gives another: that of AVA's frames, and of most copies of Kinetics.
 DEFAULT_FPS = 30.0
 
 _LOG = logging.getLogger(__name__)
@@ -36,17 +36,17 @@ _MOST_NAMED = 3
 
 
 def check_fps(fps: float) -> None:
-    """Check frames per second; raise `ValueError` if there can be none of this number."""
+    """Raise `ValueError` if a number of frames per second is out of range."""
     check_number("(0, 100000]", fps=fps)
 
 
 @dataclass(frozen=True)
 class NumberedFrames:
-    """The pictures of a folder that are the frames of its video.
+    """Names the pictures of a folder that are the frames of its video.
 
     Attributes:
-        names: of the files, in the order of their numbers.
-        numbers: of the files.
+        names: names of the files, in the order of their numbers.
+        numbers: numbers of the files.
     """
 
     names: list[str]
@@ -54,7 +54,7 @@ class NumberedFrames:
 
     @property
     def missing(self) -> list[int]:
-        """Numbers that lie in gaps, a few of each; frames may be numbered 5, 10, 15, ... too."""
+        """Return numbers in gaps, a few of each gap; frames may be numbered 5, 10, 15, ... too."""
         pairs = list(itertools.pairwise(self.numbers))
         step = min((after - before for before, after in pairs), default=1)
         gaps = [(before, after) for before, after in pairs if after - before >= 2 * step]
@@ -65,10 +65,11 @@ class NumberedFrames:
 
 
 def numbered_frames(names: Iterable[str]) -> NumberedFrames:
-    """Sort the files of a folder that are frames of a video, by their numbers.
+    """Sort the files of a folder that are frames of a video by their numbers.
 
     Args:
-        names: of all files in the folder; those that are hidden or no pictures are passed over.
+        names: names of all files in the folder; hidden ones and those that are no pictures are
+            passed over.
 
     Returns:
         The frames; none if no file is a picture.
@@ -109,11 +110,11 @@ def numbered_frames(names: Iterable[str]) -> NumberedFrames:
 
 @dataclass(frozen=True)
 class FrameFolder(FrameMedia):
-    """A folder whose pictures are the frames of a video.
+    """Stands for a folder whose pictures are the frames of a video.
 
     Args:
         name: the folder's path.
-        fps: frames per second that they were taken with.
+        fps: frames per second at which they were taken.
 
     Raises:
         ValueError: if `fps` is out of range.
@@ -128,7 +129,7 @@ class FrameFolder(FrameMedia):
         check_fps(self.fps)
 
     def frames(self) -> NumberedFrames:
-        """List the frames; raise `ValueError` where they make no video."""
+        """List the frames; raise `ValueError` if they make no video."""
         try:
             found = numbered_frames(os.listdir(self.name))
         except OSError as error:
@@ -138,9 +139,11 @@ class FrameFolder(FrameMedia):
         return found
 
     def decoder(self, limits: ReadingLimits) -> "FrameFolderDecoder":
+        """Make a decoder of the frames."""
         return FrameFolderDecoder(self, limits)
 
     def status(self) -> tuple[int, int, int, int]:
+        """Return size, times and number of the folder; zeros if there is none."""
         try:
             status = os.stat(self.name)
         except (OSError, ValueError):
@@ -148,7 +151,7 @@ class FrameFolder(FrameMedia):
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1)
 
     def content_hash(self) -> bytes:
-        """Hash names and sizes of all frames, and the content of the first, a middle, the last."""
+        """Hash names and sizes of all frames, and the content of the first, middle and last."""
         try:
             names = self.frames().names
             sizes = [os.stat(os.path.join(self.name, name)).st_size for name in names]
@@ -170,7 +173,8 @@ class FrameFolderDecoder(PictureDecoder):
         super().__init__(len(self._frames.names), folder.fps)
 
     def packet_index(self) -> PacketIndex | None:
-        # Asked for when a folder is first read, and not again while it does not change.
+        """Return the index, and name missing frames in the log."""
+        # Named here, because the index is asked for only when a folder is new or has changed.
         missing = self._frames.missing
         if missing:
             shown = ", ".join(map(str, missing[:_MOST_NAMED]))
@@ -182,9 +186,11 @@ class FrameFolderDecoder(PictureDecoder):
         return super().packet_index()
 
     def name_of(self, position: int) -> str:
+        """Return the name of a frame's file."""
         return printable(self._frames.names[position])
 
     def picture(self, position: int) -> Frames:
+        """Read and decode the file of a frame."""
         file = File(os.path.join(self._folder.name, self._frames.names[position]))
         with file.content() as content:
             check_bytes_of_image(content.size, self._limits)

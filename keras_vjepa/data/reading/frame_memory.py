@@ -1,7 +1,7 @@
-"""Memory for the frames of a clip, lent again and again (§3.4).
+"""Lend memory for the frames of a clip, again and again (§3.4).
 
-New memory comes from the system page by page and zeroed: at 720p a clip takes 44 MB, and to have
-them anew for each costs more than to convert the frames.
+New memory comes from the system page by page and zeroed. At 720p a clip takes 44 MB, and new memory
+for each clip costs more time than converting the frames.
 """
 
 import math
@@ -13,12 +13,12 @@ import numpy as np
 
 from keras_vjepa.data.reading.decoders import Frames
 
-# More than 80 frames of 1080p is given back at once.
+# More memory than this, 80 frames of 1080p, is given back at once.
 _MOST_BYTES = 2**29
 
 
 class _Own(threading.local):
-    """What each thread keeps."""
+    """Holds the memory that each thread keeps."""
 
     spare: Frames = np.empty(0, np.uint8)
 
@@ -30,13 +30,13 @@ _own = _Own()
 def lent_frames(shape: tuple[int, ...]) -> Iterator[Frames]:
     """Lend memory for frames, which the same thread gets again later.
 
-    If the block raises, it does not: a reader that came too late may still write to it.
+    If the block raises, it is not lent again, because a reader that is late may still write to it.
 
     Args:
         shape: (frames, height, width, 3).
 
     Yields:
-        uint8 of this shape, with anything in it. Not to be kept.
+        uint8 of this shape, with anything in it. It must not be kept after the block.
 
     Example:
 

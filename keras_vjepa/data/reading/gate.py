@@ -1,23 +1,23 @@
-"""The one gate through which files are read, videos and images alike (§3.4).
+"""Pass all reading of files, videos and images alike, through one gate (§3.4).
 
-Whatever is done with a file is done behind `through_gate`: there any exception becomes the error
-that names the file, and what does not return in time is left behind. Names, kinds of files and
-sizes are checked before a decoder sees them.
+All work on a file is done behind `through_gate`. There any exception becomes the error that names
+the file, and a call that does not return in time is left behind. Names, kinds of files and sizes
+are checked before a decoder sees them.
 
-A hang inside a C library cannot be ended from outside, so the work is done by another thread, from
-which a result is awaited for so long and no longer. Such a thread goes on until its call returns;
-it keeps nobody from anything else. Handing over costs less than can be measured: 4.7 ms of
+A hang inside a C library cannot be ended from outside. So the work is done by another thread, and
+the caller waits for its result for a limited time. A thread that is left behind goes on until its
+call returns, and holds up nothing else. Handing over costs less than can be measured: 4.7 ms of
 processor time for a clip of a 64x64 video with it, 4.7 ms without.
 
-**Crashes are not kept out by a process of its own.** Measured (one process for each reading thread,
-frames through shared memory; clips/s beside reading in the same process): 64x64 frames 53 to 60
-beside 62; 340x256 5.2 to 5.8 beside 5.3 to 6.1; 720p 0.5 to 0.6 beside 0.5 to 0.7, on a machine
-with other work. It takes 21 MB of memory of its own for each thread (59 MB with what is shared) and
-0.7 s to start. That is cheap, but it would keep out nothing that is known: of the mutated files
-that `tests/data/reading/fuzz.py` makes none crashes a decoder, and the one crash that was ever seen
-(OpenCV, names that are not UTF-8) is not reached any more. In exchange frames would be copied once
-more, and reading would need a Python to start: not from a frozen program, nor where processes are
-counted.
+**Files are not read in a process of their own, which would keep crashes out.** Measured (one
+process for each reading thread, frames through shared memory; clips/s beside reading in the same
+process): 64x64 frames 53 to 60 beside 62; 340x256 5.2 to 5.8 beside 5.3 to 6.1; 720p 0.5 to 0.6
+beside 0.5 to 0.7, on a machine with other work. Such a process takes 21 MB of memory of its own for
+each thread (59 MB with shared memory) and 0.7 s to start. That is cheap, but it would keep out no
+crash that is known: none of the mutated files that `tests/data/reading/fuzz.py` makes crashes a
+decoder, and the one crash that was ever seen (OpenCV, names that are not UTF-8) is not reached any
+more. In exchange frames would be copied once more, and a Python would have to be started to read,
+which fails in a frozen program and where the number of processes is limited.
 """
 
 import errno
@@ -33,7 +33,8 @@ from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 
 ResultT = TypeVar("ResultT")
 
-# What is checked between two calls of a library has this much time to say so.
+# Seconds beyond the limit in which a thread may notice, between two calls of a library, that it is
+# late.
 _GRACE_SECONDS = 1.0
 _MOST_LETTERS = 200
 _UNREADABLE = {
@@ -45,11 +46,11 @@ _UNREADABLE = {
 
 
 class _Late(Exception):
-    """A file takes longer than its limit."""
+    """Says that a file takes longer than its limit."""
 
 
 class _Work(threading.local):
-    """What the thread at work knows."""
+    """Holds the time until which the thread at work must be done."""
 
     deadline = float("inf")
 
@@ -63,12 +64,12 @@ def through_gate(
     seconds: float,
     action: Callable[[], ResultT],
 ) -> ResultT:
-    """Do something with a file; whatever goes wrong becomes the error that names it.
+    """Do something with a file; whatever goes wrong becomes an error that names the file.
 
     Args:
         path: the file.
         error: what to raise, `UnreadableVideoError` or `UnreadableImageError`.
-        seconds: how long it may take.
+        seconds: how long the action may take.
         action: what to do.
 
     Returns:
@@ -98,13 +99,13 @@ ZeroDivisionError: division by zero
 
 
 def check_time() -> None:
-    """Stop the work on a file that has taken too long; for loops over its parts."""
+    """Stop the work on a file if it has taken too long; loops over its parts call this."""
     if time.monotonic() > _work.deadline:
         raise _Late
 
 
 def check_file(path: str | Path) -> int:
-    """Check that a path leads to a regular file with something in it, before anything opens it.
+    """Check, before anything opens it, that a path leads to a regular file which is not empty.
 
     Args:
         path: the file.
@@ -113,7 +114,7 @@ def check_file(path: str | Path) -> int:
         Its size in bytes.
 
     Raises:
-        ValueError: if it is missing, empty or something else, with the reason.
+        ValueError: if it is missing, empty or something else; the message says which.
     """
     try:
         status = os.stat(path)
@@ -135,7 +136,7 @@ def check_file(path: str | Path) -> int:
 
 
 def _reason(cause: Exception) -> str:
-    """One line that says what went wrong; our own checks say it in their own words."""
+    """Say in one line what went wrong; the words of our own checks stay as they are."""
     lines = str(cause).strip().splitlines()
     words = printable(lines[0])[:_MOST_LETTERS] if lines else ""
     if type(cause) is ValueError and words:
@@ -144,7 +145,7 @@ def _reason(cause: Exception) -> str:
 
 
 class _Worker(threading.Thread):
-    """A thread that does one thing after another for whoever takes it."""
+    """Runs a thread that does one thing after another for whoever takes it."""
 
     _idle: "ClassVar[list[_Worker]]" = []
 
@@ -160,7 +161,7 @@ class _Worker(threading.Thread):
 
     @classmethod
     def idle(cls) -> "_Worker":
-        """One that has nothing to do."""
+        """Take a worker that has nothing to do, or start a new one."""
         try:
             return cls._idle.pop()
         except IndexError:
@@ -174,7 +175,7 @@ class _Worker(threading.Thread):
         try:
             ended = self._end.acquire(timeout=seconds + _GRACE_SECONDS)
         finally:
-            # Also for who is interrupted while waiting.
+            # In `finally`, because the caller may also be interrupted while it waits.
             if not ended:
                 self._is_left = True
                 self._begin.release()
@@ -189,6 +190,7 @@ class _Worker(threading.Thread):
         return value
 
     def run(self) -> None:
+        """Do what is handed over, one thing after another, until the worker is left behind."""
         while True:
             self._begin.acquire()
             if self._is_left:
@@ -203,6 +205,6 @@ class _Worker(threading.Thread):
             self._end.release()
 
 
-# A forked process has none of these threads.
+# A forked process has none of these threads, so it must not take one.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_Worker._idle.clear)

@@ -21,7 +21,7 @@ def read_image(
 
     Args:
         source: the path of a PNG, JPEG, BMP, WebP, TIFF or GIF file (of a GIF, the first frame is
-            read), or what else `media_at` knows.
+            read), or anything else that `media_at` takes.
         limits: time and pixels that it may take; the size in its header is checked first.
 
     Returns:

@@ -1,7 +1,7 @@
 """Decode an image that is in memory (App. D.1: images as clips).
 
-Departures: an image whose EXIF data say that it lies on its side is turned upright, as videos are;
-the authors' reader leaves it lying.
+Departure: an image whose EXIF data say that it lies on its side is turned upright, as videos are;
+the authors' reader leaves it on its side.
 """
 
 import cv2
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from keras_vjepa.data.reading.image_headers import FORMATS, image_header, with_plain_transparency
 from keras_vjepa.data.reading.limits import ReadingLimits
 
-# Four channels of 16 bits: what is larger than its pixels can fill is not read into memory.
+# Those of four channels of 16 bits. A file with more bytes than its pixels can fill is not read
+# into memory.
 _MOST_BYTES_PER_PIXEL = 8
 
 
@@ -19,11 +20,11 @@ def check_bytes_of_image(num_bytes: int, limits: ReadingLimits) -> None:
     """Check that an image is no larger than its pixels can be, before it is read into memory.
 
     Args:
-        num_bytes: of the file.
+        num_bytes: size of the file.
         limits: pixels that it may have.
 
     Raises:
-        ValueError: if it is.
+        ValueError: if it is larger.
     """
     if num_bytes > _MOST_BYTES_PER_PIXEL * limits.max_frame_pixels:
         raise ValueError(
@@ -35,7 +36,7 @@ def decoded_image(content: bytes, limits: ReadingLimits) -> NDArray[np.uint8]:
     """Decode an image in 8 bits; grey becomes RGB, transparency is left out.
 
     Args:
-        content: of the file.
+        content: the bytes of the file.
         limits: pixels that it may have; the size in its header is checked first.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Sizes of images, read from their headers before anything is decoded (App. D.1).
+"""Read the sizes of images from their headers, before anything is decoded (App. D.1).
 
-Only formats that are understood here are decoded at all.
+Formats that are not understood here are not decoded at all.
 """
 
 import struct
@@ -11,17 +11,17 @@ FORMATS = "PNG, JPEG, BMP, WebP, TIFF and GIF"
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TRANSPARENCY = 256, 257, 338
-# Whether colours have been multiplied by their transparency.
+# Whether colours have been multiplied by their transparency: done, or still to come.
 _DONE, _TO_COME = 1, 2
 
 
 class ImageHeader(NamedTuple):
-    """What the header of an image says.
+    """Holds what the header of an image says.
 
     Attributes:
-        name: of the format.
-        height: in pixels.
-        width: in pixels.
+        name: name of the format.
+        height: height in pixels.
+        width: width in pixels.
     """
 
     name: str
@@ -30,7 +30,7 @@ class ImageHeader(NamedTuple):
 
 
 def image_format(head: bytes) -> str | None:
-    """Name of the image format that a file begins as, `None` for anything else.
+    """Name the image format of a file by its first bytes; `None` for anything else.
 
     Args:
         head: the first bytes of a file, a dozen or more.
@@ -47,7 +47,7 @@ def image_format(head: bytes) -> str | None:
 
 
 def still_image_format(head: bytes) -> str | None:
-    """Name of the format of a file of one picture, also of those that are not read here.
+    """Name the format of a file of one picture, also if it is one that is not read here.
 
     Args:
         head: the first bytes of a file, a dozen or more.
@@ -72,10 +72,10 @@ def image_header(content: bytes) -> ImageHeader:
         content: the whole file; JPEG and TIFF may keep their size anywhere in it.
 
     Returns:
-        Format and size, as the header claims it.
+        Format and size, as the header claims them.
 
     Raises:
-        ValueError: if it is no image of a known format, or its header is damaged.
+        ValueError: if the file is no image of a known format, or its header is damaged.
 
     Example:
 
@@ -106,7 +106,8 @@ def _gif(content: bytes) -> tuple[int, int]:
 
 def _bmp(content: bytes) -> tuple[int, int]:
     (header_size,) = struct.unpack_from("<I", content, 14)
-    # Of OS/2 in 16 bits; a negative height is that of an image from top to bottom.
+    # Headers of OS/2 have sizes of 16 bits. In others a negative height says that the rows go from
+    # top to bottom.
     width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", content, 18)
     return abs(height), abs(width)
 
@@ -121,7 +122,7 @@ def _jpeg(content: bytes) -> tuple[int, int]:
             place += 1
         marker = content[place]
         place += 1
-        # Those that begin a frame; three of their row mean something else.
+        # Markers of this range begin a frame; three of them mean something else.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", content, place + 3)
             return height, width
@@ -150,18 +151,18 @@ def _tiff(content: bytes) -> tuple[int, int]:
     for tag, layout, place in _tiff_entries(content):
         if tag in sizes:
             (size,) = struct.unpack_from(layout, content, place)
-            sizes[tag] = max(sizes[tag], size)  # a second one would be the decoder's to choose
+            sizes[tag] = max(sizes[tag], size)  # of several, the decoder could choose any
     return sizes[_TIFF_HEIGHT], sizes[_TIFF_WIDTH]
 
 
 def with_plain_transparency(content: bytes) -> bytes:
-    """Have a TIFF image decoded with its colours as they are stored.
+    """Change a TIFF image so that its colours are decoded as they are stored.
 
-    libtiff, which OpenCV decodes it with, multiplies them by transparency that says that they have
-    not been multiplied yet. This one says that they have.
+    libtiff, with which OpenCV decodes it, multiplies colours by their transparency if the file says
+    that this has not been done yet. The changed file says that it has.
 
     Args:
-        content: of an image whose header has been read. Others than TIFF stay as they are.
+        content: file of an image whose header has been read. Other formats stay as they are.
     """
     if image_format(content[:16]) != "TIFF":
         return content
@@ -173,7 +174,7 @@ def with_plain_transparency(content: bytes) -> bytes:
 
 
 def _tiff_entries(content: bytes) -> Iterator[tuple[int, str, int]]:
-    """Tag, layout and place of the value of each entry that a TIFF image says of itself."""
+    """Yield tag, and layout and place of the value, of each entry in a TIFF image's header."""
     order = "<" if content[:2] == b"II" else ">"
     is_big = struct.unpack_from(order + "H", content, 2)[0] == 43
     place_layout, count_layout, entry_size = ("Q", "Q", 20) if is_big else ("I", "H", 12)

@@ -1,7 +1,8 @@
 """Take frames that lie in memory: arrays, tensors of any library, PIL images (App. D.1).
 
-Everything becomes uint8 RGB with the channels last, as a file is read. What could mean two things
-is refused rather than guessed. Libraries are known by what their objects offer, none is imported.
+Everything becomes uint8 RGB with the channels last, as a file is read. An array that could mean two
+things is refused rather than guessed. Libraries are recognised by what their objects offer, and
+none is imported.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ Frames = NDArray[np.uint8]
 
 # Grey, RGB and RGB with transparency.
 _CHANNELS = (1, 3, 4)
-# What resizing in floats may overshoot by.
+# Floats may leave [0, 1] by this much, because resizing may overshoot.
 _SLACK = 1e-3
 # Modes of PIL that hold 8 bits of colour; others would be cut off, not scaled.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "La", "RGBa", "RGBX")
@@ -21,14 +22,14 @@ _ACCEPTED = "(frames, height, width, 3) or (frames, 3, height, width)"
 
 
 def as_array(value: Any) -> NDArray[Any] | None:
-    """Make a NumPy array of what holds numbers.
+    """Make a NumPy array of anything that holds numbers.
 
     Args:
         value: an array, a tensor of torch, JAX or TensorFlow, on any device, an array of a
             decoder's own kind, or a PIL image.
 
     Returns:
-        The array, or None if it is nothing of the kind.
+        The array, or None if `value` is nothing of the kind.
 
     Raises:
         ValueError: for a PIL image of more than 8 bits or of several frames, and for a tensor that
@@ -53,11 +54,11 @@ def as_array(value: Any) -> NDArray[Any] | None:
             array = np.from_dlpack(value)
         else:
             return None
-    except Exception as error:  # a library's own, such as for a tensor of a traced function
+    except Exception as error:  # an error of the library, as for a tensor of a traced function
         raise ValueError(
             f"`inputs` must hold values. Received: a {type(value).__name__} without any"
         ) from error
-    # A half precision that NumPy does not know of.
+    # NumPy itself does not know this half precision.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
@@ -78,7 +79,7 @@ def _of_pil(picture: Any) -> NDArray[Any]:
 
 
 def is_picture(array: NDArray[Any]) -> bool:
-    """Whether an array has the axes of one image, not of a video."""
+    """Tell whether an array has the axes of one image, and not those of a video."""
     return array.ndim in (2, 3)
 
 
@@ -88,14 +89,14 @@ def rgb(array: NDArray[Any]) -> Frames:
     Args:
         array: uint8 from 0 to 255, or floats from 0 to 1: `(frames, height, width, channels)`,
             `(frames, channels, height, width)`, the same without frames, or a grey image
-            `(height, width)`. One channel is grey; of four, the last one, transparency, is left
+            `(height, width)`. One channel is grey; the last of four channels, transparency, is left
             out.
 
     Returns:
-        `(frames, height, width, 3)`, or `(height, width, 3)` of an image.
+        `(frames, height, width, 3)`, or `(height, width, 3)` for an image.
 
     Raises:
-        ValueError: for other numbers, other layouts, and those that could mean two things.
+        ValueError: for other numbers, other layouts, and layouts that could mean two things.
 
     Example:
 
@@ -124,7 +125,7 @@ def _check_numbers(array: NDArray[Any]) -> None:
             f"Received: {array.dtype} of shape {array.shape}"
         )
     low, high = float(array.min()), float(array.max())
-    if not (low >= -_SLACK and high <= 1 + _SLACK):  # also of NaN
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # true for NaN as well
         raise ValueError(
             "`inputs` must be uint8 from 0 to 255, or floats from 0 to 1. "
             f"Received: {array.dtype} from {low:.4g} to {high:.4g}"

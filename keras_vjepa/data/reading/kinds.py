@@ -12,10 +12,10 @@ IMAGE_EXTENSIONS = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
 
 
 def extension(path: str) -> str:
-    """Extension of a file's name, in lower case, with its dot."""
+    """Return the extension of a file's name, in lower case, with its dot."""
     return os.path.splitext(path)[1].lower()
 
 
 def has_image_extension(path: str) -> bool:
-    """Whether a file is an image by its extension."""
+    """Tell whether a file is an image by its extension."""
     return extension(path) in IMAGE_EXTENSIONS

@@ -1,9 +1,9 @@
-"""Bytes from elsewhere, lent to a decoder as a regular file (§3.4).
+"""Lend bytes from elsewhere to a decoder as a regular file (§3.4).
 
-Decoders, and what is checked before them, take a path. What lies in a shard or in a row of a data
-set is copied to where a path leads to it: to memory, or to the system's temporary folder if it is
-large or the system has no files in memory. It is gone when it is closed or forgotten, whatever
-happens to the process.
+Decoders, and the checks before them, take a path. So the bytes of a video in a shard, or in a row
+of a data set, are copied to a file that has a path: in memory, or in the system's temporary folder
+if they are many or the system has no files in memory. The file is gone when it is closed or
+forgotten, whatever happens to the process.
 """
 
 import os
@@ -14,19 +14,19 @@ from typing import Any
 
 from keras_vjepa.data.reading.gate import check_time
 
-# More is not held in memory for each thread that reads.
+# Larger files are not held in memory, where there may be one for each thread that reads.
 _MOST_IN_MEMORY = 2**28
 _AT_ONCE = 2**22
 
 
 @dataclass
 class LentFile:
-    """A regular file, for as long as it is not closed.
+    """Holds a regular file, for as long as it is not closed.
 
     Attributes:
-        path: of the file.
-        identity: what tells its content from that of others of the same name.
-        release: what gives it back.
+        path: path of the file.
+        identity: what tells its content from that of other files of the same name.
+        release: function that gives it back, if there is anything to do.
     """
 
     path: str
@@ -45,12 +45,12 @@ def lent_copy(
     """Copy bytes to a file that is gone when it is closed.
 
     Args:
-        size: how many there are.
-        read_at: gives so many of them from a place on.
-        identity: what tells them from others.
+        size: number of bytes.
+        read_at: function of a place and a length, which returns the bytes there.
+        identity: what tells these bytes from others.
 
     Raises:
-        ValueError: if there are none, or fewer than `size`.
+        ValueError: if there are no bytes, or fewer than `size`.
 
     Example:
 
@@ -63,7 +63,7 @@ def lent_copy(
     if size == 0:
         raise ValueError("the file is empty")
     if size <= _MOST_IN_MEMORY and hasattr(os, "memfd_create"):
-        # An object, so that it is closed where nobody does.
+        # A Python object, which closes the file by itself when it is forgotten.
         memory = open(os.memfd_create("keras_vjepa"), "rb", buffering=0)
         path = f"/proc/self/fd/{memory.fileno()}"
         lent = LentFile(path, identity, memory.close)

@@ -1,4 +1,4 @@
-"""How much time and memory a file may take (§3.4)."""
+"""Limit how much time and memory a file may take (§3.4)."""
 
 import math
 import numbers
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 from keras_vjepa.arguments import check_number, check_whole
 
-# Resizing the shorter side of a frame to 256 pixels makes a longer one of 100 times as much: what
-# is more oblong is no picture, and would take gigabytes.
+# How many times as long as short a frame may be. If its shorter side is resized to 256 pixels, its
+# longer side has this many times as many: more oblong frames are no pictures, and take gigabytes.
 MAX_ASPECT = 100
-# A month: threads can wait for some centuries and no longer.
+# A month, which is below the centuries that a thread can wait at most.
 _MOST_SECONDS = 2_592_000
 _MOST_PIXELS = 2**40
 
 
 @dataclass(frozen=True)
 class ReadingLimits:
-    """Limits within which a file must be read; one that passes them is named as unreadable.
+    """Sets limits within which a file must be read; one that passes them counts as unreadable.
 
     Args:
         max_file_seconds: longest time for opening a file, and for each call that reads frames of
@@ -51,11 +51,11 @@ class ReadingLimits:
         """Check the size of a frame before it is decoded.
 
         Args:
-            height: in pixels.
-            width: in pixels.
+            height: height in pixels.
+            width: width in pixels.
 
         Raises:
-            ValueError: if there are too many pixels, none, or it is far too oblong.
+            ValueError: if the frame has too many pixels or none, or is far too oblong.
         """
         if min(height, width) < 1:
             raise ValueError(f"{width}x{height} is no size of a picture")

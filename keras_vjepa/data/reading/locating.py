@@ -17,7 +17,7 @@ def media_at(source: str | Path | Media) -> Media:
     """Find what a path leads to.
 
     Args:
-        source: a path; what is found already stays as it is.
+        source: a path, or media, which are returned as they are.
 
     Returns:
         For a folder, a video of the pictures in it; for a path that leads into a tar file, a member
@@ -41,7 +41,7 @@ def media_at(source: str | Path | Media) -> Media:
 
 
 def is_image(source: str | Path | Media) -> bool:
-    """Whether something is an image; of a path, its extension says so.
+    """Tell whether something is an image; for a path, its extension says so.
 
     Args:
         source: as `media_at` takes it.
@@ -50,12 +50,12 @@ def is_image(source: str | Path | Media) -> bool:
 
 
 def name_of(source: str | Path | Media) -> str:
-    """What messages call something; as `media_at` takes it."""
+    """Return the name in messages of something that `media_at` takes."""
     return source.name if isinstance(source, Media) else str(source)
 
 
 def media_is_there(path: str) -> bool:
-    """Whether there is something at a path; what it is, and whether it is whole, reading tells."""
+    """Tell whether there is anything at a path; only reading tells if it is a whole video."""
     try:
         return os.path.exists(path) or any(media_at(path).status())
     except ValueError:  # no system has such a name

@@ -1,7 +1,7 @@
-"""Sizes of frames, and of all, that a Matroska or WebM file claims (§3.4).
+"""Read the sizes of frames, and of the whole file, that a Matroska or WebM file claims (§3.4).
 
-Such a file is a tree of elements: an identifier and a size, each of a length that its first byte
-tells, then content.
+Such a file is a tree of elements. Each has an identifier and a size, whose lengths their first
+bytes tell, and then its content.
 """
 
 import os
@@ -18,13 +18,13 @@ _LONGEST = 8
 
 
 def frame_sizes_of_matroska(path: str) -> list[tuple[int, int]]:
-    """Largest height and width of a track's frames, as the header in front of the frames claims it.
+    """Read the largest height and width of frames that the header in front of them claims.
 
     Args:
         path: the file.
 
     Returns:
-        One size, or none if it is a file of another kind.
+        One size, or none if the file is of another kind.
     """
     heights, widths = [], []
     with open(path, "rb") as file:
@@ -39,14 +39,14 @@ def frame_sizes_of_matroska(path: str) -> list[tuple[int, int]]:
 
 
 def segment_end(file: BinaryIO, size: int) -> int:
-    """Tell where the part of a Matroska file ends that holds its frames, as its header says.
+    """Read where the part of a Matroska file that holds its frames ends, as its header says.
 
     Args:
-        file: the file, open.
-        size: its bytes.
+        file: the open file.
+        size: number of its bytes.
 
     Returns:
-        The place; 0 for a file of another kind, or where the header leaves it open.
+        The place; 0 for a file of another kind, or if the header leaves it open.
     """
     file.seek(0)
     if int.from_bytes(file.read(4)) != _EBML:
@@ -59,14 +59,14 @@ def segment_end(file: BinaryIO, size: int) -> int:
             return 0
         place += length + more
         if identifier == _SEGMENT:
-            # All ones: the writer did not know.
+            # A size whose bits are all ones means that the writer did not know it.
             return 0 if content == (1 << 7 * more) - 1 else place + content
         place += content
     return 0
 
 
 def _elements(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
-    """Each element with the start of its content, those within lists included."""
+    """Yield each element with the start of its content, those within lists included."""
     place = 0
     while place < end:
         check_time()
@@ -83,7 +83,7 @@ def _elements(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(file: BinaryIO, place: int, keeps_length: bool) -> tuple[int, int]:
-    """A number of a length of its own, and that length; the length is 0 if there is none."""
+    """Read a number that tells its own length; return both, with length 0 if there is none."""
     file.seek(place)
     first = file.read(1)
     if not first or not first[0]:

@@ -1,11 +1,11 @@
-"""What can be read: files, and all that lies elsewhere than in a file of its own (§3.4).
+"""Describe what can be read: files, and videos and images that lie elsewhere (§3.4).
 
 A `Media` says where the frames of one video, or the pixels of one image, come from. There are two
-kinds. Of `EncodedMedia` there are bytes, as a file holds them: they are lent to a decoder as a
-regular file, so that what is true of files is true of them, with the same checks, the same decoders
-and the same pixels. Of `FrameMedia` there are pictures, one for each frame.
+kinds. An `EncodedMedia` has bytes, as a file holds them. They are lent to a decoder as a regular
+file, so that the same checks and decoders serve for them as for files, and give the same pixels. A
+`FrameMedia` has pictures, one for each frame.
 
-Whatever is asked of media is asked behind the gate (see `gate.py`).
+All methods of media that read are called behind the gate (see `gate.py`).
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from keras_vjepa.data.reading.lent_files import LentFile, lent_copy
 from keras_vjepa.data.reading.limits import ReadingLimits
 
 HASH_BYTES = 16
-# Of what is not there, or cannot be read.
+# The hash of what is not there, or cannot be read.
 NO_CONTENT = bytes(HASH_BYTES)
 
 _BLOCK, _NUM_BLOCKS = 32 * 1024, 5
@@ -32,18 +32,19 @@ _BLOCK, _NUM_BLOCKS = 32 * 1024, 5
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of a video or an image.
+    """Gives the bytes of a video or an image.
 
     Attributes:
-        size: how many.
-        read_at: gives so many bytes from a place on, fewer only at the end.
+        size: number of bytes.
+        read_at: function of a place and a length, which returns the bytes there, fewer only at the
+            end.
     """
 
     size: int
     read_at: Callable[[int, int], bytes]
 
     def digest(self) -> bytes:
-        """Hash the size, and all of the bytes if they are few, else blocks that lie evenly."""
+        """Hash the size, and all bytes if they are few, else blocks at equal distances."""
         hashed = hashlib.blake2b(str(self.size).encode(), digest_size=HASH_BYTES)
         if self.size <= _BLOCK * _NUM_BLOCKS:
             hashed.update(self.read_at(0, self.size))
@@ -54,12 +55,12 @@ class Content:
 
 
 class Media(ABC):
-    """One video or image, wherever it lies.
+    """Stands for one video or image, wherever it lies.
 
     Attributes:
-        name: what messages, logs and tables call it; in a list of samples it is there once.
+        name: its name in messages, logs and tables, which is there once in a list of samples.
         is_image: whether it is a still image.
-        what: it is, for messages.
+        what: what it is, for messages.
     """
 
     name: str
@@ -67,23 +68,24 @@ class Media(ABC):
 
     @property
     def is_image(self) -> bool:
+        """Return whether it is a still image, by the extension of its name."""
         return has_image_extension(self.name)
 
     @abstractmethod
     def content_hash(self) -> bytes:
-        """Hash what is in it: `HASH_BYTES` bytes, `NO_CONTENT` where nothing can be read."""
+        """Hash its content: `HASH_BYTES` bytes, `NO_CONTENT` if nothing can be read."""
 
     @abstractmethod
     def status(self) -> tuple[int, int, int, int]:
-        """Size, times and number, which tell it from what takes its place; zeros if unknown."""
+        """Return size, times and number, which change if it is replaced; zeros if unknown."""
 
 
 class EncodedMedia(Media):
-    """A video or an image of which there are bytes, as a file holds them."""
+    """Stands for a video or an image of which there are bytes, as a file holds them."""
 
     @abstractmethod
     def content(self) -> AbstractContextManager[Content]:
-        """Lend the bytes; a `ValueError` says why there are none."""
+        """Lend the bytes, or raise a `ValueError` that says why there are none."""
 
     def lent_file(self) -> LentFile:
         """Lend the bytes as a regular file, for decoders that take nothing else."""
@@ -91,6 +93,7 @@ class EncodedMedia(Media):
             return lent_copy(content.size, content.read_at, (*self.status(), content.digest()))
 
     def content_hash(self) -> bytes:
+        """Hash the bytes as `Content.digest` does, `NO_CONTENT` if they cannot be read."""
         try:
             with self.content() as content:
                 return bytes(content.digest())
@@ -99,39 +102,43 @@ class EncodedMedia(Media):
 
 
 class FrameMedia(Media):
-    """A video whose frames are pictures of their own."""
+    """Stands for a video whose frames are pictures of their own."""
 
     @property
     def is_image(self) -> bool:
+        """Return False, because it is a video."""
         return False
 
     @abstractmethod
     def decoder(self, limits: ReadingLimits) -> Decoder:
-        """Make what reads the frames; a `ValueError` says what is wrong with them."""
+        """Make a decoder of the frames, or raise a `ValueError` that says what is wrong."""
 
 
 @dataclass(frozen=True)
 class File(EncodedMedia):
-    """A file of its own, on a disk of this machine."""
+    """Stands for a file of its own, on a disk of this machine."""
 
     name: str
 
     @contextmanager
     def content(self) -> Iterator[Content]:
+        """Lend the bytes of the file."""
         size = check_file(self.name)
         with open(self.name, "rb", buffering=0) as file:
             yield Content(size, lambda place, length: read_at(file.fileno(), place, length))
 
     def lent_file(self) -> LentFile:
+        """Lend the file itself."""
         check_file(self.name)
         return LentFile(self.name, self.status())
 
     def content_hash(self) -> bytes:
+        """Hash the bytes as `Content.digest` does, `NO_CONTENT` if there is no such file."""
         size, *others = self.status()
         if not any((size, *others)):
             return NO_CONTENT
         try:
-            # An empty one is told from one that is not there.
+            # Opened here, because `content` refuses an empty file, which is not a missing one.
             with open(self.name, "rb", buffering=0) as file:
                 number = file.fileno()
                 return Content(size, lambda place, length: read_at(number, place, length)).digest()
@@ -139,11 +146,12 @@ class File(EncodedMedia):
             return NO_CONTENT
 
     def status(self) -> tuple[int, int, int, int]:
+        """Return size, times and number of the file; zeros if there is none."""
         return file_status(self.name)
 
 
 def read_at(descriptor: int, place: int, length: int) -> bytes:
-    """Read from a place of an open file, fewer bytes only at its end."""
+    """Read a number of bytes from a place of an open file, fewer only at its end."""
     parts = []
     os.lseek(descriptor, place, os.SEEK_SET)
     while length > 0 and (part := os.read(descriptor, length)):
@@ -153,7 +161,7 @@ def read_at(descriptor: int, place: int, length: int) -> bytes:
 
 
 def file_status(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:
-    """Size, times and number of a regular file; zeros for what is none.
+    """Return size, times and number of a regular file; zeros for anything else.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""What only the boxes of an MP4 file say, and no decoding library tells (§3.4).
+"""Read what only the boxes of an MP4 file say, and no decoding library tells (§3.4).
 
 An MP4 file is a tree of boxes: eight bytes of size and kind, then content.
 """
@@ -15,17 +15,17 @@ _LISTS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf
 
 
 def kinds_of_boxes(path: str) -> list[bytes]:
-    """Kinds of the outermost boxes; anything, or nothing, for other files."""
+    """List the kinds of the outermost boxes; for other files, anything or nothing."""
     with open(path, "rb") as file:
         return [kind for kind, _, _ in _boxes(file, 0, os.path.getsize(path))]
 
 
 def edit_list_seconds(path: str) -> float | None:
-    """Seconds of its video track that an MP4 shows; `None` where it has no edit list.
+    """Return the seconds of its video track that an MP4 shows; `None` without an edit list.
 
     A file cut without encoding it anew (`ffmpeg -ss ... -c copy`, as many Kinetics copies are)
-    keeps the packets since the last keyframe and hides them with an edit list. Neither the
-    header's count nor OpenCV's packets know of that.
+    keeps the packets since the last keyframe and hides them with an edit list. Neither the count
+    in the header nor OpenCV's packets take the edit list into account.
     """
     with open(path, "rb") as file:
         moov = _find(file, [b"moov"], 0, os.path.getsize(path))
@@ -43,10 +43,10 @@ def edit_list_seconds(path: str) -> float | None:
 
 
 def mp4_claims(path: str) -> tuple[list[tuple[int, int]], int]:
-    """What the tables of an MP4 file say of its frames.
+    """Read what the tables of an MP4 file claim of its frames.
 
     Args:
-        path: the file; any other claims nothing.
+        path: the file; a file of another kind claims nothing.
 
     Returns:
         Height and width of the frames of each track of video, and the number of samples of all
@@ -57,7 +57,8 @@ def mp4_claims(path: str) -> tuple[list[tuple[int, int]], int]:
         for kind, start, end in _all_boxes(file, 0, os.path.getsize(path)):
             if kind == b"hdlr":
                 component, handler_or_data = _read(file, start + 4, "4s4s")
-                # QuickTime names the handler of the data too, between this one and the tables.
+                # QuickTime names a handler of the data too, between that of the track and the
+                # tables.
                 handler = handler if component == b"dhlr" else handler_or_data
             elif kind == b"stsd" and handler == b"vide" and end - start >= 44:
                 width, height = _read(file, start + 40, "HH")
@@ -70,9 +71,9 @@ def mp4_claims(path: str) -> tuple[list[tuple[int, int]], int]:
 
 
 def _all_boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of the content of each box, those within others included.
+    """Yield kind, and start and end of the content, of each box, those within others included.
 
-    A box that reaches too far is cut: FFmpeg reads it too.
+    A box that reaches beyond the end is cut off there, because FFmpeg reads such a box too.
     """
     while start + 8 <= end:
         check_time()
@@ -105,7 +106,7 @@ def _sum_of_edits(file: BinaryIO, start: int) -> int:
 
 
 def _find(file: BinaryIO, kinds: list[bytes], start: int, end: int) -> tuple[int, int] | None:
-    """Start and end of the content of a nested box."""
+    """Find start and end of the content of a nested box."""
     for kind, inner_start, inner_end in _boxes(file, start, end):
         if kind == kinds[0]:
             rest = kinds[1:]
@@ -114,7 +115,7 @@ def _find(file: BinaryIO, kinds: list[bytes], start: int, end: int) -> tuple[int
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of the content of each box; stops at what is no box."""
+    """Yield kind, and start and end of the content, of each box; stop at what is no box."""
     while start + 8 <= end:
         check_time()
         size, kind = _read(file, start, "I4s")

@@ -1,9 +1,9 @@
 """Decode videos with OpenCV (§3.4).
 
-It names no error, takes no limit but those of time, and converts every frame to the size of the
-first; so the size is checked when a file is opened. From 4.13 on it does not convert interlaced
-frames: it gives what is left in its memory, black or the frame before, and says nothing. So a frame
-that looks exactly like the one before is looked at once more.
+OpenCV names no error, takes no limits but those of time, and converts every frame to the size of
+the first one, so the size is checked when a file is opened. From 4.13 on it does not convert
+interlaced frames, but gives what is left in its memory, black or the frame before, without an
+error. So a frame that looks exactly like the one before is looked at once more.
 """
 
 import math
@@ -24,10 +24,11 @@ from keras_vjepa.data.reading.gate import check_time
 from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.mp4_boxes import edit_list_seconds
 
-# A damaged packet makes a grab fail though good frames follow; so does the end of the file.
+# A damaged packet makes a grab fail although good frames follow, as the end of the file does. The
+# file is taken to have ended after this many failures.
 MAX_FAILED_GRABS = 32
 
-# FFmpeg shows a cover picture, as files of sound have, as a stream of one frame at this rate.
+# FFmpeg shows the cover picture of a file of sound as a stream of one frame at this rate.
 _FPS_OF_COVERS = 90_000
 
 _NAMES_OF_CODECS = {
@@ -45,17 +46,17 @@ _INTERLACED = (
 
 
 class OpenCVDecoder:
-    """Timestamps in milliseconds."""
+    """Decodes a video with OpenCV; timestamps are in milliseconds."""
 
     seek_margin = 16
     passes_over = False
     time_unit = 0.001
-    # It conceals what is damaged.
+    # OpenCV conceals damage, and does not count it.
     num_damaged = 0
 
     def __init__(self, path: str, limits: ReadingLimits) -> None:
         self._limits = limits
-        # An absolute path, or FFmpeg takes a colon in the name for a protocol.
+        # An absolute path, because FFmpeg takes a colon in a relative one for a protocol.
         self._path = os.path.abspath(path)
         self._link: tempfile.TemporaryDirectory[str] | None = None
         if not _is_plain(self._path):
@@ -64,8 +65,8 @@ class OpenCVDecoder:
             os.symlink(self._path, link)
             self._path = link
         self._is_still = False
-        # The frame converted last, in BGR, and memory for the next: to make it anew costs as much
-        # as to fill it.
+        # The frame converted last, in BGR, and memory for the next one, because making it anew
+        # takes as long as filling it.
         self._shown: Frames | None = None
         self._spare: Frames | None = None
         self.rewind()
@@ -74,13 +75,14 @@ class OpenCVDecoder:
         self.codec = _name_of_codec(int(self._capture.get(cv2.CAP_PROP_FOURCC)))
 
     def rewind(self) -> None:
-        # One thread: a loader runs many readers, and more threads for each only fight.
+        """Go back to before the first frame, and decode it."""
+        # One thread, because a loader runs many readers, and more threads would only compete.
         self._capture = self._open([cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             raise ValueError(why_not_opened(self._path))
         self._limits.check_size(*self.size())
-        # Seeking would decode the first frame anyway; and once it is in memory, what is left there
-        # is not taken for another.
+        # The first frame is decoded now, because seeking would decode it anyway, and because once
+        # it is known, what is left of it in memory is not taken for another frame.
         self._is_ahead = self._is_shown = _grabbed(self._capture)
         self._shown = self._retrieved() if self._is_shown else None
 
@@ -91,6 +93,7 @@ class OpenCVDecoder:
         return cv2.VideoCapture(self._path, cv2.CAP_FFMPEG, settings)
 
     def packet_index(self) -> PacketIndex | None:
+        """Return an index of all frames by their packets; `None` if it cannot be trusted."""
         self._check_conversion()
         # FORMAT -1 makes OpenCV hand out packets without decoding them.
         packets = self._open([cv2.CAP_PROP_FORMAT, -1])
@@ -104,9 +107,9 @@ class OpenCVDecoder:
             raise ValueError("it has no video stream, but a picture of its cover")
         if is_avi(self._path):
             check_frames_of_avi(self._path, len(timestamps))
-            # After a seek a frame is the one that the index says.
+            # No seeks, because after one the frame is taken for the one that the index says.
             is_keyframe = [False] * len(is_keyframe)
-        # They differ where packets are damaged or missing, and in VP8 that hides reference frames.
+        # Both counts differ if packets are damaged or missing, or VP8 has hidden reference frames.
         if self._capture.get(cv2.CAP_PROP_FRAME_COUNT) != len(timestamps):
             return None
         shown = edit_list_seconds(self._path)
@@ -115,15 +118,15 @@ class OpenCVDecoder:
         return PacketIndex.from_packets(timestamps, is_keyframe)
 
     def _check_conversion(self) -> None:
-        """Check that frames are converted at all: what was in memory before does not change."""
+        """Check that frames are converted at all, and do not show what was in memory before."""
         capture = self._open([cv2.CAP_PROP_N_THREADS, 1])
         while _grabbed(capture):
             frame = _retrieved(capture)
             if frame is not None and not _same(frame, self._shown):
                 return
-        # All frames look the same, as those of a still scene do. What was in memory before is
-        # something else in another place, or black; and of black, the brightness is not zero in
-        # any codec but Motion JPEG.
+        # All frames look the same, as those of a still scene do. Else they show memory, which holds
+        # something else in another place, or is black. The brightness of a frame that is black
+        # itself is not zero, in any codec but Motion JPEG.
         looks, again = self._shown, self._first_frame([])
         if looks is not None and np.mean(looks > 0) < 0.01 and not self._is_motion_jpeg():
             looks = again = self._first_frame([cv2.CAP_PROP_CONVERT_RGB, 0])
@@ -138,13 +141,15 @@ class OpenCVDecoder:
         return int(self._capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"MJPG")
 
     def seek(self, timestamp: float) -> None:
+        """Go to some place before the frame with this timestamp."""
         self._is_ahead = self._is_shown = False
         self._capture.set(cv2.CAP_PROP_POS_MSEC, timestamp)
 
     def want(self, timestamps: frozenset[float]) -> None:
-        pass  # OpenCV decodes every frame
+        """Ignore which frames matter, because OpenCV decodes every frame."""
 
     def advance(self) -> float | None:
+        """Decode the next frame and return its timestamp, `None` at the end."""
         if self._is_ahead:
             self._is_ahead = False
             return self._capture.get(cv2.CAP_PROP_POS_MSEC)
@@ -154,16 +159,18 @@ class OpenCVDecoder:
         return self._capture.get(cv2.CAP_PROP_POS_MSEC)
 
     def size(self) -> tuple[int, int]:
+        """Return height and width of the frames, after rotation."""
         height = self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
         return int(height), int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
 
     def _retrieved(self) -> Frames | None:
-        """The frame last decoded, in BGR, in memory that is overwritten by the next but one."""
+        """Return the frame last decoded, in BGR, in memory that the next but one overwrites."""
         frame = _retrieved(self._capture, self._spare)
         self._spare = self._shown if frame is not None else self._spare
         return frame
 
     def write_frame(self, out: Frames) -> None:
+        """Write the frame last decoded, RGB and upright, to uint8 (height, width, 3)."""
         frame = self._retrieved()
         if frame is None:
             raise ValueError("a decoded frame cannot be converted")
@@ -174,7 +181,7 @@ class OpenCVDecoder:
         cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, out)
 
     def _check_same_frame(self, frame: Frames) -> None:
-        """Check that it is this frame that looks like the one before, in memory that held none."""
+        """Check in new memory that a frame which looks like the one before it really does."""
         time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
         capture = self._open([cv2.CAP_PROP_N_THREADS, 1])
         while _grabbed(capture) and capture.get(cv2.CAP_PROP_POS_MSEC) != time:
@@ -184,13 +191,14 @@ class OpenCVDecoder:
         self._is_still = True  # so that the next frames may look the same too
 
     def close(self) -> None:
+        """Free the file."""
         self._capture.release()
         if self._link is not None:
             self._link.cleanup()
 
 
 def _grabbed(capture: cv2.VideoCapture) -> bool:
-    """Decode the next frame; whether there is one."""
+    """Decode the next frame, and tell whether there is one."""
     for _ in range(MAX_FAILED_GRABS):
         check_time()
         if capture.grab():
@@ -199,7 +207,7 @@ def _grabbed(capture: cv2.VideoCapture) -> bool:
 
 
 def _retrieved(capture: cv2.VideoCapture, out: Frames | None = None) -> Frames | None:
-    """The frame last decoded, in BGR, in the memory of `out` if it fits; `None` if that fails."""
+    """Return the last decoded frame, in BGR, in `out`'s memory if it fits; `None` on failure."""
     retrieved, frame = capture.retrieve(out)
     return np.asarray(frame, np.uint8) if retrieved else None
 
@@ -207,7 +215,8 @@ def _retrieved(capture: cv2.VideoCapture, out: Frames | None = None) -> Frames |
 def _same(frame: Frames | None, other: Frames | None) -> bool:
     if frame is None or other is None or frame.shape != other.shape:
         return False
-    # Most differ in a few of their rows, which lie in memory in one piece each.
+    # A few rows are compared first, because most frames differ in them, and a row lies in memory in
+    # one piece.
     step = -(-len(frame) // 4)
     few = (
         row.tobytes() == same.tobytes()
@@ -217,13 +226,13 @@ def _same(frame: Frames | None, other: Frames | None) -> bool:
 
 
 def _name_of_codec(code: int) -> str:
-    """FFmpeg's name of a codec of four letters; the letters where it has another."""
+    """Return FFmpeg's name of a codec of four letters, or the letters if it is not known."""
     letters = code.to_bytes(4, "little", signed=code < 0).decode("ascii", "replace").strip("\0 ")
     return _NAMES_OF_CODECS.get(letters.lower(), letters.lower())
 
 
 def _is_plain(name: str) -> bool:
-    """Whether OpenCV takes a name for that of one file."""
+    """Tell whether OpenCV takes a name for that of one file."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -7,10 +7,10 @@ from keras_vjepa.data.reading.gate import check_time
 
 
 class PictureDecoder:
-    """A `Decoder` of pictures, any of which can be had without the others.
+    """Reads a video of pictures, any of which can be read without the others, as a `Decoder`.
 
     Args:
-        num_frames: how many there are.
+        num_frames: number of pictures.
         fps: frames per second; 0.0 if unknown.
     """
 
@@ -26,36 +26,42 @@ class PictureDecoder:
         self._position = -1
 
     def picture(self, position: int) -> Frames:
-        """Give a frame, uint8 (height, width, 3), RGB and upright."""
+        """Read a frame, uint8 (height, width, 3), RGB and upright."""
         raise NotImplementedError
 
     def name_of(self, position: int) -> str:
-        """Say what a frame is called in messages."""
+        """Return the name of a frame in messages."""
         raise NotImplementedError
 
     def packet_index(self) -> PacketIndex | None:
+        """Return an index whose timestamps are positions, and in which each is a keyframe."""
         return PacketIndex(np.arange(self.num_frames), np.arange(self.num_frames))
 
     def rewind(self) -> None:
+        """Go back to before the first frame."""
         self._position = -1
 
     def seek(self, timestamp: float) -> None:
+        """Go to the place before a frame."""
         self._position = int(timestamp) - 1
 
     def want(self, timestamps: frozenset[float]) -> None:
-        pass  # no frame needs another
+        """Ignore which frames matter, because none needs another."""
 
     def advance(self) -> float | None:
+        """Go to the next frame and return its position, `None` at the end."""
         if self._position + 1 >= self.num_frames:
             return None
         self._position += 1
         return float(self._position)
 
     def size(self) -> tuple[int, int]:
+        """Return height and width of the current frame."""
         height, width = self._named_picture().shape[:2]
         return height, width
 
     def write_frame(self, out: Frames) -> None:
+        """Write the current frame to uint8 (height, width, 3)."""
         picture = self._named_picture()
         if picture.shape != out.shape:
             height, width = out.shape[:2]
@@ -73,4 +79,4 @@ class PictureDecoder:
             raise ValueError(f"{self.name_of(self._position)}: {error}") from error
 
     def close(self) -> None:
-        pass  # nothing is open between two pictures
+        """Do nothing, because no file is open between two pictures."""

@@ -1,9 +1,9 @@
-"""Files elsewhere than on a disk of this machine: gs://, s3://, hf://, https:// (§3.4).
+"""Read files that are not on a disk of this machine: gs://, s3://, hf://, https:// (§3.4).
 
-`http` and `https` need nothing but Python; all others go through fsspec, where that and the package
-for the protocol are installed. What is read as a whole is kept in the cache folder, under its
-address and version, and lies there complete or not at all; of a tar file only the members that are
-read are fetched. What is kept is not removed: the cache folder grows to the size of what is read.
+`http` and `https` need nothing but Python; all others go through fsspec, if that and the package
+for the protocol are installed. A file that is read as a whole is kept in the cache folder, under
+its address and version, complete or not at all. Of a tar file only the members that are read are
+fetched. Nothing is removed from the cache folder, so it grows to the size of all that is read.
 """
 
 import functools
@@ -34,9 +34,9 @@ ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 _AT_ONCE = 2**24
 _SECONDS = 30
-# A connection that fails is tried again after these.
+# A connection that fails is tried again after these seconds.
 _PAUSES = (0.5, 2.0)
-# What tells one version of a file from another, by the names of several stores.
+# Fields that tell one version of a file from another, as several stores name them.
 _VERSIONS = (
     "ETag etag md5Hash md5 crc32c generation sha256 blob_id mtime created updated LastModified "
     "last_modified Last-Modified"
@@ -45,12 +45,12 @@ _VERSIONS = (
 
 @dataclass(frozen=True)
 class RemoteInfo:
-    """What a store says of a file.
+    """Holds what a store says of a file.
 
     Attributes:
-        size: in bytes.
-        version: another one if the file was replaced, as far as the store tells.
-        has_ranges: whether a part of it can be had without the rest.
+        size: size in bytes.
+        version: a text that changes if the file is replaced, as far as the store tells.
+        has_ranges: whether a part of the file can be read without the rest.
     """
 
     size: int
@@ -59,7 +59,10 @@ class RemoteInfo:
 
 
 class Store(Protocol):
-    """What is asked of where files lie. Errors are `ValueError` where trying again is of no use."""
+    """Describes what is asked of a place where files lie.
+
+    An error is a `ValueError` if trying again is of no use.
+    """
 
     def info(self, address: str) -> RemoteInfo:
         """Ask for size and version of a file."""
@@ -72,13 +75,13 @@ class Store(Protocol):
 
 
 def store_of(address: str) -> Store:
-    """Find what reads an address.
+    """Find the store that reads an address.
 
     Args:
-        address: such as `gs://bucket/a.mp4`.
+        address: an address such as `gs://bucket/a.mp4`.
 
     Raises:
-        MissingPackageError: if the package for it is not installed.
+        MissingPackageError: if the package for its protocol is not installed.
         ValueError: if nothing knows its protocol.
     """
     protocol = address.partition("://")[0].lower()
@@ -87,11 +90,11 @@ def store_of(address: str) -> Store:
 
 @dataclass(frozen=True)
 class RemoteFile(EncodedMedia):
-    """A file at an address.
+    """Stands for a file at an address.
 
     Args:
         name: the address.
-        known: size and version, where a listing of its folder has told them.
+        known: size and version, if a listing of its folder has told them.
     """
 
     name: str
@@ -103,6 +106,7 @@ class RemoteFile(EncodedMedia):
 
     @contextmanager
     def content(self) -> Iterator[Content]:
+        """Lend the bytes: of the copy if there is one or must be one, else from the store."""
         info, copy = self.info(), self._place()
         if not info.has_ranges or _is_whole(copy, info):
             with File(self.local_copy()).content() as content:
@@ -117,9 +121,11 @@ class RemoteFile(EncodedMedia):
         yield Content(info.size, read_at)
 
     def lent_file(self) -> LentFile:
+        """Lend the copy in the cache folder, which is made if need be."""
         return File(self.local_copy()).lent_file()
 
     def status(self) -> tuple[int, int, int, int]:
+        """Return the size and a number of size and version; zeros if the store does not tell."""
         try:
             info = self.info()
         except (OSError, ValueError):
@@ -127,7 +133,7 @@ class RemoteFile(EncodedMedia):
         return info.size, 0, 0, int.from_bytes(self._digest(info)[:7])
 
     def content_hash(self) -> bytes:
-        """Hash size and version, as the store tells them: nothing is read."""
+        """Hash size and version, as the store tells them; the file is not read."""
         try:
             return self._digest(self.info())
         except (OSError, ValueError):
@@ -138,7 +144,7 @@ class RemoteFile(EncodedMedia):
         return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
     def _place(self) -> Path:
-        """Where a copy is kept."""
+        """Return the path at which a copy is kept."""
         info = self.info()
         named = os.fsencode(f"{self.name}\0{info.size}\0{info.version}")
         name = hashlib.blake2b(named, digest_size=16).hexdigest()
@@ -146,7 +152,7 @@ class RemoteFile(EncodedMedia):
         return files.cache_folder() / "remote" / name[:2] / f"{name}{ending}"
 
     def local_copy(self) -> str:
-        """Path of a copy in the cache folder, which is made if need be."""
+        """Return the path of a copy in the cache folder, which is made if need be."""
         info, place = self.info(), self._place()
         if not _is_whole(place, info):
             store = store_of(self.name)
@@ -167,27 +173,31 @@ class RemoteFile(EncodedMedia):
 
 
 class RangeFile(io.RawIOBase):
-    """A file to be read from any place, of content that is elsewhere.
+    """Reads content that is elsewhere as an open file, from any place.
 
     Args:
-        content: what is read.
+        content: the content.
     """
 
     def __init__(self, content: Content) -> None:
         self._content, self._position = content, 0
 
     def readable(self) -> bool:
+        """Tell that it can be read."""
         return True
 
     def seekable(self) -> bool:
+        """Tell that it can be read from any place."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place, as in any open file."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._content.size}
         self._position = start[whence] + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current place, and return the number of bytes."""
         part = self._content.read_at(self._position, len(buffer))
         buffer[: len(part)] = part
         self._position += len(part)
@@ -204,7 +214,7 @@ def _info(address: str) -> RemoteInfo:
 
 
 def _tried(action: Callable[[], ResultT]) -> ResultT:
-    """Do something, and again if a connection fails."""
+    """Do something, and do it again if a connection fails."""
     for pause in (*_PAUSES, None):
         try:
             return action()
@@ -231,7 +241,7 @@ def _version(told: Any) -> str:
 
 
 class _Web:
-    """Files behind HTTP."""
+    """Reads files behind HTTP."""
 
     def info(self, address: str) -> RemoteInfo:
         with self._opened(address, "HEAD") as answer:
@@ -243,7 +253,7 @@ class _Web:
 
     def read(self, address: str, start: int, stop: int) -> bytes:
         with self._opened(address, "GET", {"Range": f"bytes={start}-{stop - 1}"}) as answer:
-            # A server may not know of ranges, and send all.
+            # A server that does not know of ranges sends the whole file.
             skipped = start if answer.status == 200 else 0
             answer.read(skipped)
             return bytes(answer.read(stop - start))
@@ -285,7 +295,7 @@ def _file_system(protocol: str) -> "_FileSystem":
 
 
 class _FileSystem:
-    """Files of a store that fsspec knows."""
+    """Reads files of a store that fsspec knows."""
 
     def __init__(self, fsspec: Any) -> None:
         self._fsspec = fsspec

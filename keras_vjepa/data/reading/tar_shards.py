@@ -1,9 +1,9 @@
-"""Members of tar files, read where they lie, without unpacking (§3.4).
+"""Read members of tar files where they lie, without unpacking (§3.4).
 
 `shards/000.tar/clip.mp4` is the member `clip.mp4` of the file `shards/000.tar`: it is found by its
-place in the file, so that any member can be read at any time, as if it were a file. Where members
-lie is found by going once through the headers of the tar file, and kept in memory, and of large
-ones in the cache folder, for as long as the tar file does not change.
+place in the file, so that any member can be read at any time, as if it were a file. The places of
+members are found by going once through the headers of the tar file. They are kept in memory, and
+those of large tar files in the cache folder too, for as long as the tar file does not change.
 """
 
 import hashlib
@@ -30,9 +30,11 @@ _BLOCK = 512
 _END = bytes(_BLOCK)
 # Tar files that are compressed as a whole have to be read from the start.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-# Of headers that lie close together, as those of what describes a video.
+# Bytes that are read at once, because the headers of small members, such as labels, lie close
+# together.
 _READ_AHEAD = 2**13
-# Smaller ones are gone through in a few hundredths of a second.
+# Places are kept in the cache folder of files with so many members or more; smaller files are gone
+# through in a few hundredths of a second.
 _KEPT_FROM = 1000
 # Members whose places are held in memory.
 _MOST_MEMBERS = 2**21
@@ -40,11 +42,11 @@ _MOST_MEMBERS = 2**21
 
 @dataclass(frozen=True)
 class TarMembers:
-    """Where the members of a tar file lie.
+    """Says where the members of a tar file lie.
 
     Attributes:
-        places: start and size of each, by its name, in the order of the file.
-        problem: what is wrong with the file behind the last of them, "" if nothing is.
+        places: start and size of each member by its name, in the order of the file.
+        problem: what is wrong with the file behind the last member, "" if nothing is.
     """
 
     places: dict[str, tuple[int, int]]
@@ -58,7 +60,7 @@ def tar_members(path: str) -> TarMembers:
         path: the tar file.
 
     Raises:
-        ValueError: if it is missing, compressed, or no tar file.
+        ValueError: if the file is missing, compressed, or no tar file.
 
     Example:
 
@@ -82,7 +84,7 @@ def tar_members(path: str) -> TarMembers:
 
 @dataclass(frozen=True)
 class TarMember(EncodedMedia):
-    """A file in a tar file.
+    """Stands for a file in a tar file.
 
     Args:
         name: path of the tar file, a slash, and the name of the member.
@@ -94,6 +96,7 @@ class TarMember(EncodedMedia):
 
     @contextmanager
     def content(self) -> Iterator[Content]:
+        """Lend the bytes of the member."""
         start, size = self._place()
         with _shard(self.shard).content() as shard:
 
@@ -103,6 +106,7 @@ class TarMember(EncodedMedia):
             yield Content(size, read_at)
 
     def status(self) -> tuple[int, int, int, int]:
+        """Return the member's size, the tar file's times, and a number of both; or zeros."""
         try:
             start, size = self._place()
         except (OSError, ValueError):
@@ -119,10 +123,10 @@ class TarMember(EncodedMedia):
 
 
 def tar_member_at(path: str) -> TarMember | None:
-    """Find out whether a path leads into a tar file.
+    """Find the member of a tar file to which a path leads.
 
     Args:
-        path: of anything.
+        path: any path or address.
 
     Returns:
         The member, which need not be there; None if no part of the path is a tar file.
@@ -155,21 +159,21 @@ def _gone_through(content: Content) -> TarMembers:
             raise ValueError(f"it is no tar file, or damaged: {error}") from error
         for member in _members(tar):
             check_time()
-            # What is cut is missing as a whole.
+            # A member that is cut off is left out.
             end = member.offset_data + member.size
             if not member.isreg() or member.issparse() or end > content.size:
                 continue
             if member.name in places:
                 twice = twice or f"it holds {printable(member.name)} twice, the first of which is"
             places.setdefault(member.name, (member.offset_data, member.size))
-        # Python's reader takes whatever it cannot read for the end.
+        # Python's reader takes anything that it cannot read for the end.
         problem = _problem_at(content, tar.offset)
     return TarMembers(places, problem or (twice and f"{twice} read"))
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All members up to the end, or to what cannot be read."""
-    # The first is read when the file is opened.
+    """Yield all members up to the end, or to one that cannot be read."""
+    # Less than any place: opening the file has read the first member, and is past it already.
     end = -1
     while True:
         try:
@@ -194,13 +198,13 @@ def _problem_at(content: Content, end: int) -> str:
 
 # --- What is remembered --------------------------------------------------------------------------
 
-# Most recently used last; with what the file was then.
+# Places in each tar file, with its status then; the most recently used file is the last.
 _remembered: OrderedDict[str, tuple[tuple[int, ...], dict[str, tuple[int, int]]]] = OrderedDict()
 _lock = threading.Lock()
 
 
 def _places(path: str) -> dict[str, tuple[int, int]]:
-    """Places of the videos and images of a tar file."""
+    """Return the places of the videos and images of a tar file."""
     status = _shard(path).status()
     with _lock:
         known, places = _remembered.get(path, ((), {}))
@@ -237,7 +241,7 @@ def _read_kept(path: str, status: tuple[int, ...]) -> TarMembers | None:
             names = bytes(stored["names"]).decode("utf-8", "surrogateescape").split("\0")
             places = [(start, size) for start, size in stored["places"].tolist()]
             return TarMembers(dict(zip(names, places, strict=True)), str(stored["problem"]))
-    except Exception:  # Not there, or damaged in any way: all that is lost is time.
+    except Exception:  # not there, or damaged in any way: nothing but time is lost
         return None
 
 
@@ -253,4 +257,4 @@ def _keep(path: str, status: tuple[int, ...], members: TarMembers) -> None:
                 problem=members.problem,
             )
     except OSError:
-        pass  # gone through again
+        pass  # the next process goes through the tar file again

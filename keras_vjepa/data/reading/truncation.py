@@ -1,7 +1,7 @@
 """Tell how much of a video file is missing at its end, by what its container says (§3.4).
 
 A download that was broken off, or a disk that was full, leaves the first part of a file. A decoder
-reads what is there and says nothing: the video is shorter, that is all.
+reads what is there and says nothing, as if the video were shorter.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from keras_vjepa.data.reading.matroska_elements import segment_end
 
-# With which an MP4 or QuickTime file can begin.
+# Boxes with which an MP4 or QuickTime file can begin.
 _FIRST_BOXES = frozenset({b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"})
 
 
@@ -18,10 +18,10 @@ def missing_bytes(path: str) -> int:
     """Count the bytes that a file lacks to be as long as its container says.
 
     Args:
-        path: an MP4, QuickTime, AVI, Matroska or WebM file; any other lacks nothing.
+        path: an MP4, QuickTime, AVI, Matroska or WebM file; any other counts as complete.
 
     Returns:
-        The number of bytes, 0 where nothing is missing or the container does not say.
+        The number of bytes, 0 if nothing is missing or the container does not say.
 
     Example:
 
@@ -39,7 +39,7 @@ def missing_bytes(path: str) -> int:
         if head[4:8] in _FIRST_BOXES:
             end = _end_of_boxes(file, size)
         elif head[:4] == b"RIFF" and len(head) >= 8:
-            # Files of several gigabytes are several such chunks; the first is of the index alone.
+            # Files of several gigabytes are several such chunks; only the first is looked at.
             end = 8 + int.from_bytes(head[4:8], "little")
         else:
             end = segment_end(file, size)
@@ -47,7 +47,7 @@ def missing_bytes(path: str) -> int:
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    """Where the last outermost box of an MP4 file ends."""
+    """Find where the last outermost box of an MP4 file ends."""
     start = 0
     while start + 8 <= size:
         file.seek(start)
@@ -55,7 +55,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         length, kind = struct.unpack(">I4s", head[:8])
         if length == 1 and len(head) == 16:
             (length,) = struct.unpack(">Q", head[8:])
-        # The last box may reach to the end, wherever that is; what has no name is no box.
+        # The last box may give no length and reach to the end; bytes without a name are no box.
         if length < 8 or not kind.isalnum():
             break
         start += length

@@ -1,6 +1,6 @@
 """Open a video and read exact frames (§3.4, App. B, App. D.1).
 
-One open serves the length and the frames:
+A video is opened once for its length and its frames:
 
     with open_video("clip.mp4") as video:
         indices = clip_frame_indices(video.num_frames, frames_per_clip=16, frame_step=4)
@@ -19,8 +19,8 @@ How it is read, and why:
   (720p, 22 s into the file: 306 ms instead of 933 ms).
 * PyAV decodes where it is installed, else OpenCV. Both give the same pixels; PyAV opens more
   (AV1 above all), passes over frames that nobody needs, and takes limits.
-* Files are opened and read behind the gate (see `gate.py`): whatever happens there is
-  an `UnreadableVideoError`.
+* Files are opened and read behind the gate (see `gate.py`): whatever goes wrong there becomes an
+  `UnreadableVideoError`.
 """
 
 import math
@@ -59,7 +59,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file really holds.
+    """Describes a video as it really is, whatever its header says.
 
     Attributes:
         num_frames: number of frames that can be decoded (see `VideoReader`).
@@ -75,7 +75,7 @@ class VideoInfo:
 
 
 class VideoReader:
-    """An open video: its length and its frames. Made by `open_video`; for one thread at a time.
+    """Reads an open video; `open_video` makes it, for one thread at a time.
 
     `info.num_frames` is the number of frames that can be decoded, not what the header states. The
     exception is a file whose packets are all there but damaged inside (flipped bits): then `read`
@@ -98,9 +98,9 @@ class VideoReader:
         self._lent = LentFile(path, file_status(path)) if lent is None else lent
         self._limits = limits
         self._is_busy, self._is_closed = False, False
-        # No seek, and nothing passed over: for files whose timestamps proved wrong.
+        # Whether to read without seeks and pass over nothing, because timestamps proved wrong.
         self._in_order = False
-        # Of the frame last decoded: its place in the order of decoding, and its timestamp.
+        # Place in the order of decoding, and timestamp, of the frame last decoded.
         self._position, self._time = -1, -math.inf
         self._key = (type(decoder), path, *self._lent.identity)
         contents = remembered(self._key, self._look)
@@ -109,40 +109,40 @@ class VideoReader:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return self.info.num_frames
 
     @property
     def fps(self) -> float:
-        """Frames per second on average; 0.0 if the file does not say."""
+        """Return the frames per second on average; 0.0 if the file does not say."""
         return self.info.fps
 
     @property
     def codec(self) -> str:
-        """What the video is encoded with, by FFmpeg's name: "h264"."""
+        """Return FFmpeg's name of the codec, such as "h264"."""
         return self._decoder.codec
 
     @property
     def num_damaged(self) -> int:
-        """Number of frames decoded so far that are damaged, as far as the library tells."""
+        """Return the number of damaged frames decoded so far, as far as the library tells."""
         return self._decoder.num_damaged
 
     def times(self) -> npt.NDArray[np.float64] | None:
-        """Return the second at which each frame is shown; None where a file does not say."""
+        """Return the second at which each frame is shown; None if the file does not say."""
         if self._index is None:
             return None
         return np.asarray(self._index.timestamps, np.float64) * self._decoder.time_unit
 
     def keyframes(self) -> Indices | None:
-        """Return which frames need no other to be decoded; None where a file does not say."""
+        """Return the frames that need no other to be decoded; None if the file does not say."""
         return None if self._index is None else self._index.keyframes
 
     def decode_on(self, count: int) -> int:
-        """Decode the next frames and convert none, to see that they can be decoded.
+        """Decode the next frames without converting them, to see that they can be decoded.
 
         Args:
-            count: how many frames at most; the first call begins with the second frame where
-                opening the file has decoded the first.
+            count: how many frames at most; the first call begins with the second frame if opening
+                the file has decoded the first.
 
         Returns:
             The number of frames decoded since the start of the file.
@@ -163,7 +163,7 @@ class VideoReader:
 
         Args:
             indices: (n,) integers in [0, num_frames), in any order; repeats are decoded once.
-            out: memory for the different ones, (m, height, width, 3), in place of new.
+            out: memory for the m different frames, (m, height, width, 3); by default new memory.
 
         Returns:
             uint8 (n, height, width, 3), RGB.
@@ -193,7 +193,7 @@ class VideoReader:
             raise ValueError(f"`out` must have the shape {shape}. Received: {frames.shape}")
         while not self._fill(frames, positions):
             self._trust_less()
-        # Most clips repeat no frame.
+        # Most clips repeat no frame, and need no copy.
         return frames if np.array_equal(wanted, positions) else frames[places]
 
     def _fill(self, frames: Frames, positions: Indices) -> bool:
@@ -219,8 +219,8 @@ class VideoReader:
         """Decode up to a frame that is known by its timestamp; seek where it helps."""
         target = index.timestamps[position]
         if (keyframe := self._nearest_keyframe(position, index)) is not None:
-            # OpenCV goes back from the frame itself; others may miss a keyframe that is shown
-            # later than it is decoded, if they are not sent to it.
+            # OpenCV goes back from the frame by itself. Other decoders are sent to the keyframe:
+            # they may else miss one that is shown later than it is decoded.
             self._decoder.seek(target if self._decoder.seek_margin else keyframe)
             if not self._advance():
                 return False
@@ -228,16 +228,17 @@ class VideoReader:
         elif not self._time <= target:
             self._rewind()
         while self._time < target and self._advance():
-            # Where nothing is passed over, each frame must be the next one.
+            # If nothing is passed over, each frame must be the next one.
             is_strict = self._in_order or not self._decoder.passes_over
             if is_strict and not index.has(self._time, self._position):
                 return False
         return self._time == target
 
     def _nearest_keyframe(self, position: int, index: PacketIndex) -> float | None:
-        """Timestamp of the keyframe to start from, `None` if there is no use in a seek.
+        """Return the timestamp of the keyframe to start from, `None` if a seek is of no use.
 
-        That is where none lies between here and there, unless the way leads back.
+        It is of no use if no keyframe lies between the last frame and the wanted one, unless the
+        wanted one comes before.
         """
         if self._in_order:
             return None
@@ -247,14 +248,14 @@ class VideoReader:
             return None
         keyframe = float(index.timestamps[index.keyframes[nearest]])
         is_ahead = self._time <= index.timestamps[position]
-        # What was just opened comes to its first frame without a seek.
+        # A video that was just opened comes to its first frame without a seek.
         reached = max(self._time, float(index.timestamps[0]))
         return None if is_ahead and keyframe <= reached else keyframe
 
     def _trust_less(self) -> None:
-        """Give up what misled: first seeks and what was passed over, then timestamps.
+        """Give up what misled: first seeks and passing over frames, then timestamps.
 
-        For good: a reader of many windows would begin anew at every one of them.
+        They are given up for good, or a reader of many windows would begin anew at each of them.
         """
         if self._index is None or (self._in_order and self._time == math.inf):
             self._complain(self._position + 1)
@@ -262,7 +263,7 @@ class VideoReader:
             self._in_order = True
             self._index = replace(self._index, keyframes=self._index.keyframes[:0])
         else:
-            # Do all frames decode, so that they can be counted, or is one damaged?
+            # Find out whether all frames decode, so that they can be counted, or one is damaged.
             self._index = None
             self._rewind()
             while self._advance():
@@ -295,7 +296,7 @@ class VideoReader:
         height, width = self._decoder.size()
         self._limits.check_size(height, width)
         index = self._decoder.packet_index()
-        # Where an index cannot be believed, frames are counted by decoding them.
+        # If the index cannot be believed, frames are counted by decoding them.
         if index is None or index.timestamps[0] != self._time:
             index = None
             while self._advance():
@@ -304,7 +305,7 @@ class VideoReader:
         return VideoContents(index, num_frames, height, width)
 
     def _through_gate(self, action: Callable[[], ResultT]) -> ResultT:
-        """Do something with the decoder, which an earlier call that came too late may still use."""
+        """Do something with the decoder, unless an earlier call, which is late, still uses it."""
         if self._is_busy:
             raise UnreadableVideoError(self.path, "an earlier call has not returned yet")
 
@@ -322,7 +323,7 @@ class VideoReader:
     def close(self) -> None:
         """Free the file; reading afterwards is an error."""
         if self._is_busy:
-            self._is_closed = True  # by whoever is at work on it
+            self._is_closed = True  # the call that is still at work then frees the file
         else:
             self._through_gate(self._give_back)
 
@@ -348,7 +349,7 @@ def open_video(
     """Open a video.
 
     Args:
-        source: the path of a file, or what else `media_at` knows.
+        source: the path of a file, or anything else that `media_at` takes.
         decoder: `"opencv"`, `"av"` (PyAV, an extra), or `"auto"`: PyAV if it is installed, else
             OpenCV.
         limits: time and pixels that it may take.
@@ -382,7 +383,7 @@ def open_video(
 
 
 def way_of_reading(limits: ReadingLimits) -> str:
-    """Write in words what decides, beside a file itself, whether it can be read.
+    """Describe in words what, beside a file itself, decides whether it can be read.
 
     Args:
         limits: time and pixels that it may take.
@@ -464,7 +465,7 @@ def read_frames(path: str | Path | Media, indices: npt.ArrayLike) -> Frames:
 
 
 def video_info(path: str | Path | Media) -> VideoInfo:
-    """Number of frames, frame rate and size of a file.
+    """Find the number of frames, the frame rate and the size of a video.
 
     Args:
         path: the file.

@@ -1,8 +1,8 @@
-"""What a file is by its first bytes, before a video decoder sees it (§3.4).
+"""Check what a file is by its first bytes, before a video decoder sees it (§3.4).
 
 FFmpeg, which decodes for both of our libraries, takes a text that lists other files for a video of
-their frames, whatever its own name is, and such a list may name any file. What begins as text, or
-with the words by which FFmpeg knows a list, is no video here.
+their frames, whatever the text's own name is, and such a list may name any file. So a file that
+begins as text, or with the words by which FFmpeg knows a list, is refused here.
 """
 
 # Words of lists: concat, HLS, DASH, IMF and SDP. FFmpeg looks for them up to the first zero byte.
@@ -11,18 +11,18 @@ _WORDS_OF_LISTS = (b"ffconcat", b"#extm3u", b"<mpd", b"<compositionplaylist", b"
 _IN_WORDS = b"YUV4MPEG2 "
 _TEXT = bytes({*range(32, 256), *b"\t\n\r\f\x1b"} - {127})
 _LOOKED_AT = 4096
-# As far as FFmpeg looks to find out what a file is.
+# Bytes that FFmpeg looks at to find out what a file is.
 _PROBED = 2**20
 
 
 def check_is_no_list(path: str) -> None:
-    """Check that a file is no text, and no list that names other files.
+    """Check that a file is not text, and not a list that names other files.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: if it is one, with the reason.
+        ValueError: if it is; the message says which.
     """
     with open(path, "rb") as file:
         head = file.read(_LOOKED_AT)
