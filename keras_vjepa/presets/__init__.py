@@ -1,1 +1,1 @@
-"""Folders that hold a model, and where they come from."""
+"""Read, write, fetch and upload presets, which are folders that hold a model."""

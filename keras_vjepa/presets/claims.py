@@ -1,9 +1,10 @@
-"""Compare what a preset describes with what its files hold, before a model is made of it (App. C).
+"""Compare the configs of a preset with its files, before a model is made from it (App. C).
 
-A page of text can describe a model of any size. So the class that a config names must be known and
-of the wanted kind, its arguments are checked as the constructor would, and the weights that it asks
-for are compared with the files that should have them. Of a class that does not say how many weights
-its arguments ask for, such as a functional model of Keras, only the files are looked at.
+A short text can describe a model of any size. Therefore the class that a config names must be known
+and of the wanted kind, its arguments are checked as the constructor checks them, and the number of
+weights that it asks for is compared with the files that should hold them. For a class that does not
+say how many weights its arguments ask for, such as a functional model of Keras, nothing but the
+files is checked.
 """
 
 import math
@@ -20,21 +21,23 @@ from keras_vjepa.named_errors import named
 
 # Weights of four bits are stored two to a byte; no others take less than a byte.
 _WEIGHTS_PER_BYTE = 2
-# What a file may have beside the weights: states of random generators, scales of quantized layers.
+# How many numbers a file may hold beside the weights: states of random generators, scales of
+# quantized layers.
 _FURTHER_NUMBERS = 2**20
 _MOST_OBJECTS = 2**18
 _DEEPEST = 64
 
 
 def described_class(described: Any, kind: type) -> type | None:
-    """Find the class that a config names, and check that it is of a kind.
+    """Find the class that a config names, and check that it is of the wanted kind.
 
     Args:
         described: a class and its arguments, as Keras writes them.
-        kind: what it must be, or a class below it.
+        kind: the class must be this one or derive from it.
 
     Returns:
-        The class; None for one of Keras' own or of keras-hub, which Keras finds, and no others.
+        The class; None if only Keras can find it, which is so for the classes of Keras and
+        keras-hub.
 
     Raises:
         ValueError: if there is no such class, or it is of another kind.
@@ -58,20 +61,20 @@ def weights_asked_for(described: Any, kind: type) -> dict[str, int]:
 
     Args:
         described: a class and its arguments, as Keras writes them.
-        kind: what the class must be.
+        kind: the class must be this one or derive from it.
 
     Returns:
-        Numbers by the names of files; empty for a class that does not say.
+        Numbers of weights by the names of files; empty for a class that does not say them.
 
     Raises:
-        ValueError: if the class is of another kind, or an argument out of range.
+        ValueError: if the class is of another kind, or an argument is out of range.
     """
     found = described_class(described, kind)
     for one in found.__mro__ if found else ():
         if "weights_asked_for" in vars(one):
             return found.weights_asked_for(described["config"])  # type: ignore[union-attr]
         if "__init__" in vars(one):
-            break  # with other arguments than those that are counted
+            break  # a constructor of its own may have arguments that an inherited method ignores
     return {}
 
 
@@ -79,13 +82,13 @@ def check_files(folder: Path, described_in: str, asked_for: Mapping[str, int]) -
     """Check that files of a preset have the weights that are asked for.
 
     Args:
-        folder: of the preset.
-        described_in: name of the file that asks for them.
-        asked_for: as `weights_asked_for` returns it.
+        folder: folder of the preset.
+        described_in: name of the config that asks for the weights.
+        asked_for: numbers of weights as `weights_asked_for` returns them.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if one has fewer, far more, or is no HDF5 file of arrays.
+        ValueError: if a file has fewer weights or far more, or is no HDF5 file of arrays.
     """
     for name, number in asked_for.items():
         path = folder / name
@@ -106,11 +109,11 @@ def check_files(folder: Path, described_in: str, asked_for: Mapping[str, int]) -
 
 
 def check_weight_file(path: Path) -> None:
-    """Check that there is a plain file of weights: to open a pipe would wait for ever.
+    """Check that a path is a plain file, since opening a pipe would wait for ever.
 
     Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: if there is something else.
+        FileNotFoundError: if there is nothing at the path.
+        ValueError: if there is something else than a file.
     """
     kind = kind_of(path)
     if kind is None:
@@ -122,12 +125,12 @@ def check_weight_file(path: Path) -> None:
 
 
 def numbers_held(path: Path) -> int:
-    """Count the numbers that the arrays in an HDF5 file claim to have, reading none.
+    """Count the numbers in the arrays of an HDF5 file by their shapes, without reading them.
 
     Raises:
-        ValueError: for what Keras never writes: links, arrays that lie in other files, nesting
-            without end.
-        OSError: if it is no HDF5 file.
+        ValueError: for contents that Keras never writes: links, arrays that lie in other files, too
+            many parts or too deep nesting.
+        OSError: if the file is no HDF5 file.
     """
     with h5py.File(path, "r") as file:
         return sum(_sizes(file))

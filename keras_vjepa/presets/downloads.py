@@ -1,8 +1,9 @@
-"""Checkpoints on the authors' server: fetched once, checked and removed (App. C, App. D.1).
+"""Fetch checkpoints from the authors' server once, check and remove them (App. C, App. D.1).
 
-`transfer.py` downloads. What is done here: one process at a time fetches a file; its SHA-256 is
-that which is stated for it or, where none is, that of the first download; and it stays no longer
-than it is needed, but long enough for nothing to be fetched twice.
+`transfer.py` does the downloading. This module sees to three things. Only one process at a time
+fetches a file. A file's SHA-256 must be the stated one or, if none is stated, that of the first
+download. And a file stays in the cache no longer than it is needed, but long enough that it is not
+fetched twice.
 """
 
 import logging
@@ -29,13 +30,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a web server.
+    """Describes a file on a web server.
 
     Attributes:
-        address: where it is.
-        sha256: its hash, or None while it is not yet known.
-        num_bytes: its length, or None.
-        stated_by: who says so of hash and length, for messages; None for this package.
+        address: address of the file.
+        sha256: SHA-256 of the file; None while it is not yet known.
+        num_bytes: length of the file; None if it is not known.
+        stated_by: who states hash and length, for messages; None for this package.
     """
 
     address: str
@@ -45,6 +46,7 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
+        """Return the name of the file, without the folders of its address."""
         return self.address.rsplit("/", 1)[-1]
 
     @property
@@ -53,16 +55,16 @@ class RemoteFile:
 
     @property
     def path(self) -> Path:
-        """Where it lies in the cache while it is needed."""
+        """Return where the file lies in the cache while it is needed."""
         return files.cache_folder() / "downloads" / self._readable
 
     @property
     def pin(self) -> Path:
-        """Where the hash of the first download is kept, in the layout of `sha256sum`."""
+        """Return the path of the first download's hash, a file in the layout of `sha256sum`."""
         return files.cache_folder() / "trusted" / f"{self._readable}.sha256"
 
     def known_sha256(self) -> str | None:
-        """The hash that the file must have: the stated one, else that of the first download."""
+        """Return the hash that the file must have: the stated one, or the first download's."""
         if self.sha256 is None and self.pin.is_file():
             text = self.pin.read_text("utf-8", errors="replace")
             found = re.match(r"[0-9a-f]{64}(?=\s)", text)
@@ -72,7 +74,7 @@ class RemoteFile:
         return self.sha256
 
     def trust(self, sha256: str) -> None:
-        """Keep the hash of the first download, unless there is one."""
+        """Keep the hash of the first download, unless one is kept already."""
         files.write_text(self.pin, f"{sha256}  {self.address}\n", existing="keep")
 
 
@@ -80,25 +82,25 @@ class RemoteFile:
 def downloaded(
     file: RemoteFile, trust_on_first_use: bool = False, keep: bool = False
 ) -> Iterator[Path]:
-    """Download a file for as long as the context lasts.
+    """Download a file, check its hash, and keep it for as long as the context lasts.
 
-    Its hash is checked. Where none is known, that of this download is kept when the context ends
-    well, so a file that turned out to be useless is not trusted. What was stopped, here or on the
-    way, is gone on with the next time; of several processes one works, and the others wait.
+    If no hash is known, that of this download is kept once the context has ended without an error,
+    so that a useless file is not trusted. A download or a context that was stopped continues the
+    next time. If several processes ask for the same file, one works and the others wait.
 
     Args:
-        file: what to download.
-        trust_on_first_use: accept a file whose hash is not known.
-        keep: leave the file in the cache for the next who asks.
+        file: the file to download.
+        trust_on_first_use: whether a file is accepted whose hash is not known.
+        keep: whether the file stays in the cache for others.
 
     Yields:
-        Path of the complete file. It is removed afterwards, also if the context ends in a
-        `ValueError`, which means that the file is useless; whatever else ends it leaves the file.
+        Path of the complete file. It is removed afterwards, also if the context ends with a
+        `ValueError`, which means that the file is useless; after any other error the file stays.
 
     Raises:
-        ValueError: if it cannot be downloaded, has another hash than it must, or its hash is not
+        ValueError: if the file cannot be downloaded or has a wrong hash, or if its hash is not
             known and may not be trusted.
-        OSError: if there is no place for it.
+        OSError: if there is no space for the file.
     """
     known = file.known_sha256()
     trusted = trust_on_first_use or os.environ.get(TRUST_VARIABLE, "0") not in ("", "0")
@@ -123,25 +125,26 @@ def downloaded(
 
 @contextmanager
 def received(file: RemoteFile, keep: bool = False) -> Iterator[tuple[Path, str]]:
-    """Download a file for as long as the context lasts, for somebody who checks its hash.
+    """Download a file and keep it for as long as the context lasts; the caller checks its hash.
 
     Args:
-        file: what to download.
-        keep: leave the file in the cache, where `downloaded` finds it.
+        file: the file to download.
+        keep: whether the file stays in the cache, where `downloaded` finds it.
 
     Yields:
         Path of the complete file, and its SHA-256.
 
     Raises:
-        ValueError: if it cannot be downloaded.
-        OSError: if there is no place for it.
+        ValueError: if the file cannot be downloaded.
+        OSError: if there is no space for the file.
     """
     with _alone_with(file) as path:
         sha256, is_done = _fetched(file, path, known=None, num_bytes=None), True
         try:
             yield path, sha256
         except BaseException as error:
-            is_done = isinstance(error, Exception)  # and was not stopped, to be gone on with
+            # A KeyboardInterrupt, which is no Exception, leaves the file for the next time.
+            is_done = isinstance(error, Exception)
             raise
         finally:
             if is_done and not keep:
@@ -150,7 +153,7 @@ def received(file: RemoteFile, keep: bool = False) -> Iterator[tuple[Path, str]]
 
 @contextmanager
 def _alone_with(file: RemoteFile) -> Iterator[Path]:
-    """Keep other processes away from a file in the cache."""
+    """Lock a file in the cache, so that other processes wait for it."""
     path = file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = f".lock-{path.name}"
@@ -159,9 +162,9 @@ def _alone_with(file: RemoteFile) -> Iterator[Path]:
 
 
 def _fetched(file: RemoteFile, path: Path, known: str | None, num_bytes: int | None) -> str:
-    """Have a file in the cache, and return its hash, which is what it must be."""
+    """Fetch a file into the cache unless it is there, check its hash and return it."""
     if path.is_file():
-        # Whole, from a time before: what was to be made of it was stopped.
+        # A complete file is there from an earlier time, when its use was stopped.
         sha256 = hash_of(path)
         if known in (None, sha256):
             return sha256
@@ -170,7 +173,7 @@ def _fetched(file: RemoteFile, path: Path, known: str | None, num_bytes: int | N
     try:
         return fetch(file.address, path, Expected(known, num_bytes))
     except TransferError as error:
-        # Without the errors below it, which are pages that end in the same words.
+        # The errors that caused this one are hidden, because they are long and say the same.
         raise ValueError(
             f"{error}. Try again, or fetch it yourself: curl -C - -O {file.address}, and then "
             "keras-vjepa convert."
@@ -180,7 +183,7 @@ def _fetched(file: RemoteFile, path: Path, known: str | None, num_bytes: int | N
 
 
 def _another_file(file: RemoteFile, error: WrongContentError) -> str:
-    """Say where the hash comes from that a file does not have, and what to do."""
+    """Say that a file has a wrong hash, who states the right one, and what to do."""
     if file.sha256 is None and file.pin.is_file():
         origin = f"the first download, kept in {file.pin}"
         remedy = "Remove that to trust what is there now"

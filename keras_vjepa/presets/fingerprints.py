@@ -1,4 +1,4 @@
-"""Tell models by what is in them, wherever their presets lie (App. C, App. D.1)."""
+"""Identify models by hashes of their contents, wherever their presets lie (App. C, App. D.1)."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ import numpy as np
 
 from keras_vjepa.backend import collectives
 
-# Arguments that change nothing of an encoder's features: the last one is for training alone.
+# Arguments that do not change an encoder's features. The last one matters only in training.
 _OF_NO_FEATURE = {"name", "trainable", "drop_path_rate"}
 
 
 def fingerprint(encoder: keras.Model) -> str:
-    """Hash what an encoder's features depend on; all processes must call it together."""
+    """Hash everything that an encoder's features depend on; all processes must call it together."""
     config = {k: v for k, v in encoder.get_config().items() if k not in _OF_NO_FEATURE}
     return _hash_of(json.dumps(config, sort_keys=True, default=str), encoder)
 

@@ -1,7 +1,8 @@
-"""Ask a web server for a file or the rest of it, and tell what its answer means (App. C).
+"""Ask a web server for a file or the rest of it, and interpret its answer (App. C).
 
-Standard library alone. Nothing that a server says is believed: a range that was not asked for, a
-page in place of a file, bytes beyond the end and an archive that swells are told apart here.
+Nothing but the standard library is used. The server is not trusted: a range that was not asked for,
+a page in place of a file, bytes beyond the end and data that swell when they are expanded are
+recognised here.
 """
 
 import http.client
@@ -22,25 +23,27 @@ from typing import IO, Any
 from keras_vjepa.named_errors import one_line
 
 CHUNK = 1 << 20
-# Weights hardly shrink: what swells more than that is no file of weights.
+# The factor by which compressed data may grow. Weights hardly shrink when they are compressed, so
+# that data which grow more are no file of weights.
 _MOST_SWELLING = 64
-# Codes after which the same request may be answered otherwise: these, and those of a server that
-# fails, which proxies have numbers of their own for; but for what it does not do at all.
+# Status codes after which the same request may succeed later: a few single codes, and all those of
+# a failing server (proxies use numbers of their own among these), except for the codes that say
+# that the server cannot do what it is asked for.
 _PASSING, _FAILING, _NEVER = {408, 425, 429}, range(500, 600), {501, 505}
-# So many timeouts long an answer's headers may take.
+# How many timeouts the headers of an answer may take.
 _MOST_TIMEOUTS = 2
 _ZLIB_WITH_GZIP_HEADER = 32 + zlib.MAX_WBITS
 
 
 class RefusedError(Exception):
-    """Raised for an answer that asking again would not change."""
+    """Says that the answer will not change if the server is asked again."""
 
 
 class BrokenError(Exception):
-    """Raised when a connection or a server fails for now.
+    """Says that a connection or a server has failed, and may work later.
 
     Attributes:
-        wait: seconds after which the server wants to be asked again, if it says so.
+        wait: seconds after which the server wants to be asked again, if it says so; else 0.
         answered: whether there was a server at all.
     """
 
@@ -50,17 +53,17 @@ class BrokenError(Exception):
 
 
 class OutdatedPartError(Exception):
-    """Raised when the part that is here cannot be gone on with; it says why."""
+    """Says that, and why, the part of a file that is here cannot be continued."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What there is of a file.
+    """Describes the part of a file that is here already.
 
     Attributes:
-        num_bytes: how much.
-        version: what the server called this version of the file: an ETag or a date.
-        total: length of the whole file, if the server said so.
+        num_bytes: length of the part.
+        version: name that the server gave to this version of the file: an ETag or a date.
+        total: length of the whole file, if the server has said it.
     """
 
     num_bytes: int = 0
@@ -70,14 +73,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Answer:
-    """A server's answer, before its content is read.
+    """Holds a server's answer, before its content is read.
 
     Attributes:
-        start: where in the file the content begins.
+        start: position in the file at which the content begins.
         version: as in `Part`.
         total: as in `Part`.
-        content: the bytes, chunk by chunk; it ends early where the connection does so unnoticed,
-            and raises `BrokenError` where that was noticed.
+        content: the bytes, chunk by chunk. If the connection breaks, it raises `BrokenError`, or
+            just ends early if the break cannot be noticed.
     """
 
     start: int
@@ -87,9 +90,10 @@ class Answer:
 
 
 def _bounded(connection: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
-    """A kind of connection that is cut if an answer's headers take too long.
+    """Derive a class of connections that are cut if an answer's headers take too long.
 
-    A server that drips them begins its timeout anew with each byte.
+    The usual timeout does not suffice: a server that sends its headers very slowly restarts it with
+    each byte.
     """
 
     class Bounded(connection):  # type: ignore[misc, valid-type]
@@ -122,7 +126,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows what stays on the web, and as safe as it was."""
+    """Follows only redirects to the web, and from https only those to https."""
 
     def redirect_request(
         self,
@@ -143,19 +147,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 @contextmanager
 def ask(address: str, part: Part, timeout: float) -> Iterator[Answer]:
-    """Ask for a file, or for what a part lacks of it, for as long as the context lasts.
+    """Ask for a file or the rest of it; the connection is open for as long as the context lasts.
 
     Args:
-        address: of the file.
-        part: what there is already.
+        address: address of the file.
+        part: the part of the file that is here already.
         timeout: seconds without a byte after which the connection counts as broken.
 
     Yields:
-        The answer; its `start` is 0 if the server sends all of the file again.
+        The answer; its `start` is 0 if the server sends the whole file again.
 
     Raises:
-        RefusedError: if asking again is of no use.
-        BrokenError: if it may be.
+        RefusedError: if it is useless to ask again.
+        BrokenError: if it may help to ask again.
         OutdatedPartError: if the file must be asked for from its beginning.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": "keras_vjepa"}
@@ -210,7 +214,8 @@ def _answer(response: http.client.HTTPResponse, part: Part) -> Answer:
         )
     if response.status != 200 and not (response.status == 206 and part.num_bytes):
         raise RefusedError(f"the server answers {response.status}, {response.reason}")
-    # Before the headers are believed: a connection that breaks within them seems to end them.
+    # The first chunk is read before the headers are used, because a connection that breaks within
+    # the headers looks as if they had ended.
     sent, first = response.length, _first_chunk(response)
     version, encoding = _version(response.headers), response.headers.get("Content-Encoding", "")
     is_plain = encoding.strip().lower() in ("", "identity")
@@ -228,7 +233,7 @@ def _answer(response: http.client.HTTPResponse, part: Part) -> Answer:
         return Answer(0, version, sent, content)
     if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
         raise RefusedError(f"the server sends it compressed ({encoding[:40]}), unasked")
-    # Length and version are those of what is sent.
+    # Length and version are left out, because they are those of the compressed data.
     return Answer(0, None, None, _expanded(content))
 
 
@@ -241,7 +246,7 @@ _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 def _range(headers: Message, part: Part) -> tuple[int, int | None]:
-    """How much is sent, and the length of the whole; it must begin where the part ends."""
+    """Return how many bytes are sent and the whole length; check that they continue the part."""
     text = headers.get("Content-Range", "")
     found = _RANGE.fullmatch(text.strip())
     if found is None or int(found[1]) != part.num_bytes or int(found[2]) < int(found[1]):
@@ -255,7 +260,7 @@ def _range(headers: Message, part: Part) -> tuple[int, int | None]:
 
 
 def _first_chunk(response: http.client.HTTPResponse) -> bytes:
-    """What comes first, which is something unless the length is said to be nothing."""
+    """Read the first chunk, which must not be empty unless the stated length is 0."""
     chunk = b"" if response.length == 0 else _read(response, CHUNK)
     if not chunk and response.length != 0:
         raise BrokenError("the connection broke (before the first byte)")
@@ -276,7 +281,10 @@ def _chunks(
 
 
 def _read(response: http.client.HTTPResponse, most: int) -> bytes:
-    """Read what has come, and not a full chunk: a slow connection shows that it moves."""
+    """Read the bytes that have arrived, without waiting for a full chunk.
+
+    In this way even a slow connection shows progress.
+    """
     try:
         return response.read1(most)
     except (OSError, http.client.HTTPException) as error:

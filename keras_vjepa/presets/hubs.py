@@ -1,7 +1,7 @@
-"""Presets on the Hugging Face Hub and on Kaggle: their names, and fetching them (App. C).
+"""Fetch presets from the Hugging Face Hub and from Kaggle, and recognise their names (App. C).
 
-Left to `huggingface_hub` and `kagglehub`, each an extra: they keep a cache, resume, know revisions
-and work without network.
+The packages `huggingface_hub` and `kagglehub`, which are optional, do the work: they keep a cache,
+resume downloads, know revisions and work without a network.
 """
 
 from pathlib import Path
@@ -12,17 +12,17 @@ HUGGING_FACE, KAGGLE = "hf://", "kaggle://"
 
 
 def is_address(preset: str) -> bool:
-    """Whether this names a preset on a hub."""
+    """Tell whether a name is that of a preset on a hub."""
     return preset.startswith((HUGGING_FACE, KAGGLE))
 
 
 def preset_from_hub(preset: str, load_weights: bool) -> Path:
-    """The local copy of a preset on a hub.
+    """Fetch a preset from a hub, and return the folder of the local copy.
 
     Args:
         preset: `hf://user/repo`, `hf://user/repo@revision`, or
             `kaggle://user/model/framework/variation[/version]`.
-        load_weights: False leaves weights out, where the hub's library can.
+        load_weights: False leaves weights out, if the hub's library can do so.
 
     Raises:
         ImportError: if the hub's library is not installed.
@@ -33,7 +33,7 @@ def preset_from_hub(preset: str, load_weights: bool) -> Path:
         return fetch(preset, load_weights)
     except ImportError:
         raise
-    except Exception as error:  # Each library has dozens of its own.
+    except Exception as error:  # each library has dozens of exceptions of its own
         raise ValueError(f"{preset} cannot be fetched: {one_line(error)}") from None
 
 

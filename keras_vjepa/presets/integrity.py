@@ -1,7 +1,7 @@
-"""Whether a preset folder is as it was written: no file is missing, cut short or changed (App. C).
+"""Check that a preset folder is as it was written: no file missing, cut or changed (App. C).
 
 Size and checksum of each file stand in the preset's `metadata.json`, under `written`. Presets of
-older versions have no such entry: of theirs, the files that are there must be JSON, or HDF5.
+older versions have no such entry; for them it is only checked that files are valid JSON or HDF5.
 """
 
 import zlib
@@ -23,7 +23,7 @@ def describe_files(folder: Path) -> dict[str, list[int]]:
     """List size and checksum of each file in a folder, for its `metadata.json`.
 
     Args:
-        folder: of the preset, with all its models in it.
+        folder: folder of the preset, with the files of all its models.
     """
     return {path.name: _described(path) for path in sorted(folder.iterdir())}
 
@@ -32,11 +32,11 @@ def damage(folder: Path, thorough: bool = True) -> str | None:
     """Say which file of a preset is not as it was written.
 
     Args:
-        folder: of the preset.
-        thorough: whether to read all of each file, and not its size alone.
+        folder: folder of the preset.
+        thorough: whether the contents of files are checked too, and not only their sizes.
 
     Returns:
-        The file and what is wrong with it; None if nothing is.
+        The file and what is wrong with it; None if nothing is wrong.
     """
     metadata = _read_object(folder / METADATA_FILE)
     if metadata is None:
@@ -48,7 +48,7 @@ def damage(folder: Path, thorough: bool = True) -> str | None:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             return f"{path} is missing"
-        # A config may be edited by hand.
+        # Configs (.json) are not compared, because people may edit them by hand.
         found = _described(path) if thorough else [path.stat().st_size]
         if not isinstance(described, list):
             return f"{folder / METADATA_FILE} is damaged: its `{WRITTEN}` has no sizes"
@@ -78,7 +78,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _is_hdf5(path: Path) -> bool:
-    if kind_of(path) != "file":  # to open a pipe would wait for ever
+    if kind_of(path) != "file":  # opening a pipe would wait for ever
         return False
     try:
         with h5py.File(path, "r"):

@@ -1,7 +1,7 @@
-"""Describe a preset on a page for people: the README.md of a repository (App. C).
+"""Describe a preset on a page for people, the README.md of a repository (App. C).
 
-Everything on it stands in the preset: what its configs and its `metadata.json` say. What they do
-not say is named as unknown, and not guessed.
+Everything on the page is taken from the preset's configs and its `metadata.json`. What they do not
+say is called unknown, and is not guessed.
 """
 
 import json
@@ -15,10 +15,12 @@ from keras_vjepa.presets.integrity import METADATA_FILE
 from keras_vjepa.presets.preset import CONFIG_FILE, PREPROCESSOR_FILE
 
 TASK_FILE, PRETRAINER_FILE, PREDICTOR_FILE = "task.json", "pretrainer.json", "predictor.json"
-# What recipes write beside a run's `preset`, and beside an evaluation's `classifier_TASK`.
+# Files of results that recipes write beside the folder `preset` of a run, and beside the folder
+# `classifier_TASK` of an evaluation.
 _RUN_FIGURES, _EVALUATION_FIGURES = "probe.json", "result.json"
 _CLASSIFIER = "classifier_"
-# What a hub calls licences; others are `other` there, with their name.
+# Licences that a hub knows by these names; any other licence is called `other` there, with its name
+# beside it.
 _LICENCES = {"mit", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"}
 _UNSAID = {"name", "trainable", "dtype", "layer_states", "class_names"}
 _MOST_NAMES = 20
@@ -31,9 +33,9 @@ def model_card(folder: Path, address: str, licence: str | None = None) -> str:
     """Write a page that describes a preset.
 
     Args:
-        folder: of the preset.
-        address: where it will lie, as `from_preset` takes it.
-        licence: of the weights; None for what the preset says.
+        folder: folder of the preset.
+        address: address that the preset will have, as `from_preset` takes it.
+        licence: licence of the weights; None for the one that the preset states.
 
     Returns:
         The page, in Markdown with the hubs' header.
@@ -83,7 +85,7 @@ def model_card(folder: Path, address: str, licence: str | None = None) -> str:
 
 
 def licence_of(folder: Path, licence: str | None = None) -> str | None:
-    """What is given, or what a preset says of the licence of its weights."""
+    """Return the given licence, or the one that a preset states for its weights."""
     stated = licence or _read(folder / METADATA_FILE).get("licence")
     return _text(stated, "") or None
 
@@ -95,13 +97,14 @@ def _header(folder: Path, licence: str | None) -> list[str]:
     if licence:
         known = licence.lower().replace(" ", "-")
         lines.append(f"license: {known if known in _LICENCES else 'other'}")
-        # JSON is YAML: nothing in a name ends its line or begins another entry.
+        # The name is written as JSON, which is also YAML, so that nothing in it can end the line or
+        # begin another entry.
         lines += [] if known in _LICENCES else [f"license_name: {json.dumps(licence)}"]
     return [*lines, "tags:", "- keras_vjepa", "- v-jepa", "- video", "---", ""]
 
 
 def _described(folder: Path) -> tuple[str, list[str]]:
-    """The class to load a preset with, and its configs as lists."""
+    """Return the class to load a preset with, and lists of the arguments in its configs."""
     names = (TASK_FILE, PRETRAINER_FILE, CONFIG_FILE, PREDICTOR_FILE)
     found = {name: _read(folder / name) for name in names if (folder / name).is_file()}
     lines: list[str] = []
@@ -116,7 +119,7 @@ def _described(folder: Path) -> tuple[str, list[str]]:
 
 
 def _said(arguments: Object) -> Iterator[tuple[str, str]]:
-    """Arguments that are numbers, words or lists of them; parts have a list of their own."""
+    """Select arguments that are numbers, words or lists of them; parts have lists of their own."""
     for name, value in arguments.items():
         if name in _UNSAID or value is None or isinstance(value, dict):
             continue
@@ -191,7 +194,7 @@ def _figures_of_run(folder: Path) -> Iterator[str]:
 
 
 def _figures_of_evaluation(folder: Path) -> Iterator[str]:
-    """Those of the first split, of which the classifiers are kept."""
+    """Write the figures of the first split, because its classifiers are the ones that are kept."""
     if not folder.name.startswith(_CLASSIFIER):
         return
     task = folder.name.removeprefix(_CLASSIFIER)
@@ -213,7 +216,7 @@ def _read(path: Path) -> Object:
 
 
 def _text(value: Any, otherwise: str) -> str:
-    """Write a value on one line that Markdown takes for text."""
+    """Write a value as a line that Markdown takes for plain text."""
     if not isinstance(value, str | int | float) or value == "":
         return otherwise
     return re.sub(r"[\s`<>|]+", " ", str(value)).strip()[:_LONGEST] or otherwise

@@ -1,7 +1,7 @@
-"""The preprocessor that a preset holds beside a model (App. D.1).
+"""Make the preprocessor that a preset holds beside a model (App. D.1).
 
-What reads files stands above the models and is not known here: a preset's is made by the name that
-it is registered under, as its models are.
+This module may not import the preprocessor's class, which stands on a higher floor of the package.
+The class is therefore found by the name under which it is registered in Keras.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from keras_vjepa.presets.preset import CONFIG_FILE, PREPROCESSOR_FILE, read_conf
 from keras_vjepa.types import Tensor
 
 _REGISTERED = "keras_vjepa>VJEPAVideoPreprocessor"
-# Of a preset without a preprocessor, what the backbone's arguments say of one.
+# The backbone's arguments that determine a preprocessor if a preset has none.
 _SIZES = ("image_size", "num_frames")
 
 
 class Preprocessor(Protocol):
-    """Makes what a classifier takes of what a user has; see `VJEPAVideoPreprocessor`.
+    """Makes the inputs of a classifier from files and arrays; see `VJEPAVideoPreprocessor`.
 
     Attributes:
         num_clips: clips of a video.
@@ -36,22 +36,22 @@ class Preprocessor(Protocol):
         """List the videos and images in `inputs`."""
 
     def is_one(self, inputs: Any) -> bool:
-        """Whether `inputs` are one video or image, no list."""
+        """Tell whether `inputs` are a single video or image, and no list."""
 
     def batch(self, sources: Sequence[Any]) -> Tensor:
         """Read and transform some of the sources."""
 
 
 def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str, Any]]:
-    """Read what a preset says of its preprocessor.
+    """Read the arguments of a preset's preprocessor.
 
     Args:
-        folder: of the preset.
-        class_name: of the preprocessor, for messages.
+        folder: folder of the preset.
+        class_name: class of the preprocessor, for messages.
 
     Returns:
-        Name of the file that says it, and the arguments; of a preset without a preprocessor,
-        those of its backbone that are sizes.
+        Name of the file that holds the arguments, and the arguments. If the preset has no
+        preprocessor, they are the sizes among the arguments of its backbone.
 
     Raises:
         FileNotFoundError: if the folder is no preset.
@@ -67,15 +67,15 @@ def preset_preprocessor(folder: Path, **changes: Any) -> Preprocessor | None:
     """Make the preprocessor of a preset.
 
     Args:
-        folder: of the preset.
+        folder: folder of the preset.
         changes: arguments to change.
 
     Returns:
-        The preprocessor; None if the preset says too little of one, or `changes` are such as it
-        cannot make.
+        The preprocessor; None if the preset does not say enough about one, or if a preprocessor
+        cannot have the `changes`.
 
     Raises:
-        ValueError: if its file is damaged.
+        ValueError: if the file of the preprocessor is damaged.
     """
     found = keras.saving.get_registered_object(_REGISTERED)
     described_in, arguments = described_preprocessor(folder, _REGISTERED.split(">")[1])
@@ -86,5 +86,5 @@ def preset_preprocessor(folder: Path, **changes: Any) -> Preprocessor | None:
         found(**arguments)
     try:
         return found(**{**arguments, **changes})
-    except ValueError:  # a number of views that is made in another way
+    except ValueError:  # for example a number of views that it cannot make
         return None

@@ -1,6 +1,6 @@
-"""Presets: folders that hold a model, and the calls that write and read them (App. C).
+"""Write and read presets, which are folders that hold a model (App. C).
 
-The grammar and the layout are keras-hub's:
+Calls and layout are those of keras-hub:
 
     config.json           the backbone's class and arguments
     metadata.json         library versions, number of parameters
@@ -10,10 +10,11 @@ The grammar and the layout are keras-hub's:
     encoder.weights.h5    the weights of its encoder
     predictor.json, predictor.weights.h5    its predictor
     teacher.weights.h5    the weights of its teacher, if it has one
-    task.json             only for a classifier: its class and arguments, its backbone's among them
+    task.json             only for a classifier: its class and arguments, with those of its backbone
     task.weights.h5       the weights of its probe
 
-The backbone of a pretrainer's preset is its target encoder, the one that is evaluated (App. D.1).
+The backbone of a pretrainer's preset is its target encoder, because this is the one that is
+evaluated (App. D.1).
 """
 
 import inspect
@@ -44,7 +45,8 @@ from keras_vjepa.presets.integrity import METADATA_FILE, WRITTEN, describe_files
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
 PREPROCESSOR_FILE = "preprocessor.json"
 
-# Whatever kind of model was saved: the next one leaves none of them behind.
+# The files of any kind of model. When a model is saved to an existing preset, those of the model
+# before are removed.
 MODEL_FILES = {
     METADATA_FILE,
     *(f"{name}.json" for name in ("config", "pretrainer", "predictor", "task")),
@@ -57,7 +59,7 @@ _LOG = logging.getLogger(__name__)
 
 PresetName = str | os.PathLike[str]
 
-# Between the folder of a run and the step of one of its checkpoints, in the name of a preset.
+# In the name of a preset, this stands between the folder of a run and the step of a checkpoint.
 AT_STEP = "@"
 
 
@@ -65,44 +67,44 @@ AT_STEP = "@"
 
 
 class BuiltInPreset(Protocol):
-    """What a name stands for; `zoo.py`, which knows how to make these folders, lists them."""
+    """Makes the preset that a built-in name stands for; `zoo.py` lists all of these."""
 
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that list it among their `presets`."""
+        """List the names of the classes that have it among their `presets`."""
 
     def describe(self) -> dict[str, Any]:
-        """What `list_presets` says of it."""
+        """Return the description that `list_presets` gives of it."""
 
     def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
-        """Its preset folder in the cache, made now if need be."""
+        """Return its preset folder in the cache, and make the folder if it is missing."""
 
 
 BUILT_IN: dict[str, BuiltInPreset] = {}
 
-# Folders of another package, by the `model_type` in their config.json, and what makes presets of
-# them; `zoo.py` adds what it can convert.
+# Functions that make presets from another package's folders, by the `model_type` in the folder's
+# config.json; `zoo.py` adds those that it has.
 CONVERTERS: dict[str, Callable[[Path], Path]] = {}
 
 
 class CheckpointPresets(Protocol):
-    """What knows of a run's checkpoints; `tasks/checkpoint_presets.py`, which reads them, is it."""
+    """Makes presets of a run's checkpoints; `tasks/checkpoint_presets.py` implements it."""
 
     def check(self, name: str, argument: str) -> bool:
-        """Whether a name is that of a run's checkpoint; raises if the checkpoint is not there."""
+        """Tell whether a name means a run's checkpoint, and raise if that is not there."""
 
     def folder(self, name: str) -> Path:
-        """The preset folder of a checkpoint, made now if need be."""
+        """Return the preset folder of a checkpoint, and make the preset if it is missing."""
 
 
-# One at most: what makes presets of checkpoints.
+# Holds the object that makes presets of checkpoints, once its module has been imported.
 OF_CHECKPOINTS: list[CheckpointPresets] = []
 
 
 def list_presets(cls: type | None = None) -> dict[str, dict[str, Any]]:
-    """Names that `from_preset` takes without a folder, and what is known of each.
+    """List the built-in names that `from_preset` takes, and describe each.
 
     Args:
-        cls: only those of this class; the same as its `presets`. None for all.
+        cls: lists only the presets of this class, as its attribute `presets` does; None for all.
 
     Returns:
         A dictionary for each name: `description`, `parameters`, `input`, `licence`, `source`,
@@ -123,7 +125,7 @@ def list_presets(cls: type | None = None) -> dict[str, dict[str, Any]]:
 
 
 class PresetNames:
-    """The attribute `presets` of a class: `list_presets` of that class."""
+    """Returns `list_presets` of a class when the attribute `presets` of that class is read."""
 
     def __get__(self, instance: Any, owner: type) -> dict[str, dict[str, Any]]:
         return list_presets(owner)
@@ -132,18 +134,18 @@ class PresetNames:
 def find_preset(
     preset: PresetName, load_weights: bool = True, trust_on_first_use: bool = False
 ) -> Path:
-    """The folder that a preset's name stands for, downloaded or made if need be.
+    """Find the folder that a preset's name stands for; download or make it if it is missing.
 
     Args:
         preset: a name of `list_presets`, a folder, `hf://user/repo` (or `hf://user/repo@revision`),
-            `kaggle://user/model/framework/variation`, or `workdir/run@300`: the checkpoint of a
-            run's step 300, or of its last one as `workdir/run@last`.
-        load_weights: False fetches what describes the model, and no weights.
+            `kaggle://user/model/framework/variation`, or `workdir/run@300`, the checkpoint of step
+            300 of a run (`workdir/run@last` for the last step).
+        load_weights: False fetches the description of the model, and no weights.
         trust_on_first_use: as in `Preset.from_preset`.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or it holds presets and is none.
-        ValueError: if there is no such name, or what it stands for cannot be fetched.
+        FileNotFoundError: if there is no such folder, or if it only holds folders of presets.
+        ValueError: if there is no such name, or its preset cannot be fetched.
     """
     name = os.fspath(preset)
     if is_address(name):
@@ -161,14 +163,14 @@ def find_preset(
 
 
 def check_preset(preset: PresetName, name: str = "preset") -> None:
-    """Check, without fetching anything, that a preset is there or has a name of one that is not.
+    """Check, without fetching anything, that a preset exists or has a name that can be fetched.
 
     Args:
         preset: as in `find_preset`.
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or it holds presets and is none.
+        FileNotFoundError: if there is no such folder, or if it only holds folders of presets.
         ValueError: if there is no such name.
     """
     text = os.fspath(preset)
@@ -205,7 +207,7 @@ def _remedy_for_file(name: str) -> str:
 
 
 def _check_is_no_parent(folder: Path, name: str) -> None:
-    """Point to the presets in a folder that is none itself, such as that of a run."""
+    """Refuse a folder that only holds folders of presets, such as a run's, and name these."""
     if not (folder / METADATA_FILE).exists():
         within = sorted(str(path.parent) for path in folder.glob(f"*/{METADATA_FILE}"))
         if within:
@@ -216,7 +218,7 @@ def _check_is_no_parent(folder: Path, name: str) -> None:
 
 
 def _folders_beside(folder: Path) -> list[str]:
-    """The folders that are where one should be, as they would have been written."""
+    """List the folders beside a missing one, written in the way in which it was given."""
     try:
         return [str(path) for path in folder.parent.iterdir() if path.is_dir()]
     except OSError:
@@ -224,7 +226,7 @@ def _folders_beside(folder: Path) -> list[str]:
 
 
 def _model_of_another_package(folder: Path) -> str | None:
-    """The `model_type` of a folder of the transformers package, which says no more of its model."""
+    """Return the `model_type` of a folder of the transformers package; None for other folders."""
     try:
         config = read_json_object(folder / CONFIG_FILE)
     except (OSError, ValueError):  # a preset without a backbone, or none at all
@@ -252,26 +254,30 @@ def _as_preset(folder: Path) -> Path:
 class Preset:
     """Adds `presets`, `from_preset` and `save_to_preset` to a model.
 
-    As it stands, for a backbone. A model that has parts with files of their own says which.
+    Without changes it serves a backbone. A model whose parts have files of their own overrides
+    `preset_files`.
     """
 
     presets = PresetNames()
     config_file = CONFIG_FILE
 
-    # A method: Keras takes a property that returns a model for another place to save it in.
+    # This is a method because Keras would save a model that a property returns a second time.
     def preset_files(self) -> dict[str, Any]:
-        """The files of this model's preset, and whose arguments or weights are in each."""
+        """List the files of this model's preset, and the object whose contents each holds."""
         return {CONFIG_FILE: self, WEIGHTS_FILE: self}
 
     def save_to_preset(self, folder: PresetName) -> None:
-        """Write this model as a preset folder; a folder of that name must not exist, or be empty.
+        """Write this model as a preset folder, which may be new, empty or a preset already.
 
-        The folder appears complete or not at all. Of a preset that is there, the files of its model
-        are replaced; others stay, and so does its preprocessor, unless the model has one.
+        The folder appears complete or not at all. In an existing preset, the files of its model are
+        replaced. Other files stay, and so does the preprocessor unless the new model has one.
+
+        Args:
+            folder: the folder to write.
 
         Raises:
             FileExistsError: if the folder holds something else than a preset.
-            OSError: if it cannot be written.
+            OSError: if the folder cannot be written.
         """
         folder = preset_folder(folder)
         others = _others_in(folder)
@@ -317,11 +323,12 @@ class Preset:
                 `kaggle://user/model/framework/variation`, or `workdir/run@300`, the checkpoint of a
                 run's step. A V-JEPA 2 folder or repository of the transformers package is converted
                 into the cache.
-            load_weights: False gives the architecture with fresh weights; nothing large is
-                downloaded for it.
-            trust_on_first_use: accept the authors' file of one of `presets` although its SHA-256
-                is not yet known, and keep its hash: another file at that address is an error from
-                then on. The same as the environment variable `KERAS_VJEPA_TRUST_ON_FIRST_USE=1`.
+            load_weights: False makes the architecture with fresh weights, for which nothing large
+                is downloaded.
+            trust_on_first_use: whether to accept the authors' file of one of `presets` although its
+                SHA-256 is not yet known, and to keep the hash: from then on, another file at that
+                address is an error. The environment variable `KERAS_VJEPA_TRUST_ON_FIRST_USE=1`
+                does the same.
             overrides: constructor arguments to change; unknown names are an error. Weights whose
                 shape an override changes cannot be loaded.
 
@@ -330,7 +337,7 @@ class Preset:
             ValueError: if `preset` or `overrides` do not exist, or a download fails.
         """
         folder = find_preset(preset, load_weights, trust_on_first_use)
-        # As the caller calls it, who knows nothing of a folder in the cache.
+        # Errors use the caller's name for the preset, since users do not know the cache's folders.
         check_holds(folder, cls.config_file, cls.__name__, os.fspath(preset))
         model = _read_model(folder, cls, cls.config_file, overrides, load_weights)
         if load_weights:
@@ -339,13 +346,13 @@ class Preset:
 
 
 def preset_folder(folder: PresetName) -> Path:
-    """The folder to write a preset to; in front, ~ is the home directory.
+    """Return the path of a folder to write a preset to, with ~ replaced by the home directory.
 
     Args:
-        folder: what a user has given.
+        folder: the folder as a user has given it.
 
     Raises:
-        ValueError: for an address of a hub, which nothing is written to here.
+        ValueError: for an address of a hub, because presets are uploaded in another way.
         FileExistsError: for a file.
     """
     name = os.fspath(folder)
@@ -363,11 +370,11 @@ def preset_folder(folder: PresetName) -> Path:
 
 
 def _others_in(folder: Path) -> list[Path]:
-    """What lies in a folder and is no file of a model; refuses one that is no preset."""
+    """List the files in a preset folder that are no files of its model; refuse other folders."""
     found = sorted(folder.iterdir()) if folder.exists() else []
     names = {path.name for path in found}
     known = names <= {*MODEL_FILES, PREPROCESSOR_FILE}
-    # Of a preset that was damaged, any file may be missing.
+    # A damaged preset is accepted too, although any of its files may be missing.
     is_left = known and any(name.endswith(".weights.h5") for name in names)
     if names - {PREPROCESSOR_FILE} and METADATA_FILE not in names and not is_left:
         raise FileExistsError(
@@ -382,7 +389,7 @@ def load_backbone(
     trust_on_first_use: bool = False,
     **overrides: Any,
 ) -> Any:
-    """The backbone of any preset, whatever its class. Arguments as in `Preset.from_preset`."""
+    """Load the backbone of a preset of any class; the arguments are as in `Preset.from_preset`."""
     folder = find_preset(preset, load_weights, trust_on_first_use)
     backbone = _read_model(folder, keras.Model, CONFIG_FILE, overrides, load_weights)
     if load_weights:
@@ -398,16 +405,16 @@ def load_preset_weights(model: Any, folder: Path) -> None:
 
 
 def check_holds(folder: Path, name: str, class_name: str, preset: str) -> None:
-    """Check that a preset has the file that a class is made of.
+    """Check that a preset has the file from which a class is made.
 
     Args:
-        folder: of the preset.
-        name: of the file.
-        class_name: for the message.
-        preset: what the user calls it.
+        folder: folder of the preset.
+        name: name of the file.
+        class_name: name of the class, for the message.
+        preset: name of the preset as the user gave it.
 
     Raises:
-        FileNotFoundError: if it has not.
+        FileNotFoundError: if the file is missing.
     """
     if files.kind_of(folder / name) is None:
         raise FileNotFoundError(
@@ -416,10 +423,10 @@ def check_holds(folder: Path, name: str, class_name: str, preset: str) -> None:
 
 
 def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
-    """A class and its arguments, as a preset folder holds them.
+    """Read a class and its arguments from a file of a preset folder.
 
     Raises:
-        FileNotFoundError: if the folder does not.
+        FileNotFoundError: if the folder has no such file.
         ValueError: if the file is damaged.
     """
     path = folder / name
@@ -436,7 +443,7 @@ def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:
 def _load_weights(model: keras.Model, folder: Path, name: str) -> None:
     path = folder / name
     check_weight_file(path)
-    # Keras' loader, and HDF5 below it, raise anything for a file that is damaged.
+    # For a damaged file, Keras' loader and HDF5 may raise any exception.
     with named(path, problem=f"is damaged. {_REMEDY}"):
         keras.saving.load_weights(model, path)
 
@@ -444,12 +451,12 @@ def _load_weights(model: keras.Model, folder: Path, name: str) -> None:
 def check_claims(
     folder: Path, name: str, kind: type, overrides: dict[str, Any] | None = None
 ) -> None:
-    """Check that a preset has the weights that one of its configs asks for; makes nothing.
+    """Check that a preset has the weights that one of its configs asks for, without a model.
 
     Args:
-        folder: of the preset.
-        name: of the config.
-        kind: what it must describe.
+        folder: folder of the preset.
+        name: name of the config's file.
+        kind: class that the config must describe, or one from which that derives.
         overrides: arguments to change.
 
     Raises:
@@ -473,7 +480,7 @@ def _read_model(
     config = read_config(folder, name, cls.__name__)
     with named(folder / name):
         found = described_class(config, cls)
-    # What the constructor has learned since the preset was written may be given too.
+    # Arguments that the constructor has gained since the preset was written are accepted too.
     known = {*config["config"], *(inspect.signature(found).parameters if found else ())}
     unknown = set(overrides) - known
     if unknown:
@@ -493,7 +500,7 @@ def _read_model(
 
 
 def _say_precision(model: keras.Model, folder: Path) -> None:
-    """Say that a preset keeps its precision where the user has set another for all models."""
+    """Warn that a preset keeps its precision although the user has set another for all models."""
     wanted, stored = keras.config.dtype_policy().name, model.dtype_policy.name
     if stored != wanted != "float32":
         _LOG.warning(
@@ -512,8 +519,9 @@ def _described(model: Any) -> dict[str, Any]:
         config.pop(key, None)
     states = config["config"].get("layer_states", {})
     if "trainable" in config["config"] and not any(s.get("trainable") for s in states.values()):
-        # Frozen where it comes from (a target encoder, a classifier's backbone), not for ever.
+        # A model that was frozen as a part of another one (a target encoder, a classifier's
+        # backbone) is not frozen when it is loaded by itself.
         config["config"]["trainable"] = True
-    # A file of its own.
+    # The preprocessor has a file of its own.
     config["config"].pop("preprocessor", None)
     return config

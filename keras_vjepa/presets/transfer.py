@@ -1,10 +1,11 @@
-"""Download a large file, in as many goes as it takes, and fetch no byte twice (App. C).
+"""Download a large file in as many attempts as it takes, and fetch no byte twice (App. C).
 
-What has come stays beside the file's place as `NAME.part`, with `NAME.part.json`, which says what
-the server called that version of the file. The next go, after a break or by another process after
-this one was killed, asks the server for the rest of the same version (`Range`, `If-Range`). Where
-the server has another version now, or sends no parts of files, the file is begun anew, and that is
-said. SHA-256 is computed on the way: what an earlier process left is read once for it.
+The bytes received so far lie beside the path of the file as `NAME.part`, with `NAME.part.json`,
+which holds the server's name for that version of the file. The next attempt, after a break or by
+another process after this one was killed, asks the server for the rest of the same version
+(`Range`, `If-Range`). If the server has another version now, or cannot send parts of files, the
+download starts again and says so. SHA-256 is computed on the way; a part that an earlier process
+left is read once for it.
 """
 
 import hashlib
@@ -30,21 +31,21 @@ from keras_vjepa.presets.http_answers import (
 )
 from keras_vjepa.presets.transfer_display import TransferDisplay, amount
 
-# No file of weights is longer; for a server that never ends.
+# No file of weights is longer than this. The limit stops a server that sends bytes without end.
 _MOST_BYTES = 2**38
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a download goes on with a bad connection.
+    """Says how long a download goes on with a bad connection.
 
     Attributes:
-        timeout: seconds without a byte after which it is broken off.
-        least_rate: bytes a second, over `timeout` seconds, below which it is.
-        tries: breaks in a row without headway after which it is given up.
-        headway: share of the file that must come for the count of breaks to begin anew.
-        first_wait: seconds before the second try; each further one waits twice as long.
-        longest_wait: seconds, also where the server asks for more.
+        timeout: seconds without a byte after which an attempt is broken off.
+        least_rate: bytes per second, over `timeout` seconds, below which it is broken off too.
+        tries: number of breaks in a row, without progress, after which the download is given up.
+        headway: share of the file that counts as progress; then breaks are counted from 0 again.
+        first_wait: seconds before the second attempt; each further one waits twice as long.
+        longest_wait: most seconds to wait, also if the server asks for more.
     """
 
     timeout: float = 60.0
@@ -59,15 +60,15 @@ PATIENCE = Patience()
 
 
 class TransferError(ValueError):
-    """Raised when a file cannot be downloaded: what happened, and what was kept."""
+    """Says that a file cannot be downloaded, why, and what was kept of it."""
 
 
 class WrongContentError(ValueError):
-    """Raised when the server has another file than it must be.
+    """Says that the file on the server is not the expected one.
 
     Attributes:
         must_have: what the file must have, such as "the SHA-256 ...".
-        received: what it has.
+        received: what it has instead.
     """
 
     def __init__(self, must_have: str, received: str) -> None:
@@ -77,11 +78,11 @@ class WrongContentError(ValueError):
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file before it is downloaded.
+    """Holds what is known of a file before it is downloaded.
 
     Attributes:
-        sha256: its hash, or None.
-        num_bytes: its length, or None.
+        sha256: SHA-256 of the file, or None.
+        num_bytes: length of the file, or None.
     """
 
     sha256: str | None = None
@@ -91,23 +92,23 @@ class Expected:
 def fetch(
     address: str, path: Path, expected: Expected = Expected(), patience: Patience | None = None
 ) -> str:
-    """Download a file, or what an earlier process left to do of it.
+    """Download a file, or the rest of it that an earlier process has left.
 
-    Let one process at a time do that: see `locks.locked`.
+    Only one process may do this at a time: see `locks.locked`.
 
     Args:
-        address: where it is.
-        path: where to; there is a file once all of it is there and is what it must be.
-        expected: what it must be.
-        patience: None for `PATIENCE`.
+        address: address of the file.
+        path: path to write to; the file appears there once it is complete and correct.
+        expected: what is known of the file.
+        patience: how long to go on with a bad connection; None for `PATIENCE`.
 
     Returns:
-        Its SHA-256.
+        SHA-256 of the file.
 
     Raises:
-        TransferError: if it cannot be downloaded; what has come is kept.
-        WrongContentError: if it is another file than expected; what has come of it is removed.
-        OSError: if the disk has no place for it, or it cannot be written.
+        TransferError: if the file cannot be downloaded; the received bytes are kept.
+        WrongContentError: if it is another file than expected; the received bytes are removed.
+        OSError: if the disk has no space for the file, or it cannot be written.
     """
     with files.continued_file(path) as unfinished:
         transfer = _Transfer(address, unfinished, expected, patience or PATIENCE)
@@ -123,7 +124,7 @@ def hash_of(path: Path) -> str:
 
 
 class _Transfer:
-    """One download: its part on the disk, and how often it broke without headway."""
+    """Downloads one file; knows the part on disk and the number of breaks without progress."""
 
     def __init__(
         self, address: str, unfinished: Path, expected: Expected, patience: Patience
@@ -134,12 +135,12 @@ class _Transfer:
         self._display = TransferDisplay(address.rsplit("/", 1)[-1])
         self._hash = hashlib.sha256()
         self._part = self._found()
-        # The furthest byte so far, how far it was when breaks began to be counted, and their count.
+        # The furthest byte so far, where it was when breaks began to be counted, and their number.
         self._furthest = self._headway_from = self._part.num_bytes
         self._num_breaks, self._was_answered = 0, False
 
     def run(self) -> str:
-        """Ask until the file is whole; return its hash."""
+        """Ask until the file is complete, and return its hash."""
         try:
             while not self._is_whole():
                 self._ask()
@@ -157,7 +158,7 @@ class _Transfer:
         return sha256
 
     def _ask(self) -> None:
-        """Ask once for what is missing, and receive what comes."""
+        """Ask once for the missing bytes, and receive them."""
         try:
             with ask(self._address, self._part, self._patience.timeout) as answer:
                 self._was_answered = True
@@ -171,7 +172,7 @@ class _Transfer:
             raise self._given_up(str(error)) from None
 
     def forget(self) -> None:
-        """Remove what was noted of the part."""
+        """Remove the notes about the part."""
         self._described.unlink(missing_ok=True)
 
     def _remove(self) -> None:
@@ -181,7 +182,7 @@ class _Transfer:
     # --- What is here --------------------------------------------------------------------------
 
     def _found(self) -> Part:
-        """What an earlier process left, read once for its hash; nothing, if that is of no use."""
+        """Find and hash the part that an earlier process left; an empty part if it is useless."""
         num_bytes = self._unfinished.stat().st_size if self._unfinished.is_file() else 0
         if num_bytes == 0:
             return Part()
@@ -206,12 +207,12 @@ class _Transfer:
         return Part(num_bytes, version, total)
 
     def _is_whole(self) -> bool:
-        """Whether all of the file is there, as far as its length is known."""
+        """Tell whether the whole file is there; False while its length is not known."""
         total = self._part.total
         return total is not None and self._part.num_bytes == total and self._unfinished.is_file()
 
     def _begin(self, answer: Answer) -> BinaryIO:
-        """Open the part for what comes, emptied if all of the file does."""
+        """Open the part to write the answer's bytes; empty it if the whole file is sent again."""
         file = _opened(self._unfinished, is_continued=answer.start > 0)
         if not answer.start:
             self._hash = hashlib.sha256()
@@ -236,11 +237,12 @@ class _Transfer:
             try:
                 for chunk in self._fast_enough(answer.content):
                     self._keep(file, chunk)
-            except (RefusedError, WrongContentError):  # what has come is of no use
+            except (RefusedError, WrongContentError):  # the received bytes are useless
                 self._part = Part()
                 raise
         if answer.total is None and not answer.start:
-            # The end of what the server sends is that of the file, and nothing said where it is.
+            # The server has not stated the length, so that the end of its answer counts as the end
+            # of the file.
             if self._part.num_bytes < (self._expected.num_bytes or 0):
                 raise BrokenError("the connection broke (it ended too early)")
             self._part = replace(self._part, total=self._part.num_bytes)
@@ -258,7 +260,7 @@ class _Transfer:
         self._display.update(num_bytes)
 
     def _check_length(self, total: int | None, at_least: int = 0) -> None:
-        """Check the length that is said before anything is kept, and then what comes."""
+        """Check the length that the server states, and later the number of bytes received."""
         expected = self._expected.num_bytes
         most = _MOST_BYTES if expected is None else expected
         if at_least > most or (total or 0) > most or (expected and total not in (None, expected)):
@@ -291,7 +293,7 @@ class _Transfer:
     # --- What breaks ---------------------------------------------------------------------------
 
     def _wait_after(self, error: BrokenError) -> None:
-        """Wait before asking again, unless that has not helped for too long."""
+        """Wait before the next attempt, or give up after too many breaks without progress."""
         patience, total = self._patience, self._part.total
         enough = 2**20 if total is None else patience.headway * total
         if self._furthest - self._headway_from >= enough:
@@ -323,7 +325,10 @@ def _opened(unfinished: Path, is_continued: bool) -> BinaryIO:
 
 
 def _write_all(file: BinaryIO, chunk: bytes) -> None:
-    """Write without a buffer: what was received is in the file when a process is killed."""
+    """Write all bytes to a file that has no buffer.
+
+    Without a buffer, the received bytes are in the file if the process is killed.
+    """
     left = memoryview(chunk)
     while left:
         left = left[file.write(left) :]

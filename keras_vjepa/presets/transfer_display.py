@@ -1,4 +1,4 @@
-"""Show how far a download is: a bar on a terminal, a line now and then elsewhere (App. C)."""
+"""Show the progress of a download, as a bar on a terminal, elsewhere as lines (App. C)."""
 
 import shutil
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 _SECONDS_BETWEEN_BARS = 0.2
 _SECONDS_BETWEEN_LINES = 5.0
-# Of a file of unknown length, a line for each of these.
+# For a file of unknown length, a line is printed after so many bytes.
 _BYTES_BETWEEN_LINES = 10**9
 _SECONDS_OF_A_RATE = 10.0
 _BAR = 20
@@ -30,11 +30,11 @@ def amount(num_bytes: float) -> str:
 
 
 class TransferDisplay:
-    """Tells on stderr what a download does.
+    """Prints the progress of a download to stderr.
 
     Args:
-        name: of the file.
-        clock: gives seconds.
+        name: name of the file.
+        clock: a function that returns the time in seconds.
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,16 +45,16 @@ class TransferDisplay:
         self._began_at, self._began_with = 0.0, 0
 
     def say(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a text as a line of its own."""
         self._clear()
         print(f"{self._name}: {text}", file=sys.stderr, flush=True)
 
     def begin(self, position: int, total: int | None) -> None:
-        """Say that bytes come from now on.
+        """Say that the download begins.
 
         Args:
-            position: bytes that are here already.
-            total: bytes of the whole file, if known.
+            position: number of bytes that are here already.
+            total: number of bytes of the whole file, if known.
         """
         length = "length unknown" if total is None else amount(total)
         here = f", of which {amount(position)} are here already" if position else ""
@@ -64,7 +64,7 @@ class TransferDisplay:
         self._began_at, self._began_with = self._shown_at, position
 
     def update(self, position: int) -> None:
-        """Show how many bytes are here, if it is time for that."""
+        """Show how many bytes are here, if enough time has passed since the last time."""
         now = self._clock()
         self._recent.append((now, position))
         while len(self._recent) > 2 and now - self._recent[0][0] > _SECONDS_OF_A_RATE:
@@ -79,7 +79,7 @@ class TransferDisplay:
             self._shown_at, self._shown = now, position
 
     def end(self, position: int) -> None:
-        """Say that all that was to come has come."""
+        """Say that the download is complete."""
         passed, received = self._clock() - self._began_at, position - self._began_with
         rate = f", {amount(received / passed)}/s" if passed > 0 else ""
         self.say(f"downloaded {amount(received)} in {_duration(passed)}{rate}")
@@ -99,7 +99,8 @@ class TransferDisplay:
     def _draw(self, position: int) -> None:
         share = position / self._total if self._total else 0.0
         bar = f"[{'#' * int(_BAR * share):{_BAR}s}] " if self._total else ""
-        # One that is broken into two lines could not be drawn over.
+        # The bar is cut to the width of the terminal, since a bar of two lines could not be drawn
+        # over.
         width = shutil.get_terminal_size().columns - 1
         text = f"{self._name}: {bar}{self._figures(position)}"[:width]
         print(f"\r{text:{self._width}s}", end="", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Put a preset on the Hugging Face Hub or on Kaggle, with a page that describes it (App. C).
+"""Upload a preset to the Hugging Face Hub or to Kaggle, with a page that describes it (App. C).
 
-The hubs' own packages do it, each an extra. The files of the preset are sent and no others.
+The hubs' own packages, which are optional, do the uploading. Only files of the preset are sent.
 """
 
 import logging
@@ -41,18 +41,19 @@ _LOG = logging.getLogger(__name__)
 
 
 def upload_preset(address: str, folder: PresetName, licence: str | None = None) -> list[str]:
-    """Upload a preset to a hub, from where `from_preset` of anybody takes it.
+    """Upload a preset to a hub, from where everybody can load it with `from_preset`.
 
-    The folder is checked first, all of it. What is no file of the preset stays where it is, and the
-    log says so. A repository or model that does not exist is made: open to everybody on the Hugging
-    Face Hub, private on Kaggle; make it yourself before to have it otherwise. On the Hugging Face
-    Hub the page is written only where there is none, and files of another preset that was there are
-    removed.
+    The whole folder is checked first. Files that are not part of the preset are not uploaded, and
+    the log names them. A repository or model that does not exist is made: public on the Hugging
+    Face Hub, private on Kaggle. To have it otherwise, make it yourself beforehand. On the Hugging
+    Face Hub, the page is written only if there is none, and files of another preset that was there
+    are removed.
 
     Args:
         address: `hf://user/repo`, or `kaggle://user/model/framework/variation`.
-        folder: what `save_to_preset` wrote.
-        licence: of the weights, as the hub calls it; None for what the preset says.
+        folder: a folder that `save_to_preset` wrote.
+        licence: licence of the weights, as the hub calls it; None for the one that the preset
+            states.
 
     Returns:
         Names of the files that were uploaded.
@@ -60,8 +61,8 @@ def upload_preset(address: str, folder: PresetName, licence: str | None = None) 
     Raises:
         FileNotFoundError: if the folder is no preset.
         ImportError: if the hub's package is not installed.
-        ValueError: if `address` is none, the preset is damaged, nobody is logged in, or the hub
-            refuses.
+        ValueError: if `address` is no address of a hub, the preset is damaged, nobody is logged in,
+            or the hub refuses.
 
     Example:
 
@@ -85,10 +86,10 @@ def upload_preset(address: str, folder: PresetName, licence: str | None = None) 
 
 
 def check_uploadable(folder: Path) -> list[Path]:
-    """Check that a folder is a whole preset.
+    """Check that a folder is a complete preset.
 
     Returns:
-        Its files, without those that are none of the preset.
+        The files of the preset, without others in the folder.
 
     Raises:
         FileNotFoundError: if the folder is no preset.
@@ -111,7 +112,7 @@ def check_uploadable(folder: Path) -> list[Path]:
 
 
 def _parsed(address: str) -> tuple[str, str]:
-    """The hub, and the name on it."""
+    """Split an address into the hub and the name on it."""
     for scheme, (pattern, form) in _ADDRESSES.items():
         if address.startswith(scheme):
             name = address.removeprefix(scheme)
@@ -128,7 +129,7 @@ def _one_line(address: str) -> Iterator[None]:
         yield
     except ImportError:
         raise
-    except Exception as error:  # Each library has dozens of its own.
+    except Exception as error:  # each library has dozens of exceptions of its own
         status = getattr(getattr(error, "response", None), "status_code", None)
         remedy = ""
         if status in (401, 403):
@@ -179,7 +180,8 @@ def _to_kaggle(name: str, paths: list[Path], card: str, licence: str | None) -> 
             f"nobody is logged in: kagglehub.login(), or the environment variable KAGGLE_API_TOKEN "
             f"({one_line(error)})"
         ) from None
-    # That package takes a folder, and all that is in it.
+    # That package uploads everything in a folder, so that the files are copied into one of their
+    # own.
     with files.scratch_folder(files.cache_folder()) as scratch:
         for path in paths:
             files.copy(path.resolve(), scratch / path.name)
