@@ -37,7 +37,7 @@ class DatasetMaker(Protocol):
 
 @dataclass(frozen=True)
 class DirectoryData:
-    """Holds what a folder of classes gives.
+    """Holds the datasets and class names that a folder of classes gives.
 
     Attributes:
         train: a `keras.utils.PyDataset` of `(inputs, labels)` for `fit`.

@@ -121,11 +121,11 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         return self.num_workers or default_threads(self.process_count)
 
     def _read(self, position: int) -> ItemT:
-        """Read what is at a position of the sample stream."""
+        """Read the item at a position of the sample stream."""
         raise NotImplementedError
 
     def _assembled(self, step: int, items: list[ItemT]) -> BatchT:
-        """Make the batch of a step from what is at its positions."""
+        """Make the batch of a step from the items at its positions."""
         raise NotImplementedError
 
     def batch(self, step: int) -> BatchT:

@@ -227,7 +227,7 @@ class MaskSampler:
 def check_one_per_mask(
     name: str, budgets: Sequence[int | None] | None, masks: Sequence[Mask]
 ) -> None:
-    """Raise `ValueError`, with their name, if there are budgets but not one for each mask kind."""
+    """Raise `ValueError` if budgets are given, but not one for each mask kind."""
     if budgets is not None and len(budgets) != len(masks):
         raise ValueError(
             f"`{name}` must hold one number per mask ({len(masks)}). Received: {shown(budgets)}"
@@ -382,7 +382,7 @@ def _drawn(
 
 
 def _as_late(hidden: NDArray[np.int64], early: NDArray[np.int64], mean: int, rounding: int) -> int:
-    """Find the length nearest to the mean with as many late tokens as lists cut by the batch.
+    """Find the length nearest the mean with as many late tokens as lists cut to a batch's least.
 
     Args:
         hidden: tokens of each list, shape (batches, batch_size).
@@ -419,7 +419,7 @@ def _rounded_mean(counts: NDArray[np.int64], num_steps: int) -> int:
 
 
 def _rounding(counts: NDArray[np.int64], num_steps: int) -> int:
-    """Return the number of time steps if it divides all counts, else their greatest divisor."""
+    """Return the number of time steps if it divides all counts, or their greatest divisor."""
     divisor = int(np.gcd.reduce(counts))
     return num_steps if divisor % num_steps == 0 else divisor
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from keras_vjepa.arguments import check_number, check_whole
 
 Floats = NDArray[np.float32]
-# First row, row behind the last, first column, column behind the last.
+# First row, the row after the last, first column, the column after the last.
 Box = tuple[int, int, int, int]
 
 
@@ -38,8 +38,8 @@ class Mixing:
         mixup: both parameters of the beta distribution that mixup's share is drawn from; 0 for no
             mixup.
         cutmix: likewise for the share of CutMix.
-        probability: with which a batch is mixed at all.
-        switch_probability: with which CutMix is taken where both mixup and CutMix are on.
+        probability: chance that a batch is mixed at all.
+        switch_probability: chance that a batch is mixed by CutMix, if mixup and CutMix are both on.
         smoothing: share of a label that is spread over all classes.
 
     Raises:

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO, Generic, TypeVar
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-# The program of a process. By the name in `sys.argv`, the package loads no backend, which no
-# reader needs.
+# The program of a process. Because of the name in `sys.argv`, the package loads no backend, which
+# no reader needs.
 _START = """
 import pickle, sys
 sys.argv = ["keras-vjepa"]

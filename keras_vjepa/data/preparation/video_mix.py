@@ -239,5 +239,5 @@ def _drawn(samples: list[Sample], share: float, seed: int) -> list[Sample]:
 
 
 def missing_lists(held_out: Collection[str]) -> list[str]:
-    """Name the sources whose validation list the paper removes, and of which none is given."""
+    """Name the sources whose validation sets the paper removes, but of which no list is given."""
     return [name for name in WITH_VALIDATION if name not in held_out]

@@ -35,7 +35,7 @@ def check_claims(path: str, limits: ReadingLimits) -> None:
         raise ValueError(f"it claims to hold {num_samples} frames in {num_bytes} bytes")
     sizes += frame_sizes_of_avi(path) + frame_sizes_of_matroska(path) + _size_of_image(path)
     for height, width in sizes:
-        # A size of nothing is passed over, because the frames may state a better one.
+        # A size of zero is passed over, because the frames may state a better one.
         if height * width > limits.max_frame_pixels:
             limits.check_size(height, width)
 

@@ -1,4 +1,4 @@
-"""Name files that cannot be read in errors, with the reason (§3.4)."""
+"""Define errors that name a file which cannot be read (§3.4)."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ class UnreadableImageError(UnreadableVideoError):
 
 
 class MissingPackageError(ImportError, ValueError):
-    """Names a package that is not installed, and that something which was asked for needs."""
+    """Says which package is needed for what was asked for, and is not installed."""
 
 
 def printable(path: str | Path) -> str:

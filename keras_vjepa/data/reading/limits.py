@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from keras_vjepa.arguments import check_number, check_whole
 
-# How many times as long as short a frame may be. If its shorter side is resized to 256 pixels, its
-# longer side has this many times as many: more oblong frames are no pictures, and take gigabytes.
+# How many times as long as its shorter side a frame's longer side may be. A frame that is more
+# oblong is no picture, and would take gigabytes when its shorter side is resized to 256 pixels.
 MAX_ASPECT = 100
 # A month, which is below the centuries that a thread can wait at most.
 _MOST_SECONDS = 2_592_000

@@ -124,9 +124,9 @@ class OpenCVDecoder:
             frame = _retrieved(capture)
             if frame is not None and not _same(frame, self._shown):
                 return
-        # All frames look the same, as those of a still scene do. Else they show memory, which holds
-        # something else in another place, or is black. The brightness of a frame that is black
-        # itself is not zero, in any codec but Motion JPEG.
+        # All frames look the same. Either the scene is still, or they show memory, which holds
+        # something else in another place, or is black. A frame that is black by itself has a
+        # brightness that is not zero, in any codec but Motion JPEG.
         looks, again = self._shown, self._first_frame([])
         if looks is not None and np.mean(looks > 0) < 0.01 and not self._is_motion_jpeg():
             looks = again = self._first_frame([cv2.CAP_PROP_CONVERT_RGB, 0])
@@ -181,7 +181,7 @@ class OpenCVDecoder:
         cv2.cvtColor(frame, cv2.COLOR_BGR2RGB, out)
 
     def _check_same_frame(self, frame: Frames) -> None:
-        """Check in new memory that a frame which looks like the one before it really does."""
+        """Check in new memory that a frame really looks like the one before it."""
         time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
         capture = self._open([cv2.CAP_PROP_N_THREADS, 1])
         while _grabbed(capture) and capture.get(cv2.CAP_PROP_POS_MSEC) != time:
@@ -236,7 +236,7 @@ def _is_plain(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:
-        return False  # OpenCV 5.0 ends the process
+        return False  # such a name makes OpenCV 5.0 end the process
     return "%" not in name  # FFmpeg reads all files of a pattern, as a%03d.gif
 
 

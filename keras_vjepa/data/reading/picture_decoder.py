@@ -7,7 +7,7 @@ from keras_vjepa.data.reading.gate import check_time
 
 
 class PictureDecoder:
-    """Reads a video of pictures, any of which can be read without the others, as a `Decoder`.
+    """Reads a video of pictures, any of which can be read without the others; a `Decoder`.
 
     Args:
         num_frames: number of pictures.

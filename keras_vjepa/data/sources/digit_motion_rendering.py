@@ -289,7 +289,8 @@ def _paste(background: Integers, alpha: Integers, colour: Integers, path: Intege
 
 
 def _add_noise(frames: Integers, noise: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    # Random bytes through a table of quantiles: exact on every machine, and faster than `normal`.
+    # Random bytes index a table of quantiles, which is exact on every machine, and faster than
+    # `normal`.
     random_bytes = np.frombuffer(rng.bytes(frames.size), np.uint8)
     noisy = _noise_quantiles(noise).take(random_bytes).reshape(frames.shape)
     noisy += frames

@@ -44,7 +44,7 @@ def check_labels(samples: Sequence[Sample], num_classes: int) -> None:
 
 
 def check_all_classes_occur(samples: Sequence[Sample], num_classes: int) -> None:
-    """Check that each class has a sample, as a probe could never learn to name one without.
+    """Check that each class has a sample, because a probe cannot learn a class without one.
 
     Args:
         samples: the training samples.

@@ -21,7 +21,7 @@ from keras_vjepa.data.reading.remote import ADDRESS
 
 _SEPARATOR = r"(?:\s|,|;|::)"
 _EXTENSION = "|".join(re.escape(name) for name in sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
-# Up to the last known extension that a separator or the end of the row follows.
+# A path: up to the last known extension that is followed by a separator or the end of the row.
 _PATH = re.compile(rf"(.*(?:{_EXTENSION}))(?=$|{_SEPARATOR})", re.IGNORECASE | re.DOTALL)
 _QUOTED = re.compile(rf"""(["'])((?:(?!\1).|\1\1)+)\1(?=$|{_SEPARATOR})""", re.DOTALL)
 _QUOTED_LAST = re.compile(rf"""([^"']+?){_SEPARATOR}+(["'])(.*(?:{_EXTENSION}))\2""", re.IGNORECASE)

@@ -111,7 +111,7 @@ class RandAugment:
         num_operations: operations drawn for a clip.
         magnitude: mean of the magnitudes, 0 to 10.
         magnitude_std: standard deviation of the magnitudes.
-        probability: with which each drawn operation is applied.
+        probability: chance that a drawn operation is applied.
         fill: colour of what rotation, shear and translation bring into view.
 
     Raises:
@@ -193,7 +193,7 @@ class RandAugment:
         return apply_operations(frames, self.draw(rng), self.fill)
 
 
-# AutoAugment's Table 9 (ImageNet): (operation, probability, magnitude), twice.
+# A row of AutoAugment's Table 9 (ImageNet): two of (operation, probability, magnitude).
 _SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
 IMAGENET_POLICY: tuple[_SubPolicy, ...] = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),

@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 Range = tuple[float, float]
 Colour = tuple[float, float, float]
 
-# ImageNet, RGB, for pixels in [0, 1].
+# Mean and standard deviation of ImageNet's red, green and blue, for pixels in [0, 1].
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
@@ -66,7 +66,7 @@ def random_resized_crop_box(
 
 
 def moving_boxes(first: Box, last: Box, num_frames: int) -> NDArray[np.int64]:
-    """Move a box linearly from the one of the first frame to the one of the last.
+    """Move a crop box linearly, from its place in the first frame to its place in the last.
 
     Returns:
         Shape (num_frames, 4); coordinates are truncated to whole pixels.

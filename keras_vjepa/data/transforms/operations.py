@@ -195,7 +195,7 @@ def _sample_rows(padded: Frames, shift: float, out: Frames) -> None:
 
     Args:
         padded: (n, 1 + width, 3), the rows with their first pixel repeated in front.
-        shift: in pixels.
+        shift: distance in pixels.
         out: (n, width, 3); pixels whose place lies outside the row keep their values.
     """
     width = out.shape[1]
