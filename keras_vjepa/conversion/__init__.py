@@ -1,6 +1,6 @@
-"""Weights from elsewhere, as models of this package (App. C, App. D.1).
+"""Convert weights from elsewhere to models of this package, and back (App. C, App. D.1).
 
-Files in the authors' layout (V-JEPA and V-JEPA 2) and folders of the transformers package:
+It reads files in the authors' layout (V-JEPA and V-JEPA 2) and folders of the transformers package:
 
     from keras_vjepa import conversion
 
@@ -10,7 +10,7 @@ Files in the authors' layout (V-JEPA and V-JEPA 2) and folders of the transforme
     classifier = conversion.convert("vjepa2-vitl-fpc16-256-ssv2/")
     preprocessor = conversion.convert_preprocessor("vjepa2-vitl-fpc64-256/")
 
-and back again:
+and writes them again:
 
     conversion.export_checkpoint(pretrainer, "mine.pth.tar")
 """
@@ -41,20 +41,26 @@ __all__ = [
 
 
 def convert(path: str | Path, *args: Any, **kwargs: Any) -> VJEPAPretrainer | VJEPAVideoClassifier:
-    """Whatever a file or folder holds: `authors.convert` or `hugging_face.convert`, see there.
+    """Convert a file or a folder to the model that it holds.
+
+    A folder is read by `hugging_face.convert` and a file by `authors.convert`, which describe the
+    arguments.
 
     Raises:
-        CheckpointError: if anything in it does not fit.
+        CheckpointError: if anything in the file or folder does not fit.
     """
     layout = hugging_face if Path(path).is_dir() else authors
     return layout.convert(path, *args, **kwargs)
 
 
 def convert_backbone(path: str | Path, *args: Any, **kwargs: Any) -> VJEPABackbone:
-    """Its encoder alone: `authors.convert_backbone` or `hugging_face.convert_backbone`.
+    """Convert only the encoder of a file or a folder.
+
+    A folder is read by `hugging_face.convert_backbone` and a file by `authors.convert_backbone`,
+    which describe the arguments.
 
     Raises:
-        CheckpointError: if anything in that part of it does not fit.
+        CheckpointError: if anything in that part of the file or folder does not fit.
     """
     layout = hugging_face if Path(path).is_dir() else authors
     return layout.convert_backbone(path, *args, **kwargs)

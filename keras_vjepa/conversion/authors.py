@@ -1,12 +1,13 @@
-"""Checkpoints in the authors' layout (App. C, App. D.1; official-behaviour §10, §12).
+"""Read checkpoints in the authors' layout (App. C, App. D.1; official-behaviour §10, §12).
 
-A pretraining file holds the networks `encoder`, `predictor` and `target_encoder`, a probe file
-`classifier`, or `classifiers` for V-JEPA 2, of which the first counts. Architectures are read from
-the shapes. Strict both ways: an unknown key, a missing key or a wrong shape is an error that names
-it.
+A pretraining file holds the networks `encoder`, `predictor` and `target_encoder`. A probe file
+holds `classifier`, or for V-JEPA 2 the list `classifiers`, of which the first is taken.
+Architectures are read from the shapes. Reading is strict: an unknown key, a missing key or a wrong
+shape is an error that names it.
 
-A V-JEPA 2 file is told from its predictor, which has ten mask tokens; or, without one, from the
-missing position table. It may hold a table all the same, which its model does not use.
+A V-JEPA 2 file is recognised by its predictor, which has ten mask tokens, or, if there is no
+predictor, by the missing position table. It may hold a position table nevertheless, which its model
+does not use.
 """
 
 import math
@@ -38,14 +39,17 @@ from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 from keras_vjepa.tasks.probe import VJEPAProbe
 
-# A table that went through the moving average is up to 6.5e-5 off (official-behaviour §2).
+# Position tables may differ from fresh ones by this much: one that went through the moving average
+# differs by up to 6.5e-5 (official-behaviour §2).
 _TABLE_TOLERANCE = 1e-3
 _PREFIXES = ("module.", "backbone.")
-# In every probe file of the authors, used by none of their probes (official-behaviour §1).
 _CROSS_ATTENTION = "pooler.cross_attention_block"
+# These are in every probe file of the authors, and none of their probes uses them
+# (official-behaviour §1).
 DEAD_KEYS = (f"{_CROSS_ATTENTION}.xattn.proj.weight", f"{_CROSS_ATTENTION}.xattn.proj.bias")
 _TABLES = {"pos_embed", "predictor_pos_embed"}
-# What no shape of a V-JEPA 2 file tells (official-behaviour §12).
+# Facts about V-JEPA 2 models, of which the last three cannot be read from the shapes in a file
+# (official-behaviour §12).
 _MASK_TOKENS = 10
 _INPUT = {"image_size": 256, "num_frames": 64}
 _PREDICTOR_HEADS, _PROBE_HEADS = 12, 16
@@ -54,7 +58,7 @@ Tensors = dict[str, LazyTensor]
 
 
 def state_dict(checkpoint: dict[str, Any], name: str) -> Tensors:
-    """One network's tensors, without the wrappers' prefixes.
+    """Return the tensors of a network, by names without the prefixes that wrappers add.
 
     Raises:
         CheckpointError: if the network is missing or holds something else than tensors.
@@ -81,7 +85,7 @@ def state_dict(checkpoint: dict[str, Any], name: str) -> Tensors:
 def networks(
     checkpoint: dict[str, Any], names: Iterable[str], position_embedding: str | None
 ) -> tuple[list[Tensors], str]:
-    """The tensors of some networks that their model uses, and its `position_embedding`."""
+    """Return the tensors that the model uses of some networks, and its `position_embedding`."""
     found = [state_dict(checkpoint, name) for name in names]
     if position_embedding is None:
         keys = {
@@ -108,7 +112,7 @@ def _block(name: str, block: Any) -> Iterator[Entry]:
 
 
 def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
-    """The authors' name of every tensor of an encoder."""
+    """Yield every variable of an encoder with the authors' name for it."""
     kernel = PATCH_KERNEL if encoder.is_image_model else TUBELET_KERNEL
     if encoder.position_embedding == "sincos":
         yield Entry(("pos_embed",), encoder.position_table, WITHOUT_BATCH)
@@ -120,7 +124,7 @@ def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
 
 
 def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
-    """As `encoder_entries`, for the predictor."""
+    """Yield every variable of a predictor with the authors' name for it."""
     if predictor.position_embedding == "sincos":
         yield Entry(("predictor_pos_embed",), predictor.position_table, WITHOUT_BATCH)
     yield from linear_entries(["predictor_embed"], predictor.input_projection)
@@ -133,7 +137,7 @@ def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
 
 
 def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
-    """As `encoder_entries`, for a built probe; without V-JEPA's dead projection."""
+    """Yield every variable of a built probe with the authors' name, without `DEAD_KEYS`."""
     pooler = probe.pooler
     yield Entry(("pooler.query_tokens",), pooler.query_token, SAME)
     yield from norm_entries(f"{_CROSS_ATTENTION}.norm1", pooler.tokens_norm)
@@ -166,7 +170,7 @@ def _required(network: str, tensors: Tensors, key: str, rank: int) -> tuple[int,
 
 
 def _grid_of_table(table: np.ndarray, is_image_model: bool) -> tuple[tuple[int, int, int], bool]:
-    """The token grid and `uniform_power` whose fresh position table this is."""
+    """Find the token grid and the `uniform_power` that give this position table."""
     num_tokens, hidden_dim = table.shape
     for time in range(1, num_tokens + 1):
         side = math.isqrt(num_tokens // time)
@@ -185,7 +189,7 @@ def _grid_of_table(table: np.ndarray, is_image_model: bool) -> tuple[tuple[int, 
 
 
 def _num_heads(hidden_dim: int, num_heads: int | None, is_rotary: bool = False) -> int:
-    # Two giants are as wide as each other.
+    # Two giant sizes have the same width and different heads; one is V-JEPA's, one V-JEPA 2's.
     unlikely = "giant" if is_rotary else "giant_xformers"
     known = {s.hidden_dim: s.num_heads for name, s in SIZES.items() if name != unlikely}
     if num_heads is None and hidden_dim not in known:
@@ -199,7 +203,7 @@ def _num_heads(hidden_dim: int, num_heads: int | None, is_rotary: bool = False) 
 def encoder_config(
     tensors: Tensors, num_heads: int | None, position_embedding: str = "sincos"
 ) -> dict[str, Any]:
-    """Arguments of `VJEPABackbone`, from the shapes of `encoder`."""
+    """Read the arguments of `VJEPABackbone` from the shapes of the network `encoder`."""
     patch = _required("encoder", tensors, "patch_embed.proj.weight", 5)
     mlp_dim = _required("encoder", tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     hidden_dim, is_image_model = patch[0], len(patch) == 4
@@ -224,7 +228,7 @@ def encoder_config(
 
 
 def _ratio(mlp_dim: int, hidden_dim: int) -> float:
-    """A ratio that gives `mlp_dim` back: `int(hidden_dim * ratio)`."""
+    """Compute a ratio for which `int(hidden_dim * ratio)` is exactly `mlp_dim`."""
     ratio = mlp_dim / hidden_dim
     return ratio if int(hidden_dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
@@ -232,7 +236,7 @@ def _ratio(mlp_dim: int, hidden_dim: int) -> float:
 def predictor_config(
     tensors: Tensors, encoder: VJEPABackbone, num_heads: int | None
 ) -> dict[str, Any]:
-    """Arguments of `VJEPAPredictor`, from the shapes of `predictor`."""
+    """Read the arguments of `VJEPAPredictor` from the shapes of the network `predictor`."""
     hidden_dim = _required("predictor", tensors, "predictor_embed.weight", 2)[0]
     mlp_dim = _required("predictor", tensors, "predictor_blocks.0.mlp.fc1.weight", 2)[0]
     is_rotary = encoder.position_embedding == "rotary"
@@ -251,7 +255,7 @@ def predictor_config(
 
 
 def probe_config(name: str, tensors: Tensors, num_heads: int) -> dict[str, Any]:
-    """Arguments of `VJEPAProbe`, from the shapes of its tensors."""
+    """Read the arguments of `VJEPAProbe` from the shapes of its tensors."""
     num_classes, dim = _required(name, tensors, "linear.weight", 2)
     mlp_dim = _required(name, tensors, f"{_CROSS_ATTENTION}.mlp.fc1.weight", 2)[0]
     blocks = {key.split(".")[2] for key in tensors if key.startswith("pooler.blocks.")}
@@ -274,18 +278,18 @@ def convert(
     probe_num_heads: int | None = None,
     **arguments: Any,
 ) -> VJEPAPretrainer | VJEPAVideoClassifier:
-    """The pretrainer that a checkpoint holds, or with a probe's beside it the classifier.
+    """Convert a checkpoint to a pretrainer, or together with a probe's checkpoint to a classifier.
 
     Args:
         path: a pretraining checkpoint in the authors' layout.
         probe: None, or a probe checkpoint in the authors' layout.
-        num_heads: heads of the encoder; needed only where its width is no usual size.
-        predictor_num_heads: heads of the predictor; if None the encoder's, as in the paper, or 12
-            for V-JEPA 2.
-        probe_num_heads: heads of the probe; if None the encoder's, as in the reference, or 16 for
-            V-JEPA 2.
-        arguments: further ones of `VJEPABackbone`, which count more than what the file says. A
-            V-JEPA 2 file says nothing of `image_size` and `num_frames`: 256 and 64 if not given.
+        num_heads: heads of the encoder; needed only if its width is no usual size.
+        predictor_num_heads: heads of the predictor; if None, as many as the encoder has, as in the
+            paper, or 12 for V-JEPA 2.
+        probe_num_heads: heads of the probe; if None, as many as the encoder has, as in the
+            reference, or 16 for V-JEPA 2.
+        arguments: arguments of `VJEPABackbone`, which override those of the file. A V-JEPA 2 file
+            does not hold `image_size` and `num_frames`; they are 256 and 64 if not given.
 
     Raises:
         CheckpointError: if anything in the files does not fit.
@@ -318,12 +322,11 @@ def convert_backbone(
     num_heads: int | None = None,
     **arguments: Any,
 ) -> VJEPABackbone:
-    """One encoder of a checkpoint; nothing else of the file is read.
+    """Convert one encoder of a checkpoint; nothing else in the file is read.
 
     Args:
         path: as in `convert`.
-        network: `"target_encoder"`, which is the one that the authors' evaluations take, or
-            `"encoder"`.
+        network: `"target_encoder"`, which the authors' evaluations use, or `"encoder"`.
         num_heads: as in `convert`.
         arguments: as in `convert`.
 
@@ -347,7 +350,7 @@ def _make(cls: Any, path: str | Path, **arguments: Any) -> Any:
 
 @contextmanager
 def _naming(**names: str) -> Iterator[None]:
-    """Have errors call arguments of a part by the names that `convert` has for them."""
+    """Rename arguments of a part in errors of a block to the names that `convert` has for them."""
     try:
         yield
     except ValueError as error:
@@ -356,11 +359,11 @@ def _naming(**names: str) -> Iterator[None]:
 
 
 def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
-    """The probe that a probe checkpoint holds; it takes tokens `(batch, tokens, dim)`.
+    """Convert a probe checkpoint to a probe, which takes tokens `(batch, tokens, dim)`.
 
     Args:
         path: a probe checkpoint in the authors' layout.
-        num_heads: heads of the probe. If None, those of an encoder of that width, as in the
+        num_heads: heads of the probe. If None, as many as an encoder of that width has, as in the
             reference, or 16 for V-JEPA 2.
 
     Raises:
@@ -388,17 +391,17 @@ def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
 def convert_classifier(
     backbone: VJEPABackbone, path: str | Path, num_heads: int | None = None, **arguments: Any
 ) -> VJEPAVideoClassifier:
-    """A classifier of a backbone and the probe of a probe checkpoint.
+    """Make a classifier from a backbone and the probe of a probe checkpoint.
 
     Args:
-        backbone: what the probe was trained on, e.g. `convert_backbone(...)`.
+        backbone: the backbone that the probe was trained on, e.g. `convert_backbone(...)`.
         path: a probe checkpoint in the authors' layout.
-        num_heads: heads of the probe; if None the backbone's, as in the reference, or 16 for
-            V-JEPA 2.
-        arguments: further ones of `VJEPAVideoClassifier`, e.g. `num_clips`.
+        num_heads: heads of the probe; if None, as many as the backbone has, as in the reference, or
+            16 for V-JEPA 2.
+        arguments: further arguments of `VJEPAVideoClassifier`, e.g. `num_clips`.
 
     Raises:
-        CheckpointError: if anything in the file does not fit, or not with the backbone.
+        CheckpointError: if anything in the file does not fit, by itself or to the backbone.
     """
     if num_heads is None and backbone.position_embedding == "sincos":
         num_heads = backbone.num_heads

@@ -1,4 +1,4 @@
-"""Which foreign tensor is which variable, and how its values are rearranged (App. B, App. D.1)."""
+"""Assign foreign tensors to variables, with their values rearranged (App. B, App. D.1)."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from keras_vjepa.conversion.lazy_tensors import LazyTensor
 
 @dataclasses.dataclass(frozen=True)
 class Rearrangement:
-    """A change of axes from the foreign layout to ours; `inverse` leads back."""
+    """Changes axes from the foreign layout to ours; `inverse` does the opposite."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
@@ -25,7 +25,8 @@ class Rearrangement:
 SAME = Rearrangement(lambda x: x, lambda x: x)
 TRANSPOSED = Rearrangement(np.transpose, np.transpose)
 WITHOUT_BATCH = Rearrangement(lambda x: x[0], lambda x: x[None])
-# [out, channel, (time,) row, column] to (time, row, column, channel, out)
+# Both kernels are changed from [out, channel, (time,) row, column] to (time, row, column, channel,
+# out).
 TUBELET_KERNEL = Rearrangement(
     lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)
 )
@@ -35,7 +36,7 @@ PATCH_KERNEL = Rearrangement(
 
 
 class Entry(NamedTuple):
-    """A variable and the foreign tensors that make it, side by side along its last axis."""
+    """Names a variable and the foreign tensors that make it, side by side along its last axis."""
 
     names: tuple[str, ...]
     variable: Any
@@ -43,7 +44,7 @@ class Entry(NamedTuple):
 
 
 def linear_entries(names: Iterable[str], layer: Any) -> Iterator[Entry]:
-    """A dense layer that one or several linear layers of the foreign model make."""
+    """Yield the entries of a dense layer that one or several foreign linear layers make."""
     names = tuple(names)
     if layer.quantization_mode is not None:
         raise CheckpointError(f"The model must not be quantized in that layout: {layer.path} is")
@@ -52,7 +53,7 @@ def linear_entries(names: Iterable[str], layer: Any) -> Iterator[Entry]:
 
 
 def norm_entries(name: str, layer: Any) -> Iterator[Entry]:
-    """A layer norm."""
+    """Yield the entries of a layer norm."""
     yield Entry((f"{name}.weight",), layer.gamma, SAME)
     yield Entry((f"{name}.bias",), layer.beta, SAME)
 
@@ -61,7 +62,7 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
     """Assign every tensor to its variable, after checking that all fit.
 
     Raises:
-        CheckpointError: naming keys that are missing, unknown, or of a wrong shape.
+        CheckpointError: if keys are missing, unknown, or of a wrong shape; it names them.
     """
     entries = list(entries)
     expected = {name for entry in entries for name in entry.names}
@@ -79,7 +80,7 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
 
 
 def foreign_tensors(entries: Iterable[Entry]) -> dict[str, LazyTensor]:
-    """The way back: every foreign tensor, float32, read from its variable when asked for."""
+    """Make every foreign tensor, float32, which is read from its variable when it is needed."""
 
     def tensor(entry: Entry, part: int) -> LazyTensor:
         def read() -> np.ndarray:
@@ -94,7 +95,7 @@ def foreign_tensors(entries: Iterable[Entry]) -> dict[str, LazyTensor]:
 def _foreign_shape(entry: Entry) -> tuple[int, ...]:
     shape = tuple(entry.variable.shape)
     share = (*shape[:-1], shape[-1] // len(entry.names))
-    # Shapes alone, without memory: a view of one number.
+    # A view of a single number has the right shape and takes no memory.
     return entry.rearrange.inverse(np.broadcast_to(np.float32(0), share)).shape
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with weights from elsewhere, in one line that names the file (App. D.1)."""
+"""Say in one line, with the file's name, what is wrong with foreign weights (App. D.1)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ _MOST_LISTED = 8
 
 
 class CheckpointError(ValueError):
-    """Raised for a checkpoint that cannot be read or does not fit; one line."""
+    """Says in one line that a checkpoint cannot be read or does not fit."""
 
 
 @contextmanager
 def named(path: str | Path) -> Iterator[None]:
-    """Have whatever a block raises become a `CheckpointError` of one line that names the file.
+    """Turn every error of a block into a `CheckpointError` of one line that names the file.
 
     Args:
         path: the file or folder that is read in the block.
@@ -29,7 +29,7 @@ def named(path: str | Path) -> Iterator[None]:
 
 
 def listed(names: Iterable[object]) -> str:
-    """Write names that a file gives, on one line; of many only the first, and how many more."""
+    """Write names from a file on one line; of many, only the first and the number of others."""
     names = list(names)
     found = [shown(name)[1:-1] if isinstance(name, str) else shown(name) for name in names]
     more = f" and {len(names) - _MOST_LISTED:,} more" if len(names) > _MOST_LISTED else ""
@@ -37,10 +37,10 @@ def listed(names: Iterable[object]) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Check that there is a plain file: to open a pipe would wait for ever.
+    """Check that a path is a plain file, since opening a pipe would wait for ever.
 
     Raises:
-        CheckpointError: if there is not.
+        CheckpointError: if it is not.
     """
     kind = files.kind_of(path)
     if kind is None:
@@ -50,15 +50,15 @@ def check_file(path: Path) -> None:
 
 
 def check_weights(described: str, asked_for: int, num_bytes: int) -> None:
-    """Check that a file has the weights of the model that it describes, before it is made.
+    """Check that a file is large enough for the model that it describes, before that is made.
 
-    Nothing is stored in less than a byte for each weight, so what is made is at most four times as
-    large as the file, whatever the file says. What else does not fit is named when it is loaded.
+    Every weight takes at least a byte in a file. The model is therefore at most four times as large
+    as the file, whatever the file says. Other errors are found when the weights are loaded.
 
     Args:
-        described: what the file describes.
-        asked_for: how many weights that has.
-        num_bytes: how many bytes there are.
+        described: the model that the file describes, in words.
+        asked_for: number of weights of that model.
+        num_bytes: number of bytes of the file.
 
     Raises:
         CheckpointError: if there are fewer bytes than weights.

@@ -1,6 +1,7 @@
-"""The way back: models of this package in the layouts that others read (App. C, App. D.1).
+"""Write models of this package in the layouts that other packages read (App. C, App. D.1).
 
-Weights are written bit by bit as they are. What the other layout cannot say is an error.
+Weights are written bit by bit as they are. A model that the other layout cannot express is an
+error.
 """
 
 import json
@@ -42,11 +43,11 @@ def export_checkpoint(model: VJEPAPretrainer | VJEPABackbone, path: str | Path) 
     """Write a pretrainer or an encoder as a checkpoint in the authors' layout.
 
     Args:
-        model: a lone encoder is written both as `encoder` and as `target_encoder`.
+        model: the model; an encoder alone is written both as `encoder` and as `target_encoder`.
         path: the file to write; read it with `convert`, or with PyTorch.
 
     Raises:
-        CheckpointError: for a model that the authors' code cannot be.
+        CheckpointError: for a model that the authors' code cannot make.
     """
     if isinstance(model, VJEPAPretrainer):
         encoder, predictor = model.encoder, model.predictor
@@ -71,7 +72,7 @@ def export_probe(probe: VJEPAProbe, path: str | Path) -> None:
     """Write a built probe as a probe checkpoint in the authors' layout.
 
     Raises:
-        CheckpointError: for a probe that the authors' code cannot be.
+        CheckpointError: for a probe that the authors' code cannot make.
     """
     _expect("pooling", probe.pooling, "attentive")
     _expect("head_dim", probe.head_dim, None)
@@ -121,19 +122,19 @@ def export_hugging_face(
 ) -> None:
     """Write a V-JEPA 2 model and its processor as a folder that the transformers package reads.
 
-    A pretrainer becomes a `VJEPA2Model` of its target encoder and its predictor, a classifier a
-    `VJEPA2ForVideoClassification`. That package wants a predictor everywhere: beside an encoder or
-    a classifier it gets one without blocks, of zeros.
+    A pretrainer becomes a `VJEPA2Model` of its target encoder and its predictor, and a classifier
+    becomes a `VJEPA2ForVideoClassification`. That package always needs a predictor: an encoder or a
+    classifier is given one without blocks and with weights of zero.
 
     Args:
-        model: with `position_embedding` "rotary".
-        folder: the folder to write; must not exist.
-        preprocessor: what makes the model's input. If None, a classifier's own, or else one like
-            the package's for the model's size. The log says where the package's processor gives
-            other pixels.
+        model: a model with `position_embedding` "rotary".
+        folder: the folder to write; it must not exist.
+        preprocessor: makes the model's input. If None, it is a classifier's own, or else one like
+            the package's for the model's size. The log says if the package's processor gives other
+            pixels.
 
     Raises:
-        CheckpointError: for a model or a preprocessor that the package cannot have.
+        CheckpointError: for a model or a preprocessor that the package cannot express.
         FileExistsError: if the folder exists.
     """
     folder, library = Path(folder), hugging_face.safetensors()
@@ -161,7 +162,7 @@ def export_hugging_face(
 
 
 def _hugging_face_model(model: Any) -> tuple[dict[str, Any], Tensors]:
-    """The content of config.json, and all tensors."""
+    """Return the content of config.json, and all tensors."""
     encoder, predictor = model, None
     if isinstance(model, VJEPAPretrainer):
         encoder, predictor = model.target_encoder, model.predictor

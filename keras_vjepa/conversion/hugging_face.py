@@ -1,14 +1,14 @@
-"""V-JEPA 2 folders of the transformers package (App. D.1; official-behaviour §12).
+"""Read V-JEPA 2 folders of the transformers package (App. D.1; official-behaviour §12).
 
 A folder holds `config.json` and `model.safetensors`, in one file or in several with an index. It is
-a `VJEPA2Model` (encoder and predictor) or a `VJEPA2ForVideoClassification`. Strict both ways: an
-unknown key, a missing key or a wrong shape is an error that names it. Reading needs the package
-safetensors, writing (`tools/export_checkpoint.py`) too; neither needs PyTorch or transformers.
+a `VJEPA2Model` (encoder and predictor) or a `VJEPA2ForVideoClassification`. Reading is strict: an
+unknown key, a missing key or a wrong shape is an error that names it. Reading and writing
+(`tools/export_checkpoint.py`) need the package safetensors, but neither PyTorch nor transformers.
 
-That package counts positions of clips of another size in the grid of `crop_size`, V-JEPA 2's own
-code in the clip's grid. What is converted here does as the package does; `position_mode="fresh"`
-gives the other. Its predictor takes the second mask token where nothing is said, which here is
-`predictor(..., mask_index=1)`.
+For clips of another size, that package counts positions in the grid of `crop_size`, while V-JEPA
+2's own code counts them in the clip's grid. Models converted here do as the package does; for the
+other way, pass `position_mode="fresh"`. The package's predictor uses the second mask token unless
+told otherwise; here, that is `predictor(..., mask_index=1)`.
 """
 
 import logging
@@ -50,7 +50,7 @@ from keras_vjepa.tasks.probe import VJEPAProbe
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "vjepa2"
 _LOG = logging.getLogger(__name__)
-# Their values where config.json does not give them.
+# Values of settings that config.json leaves out.
 DEFAULTS = {
     "patch_size": 16,
     "crop_size": 256,
@@ -75,14 +75,14 @@ DEFAULTS = {
 MODEL_PREFIX = "vjepa2."
 MASK_TOKENS = "predictor.embeddings.mask_tokens"
 
-# The list of tensors; that of the largest model takes a hundredth of that.
+# The largest size of the list of tensors; the list of the largest model takes a hundredth of it.
 _MOST_HEADER_BYTES = 2**24
 
 Tensors = dict[str, LazyTensor]
 
 
 def safetensors() -> Any:
-    """The package of that name.
+    """Import and return the package safetensors.
 
     Raises:
         CheckpointError: if it is not installed.
@@ -97,10 +97,10 @@ def safetensors() -> Any:
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], Tensors]:
-    """The configuration, completed by defaults, and all tensors.
+    """Read the configuration of a folder, completed by defaults, and all tensors.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, or it is no V-JEPA 2 model.
+        CheckpointError: if a file is missing or damaged, or the folder holds no V-JEPA 2 model.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -114,7 +114,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], Tensors]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json and complete it by defaults."""
+    """Read config.json, complete it by defaults, and check that its model can be made."""
     try:
         config = read_json_object(folder / CONFIG_FILE)
     except (OSError, ValueError) as error:
@@ -134,7 +134,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files of a folder that hold tensors: one, or those that its index names.
+    """List the files of a folder that hold tensors: a single one, or those that its index names.
 
     Raises:
         CheckpointError: if the index is damaged, or names something outside the folder.
@@ -196,7 +196,7 @@ def _mlp(name: str, block: Any) -> Iterator[Entry]:
 
 
 def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
-    """That package's name of every tensor of an encoder."""
+    """Yield every variable of an encoder with that package's names for it."""
     patches = "encoder.embeddings.patch_embeddings.proj"
     yield Entry((f"{patches}.weight",), encoder.tubelet_embedding.kernel, TUBELET_KERNEL)
     yield Entry((f"{patches}.bias",), encoder.tubelet_embedding.bias, SAME)
@@ -206,7 +206,7 @@ def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
 
 
 def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
-    """As `encoder_entries`, for the predictor; its mask tokens one by one."""
+    """Yield every variable of a predictor with that package's names; mask tokens one by one."""
     projection = "predictor.embeddings.predictor_embeddings"
     yield from linear_entries([projection], predictor.input_projection)
     for i, mask_token in enumerate(predictor.mask_tokens):
@@ -218,7 +218,7 @@ def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
 
 
 def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
-    """As `encoder_entries`, for a built probe."""
+    """Yield every variable of a built probe with that package's names for it."""
     pooler, cross = probe.pooler, "pooler.cross_attention_layer"
     yield Entry(("pooler.query_tokens",), pooler.query_token, SAME)
     yield from norm_entries(f"{cross}.layer_norm1", pooler.tokens_norm)
@@ -242,11 +242,11 @@ def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
 
 
 def convert(folder: str | Path, **arguments: Any) -> VJEPAPretrainer | VJEPAVideoClassifier:
-    """The model of a folder: a pretrainer of a `VJEPA2Model`, else a classifier.
+    """Convert the model of a folder: a `VJEPA2Model` to a pretrainer, another to a classifier.
 
     Args:
-        folder: what `save_pretrained` of that package wrote, or a download of such.
-        arguments: further ones of `VJEPABackbone`, which count more than what the folder says.
+        folder: a folder that `save_pretrained` of that package wrote, or a download of one.
+        arguments: arguments of `VJEPABackbone`, which override those of the folder.
 
     Raises:
         CheckpointError: if anything in the folder does not fit.
@@ -268,7 +268,7 @@ def convert(folder: str | Path, **arguments: Any) -> VJEPAPretrainer | VJEPAVide
 
 
 def convert_backbone(folder: str | Path, **arguments: Any) -> VJEPABackbone:
-    """The encoder of a folder; nothing else of it is read. Arguments as in `convert`.
+    """Convert the encoder of a folder alone; the arguments are as in `convert`.
 
     Raises:
         CheckpointError: if anything in that part of the folder does not fit.
@@ -282,12 +282,12 @@ def convert_preprocessor(folder: str | Path) -> VJEPAVideoPreprocessor:
     """Make a preprocessor that gives the pixels of a folder's processor.
 
     Args:
-        folder: as in `convert`. Without a file of a processor in it, the usual one for the size of
-            its model.
+        folder: as in `convert`. If it has no file of a processor, the result is like the package's
+            usual processor for the size of the model.
 
     Raises:
         CheckpointError: if the folder holds another model, or a processor that is not V-JEPA 2's or
-            does what the preprocessor cannot.
+            does something that our preprocessor cannot do.
     """
     with named(folder):
         return _preprocessor(Path(folder), _read_config(Path(folder)))
@@ -301,8 +301,8 @@ def class_names(config: dict[str, Any]) -> list[str] | None:
     """Read the names of the classes, in the order of their numbers, from config.json.
 
     Returns:
-        None where the package made them up (`LABEL_0`) and, as the log says, where two are the
-        same.
+        The names; None if the package made them up (`LABEL_0`), or if two are the same, which the
+        log says.
 
     Raises:
         CheckpointError: if the classes are not numbered from 0.
@@ -347,7 +347,7 @@ def _encoder(
 
 
 def encoder_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `VJEPABackbone`, from config.json."""
+    """Return the arguments of `VJEPABackbone` for the content of config.json."""
     return {
         "image_size": config["crop_size"],
         "num_frames": config["frames_per_clip"],
@@ -365,7 +365,7 @@ def encoder_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def predictor_config(config: dict[str, Any], encoder: VJEPABackbone) -> dict[str, Any]:
-    """Arguments of `VJEPAPredictor`, from config.json."""
+    """Return the arguments of `VJEPAPredictor` for the content of config.json."""
     return {
         "encoder_dim": encoder.hidden_dim,
         "grid_shape": encoder.position_axes,
@@ -386,7 +386,7 @@ def _classifier(
     encoder: VJEPABackbone,
     preprocessor: VJEPAVideoPreprocessor,
 ) -> VJEPAVideoClassifier:
-    # The predictor is saved with it, and used by nothing in it.
+    # A classifier's folder also holds a predictor, which the classifier does not use.
     rest = {key: t for key, t in tensors.items() if not key.startswith(MODEL_PREFIX)}
     if "classifier.bias" not in rest:
         raise CheckpointError("`classifier` misses keys: classifier.bias")
@@ -411,7 +411,7 @@ def _classifier(
 
 
 def _with_single_mask_tokens(tensors: Tensors) -> Tensors:
-    """The mask tokens of the predictor, which are one tensor `[tokens, 1, 1, dim]`, one by one."""
+    """Split the predictor's mask tokens, which are one tensor `[tokens, 1, 1, dim]`."""
     stacked = tensors.get(MASK_TOKENS)
     if stacked is None or not stacked.shape:
         return tensors

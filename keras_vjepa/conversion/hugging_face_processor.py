@@ -1,9 +1,9 @@
-"""The processor of a V-JEPA 2 folder of the transformers package (App. D.1).
+"""Read and write the processor of a V-JEPA 2 folder of the transformers package (App. D.1).
 
-It resizes with antialiasing, so that the shorter side has 256 / 224 of `crop_size`, whatever the
-folder says of `size`; crops in the middle, and rounds half a pixel of margin down; and takes every
-frame that it is given. A folder has its arguments in one of `PROCESSOR_FILES`, of which the first
-that is there counts.
+That processor resizes with antialiasing, so that the shorter side is 256 / 224 of `crop_size`,
+whatever the folder says in `size`. It crops in the middle, and rounds a margin of half a pixel
+down. It uses every frame that it is given. A folder has the processor's arguments in one of
+`PROCESSOR_FILES`; of several, the first one counts.
 """
 
 import logging
@@ -20,11 +20,11 @@ from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 
 PROCESSOR_FILE = "video_preprocessor_config.json"
 PROCESSOR_FILES = ("processor_config.json", PROCESSOR_FILE, "preprocessor_config.json")
-# Under this name in the first of them, which may lack it.
+# The first of these files holds the arguments under this name, if it holds them at all.
 _NESTED = "video_processor"
 _CLASS = "VJEPA2VideoProcessor"
 _USUAL_CROP = 256
-# That package numbers them as Pillow does.
+# The package numbers ways of interpolation as Pillow does.
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 _REMEDY = f"change or remove the file: without one, the usual {_CLASS} is meant"
 _LOG = logging.getLogger(__name__)
@@ -34,16 +34,16 @@ def read_preprocessor(folder: Path, image_size: int, num_frames: int) -> VJEPAVi
     """Make the preprocessor that a folder describes.
 
     Args:
-        folder: of the transformers package.
-        image_size: of its model, for a folder that describes none.
-        num_frames: of its model.
+        folder: a folder of the transformers package.
+        image_size: image size of the folder's model, used if the folder describes no processor.
+        num_frames: number of frames of the folder's model.
 
     Returns:
-        One that gives the pixels of that package's processor.
+        A preprocessor that gives the pixels of that package's processor.
 
     Raises:
-        CheckpointError: if it is one of another model, or does what ours cannot; the message names
-            the file.
+        CheckpointError: if the processor belongs to another model, or does something that ours
+            cannot do; the message names the file.
     """
     path, described = _described(folder)
     if path is None:
@@ -53,7 +53,7 @@ def read_preprocessor(folder: Path, image_size: int, num_frames: int) -> VJEPAVi
 
 
 def like_that_package(image_size: int, num_frames: int, **arguments: Any) -> VJEPAVideoPreprocessor:
-    """Make a preprocessor that resizes and crops as that package's does."""
+    """Make a preprocessor that resizes and crops as that package's processor does."""
     return VJEPAVideoPreprocessor(
         image_size, num_frames, antialias=True, crop_rounding="down", **arguments
     )
@@ -74,7 +74,7 @@ def _described(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _arguments(path: Path, described: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the preprocessor, from those of that package's."""
+    """Convert the arguments of that package's processor to those of the preprocessor."""
     kinds = [described.get(f"{kind}_processor_type") for kind in ("video", "image")]
     kind = next((kind for kind in kinds if kind is not None), _CLASS)
     if kind != _CLASS:
@@ -116,7 +116,7 @@ def _arguments(path: Path, described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _side(crop_size: Any) -> int:
-    """The side of a crop, which is a number or a height and a width."""
+    """Return the side of a square crop, given as a number or as a height and a width."""
     if isinstance(crop_size, Mapping):
         crop_size = [crop_size.get("height"), crop_size.get("width")]
     check_size(crop_size=crop_size)
@@ -129,7 +129,7 @@ def _side(crop_size: Any) -> int:
 
 
 def _colours(described: Mapping[str, Any], rescales: bool, normalizes: bool) -> dict[str, Any]:
-    """Mean and standard deviation for pixels in [0, 1], whatever they are rescaled by."""
+    """Compute mean and deviation for pixels in [0, 1], whatever they are rescaled by."""
     factor = described.get("rescale_factor", 1 / 255) if rescales else 1.0
     check_number("(0, inf)", rescale_factor=factor)
     found = {}
@@ -143,13 +143,14 @@ def _colours(described: Mapping[str, Any], rescales: bool, normalizes: bool) -> 
 
 
 def processor_config(preprocessor: VJEPAVideoPreprocessor) -> dict[str, Any]:
-    """Describe a preprocessor as that package's processor has it; `PROCESSOR_FILE` holds this.
+    """Describe a preprocessor by that package's arguments, as they stand in `PROCESSOR_FILE`.
 
     Args:
-        preprocessor: of square clips. Its frames and clips are not in such a file.
+        preprocessor: a preprocessor for square clips. Its numbers of frames and clips are left out,
+            because such a file does not hold them.
 
     Raises:
-        CheckpointError: if its clips are no squares, or are several views.
+        CheckpointError: if its clips are not square, or it makes several views.
     """
     side = preprocessor.image_size
     if not isinstance(side, int):
@@ -176,7 +177,7 @@ def processor_config(preprocessor: VJEPAVideoPreprocessor) -> dict[str, Any]:
 
 
 def differences(preprocessor: VJEPAVideoPreprocessor) -> list[str]:
-    """List arguments of a preprocessor in which that package's processor differs from it."""
+    """List the arguments of a preprocessor that differ from that package's processor."""
     theirs = like_that_package(1, 1)
     return [
         f"{name}={getattr(preprocessor, name)!r}"

@@ -1,4 +1,4 @@
-"""Tensors in a file that are read one at a time (App. D.1)."""
+"""Read the tensors of a file one at a time (App. D.1)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file, read when asked for."""
+    """Describes a tensor in a file, which is read when `read` is called."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]

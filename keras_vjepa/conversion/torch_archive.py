@@ -1,8 +1,8 @@
-"""Read the tensors of a PyTorch archive, and nothing else of it; write such (App. C, App. D.1).
+"""Read the tensors of a PyTorch archive and nothing else, and write one (App. C, App. D.1).
 
-The archive is a zip file: one pickle that says which tensors there are, and their bytes beside it.
-`torch_index.py` interprets the pickle. What is written is of the same instructions. PyTorch is not
-needed.
+The archive is a zip file. It holds a pickle that lists the tensors, and the bytes of the tensors
+beside it. `torch_index.py` interprets the pickle; a pickle written here uses nothing but the
+instructions that it knows. PyTorch is not needed.
 """
 
 import math
@@ -30,7 +30,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Raises:
-        CheckpointError: if it is no such archive, or holds anything but plain data.
+        CheckpointError: if the file is no such archive, or holds anything but plain data.
     """
     path = Path(path)
     with named(path):
@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = reader.load(archive.read(index))
         except CheckpointError:
             raise
-        except Exception as error:  # A damaged index can raise anything.
+        except Exception as error:  # a damaged index can raise anything
             raise CheckpointError(f"its index cannot be read ({one_line(error)})") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"expected a dictionary, found {type(content).__name__}")
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> tuple[zipfile.ZipFile, dict[str, int]]:
-    """Open an archive that has an index."""
+    """Open a zip file, and check that it has an index."""
     try:
         archive, sizes = open_archive(path)
         is_one = sum(name.endswith("/data.pkl") for name in sizes) == 1
@@ -79,12 +79,12 @@ def _open(path: Path) -> tuple[zipfile.ZipFile, dict[str, int]]:
 def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write a file that `torch.load(..., weights_only=True)` and `read_checkpoint` read.
 
-    The file appears complete or not at all; one tensor at a time is in memory.
+    The file appears complete or not at all. Only one tensor at a time is in memory.
 
     Args:
-        path: where to.
-        content: nested dictionaries and lists of numbers and float32 `LazyTensor`s; one that stands
-            in two places is written once.
+        path: the file to write.
+        content: nested dictionaries and lists of numbers and float32 `LazyTensor`s; a tensor that
+            stands in two places is written once.
     """
     index = _Index(content)
     with files.unfinished_file(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
@@ -96,7 +96,7 @@ def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 
 
 class _Index:
-    """The pickle of nested dictionaries and lists, and the tensors that it mentions."""
+    """Makes the pickle of nested dictionaries and lists, and lists the tensors in it."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.tensors: list[LazyTensor] = []
@@ -125,13 +125,14 @@ class _Index:
             self.tensors.append(tensor)
         key = next(i for i, known in enumerate(self.tensors) if known is tensor)
         strides = tuple(math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape)))
-        # The storage: its type, name, device and size.
+        # The storage is described by its type, name, device and size.
         storage = (
             (b"(" + self._pickled("storage") + b"ctorch\nFloatStorage\n")
             + self._all((str(key), "cpu", math.prod(tensor.shape)))
             + b"tQ"
         )
-        # The tensor: its storage, offset, shape and strides; no gradient, no hooks.
+        # The tensor is described by its storage, offset, shape and strides, by whether it has a
+        # gradient (it does not), and by its hooks (there are none).
         return (
             b"ctorch._utils\n_rebuild_tensor_v2\n("
             + storage

@@ -1,9 +1,10 @@
-"""Interpret the index of a PyTorch archive, which is a pickle, and run nothing of it (App. D.1).
+"""Interpret the index of a PyTorch archive, which is a pickle, without running it (App. D.1).
 
 The pickle is interpreted instruction by instruction, by a reader that knows tensors, dictionaries,
-lists and numbers. It has no way to call, import or build anything else, so no code in the file can
-run. All that the index claims is compared with what the archive has, and its size, depth and kinds
-of keys are bounded: what passes can be handled without harm, whoever wrote it.
+lists and numbers. The reader has no way to call, import or build anything else, so that no code in
+the file can run. Everything that the index claims is compared with the contents of the archive, and
+its size, its depth and the kinds of its keys are limited. An index that passes these checks is
+harmless, whoever wrote it.
 """
 
 import dataclasses
@@ -37,12 +38,14 @@ _SAFE_WAY = (
     "state dictionaries again: `torch.save({name: checkpoint[name] for name in ('encoder', "
     "'predictor', 'target_encoder')}, path)`."
 )
-# The authors' largest file, with its optimizer's state, takes a fifth of that.
+# The most instructions of an index. The authors' largest file, which includes the state of an
+# optimizer, has a fifth of that.
 _MOST_INSTRUCTIONS = 2**20
-# Containers in each other; the authors' files have four.
+# The most levels of containers in each other; the authors' files have four.
 _DEEPEST = 32
 _MOST_AXES = 8
-# Python spreads the numbers below over a dictionary; of larger ones any many can share a place.
+# Python spreads smaller numbers evenly over a dictionary. Among larger ones, a file could choose
+# many that collide, which would make the dictionary very slow.
 _LARGEST_KEY = 2**32
 
 
@@ -54,15 +57,16 @@ class _Storage:
 
 
 class _Name(str):
-    """A name that the file mentions; only ever compared."""
+    """Holds a name that the file mentions; it is only ever compared with others."""
 
 
 class IndexReader:
     """Interprets the few pickle instructions that a file of tensors is made of.
 
     Args:
-        size_of: gives the number of bytes of a storage, 0 for one that the archive does not have.
-        read_bytes: reads them.
+        size_of: a function that returns the number of bytes of a storage; 0 if the archive does not
+            have the storage.
+        read_bytes: a function that reads the bytes of a storage.
     """
 
     def __init__(self, size_of: Callable[[str], int], read_bytes: Callable[[str], bytes]) -> None:
@@ -73,10 +77,10 @@ class IndexReader:
         self._memo: dict[int, Any] = {}
 
     def load(self, data: bytes) -> Any:
-        """Return what the pickle describes.
+        """Return the content that the pickle describes.
 
         Raises:
-            CheckpointError: for anything that a file of tensors does not have.
+            CheckpointError: for any content that a file of tensors does not have.
         """
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count >= _MOST_INSTRUCTIONS:
@@ -157,7 +161,7 @@ class IndexReader:
     def _fill(self, items: list[Any]) -> None:
         filled = self._plain(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # To hash a key that is nested deep enough ends the process.
+            # Other keys are refused, because hashing a very deeply nested key would crash Python.
             if type(key) is not str and not (type(key) is int and abs(key) < _LARGEST_KEY):
                 raise CheckpointError(
                     f"its index must have text or small numbers as keys. Received: {shown(key)}"
@@ -170,7 +174,7 @@ class IndexReader:
         return self._stack[-1]
 
     def _do_build(self, _: Any) -> None:
-        # The versions that PyTorch notes in a state dictionary: not data.
+        # PyTorch notes versions in a state dictionary in this way; they are no data.
         self._stack.pop()
         self._plain(dict)
 
@@ -226,7 +230,7 @@ class IndexReader:
                 data = np.frombuffer(self._read_bytes(storage.key), dtype=storage.dtype)
             except (KeyError, ValueError, OSError, EOFError, RuntimeError, BadZipFile) as error:
                 raise CheckpointError(f"storage {storage.key} is damaged ({error})") from None
-            # Along an axis of one number PyTorch notes anything.
+            # For an axis of length 1, the stride that PyTorch notes has no meaning.
             axes = zip(shape, stride, strict=True)
             steps = [s * storage.dtype.itemsize if n > 1 else 0 for n, s in axes]
             return np.lib.stride_tricks.as_strided(data[offset:], shape, steps, writeable=False)
@@ -246,7 +250,8 @@ def _check_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> None:
         raise CheckpointError("a tensor must be a storage and whole numbers")
     size = math.prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    # A tensor that repeats its storage could ask for any amount of memory.
+    # The size is compared too, because a tensor that repeats its storage (by a stride of 0) could
+    # otherwise ask for any amount of memory.
     if (
         min(numbers) < 0
         or max(shape, default=0) > MOST
@@ -256,10 +261,10 @@ def _check_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> None:
 
 
 def _check_depth(item: Any, level: int, depths: dict[int, int | None]) -> int:
-    """Count the containers in each other in a container; each is looked into once.
+    """Count the levels of containers within a container, and look into each container once.
 
     Raises:
-        CheckpointError: if there are too many, or one holds itself.
+        CheckpointError: if there are too many levels, or a container holds itself.
     """
     if type(item) not in (dict, list, tuple):
         return 0
