@@ -61,8 +61,9 @@ def train_and_test(
         kind: what to look for in folders and shards: video, image, any for both, or frames: folders
             of numbered pictures.
         fps: frames per second of folders of frames.
-        path_column: as in `list_samples`.
-        label_column: as in `list_samples`.
+        path_column: column of the paths in a table; by default the first that is called path, file,
+            video or the like.
+        label_column: column of the labels in a table, or their field in the json of shards.
 
     Raises:
         FileNotFoundError: if something does not exist.

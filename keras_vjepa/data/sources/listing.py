@@ -89,7 +89,7 @@ def list_samples(
         class_names: names of the classes in the order of their numbers, where labels are names.
             Give `listed_class_names` of the training list for every other list. `None` stands for
             the names in `source` itself.
-        fps: frames per second of folders of frames; in a table, a column `fps` counts instead.
+        fps: frames per second of folders of frames; in a table, a column of this name counts first.
         videos: folder of the videos, for published lists.
         label_names: `labels.json` of Something-Something v2.
         path_column: column of the paths in a table; by default the first that is called path, file,
