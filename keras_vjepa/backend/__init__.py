@@ -1,1 +1,1 @@
-"""The one folder that knows which engine runs: torch, JAX or TensorFlow."""
+"""Hold all code that depends on the engine that runs: torch, JAX or TensorFlow."""

@@ -1,7 +1,7 @@
-"""Scaled dot-product attention, one function for every backend (§3.3).
+"""Compute scaled dot-product attention, by one function for every backend (§3.3).
 
-Three ways to compute the same numbers stand here, and one table that says which is used where. The
-choice was made by measurement (`tools/bench.py --attention` repeats it), see `_PREFERRED_ON_CPU`;
+This module has three ways to compute the same numbers, and one table, `_PREFERRED_ON_CPU`, that
+says which is used where. Measurements decided it (`tools/bench.py --attention` repeats them);
 accelerators have kernels of their own.
 
 Shapes: B batch, N queries, M keys, H heads, C channels of a head.
@@ -22,20 +22,20 @@ from keras_vjepa.types import Tensor
 
 Attention = Callable[..., Tensor]
 
-# Heads with fewer logits than this are not worth a loop.
+# For heads with fewer logits than this, a loop is not worth its cost.
 _MIN_LOGITS_FOR_LOOP = 128 * 128
 _QUERIES_PER_CHUNK = 800
 _MASKED_LOGIT = -1e9
 
 
 class LeadingKeys(NamedTuple):
-    """A key mask in which the keys that take part come first.
+    """Holds a key mask in which the keys that take part come first.
 
     Attributes:
-        mask: bool `(batch, keys)`, True where a key takes part; in each sample at least one.
-        count: int32 `(batch,)`, how many take part.
-        edges: int32 `(2 * batch + 1,)`: with all samples' keys in one row, where those that take
-            part and those that do not begin and end.
+        mask: bool `(batch, keys)`, True where a key takes part; at least one in each sample.
+        count: int32 `(batch,)`, how many keys take part.
+        edges: int32 `(2 * batch + 1,)`: with all samples' keys in one row, the places where those
+            that take part, and those that do not, begin and end.
     """
 
     mask: Tensor
@@ -44,12 +44,12 @@ class LeadingKeys(NamedTuple):
 
 
 class TokenOrder(NamedTuple):
-    """How to bring the tokens that a mask leaves in to the front, and back.
+    """Holds an order in which the tokens that take part come first, and the way back.
 
     Attributes:
         order: int `(batch, tokens)`, the tokens that take part, then the others.
-        inverse: int `(batch, tokens)`, where each token is in that order.
-        keys: the mask, of tokens in that order.
+        inverse: int `(batch, tokens)`, the place of each token in that order.
+        keys: the mask of the tokens in that order.
     """
 
     order: Tensor
@@ -58,7 +58,7 @@ class TokenOrder(NamedTuple):
 
 
 def token_order(mask: Tensor) -> TokenOrder:
-    """The order that goes with a mask, bool `(batch, tokens)`.
+    """Compute the order that puts the tokens of a mask, bool `(batch, tokens)`, first.
 
     Example:
 
@@ -71,7 +71,7 @@ def token_order(mask: Tensor) -> TokenOrder:
     """
     left_out = ops.logical_not(mask)
     order = ops.argsort(left_out, axis=1)
-    # Of bool, Keras' sum is int32.
+    # Keras' sum of bools is int32.
     count, rest = (ops.sum(x, axis=1) for x in (mask, left_out))
     ends = ops.cumsum(ops.reshape(ops.stack([count, rest], axis=1), (-1,)))
     edges = ops.pad(ends, ((1, 0),))
@@ -80,32 +80,32 @@ def token_order(mask: Tensor) -> TokenOrder:
 
 
 def wants_leading_keys(dtype: Any, num_tokens: int, head_dim: int) -> bool:
-    """Whether there is a kernel here that skips the keys left out, if they come last.
+    """Tell whether this device has a kernel that can skip masked keys if they come last.
 
-    Others take a mask for each query and key, and with it twice the time: 2.3 ms instead of 1.2
-    (JAX, 24 samples of 1120 tokens, 16 heads of 24, both ways, H200).
+    Other kernels need a mask for each query and key, and take twice the time: 2.3 ms instead of 1.2
+    (JAX, 24 samples of 1120 tokens, 16 heads of 24, forward and backward, H200).
     """
     if not is_half(dtype) or head_dim % 8 or head_dim > 128:
         return False
-    # The gradient of JAX's takes an even number of tokens.
+    # The gradient of JAX's kernel needs an even number of tokens.
     is_even = keras.config.backend() != "jax" or num_tokens % 2 == 0
     return is_even and _has_kernel_for_leading_keys()
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether it is a type of 16 bits."""
+    """Tell whether a dtype is a float of 16 bits."""
     return keras.backend.standardize_dtype(dtype) in ("bfloat16", "float16")
 
 
 def as_tensor(x: Any) -> Tensor:
-    """`ops.convert_to_tensor`, faster for what is a tensor already."""
+    """Convert to a tensor; return a tensor as it is, faster than `ops.convert_to_tensor` does."""
     return x if ops.is_tensor(x) else ops.convert_to_tensor(x)
 
 
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | LeadingKeys | None = None
 ) -> Tensor:
-    """Attention by the backend's own kernel. Arguments and result as in `attention`."""
+    """Compute attention by the backend's own kernel; arguments and result as in `attention`."""
     mask: Any = key_mask
     if isinstance(key_mask, LeadingKeys):
         same_tokens = query.shape[1] == key.shape[1]
@@ -118,7 +118,7 @@ def fused_attention(
         return ops.dot_product_attention(query, key, value, mask=mask)
     from torch.nn.functional import scaled_dot_product_attention
 
-    # Keras would copy the three first.
+    # torch's function is called directly, since Keras would first copy all three tensors.
     query, key, value = (as_tensor(x).transpose(1, 2) for x in (query, key, value))
     return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
@@ -126,10 +126,10 @@ def fused_attention(
 def attention_to_leading_keys(
     query: Tensor, key: Tensor, value: Tensor, keys: LeadingKeys, implementation: Any = "cudnn"
 ) -> Tensor:
-    """Attention of tokens to themselves by a kernel that skips those which are left out.
+    """Compute attention among tokens by a kernel that skips the tokens that take no part.
 
-    Arguments and result as in `attention`; what comes out of tokens that are left out holds no
-    meaning. `implementation` is JAX's: `"cudnn"` or `"xla"`.
+    Arguments and result are as in `attention`; the outputs of tokens that take no part are
+    meaningless. `implementation` is an argument for JAX: `"cudnn"` or `"xla"`.
     """
     if keras.config.backend() == "torch":
         return _attention_in_one_row(query, key, value, keys.edges)
@@ -144,10 +144,10 @@ def attention_to_leading_keys(
 
 
 def _attention_in_one_row(query: Tensor, key: Tensor, value: Tensor, edges: Tensor) -> Tensor:
-    """All samples' tokens in one row, and attention within each part of it. torch only.
+    """Put all samples' tokens in one row, and compute attention within parts of it; torch only.
 
-    A sample has two parts, of tokens that take part and of the others, so that shapes stay the
-    same whatever the mask.
+    Each sample makes two parts, one of the tokens that take part and one of the others, so that
+    shapes do not depend on the mask.
     """
     batch, num_tokens = query.shape[:2]
     rows = [x.flatten(0, 1) for x in (query, key, value)]
@@ -162,7 +162,7 @@ def _has_kernel_for_leading_keys() -> bool:
         return False
     import torch
 
-    # Seen to work on NVIDIA's devices only; its kernels need Ampere.
+    # Tested only on NVIDIA's devices, where the kernels need Ampere or newer.
     is_ampere = torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
     return is_ampere and torch.backends.cuda.is_flash_attention_available()
 
@@ -170,7 +170,7 @@ def _has_kernel_for_leading_keys() -> bool:
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
 ) -> Tensor:
-    """Attention as two matrix products around a softmax. Arguments and result as in `attention`."""
+    """Compute attention by two matrix products around a softmax; arguments as in `attention`."""
     weights = attention_weights(query, key, key_mask)
     value = ops.transpose(value, (0, 2, 1, 3))
     return ops.transpose(ops.matmul(ops.cast(weights, value.dtype), value), (0, 2, 1, 3))
@@ -205,12 +205,12 @@ def attention_weights(
 def attention_by_head(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
 ) -> Tensor:
-    """Attention one head of one sample after the other, as products of plain matrices.
+    """Compute attention head by head, for each sample, by products of plain matrices.
 
     The logits of a chunk of queries stay in cache, and are computed again in the backward pass, so
-    memory grows with N, not with N x M. The gradient is written out: with the logarithm of each
-    softmax's sum kept, one exponential gives the weights back, without a maximum or a sum.
-    Arguments and result as in `attention`; shapes must be known.
+    memory grows with N and not with N x M. The gradient is written out here: the logarithm of each
+    softmax's sum is kept, so one exponential gives the weights again, without a maximum or a sum.
+    Arguments and result are as in `attention`; shapes must be known.
     """
     return on_each_device(_attend_samples, query, key, value, key_mask)
 
@@ -233,12 +233,12 @@ def _attend_samples(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor 
 
 @ops.custom_gradient
 def _attend_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Any:
-    """Attention with one head in a row of each `(rows, tokens, head_dim)`."""
+    """Compute attention of arrays `(rows, tokens, head_dim)`, with one head in each row."""
     inputs = (query, key, value, bias)
     outputs, log_sums = ops.map(lambda head: _attend_head(*head), inputs)
 
     def gradient(*arguments: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
-        # Keras hands it over by name where it passes the inputs too, alone otherwise.
+        # Keras passes `upstream` by name if it passes the inputs too, and alone if it does not.
         if upstream is None:
             (upstream,) = arguments
         rows = (*inputs, outputs, log_sums, upstream)
@@ -249,7 +249,7 @@ def _attend_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> An
 
 
 def _attend_head(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """One head's output `(queries, head_dim)` and log-sums of its softmax `(queries, 1)`."""
+    """Return one head's output `(queries, head_dim)` and its softmax's log-sums `(queries, 1)`."""
     outputs, log_sums = [], []
     for chunk in _query_chunks(query):
         logits = _logits(query[chunk], key, bias)
@@ -271,7 +271,7 @@ def _attend_head_gradient(
     log_sum: Tensor,
     upstream: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one head with respect to its query, key and value."""
+    """Compute the gradients of one head with respect to its query, key and value."""
     dtype = query.dtype
     shared = ops.sum(ops.cast(output * upstream, "float32"), axis=-1, keepdims=True)
     scale = ops.cast(_scale(query), dtype)
@@ -288,7 +288,7 @@ def _attend_head_gradient(
 
 
 def _query_chunks(query: Tensor) -> list[slice]:
-    """Nearly equal parts of a head's queries whose logits fit into the processor's cache."""
+    """Divide a head's queries into nearly equal parts whose logits fit into the CPU's cache."""
     num_queries = query.shape[0]
     parts = max(1, round(num_queries / _QUERIES_PER_CHUNK))
     edges = [num_queries * i // parts for i in range(parts + 1)]
@@ -300,24 +300,24 @@ def _scale(query: Tensor) -> float:
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """Scaled and masked logits, float32 whatever the inputs are."""
+    """Compute scaled and masked logits, in float32 whatever the inputs are."""
     query = query * ops.cast(_scale(query), query.dtype)
-    # Softmax over half-precision logits would lose what the float32 accumulation of the matrix
-    # product kept.
+    # The matrix product adds up in float32, and a softmax over half-precision logits would lose
+    # that precision again.
     logits = ops.cast(ops.matmul(query, ops.swapaxes(key, -1, -2)), "float32")
     return logits if bias is None else logits + bias
 
 
 def _bias(key_mask: Tensor | LeadingKeys, dtype: Any) -> Tensor:
-    """What a mask adds to the logits."""
+    """Return what a mask adds to the logits: 0, or a large negative number."""
     if isinstance(key_mask, LeadingKeys):
         key_mask = key_mask.mask
     return ops.where(key_mask, ops.cast(0.0, dtype), ops.cast(_MASKED_LOGIT, dtype))
 
 
-# The fastest, forward and backward, where it is not the backend's own kernel. On 2 CPU cores at
-# ViT-B's shape (1568 tokens, 12 heads of 64), milliseconds: JAX 520 own kernel, 580 plain, 250 by
-# head; TensorFlow 190 own kernel, 170 plain; torch 170 own kernel (fused), 360 plain.
+# The fastest way, forward and backward, for each backend whose own kernel is not the fastest. On 2
+# CPU cores at ViT-B's shape (1568 tokens, 12 heads of 64), in milliseconds: JAX 520 with its own
+# kernel, 580 plain, 250 by head; TensorFlow 190 own, 170 plain; torch 170 own (fused), 360 plain.
 _PREFERRED_ON_CPU: dict[str, Attention] = {
     "jax": attention_by_head,
     "tensorflow": plain_attention,
@@ -327,14 +327,14 @@ _PREFERRED_ON_CPU: dict[str, Attention] = {
 def attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | LeadingKeys | None = None
 ) -> Tensor:
-    """Multi-head softmax attention, in the way that is fastest on this backend and device.
+    """Compute multi-head softmax attention in the way fastest on this backend and device.
 
     Args:
         query: `(batch, queries, heads, head_dim)`.
         key: `(batch, keys, heads, head_dim)`.
         value: `(batch, keys, heads, head_dim)`.
-        key_mask: optional bool `(batch, keys)`; keys that are False take no part. `LeadingKeys`,
-            where queries and keys are of the same tokens.
+        key_mask: optional bool `(batch, keys)`; keys that are False take no part. It may be a
+            `LeadingKeys` if queries and keys come from the same tokens.
 
     Returns:
         `(batch, queries, heads, head_dim)`.

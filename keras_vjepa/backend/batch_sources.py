@@ -1,7 +1,7 @@
 """Look into the batches of torch's loaders and of tf.data before a model gets them (App. D.1).
 
-Keras takes both on every engine. What is looked at are the arrays that they have made on the host
-anyway: nothing is read twice, and no order changes.
+Keras accepts both on every engine. The arrays that are looked at are those that these sources make
+on the host anyway, so nothing is read twice, and no order changes.
 """
 
 import copy
@@ -21,11 +21,11 @@ def looked_into(source: Any, look: Look) -> Any:
 
     Args:
         source: a `torch.utils.data.DataLoader` or a `tf.data.Dataset`.
-        look: called with each batch, of arrays where they lie on the host; what it raises ends
-            the loop over the batches, in the words of the engine.
+        look: called with each batch, whose tensors are arrays if they lie on the host. An error
+            that it raises ends the loop over the batches; the engine may wrap the error.
 
     Returns:
-        A source of the same kind; anything else as it is.
+        A source of the same kind; a source of any other kind as it is.
 
     Example:
 
@@ -33,7 +33,7 @@ def looked_into(source: Any, look: Look) -> Any:
     >>> looked_into([1, 2], print)
     [1, 2]
     """
-    # Who holds one of theirs has imported them.
+    # A source of torch or TensorFlow can only exist if that package has been imported.
     torch, tensorflow = sys.modules.get("torch"), sys.modules.get("tensorflow")
     data = getattr(getattr(torch, "utils", None), "data", None)
     if data is not None and isinstance(source, data.DataLoader):

@@ -1,9 +1,9 @@
 """Choose Keras' backend before Keras is imported (App. C names one, this package runs on three).
 
-Keras runs on what the environment variable KERAS_BACKEND says, else on what its own keras.json
-says, else on TensorFlow. Whoever has installed only JAX and chosen nothing would get 25 lines that
-end in "No module named 'tensorflow'". Here the only backend that is installed is then taken, and
-where that is no answer, one line says what to install and what to set.
+Keras runs on the backend in the environment variable KERAS_BACKEND, else on that in its own
+keras.json, else on TensorFlow. A user who has only installed JAX and chosen nothing would get 25
+lines that end in "No module named 'tensorflow'". This module takes the only backend that is
+installed instead. If there is none, or several, an error of one line says what to install or set.
 
 Nothing here imports Keras or a backend.
 """
@@ -24,15 +24,15 @@ COMMAND = "keras-vjepa"
 
 _PACKAGE = Path(__file__).parents[1]
 _PROGRAMS = ("recipes", "tools")
-# What Keras takes where nobody chose, and writes by itself into a new keras.json.
+# The backend that Keras takes if nobody chose, and writes into a new keras.json by itself.
 _DEFAULT = "tensorflow"
 
 
 def prepare() -> None:
-    """Choose the backend for this process, or end it in one line if it is one of our programs.
+    """Choose the backend for this process; if that fails, end a recipe or tool with one line.
 
     Raises:
-        ImportError: as `choose` does.
+        ImportError: as `choose` does, in a process that is neither recipe nor tool.
     """
     program = started_as_file()
     try:
@@ -50,15 +50,15 @@ def prepare() -> None:
 
 
 def quieten() -> None:
-    """Keep TensorFlow's start, and what Ctrl-C is answered with, from filling the screen."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # unless the user wants it to
+    """Keep TensorFlow's messages at its start, and the traceback of Ctrl-C, off the screen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # does not replace a user's choice
     sys.excepthook = _excepthook
 
 
 def _excepthook(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """Say one line where the user ended the program, and else what Python says."""
+    """Print one line if the user ended the program; for other errors, what Python prints."""
     if issubclass(kind, KeyboardInterrupt):
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
     else:
@@ -66,14 +66,15 @@ def _excepthook(
 
 
 def choose() -> str:
-    """Set KERAS_BACKEND to the only backend that is installed, where nobody has chosen one.
+    """Set KERAS_BACKEND to the only backend that is installed, unless one has been chosen.
 
     Returns:
-        What was chosen, in a sentence; empty where Keras' own rule holds.
+        A sentence that says what was chosen; empty if Keras' own rule applies.
 
     Raises:
-        ImportError: if no backend is installed, or the chosen one is not, or none is chosen of
-            several; or if Keras was imported with one that this package does not run on.
+        ImportError: if no backend is installed, or the chosen one is not, or several are installed
+            and none is chosen; or if Keras was imported with a backend that this package does not
+            run on.
     """
     found = installed()
     if "keras" in sys.modules:
@@ -108,7 +109,7 @@ def choose() -> str:
 def installed() -> list[str]:
     """List the backends that can be imported, without importing them."""
     specs = {name: importlib.util.find_spec(name) for name in BACKENDS}
-    # A folder of that name in the current one has a spec too, but nothing to run.
+    # A folder of that name in the current folder has a spec too, but no origin and nothing to run.
     return [name for name, spec in specs.items() if spec is not None and spec.origin is not None]
 
 
@@ -134,7 +135,7 @@ def _check(name: str, chosen_by: str, found: list[str]) -> None:
 
 
 def _keras_folder() -> Path:
-    """Where Keras looks for its keras.json."""
+    """Return the folder in which Keras looks for its keras.json."""
     home = Path("~").expanduser()
     default = (home if os.access(home, os.W_OK) else Path("/tmp")) / ".keras"
     return Path(os.environ.get("KERAS_HOME", default)).expanduser()
@@ -151,27 +152,27 @@ def _written_in(path: Path) -> str:
 
 
 def started_as_command() -> bool:
-    """Whether this process is `keras-vjepa` or `python -m keras_vjepa`.
+    """Tell whether this process is `keras-vjepa` or `python -m keras_vjepa`.
 
-    Such a process loads the package when it knows that it must: `--help` needs no backend.
+    Such a process loads the package only once it knows that it must: `--help` needs no backend.
     """
     program = sys.argv[0] if sys.argv else ""
-    # With -m, this is how the program is called while its package is being imported.
+    # With -m, the program's name is "-m" while its package is being imported.
     by_name = program == "-m" and _PACKAGE.name in sys.orig_argv
     return by_name or Path(program).stem in (COMMAND, f"{COMMAND}-script")
 
 
 def started_as_file() -> str:
-    """The name of the recipe or tool that this process runs as a file, or nothing."""
+    """Return the name of the recipe or tool that this process runs as a file, else nothing."""
     program = sys.argv[0] if sys.argv else ""
     if program == "-m":
         started = [name for name in sys.orig_argv if name.startswith(f"{_PACKAGE.name}.")]
         return started[0] if started else ""
     path = Path(program).resolve()
-    # In a checkout they lie beside the package, in an installation within it.
+    # Recipes and tools lie beside the package in a checkout, and within it in an installation.
     folders = [parent / name for parent in (_PACKAGE, _PACKAGE.parent) for name in _PROGRAMS]
     return path.name if path.parent in folders else ""
 
 
-# Whether the package is left without its public names, until `__main__.py` asks for them.
+# Whether the package stays without its public names until `__main__.py` asks for them.
 is_deferred = started_as_command()

@@ -1,13 +1,13 @@
-"""What the devices and processes of a run do together, inside a step and between steps (App. C).
+"""Join the devices and processes of a run, inside a step and between steps (App. C).
 
-This is where the engines differ, each by a line or two:
+The engines differ here, each by a line or two:
 
     JAX         one program over all devices; nothing else is needed
     torch       a process per device under `torchrun`; the training step averages gradients and logs
     TensorFlow  a replica per device, whose loss is a share of the whole; an optimizer sums
-                gradients, ours before it clips
+                gradients, and `AdamW` of this package does so before it clips
 
-The moving average needs nothing: it is the same everywhere, since weights are.
+The moving average needs nothing: it is the same on every device, since the weights are.
 """
 
 import functools
@@ -24,7 +24,7 @@ from keras_vjepa.types import Tensor
 
 
 def values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
-    """Values of variables on the host, whole even if each process holds a part of them.
+    """Return the values of variables on the host, whole even if each process holds a part.
 
     All processes must call it together.
     """
@@ -37,7 +37,7 @@ def values(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
 
 
 def joined_torch_processes() -> Any:
-    """The module `torch.distributed` if this is one of several processes."""
+    """Return the module `torch.distributed` in one of several processes of torch, else None."""
     if keras.config.backend() != "torch":
         return None
     from torch import distributed
@@ -46,12 +46,12 @@ def joined_torch_processes() -> Any:
 
 
 def is_alone() -> bool:
-    """Whether no other process of torch takes part in a step."""
+    """Tell whether no other process of torch takes part in a step."""
     return joined_torch_processes() is None
 
 
 def replicas_in_sync() -> int:
-    """Replicas of TensorFlow's strategy; 1 without one, and on the other backends."""
+    """Return the number of replicas of TensorFlow's strategy; 1 without one or elsewhere."""
     if keras.config.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -60,9 +60,9 @@ def replicas_in_sync() -> int:
 
 
 def gather(array: np.ndarray) -> np.ndarray:
-    """The rows of all processes of torch, in their order; elsewhere the array as it is.
+    """Return the rows of all processes of torch, in their order; elsewhere the array as it is.
 
-    All processes must call it together, with as many rows each.
+    All processes must call it together, and with the same number of rows.
     """
     processes = joined_torch_processes()
     if processes is None:
@@ -74,7 +74,7 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 
 def wait_for_all() -> None:
-    """Return when all processes are here."""
+    """Wait until all processes have called this function."""
     processes = joined_torch_processes()
     if processes is not None:
         processes.barrier()
@@ -99,7 +99,7 @@ def _tensorflow_meeting() -> Callable[[], Any]:
 def exit_with_error(message: str) -> NoReturn:
     """Print and end this process, so that the others of the run notice that it is gone.
 
-    JAX would wait for them at an orderly exit, and they for this one in their next step.
+    At an orderly exit, JAX would wait for the others, and they for this one in their next step.
     """
     if keras.config.backend() == "jax":
         import jax
@@ -111,18 +111,20 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 def loss_share(loss: Tensor) -> Tensor:
-    """What `compute_loss` is to return for the mean loss of this device's clips.
+    """Divide the mean loss of this device's clips into what `compute_loss` must return.
 
-    Keras' trainer on TensorFlow sums gradients over replicas and multiplies the logged loss.
+    On TensorFlow, Keras' trainer sums gradients over replicas and multiplies the logged loss by
+    their number.
     """
     return loss / replicas_in_sync()
 
 
 def average_gradients(gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """The means over torch's processes; on the other engines, the gradients as they are.
+    """Average gradients over torch's processes; on the other engines, return them as they are.
 
-    For a training step, before the optimizer sees them: the norm that it clips by is that of the
-    whole batch's gradient, and all processes make the same step whatever the optimizer.
+    A training step calls this before the optimizer sees the gradients. So the optimizer clips by
+    the norm of the whole batch's gradient, and all processes make the same step, whatever the
+    optimizer is.
     """
     processes = joined_torch_processes()
     if processes is None:
@@ -136,10 +138,10 @@ def average_gradients(gradients: Sequence[Tensor | None]) -> Sequence[Tensor | N
 
 
 def sum_over_replicas(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The sums over TensorFlow's replicas; on the other engines, the gradients as they are.
+    """Sum gradients over TensorFlow's replicas; on the other engines, return them as they are.
 
-    For an optimizer, before it clips. Keras' own optimizers make this sum themselves, but after
-    they have clipped: each replica by its own norm.
+    An optimizer calls this before it clips. Keras' own optimizers make this sum themselves, but
+    only after each replica has clipped by its own norm.
     """
     if replicas_in_sync() > 1:
         import tensorflow as tf
@@ -151,7 +153,7 @@ def sum_over_replicas(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def reduce_logs(logs: dict[str, Any]) -> dict[str, Any]:
-    """The means over all devices of what a step logs, where Keras does not see to it."""
+    """Average the logs of a step over all devices, unless Keras does that itself."""
     processes = joined_torch_processes()
     if processes is not None and logs:
         values = ops.stack([ops.convert_to_tensor(value, "float32") for value in logs.values()])
@@ -164,13 +166,13 @@ def reduce_logs(logs: dict[str, Any]) -> dict[str, Any]:
             tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy
         )
         if several and tf.distribute.get_replica_context() is not None:
-            # Keras takes the mean over the first axis of what several workers log.
+            # Keras averages over the first axis of the logs of several workers.
             return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
     return logs
 
 
 def broadcast(variables: Sequence[keras.Variable]) -> None:
-    """Give the variables of all processes the values of the first, where the engine does not."""
+    """Give the variables of all torch processes the values that they have in the first one."""
     processes = joined_torch_processes()
     if processes is not None:
         for variable in variables:

@@ -1,8 +1,8 @@
-"""A training step recorded on a GPU and replayed, where a backend runs op by op (§3.1, App. C).
+"""Record a training step on a GPU and replay it, if the backend runs op by op (§3.1, App. C).
 
-Compilers start a whole step at once. torch starts thousands of kernels from Python, one by one,
-and at many sizes a GPU is done with one before the next is there. A recording (a CUDA graph) starts
-them all, on the same memory, as they were started when it was made.
+A compiled step starts as a whole. torch starts thousands of kernels from Python, one by one, and at
+many sizes a GPU has finished one before the next arrives. A recording (a CUDA graph) starts them
+all at once, on the same memory and in the same order as when it was made.
 """
 
 import functools
@@ -22,24 +22,25 @@ from keras_vjepa.types import Batch, Tensor
 
 Step = Callable[[Batch], dict[str, Tensor]]
 
-# What a first step sets up, kernels and workspaces, cannot be recorded.
+# The first steps set up kernels and workspaces, which cannot be recorded.
 _STEPS_BEFORE_RECORDING = 2
 _LOG = logging.getLogger(__name__)
 
 
 class RecordedStep:
-    """A step, recorded when it pays: torch, one GPU, batches of one shape. Elsewhere as it is.
+    """Records a step on torch with one GPU, and replays it for batches of the same shape.
 
-    The first two steps on batches of a shape run op by op, the third is recorded. Batches of
-    another shape run op by op in between. Python code of the step runs while it is recorded only:
-    as with compilers, what it reads from attributes is from then on a constant, and a new
-    `compile` takes a new one. The memory of a step stays with its recording. A step that cannot be
-    recorded, since it waits for the device, say, is warned of once and runs op by op.
+    On other engines, and with several processes, the step runs as it is. The first two steps on
+    batches of a shape run op by op, and the third is recorded; batches of another shape run op by
+    op in between. The Python code of the step runs only while it is recorded. So, as with
+    compilers, values that it reads from attributes are constants from then on, until the next
+    `compile`. The memory of a step stays with its recording. If a step cannot be recorded, for
+    instance because it waits for the device, there is one warning and it runs op by op.
 
     Args:
-        step: takes a batch of tensors by name, returns logs; changes variables in place.
-        variables: returns all variables that the step reads or changes. A recording is of the
-            memory that they have; if one is given other memory, a new recording is made.
+        step: takes a batch of tensors by name, returns logs, and changes variables in place.
+        variables: returns all variables that the step reads or changes. A recording works on the
+            memory of these variables; if a variable gets other memory, a new recording is made.
 
     Example:
 
@@ -70,7 +71,7 @@ class RecordedStep:
         self._shapes = shapes
         if self._steps_alike <= _STEPS_BEFORE_RECORDING:
             return _CudaGraph.run_beside(self._step, batch)
-        self._recording = None  # First, so that two do not take memory.
+        self._recording = None  # The old recording frees its memory before the new one takes some.
         try:
             self._recording = _CudaGraph(self._step, batch, self._variables())
         except RuntimeError as error:
@@ -93,7 +94,7 @@ def _side_stream() -> Any:
 
 
 class _CudaGraph:
-    """One recording of a step."""
+    """Holds one recording of a step."""
 
     def __init__(self, step: Step, batch: Batch, variables: Sequence[keras.Variable]) -> None:
         import torch
@@ -101,19 +102,19 @@ class _CudaGraph:
         self._memory = [(variable, stored_value(variable)) for variable in variables]
         for _, value in self._memory:
             value.grad = None
-        # What earlier backward passes were made of would run in their streams, which cannot be
-        # recorded; Keras leaves it in cycles.
+        # Keras leaves the graphs of earlier backward passes in reference cycles. Freeing them while
+        # the step is recorded would run in their own streams, which cannot be recorded.
         gc.collect()
         self._batch = {name: value.clone() for name, value in batch.items()}
         self._graph = torch.cuda.CUDAGraph()
-        # Another thread copies the next batch meanwhile; "global" would forbid it.
+        # Another thread may copy the next batch meanwhile, which "global" would forbid.
         mode = "thread_local"
         with torch.cuda.graph(self._graph, stream=_side_stream(), capture_error_mode=mode):
             self._logs = step(self._batch)
 
     @staticmethod
     def run_beside(step: Step, batch: Batch) -> dict[str, Tensor]:
-        """The step in a stream of its own: what it sets up there is no part of a recording."""
+        """Run the step in the stream of recordings, so that its set-up is done before one."""
         import torch
 
         current, beside = torch.cuda.current_stream(), _side_stream()
@@ -124,14 +125,15 @@ class _CudaGraph:
         return logs
 
     def fits(self, batch: Batch) -> bool:
-        """Whether a replay is what the step would do."""
+        """Tell whether a replay does what the step would do with this batch."""
         return _shapes(batch) == _shapes(self._batch) and all(
             stored_value(variable) is value for variable, value in self._memory
         )
 
     def replay(self, batch: Batch) -> dict[str, Tensor]:
+        """Run the recorded step on a batch, and return its logs."""
         for name, value in batch.items():
             self._batch[name].copy_(value, non_blocking=True)
         self._graph.replay()
-        # The next replay writes where this one wrote.
+        # The logs are copied, since the next replay overwrites them.
         return {name: value.clone() for name, value in self._logs.items()}

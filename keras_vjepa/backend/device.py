@@ -1,4 +1,4 @@
-"""What the machine has, and work done on each device by itself (App. C)."""
+"""Tell what the machine has, and run work on each device by itself (App. C)."""
 
 import os
 from collections.abc import Callable
@@ -10,21 +10,21 @@ from keras_vjepa.types import Tensor
 
 
 def has_accelerator() -> bool:
-    """Whether models run on something other than the processor."""
+    """Tell whether models run on something other than the processor."""
     if keras.config.backend() == "torch":
-        # Where Keras puts a tensor; `KERAS_TORCH_DEVICE` may say the processor.
+        # The device on which Keras puts a tensor: `KERAS_TORCH_DEVICE` may choose the processor.
         return ops.zeros(()).device.type == "cuda"
     return not keras.distribution.list_devices()[0].startswith("cpu")
 
 
 def check_computes_in(policy: keras.DTypePolicy) -> None:
-    """Check that numbers of a model have the precision that it is asked to have.
+    """Check that a model will compute in the precision that it is asked to have.
 
     Args:
-        policy: of the model.
+        policy: the dtype policy of the model.
 
     Raises:
-        ValueError: for float64 where JAX would make float32 of it.
+        ValueError: for float64 if JAX would turn it into float32.
     """
     if keras.config.backend() != "jax" or "float64" not in (
         policy.compute_dtype,
@@ -41,14 +41,14 @@ def check_computes_in(policy: keras.DTypePolicy) -> None:
 
 
 def memory_of_machine() -> int | None:
-    """Bytes of memory that the machine has, all processes together; None where it does not say."""
+    """Return the memory of the whole machine in bytes; None if the system does not tell."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_device_memory() -> int | None:
-    """Most bytes held so far on this process's first accelerator; None without one."""
+    """Return the most bytes held so far on this process's first accelerator; None without one."""
     if not has_accelerator():
         return None
     if keras.config.backend() == "torch":
@@ -65,15 +65,16 @@ def peak_device_memory() -> int | None:
 
 
 def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> Tensor:
-    """`function(*arrays)`, where rows (the first axis) have nothing to do with each other.
+    """Call `function(*arrays)` for rows (the first axis) that do not depend on each other.
 
-    JAX divides one program among its devices, and takes loops and gathers over rows for something
-    that all of them need whole: each would do all rows, and everything after that. Here each does
-    its own. On the other backends a device sees only its own rows as it is.
+    JAX divides one program among its devices. It takes loops and gathers over rows for work that
+    needs all rows, so each device would compute all rows, here and in everything that follows. With
+    this function each device computes its own rows. On the other backends a device sees only its
+    own rows anyway.
 
     Args:
-        function: of as many arrays; gives an array with as many rows.
-        arrays: with the same number of rows each, or None.
+        function: a function of these arrays, which returns an array with as many rows.
+        arrays: arrays with the same number of rows, or None.
     """
     current = keras.distribution.distribution() if keras.config.backend() == "jax" else None
     if current is None:
@@ -82,7 +83,7 @@ def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> T
 
     mesh, axis = current.device_mesh.backend_mesh, current.batch_dim_name
     given = [array for array in arrays if array is not None]
-    # Outside of a compiled step arrays may lie anywhere, and have any number of rows.
+    # Outside of a compiled step, arrays may lie on any device and have any number of rows.
     if not isinstance(given[0], jax.core.Tracer) or given[0].shape[0] % mesh.shape[axis]:
         return function(*arrays)
 
@@ -95,9 +96,9 @@ def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> T
 
 
 def compiled_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function`, for a run on one device compiled by JAX, which is slow op by op.
+    """Compile a function by JAX in a run on one device, since JAX is slow op by op.
 
-    With several devices, the compiled program would need all of them.
+    With several devices it is returned as it is, because a compiled program would need all of them.
     """
     if keras.config.backend() != "jax" or keras.distribution.distribution() is not None:
         return function

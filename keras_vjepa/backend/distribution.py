@@ -1,7 +1,7 @@
-"""Data-parallel training with each backend's own engine (App. C: 128 devices of 24 clips).
+"""Train data-parallel with each backend's own engine (App. C: 128 devices of 24 clips).
 
-`setup` finds the devices and processes, `DataParallel.feed` hands a process's clips to `fit`. What
-the processes do together in a step stands in `collectives.py`.
+`setup` finds the devices and processes, and `DataParallel.feed` hands a process's clips to `fit`.
+The work that processes share within a step is in `collectives.py`.
 """
 
 import dataclasses
@@ -23,14 +23,15 @@ from keras_vjepa.backend.collectives import joined_torch_processes
 from keras_vjepa.backend.device import has_accelerator
 from keras_vjepa.types import Tensor
 
-# Arrays in any structure: what `fit` takes, or a dictionary that is the model's input.
+# Arrays in any structure that `fit` accepts, such as a dictionary that is the model's input.
 Batch = Any
 
 BatchesT = TypeVar("BatchesT", bound=Any)
 
-# Seconds after which JAX takes a process that gives no sign of life for dead; by default 100.
+# Seconds after which JAX takes a silent process for dead; its own default is 100.
 HEARTBEAT_TIMEOUT = 30
-# What tells a process of JAX where the first one listens, how many there are, and which it is.
+# Variables that tell a process of JAX where the first one listens, how many processes there are,
+# and which of them it is.
 LAUNCHER_VARIABLES = (
     ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
     (
@@ -43,14 +44,14 @@ LAUNCHER_VARIABLES = (
 
 @dataclasses.dataclass(frozen=True)
 class DataParallel:
-    """What `setup` found.
+    """Holds what `setup` found: the processes and devices of a run.
 
     Attributes:
         process_index: number of this process.
-        process_count: processes of the run.
-        device_count: devices of all processes together.
-        engine: what joins them, in words.
-        sharded: whether each device holds a part of the parameters.
+        process_count: number of processes of the run.
+        device_count: number of devices of all processes together.
+        engine: words for what joins them.
+        sharded: whether each device holds only a part of the parameters.
     """
 
     process_index: int
@@ -61,7 +62,7 @@ class DataParallel:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that prints and writes."""
+        """Return whether this process is the one that prints and writes."""
         return self.process_index == 0
 
     def __str__(self) -> str:
@@ -75,15 +76,15 @@ class DataParallel:
     def check_batch_size(
         self, batch_size: int, accumulation_steps: int = 1, name: str = "batch_size"
     ) -> None:
-        """Raise unless every device gets as many clips in each of its parts of a step.
+        """Raise unless every device gets the same number of clips in every part of a step.
 
         Args:
-            batch_size: of all devices together.
-            accumulation_steps: parts of a step.
-            name: of `batch_size` in the message.
+            batch_size: number of clips for all devices together.
+            accumulation_steps: number of parts of a step.
+            name: name of `batch_size` in the message.
 
         Raises:
-            ValueError: naming the number that the global batch must be a multiple of.
+            ValueError: if not; the message says which number `batch_size` must be a multiple of.
         """
         divisor = self.device_count * accumulation_steps
         parts = f" x `accumulation_steps`={accumulation_steps}" if accumulation_steps > 1 else ""
@@ -94,17 +95,17 @@ class DataParallel:
             )
 
     def share(self, batches: BatchesT) -> BatchesT:
-        """The same batches, of which this process makes its slice; for `IndexedBatches`."""
+        """Return the same `IndexedBatches`, of which this process makes only its slice."""
         return dataclasses.replace(
             batches, process_index=self.process_index, process_count=self.process_count
         )
 
     def feed(self, batches: Iterator[Batch]) -> Any:
-        """This process's batches, as `fit` takes them.
+        """Turn this process's batches into what `fit` takes.
 
         Args:
-            batches: this process's slice of each global batch, in the order of the processes: the
-                model's inputs in a dictionary, or a tuple `(inputs, labels)`.
+            batches: this process's slice of each global batch, in the order of the processes. A
+                slice is the model's inputs in a dictionary, or a tuple `(inputs, labels)`.
         """
         given = (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
         if keras.config.backend() == "tensorflow" and self.device_count > 1:
@@ -114,7 +115,7 @@ class DataParallel:
         return given
 
     def release(self) -> None:
-        """Go back to one device for what follows: models made from here on are not distributed."""
+        """Go back to one device: models that are made from here on are not distributed."""
         processes = joined_torch_processes()
         if processes is not None:
             processes.destroy_process_group()
@@ -133,8 +134,8 @@ def setup(shard_parameters: bool = False) -> DataParallel:
     """Join all devices of this machine, and all processes of a launcher, for training.
 
     Call it before anything else is computed: models made afterwards are trained on all devices.
-    Several processes of JAX get one random seed.
-    What starts several processes is the backend's own launcher, found by the environment:
+    Several processes of JAX get the same random seed.
+    The backend's own launcher starts several processes, and is found by environment variables:
 
     - JAX: Slurm's `srun`; or `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
       or Keras' `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `..._NUM_PROCESSES` and `..._PROCESS_ID`;
@@ -142,11 +143,11 @@ def setup(shard_parameters: bool = False) -> DataParallel:
     - TensorFlow: `TF_CONFIG`.
 
     Args:
-        shard_parameters: split weights, their moving average and the optimizer's state over the
-            devices instead of keeping a copy on each. JAX only.
+        shard_parameters: whether to split weights, their moving average and the optimizer's state
+            over the devices, instead of keeping a copy on each. JAX only.
 
     Returns:
-        What was found; print it.
+        The processes and devices that were found; print it to see them.
 
     Raises:
         ValueError: for `shard_parameters` on another backend.
@@ -179,8 +180,8 @@ def _setup_jax(shard_parameters: bool) -> DataParallel:
         # Each process makes its own slice of a batch, so Keras must not split it once more.
         if shard_parameters:
             engine = "ModelParallel, parameters sharded"
-            # The kernels of the blocks are nearly all of the parameters; what the optimizer keeps
-            # of each follows it.
+            # The kernels of the blocks are nearly all of the parameters. The optimizer's variables
+            # for a kernel are split as the kernel is.
             layout = keras.distribution.LayoutMap(mesh)
             layout[r".*/block_\d+/.*kernel"] = ("batch", None)
             parallel: Any = keras.distribution.ModelParallel(
@@ -195,7 +196,7 @@ def _setup_jax(shard_parameters: bool) -> DataParallel:
 
 
 def _join_jax_processes() -> None:
-    """As `keras.distribution.initialize`, but a lost process is noticed sooner."""
+    """Join the processes as `keras.distribution.initialize`, but notice a lost one sooner."""
     import jax
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
@@ -206,17 +207,18 @@ def _join_jax_processes() -> None:
     )
     for address, number, index in LAUNCHER_VARIABLES:
         if address in os.environ:
-            # Keras' variable may list all processes; the first coordinates.
+            # Keras' variable may list all processes, of which the first coordinates the others.
             first = os.environ[address].split(",")[0]
             join(first, _integer(number, address), _integer(index, address))
             break
     else:
-        # Of this step: a script outside `srun` sees the job's number of tasks, yet is alone.
+        # The number of tasks of this step, not of the job: a script outside `srun` sees the job's,
+        # although it is alone.
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
             return
         join()
-    # The same weights everywhere: JAX takes no array that differs between processes. From Python's
-    # generator, so that a seed that was set decides this one.
+    # All processes must make the same weights, since JAX refuses arrays that differ between them.
+    # The seed is drawn by Python's generator, so a seed that the user has set determines it.
     seed = broadcast_one_to_all(np.uint32(random.getrandbits(31)))
     keras.utils.set_random_seed(int(seed))
 
@@ -247,16 +249,16 @@ def _setup_torch() -> DataParallel:
 
 
 def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Batches on the device, each copied there while the step before it runs.
+    """Yield batches on the device, each copied there while the step before it runs.
 
-    The other backends copy without waiting. Here a step would begin with a copy, and wait for it.
+    The other backends copy without waiting. On torch, a step would begin by waiting for the copy.
     """
     import torch
 
     copying = torch.cuda.Stream()
 
     def moved(array: Any) -> Tensor:
-        # Not "cuda": this runs in a thread, which has a current device of its own.
+        # "cuda" would be the current device of this thread, which need not be that of the main one.
         return torch.as_tensor(array).pin_memory().to(copying.device, non_blocking=True)
 
     def next_batch() -> tuple[Batch, Any] | None:
@@ -274,15 +276,16 @@ def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
             stream = torch.cuda.current_stream()
             stream.wait_event(is_there)
             for tensor in keras.tree.flatten(batch):
-                # Its memory may be used anew only when the step is done with it.
+                # The tensor's memory must not be reused before the step has finished with it.
                 tensor.record_stream(stream)
             yield batch
 
 
 def launch_on_all_devices() -> None:
-    """On torch, start the running program anew under `torchrun` if that is what it takes.
+    """Start the running program anew under `torchrun`, on torch with several devices.
 
-    Elsewhere one process drives all devices of a machine. Does nothing under a launcher.
+    On other backends one process drives all devices of a machine. Under a launcher, this does
+    nothing.
     """
     if keras.config.backend() != "torch" or "WORLD_SIZE" in os.environ:
         return
@@ -295,11 +298,12 @@ def launch_on_all_devices() -> None:
 
 
 def _program() -> list[str]:
-    """What Python was told to run: a file, or a module by its name."""
+    """Return the arguments that make Python run this program: a file, or a module's name."""
     spec = sys.modules["__main__"].__spec__
     if spec is None or spec.origin != sys.argv[0]:
         return sys.argv[:1]
-    # As a file it would find the modules beside it before Python's own of the same name.
+    # If the module were run as a file, Python would find modules beside it before its own of the
+    # same name.
     return ["-m", spec.name.removesuffix(".__main__")]
 
 
@@ -328,10 +332,10 @@ def _setup_tensorflow() -> DataParallel:
 
 
 def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
-    """A dataset with the rows of one replica in each element.
+    """Make a distributed dataset with the rows of one replica in each element.
 
-    From a function, because a dataset handed to `MultiWorkerMirroredStrategy` as it is would be
-    taken for the global batch, split once more, and clips be lost without a word.
+    It is made from a function, because `MultiWorkerMirroredStrategy` would take a dataset itself
+    for the global batch, split it once more, and lose clips without an error.
     """
     import tensorflow as tf
 
@@ -344,7 +348,7 @@ def _distributed_dataset(batches: Iterator[Batch], local_replicas: int) -> Any:
                 yield keras.tree.map_structure(itemgetter(slice(start, start + rows)), batch)
 
     def description(value: Any) -> Any:
-        # The number of tokens may change from batch to batch, the size of a video may not.
+        # The number of tokens may change from batch to batch, but the size of a video may not.
         rest = value.shape[1:] if value.ndim != 2 else [None]
         return tf.TensorSpec((rows, *rest), value.dtype)
 

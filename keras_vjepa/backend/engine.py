@@ -1,6 +1,7 @@
-"""Name of the engine that runs the models, for files and messages (App. C).
+"""Name the engine that runs the models, for files and messages (App. C).
 
-What is done differently on another engine is decided within this folder, never by these names.
+Code that works differently on another engine belongs into this folder. No code elsewhere may decide
+by these names.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What each engine can write for other programs, and must be told for it (§4.3: encoders there)."""
+"""Tell what each engine can export for other programs, and prepare it for that (§4.3)."""
 
 import contextlib
 import warnings
@@ -19,7 +19,7 @@ _FORMATS = {
     "torch": ("onnx", "litert", "torch"),
 }
 _ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "torch": ".pt2"}
-# What a SavedModel consists of.
+# The files and folders that a SavedModel consists of.
 _PARTS = {"assets", "fingerprint.pb", "saved_model.pb", "variables"}
 # Programs that read these compute in float32, and stop at other types.
 IN_FLOAT32 = ("onnx", "litert")
@@ -30,10 +30,10 @@ def check_format(format: Any) -> None:
     """Check that the running engine can write a format.
 
     Args:
-        format: of the file, as a user has given it.
+        format: the format of the file, as a user has given it.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if the engine cannot write it.
     """
     name = engine.name()
     if format not in _FORMATS[name]:
@@ -44,14 +44,14 @@ def check_format(format: Any) -> None:
 
 
 def check_path(path: Path, format: str) -> None:
-    """Check that a file of a format can be written, before minutes are spent on it.
+    """Check that a file of a format can be written at a path, before minutes are spent on it.
 
     Args:
-        path: of the file; of a SavedModel, its folder.
-        format: of the file.
+        path: the file, or the folder of a SavedModel.
+        format: the format of the file.
 
     Raises:
-        ValueError: if the path ends as the files of another format.
+        ValueError: if the path ends as files of another format do.
         FileExistsError: if something else is there, which would be lost.
         NotADirectoryError: if the path leads through a file.
     """
@@ -80,15 +80,15 @@ def check_path(path: Path, format: str) -> None:
 
 
 def check_precision(model: keras.Model, format: str) -> None:
-    """Check that a model's weights are those that a format can hold.
+    """Check that a format can hold weights of a model's dtype.
 
     Args:
-        model: to export.
-        format: of the file.
+        model: the model to export.
+        format: the format of the file.
 
     Raises:
-        ValueError: for a model whose weights are not in float32, where programs that read the
-            format take nothing else.
+        ValueError: for a model whose weights are not in float32, if programs that read the format
+            accept nothing else.
     """
     if format not in IN_FLOAT32:
         return
@@ -102,15 +102,16 @@ def check_precision(model: keras.Model, format: str) -> None:
 
 
 def options(format: str, signature: Any, given: Collection[str]) -> dict[str, Any]:
-    """Return what `keras.Model.export` must be given for an `input_signature`.
+    """Return the arguments that `keras.Model.export` needs for an `input_signature`.
 
     Args:
-        format: of the file.
-        signature: of the model's inputs.
-        given: names of what a user gives besides.
+        format: the format of the file.
+        signature: the signature of the model's inputs.
+        given: names of the further arguments that a user gives.
 
     Raises:
-        ValueError: for free axes where a file has one size, and for names that mean nothing.
+        ValueError: for free axes in a format whose files have one size, and for names of arguments
+            that mean nothing.
     """
     if format == "onnx" and (unknown := sorted({*given} - {"opset_version"})):
         raise ValueError(
@@ -119,7 +120,7 @@ def options(format: str, signature: Any, given: Collection[str]) -> dict[str, An
     specs = keras.tree.flatten(signature)
     if engine.name() != "torch" or not any(None in spec.shape for spec in specs):
         return {}
-    # Keras would write a file for the size 1, and say nothing.
+    # Keras would write a file for the size 1, without an error.
     if format == "litert":
         raise ValueError(
             "`batch_size` must be a number, and all sizes be known, for format 'litert' on torch. "
@@ -129,7 +130,7 @@ def options(format: str, signature: Any, given: Collection[str]) -> dict[str, An
 
 
 def _free_axes(signature: Any) -> list[Any]:
-    """Describe the free axes of inputs to torch."""
+    """Describe the free axes of inputs in the way that torch's exporter expects."""
     import torch
 
     def describe(spec: Any) -> dict[int, Any]:
@@ -148,15 +149,15 @@ def _free_axes(signature: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def refusing(model: keras.Model, format: str) -> Iterator[None]:
-    """Say in one line that a file cannot be written here, whatever a converter says in how many.
+    """Turn any error of a converter into one line that says that the file cannot be written.
 
     Args:
-        model: to export.
-        format: of the file.
+        model: the model to export.
+        format: the format of the file.
     """
     try:
         yield
-    except (ImportError, OSError):  # which name a package or a path
+    except (ImportError, OSError):  # These name a package or a path, and stay as they are.
         raise
     except Exception as error:
         raise ValueError(
@@ -168,19 +169,19 @@ def refusing(model: keras.Model, format: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_float32(model: keras.Model) -> Iterator[bool]:
-    """Have a model of mixed precision compute in float32, as its weights are, while this is open.
+    """Let a model of mixed precision compute in float32, the type of its weights, within a block.
 
     Args:
-        model: whose weights are in float32; `check_precision` says so.
+        model: a model whose weights are in float32, which `check_precision` checks.
 
     Yields:
-        Whether anything is computed in another precision otherwise.
+        Whether any layer computes in another precision outside the block.
     """
     usual = [(layer, layer.dtype_policy) for layer in (model, *_layers_within(model))]
     mixed = [(layer, policy) for layer, policy in usual if policy.name.endswith(_MIXED)]
     try:
         for layer, policy in mixed:
-            # Of a quantized layer, the name begins with how it is quantized.
+            # The name of a quantized layer's policy begins with the kind of quantization.
             name = policy.name
             for one in _MIXED:
                 name = name.replace(one, "float32")
@@ -199,12 +200,12 @@ def _layers_within(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 
 @contextlib.contextmanager
 def readable_onnx() -> Iterator[None]:
-    """Have Keras write ONNX files that programs can run, and say no more, while this is open.
+    """Let Keras write ONNX files that programs can run, without needless warnings, in a block.
 
-    tf2onnx moves transposes about to save some of them, and forgets that the terms of a sum may
-    differ in shape: programs stop at such a file of a classifier. They save transposes themselves,
-    when they load a file. torch warns of each number that it takes for a constant: whether one was
-    none is seen when the file is run.
+    To save transposes, tf2onnx moves them, and it forgets that the terms of a sum may differ in
+    shape; programs cannot run such a file of a classifier. The moves are not needed, since programs
+    save transposes themselves when they load a file. torch warns of each number that it takes for a
+    constant. Whether a number should not have been one shows when the file is run.
     """
     with contextlib.ExitStack() as open_ones:
         if engine.name() == "torch":
@@ -222,7 +223,7 @@ def _without_moved_transposes() -> Iterator[None]:
     try:
         from tf2onnx.optimizer import TransposeOptimizer
     except ImportError:
-        # Keras says what to install.
+        # Keras itself will say what to install.
         yield
         return
     usual = TransposeOptimizer.optimize
@@ -234,7 +235,7 @@ def _without_moved_transposes() -> Iterator[None]:
 
 
 def litert_interpreter() -> Any:
-    """Return the class that runs LiteRT files; None where none is installed."""
+    """Return the class that runs LiteRT files; None if none is installed."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:

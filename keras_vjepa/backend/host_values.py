@@ -1,7 +1,7 @@
-"""Numbers that can be looked at without waiting for a device (App. C).
+"""Read numbers of a model's inputs without waiting for a device (App. C).
 
-Within a compiled step there are no values yet, and to fetch them from an accelerator would hold
-it up; so what is checked of a model's inputs is what lies on the host when they enter.
+Within a compiled step there are no values yet, and fetching them from an accelerator would hold it
+up. So only values that lie on the host when the inputs enter are checked.
 """
 
 from typing import Any
@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from keras_vjepa.types import Tensor
 
-# So many videos of a batch are looked at, and of height and width every so many pixels: of a batch
-# for a GPU, in less than a hundredth of a step.
+# How many videos of a batch are looked at, and at which stride in height and width. For a batch for
+# a GPU this takes less than a hundredth of a step.
 _MOST_VIDEOS, _STRIDE = 4, 16
 
 
 def sample_of(pixels: Tensor) -> NDArray[Any] | None:
-    """Take a part of the pixels of a batch, if they have values and those lie on the host.
+    """Take a sample of the pixels of a batch, if they have values and those lie on the host.
 
     Args:
         pixels: `(batch, ..., height, width, channels)`, an array or a tensor of the running engine.
 
     Returns:
-        Some rows and columns of the first videos; None of what is traced or lies on an accelerator.
+        Some rows and columns of the first videos; None for a tensor that is traced or lies on an
+        accelerator.
 
     Example:
 
@@ -37,21 +38,21 @@ def sample_of(pixels: Tensor) -> NDArray[Any] | None:
         part = np.s_[:_MOST_VIDEOS, ..., ::_STRIDE, ::_STRIDE, :]
         if keras.config.backend() == "torch":
             return keras.ops.convert_to_numpy(pixels[part])
-        # All of it first, without a copy: within a program that is being compiled, a part of a
-        # tensor that has values has none.
+        # The whole tensor becomes an array first, without a copy: while a program is compiled, a
+        # part of a tensor has no values even if the tensor has.
         return np.asarray(pixels)[part]
     return None
 
 
 def host_array(tensor: Any) -> Any:
-    """View the values of a tensor of any library as an array, where they lie on the host.
+    """View the values of a tensor of any library as an array, if they lie on the host.
 
     Args:
-        tensor: of torch, JAX or TensorFlow, an array, or anything else.
+        tensor: a tensor of torch, JAX or TensorFlow, an array, or anything else.
 
     Returns:
-        The array, without a copy; what has no such values, or is of a type that NumPy does not
-        know, as it is.
+        The array, without a copy. Anything that has no such values, or a type that NumPy does not
+        know, is returned as it is.
 
     Example:
 
@@ -66,7 +67,7 @@ def host_array(tensor: Any) -> Any:
         return tensor
     try:
         return np.asarray(tensor)
-    except Exception:  # a library's own, such as for a tensor of a traced function
+    except Exception:  # Libraries have errors of their own, for a traced tensor, say.
         return tensor
 
 
@@ -77,7 +78,7 @@ def extremes_of(numbers: Any) -> tuple[int, int] | None:
         numbers: an array, a list, or a tensor of the running engine.
 
     Returns:
-        The two; None of no numbers, and of what is traced or lies on an accelerator.
+        The two; None if there are no numbers, or if they are traced or lie on an accelerator.
 
     Example:
 
@@ -96,7 +97,7 @@ def _is_on_host(tensor: Tensor) -> bool:
     if keras.config.backend() == "torch":
         import torch
 
-        # Not a subclass, whose values are faked while a program is exported.
+        # A subclass is not enough: while a program is exported, its values are faked.
         return type(tensor) is torch.Tensor and (
             tensor.device.type == "cpu"
             and not torch.compiler.is_compiling()
@@ -115,7 +116,7 @@ def _is_on_host(tensor: Tensor) -> bool:
 
 
 def _has_storage(tensor: Any) -> bool:
-    """Whether a tensor of torch has numbers of its own; within `torch.func.vmap` it has none."""
+    """Tell whether a tensor of torch has memory of its own; within `torch.func.vmap` none has."""
     try:
         tensor.data_ptr()
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""A model's outputs for a batch that all devices and processes share (§4.3, the evaluations).
+"""Compute a model's outputs for batches that all devices and processes share (§4.3).
 
-Keras' `predict` is made for one process: under several, JAX cannot fetch what lies on another
-machine, and TensorFlow gives every replica the same rows.
+Keras' `predict` is made for one process. With several, JAX cannot fetch results from another
+machine, and TensorFlow gives every replica the same rows. The evaluations use this module instead.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ Forward = Callable[[Any, NDArray[np.float32]], Any]
 
 
 class DistributedInference:
-    """The outputs of a model in inference, compiled, on all devices that `setup` found.
+    """Computes the outputs of a model in inference, compiled, on all devices that `setup` found.
 
     Args:
-        model: built; its outputs are arrays with a row for each row of its inputs.
+        model: a built model, whose outputs are arrays with a row for each row of its inputs.
 
     Call arguments:
         inputs: this process's rows, arrays in any structure.
-        weight: `(rows,)`, 0 for rows that hold nothing.
+        weight: `(rows,)`, 0 for rows that only fill a batch.
 
     Returns:
-        The outputs as NumPy arrays with the rows of all processes, in their order, on each of them;
-        NaN where the weight is 0.
+        The outputs as NumPy arrays with the rows of all processes, in their order. Every process
+        gets all of them. Rows of weight 0 are NaN.
 
     Example:
 
@@ -62,8 +62,8 @@ class DistributedInference:
         return self._forward_of_one_device
 
     def _forward_of_one_device(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
-        # A function for each shape: TensorFlow would make one for any number of clips and views,
-        # and a model cannot work with a number that is not known.
+        # Each shape has a function of its own. TensorFlow would make one function for any number of
+        # clips and views, and a model cannot work with unknown numbers.
         shapes = tuple(np.shape(array) for array in tree.flatten(inputs))
         self.model.predict_function = self._functions.get(shapes)
         self.model.make_predict_function()
@@ -83,8 +83,8 @@ def _torch_forward(model: keras.Model) -> Forward:
     import torch
 
     def predict(inputs: Any, weight: NDArray[np.float32]) -> Any:
-        # Not by `predict_on_batch`: Keras 3.16 would join the processes for gradients first, which
-        # a model without any refuses.
+        # `predict_on_batch` is avoided: Keras 3.16 would first join the processes for gradients,
+        # which fails for a model without any.
         with torch.no_grad():
             outputs = tree.map_structure(ops.convert_to_numpy, model.predict_step((inputs,)))
         return tree.map_structure(collectives.gather, _only_rows_with_weight(outputs, weight, np))
@@ -104,7 +104,7 @@ def _jax_forward(model: keras.Model) -> Forward:
         outputs, _ = model.stateless_call(trainable, non_trainable, inputs)
         return _only_rows_with_weight(outputs, weight)
 
-    # Whole on every device, so that each process can fetch it.
+    # The outputs lie whole on every device, so that each process can fetch them.
     compiled = jax.jit(forward, out_shardings=whole)
 
     def on_all_devices(array: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Every private name of Keras and torch that the package leans on, in one table (§3.1, App. C).
+"""List all private names of Keras and torch that the package uses, and check them (§3.1, App. C).
 
-A private name can be gone in the next release, and some are missed without an error: a method that
-overrides nothing is simply never called. So each name stands here and nowhere else, `check` looks
-for all of them when a model is compiled, and names the one that is gone. The table below is the
+A private name may be gone in the next release, and some would be missed without an error: a method
+that overrides nothing is simply never called. So each name is used here and nowhere else. `check`
+looks for all of them when a model is compiled, and names one that is gone. The table below is the
 list to go through for a new release of Keras or torch.
 """
 
@@ -18,7 +18,7 @@ from keras.src import backend
 
 from keras_vjepa.types import Tensor
 
-# What was tested; pyproject.toml has the same.
+# The versions that were tested; pyproject.toml has the same.
 KERAS_VERSIONS = "keras>=3.15,<3.17"
 TORCH_VERSIONS = "torch>=2.6"
 
@@ -27,16 +27,17 @@ ALL_ENGINES = ("jax", "tensorflow", "torch")
 
 @dataclasses.dataclass(frozen=True)
 class PrivateName:
-    """One attribute of Keras or torch that is not part of their public interface.
+    """Describes an attribute of Keras or torch that is not part of their public interface.
 
     Attributes:
-        name: of the attribute.
-        owner: in words, for the error message.
+        name: the name of the attribute.
+        owner: words for its owner, for the error message.
         find_owner: returns the class, module or instance that has the attribute.
-        parameters: arguments that we pass to it, or that it passes to the method that overrides it.
-        engines: those on which it is used.
-        since: first version of Keras that has it; an older one does without.
-        requirement: what to install where it is gone.
+        parameters: arguments that this package passes to it, or that Keras or torch passes to the
+            method that overrides it.
+        engines: the engines on which it is used.
+        since: the first version of Keras that has it; older versions do not need it.
+        requirement: what to install if it is gone.
     """
 
     name: str
@@ -49,14 +50,14 @@ class PrivateName:
 
     @property
     def is_used(self) -> bool:
-        """Whether the running engine and the installed Keras are among those that it is for."""
+        """Return whether the running engine and the installed Keras use the attribute."""
         return keras.config.backend() in self.engines and keras_version() >= self.since
 
     def check(self) -> None:
         """Raise unless the attribute is there and takes the arguments.
 
         Raises:
-            RuntimeError: naming the attribute and the versions that have it.
+            RuntimeError: if not; the message names the attribute and the versions that have it.
         """
         owner = self.find_owner()
         if hasattr(owner, self.name):
@@ -73,7 +74,7 @@ class PrivateName:
 
 
 def keras_version() -> tuple[int, int]:
-    """Major and minor version of the installed Keras."""
+    """Return the major and minor version of the installed Keras."""
     major, minor = re.findall(r"\d+", keras.__version__)[:2]
     return int(major), int(minor)
 
@@ -100,7 +101,7 @@ def _an_optimizer() -> keras.optimizers.Optimizer:
 
 @functools.cache
 def _names_in_state_sync() -> Any:
-    """What Keras' own code, for JAX, reads of a model in a loop over batches."""
+    """Return an object with the names that Keras' own code for JAX reads in a loop over batches."""
     return type("Read", (), dict.fromkeys(keras.Model.jax_state_sync.__code__.co_names))
 
 
@@ -139,11 +140,11 @@ PRIVATE_NAMES: list[PrivateName] = [
     ),
     PrivateName("_post_quantize", "keras.Model", lambda: keras.Model, ("mode",)),
     PrivateName("get_autocast_scope", "keras.src.backend", lambda: backend, engines=("torch",)),
-    # Gradients that an optimizer accumulates, and how many batches they are of.
+    # Gradients that an optimizer accumulates, the number of batches, and the weights.
     PrivateName("_accumulated_gradients", "keras.optimizers.Optimizer", _an_optimizer),
     PrivateName("_iterations", "keras.optimizers.Optimizer", _an_optimizer),
     PrivateName("_trainable_variables", "keras.optimizers.Optimizer", _an_optimizer),
-    # A step for all weights in a few calls.
+    # Functions that change all weights in a few calls.
     *_of_torch(
         "_foreach_add_",
         "_foreach_copy_",
@@ -159,7 +160,7 @@ PRIVATE_NAMES: list[PrivateName] = [
         engines=("torch",),
         requirement=TORCH_VERSIONS,
     ),
-    # The weights that a step has made, while the variables hold none.
+    # Holds the weights that a step has made, while the variables hold none.
     PrivateName("_jax_state", "keras.Model", _names_in_state_sync, engines=("jax",)),
     # Overridden, see `Overrides`.
     PrivateName(
@@ -191,7 +192,7 @@ PRIVATE_NAMES: list[PrivateName] = [
 def check() -> None:
     """Raise unless the installed Keras and torch have every private name that is used here.
 
-    Called when a model is compiled; takes less than a millisecond.
+    It is called when a model is compiled, and takes less than a millisecond.
 
     Raises:
         RuntimeError: for the first name that is gone.
@@ -210,54 +211,54 @@ def check() -> None:
 
 
 def stored_value(variable: Any) -> Tensor:
-    """Tensor that a variable holds, in the type that it is kept in; of a tensor, itself.
+    """Return the tensor that a variable holds, in the dtype it is kept in; a tensor as it is.
 
-    `variable.value` looks first for scopes of types and of states, which takes longer than much
-    that is done with the result, and casts within the former.
+    `variable.value` first looks for scopes of dtypes and of states, and casts within a scope of
+    dtypes. That often takes longer than the work on the result.
     """
     return variable._value if isinstance(variable, keras.Variable) else variable
 
 
 def follow_stored_dtype(variable: keras.Variable) -> None:
-    """Tell a variable the type of the tensor that it holds, which torch has cast."""
+    """Tell a variable the dtype of its tensor, after torch has cast the tensor."""
     variable._dtype = keras.backend.standardize_dtype(variable._value.dtype)
 
 
 def layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """List the layers that a layer has made or was given, not those within them."""
+    """List the layers that a layer holds directly, not those within them."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def track_weights_anew(model: keras.Model) -> None:
-    """Let torch know what weights a model has, after its layers got other ones, one by one.
+    """Tell torch which weights a model has, after layers were given new ones one by one.
 
-    `model.quantize` does by itself. torch's side of a Keras model would go on with those that were
-    replaced, and know nothing of new ones in layers that are held in lists.
+    `model.quantize` does this by itself. Otherwise the torch module of a Keras model would go on
+    with weights that were replaced, and not know new ones in layers that are held in lists.
     """
     model._post_quantize(None)
 
 
 def autocast_dtype() -> str | None:
-    """Return the type that weights are cast to when they are read; None if they are not."""
+    """Return the dtype that weights are cast to when they are read; None if they are not cast."""
     scope = backend.get_autocast_scope()
     return None if scope is None else scope.dtype
 
 
 def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
-    """Return the variable in which an optimizer counts batches, whether or not it moved weights."""
+    """Return the variable in which an optimizer counts batches, those without an update too."""
     return optimizer._iterations
 
 
 def lend_state(model: keras.Model, state: Mapping[str, Sequence[Tensor]] | None) -> None:
     """Tell a model on JAX the values of its variables in a loop over batches; None after it.
 
-    Keras does so after a step, and puts them into the variables when the loop ends.
+    Keras itself does this after a step, and puts the values into the variables when the loop ends.
     """
     model._jax_state = state
 
 
 def optimized_weights(optimizer: keras.optimizers.Optimizer) -> Sequence[keras.Variable]:
-    """Return the weights that an optimizer was built for; of one that is not built, none."""
+    """Return the weights that an optimizer was built for; none if it is not built."""
     return optimizer._trainable_variables
 
 
@@ -267,24 +268,24 @@ def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> Sequence[ker
 
 
 def foreach(operation: str, *arguments: Any) -> Any:
-    """torch's `operation` for all tensors of a list, in one call.
+    """Call an operation of torch for all tensors of a list at once.
 
     Args:
         operation: `"add_"`, `"copy_"`, `"mul"`, `"mul_"`, `"norm"` or `"sub"`.
-        arguments: lists of tensors, and what goes with all of them.
+        arguments: lists of tensors, and arguments that apply to all of them.
     """
     return getattr(_torch(), f"_foreach_{operation}")(*arguments)
 
 
 def flash_attention(rows: Sequence[Tensor], edges: Tensor, most_tokens: int) -> Tensor:
-    """Attention within the parts of one long row of tokens, by torch's kernel for NVIDIA's devices.
+    """Compute attention within parts of one row of tokens, by torch's kernel for NVIDIA's devices.
 
-    It is what `torch.nn.attention.varlen` calls, which torch 2.6 does not have yet.
+    `torch.nn.attention.varlen` calls the same kernel, but torch 2.6 does not have that module yet.
 
     Args:
         rows: query, key and value `(tokens, heads, head_dim)`.
         edges: int32 `(parts + 1,)`, where each part begins, and where the last one ends.
-        most_tokens: of a part.
+        most_tokens: the largest number of tokens of a part.
 
     Returns:
         `(tokens, heads, head_dim)`.
@@ -297,20 +298,20 @@ def flash_attention(rows: Sequence[Tensor], edges: Tensor, most_tokens: int) -> 
 
 
 class Overrides:
-    """Methods of `keras.Model` that the package replaces, for the models that it trains.
+    """Replaces methods of `keras.Model`, for the models that this package trains.
 
-    A mixin, before `keras.Model` among the bases of a model whose own step averages the gradients
-    of all processes.
+    It is a mixin, and stands before `keras.Model` among the bases of a model whose own step
+    averages the gradients of all processes.
 
     Attributes:
-        built_when_compiled: whether `compile` leaves nothing for Keras to build.
+        built_when_compiled: whether nothing is left for Keras to build after `compile`.
     """
 
     built_when_compiled = True
     skipped_a_build = False
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Build what is not built; Keras would take a batch from the data for it in any case."""
+        """Build the model only if needed: Keras would in any case take a batch of data for it."""
         self.skipped_a_build = self.built_when_compiled
         if not self.built_when_compiled:
             super()._maybe_symbolic_build(iterator, data_batch)  # type: ignore[misc]
@@ -320,10 +321,10 @@ class Overrides:
 
 
 class ExportedAsAsked:
-    """A model of several inputs, of which a SavedModel has the signature that was asked for alone.
+    """Makes a SavedModel of a model with several inputs hold only the signature asked for.
 
-    A mixin, before `keras.Model` among the bases. Keras would write down one more, of what `build`
-    was given, which calls the model with the first of its inputs.
+    It is a mixin, and stands before `keras.Model` among the bases. Keras would add a signature for
+    the shape that `build` was given, which would call the model with its first input alone.
     """
 
     _default_save_signature = None
@@ -333,12 +334,12 @@ def check_overrides(model: keras.Model) -> None:
     """Raise unless Keras called the methods of `Overrides` before a model's first step.
 
     Args:
-        model: with its train function made.
+        model: a model whose train function has been made.
 
     Raises:
-        RuntimeError: naming the method that was not called.
+        RuntimeError: if a method was not called; the message names it.
     """
-    # What each would have prevented.
+    # Each of these has happened only if the method that prevents it was not called.
     wrapped = getattr(model, "ddp_model", None) is not None
     strategy = getattr(model, "distribute_strategy", None)
     took_a_batch = strategy is not None and strategy.num_replicas_in_sync > 1

@@ -1,8 +1,8 @@
 """Keep the weights of a model whose loop over batches ends early (App. C).
 
-On JAX, Keras' `fit`, `evaluate` and `predict` take the weights out of a model and hand them from
-step to step. An error in the first step, an interrupt within any, or a second thread would leave
-or find a model without weights. The other engines change weights in their place.
+On JAX, Keras' `fit`, `evaluate` and `predict` take the weights out of a model and pass them from
+step to step. An error in the first step, or an interrupt within any step, would leave the model
+without weights, and a second thread would find it so. The other engines change weights in place.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import keras
 
 from keras_vjepa.backend import keras_internals
 
-# What is handed from step to step, by the attribute that holds the step.
+# The groups of variables that pass from step to step, by the attribute that holds the step.
 _STATES = {
     "train_function": ("trainable", "non_trainable", "optimizer", "metrics"),
     "test_function": ("trainable", "non_trainable", "metrics"),
@@ -30,12 +30,12 @@ _making_a_lock = threading.Lock()
 
 @contextlib.contextmanager
 def values_kept(model: keras.Model) -> Iterator[None]:
-    """Run a loop of Keras over batches so that whatever ends it leaves the model its weights.
+    """Keep a model's weights safe while Keras loops over batches, however the loop ends.
 
     Loops of the same model in several threads wait for each other.
 
     Args:
-        model: whose `fit`, `evaluate` or `predict` is called within.
+        model: the model whose `fit`, `evaluate` or `predict` is called within the block.
 
     Example:
 
@@ -55,7 +55,7 @@ def values_kept(model: keras.Model) -> Iterator[None]:
     with lock:
         outer = _before.get(model)
         if outer is not None:
-            # Called by a callback, within a loop that has the weights.
+            # A callback has called this within a loop that holds the weights.
             model.jax_state_sync()
         optimizer = getattr(model, "optimizer", None)
         variables = [*model.variables, *getattr(optimizer, "variables", ())]
@@ -73,7 +73,7 @@ def values_kept(model: keras.Model) -> Iterator[None]:
 
 
 def _give_back(model: Any, pairs: list[Any]) -> None:
-    """Put the weights of the last step back, or those of before the loop if there was none."""
+    """Put back the weights of the last step, or those from before the loop if no step was done."""
     model.jax_state_sync()
     keras_internals.lend_state(model, None)
     for variable, value in pairs:
@@ -83,12 +83,12 @@ def _give_back(model: Any, pairs: list[Any]) -> None:
 
 
 class UnbrokenStep:
-    """A step on JAX that an interrupt waits for, after which the model knows its weights.
+    """Runs a step on JAX that no interrupt breaks, and then gives the model its weights.
 
     Args:
-        model: whose step it is.
+        model: the model of the step.
         name: `"train_function"`, `"test_function"` or `"predict_function"`.
-        step: as Keras has made it.
+        step: the step, as Keras has made it.
     """
 
     def __init__(self, model: Any, name: str, step: Callable[[Any, Any], Any]) -> None:
@@ -96,7 +96,7 @@ class UnbrokenStep:
 
     def __call__(self, state: Any, iterator: Iterator[Any]) -> Any:
         model: Any = self._model()
-        # Waiting for data may be interrupted.
+        # Batches are fetched first, because waiting for data may be interrupted.
         batches = [next(iterator)]
         for _ in range(model.steps_per_execution - 1):
             with contextlib.suppress(StopIteration):
@@ -105,14 +105,14 @@ class UnbrokenStep:
             outputs, state = self._step(state, iter(batches))
             named = zip(self._names, state, strict=True)
             keras_internals.lend_state(model, {f"{name}_variables": one for name, one in named})
-            # Where they are not overwritten, they would be kept in memory once more.
+            # The weights from before the loop are not needed any more, and would take memory.
             _before.get(model, []).clear()
         return outputs, state
 
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Let a first Ctrl-C wait until this ends; a second one does not."""
+    """Let a first Ctrl-C wait until the block ends; a second one acts at once."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

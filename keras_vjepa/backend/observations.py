@@ -1,8 +1,8 @@
-"""Scalars that a training step finds on its way, for its logs (App. C: norms; §3.1: losses).
+"""Collect scalars that a training step computes, for its logs (App. C: norms; §3.1: losses).
 
-A model's outputs are what its loss needs. What else a step knows, such as the loss of each kind of
-mask or the norm of a gradient before it is clipped, is handed to whoever listens: the step itself,
-within the same compiled program. Where nobody listens, nothing is computed.
+A model's outputs are only what its loss needs. Other numbers, such as the loss of each kind of mask
+or the norm of a gradient before clipping, are passed to a listener: the step itself, within the
+same compiled program. If nothing listens, they are not computed.
 """
 
 import threading
@@ -11,19 +11,20 @@ from contextlib import contextmanager
 
 from keras_vjepa.types import Tensor
 
-# Replicas of a step run in threads of their own.
+# Kept by thread, since the replicas of a step run in threads of their own.
 _listening = threading.local()
 
 
 @contextmanager
 def observed(listens: bool = True) -> Iterator[dict[str, Tensor]]:
-    """Listen to what a block observes.
+    """Collect the scalars that code within a block reports by `observe`.
 
     Args:
-        listens: False for a block whose tensors would be of no use outside of it.
+        listens: False for a block whose tensors cannot be used outside of it.
 
     Yields:
-        The scalars by name, once the block has ended; of one name, the last.
+        A dictionary that holds the scalars by name once the block has ended. If a name is reported
+        again, the last scalar stays.
 
     Example:
 
@@ -43,11 +44,11 @@ def observed(listens: bool = True) -> Iterator[dict[str, Tensor]]:
 
 
 def observe(name: str, value: Callable[[], Tensor]) -> None:
-    """Tell a scalar to whoever listens.
+    """Report a scalar to the innermost `observed` block.
 
     Args:
-        name: in the logs.
-        value: makes the scalar; not called if nobody listens.
+        name: the name of the scalar in the logs.
+        value: makes the scalar; not called if nothing listens.
     """
     found = getattr(_listening, "found", None)
     if found is not None:

@@ -1,8 +1,8 @@
-"""What a step asks of any optimizer of Keras, whatever wraps it (App. C).
+"""Read what a step must know of any Keras optimizer, whatever wraps it (App. C).
 
-An optimizer may leave the weights as they are in some steps: while it accumulates gradients, or, as
-`LossScaleOptimizer` does, where float16 overflowed. What follows an optimizer's update, as the
-moving average of the weights does, must then wait as well.
+An optimizer may leave the weights unchanged in some steps: while it accumulates gradients, or, in
+the case of `LossScaleOptimizer`, when float16 has overflowed. Work that follows an update, such as
+the moving average of the weights, must then wait as well.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from keras_vjepa.types import Tensor
 def inner_optimizers(optimizer: Any) -> list[Any]:
     """List the optimizers that change weights: those in a wrapper, or the optimizer itself.
 
-    A `MultiOptimizer` that is given a function knows all of its own when it is built.
+    A `MultiOptimizer` that was given a function knows all its optimizers only once it is built.
 
     Example:
 
@@ -36,10 +36,10 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 
 def batches_taken(optimizer: Any) -> keras.Variable:
-    """Return the number of batches that an optimizer has taken, which schedules are read at.
+    """Return the variable that counts the batches of an optimizer; schedules depend on it.
 
-    Keras' `iterations` counts updates: fewer where gradients are accumulated over several batches.
-    Batches whose gradients overflowed are not counted.
+    Keras' `iterations` counts updates, which are fewer if gradients are accumulated over several
+    batches. Batches whose gradients overflowed are not counted.
     """
     while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
@@ -56,7 +56,7 @@ def updates_made(optimizer: Any) -> Tensor:
 
 
 def may_skip_updates(optimizer: Any) -> bool:
-    """Tell whether there are steps in which the weights stay as they are."""
+    """Tell whether there may be steps in which an optimizer leaves the weights unchanged."""
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     return scales or any(i.gradient_accumulation_steps for i in inner_optimizers(optimizer))
 
@@ -64,15 +64,15 @@ def may_skip_updates(optimizer: Any) -> bool:
 def check_optimized(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
     """Raise if an optimizer was built for other weights than those that are to be trained.
 
-    TensorFlow would go on to train those of the program that it has made; the others stop at it,
-    each in its own way.
+    TensorFlow would go on to train the weights in the program that it has compiled; the other
+    engines raise errors, each one of its own.
 
     Args:
-        optimizer: built or not; None for a model that has none.
-        variables: those that are trainable.
+        optimizer: an optimizer, built or not; None for a model that has none.
+        variables: the variables that are trainable.
 
     Raises:
-        ValueError: naming one of the weights that make the difference.
+        ValueError: if they differ; the message names one of the weights that do.
 
     Example:
 

@@ -1,11 +1,11 @@
-"""Calls of a block's parts without what Keras repeats for each of them (§3.3).
+"""Call the parts of a block without the preparation that Keras repeats for each (§3.3).
 
-Before a layer's own `call` Keras checks and converts its arguments, looks for masks and opens
-scopes. That takes about 70 microseconds, as long as a small layer itself, and counts where a
-backend runs op by op (torch). Inside a block it finds nothing to do: tokens have their type, and
-weights are read in theirs, since the block itself was called in full.
+Before a layer's own `call`, Keras checks and converts its arguments, looks for masks and opens
+scopes. That takes about 70 microseconds, as long as a small layer itself, and it matters if the
+backend runs op by op (torch). Inside a block there is nothing left to prepare: the block itself was
+called in full, so its tokens have the right dtype, and weights are read in theirs.
 
-Measured on one CPU core with torch 2.13, a training step of a VJEPAPretrainer, this way and in
+Measured on one CPU core with torch 2.13, for a training step of a VJEPAPretrainer, this way and in
 full: 12 blocks of width 24 on 2 clips, 43 and 82 ms; 4 blocks of width 96, 4 clips, 105 and 119 ms;
 32 clips, 0.70 and 0.73 s; ViT-Ti at 224 pixels, no difference.
 """
@@ -20,15 +20,15 @@ from keras_vjepa.types import Tensor
 
 LayerClass = TypeVar("LayerClass", bound=type[keras.layers.Layer])
 
-# Layers that ask nothing of Keras' preparation, each with the `__call__` that it had from Keras.
+# Layers that do not need Keras' preparation, each with the `__call__` that it had from Keras.
 _PARTS: dict[type, Callable[..., Any]] = {}
 
 
 def part_of_a_block(layer_class: LayerClass) -> LayerClass:
-    """Let `call_part` call a layer without Keras' preparation. A class decorator.
+    """Let `call_part` call a layer without Keras' preparation, as a decorator of its class.
 
-    For a layer whose `call` takes tensors by position and reads no `training` and no mask of
-    Keras'. Subclasses are called in full, unless they have the decorator too.
+    The `call` of such a layer takes tensors by position, and reads neither `training` nor a mask of
+    Keras. Subclasses are called in full, unless they have the decorator too.
 
     Example:
 
@@ -46,13 +46,13 @@ def part_of_a_block(layer_class: LayerClass) -> LayerClass:
 def call_part(part: keras.layers.Layer, *inputs: Tensor | None) -> Tensor:
     """Call a layer from the `call` of the layer that it is a part of.
 
-    The result is `part(*inputs)`, and everything that a user may hang on a Keras layer takes
-    effect: it is called in full where that asks for more than `call`. torch's hooks, `RematScope`
+    The result is `part(*inputs)`, and everything that a user may attach to a Keras layer takes
+    effect: if it needs more than `call`, the layer is called in full. torch's hooks, `RematScope`
     and quantization act either way.
 
     Args:
         part: the layer.
-        inputs: arguments of its `call`; first of all tokens.
+        inputs: arguments of its `call`, of which the first is tokens.
 
     Example:
 
@@ -65,13 +65,13 @@ def call_part(part: keras.layers.Layer, *inputs: Tensor | None) -> Tensor:
         return part(*inputs)
     import torch
 
-    # From here on as Keras itself goes on: torch's hooks, then what is computed again in the
-    # backward pass, then `call` or its quantized form.
+    # From here on the call goes as in Keras itself: first torch's hooks, then rematerialization,
+    # then `call` or its quantized form.
     return torch.nn.Module.__call__(part, *inputs)
 
 
 def _has_nothing_to_prepare(part: keras.layers.Layer, tokens: Any) -> bool:
-    """Whether what Keras does before and after `call` would change nothing."""
+    """Tell whether Keras' work before and after `call` would change nothing."""
     import torch
 
     return (
@@ -85,6 +85,6 @@ def _has_nothing_to_prepare(part: keras.layers.Layer, tokens: Any) -> bool:
 
 
 def _reads_weights_to_compute_with(part: keras.layers.Layer) -> bool:
-    """Whether weights that are read now have the type that `part` computes in."""
+    """Tell whether weights that are read now have the dtype that `part` computes in."""
     cast_to = keras_internals.autocast_dtype()
     return part.compute_dtype == (part.variable_dtype if cast_to is None else cast_to)

@@ -1,7 +1,7 @@
-"""Which weights a loss depends on, on JAX, where the others have gradients of zeros (App. C).
+"""Find the weights that a loss depends on, on JAX, which gives the others zeros (App. C).
 
 The other engines give no gradient to a weight that the loss does not depend on, and an optimizer
-leaves it as it is. Zeros would let weight decay shrink it, step by step.
+leaves it as it is. A gradient of zeros would let weight decay shrink it, step by step.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class ReachedWeights:
-    """Notes, while a backward pass on JAX is traced, which weights it arrives at.
+    """Notes which weights a backward pass on JAX reaches, while it is traced.
 
     Example:
 
@@ -21,21 +21,21 @@ class ReachedWeights:
     [6.0, None]
 
     Args:
-        count: of the weights.
+        count: number of the weights.
     """
 
     def __init__(self, count: int) -> None:
         self._reached = [False] * count
 
     def watched(self, weights: Sequence[Any]) -> list[Any]:
-        """The weights, to compute the loss with."""
+        """Return the weights in a form that must be used to compute the loss."""
         return [
             _noted(weight, lambda i=i: self._note(i))  # type: ignore[misc]
             for i, weight in enumerate(weights)
         ]
 
     def of(self, gradients: Sequence[Any]) -> list[Any]:
-        """The gradients, with `None` for those of weights that were not arrived at."""
+        """Return the gradients, with None for weights that the backward pass did not reach."""
         pairs = zip(gradients, self._reached, strict=True)
         return [gradient if reached else None for gradient, reached in pairs]
 
@@ -51,7 +51,7 @@ def _noted(weight: Any, note: Callable[[], None]) -> Any:
         return value
 
     def backward(_: None, gradient: Any) -> tuple[Any]:
-        # Called while the pass is traced, and only for a gradient that something depends on.
+        # JAX calls this while it traces the pass, and only for weights that the loss depends on.
         note()
         return (gradient,)
 

@@ -1,9 +1,9 @@
-"""What `fit`, `evaluate` and `predict` run on each batch, whatever the size of its videos (§3.3).
+"""Make the functions that `fit`, `evaluate` and `predict` run, for any size of videos (§3.3).
 
-TensorFlow's trainer keeps one program for all batches: when one of another size comes, the sizes in
-the program become unknown, and with them the grid of tokens. Here there is a program for each size
-of videos, which sees no other. The other engines do as much by themselves. On JAX no interrupt
-breaks a step, see `loops.py`.
+TensorFlow's trainer keeps one program for all batches. When a batch of another size comes, the
+sizes in the program become unknown, and with them the grid of tokens. Here each size of videos has
+a program of its own. The other engines do this by themselves. On JAX, no interrupt breaks a step;
+see `loops.py`.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,16 @@ import keras
 from keras_vjepa.backend import collectives, optimizer_state, updates
 from keras_vjepa.backend.loops import UnbrokenStep
 
-# Arrays with fewer axes, such as tokens and lists of indices, may have lengths that are unknown.
+# The lengths of arrays with fewer axes, such as tokens and lists of indices, may be unknown.
 _AXES_OF_IMAGES = 4
 
 Run = Callable[[Any], Any]
 
 
 class StepFunctions:
-    """A mixin, before `keras.Model` among the bases of a model that takes videos of any size.
+    """Lets a model run on videos of any size in `fit`, `evaluate` and `predict`.
+
+    It is a mixin, and stands before `keras.Model` among the bases.
 
     Attributes:
         batch_size_matters: whether a training step must know the number of samples as well.
@@ -41,7 +43,7 @@ class StepFunctions:
     batch_size_matters = False
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As Keras'.
+        """Make the function for training steps, as Keras does, for each size of videos.
 
         Raises:
             ValueError: for weights in float16, which do not learn, and if other weights are to be
@@ -54,11 +56,11 @@ class StepFunctions:
         return self._make("train_function", force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        """As Keras'."""
+        """Make the function for evaluation steps, as Keras does, for each size of videos."""
         return self._make("test_function", force)
 
     def make_predict_function(self, force: bool = False) -> Any:
-        """As Keras'."""
+        """Make the function for prediction steps, as Keras does, for each size of videos."""
         return self._make("predict_function", force)
 
     def _make(self, name: str, force: bool) -> Any:
@@ -88,7 +90,7 @@ class StepFunctions:
 
 
 class _ProgramForEachSize:
-    """A function of batches, made anew for each size of videos in them. TensorFlow only."""
+    """Makes a function of batches anew for each size of videos in them; TensorFlow only."""
 
     batch_size_matters = False
     batches_a_call = 1
@@ -109,14 +111,14 @@ class _ProgramForEachSize:
         return self._functions[sizes]
 
     def _size(self, array: Any) -> Any:
-        """What a program must know of an array."""
+        """Return the part of an array's shape that a program must know."""
         shape = tuple(getattr(array, "shape", ()))
         known = shape[1:] if len(shape) >= _AXES_OF_IMAGES else ()
         return (shape[:1], known) if self.batch_size_matters else known
 
 
 class _StepForEachSize(_ProgramForEachSize):
-    """The same of an iterator, of which a call takes one batch or, as Keras is told, several."""
+    """Makes such a function of an iterator; a call takes `steps_per_execution` batches."""
 
     def __call__(self, iterator: Any) -> Any:
         specs = getattr(iterator, "element_spec", None)
@@ -134,7 +136,7 @@ class _StepForEachSize(_ProgramForEachSize):
         return outputs
 
     def _are_known(self, specs: Any) -> bool:
-        """Whether all batches of a data set have the same sizes, and it says which."""
+        """Tell whether a data set says the sizes of its batches, and all have the same."""
         for spec in keras.tree.flatten(specs):
             shape = getattr(spec, "shape", None)
             if shape is None or shape.rank is None or None in keras.tree.flatten(self._size(spec)):

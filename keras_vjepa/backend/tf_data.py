@@ -1,4 +1,4 @@
-"""Functions of NumPy arrays within a `tf.data` pipeline, whatever engine trains (App. D.1)."""
+"""Call functions of NumPy arrays within a `tf.data` pipeline, on any engine (App. D.1)."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ Shape = tuple[int | None, ...]
 
 
 def is_symbolic(inputs: Any) -> bool:
-    """Whether this is a tensor of TensorFlow that has no value yet, as within `dataset.map`.
+    """Tell whether an object is a TensorFlow tensor without a value, as within `dataset.map`.
 
     Example:
 
@@ -27,7 +27,7 @@ def is_symbolic(inputs: Any) -> bool:
 
 
 def shape_of(inputs: Tensor) -> Shape | None:
-    """Axes of such a tensor, None for those that are not known; None if not even their number."""
+    """Return a tensor's shape, with None for unknown axes; None if their number is unknown."""
     return None if inputs.shape.rank is None else tuple(inputs.shape)
 
 
@@ -38,11 +38,11 @@ def call_later(
 
     Args:
         function: takes a text, a list of texts, or an array, and returns float32.
-        inputs: that it is called with.
-        shape: of what it returns, which a pipeline cannot know by itself.
+        inputs: the tensor whose value it is called with.
+        shape: the shape of its result, which a pipeline cannot find out by itself.
 
     Returns:
-        The tensor that the function's result will be.
+        A tensor that stands for the function's result.
     """
     import tensorflow as tf
 
@@ -55,7 +55,7 @@ def call_later(
 
 
 def _without_bytes(value: Any) -> Any:
-    """What TensorFlow keeps as bytes, as texts."""
+    """Turn bytes, which TensorFlow keeps texts as, back into texts."""
     if isinstance(value, bytes):
         return os.fsdecode(value)
     if isinstance(value, np.ndarray) and value.dtype == object:

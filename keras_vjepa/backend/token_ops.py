@@ -1,5 +1,4 @@
-"""What a block does to each token: linear map, norm, exact GELU (§3.3, App. B), as each backend
-does it best."""
+"""Apply linear maps, norms and exact GELU to tokens, fast on each backend (§3.3, App. B)."""
 
 import contextlib
 import math
@@ -16,18 +15,18 @@ from keras_vjepa.types import Tensor
 
 
 def runs_op_by_op() -> bool:
-    """Whether the backend runs each op as it comes (torch), rather than a compiled step.
+    """Tell whether the backend runs each op by itself (torch), rather than a compiled step.
 
-    Then the time between two ops counts, and what could be one op should be.
+    If so, the time between two ops matters, and it pays to turn several ops into one.
     """
     return keras.config.backend() == "torch"
 
 
 class WeightCopies:
-    """Weights in the type that is computed in, cast by their first use and kept. torch only.
+    """Keeps copies of weights in the dtype of the computation, made at first use; torch only.
 
-    A step uses a weight once for each kind of mask; cast anew each time it would take hundreds of
-    calls, and as many in the backward pass.
+    A step uses a weight once for each kind of mask. Casting it anew each time would take hundreds
+    of calls, and as many in the backward pass.
 
     Example:
 
@@ -42,7 +41,7 @@ class WeightCopies:
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, variable: keras.Variable) -> Tensor:
-        """`variable.value`, as it was when it was asked for first."""
+        """Return `variable.value` as it was when it was first asked for."""
         entry = self._copies.get(id(variable))
         if entry is None:
             weight, copy = stored_value(variable), variable.value
@@ -52,7 +51,7 @@ class WeightCopies:
         return entry[1]
 
     def hand_over_gradients(self) -> None:
-        """Add what the copies gathered in a backward pass to the weights' own gradients."""
+        """Add the gradients of the copies after a backward pass to those of the weights."""
         import torch
 
         found = [
@@ -76,7 +75,7 @@ _copies: WeightCopies | None = None
 
 @contextlib.contextmanager
 def weight_copies() -> Iterator[WeightCopies]:
-    """A scope in which no weight changes, and `linear` and `normalize` use copies of them."""
+    """Let `linear` and `normalize` use copies of weights in a block, where no weight may change."""
     global _copies
     before, _copies = _copies, WeightCopies()
     try:
@@ -86,10 +85,10 @@ def weight_copies() -> Iterator[WeightCopies]:
 
 
 def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """`tokens @ kernel + bias`, as a product of two plain matrices, whatever axes lead.
+    """Compute `tokens @ kernel + bias`, as a product of two plain matrices.
 
-    XLA on CPU takes up to three times as long for the gradient of a product with a batch axis (64
-    samples of 64 tokens, 128 to 512 channels: 48 ms against 16).
+    Leading axes are merged, because XLA on CPU takes up to three times as long for the gradient of
+    a product with a batch axis (64 samples of 64 tokens, 128 to 512 channels: 48 ms against 16).
 
     Args:
         tokens: `(..., dim)`.
@@ -97,8 +96,8 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         bias: `(units,)`.
 
     Returns:
-        `(..., units)`, of the type of `tokens`, to which the weights are cast: what the backward
-        pass computes again is out of the scope in which Keras casts them.
+        `(..., units)`, in the dtype of `tokens`. The weights are cast to it here, because work that
+        is repeated in the backward pass is outside the scope in which Keras casts them.
 
     Example:
 
@@ -115,14 +114,16 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         return ops.reshape(rows, (*ops.shape(tokens)[:-1], rows.shape[-1]))
     import torch
 
-    # One kernel for product and sum, and no reshaping, which costs a call of Keras 0.1 ms.
+    # One kernel does product and sum, and saves reshaping, which takes a call of Keras 0.1 ms.
     tokens, kernel, bias = map(_as_tensor, (tokens, kernel, bias))
     kernel, bias = kernel.to(tokens.dtype), bias.to(tokens.dtype)
     return torch.nn.functional.linear(tokens, kernel.t(), bias)
 
 
 def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """Query, key and value `(batch, tokens, heads, head_dim)` of `(batch, tokens, 3 * dim)`.
+    """Split `(batch, tokens, 3 * dim)` into query, key and value of several heads.
+
+    Each of these is `(batch, tokens, heads, head_dim)`.
 
     Example:
 
@@ -139,7 +140,7 @@ def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
 
 
 def merge_heads(outputs: Tensor) -> Tensor:
-    """`(batch, tokens, heads * head_dim)` of `(batch, tokens, heads, head_dim)`."""
+    """Merge heads: `(batch, tokens, heads, head_dim)` to `(batch, tokens, heads * head_dim)`."""
     if runs_op_by_op():
         return outputs.flatten(2)
     dim = outputs.shape[2] * outputs.shape[3]
@@ -147,7 +148,7 @@ def merge_heads(outputs: Tensor) -> Tensor:
 
 
 def normalize(tokens: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
-    """Layer norm over the last axis; statistics are float32 at least, whatever the type.
+    """Apply layer norm over the last axis; statistics are float32 or finer in any dtype.
 
     Args:
         tokens: `(..., dim)`.
@@ -170,14 +171,14 @@ def normalize(tokens: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Te
         return ops.layer_normalization(tokens, gamma, beta, axis=-1, epsilon=epsilon)
     import torch
 
-    # Keras would write all tokens in float32 before and after; the kernel does so inside.
+    # Keras would write all tokens to memory in float32, twice; the kernel casts inside.
     tokens, gamma, beta = map(_as_tensor, (tokens, gamma, beta))
     gamma, beta = gamma.to(tokens.dtype), beta.to(tokens.dtype)
     return torch.nn.functional.layer_norm(tokens, gamma.shape, gamma, beta, epsilon)
 
 
 def standardize(tokens: Tensor, epsilon: float) -> Tensor:
-    """Layer norm over the last axis without scale and offset.
+    """Apply layer norm over the last axis, without scale and offset.
 
     Args:
         tokens: `(..., dim)`.
@@ -197,14 +198,14 @@ def standardize(tokens: Tensor, epsilon: float) -> Tensor:
         return ops.layer_normalization(tokens, axis=-1, epsilon=epsilon)
     import torch
 
-    # A plain number: ONNX has no norm over an axis whose length depends on the input, and of a free
-    # number of samples that is what a recorded program makes of the shape.
+    # The length is turned into a plain number. With a free number of samples, a recorded program
+    # makes all of the shape depend on the input, and ONNX has no norm over an axis like that.
     tokens = _as_tensor(tokens)
     return torch.nn.functional.layer_norm(tokens, (int(tokens.shape[-1]),), eps=epsilon)
 
 
 def gelu(inputs: Tensor) -> Tensor:
-    """x times the normal distribution's cumulative at x, not its tanh approximation.
+    """Compute exact GELU: x times the normal distribution's cumulative at x, not by tanh.
 
     Args:
         inputs: any shape.
@@ -225,16 +226,16 @@ def gelu(inputs: Tensor) -> Tensor:
         return torch.nn.functional.gelu(_as_tensor(inputs))
     if keras.config.backend() == "jax" and not (is_half(inputs.dtype) and has_accelerator()):
         return ops.gelu(inputs, approximate=False)
-    # Keras' own is made of erfc, which TensorFlow's exported formats do not have, and which takes a
-    # GPU longer than erf (JAX, H100, an MLP of ViT-L on 24 clips: 1.4 ms instead of 1.2). What JAX
-    # exports of erf, in turn, TensorFlow 2.21 cannot read. In float32, or half precision would lose
-    # the small values.
+    # Keras' own GELU uses erfc, which formats that TensorFlow exports do not have, and which takes
+    # a GPU longer than erf (JAX, H100, an MLP of ViT-L on 24 clips: 1.4 ms instead of 1.2). But
+    # TensorFlow 2.21 cannot read the erf that JAX exports. The computation is in float32, because
+    # half precision would lose the small values.
     x = ops.cast(inputs, "float32")
     return ops.cast(0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5))), inputs.dtype)
 
 
 def _as_tensor(x: Any) -> Tensor:
-    """`as_tensor`, with the copies of variables that `weight_copies` keeps."""
+    """Convert to a tensor; for a variable, use the copy that `weight_copies` keeps, if any."""
     if isinstance(x, keras.Variable):
         return x.value if _copies is None else _copies.of(x)
     return as_tensor(x)

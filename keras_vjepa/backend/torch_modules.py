@@ -1,9 +1,9 @@
-"""What users of torch do with any module, for models of Keras (§3.1).
+"""Make Keras models behave as users of torch expect of a module (§3.1).
 
-On torch a Keras model is a `torch.nn.Module`. But the names in its `state_dict` hold the name that
-Keras gave the model, different for each made in a process, and some weights are there twice;
-`bfloat16()` changes the numbers and not the layers that compute with them; `requires_grad_` does
-not reach `trainable`. Here they do what they do for a module of torch.
+On torch a Keras model is a `torch.nn.Module`. But the names in its `state_dict` contain the name
+that Keras gave the model, which differs for each model made in a process, and some weights are
+there twice; `bfloat16()` changes the weights but not the layers that compute with them; and
+`requires_grad_` does not change `trainable`. With this module they work as for a module of torch.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ def weights_by_name(model: keras.layers.Layer) -> dict[str, keras.Variable]:
     """List the weights of a model by names that do not depend on the model's own name.
 
     Args:
-        model: built.
+        model: the model, built.
 
     Returns:
-        Each weight once. A name has the attributes that lead to it, such as
+        Each weight once. A name consists of the attributes that lead to the weight, such as
         `backbone.block_0.attention.query_key_value.kernel`; a layer in a list has its own name.
 
     Example:
@@ -36,17 +36,17 @@ def weights_by_name(model: keras.layers.Layer) -> dict[str, keras.Variable]:
     names: dict[int, str] = {}
     for prefix, layer in _layers_by_name(model):
         for weight in layer.weights:
-            # Those within come later, with longer names.
+            # Layers within this one come later, and replace the name by a longer one.
             names[id(weight)] = prefix + weight.name
     return {names[id(weight)]: weight for weight in model.weights}
 
 
 def _layers_by_name(layer: keras.layers.Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield a layer and all within it, with what stands before the names of their weights."""
+    """Yield a layer and all layers within it, each after the prefix of its weights' names."""
     yield prefix, layer
     held = dict(vars(layer))
     if isinstance(layer, TorchModule) and hasattr(layer, "named_children"):
-        # Of these, torch keeps attributes elsewhere.
+        # torch keeps these attributes in another place.
         held |= dict(layer.named_children())
     attributes = {id(value): name for name, value in held.items()}
     for child in layers_of(layer):
@@ -58,9 +58,9 @@ if TYPE_CHECKING or keras.config.backend() == "torch":
     import torch
 
     class TorchModule(keras.layers.Layer):
-        """A Keras model that is a module as users of torch know them.
+        """Makes a Keras model behave as a module that users of torch know.
 
-        A mixin, before `keras.Model` among the bases.
+        It is a mixin, and stands before `keras.Model` among the bases.
 
         Example:
 
@@ -81,7 +81,7 @@ if TYPE_CHECKING or keras.config.backend() == "torch":
         def _save_to_state_dict(
             self, destination: dict[str, Any], prefix: str, keep_vars: bool
         ) -> None:
-            """Write the weights, but those of models within, which write theirs."""
+            """Write the weights, except those of models within, which write their own."""
             for name, weight in self._own_weights().items():
                 value = stored_value(weight)
                 destination[prefix + name] = value if keep_vars else value.detach()
@@ -96,7 +96,7 @@ if TYPE_CHECKING or keras.config.backend() == "torch":
             unexpected_keys: list[str],
             error_msgs: list[str],
         ) -> None:
-            """Read what `_save_to_state_dict` wrote, and take it away: the rest is unexpected."""
+            """Read weights and remove them from the dictionary: what remains is unexpected."""
             if local_metadata.get("assign_to_params_buffers"):
                 raise ValueError("`assign` must be False for a model of Keras. Received: True")
             for name, weight in self._own_weights().items():
@@ -127,12 +127,12 @@ if TYPE_CHECKING or keras.config.backend() == "torch":
             return {name: weight for name, weight in every if id(weight) not in within}
 
         def requires_grad_(self, requires_grad: bool = True) -> "TorchModule":
-            """Set `trainable`, which says of Keras' layers whether they get a gradient."""
+            """Set `trainable`, which decides whether Keras' layers get a gradient."""
             self.trainable = requires_grad
             return self
 
         def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TorchModule":
-            """Change type or device of all weights, as `bfloat16`, `half` and `to` ask torch to."""
+            """Change the dtype or device of all weights, for `bfloat16`, `half` and `to`."""
             values = [stored_value(weight) for weight in self.weights]
             before = next(value for value in values if value.is_floating_point())
             after = fn(torch.zeros_like(before[:0]))
@@ -152,14 +152,14 @@ if TYPE_CHECKING or keras.config.backend() == "torch":
 else:
 
     class TorchModule:
-        """Nothing: on other engines a Keras model is no module of torch."""
+        """Adds nothing, since on other engines a Keras model is no module of torch."""
 
 
 # --- Names that Keras gives ----------------------------------------------------------------------
 
 
 def _names_of_keras(module: Any) -> set[str]:
-    """The names that the layers of a model have given to torch, some weights under several."""
+    """Return the names that a model's layers gave torch; some weights have several."""
     return {name for name, _ in torch.nn.Module.named_parameters(module, remove_duplicate=False)}
 
 
@@ -188,7 +188,7 @@ def _check_device(weight: Tensor) -> None:
 
 
 def _compute_in(model: keras.layers.Layer, dtype: str) -> None:
-    """Tell layers and weights that were cast the type that they now have."""
+    """Tell layers and weights that were cast the dtype that they have now."""
     for _, layer in _layers_by_name(model):
         layer.dtype_policy = keras.dtype_policies.get(dtype)
     for weight in model.weights:

@@ -1,13 +1,13 @@
-"""One training step on each engine, and the model that is trained by it (App. B, App. C).
+"""Make one training step on each engine, for the models that are trained by it (App. B, App. C).
 
 A step computes the gradient of the mean loss over the whole batch, hands it to the optimizer, calls
-the model's `after_step`, and returns what is logged. All of it is one compiled program on JAX and
-TensorFlow, and on torch waits for nothing, so that a GPU never stands still.
+the model's `after_step`, and returns the logs. On JAX and TensorFlow all of it is one compiled
+program. On torch it never waits for the device, so that a GPU never stands still.
 
-A batch that does not fit a device at once (App. C: 3,072 clips a step) is worked through in parts.
-Their gradients are added and applied once, so a step is a step: schedules, clipping, moving average
-and what is logged are those of the whole batch. An optimizer that takes its gradient from several
-batches (`gradient_accumulation_steps`) is another thing: each of them is a step.
+A batch that does not fit on a device at once (App. C: 3,072 clips a step) is worked through in
+parts. Their gradients are added and applied once, so schedules, clipping, moving average and logs
+are those of the whole batch. An optimizer that takes its gradient from several batches
+(`gradient_accumulation_steps`) is different: there each batch is a step.
 """
 
 import functools
@@ -30,16 +30,16 @@ from keras_vjepa.types import Tensor
 
 
 class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
-    """A Keras model that every engine trains by the step of this module.
+    """Trains a Keras model by the step of this module, on every engine.
 
-    Like `keras.Model`, it gets its loss from `compute_loss`, and its logs from `compute_metrics`;
+    As in `keras.Model`, the loss comes from `compute_loss` and the logs from `compute_metrics`;
     gradients and logs are those of all devices and processes. The model must be built when it is
     compiled. To change the step, override `after_step`, or `train_step` as in Keras.
 
     Attributes:
-        accumulation_steps: parts in which a device works through its share of a batch; fewer where
-            the share has fewer samples. More than one is for a model that takes no labels and
-            returns the loss of each sample.
+        accumulation_steps: number of parts in which a device works through its share of a batch;
+            a share with fewer samples has fewer parts. More than one part is only for a model that
+            takes no labels and returns the loss of each sample.
         logs_each_step: whether `log_each_step` was called.
 
     Example:
@@ -66,37 +66,37 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
     logs_each_step = False
 
     def log_each_step(self) -> None:
-        """Have the logs of a step hold its own loss, `step_loss`, and whether weights are `finite`.
+        """Add to the logs of each step its own loss, `step_loss`, and whether weights are `finite`.
 
-        `training.run` reads them.
+        `training.run` reads these.
         """
         if not self.logs_each_step:
             self.logs_each_step = True
-            # It may have been made without.
+            # The function may have been made before, and then its logs lack them.
             self.train_function = None
 
     @property
     def batch_size_matters(self) -> bool:  # type: ignore[override]
-        """Whether a training step must know the number of samples: to divide it into parts."""
+        """Return whether a training step must know the number of samples, to divide them."""
         return self.accumulation_steps > 1
 
     def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
-        """Do what follows the optimizer's step, within the compiled program.
+        """Do work that follows the optimizer's step, within the compiled program.
 
-        Variables are read and assigned as anywhere; what is read from other attributes is constant
+        Variables are read and assigned as usual; values read from other attributes are constants
         until the next `compile`.
 
         Args:
             moved: bool scalar, whether the optimizer has changed the weights in this step; None
-                for an optimizer that does so in each.
+                for an optimizer that does so in every step.
 
         Returns:
-            Scalars to log beside the metrics, of this device.
+            Scalars of this device to log besides the metrics.
         """
         return {}
 
     def observes(self, inputs: Any) -> tuple[str, ...]:
-        """Name what a forward pass tells of a batch beside its outputs, by `observe`.
+        """Name the scalars that a forward pass of a batch reports by `observe`.
 
         Args:
             inputs: the batch, or a part of it.
@@ -108,16 +108,16 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
         return self.one_step(*args)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """As Keras', over all devices and processes; for the logs of a step and of an epoch."""
+        """Return the logs of a step or an epoch, averaged over all devices and processes."""
         return collectives.reduce_logs(super().get_metrics_result())
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As Keras'; checks first that Keras and torch have what the step needs.
+        """Make the train function as Keras does, once Keras and torch have all that it needs.
 
-        All processes get the weights of the first one, where the engine does not see to it.
+        All processes get the weights of the first one, unless the engine does that itself.
 
         Raises:
-            ValueError: for a model of which nothing is trained.
+            ValueError: for a model of which no weight is trained.
         """
         if not self.trainable_variables:
             raise ValueError(
@@ -135,7 +135,7 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
         """Make the step that `train_step` runs, for the model as it is now compiled.
 
         Raises:
-            RuntimeError: naming a private name of Keras or torch that is gone.
+            RuntimeError: if a private name of Keras or torch is gone; the message says which.
         """
         keras_internals.check()
         takes_training = "training" in inspect.signature(self.call).parameters
@@ -147,7 +147,7 @@ Step = Callable[..., Any]
 
 
 def _make_step(model: TrainableModel) -> Step:
-    """The step of the running engine."""
+    """Make the step of the running engine."""
     steps: dict[str, Callable[[TrainableModel], Step]] = {
         "jax": functools.partial(functools.partial, _jax_step),
         "tensorflow": functools.partial(functools.partial, _tensorflow_step),
@@ -160,18 +160,19 @@ def _make_step(model: TrainableModel) -> Step:
 
 
 def _parts(arrays: Any, num_parts: int) -> list[tuple[Any, float]]:
-    """Split a batch into parts, in one group or, where their number does not divide it, in two.
+    """Split a batch into parts of one size, or, if that cannot be, into two groups of parts.
 
-    Part i holds samples i, i + num_parts, ...: with the batch spread over devices, each splits the
-    samples that it has.
+    Part i holds samples i, i + num_parts, and so on. So if the batch is spread over devices, each
+    device splits the samples that it has.
 
     Args:
-        arrays: of the batch.
-        num_parts: of both groups together; one for each sample if there are fewer of those.
+        arrays: the arrays of the batch.
+        num_parts: number of parts of both groups together; if there are fewer samples, each is a
+            part.
 
     Returns:
-        Of each group the arrays with an axis of parts in front, and how many times the samples of
-        one of its parts are in the batch.
+        For each group, the arrays with an axis of parts in front, and the number of samples of the
+        batch divided by that of one part.
     """
     num_samples = keras.tree.flatten(arrays)[0].shape[0]
     if num_samples is None or num_samples % num_parts == 0:
@@ -208,21 +209,21 @@ def _logs(
     updates: Tensor | None,
     seen: dict[str, Tensor],
 ) -> dict[str, Any]:
-    """Metrics of a step that the optimizer has made, and what `after_step` tells.
+    """Call `after_step`, and return the logs of a step: its metrics and other scalars.
 
     Args:
-        model: as it is after the optimizer's step.
-        x: of the whole batch, as the next three.
+        model: the model after the optimizer's step.
+        x: inputs of the whole batch, as are the next three.
         y: labels, or None.
         y_pred: outputs; None if they were computed in parts, whose mean is the loss.
-        sample_weight: or None.
-        loss: mean of this device.
-        updates: those that the optimizer had made before its step; see `_updates_before`.
-        seen: what was observed on the way, of this device.
+        sample_weight: weights of the samples, or None.
+        loss: mean loss of this device.
+        updates: the number of updates before the optimizer's step; see `_updates_before`.
+        seen: scalars of this device that were reported by `observe`.
     """
     if y_pred is None:
         y_pred = ops.reshape(loss, (1,))
-    # Counted on the device: torch would copy a number there, and wait for it.
+    # Samples are counted on the device: torch would copy a Python number there, and wait for it.
     first = keras.tree.flatten(x)[0]
     num_samples = ops.sum(ops.ones_like(first[(slice(None), *[0] * (len(first.shape) - 1))]))
     loss_metric = next(metric for metric in model.metrics if metric.name == "loss")
@@ -236,12 +237,12 @@ def _logs(
 
 
 def _observed_update(optimizer: Any) -> Any:
-    """Listen to an optimizer's step, unless it may be made within a branch of the program."""
+    """Collect scalars of an optimizer's step, unless it may run in a branch of the program."""
     return observed(inner_optimizers(optimizer) == [optimizer])
 
 
 def _updates_before(optimizer: Any) -> Tensor | None:
-    """The number of updates before a step; None if each step makes one, and nobody need ask."""
+    """Return the number of updates before a step; None if every step makes an update."""
     return updates_made(optimizer) if may_skip_updates(optimizer) else None
 
 
@@ -273,12 +274,13 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
                 outputs = model(inputs, **model.in_training)
             seen = {name: seen.get(name, 0.0) + found[name] / times for name in found}
             share = model.compute_loss(inputs, y, outputs, sample_weight) / times
-            # Adds to what the variables hold. The scale is for float16, whose gradients underflow.
+            # This adds to the gradients so far. The loss is scaled for float16, whose small
+            # gradients would underflow.
             model.optimizer.scale_loss(share).backward()
             copies.hand_over_gradients()
             loss = loss + share.detach()
     with torch.no_grad():
-        # Keras' own step waits for the device here, to look at the loss.
+        # Keras' own step would wait for the device here, to read the loss.
         gradients = collectives.average_gradients([weight.grad for weight in weights])
         with _observed_update(model.optimizer) as norms:
             model.optimizer.apply(gradients, variables)
@@ -287,7 +289,7 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
 
 
 class _RecordedTorchStep:
-    """`_torch_step`, recorded where that can be done and pays: see `RecordedStep`."""
+    """Runs `_torch_step`, recorded if that can be done and pays; see `RecordedStep`."""
 
     def __init__(self, model: TrainableModel) -> None:
         def all_variables() -> list[keras.Variable]:
@@ -298,7 +300,7 @@ class _RecordedTorchStep:
 
     def __call__(self, data: Any) -> dict[str, Any]:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        # A recording is of one dictionary of arrays.
+        # A step can only be recorded for one dictionary of arrays.
         if self.model.run_eagerly or y is not None or not isinstance(x, dict):
             return _torch_step(self.model, data)
         return self.recorded(x)
@@ -315,8 +317,8 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     updates, names = _updates_before(model.optimizer), model.observes(x)
 
     def gradients_of(inputs: Any, times: float) -> tuple[Tensor, list[Tensor], list[Tensor], Any]:
-        # By itself a tape watches all variables, those that Keras has frozen since they were made
-        # too, and records what they lead to.
+        # By default a tape watches all variables, also those that Keras has frozen since, and
+        # records all operations on them.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([weight.value for weight in weights])
             with observed() as found:
@@ -336,7 +338,7 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
             return i + 1, loss + share, *added
 
         length = keras.tree.flatten(parts)[0].shape[0]
-        # One part's activations in memory at a time.
+        # Only one iteration at a time, so that memory holds the activations of one part.
         _, *total = tf.while_loop(
             lambda i, *_: i < length, add_part, (0, *total), parallel_iterations=1
         )
@@ -391,7 +393,7 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
 
     with keras.StatelessScope([*zip(model.optimizer.variables, optimizer, strict=True)]):
         updates = _updates_before(model.optimizer)
-    # What a forward pass may change as well, such as the state of a random seed.
+    # Variables that a forward pass may change too, such as the state of a random seed.
     kept = [non_trainable, metrics]
     if num_parts == 1:
         gradients, loss, kept, outputs, seen = gradients_of(x, kept)
@@ -423,7 +425,7 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
 def _in_state(
     model: TrainableModel, state: tuple[Any, ...], function: Callable[[], Any]
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Run `function` on variables with the values of `state`; its result and their new values."""
+    """Run a function on variables with the values of `state`; return result and new values."""
     groups = (
         model.trainable_variables,
         model.non_trainable_variables,

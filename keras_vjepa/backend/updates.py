@@ -1,8 +1,9 @@
-"""What a step does to all weights, in one go where the backend runs op by op (§3.1, App. C).
+"""Update all weights of a step, together if the backend runs op by op (§3.1, App. C).
 
-Compilers see all variables of a step at once, and each function here leaves them the plain form.
-torch does not: a call and a pass through memory for each of some hundred variables, several times
-over, is time in which an accelerator waits and a processor reads what it has just written.
+Compilers see all variables of a step at once, so for them each function here has the plain form.
+torch does not. It would make a call and a pass through memory for each of some hundred variables,
+several times over; an accelerator would wait meanwhile, and a processor read again what it has just
+written.
 """
 
 import dataclasses
@@ -22,12 +23,12 @@ Variables = Sequence[keras.Variable]
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Moving averages that Adam keeps of the gradient of each variable.
+    """Holds the moving averages that Adam keeps of the gradient of each variable.
 
     Attributes:
-        first: of the gradients.
-        second: of their squares.
-        largest: largest second moments so far, for AMSGrad; none otherwise.
+        first: averages of the gradients.
+        second: averages of their squares.
+        largest: largest second moments so far, for AMSGrad; empty otherwise.
     """
 
     first: Variables
@@ -40,12 +41,12 @@ def _stored(variables: Sequence[Any]) -> list[Tensor]:
 
 
 def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -> None:
-    """targets += rate * (sources - targets), in float32.
+    """Move variables towards others: targets += rate * (sources - targets), in float32.
 
     Args:
-        targets: variables to change.
-        sources: as many, of the same shapes.
-        rate: scalar.
+        targets: the variables to change.
+        sources: as many variables, of the same shapes.
+        rate: a scalar.
 
     Example:
 
@@ -63,7 +64,7 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
             values = _stored(targets)
             wanted = [value.to(torch.float32) for value in _stored(sources)]
             if all(value.is_cpu and value.dtype == torch.float32 for value in values):
-                # One pass, where memory is slow: ViT-L's weights in 0.08 s instead of 0.5.
+                # One pass through memory, which is slow: 0.08 s for ViT-L's weights instead of 0.5.
                 for value, source in zip(values, wanted, strict=True):
                     value.lerp_(source, rate)
                 return
@@ -77,7 +78,7 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all numbers in `tensors` together, a float32 scalar.
+    """Compute the Euclidean norm of all numbers in `tensors` together, a float32 scalar.
 
     Example:
 
@@ -95,7 +96,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
-    """Each of `tensors` times a scalar, in its own type."""
+    """Multiply each of `tensors` by a scalar; each keeps its own dtype."""
     if runs_op_by_op():
         products = foreach("mul", list(tensors), factor)
         return [product.to(x.dtype) for product, x in zip(products, tensors, strict=True)]
@@ -103,7 +104,7 @@ def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
 
 
 def all_finite(values: Sequence[Tensor]) -> Tensor:
-    """1.0 if there is no infinity and no NaN in `values`, else 0.0."""
+    """Return 1.0 if there is no infinity and no NaN in `values`, else 0.0."""
     if runs_op_by_op():
         total = norm(_stored(values))
     else:
@@ -118,12 +119,12 @@ def mean_of_batches(
 
     Args:
         sums: variables of the shapes of the gradients.
-        gradients: of this batch.
-        num_batches: over which an update takes the mean.
+        gradients: the gradients of this batch.
+        num_batches: number of batches whose mean an update takes.
         due: bool scalar, whether this batch is the last of them.
 
     Returns:
-        The sums over `num_batches`: where an update is due, the means of the gradients.
+        The sums divided by `num_batches`; if an update is due, these are the mean gradients.
 
     Example:
 
@@ -154,10 +155,10 @@ def mean_of_batches(
 def check_learning_dtype(variables: Variables) -> None:
     """Raise if a variable that is to be trained is kept in float16.
 
-    The squares of small gradients, and the epsilon beside them, are 0 there.
+    In float16, the squares of small gradients, and the epsilon added to them, are 0.
 
     Raises:
-        ValueError: naming the variable and the precisions that models learn in.
+        ValueError: for such a variable; the message names it and the dtypes that models learn in.
     """
     for variable in variables:
         if keras.backend.standardize_dtype(variable.dtype) == "float16":
@@ -168,13 +169,13 @@ def check_learning_dtype(variables: Variables) -> None:
 
 
 def by_scale(scales: Sequence[float]) -> dict[float, list[int]]:
-    """Group the places of equal numbers.
+    """Group variables by their scales.
 
     Args:
         scales: a number for each variable.
 
     Returns:
-        The places of each number, the numbers in the order in which they first occur.
+        The places of the variables of each scale; scales are in the order of their first place.
 
     Example:
 
@@ -189,7 +190,7 @@ def by_scale(scales: Sequence[float]) -> dict[float, list[int]]:
 
 
 def decay(variables: Variables, rate: Tensor | float) -> None:
-    """variables -= rate * variables.
+    """Shrink variables: variables -= rate * variables.
 
     Example:
 
@@ -224,13 +225,13 @@ def adam(
 
     Args:
         variables: the weights.
-        gradients: of each.
-        moments: of each.
-        step: steps before this one, an integer scalar.
+        gradients: the gradient of each weight.
+        moments: the moments of each weight.
+        step: number of steps before this one, an integer scalar.
         learning_rate: a scalar.
         betas: decay of the first and of the second moment.
         epsilon: keeps the root from 0.
-        due: bool scalar; where it is False, nothing changes. None for True.
+        due: bool scalar; if it is False, nothing changes. None means True.
 
     Example:
 
@@ -249,7 +250,7 @@ def adam(
     step = ops.cast(step + 1, "float32")
     first_correction, second_correction = (_bias_correction(beta, step) for beta in betas)
     root_correction = ops.sqrt(second_correction)
-    # The second moment's correction, taken out of the root of each number.
+    # The correction of the second moment is applied to these two scalars, not to every number.
     scale = learning_rate * root_correction / first_correction
     epsilon = epsilon * root_correction
     for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
@@ -266,12 +267,12 @@ def adam(
 
 
 def _if(due: Tensor | None, change: Tensor) -> Tensor:
-    """The change, or zeros where it is not due."""
+    """Return a change, or zeros if it is not due."""
     return change if due is None else ops.where(due, change, ops.zeros_like(change))
 
 
 def _bias_correction(beta: float, step: Tensor) -> Tensor:
-    """1 - beta^step, without the rounding of a float32 value close to 1."""
+    """Compute 1 - beta^step, exact where float32 would round a value close to 1."""
     return -ops.expm1(step * (math.log(beta) if beta else -math.inf))
 
 
@@ -285,7 +286,7 @@ def _fused_adam(
     epsilon: float,
     due: Tensor | None,
 ) -> None:
-    """`adam` by torch's kernel for all variables."""
+    """Make a step of Adam by torch's kernel, which takes all variables at once."""
     import torch
     from torch.optim.adam import adam as torch_adam
 
@@ -296,7 +297,7 @@ def _fused_adam(
             _stored(moments.first),
             _stored(moments.second),
             _stored(moments.largest),
-            # It counts this step itself, and wants a count for each variable.
+            # The kernel counts this step itself, and needs a count for each variable.
             list(step.to(torch.float32).repeat(len(variables)).unbind()),
             fused=True,
             amsgrad=bool(moments.largest),
@@ -306,6 +307,6 @@ def _fused_adam(
             weight_decay=0.0,
             eps=epsilon,
             maximize=False,
-            # As for gradients that overflowed, the kernel leaves everything as it is.
+            # If no update is due, the kernel changes nothing, as for gradients that overflowed.
             found_inf=None if due is None else 1.0 - due.to(torch.float32),
         )
