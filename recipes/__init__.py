@@ -1,1 +1,1 @@
-"""Experiments of the paper: configs with its numbers, and a command for each."""
+"""Run the paper's experiments: configs with its numbers, and a command for each."""

@@ -3,8 +3,8 @@
     KERAS_BACKEND=jax python recipes/pretrain.py
     KERAS_BACKEND=jax python recipes/pretrain.py --data my_videos/ --config vitl16
 
-Without arguments: a small model on the built-in videos, then a frozen probe of it beside the same
-network untrained. `--help` lists what can be set, for example `--steps 200`.
+Without arguments it trains a small model on the built-in videos, and then compares a frozen probe
+of it with one of the untrained network. `--help` lists all options, for example `--steps 200`.
 """
 
 import json
@@ -64,12 +64,12 @@ from keras_vjepa.training.signals import stop_signals
 
 
 def run(config: PretrainConfig, workdir: Path, program: str = "pretrain.py") -> None:
-    """Train, save, evaluate; everything goes to `workdir`. A run that was stopped goes on there.
+    """Train, save and evaluate in the folder `workdir`; continue a run that was stopped there.
 
     Args:
         config: what to do.
         workdir: folder of the run.
-        program: what the recipe was called as.
+        program: name by which the recipe was called.
     """
     parallel = distribution.setup(config.shard_parameters)
     writable_folder(workdir)
@@ -86,7 +86,7 @@ def run(config: PretrainConfig, workdir: Path, program: str = "pretrain.py") -> 
 
 
 def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, program: str) -> None:
-    """Train, save, evaluate."""
+    """Train, save and evaluate a run that is not finished."""
     if parallel.process_count == 1:
         check_probe_memory(config)
     with stop_signals():
@@ -102,7 +102,7 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
             workdir=workdir,
             callbacks=callbacks_of_a_run(config, batches, grid, workdir, parallel.is_first),
             description=defining(resolved(config, grid), MAY_DIFFER) | presets,
-            # A run of before knows a preset by its path alone.
+            # Runs of earlier versions know a preset only by its path.
             defaults=defining(defaults(config), MAY_DIFFER) | presets,
             upgrade=lambda stored: defining(upgraded(stored, config, grid), MAY_DIFFER),
             parallel=parallel,
@@ -125,9 +125,9 @@ def finish(
     alone: bool,
     program: str,
 ) -> None:
-    """Save the config and the presets; evaluate the encoder if the set is a built-in one.
+    """Save the config and the presets, and evaluate the encoder if the set is a built-in one.
 
-    The config names the weights of the presets that the run began with, as its checkpoints do.
+    The saved config holds hashes of the weights that the run began with, as its checkpoints do.
     """
     options = {**resolved(config, pretrainer.encoder.grid_shape), **presets}
     files.write_text(workdir / "config.json", json.dumps(options, indent=2))
@@ -138,7 +138,7 @@ def finish(
     encoder = make_encoder(config)
     encoder.save_to_preset(workdir / "untrained")
     if not alone:
-        # The others have ended, and may not wait for this one.
+        # The other processes have ended, so that this one cannot evaluate together with them.
         print(
             f"Evaluate with {command_line.sibling(program, 'pretrain', 'probe')} "
             f"--preset {workdir}/preset --data {config.data} "
@@ -153,7 +153,7 @@ def finish(
 
 
 def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
-    """Tell whether all results are there, and whole; raise if they are another run's."""
+    """Tell whether all results are there and undamaged; raise if they belong to another run."""
     names = ["config.json", "preset/config.json"]
     names += ["probe.json"] if config.data in SETS else []
     if not all((workdir / name).is_file() for name in names):
@@ -185,7 +185,7 @@ def _is_finished(config: PretrainConfig, workdir: Path, is_first: bool) -> bool:
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "pretrain.py"
 ) -> tuple[PretrainConfig, Path]:
-    """Read the config and the workdir from a command line; what is wrong ends the process."""
+    """Read the config and the workdir from a command line; an error ends the process."""
     name, given, workdir = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
     with command_line.refusing(program, CONFIGS, arguments):
         config = configured(CONFIGS[name](), given)
@@ -197,7 +197,7 @@ def parse_arguments(
 
 
 def main(arguments: list[str] | None = None, program: str = "pretrain.py") -> None:
-    """Run the recipe as a command; `program` stands in front of its messages."""
+    """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     config, workdir = parse_arguments(arguments, program)
     with command_line.refusing(program, CONFIGS):

@@ -1,6 +1,6 @@
-"""What follows from the rest of a pretraining config, and what is said of it (§3.2, §4.4, App. C).
+"""Derive the rest of a pretraining config, check it and describe it (§3.2, §4.4, App. C).
 
-Budgets follow the token grid and the masks, clipping the warm-up.
+Budgets follow from the token grid and the masks, and the start of clipping from the warm-up.
 """
 
 from collections.abc import Mapping
@@ -37,31 +37,31 @@ from keras_vjepa.training.continuing import stored_options
 from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import check_folder
 
-# Options that may change when a run goes on. The samples are compared in place of their path, the
-# budgets in place of the batch that they are made for.
+# Options that may change when a run goes on. In place of the paths of samples, the samples are
+# compared; in place of the batch that budgets are made for, the budgets.
 MAY_DIFFER = {
     "data", "kind", "fps", "videos", "label_names", "path_column", "budget_batch_size",
     "num_workers", "read_ahead", "max_bad_share", "max_file_seconds", "max_frame_pixels",
     "shard_parameters", "steps", "accumulation_steps", "remat",
     "monitor_every", "monitor_clips", "stop_on_collapse", "tensorboard", "callbacks",
     "log_every", "checkpoint_every", "keep_last", "keep_every",
-    # Of runs of before.
+    # Options of earlier versions.
     "watch_every", "watch_videos",
 }  # fmt: skip
-# A batch that is larger or smaller by this factor than the paper's is far from it.
+# A batch counts as far from the paper's if it is larger or smaller by this factor.
 FAR = 2.0
 
 
 def token_grid(config: PretrainConfig) -> Grid:
-    """Tell the token grid of a config's encoder without making the encoder."""
+    """Compute the token grid of a config's encoder, without making the encoder."""
     names = ("image_size", "num_frames", "patch_size", "tubelet_size")
     return dimensions.token_grid({name: getattr(config.encoder, name) for name in names})
 
 
 def resolved(config: PretrainConfig, grid: Grid) -> dict[str, Any]:
-    """List the value of every option, those included that follow from others and make the numbers.
+    """List the value of every option, with values that follow from others filled in.
 
-    Budgets that are not used are None; those that are given are not looked at.
+    Budgets that are not used are None; given budgets are listed as they are.
     """
     kinds = mask_kinds(config)
     found = {**values(config), "mask_sets": len(kinds), "clip_after": clip_after(config)}
@@ -75,12 +75,12 @@ def resolved(config: PretrainConfig, grid: Grid) -> dict[str, Any]:
 def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> dict[str, Any]:
     """Rewrite the stored options of a run as `resolved` would have listed them.
 
-    Runs that began before there was `mask_sets` had one set of random tubes, budgets also where
-    none were used, and the means at 24 clips in multiples of the time steps where none were given.
+    In runs from before `mask_sets` there was one set of random tubes, unused budgets had values,
+    and budgets not given were the means at 24 clips, as multiples of the time steps.
     """
     stored = {**({"schedule_steps": stored["steps"]} if "steps" in stored else {}), **stored}
     if config.schedule_steps is not None:
-        # Whoever gives it wants another; `as_begun` has said what that means.
+        # An option that the user gives takes precedence over the stored value.
         stored["schedule_steps"] = config.schedule_steps
     if "mask_sets" in stored:
         return stored
@@ -97,7 +97,7 @@ def upgraded(stored: Mapping[str, Any], config: PretrainConfig, grid: Grid) -> d
 
 
 def as_begun(config: PretrainConfig, workdir: Path) -> PretrainConfig:
-    """Keep the budgets of a run that began when all that are not given were the means."""
+    """Keep the budgets of a run of an earlier version, where budgets not given were the means."""
     stored = stored_options(workdir)
     sampler, grid = config.sampler, token_grid(config)
     if not stored or sampler.truncation == "batch_min":
@@ -110,16 +110,16 @@ def as_begun(config: PretrainConfig, workdir: Path) -> PretrainConfig:
 
 
 def check_options(config: PretrainConfig) -> None:
-    """Check a config in milliseconds; raise `ValueError` by the name of what is out of range."""
+    """Check a config quickly; raise `ValueError` with the name of an option out of range."""
     check_parts(config)
     check_callbacks(config.callbacks or ())
     check_masks(config, mask_kinds(config), token_grid(config))
 
 
 def check_files(config: PretrainConfig, workdir: Path) -> None:
-    """Check that data, presets and folder can be what they are said to be, and make nothing."""
+    """Check that data, presets and folder exist or can be made, without making anything."""
     check_folder(workdir)
-    # Results stay when the videos are gone.
+    # A finished run needs no videos, so that data that it names may be gone.
     known = (read_result(workdir / "config.json") or {}).get("data")
     if config.data not in {known, *SETS} and not source_exists(config.data):
         raise FileNotFoundError(
@@ -132,18 +132,18 @@ def check_files(config: PretrainConfig, workdir: Path) -> None:
 
 
 def check_budgets(config: PretrainConfig, original: PretrainConfig) -> None:
-    """Raise if budgets are given together with another grid than the config's own, and not for it.
+    """Check budgets if the grid was changed, since a config's budgets are made for its own grid.
 
     Args:
-        config: as it will run.
-        original: the config before any option of it was changed.
+        config: the config as it will run.
+        original: the config before any option was changed.
 
     Raises:
-        ValueError: if a budget is not a usual one there.
+        ValueError: if a budget is not a usual one for the new grid.
     """
     sampler, grid = config.sampler, token_grid(config)
     if sampler.truncation == "budget" and grid != token_grid(original):
-        # Whether they are more than `mask_max_keep` is seen where the masks are made.
+        # `mask_max_keep` is left out here, since it is checked when the masks are made.
         kinds = mask_kinds(replace(config, mask_max_keep=None))
         check_usual_budgets(kinds, grid, sampler.context_budgets, sampler.target_budgets)
 
@@ -151,7 +151,7 @@ def check_budgets(config: PretrainConfig, original: PretrainConfig) -> None:
 def introduction(
     config: PretrainConfig, pretrainer: VJEPAPretrainer, batches: ClipBatches, devices: DataParallel
 ) -> str:
-    """Say what a run is about to do, and what of it a user may not expect."""
+    """Say what a run is about to do, and point out what users may not expect."""
     lines = [
         f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
         f"parameters, {counted(len(batches.samples), 'video')}, "
@@ -163,7 +163,7 @@ def introduction(
 
 
 def batch_in_words(config: PretrainConfig) -> str | None:
-    """Say that learning rate and warm-up are the paper's and the batch is not, if it is so."""
+    """Say, if so, that the batch is far from the paper's, but not learning rate or warm-up."""
     paper, ours = PretrainConfig(), config.batches.batch_size
     options = {
         "learning_rate": config.learning_rate.peak == paper.learning_rate.peak,

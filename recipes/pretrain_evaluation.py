@@ -1,4 +1,4 @@
-"""Probe what a pretraining run on a built-in set has made, beside what it began with (§4.3)."""
+"""Probe the encoder of a pretraining run on a built-in set, and the untrained one (§4.3)."""
 
 import sys
 
@@ -18,7 +18,7 @@ from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 
 
 def labelled_clips(config: PretrainConfig) -> tuple[LabelledClips, LabelledClips]:
-    """Read one clip of each labelled video of a built-in set: for training, and for testing."""
+    """Read one clip of each labelled video of a built-in set, for training and for testing."""
     check_probe_memory(config)
     clip = config.clip.make(frames_per_clip=config.encoder.num_frames)
     image_size, num_workers = config.encoder.image_size, config.batches.num_workers
@@ -35,7 +35,7 @@ def labelled_clips(config: PretrainConfig) -> tuple[LabelledClips, LabelledClips
 def evaluate(
     config: PretrainConfig, pretrained: VJEPABackbone, untrained: VJEPABackbone
 ) -> dict[str, ComparedEncoder]:
-    """Probe the encoder on the built-in set, beside an untrained one and on single frames."""
+    """Probe the encoder on the built-in set, also on single frames, and the untrained encoder."""
     print("A frozen probe, longer than a short run: reading.", file=sys.stderr, flush=True)
     train, test = labelled_clips(config)
     settings = replace(probe_configs.digit_motion(), epochs=config.probe_epochs)

@@ -21,13 +21,13 @@ from keras_vjepa.tasks.named_presets import load_encoder
 
 
 def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> MaskSampler:
-    """Make what draws the masks on a token grid."""
+    """Make the sampler that draws masks on a token grid."""
     kinds = mask_kinds(config)
     return config.sampler.make(masks=kinds, grid=grid_shape, seed=config.seed)
 
 
 def make_samples(config: PretrainConfig) -> list[Sample]:
-    """List what is trained on."""
+    """List the samples to train on."""
     source: str | Path = config.data
     if config.data in SETS:
         source = prepare_digit_motion(config=SETS[config.data]).train
@@ -40,7 +40,7 @@ def make_samples(config: PretrainConfig) -> list[Sample]:
 
 
 def samples_if_there(config: PretrainConfig) -> list[Sample]:
-    """List what was trained on; none for a built-in set, or if it is gone or cannot be read."""
+    """List the samples of a run; none for a built-in set, or if they cannot be read any more."""
     if config.data not in SETS:
         with suppress(OSError, ValueError):
             return make_samples(config)
@@ -50,7 +50,7 @@ def samples_if_there(config: PretrainConfig) -> list[Sample]:
 def make_batches(
     config: PretrainConfig, grid_shape: tuple[int, int, int], parallel: DataParallel = ALONE
 ) -> ClipBatches:
-    """Make the training batches: of each, the slice of this process."""
+    """Make the training batches; each process makes its own slice of every batch."""
     parallel.check_batch_size(config.batches.batch_size, config.accumulation_steps)
     batches = config.batches.make(
         samples=make_samples(config),
@@ -67,7 +67,10 @@ def make_batches(
 
 
 def make_encoder(config: PretrainConfig) -> VJEPABackbone:
-    """Make the encoder with random weights: the same in every call, which sets the seed."""
+    """Make the encoder with random weights, which are the same in every call.
+
+    The call sets Keras' precision and random seed.
+    """
     keras.config.set_dtype_policy(config.dtype)
     keras.utils.set_random_seed(config.seed)
     encoder = config.encoder.make(name="encoder")
@@ -129,12 +132,12 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
 
 
 def schedule_steps(config: PretrainConfig) -> int:
-    """Tell how many steps the schedules are made for: those of the run, unless given."""
+    """Return the number of steps that schedules are made for: the run's, unless given."""
     return config.run.steps if config.schedule_steps is None else config.schedule_steps
 
 
 def clip_after(config: PretrainConfig) -> int:
-    """Tell after how many iterations clipping begins: an epoch after the warm-up, unless given."""
+    """Return after how many iterations clipping begins: an epoch after warm-up, unless given."""
     given = config.optimizer.clip_after
-    # 12,300 of the paper, whose warm-up of 12,000 iterations is 40 epochs (official-behaviour §5).
+    # The paper has 12,300: its warm-up of 12,000 iterations is 40 epochs (official-behaviour §5).
     return config.learning_rate.warmup_steps * 41 // 40 if given is None else given

@@ -1,4 +1,4 @@
-"""What a pretraining run is made of: the parts of a config, with the paper's numbers (Table 9).
+"""Define the config of a pretraining run by its parts, with the paper's numbers (Table 9).
 
 An option is an argument of a part's constructor, or a plain field; `--help` lists all.
 """
@@ -33,53 +33,53 @@ from keras_vjepa.pretraining_check import check_fields
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that defines a pretraining run. Defaults are the paper's (Table 9), ViT-L/16.
+    """Defines a pretraining run. Defaults are the paper's (Table 9) for ViT-L/16.
 
     Attributes:
         data: a folder, a list, a table, shards, or the name of a built-in set.
         source: how `data` is read; see `keras_vjepa.data.sources.listing`.
         clip: how clips are taken from a video.
-        limits: time and pixels that a file may take; one that takes more is unreadable.
-        transform: Table 9, "data".
-        batches: the batch is that of all devices together.
+        limits: time and pixels that a file may take; a file that takes more is unreadable.
+        transform: augmentation of clips (Table 9, "data").
+        batches: the batches; a batch size is that of all devices together.
         masks: multi_block is the paper's; causal_multi_block and random_tube are its ablation
             (Table 4, §4.4); random_tokens hides random tokens and is the easiest.
-        mask: a kind of masks; of blocks one for each of several (Table 9, "masking": short range,
-            long range).
+        mask: arguments of the masks; for blocks, several values make one kind of masks each (Table
+            9, "masking": short range, long range).
         mask_sets: sets of masks for each clip, of a kind without blocks; by default two of
             random_tube (§4.4) and one of random_tokens.
-        sampler: budgets follow the grid and the masks, not the batch (official-behaviour §6). With
-            batch_min, the reference exactly, every batch has a shape of its own.
+        sampler: budgets follow from the grid and the masks, not the batch (official-behaviour §6).
+            With batch_min, which is exactly the reference, every batch has a shape of its own.
         encoder: the encoder (App. C).
         predictor: the predictor (Table 9).
         initializer_stddev: deviation of the initial weights; the default suits a width of about
-            1,000, narrow models want more.
-        start_from: preset of an encoder to begin with, in place of random weights; its sizes are
-            those of the run.
-        teacher: preset of an encoder that is predicted in place of the moving average, and stays as
-            it is.
+            1,000, narrow models need more.
+        start_from: preset of an encoder to begin with, in place of random weights; the run takes
+            its sizes.
+        teacher: preset of an encoder whose features are predicted in place of the moving average's;
+            it does not change.
         pretrainer: the objective. Pixels, with a loss exponent of 2, are the baseline of Table 1.
-        momentum: of the moving average.
-        optimizer: clipping starts an epoch after the warm-up, which is 40 of them
+        momentum: momentum of the moving average.
+        optimizer: clipping starts an epoch after the warm-up, which takes 40 epochs
             (official-behaviour §5).
         learning_rate: schedule of the learning rate.
         weight_decay: schedule of the weight decay.
-        schedule_scale: schedules are made for so many times the steps.
-        schedule_steps: the steps that schedules are made for; by default those of the run, and of a
-            run that goes on those that it began with.
-        accumulation_steps: parts of a step, one after the other: less memory, the same numbers.
+        schedule_scale: schedules are made for the steps times this factor.
+        schedule_steps: number of steps that schedules are made for; by default that of the run, and
+            if a run goes on, the number that it began with.
+        accumulation_steps: parts of a step, made one after the other: less memory, same results.
         shard_parameters: split parameters over the devices (JAX only).
         run: the run and its checkpoints; the reference saves once an epoch, which is 300 steps.
-        monitor: what the features of some clips show, said in words.
-        monitor_clips: so many, two of a video: of test videos of a built-in set, else of those that
-            are trained on.
-        tensorboard: write all that is written of the run for TensorBoard too.
-        callbacks: more callbacks of Keras, each package.module:Name, such as a logger of Weights &
-            Biases or MLflow.
+        monitor: says in words what the features of some clips show.
+        monitor_clips: number of these clips, two of each video: test videos of a built-in set, or
+            else videos that are trained on.
+        tensorboard: write all numbers of the run for TensorBoard too.
+        callbacks: further callbacks of Keras, each package.module:Name, such as a logger of Weights
+            & Biases or MLflow.
         dtype: precision, a policy of Keras.
-        seed: of everything random.
+        seed: seed of everything random.
         probe_epochs: passes of the frozen probe at the end of a run on a built-in set.
-        probe_videos: so many of the training videos it is trained on, with their labels.
+        probe_videos: number of training videos that it is trained on, with their labels.
     """
 
     data: str = "digit_motion"
@@ -160,7 +160,7 @@ class PretrainConfig:
     )
     optimizer: Part = Part(
         AdamW,
-        # `accumulation_steps` is the recipe's: a step stays a step. Layers differ in fine-tuning.
+        # The recipe has `accumulation_steps` instead; rates by layer are for fine-tuning.
         supplied=(
             *("learning_rate", "weight_decay", "name", "gradient_accumulation_steps"),
             "layer_decay",

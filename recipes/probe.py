@@ -1,13 +1,13 @@
-"""Frozen evaluation: train a probe on a frozen encoder and count (§4.3, App. D.1, Table 10).
+"""Evaluate a frozen encoder by training a probe on it (§4.3, App. D.1, Table 10).
 
     KERAS_BACKEND=jax python recipes/probe.py --preset workdir/digit_motion/preset
     KERAS_BACKEND=jax python recipes/probe.py --config ssv2 --preset PRESET \
         --data train.csv --test_data validation.csv
 
-Without `--data`: the built-in videos. With it, and no config: `own`, for which a folder of classes
-says all that is needed. Any argument of the parts of an evaluation is an option, for example
-`--learning_rates 1e-3,3e-3`. The other configs are the authors' code's; `--variant paper` is the
-paper's text where the two differ.
+Without `--data`, it takes the built-in videos. With `--data` and no config, it takes the config
+`own`, which needs nothing but a folder of classes. Any argument of the parts of an evaluation is an
+option, for example `--learning_rates 1e-3,3e-3`. The other configs follow the authors' code; with
+`--variant paper`, they follow the paper's text where the two differ.
 """
 
 import json
@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -40,18 +40,18 @@ from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper, own
 from keras_vjepa.training.resumable import check_folder, writable_folder
 
-# What recipes/pretrain.py leaves, and the name of an encoder without training.
+# The preset that recipes/pretrain.py writes, and the name of an untrained encoder.
 OWN_PRESET = Path("workdir") / labelled_sets.BUILT_IN / "preset"
 UNTRAINED = "untrained"
 
 
 def run(config: ProbeConfig, workdir: Path) -> list[Metrics]:
-    """Evaluate and save; everything goes to `workdir`. A run that was stopped goes on there.
+    """Evaluate and save in the folder `workdir`; continue an evaluation that was stopped there.
 
-    All devices and processes share the work; the processes see the same disk.
+    All devices and processes share the work; the processes must see the same disk.
 
     Returns:
-        The metrics of each split, as `FrozenProbe.score` gives them; in the first process.
+        The metrics of each split, as `FrozenProbe.score` returns them; only in the first process.
     """
     parallel = distribution.setup()
     writable_folder(workdir)
@@ -60,7 +60,7 @@ def run(config: ProbeConfig, workdir: Path) -> list[Metrics]:
 
 
 def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> list[Metrics]:
-    """Evaluate and save."""
+    """Evaluate and save, while no other run uses the folder."""
     keras.config.set_dtype_policy(config.dtype)
     config = completed(config)
     encoder = make_encoder(config)
@@ -86,7 +86,7 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
 
     def save_classifiers(index: int, metrics: Metrics) -> None:
         for task in metrics if index == 0 else ():
-            # Made by all processes, as whatever is on the devices of all; written by one.
+            # All processes make it, because its weights are on the devices of all; one writes it.
             classifier = probe.classifier(task)
             if parallel.is_first:
                 classifier.save_to_preset(workdir / f"classifier_{task}")
@@ -105,7 +105,7 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
 
 
 def completed(config: ProbeConfig) -> ProbeConfig:
-    """Name the encoder, and look at all of the frame where the built-in videos fill it."""
+    """Fill in the encoder, and show whole frames for the built-in videos, which fill them."""
     changes: dict[str, Any] = {}
     data, size = config.data.data, config.image_size
     if not config.preset:
@@ -130,20 +130,20 @@ def samples_of(config: ProbeConfig) -> tuple[list[Sample], list[Sample]]:
 
 
 def cache_of(config: ProbeConfig, workdir: Path) -> Path:
-    """Find the folder for features."""
+    """Return the folder for features."""
     return Path(config.cache) if config.cache else workdir / "features"
 
 
 def check(config: ProbeConfig, workdir: Path) -> None:
-    """Check what a config and a folder are by themselves; the config's values are checked already.
+    """Check the files and folders that a config names; its values are checked already.
 
     Args:
-        config: of the evaluation.
-        workdir: for all results.
+        config: config of the evaluation.
+        workdir: folder for all results.
 
     Raises:
         ValueError: for the first option that is out of range, by its name.
-        OSError: if data, preset or a folder cannot be what they are said to be.
+        OSError: if data, preset or a folder do not exist or cannot be made.
     """
     check_folder(workdir)
     if config.cache:
@@ -156,7 +156,7 @@ def check(config: ProbeConfig, workdir: Path) -> None:
 
 
 def untrained_arguments(config: ProbeConfig) -> dict[str, Any]:
-    """Name the arguments of the encoder without training, of the size of the built-in recipe."""
+    """Return the arguments of an untrained encoder of the size of the built-in recipe."""
     return {
         "image_size": config.image_size or 224,
         "num_frames": config.clip.frames_per_clip or 16,
@@ -177,21 +177,21 @@ def parse_arguments(
     given = sys.argv[1:] if arguments is None else arguments
     name, changes, workdir = command_line.parse(program, description, CONFIGS, given, prefix)
     if name in SETS and changes.get("data", name) not in SETS:
-        # A config that is named comes after this one, and counts.
+        # If the user names a config, it stands after this one and takes precedence.
         given = ["--config", own.__name__, *given]
         name, changes, workdir = command_line.parse(program, description, CONFIGS, given, prefix)
         changes.setdefault("images", holds_only_images(changes["data"]))
     config = CONFIGS[name]()
     if changes.get("variant", config.variant) == "paper":
         config = as_in_the_paper(config)
-    # Only the configs of the built-in sets know where their data is.
+    # Only the configs of the built-in sets have a default for `data`.
     if name not in SETS and "data" not in changes:
         raise ValueError(f"`data` must be given with the config {name}. Received: none")
     return replace(config, **changes), workdir
 
 
 def main(arguments: list[str] | None = None, program: str = "probe.py") -> None:
-    """Run the recipe as a command; `program` stands in front of its messages."""
+    """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
         config, workdir = parse_arguments(arguments, program)

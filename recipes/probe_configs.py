@@ -1,8 +1,9 @@
-"""The numbers of the frozen evaluations (App. D.1, Table 10).
+"""Define the configs of the frozen evaluations (App. D.1, Table 10).
 
-A config is a function that returns a `ProbeConfig`; a variant changes options of another. They are
-the authors' code's; `as_in_the_paper` makes them the paper's text's. What differs in every one of
-them and cannot be chosen here is in `keras_vjepa/tasks/probe.py`, "Departures".
+A config is a function that returns a `ProbeConfig`; a variant changes options of another config.
+Their numbers are those of the authors' code; `as_in_the_paper` changes them to the paper's text.
+Differences that all configs share and that cannot be chosen here are listed in
+`keras_vjepa/tasks/probe.py`, "Departures".
 """
 
 from collections.abc import Callable
@@ -22,10 +23,11 @@ class ProbeConfig(ProbeSettings):
     """Defines an evaluation: settings, encoder and data.
 
     Attributes:
-        preset: of the encoder, or "untrained" for one of the size of the built-in recipe. Empty is
-            what `recipes/pretrain.py` left in workdir/digit_motion, or else an untrained one.
-        variant: the numbers where the paper's text and the authors' code differ.
-        splits: trainings, each on its own choice of samples, with its own seed.
+        preset: preset of the encoder, or "untrained" for one of the size of the built-in recipe. If
+            empty, the one that `recipes/pretrain.py` left in workdir/digit_motion, or an untrained
+            one.
+        variant: whose numbers to take where the paper's text and the authors' code differ.
+        splits: number of trainings, each on its own choice of samples and with its own seed.
         cache: folder for features; empty for one in the workdir.
         dtype: precision of encoder and probes.
         data: arguments of `keras_vjepa.data.sources.labelled_sets.train_and_test`.
@@ -45,16 +47,16 @@ class ProbeConfig(ProbeSettings):
 
 
 def k400() -> ProbeConfig:
-    """Kinetics-400, 16x8x3.
+    """Evaluate on Kinetics-400, 16x8x3.
 
-    Where the authors' code departs from Table 10, it counts: no flip, RandAugment, erasing 0.25,
-    weight decay falls to 1e-6.
+    If the authors' code differs from Table 10, the code is followed: no flip, RandAugment, erasing
+    0.25, weight decay falls to 1e-6.
     """
     return replace(
         ProbeConfig(),
         tasks=("action",),
         num_classes=(400,),
-        # 16x8x3 is 16 frames, 8 clips, 3 views; views are for testing alone.
+        # 16x8x3 means 16 frames, 8 clips and 3 views; only testing uses several views.
         image_size=224,
         num_frames=16,
         temporal_stride=4,
@@ -78,19 +80,19 @@ def k400() -> ProbeConfig:
 
 
 def ssv2() -> ProbeConfig:
-    """Something-Something v2, 16x2x3.
+    """Evaluate on Something-Something v2, 16x2x3.
 
-    2 clips, as in the text of App. D.1 and the authors' code; Table 10 says 1. Other departures:
-    those of `k400`.
+    It takes 2 clips, as the text of App. D.1 and the authors' code do; Table 10 says 1. The other
+    departures are those of `k400`.
     """
     return replace(k400(), num_classes=(174,), num_clips=2)
 
 
 def in1k() -> ProbeConfig:
-    """ImageNet-1K, images repeated to 16 frames.
+    """Evaluate on ImageNet-1K, with images repeated to 16 frames.
 
-    Where the authors' code departs from Table 10, it counts: weight decay starts at 0.001 and
-    falls to 1e-6, erasing 0.25.
+    If the authors' code differs from Table 10, the code is followed: weight decay starts at 0.001
+    and falls to 1e-6, erasing 0.25.
     """
     return replace(
         k400(),
@@ -106,21 +108,22 @@ def in1k() -> ProbeConfig:
 
 
 def places205() -> ProbeConfig:
-    """Places205, images repeated to 16 frames. Departures: those of `in1k`."""
+    """Evaluate on Places205, with images repeated to 16 frames. Departures: those of `in1k`."""
     return replace(in1k(), tasks=("scene",), num_classes=(205,))
 
 
 def inat21() -> ProbeConfig:
-    """iNaturalist 2021, images repeated to 16 frames. Departures: those of `in1k`."""
+    """Evaluate on iNaturalist 2021, images repeated to 16 frames. Departures: those of `in1k`."""
     return replace(in1k(), tasks=("species",), num_classes=(10_000,))
 
 
 def digit_motion() -> ProbeConfig:
-    """The default: the built-in videos, digit and motion, 8x1x1; minutes on 2 CPU cores.
+    """Evaluate digit and motion of the built-in videos in minutes on 2 CPU cores (the default).
 
-    No augmentation, so features are computed once. The clip spans 64 of a video's 72 frames. Batch
-    size and learning rates were chosen on 400 held-out training videos with the untrained encoder,
-    8 epochs: 32 and 3e-3 read motion .71 and digit .37; 64 and 1e-3 only .39 and .12.
+    Clips are not augmented, so that features are computed once. A clip spans 64 of a video's 72
+    frames (8x1x1). Batch size and learning rates were chosen on 400 held-out training videos with
+    the untrained encoder and 8 epochs: 32 and 3e-3 reach .71 for motion and .37 for the digit; 64
+    and 1e-3 only .39 and .12.
     """
     return replace(
         ProbeConfig(),
@@ -141,12 +144,12 @@ def digit_motion() -> ProbeConfig:
 
 
 def digit_motion_black() -> ProbeConfig:
-    """The built-in set of the longer recipes: 8,000 training videos of 18 frames of 32 pixels."""
+    """Evaluate on the set of the longer recipes: 8,000 videos of 18 frames of 32 pixels."""
     return replace(digit_motion(), data="digit_motion_black", image_size=32, temporal_stride=2)
 
 
 def own() -> ProbeConfig:
-    """Your own videos or images, the default with --data: classes and sizes are found out."""
+    """Evaluate on your own videos or images, whose classes are found (the default with --data)."""
     return replace(
         digit_motion(),
         tasks=("class",),
@@ -155,7 +158,7 @@ def own() -> ProbeConfig:
         num_frames=None,
         temporal_stride=4,
         epochs=20,
-        # Of several, validation samples choose one, and small sets have none to spare.
+        # With several rates, validation samples would be needed, and small sets have none to spare.
         learning_rates=(3e-3,),
     )
 
@@ -167,7 +170,7 @@ CONFIGS: dict[str, Callable[[], ProbeConfig]] = {
 
 
 def as_in_the_paper(config: ProbeConfig) -> ProbeConfig:
-    """Take the paper's text where the authors' code departs from it (Table 10, App. D.1)."""
+    """Follow the paper's text where the authors' code differs from it (Table 10, App. D.1)."""
     return replace(
         config,
         variant="paper",

@@ -1,10 +1,10 @@
-"""The frozen evaluation of one encoder in many ways, as a table (Tables 3, 8 and 15).
+"""Evaluate one frozen encoder in many ways, and write a table (Tables 3, 8 and 15).
 
     KERAS_BACKEND=jax python recipes/probe_table.py --preset workdir/digit_motion/preset
 
-On the built-in videos: attentive and average pooling, one clip and two, fewer labels, the same
-network untrained, and single frames. Each with `--splits` seeds (default 3). Options are those of
-`recipes/probe.py`; what a row is about is set by the row.
+The rows compare, on the built-in videos, attentive and average pooling, one clip and two, fewer
+labels, the same network untrained, and single frames, each with `--splits` seeds (default 3).
+Options are those of `recipes/probe.py`; each row sets the options that it is about.
 """
 
 import logging
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -48,13 +48,13 @@ class Row:
         """Return the config of the row.
 
         Args:
-            config: of the first row.
+            config: config of the first row.
         """
         stride = config.clip.frame_step // (2 if self.half_the_time else 1)
         return replace(config, temporal_stride=stride, **self.changes)
 
 
-# A clip spans nearly the whole video, with half the stride less than half of it.
+# A clip spans nearly the whole video; with half the stride, it spans less than half.
 ROWS = (
     Row("pretrained, attentive pooling"),
     Row("average pooling", {"pooling": "average"}),
@@ -75,13 +75,13 @@ CONFIGS = {function.__name__: function for function in (digit_motion, digit_moti
 
 
 def run(config: ProbeConfig, workdir: Path) -> str:
-    """Evaluate every row, save and return the table. A run that was stopped goes on there."""
+    """Evaluate every row, save and return the table; continue a run that was stopped."""
     with locked(writable_folder(workdir), "--workdir"):
         return _table(config, workdir)
 
 
 def _table(config: ProbeConfig, workdir: Path) -> str:
-    """Evaluate every row, save and return the table."""
+    """Evaluate every row, save and return the table, while no other run uses the folder."""
     keras.config.set_dtype_policy(config.dtype)
     config = probe.completed(config)
     train, test = probe.samples_of(config)
@@ -116,13 +116,13 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
 
 
 def make_untrained(config: ProbeConfig, encoder: keras.Model) -> keras.Model:
-    """Find what the encoder was before its training, or make another one like it.
+    """Load the encoder as it was before its training, or make another one like it.
 
-    Narrow encoders start from weights of a deviation that their config does not tell, so
-    `recipes/pretrain.py` leaves what it began with.
+    The config of a narrow encoder does not hold the deviation of its initial weights. Therefore
+    `recipes/pretrain.py` saves the encoder that it began with.
     """
     left = Path(config.preset).parent / "untrained"
-    # The preset of a hub has no folder beside it.
+    # Presets of a hub have no folders beside them.
     if Path(config.preset).is_dir() and left.is_dir():
         return load_backbone(str(left), dtype=config.dtype)
     keras.utils.set_random_seed(config.seed)
@@ -134,7 +134,7 @@ def check(config: ProbeConfig, workdir: Path) -> None:
 
     Raises:
         ValueError: for the first option that is out of range, by its name.
-        OSError: if data, preset or a folder cannot be what they are said to be.
+        OSError: if data, preset or a folder do not exist or cannot be made.
     """
     probe.check(config, workdir)
     if config.clip.frame_step < 2:
@@ -157,7 +157,7 @@ def parse_arguments(
 
 
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
-    """Run the recipe as a command; `program` stands in front of its messages."""
+    """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
         config, workdir = parse_arguments(arguments, program)

@@ -1,10 +1,10 @@
-"""Train the small encoder on labels alone: the ceiling beside a frozen evaluation (§4.3).
+"""Train the small encoder on labels alone, as the upper limit for a frozen evaluation (§4.3).
 
     KERAS_BACKEND=jax python recipes/supervised.py --config digit_motion_long
 
-The encoder of a config of `recipes/pretrain.py` and an attentive probe, trained together from
-scratch, once for each task of the built-in set; prints the accuracy on the test videos. The fields
-`probe_videos` and `probe_epochs` are the labelled videos and the passes over them.
+It trains the encoder of a config of `recipes/pretrain.py` and an attentive probe together from
+scratch, once for each task of the built-in set, and prints the accuracy on the test videos. The
+options `probe_videos` and `probe_epochs` set the labelled videos and the passes over them.
 """
 
 import json
@@ -12,7 +12,7 @@ import math
 import sys
 from pathlib import Path
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -35,17 +35,17 @@ from keras_vjepa.training.loss_log import FiniteLoss, NotFiniteError
 from keras_vjepa.training.resumable import writable_folder
 
 BATCH_SIZE = 32
-# Of a loss that is not finite.
+# What to do about a loss that is not finite, for the error message.
 REMEDY = "the `learning_rate` must be lower"
 
 
 def train(config: PretrainConfig, task: str, training: LabelledClips, test: LabelledClips) -> float:
-    """Train an encoder from scratch on one task; the accuracy on the test clips."""
+    """Train an encoder from scratch on one task, and return the accuracy on the test clips."""
     classifier = VJEPAVideoClassifier(
         make_encoder(config), DIGIT_MOTION_TASKS[task], trainable_backbone=True
     )
     steps = config.probe_epochs * -(-len(training.samples) // BATCH_SIZE)
-    # The probe's rate would be too much for the encoder.
+    # The learning rate is that of pretraining; a probe's would be too high for the encoder.
     schedule = WarmupCosine(0.0, config.learning_rate.peak, 0.0, min(100, steps // 10), steps)
     classifier.compile(
         AdamW(schedule, config.weight_decay.start, clip_norm=config.optimizer.clip_norm),
@@ -68,7 +68,7 @@ def train(config: PretrainConfig, task: str, training: LabelledClips, test: Labe
 
 
 def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
-    """Train; print and save the accuracy of every task."""
+    """Train an encoder for every task, and print and save the accuracies."""
     with locked(writable_folder(workdir), "--workdir"):
         training, test = labelled_clips(config)
         found = {}
@@ -81,12 +81,12 @@ def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None, program: str = "supervised.py") -> None:
-    """Run the recipe as a command; `program` stands in front of its messages."""
+    """Run the recipe as a command, with `program` in front of its messages."""
     name, overrides, workdir = command_line.parse(
         program, __doc__ or "", CONFIGS, arguments, prefix="supervised_"
     )
     with command_line.refusing(program, CONFIGS, arguments):
-        config = configured(CONFIGS[name](), overrides, say=False)  # It has a schedule of its own.
+        config = configured(CONFIGS[name](), overrides, say=False)  # it has its own schedule
         check_choice(SETS, data=config.data)
         check_options(config)
         check_files(config, workdir)
