@@ -164,7 +164,7 @@ def _with_lora(model: keras.Model) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """Read the two matrices and alpha of each layer from a file, by the paths of the layers."""
+    """Read the two matrices and alpha of each layer from a file, by the layers' paths."""
     # Called for its check alone: it refuses a file that refers to data in other files.
     numbers_held(path)
     found = {}

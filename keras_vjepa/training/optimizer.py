@@ -107,8 +107,8 @@ class AdamW(keras.optimizers.Optimizer):
         amsgrad: whether to divide by the largest second moment so far.
         loss_scale_factor: the factor that the loss was multiplied by; gradients are divided by it.
         gradient_accumulation_steps: None, or the number of batches, at least 2, whose mean gradient
-            an update takes; it is the mean that is clipped. To work through one batch in parts, see
-            `accumulation_steps` of `VJEPAPretrainer.compile`.
+            an update takes; it is the mean that is clipped; see `accumulation_steps` of
+            `VJEPAPretrainer.compile` to work through one batch in parts.
         layer_decay: None, or the factor, in (0, 1], by which step and decay of a layer are smaller
             than those of the layer above it, so that fine-tuning changes layers close to the pixels
             least. A `VJEPAVideoClassifier` names its layers when it is compiled; for another model
