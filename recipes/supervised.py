@@ -1,4 +1,4 @@
-"""Train the small encoder on labels alone, as the upper limit for a frozen evaluation (§4.3).
+"""Train the small encoder on labels alone: the upper limit of a frozen evaluation (§4.3).
 
     KERAS_BACKEND=jax python recipes/supervised.py --config digit_motion_long
 

@@ -1,1 +1,1 @@
-"""Small commands."""
+"""Provide small commands beside the recipes."""

@@ -2,13 +2,14 @@
 
     KERAS_BACKEND=jax python tools/bench.py --size base --batch-size 2
 
-Prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory (of the
-accelerator if there is one, else of the process), and useful FLOP/s over the peak of large matrix
-products of the same type, measured in the same process. `--attention` times the ways to compute
-attention instead; `--eager-einsum` trains with the plainest of them, not compiled; `--no-padding`
-leaves the key masks out. `--precision` compares features instead, of random weights and a random
-clip, with float32's. Several devices or processes are joined as by the recipe, for example under
-`torchrun`. Not a test: machines differ.
+It prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory (of
+the accelerator if there is one, else of the process), and useful FLOP/s as a share of the peak of
+large matrix products of the same type, measured in the same process. With `--attention`, it times
+the ways to compute attention instead; with `--eager-einsum`, it trains with the plainest of them,
+not compiled; with `--no-padding`, it leaves the key masks out. With `--precision`, it compares
+features for random weights and a random clip with those in float32. Several devices or processes
+work together as in the recipe, for example under `torchrun`. This is not a test, because machines
+differ.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -35,15 +36,15 @@ from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state
 
-# Mean token counts of the reference at 224 pixels and a per-device batch of 24, short and long
-# range (official-behaviour §6).
+# Mean token counts of the reference at 224 pixels and a batch of 24 per device, for short-range and
+# long-range masks (official-behaviour §6).
 CONTEXT_TOKENS = (368, 104)
 TARGET_TOKENS = (752, 1104)
 TOKENS = 1568
 
 
 def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
-    """FLOPs of one clip's training step: 2 per multiply-add, backward twice the forward."""
+    """Count the FLOPs of one clip's training step: 2 per multiply-add, backward twice forward."""
 
     def transformer(model: Any, tokens: int) -> float:
         dim, mlp = model.hidden_dim, int(model.hidden_dim * model.mlp_ratio)
@@ -56,13 +57,13 @@ def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
     for context, target in zip(CONTEXT_TOKENS, TARGET_TOKENS, strict=True):
         projections = 2 * predictor.hidden_dim * encoder.hidden_dim * (context + target)
         trained = transformer(encoder, context) + transformer(predictor, context + target)
-        # No gradient flows into the pixels, so the patches' backward pass costs one product.
+        # No gradient flows into the pixels, so that the patches' backward pass costs one product.
         total += 3 * (trained + projections) + 2 * context * patch
     return total
 
 
 def matmul_peak(repeats: int = 8) -> float:
-    """FLOP/s of large matrix products of the models' type on this device, the best of some."""
+    """Measure the best FLOP/s of large matrix products of the models' type on this device."""
     size, products = (8192, 16) if device.has_accelerator() else (2048, 1)
     x = np.random.default_rng(0).normal(size=(size, size)).astype("float32")
     x = ops.cast(ops.convert_to_tensor(x), keras.config.dtype_policy().compute_dtype)
@@ -77,11 +78,12 @@ def matmul_peak(repeats: int = 8) -> float:
 
 
 def _wait_for(scalar: Any) -> None:
-    # A number on the host: every backend has finished by then.
+    # When the number is on the host, every backend has finished computing it.
     float(ops.convert_to_numpy(ops.cast(scalar, "float32")))
 
 
 def make_pretrainer(size: str, padding: bool, remat: bool = False) -> VJEPAPretrainer:
+    """Make a pretrainer with an encoder of a named size and random weights."""
     encoder = VJEPABackbone.from_size(size, remat=remat)
     predictor = VJEPAPredictor(
         encoder.hidden_dim,
@@ -94,6 +96,7 @@ def make_pretrainer(size: str, padding: bool, remat: bool = False) -> VJEPAPretr
 
 
 def make_batch(batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Make a batch of noise, with as many tokens as the reference's masks have on average."""
     rng = np.random.default_rng(seed)
     batch = {"videos": rng.normal(size=(batch_size, 16, 224, 224, 3)).astype("float32")}
     order = np.argsort(rng.random((batch_size, TOKENS)), axis=1).astype("int32")
@@ -104,9 +107,9 @@ def make_batch(batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 class _StepTimes(keras.callbacks.Callback):
-    """When steps ended: each of the first `warm_up`, then the last of every `block`.
+    """Records when steps end: each of the first `warm_up` steps, then the last of every `block`.
 
-    Within a block nothing waits for the device, as in a run of the recipe.
+    Within a block, nothing waits for the device, as in a run of the recipe.
     """
 
     def __init__(self, warm_up: int = 2, block: int = 1) -> None:
@@ -131,20 +134,21 @@ class _StepTimes(keras.callbacks.Callback):
 
     @property
     def steps(self) -> np.ndarray:
-        """Seconds of a step in each block."""
+        """Return the mean seconds of a step in each block."""
         return np.diff(self.ends)[self.warm_up :] / self.block
 
 
 def bench_training(arguments: argparse.Namespace) -> None:
+    """Time training steps, and print the results."""
     parallel = distribution.setup()
     pretrainer = make_pretrainer(arguments.size, not arguments.no_padding, arguments.remat)
     if arguments.eager_einsum:
         attention_module._PREFERRED_ON_CPU.clear()
         attention_module.fused_attention = attention_module.plain_attention
     pretrainer.compile(AdamW(1e-4), run_eagerly=arguments.eager_einsum)
-    # On a processor there is nothing that a step could run beside.
+    # On a CPU, the host cannot work ahead of the device, so that each step is timed by itself.
     block = 10 if device.has_accelerator() else 1
-    # The third step of torch on a GPU is recorded.
+    # On a GPU, torch records the third step, which therefore takes longer.
     times = _StepTimes(warm_up=3 if device.has_accelerator() else 2, block=block)
     num_steps = times.warm_up + arguments.steps * block
     data = parallel.feed(itertools.repeat(make_batch(arguments.batch_size), num_steps))
@@ -171,10 +175,10 @@ def bench_training(arguments: argparse.Namespace) -> None:
 
 
 def bench_checkpoint(pretrainer: VJEPAPretrainer) -> None:
-    """How long a checkpoint holds training up, and how long its writing goes on beside it."""
+    """Time how long training waits for a checkpoint, and how long the writing takes in all."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(folder)
-        # The first one also pays for fresh memory.
+        # The first copy also allocates memory, so that it is not timed.
         state = copy_training_state(pretrainer)
         start = time.perf_counter()
         state = copy_training_state(pretrainer, state)
@@ -187,6 +191,7 @@ def bench_checkpoint(pretrainer: VJEPAPretrainer) -> None:
 
 
 def bench_attention(arguments: argparse.Namespace) -> None:
+    """Time a training step of each way to compute attention."""
     size = SIZES[arguments.size]
     shape = (arguments.batch_size, TOKENS, size.num_heads, size.hidden_dim // size.num_heads)
     packed = np.random.default_rng(0).normal(size=(3, *shape)).astype("float32")
@@ -206,6 +211,7 @@ def bench_attention(arguments: argparse.Namespace) -> None:
 
 
 def bench_precision(arguments: argparse.Namespace) -> None:
+    """Compare the features of each precision with those of float32, and time them."""
     video = np.random.default_rng(0).normal(size=(arguments.batch_size, 16, 224, 224, 3))
     video = video.astype("float32")
     reference = VJEPABackbone.from_size(arguments.size, dtype="float32")
@@ -246,7 +252,7 @@ class _AttentionLayer(keras.layers.Layer):
 
 
 def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
     parser.add_argument("--batch-size", type=int, default=1, help="clips of a process")

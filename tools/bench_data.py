@@ -3,10 +3,11 @@
     keras-vjepa bench-data my_videos/
     keras-vjepa bench-data train.csv --rate 400 --num-workers 1 4 16
 
-A clip is what pretraining reads: 16 frames, every fourth, with its transform, at a random place of
-one of a few files. Clips a second are by the clock, for each decoder that is installed and for
-threads, worker processes and grain, if that is installed. The processor time of a clip tells how
-many cores keep up with the rate at which a model trains. Other work on the machine disturbs.
+A clip is what pretraining reads: every fourth frame, 16 in all, at a random place in one of a few
+files, with pretraining's transform. The command measures clips per second, by the clock, for each
+decoder that is installed, with threads, with worker processes, and with grain if that is installed.
+The processor time of a clip shows how many cores keep up with the rate at which a model trains.
+Other work on the machine disturbs the measurement.
 """
 
 import argparse
@@ -39,7 +40,7 @@ Table = dict[tuple[str, str], dict[int, Throughput]]
 
 
 def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace, OneLineParser]:
-    """Read the command line; bad input ends the process with one line that names the option."""
+    """Read the command line; wrong input ends the process with a line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("source", help="a folder of videos, a list, or what else recipes take")
     parser.add_argument("--rate", type=float, default=100.0, help="clips a second of the training")
@@ -63,7 +64,7 @@ def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace
 
 
 def chosen_files(options: argparse.Namespace) -> list[str]:
-    """Choose some videos of a source at random, and say which ones cannot be read."""
+    """Choose some videos of a source at random, and name those that cannot be read."""
     samples = list_samples(os.path.expanduser(options.source))
     paths = [s.path for s in samples if s.media is None and not is_image(s.path)]
     found: list[str] = []
@@ -102,7 +103,7 @@ def measure(paths: list[str], options: argparse.Namespace) -> Table:
 
 
 def in_words(table: Table, rate: float) -> str:
-    """Write the table, and the cores that the rate needs."""
+    """Write the table, and the number of cores that the rate needs."""
     counts = sorted({count for row in table.values() for count in row})
     head = "".join(f"{count:>9,}" for count in counts)
     lines = [f"clips/s, workers:{'':11}{head}   ms of a core for a clip"]
@@ -130,10 +131,10 @@ def in_words(table: Table, rate: float) -> str:
 
 
 def main(arguments: list[str] | None = None, program: str = "bench_data.py") -> int:
-    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options, parser = parse(arguments, program)
-    # As in training: its own threads would compete with the workers.
+    # As in training, OpenCV has no threads of its own, which would compete with the workers.
     cv2.setNumThreads(1)
     with parser.refusing():
         paths = chosen_files(options)

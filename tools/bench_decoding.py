@@ -1,18 +1,18 @@
-"""Time reading clips beside each decoding library alone (§3.4).
+"""Time reading clips, and compare it with each decoding library alone (§3.4).
 
     keras-vjepa bench-decoding
     keras-vjepa bench-decoding --video my.mp4 --clips 50
 
-A clip is 16 frames of stride 4 at a random place. Each library alone is the shortest right loop
-with it: open, seek, decode, convert to RGB. Beside them the package's reader, by each decoder, and
-the reader with the pretraining transform, which is what a run waits for; its ratio to the best
-library alone is printed last. All take turns in one process, each on one thread; processor time is
-counted, and of the clips the median, so that other work on the machine disturbs little. Without
-`--video`, two H.264 files are made (PyAV), 10 s of 340x256 and 30 s of 720p. Not a test: machines
-differ.
+A clip has 16 frames with a stride of 4, at a random place. A library alone means the shortest
+correct loop with it: open, seek, decode, convert to RGB. These loops are compared with the
+package's reader, for each decoder, and with the reader followed by the pretraining transform, which
+is what a run waits for; the ratio to the best library alone is printed last. All take turns in one
+process, each on one thread. The median of the processor times of all clips is taken, so that other
+work on the machine disturbs little. Without `--video`, two H.264 files are made with PyAV: 10 s of
+340x256 and 30 s of 720p. This is not a test, because machines differ.
 
-`--leaks` reads 5,000 clips of a small file by each decoder instead, every tenth of them from a copy
-that is cut, and prints memory and open files on the way.
+With `--leaks`, 5,000 clips of a small file are read by each decoder instead, every tenth of them
+from a copy that is cut, and memory and open files are printed on the way.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ FRAMES, STEP, CROP = 16, 4, 224
 
 
 def make_video(path: Path, width: int, height: int, seconds: int) -> str:
-    """Write a moving, noisy picture with x264's own settings."""
+    """Write a video of a moving, noisy picture with x264's default settings."""
     import av
 
     rng = np.random.default_rng(0)
@@ -65,6 +65,7 @@ def make_video(path: Path, width: int, height: int, seconds: int) -> str:
 
 
 def opencv_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
+    """Read frames by the shortest correct loop with OpenCV."""
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     position = -1
     if indices[0] > 2 * FRAMES:
@@ -81,6 +82,7 @@ def opencv_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
 
 
 def av_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
+    """Read frames by the shortest correct loop with PyAV."""
     import av
 
     reformatter = av.video.reformatter.VideoReformatter()
@@ -101,6 +103,8 @@ def av_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
 
 
 def reader(decoder: str) -> Read:
+    """Make a function that reads frames by the package's reader with a given decoder."""
+
     def read(path: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         with open_video(path, decoder) as video:
             return video.read(indices)
@@ -109,7 +113,7 @@ def reader(decoder: str) -> Read:
 
 
 def reader_and_transform(decoder: str) -> Read:
-    """As `read_clips` does it, at places that are given."""
+    """Make a function that reads and transforms frames as `read_clips` does, at given places."""
     transform = PretrainTransform(CROP)
 
     def run(path: str, indices: npt.NDArray[np.int64]) -> object:
@@ -125,6 +129,7 @@ def reader_and_transform(decoder: str) -> Read:
 
 
 def bench(path: str, clips: int) -> None:
+    """Time all ways to read clips of a video, and print the results."""
     decoders = ("opencv", "av") if has_av() else ("opencv",)
     alone: dict[str, Read] = {"opencv alone": opencv_alone}
     if has_av():
@@ -139,17 +144,19 @@ def bench(path: str, clips: int) -> None:
         for name, read in (alone | ours).items():
             start = time.process_time()
             read(path, indices)
-            if i:  # the first time a file is looked at as well
+            if i:  # the first time is left out, because the reader also inspects the file then
                 seconds[name].append(time.process_time() - start)
     medians = {name: float(np.median(times)) for name, times in seconds.items()}
     best = min(alone, key=lambda name: medians[name])
     for name, times in seconds.items():
-        # Of each clip by itself: what else the machine does is the same for two in turn.
+        # The ratio is taken for each clip by itself, since other work on the machine is the same
+        # for two readings in a row.
         ratio = np.median(np.divide(seconds[best], times))
         print(f"  {name:28} {1 / medians[name]:7.1f} clips/s  {ratio:5.2f} of the best alone")
 
 
 def watch_leaks(path: str, decoder: str, folder: Path, clips: int = 5000) -> None:
+    """Read many clips of a sound and of a cut file; print memory and open files on the way."""
     rng = np.random.default_rng(0)
     run = reader_and_transform(decoder)
     num_frames = video_info(path).num_frames
@@ -167,7 +174,7 @@ def watch_leaks(path: str, decoder: str, folder: Path, clips: int = 5000) -> Non
 
 
 def main(arguments: list[str] | None = None, program: str = "bench_decoding.py") -> int:
-    """Run the command line. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     parser = OneLineParser(
         prog=program,
         description=__doc__,

@@ -1,13 +1,14 @@
-"""Kill a pretraining run again and again; compare it with one that ran through (App. C).
+"""Kill a pretraining run again and again, and compare it with an undisturbed one (App. C).
 
     KERAS_BACKEND=jax python tools/check_resume.py workdir/check --kills 30 --data videos/ \
         --steps 60 --checkpoint_every 3
 
-Options that are not this tool's go to `recipes/pretrain.py`. One run is left alone. Another gets
-SIGKILL, alternately at a random moment and while it writes a checkpoint, and is started again with
-the same command; when it has finished all the same, a new one takes its place. Every finished run
-must have the loss of every step, and the last checkpoint, of the one that was left alone, bit for
-bit: a checkpoint's name holds the hash of its content. Exit code 1 if any differs.
+Options that are not this tool's go to `recipes/pretrain.py`. One run is left undisturbed. Another
+one gets SIGKILL, alternately at a random moment and while it writes a checkpoint, and is started
+again with the same command. When it has finished nevertheless, a new run takes its place.
+Every finished run must have the losses and the last checkpoint of the undisturbed run, bit for bit;
+checkpoints are compared by their names, which contain hashes of their contents. The exit code is 1
+if any run differs.
 """
 
 import random
@@ -33,7 +34,7 @@ POLL_SECONDS = 0.0005
 
 @dataclass
 class Process:
-    """The recipe, running in a folder; what it says is in the file `output` beside it."""
+    """Runs the recipe in a folder, and writes its messages to the file `output` beside it."""
 
     workdir: Path
     options: Sequence[str]
@@ -47,15 +48,15 @@ class Process:
             self.process = subprocess.Popen(command, stdout=file, stderr=file)
 
     def written(self) -> set[str]:
-        """Names of the finished checkpoints."""
+        """List the names of the finished checkpoints."""
         return {path.name for path in self.checkpoints.glob("step-*.npz")}
 
     def is_writing(self) -> bool:
-        """Whether a checkpoint is being written, or was when the process died."""
+        """Tell whether a checkpoint is being written, or was when the process died."""
         return bool(files.unfinished_in(self.checkpoints))
 
     def wait_for(self, event: Callable[[], bool]) -> bool:
-        """Until something happens; False if the process ended before."""
+        """Wait until something happens; return False if the process ended before."""
         while not event():
             if self.process.poll() is not None:
                 self.check()
@@ -64,11 +65,11 @@ class Process:
         return True
 
     def wait_until_ready(self) -> bool:
-        """Until training is about to begin."""
+        """Wait until training is about to begin; return False if the process ended before."""
         return self.wait_for(lambda: READY in self.output.read_text())
 
     def wait_for_checkpoints(self, count: int) -> bool:
-        """Until it has finished so many."""
+        """Wait for a number of new checkpoints; return False if the process ended before."""
         seen: set[str] = set()
 
         def enough() -> bool:
@@ -78,12 +79,12 @@ class Process:
         return self.wait_for(enough)
 
     def check(self) -> None:
-        """End the tool if the process failed."""
+        """Wait for the process to end, and end the tool if it failed."""
         if self.process.wait():
             sys.exit(f"check_resume: the recipe failed.\n{self.output.read_text()}")
 
     def kill(self) -> bool:
-        """SIGKILL; whether it hit a process that still ran."""
+        """Kill the process by SIGKILL; return whether it was still running."""
         if self.process.poll() is not None:
             self.check()
             return False
@@ -93,13 +94,13 @@ class Process:
 
 
 def result_of(workdir: Path) -> tuple[list[str], str]:
-    """The lines of loss.csv, and the name of the last checkpoint."""
+    """Read the lines of loss.csv, and the name of the last checkpoint."""
     last = max(path.name for path in (workdir / "checkpoints").glob("step-*.npz"))
     return (workdir / "loss.csv").read_text().splitlines(), last
 
 
 def reference_run(workdir: Path, options: Sequence[str]) -> tuple[float, float]:
-    """Run through; seconds to the first checkpoint, and between two."""
+    """Run undisturbed; return the seconds to the first checkpoint, and those between two."""
     process = Process(workdir, options)
     if not process.wait_until_ready():
         sys.exit(f"check_resume: the recipe never said {READY!r}.\n{process.output.read_text()}")
@@ -115,7 +116,7 @@ def reference_run(workdir: Path, options: Sequence[str]) -> tuple[float, float]:
 def kill_once(
     process: Process, rng: random.Random, writing: bool, seconds: tuple[float, float]
 ) -> bool:
-    """Kill at a moment that `rng` chooses; False if the process finished before it."""
+    """Kill at a moment that `rng` chooses; return False if the process finished before it."""
     if not process.wait_until_ready():
         return False
     count = rng.randrange(3)
@@ -131,7 +132,7 @@ def kill_once(
 
 
 def main(arguments: list[str] | None = None, program: str = "check_resume.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(
         prog=program,
         description=(__doc__ or "").splitlines()[0],
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None, program: str = "check_resume.py") -
     with parser.refusing():
         check_whole(0, kills=parsed.kills)
         check_whole(0, MOST_SEED, kill_seed=parsed.kill_seed)
-    # Before what the folder holds is removed.
+    # All options are checked before the contents of the folder are removed.
     config, _ = pretrain.parse_arguments(options, program)
     with refusing(program, CONFIGS):
         check_files(config, parsed.workdir)

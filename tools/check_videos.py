@@ -3,12 +3,12 @@
     keras-vjepa check-videos my_videos/ --output checked
     keras-vjepa check-videos train.csv --output checked --num-workers 16
 
-`checked/clean.csv` lists the usable files with their labels, for every recipe;
-`checked/reasons.csv` says of each other one why: it cannot be read, is cut, damaged, or the same as
-another; `checked/videos.csv` has codec, size, frame rate,
-length and distance of key frames of each. Files are read in processes of their own, so that one
-that crashes a decoder does not end the check. The same command goes on after an interruption, and
-looks again at files that have changed. Exit code 1 if no file is usable.
+`checked/clean.csv` lists the usable files with their labels, for every recipe.
+`checked/reasons.csv` says for each other file why it is not usable: it cannot be read, is cut,
+damaged, or the same as another one. `checked/videos.csv` has codec, size, frame rate, length and
+distance of key frames of each file. Files are read in separate processes, so that a file that
+crashes a decoder does not end the check. After an interruption, the same command goes on, and
+checks files again that have changed. The exit code is 1 if no file is usable.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.locks import locked
 from keras_vjepa.tools.data_source import add_source, check_source, progress_bar, samples_of
 
-# Frames from which on a seek costs more than a clip of 16 frames, every fourth.
+# If key frames are further apart, a seek costs more than a clip of 16 frames, every fourth.
 _FAR_APART = 64
 
 
 def in_words(checked: CheckedVideos, output: Path) -> str:
-    """Say what was found."""
+    """Describe the results of the check in words."""
     count = len(checked.reports)
     lines = [
         f"{counted(len(checked.usable), 'usable file')} of {count:,}: {printable(output / CLEAN)}"
@@ -83,7 +83,7 @@ def _most_common(values: Iterable[str]) -> str:
 def parse(
     arguments: list[str] | None, program: str
 ) -> tuple[argparse.Namespace, ReadingLimits, OneLineParser]:
-    """Read the command line; bad input ends the process with one line that names the option."""
+    """Read the command line; wrong input ends the process with a line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
     add_source(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder of the lists and tables")
@@ -111,7 +111,7 @@ def parse(
 
 
 def main(arguments: list[str] | None = None, program: str = "check_videos.py") -> int:
-    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options, limits, parser = parse(arguments, program)
     output = options.output.expanduser()

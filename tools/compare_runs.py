@@ -1,9 +1,9 @@
-"""Write one page of several runs: curves, probes, what their configs differ in (App. C).
+"""Write a page that compares runs: curves, probes, differences of their configs (App. C).
 
     keras-vjepa compare workdir/digit_motion workdir/other
     keras-vjepa compare workdir/* --output page.html
 
-The page is one file and needs no network. Runs that still go on can be compared as well.
+The page is one file and needs no network. Runs that are not finished can be compared too.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from keras_vjepa.monitoring.side_by_side import FILE_NAME, write_comparison
 
 
 def main(arguments: list[str] | None = None, program: str = "compare_runs.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of two or more runs")
     parser.add_argument("--output", type=Path, default=FILE_NAME, help="the page to write")

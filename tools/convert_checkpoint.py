@@ -21,7 +21,7 @@ from keras_vjepa.conversion import CheckpointError, convert
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.training.resumable import check_folder
 
-# What only a file in the authors' layout leaves open.
+# Options that only files in the authors' layout need.
 OF_FILES = ("probe", "predictor_num_heads", "probe_num_heads")
 
 
@@ -42,7 +42,7 @@ def _check(checkpoint: str, preset: str, given: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None, program: str = "convert_checkpoint.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="file, e.g. vitl16.pth.tar, or transformers folder")
     parser.add_argument("preset", help="folder to write")

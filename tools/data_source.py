@@ -1,4 +1,4 @@
-"""The options that say which videos and images a command reads (§3.4)."""
+"""Add and read the options that say which videos and images a command reads (§3.4)."""
 
 import argparse
 import os
@@ -25,12 +25,12 @@ def source_of(text: str) -> str:
     """Read a source from the command line."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must be a folder, a list or a file. Received: nothing")
-    # Text, for a path would make one slash of the two in an address.
+    # The result is text, because a path would turn the two slashes of an address into one.
     return text if ADDRESS.match(text) else os.path.expanduser(text)
 
 
 def add_listing(parser: OneLineParser, kind: Kind = "video") -> None:
-    """Add the options that say which files are meant."""
+    """Add the options that say which files to read."""
     parser.add_argument(
         "source", type=source_of, help="a folder, a list, shards, one file, or an address of these"
     )
@@ -49,7 +49,7 @@ def add_listing(parser: OneLineParser, kind: Kind = "video") -> None:
 
 
 def add_source(parser: OneLineParser) -> None:
-    """Add the options that say which files are meant, and how many are read at a time."""
+    """Add the options that say which files to read, and how many at a time."""
     add_listing(parser)
     parser.add_argument(
         "--fps", type=float, default=DEFAULT_FPS, help="frames per second of folders of frames"
@@ -78,14 +78,14 @@ def add_source(parser: OneLineParser) -> None:
 
 
 def check_source(options: argparse.Namespace) -> ReadingLimits:
-    """Check these options; raise `ValueError` by the name of what is wrong."""
+    """Check the options of `add_source`; raise `ValueError` with the name of a wrong one."""
     check_whole(1, _MOST_PROCESSES, num_workers=options.num_workers)
     check_fps(options.fps)
     return ReadingLimits(options.max_file_seconds, options.max_frame_pixels)
 
 
 def samples_of(options: argparse.Namespace) -> list[Sample]:
-    """List the files that are meant."""
+    """List the files that the options name."""
     if options.class_folders:
         return list_class_folders(options.source, None, options.kind, options.fps)
     return list_samples(
@@ -99,7 +99,7 @@ def samples_of(options: argparse.Namespace) -> list[Sample]:
 
 
 def progress_bar() -> Callable[[int, int], None]:
-    """Make a bar, which is told how many files are done, and how many there are."""
+    """Make a progress bar: a function of the number of files done and of all files."""
     bars: list[keras.utils.Progbar] = []
 
     def update(done: int, count: int) -> None:

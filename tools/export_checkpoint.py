@@ -1,4 +1,4 @@
-"""Write a preset in the layouts that others read: the way back of `convert` (App. C).
+"""Write a preset in the layouts of other packages, as the opposite of `convert` (App. C).
 
     keras-vjepa export presets/vitl16 vitl16.pth.tar
     keras-vjepa export presets/vitl16_k400 vitl16.pth.tar --probe k400-probe.pth.tar
@@ -25,7 +25,7 @@ from keras_vjepa.presets.preset import PREPROCESSOR_FILE, find_preset
 
 
 def load(preset: str) -> Any:
-    """The most that a preset holds."""
+    """Load a preset as a classifier, else as a pretrainer, else as a backbone."""
     folder = find_preset(preset)
     if (folder / VJEPAVideoClassifier.config_file).is_file():
         return VJEPAVideoClassifier.from_preset(preset)
@@ -35,14 +35,14 @@ def load(preset: str) -> Any:
 
 
 def preprocessor_of(preset: str) -> VJEPAVideoPreprocessor | None:
-    """The preprocessor that a preset holds, if it holds one."""
+    """Load the preprocessor of a preset, if it has one."""
     folder = find_preset(preset)
     holds_one = (folder / PREPROCESSOR_FILE).is_file()
     return VJEPAVideoPreprocessor.from_preset(preset) if holds_one else None
 
 
 def main(arguments: list[str] | None = None, program: str = "export_checkpoint.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("preset", help="folder or name to read")
     parser.add_argument("output", help="file to write, or folder for transformers")

@@ -3,9 +3,9 @@
     keras-vjepa export-checkpoint workdir/digit_motion presets/mine
     keras-vjepa export-checkpoint workdir/digit_motion@75 presets/mine
 
-The preset is what the run itself leaves at its end, of another step: its encoder is the target
-encoder. Without @STEP it is the last checkpoint. Wherever a preset is asked for, RUN@STEP serves as
-well, and RUN@last.
+The preset is like the one that the run itself writes at its end, but of any step; its encoder is
+the target encoder. Without @STEP, it is made of the last checkpoint. Everywhere else, RUN@STEP and
+RUN@last can be used as the name of a preset.
 """
 
 import sys
@@ -17,7 +17,7 @@ from keras_vjepa.tasks.checkpoint_presets import model_at, run_and_step
 
 
 def main(arguments: list[str] | None = None, program: str = "export_run.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("run", help="folder of the run; RUN@STEP for another step than the last")
     parser.add_argument("output", type=Path, help="folder to write")

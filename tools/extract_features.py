@@ -3,16 +3,17 @@
     keras-vjepa features --preset vjepa_large_patch16_224 videos/ --output features/
 
 Instead of a folder it takes a list, a table, shards, a published list with `--videos`, one file, or
-the address of any of these. `videos/a/clip.mp4` becomes `features/a/clip.mp4.npy`, float32: a row
-for each position of a window that slides over the video, (windows, dim), or with `--tokens`
-(windows, tokens, dim). Row i begins at frame `i * stride`; an image has one row. Files are read,
-and features written, window by window, so memory does not grow with a video's length.
+the address of any of these. The features of `videos/a/clip.mp4` are written to
+`features/a/clip.mp4.npy` as float32, with a row for each position of a window that slides over the
+video: (windows, dim), or with `--tokens` (windows, tokens, dim). Row i begins at frame `i *
+stride`; an image has one row. Files are read and features written window by window, so that memory
+does not grow with the length of a video.
 
-The same command goes on after an interruption. `features/sources.jsonl` says which file each output
-is of. Features of files that were replaced, and damaged ones, are made anew; those of another model
-or with other options need a folder of their own. Files of one name from several folders keep an
-output each. A file that cannot be read never stops the others; all of them are named at the end,
-and the exit code is 1.
+After an interruption, the same command goes on. `features/sources.jsonl` names the source of each
+output. Features that are damaged, or whose source was replaced, are made again; features of another
+model or with other options need a folder of their own. Files of the same name from several folders
+have an output each. A file that cannot be read does not stop the others; all such files are named
+at the end, and the exit code is 1.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -57,12 +58,24 @@ from keras_vjepa.tools.data_source import add_listing
 
 DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16", "float64")
 
-# Between two lines of progress in a file that nobody watches.
+# Time between two lines of progress if the output is not a terminal.
 _SECONDS_BETWEEN_LINES = 60
 
 
 class Extractor:
-    """A backbone and what is asked of it."""
+    """Computes the features of files by a backbone, window by window.
+
+    Args:
+        backbone: the encoder.
+        preprocessor: makes the encoder's input, with one clip and one view.
+        stride: source frames from the start of a window to the next; None for no overlap.
+        tokens: whether features are those of tokens, and not their mean.
+        batch_size: windows at a time.
+        limits: time and pixels that a file may take.
+
+    Raises:
+        ValueError: for sizes that the backbone cannot take.
+    """
 
     def __init__(
         self,
@@ -79,12 +92,12 @@ class Extractor:
         self.tokens = tokens
         self.batch_size = batch_size
         self.limits = limits
-        # Videos of which a window reaches beyond the end.
+        # The number of videos in which a window reaches beyond the end.
         self.repeating = 0
         self._compiled_for: tuple[int, ...] | None = None
         height, width = height_and_width(preprocessor.image_size)
         for option in ("num_frames", "image_frames"):
-            # Says now, and not at the first file, which sizes the backbone cannot take.
+            # This raises the error for wrong sizes now, rather than at the first file.
             frames = getattr(preprocessor, option) or preprocessor.num_frames
             try:
                 backbone.compute_output_shape((1, frames, height, width, 3))
@@ -95,7 +108,7 @@ class Extractor:
                 ) from error
 
     def features(self, source: Name) -> tuple[int, Iterator[Rows]]:
-        """The number of rows of a file, and these rows in batches."""
+        """Return the number of rows of a file, and these rows in batches."""
         count, windows = self.preprocessor.windows(source, self.stride, self.limits)
         if not is_image(source):
             with open_video(source, limits=self.limits) as video:
@@ -103,12 +116,14 @@ class Extractor:
         return count, self._batches(count, windows)
 
     def _batches(self, count: int, windows: Iterator[NDArray[np.float32]]) -> Iterator[Rows]:
-        # The rest singly: two shapes of batch in all, and no more compilations than that.
+        # Windows that do not fill a batch follow one by one. There are then only two shapes of
+        # batches, and the model is compiled only twice.
         sizes = [self.batch_size] * (count // self.batch_size) + [1] * (count % self.batch_size)
         for size in sizes:
             batch = np.stack([next(windows) for _ in range(size)])
             if batch.shape[1:] != self._compiled_for:
-                # Or TensorFlow generalises to any number of frames, of which there are no patches.
+                # The function is made anew, because TensorFlow would otherwise compile it for any
+                # number of frames, which cannot be divided into patches.
                 self.backbone.make_predict_function(force=True)
                 self._compiled_for = batch.shape[1:]
             features = np.asarray(self.backbone.predict_on_batch(batch)).astype(np.float32)
@@ -123,10 +138,10 @@ def typed(name: str) -> str:
 def listed(
     source: str, kind: Kind = "any", videos: str = "", path_column: str = ""
 ) -> tuple[str, list[Name]]:
-    """List the files to read, and the folder below which their outputs are named.
+    """Find the files to read, and the folder below which their outputs are named.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are no such files.
     """
     is_folder = os.path.isdir(source) and not is_folder_of_shards(source, kind)
     if is_folder:
@@ -141,9 +156,10 @@ def listed(
         )
         found = [*dict.fromkeys(absolute_name(sample.path) for sample in samples)]
     root = source if is_folder and found != [source] else shared_root(found)
-    # Images last: in fewer frames they are another shape, to be compiled once.
+    # Images come last. They have fewer frames, and so another shape, which is compiled only once.
     found.sort(key=lambda name: (is_image(name), name))
-    # A path would make one slash of the two in an address, or in a name within a tar file.
+    # Some names stay text, because a path would turn the two slashes of an address, or of a name
+    # within a tar file, into one.
     return root, [Path(name) if str(Path(name)) == name else name for name in found]
 
 
@@ -171,7 +187,7 @@ def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) 
                 )
             yield batch
             done += len(batch)
-            # A part of a file, so that hours of one video show.
+            # A part of a file counts as progress, so that a video of hours shows some.
             bar.update(number + 0.99 * done / count)
 
     for number, path in enumerate(plan.missing):
@@ -187,15 +203,15 @@ def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) 
 
 
 def path_of(text: str) -> Path:
-    """Read a path from the command line; an address would be a local folder of that name."""
+    """Read a path from the command line; refuse an address, which is no path."""
     if not text or re.match(r"\w+://", text):
         raise argparse.ArgumentTypeError(f"must be a path on this machine. Received: {text!r}")
-    # No shell does that for `--output=~/features`.
+    # Shells do not replace the ~ in `--output=~/features`.
     return Path(text).expanduser()
 
 
 def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
-    """Read the command line; bad input ends the process with one line that names the option."""
+    """Read the command line; wrong input ends the process with a line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
     add_listing(parser, "any")
     parser.add_argument(
@@ -252,10 +268,10 @@ def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Check what can be checked before there is a model.
+    """Check the options that can be checked without a model.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: for the first wrong option, by its name.
     """
     if not source_exists(options.source):
         raise ValueError(f"no such file or folder: {printable(options.source)}")
@@ -277,7 +293,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Path]:
-    """Make the extractor, list all that its features depend on, and find the preset's folder."""
+    """Make the extractor, the settings that its features depend on, and the preset's folder."""
     try:
         preset = find_preset(options.preset, trust_on_first_use=options.trust_on_first_use)
         backbone = load_backbone(preset, dtype=options.dtype)
@@ -289,7 +305,8 @@ def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Pat
             "image_frames": options.image_frames,
         }
         given = {name: value for name, value in changes.items() if value is not None}
-        # A classifier's several clips and views are for its probe.
+        # A classifier's preprocessor may make several clips and views, but only its probe needs
+        # them.
         preprocessor = VJEPAVideoPreprocessor.from_preset(preset, num_clips=1, num_views=1, **given)
     except (OSError, ValueError) as error:
         raise ValueError(f"--preset: {error}") from error
@@ -315,10 +332,10 @@ def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Pat
 
 
 def check_memory(preprocessor: VJEPAVideoPreprocessor, options: argparse.Namespace) -> None:
-    """Raise if the pixels of one batch are more than this machine's memory holds."""
+    """Refuse sizes for which the pixels of one batch do not fit into this machine's memory."""
     height, width = height_and_width(preprocessor.image_size)
     frames = max(preprocessor.num_frames, preprocessor.image_frames or 0)
-    # Singly, and together.
+    # The factor 2 is there because windows exist both by themselves and as a batch.
     needed = 2 * options.batch_size * frames * height * width * 3 * 4
     has = memory_of_machine()
     if has is not None and needed > has:
@@ -330,27 +347,29 @@ def check_memory(preprocessor: VJEPAVideoPreprocessor, options: argparse.Namespa
 
 
 def sizes_of(options: argparse.Namespace) -> str:
-    """Name the options that take memory: those that were given, and the size of a batch."""
+    """Name the options that determine the memory: those that were given, and the batch size."""
     names = ("image_size", "num_frames", "image_frames")
     given = [typed(name) for name in names if getattr(options, name) is not None]
     return " or ".join([*given, typed("batch_size")])
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether memory is what there was too little of; each engine has an error of its own."""
+    """Tell whether an error means too little memory; each engine has its own error for it."""
     words = ("out of memory", "allocate", "RESOURCE_EXHAUSTED", "OOM")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Name, str], list[str]]:
-    """Do what the command line says.
+    """Make the features that the command line asks for.
 
     Returns:
-        What was to be done, the files that cannot be read, and the features that are damaged.
+        The plan of what was to be done, the files that cannot be read with the reasons, and the
+        features that are damaged.
     """
     root, paths = listed(options.source, options.kind, options.videos or "", options.path_column)
     output = options.output
-    # At once if there is such a folder, and not after minutes of loading.
+    # An existing folder is locked now already, so that an error does not come after minutes of
+    # loading.
     with locked(output, "--output") if output.is_dir() else nullcontext():
         extractor, settings, preset = prepare(options)
         try:
@@ -366,7 +385,7 @@ def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Name, str], 
 
 
 def say_frames(extractor: Extractor) -> None:
-    """Say which frames features are not of, or are of several times."""
+    """Say which frames of videos windows leave out, and which they repeat."""
     preprocessor = extractor.preprocessor
     span = preprocessor.num_frames * preprocessor.frame_step
     if extractor.repeating:
@@ -384,7 +403,7 @@ def say_frames(extractor: Extractor) -> None:
 
 
 def main(arguments: list[str] | None = None, program: str = "extract_features.py") -> int:
-    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     options = parse(arguments, program)
     try:
         plan, bad_files, problems = extract(options)
@@ -411,7 +430,7 @@ def report(
     output: Path,
     program: str,
 ) -> int:
-    """Say what was done, and what could not be. Returns the exit code."""
+    """Print what was done and what failed, and return the exit code."""
     for reason in bad_files.values():
         print(reason, file=sys.stderr)
     if bad_files:

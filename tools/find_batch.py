@@ -3,9 +3,10 @@
     keras-vjepa find-batch --config vitl16 --dtype mixed_bfloat16 --remat true
     keras-vjepa find-batch --memory 12
 
-Takes the options of `pretrain`. Each size is tried in a process of its own, which makes three steps
-on noise: what runs out of memory ends alone. Without an accelerator a process counts as too large
-when it has held more than --memory GiB. No data is read, and nothing is written.
+It takes the options of `pretrain`. Each size is tried in a process of its own, which makes three
+steps on noise, so that running out of memory ends only that process. Without an accelerator, a size
+is too large if the process has held more than --memory GiB. No data is read, and nothing is
+written.
 """
 
 import itertools
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -36,11 +37,11 @@ from keras_vjepa.recipes.pretrain_derived import check_options
 from keras_vjepa.recipes.pretrain_objects import make_masks, make_pretrainer
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 
-# Of the machine's memory, where nothing else is said: others run on it too.
+# The share of the machine's memory that a process may hold by default; other programs run too.
 SHARE = 0.8
-# Two steps until all is allocated, and the third, which torch records on a GPU.
+# After two steps everything is allocated; the third one is recorded by torch on a GPU.
 STEPS = 3
-# The search ends when the sizes that are left lie so close together, as a share of the size.
+# The search ends when the remaining sizes differ by no more than this share of the size.
 CLOSE = 1 / 16
 TOO_LARGE = 3
 _OUT_OF_MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|\bOOM\b|MemoryError|can't allocate")
@@ -49,11 +50,11 @@ _CHILD = "from keras_vjepa.tools.find_batch import try_here; try_here()"
 
 @dataclass(frozen=True)
 class FindBatchConfig(PretrainConfig):
-    """Defines a pretraining run, and what it may take.
+    """Defines a pretraining run, and how much memory it may take.
 
     Attributes:
-        memory: GiB that the process may hold where there is no accelerator; by default four fifths
-            of the machine's.
+        memory: GiB that the process may hold if there is no accelerator; by default four fifths of
+            the machine's memory.
         most: the largest batch to try.
     """
 
@@ -79,16 +80,16 @@ CONFIGS = {name: _with_limits(make) for name, make in pretrain_configs.CONFIGS.i
 
 
 def largest(fits: Callable[[int], bool], unit: int, most: int) -> tuple[int, int | None]:
-    """Find the largest number that fits, close enough.
+    """Find the largest number that fits, nearly exactly.
 
     Args:
-        fits: whether a number does; if one does not, no larger one does.
-        unit: all numbers are multiples of it.
-        most: the largest to try.
+        fits: a function that tells whether a number fits; if one does not, no larger one does.
+        unit: only multiples of this number are tried.
+        most: the largest number to try.
 
     Returns:
-        The largest that has been seen to fit, 0 if none does; and the smallest that has been seen
-        not to, None if all do.
+        The largest number found to fit, or 0; and the smallest number found not to fit, or None if
+        all fit.
 
     Example:
 
@@ -111,29 +112,29 @@ def try_batch(arguments: list[str], batch_size: int, memory: float) -> str | Non
     """Try a batch in a process of its own.
 
     Args:
-        arguments: of the command line.
-        batch_size: to try.
+        arguments: arguments of the command line.
+        batch_size: the batch size to try.
         memory: GiB that the process may hold without an accelerator.
 
     Returns:
-        What it took, in words; None if it does not fit.
+        Memory and time that it took, in words; None if it does not fit.
 
     Raises:
-        RuntimeError: if it ended for another reason.
+        RuntimeError: if the process ended for another reason.
     """
     given = [*arguments, f"--batch_size={batch_size}", f"--memory={memory}"]
     done = subprocess.run([sys.executable, "-c", _CHILD, *given], capture_output=True)
     said, problem = done.stdout.decode(), done.stderr.decode("utf-8", "replace")
     if done.returncode == 0:
         return said.splitlines()[-1]
-    # A process that the system has killed, it has killed for its memory.
+    # If the system has killed the process (-9), the reason is its memory.
     if done.returncode in (TOO_LARGE, -9) or _OUT_OF_MEMORY.search(problem):
         return None
     raise RuntimeError(problem.strip().splitlines()[-1] if problem.strip() else "it ended silently")
 
 
 def try_here() -> None:
-    """Make some steps in this process, and print what they took; it ends if they take too much."""
+    """Make some steps and print what they took; end the process if they take too much memory."""
     name, given, _ = command_line.parse("find-batch", __doc__ or "", CONFIGS)
     config = configured(CONFIGS[name](), given, say=False)
     if not device.has_accelerator():
@@ -157,12 +158,13 @@ def try_here() -> None:
 def _watch(limit: float) -> None:
     while (memory_in_use() or 0) <= limit:
         time.sleep(0.05)
-    # At once: the next allocation may take what is left to others.
+    # The process ends without cleaning up, because its next allocation may take the memory that
+    # other programs need.
     os._exit(TOO_LARGE)
 
 
 def main(arguments: list[str] | None = None, program: str = "find_batch.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     arguments = sys.argv[1:] if arguments is None else arguments
     name, given, _ = command_line.parse(program, __doc__ or "", CONFIGS, arguments)
     with command_line.refusing(program, CONFIGS, arguments):

@@ -1,11 +1,11 @@
-"""Nearest neighbours on frozen features: a number in seconds, without training (§4.3, App. D.1).
+"""Measure frozen features by nearest neighbours, in seconds, without training (§4.3, App. D.1).
 
     keras-vjepa knn --preset workdir/digit_motion@75
     keras-vjepa knn --preset PRESET --data my_videos/
 
-Of a run's checkpoint, and without --data, all numbers that its monitor finds, on the clips that it
-looks at. With --data: how many samples nearest neighbours and a ridge on pooled features name
-right. The options are those of `probe`, as far as they are not about training.
+For a checkpoint of a run, without --data, it prints all numbers that the run's monitor computes, on
+the same clips. With --data, it prints how many samples are classified right by nearest neighbours
+and by a ridge on pooled features. Options are those of `probe` that are not about training.
 """
 
 import logging
@@ -33,18 +33,18 @@ from keras_vjepa.tasks.checkpoint_presets import model_at, run_and_step
 
 
 def look_again(run: Path, step: int | None = None) -> dict[str, Any]:
-    """Measure what the monitor of a run measures, of a checkpoint.
+    """Measure for a checkpoint what the monitor of its run measures.
 
     Args:
-        run: its folder.
-        step: of the checkpoint; None for the last one.
+        run: folder of the run.
+        step: step of the checkpoint; None for the last one.
 
     Returns:
         The numbers by name, and `step`.
 
     Raises:
         OSError: if there is no such checkpoint, or the videos are gone.
-        ValueError: if the run has too few videos to be looked at.
+        ValueError: if the run has too few videos for a monitor.
     """
     model, checkpoint = model_at(run, step)
     config = config_of(read_run(run).options)
@@ -57,7 +57,7 @@ def look_again(run: Path, step: int | None = None) -> dict[str, Any]:
 
 
 def config_of(stored: Mapping[str, Any]) -> PretrainConfig:
-    """Make the config of a run from what it has written; names that are no option now are left.
+    """Make the config of a run from its stored options; leave out options that no longer exist.
 
     Args:
         stored: values by the names of options.
@@ -72,14 +72,14 @@ def _as_tuples(value: Any) -> Any:
 
 
 def read_out(config: ProbeConfig, workdir: Path) -> dict[str, dict[str, float]]:
-    """Count what quick checks on frozen features name right.
+    """Measure how many samples quick checks on frozen features classify right.
 
     Args:
-        config: of the evaluation.
-        workdir: for the features.
+        config: config of the evaluation.
+        workdir: folder for the features.
 
     Returns:
-        For each task the shares, by the checks' names.
+        For each task, the shares of samples by the names of the checks.
     """
     keras.config.set_dtype_policy(config.dtype)
     config = replace(probe.completed(config), readouts=True, augment=False, online=False)
@@ -90,7 +90,7 @@ def read_out(config: ProbeConfig, workdir: Path) -> dict[str, dict[str, float]]:
 
 
 def main(arguments: list[str] | None = None, program: str = "neighbors.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     given = sys.argv[1:] if arguments is None else arguments
     with command_line.refusing(program, CONFIGS, given):

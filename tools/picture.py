@@ -1,4 +1,4 @@
-"""Draw what a model makes of a video: features, attention, surprise, masks (App. D).
+"""Draw how a model sees a video: features, attention, surprise, masks (App. D).
 
     keras-vjepa picture pca clip.mp4 --preset PRESET --output pca.mp4
     keras-vjepa picture attention clip.mp4 --preset PRESET --output heads.png --heads 0 1 2
@@ -7,10 +7,10 @@
     keras-vjepa picture neighbors clip.mp4 --preset PRESET --output nearest.png --folder videos/
     keras-vjepa picture masks clip.mp4 --preset workdir/run@last --output masks.png
 
-The ending of the output says the format: .mp4 (needs PyAV) and .gif show all frames at the rate of
-the video, the input at the left; .png and .jpg show eight of them, with their times. Of a preset
-with a probe, attention is that of the probe's query unless `--layer` or `--patch` is given. What
-surprises is where the predictor of a pretrained model errs; its mean is printed for each clip.
+The ending of the output determines the format: .mp4 (needs PyAV) and .gif show all frames at the
+rate of the video, with the input at the left; .png and .jpg show eight frames with their times. If
+a preset has a probe, attention is that of the probe's query unless `--layer` or `--patch` is given.
+Surprise is the error of a pretrained model's predictor; its mean is printed for each clip.
 """
 
 import sys
@@ -18,7 +18,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -59,12 +59,12 @@ from keras_vjepa.tools.show_masks import MASKS
 from keras_vjepa.training.continuing import OPTIONS_FILE
 
 Rows = tuple[list[FrameRow], str]
-# Columns of a sheet that anyone looks at.
+# The most columns of a sheet; nobody would look at more.
 MOST_NEIGHBORS = 16
 
 
 def draw_pca(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
-    """Features of patches as colours."""
+    """Draw the features of patches as colours."""
     colours = video.of_frames(patch_colours(patch_features(model.backbone, video, *model.colour)))
     return [
         FrameRow("input", video.frames),
@@ -73,7 +73,7 @@ def draw_pca(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
 
 
 def draw_similarity(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
-    """How alike the features of a patch and all others are."""
+    """Draw how similar the features of a patch and those of all others are."""
     features = patch_features(model.backbone, video, *model.colour)
     cosines = patch_similarity(features, options.patch)
     time, *place = options.patch
@@ -88,7 +88,7 @@ def draw_similarity(options: Namespace, model: Pictured, video: WatchedVideo) ->
 
 
 def draw_attention(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
-    """What is attended to, by the probe or within the encoder."""
+    """Draw where the probe's query or patches in a block of the encoder attend to."""
     of_encoder = options.layer is not None or options.patch is not None
     classifier = None if of_encoder else model.classifier
     if classifier is not None:
@@ -110,7 +110,7 @@ def draw_attention(options: Namespace, model: Pictured, video: WatchedVideo) -> 
 
 
 def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
-    """Where the predictor errs."""
+    """Draw where the predictor errs, and print how much."""
     errors = prediction_errors(model.pretrainer, video, options.known, *model.colour)
     for clip, (value, of_clip) in enumerate(zip(surprise(errors), errors, strict=True)):
         time, row, column = np.unravel_index(of_clip.argmax(), of_clip.shape)
@@ -128,7 +128,7 @@ def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> R
 
 
 def draw_masks(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
-    """What masks hide."""
+    """Draw which parts of the frames masks hide."""
     sampler, labels = masks_of(options, model)
     rows = [FrameRow("input", video.frames)]
     for label, states in zip(labels, token_states(sampler, len(video.starts)), strict=True):
@@ -138,7 +138,7 @@ def draw_masks(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows
 
 
 def masks_of(options: Namespace, model: Pictured) -> tuple[MaskSampler, Sequence[str]]:
-    """Masks by their names, or those of a run's own config, and what they are called."""
+    """Make the masks that are named, or else those of the run's config, and name them."""
     run = run_of(options.preset)
     grid = model.backbone.grid_shape
     if options.mask is None and run is not None:
@@ -150,7 +150,7 @@ def masks_of(options: Namespace, model: Pictured) -> tuple[MaskSampler, Sequence
 
 
 def draw_neighbors(options: Namespace, model: Pictured) -> None:
-    """Write the sheet of the videos that are most alike."""
+    """Write a sheet of the most similar videos, and print their cosines."""
     others = [path for path in search_folder(options.folder, "video").paths]
     found = nearest_videos(model.backbone, model.preprocessor, options.video, others, options.count)
     neighbor_sheet(options.output, options.video, found)
@@ -167,7 +167,7 @@ DRAWN: dict[str, Draw | None] = {
     "masks": draw_masks,
     "neighbors": None,
 }
-# Options that some pictures alone have.
+# Options that only some kinds of pictures have.
 OWN = {
     "layer": ("attention",),
     "heads": ("attention",),
@@ -181,7 +181,7 @@ OWN = {
 
 
 def parse(arguments: list[str] | None, program: str) -> tuple[Namespace, OneLineParser]:
-    """Read the command line; bad input ends the process with one line that names the option."""
+    """Read the command line; wrong input ends the process with a line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("kind", choices=DRAWN, help="what is drawn")
     parser.add_argument("video", type=Path, help="the video")
@@ -224,10 +224,10 @@ def parse(arguments: list[str] | None, program: str) -> tuple[Namespace, OneLine
 
 
 def check(options: Namespace) -> None:
-    """Check what can be checked without a model, and complete what was left out.
+    """Check the options that can be checked without a model, and fill in those left out.
 
     Raises:
-        OSError: for files that are not there.
+        OSError: for files that do not exist.
         ValueError: for values out of range.
     """
     options.output = check_picture_path(options.output, "output", options.kind != "neighbors")
@@ -253,7 +253,7 @@ def draw(options: Namespace) -> None:
 
     Raises:
         OSError: if something cannot be read or written.
-        ValueError: for what the model or the video does not have.
+        ValueError: for a part that the model or the video does not have.
     """
     model = load_pictured(options.preset, needs_predictor=options.kind == "surprise")
     function = DRAWN[options.kind]
@@ -269,14 +269,14 @@ def draw(options: Namespace) -> None:
 
 
 def run_of(preset: str) -> Path | None:
-    """Find the run that a preset is of, by its name or by what lies around its folder."""
+    """Find the run that a preset belongs to, by its name or by the files around its folder."""
     folder, _ = run_and_step(preset)
     around = (folder, folder.parent)
     return next((one for one in around if (one / OPTIONS_FILE).is_file()), None)
 
 
 def step_of(preset: str) -> int | None:
-    """Look up the step between frames that a run has trained with."""
+    """Look up the step between frames with which a preset's run was trained."""
     run = run_of(preset)
     step = None if run is None else read_run(run).options.get("temporal_stride")
     return step if isinstance(step, int) else None
@@ -290,7 +290,7 @@ def middle_patch(model: Pictured, video: WatchedVideo) -> list[int]:
 
 
 def main(arguments: list[str] | None = None, program: str = "picture.py") -> int:
-    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     options, parser = parse(arguments, program)
     with parser.refusing():
         draw(options)

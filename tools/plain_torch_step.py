@@ -1,12 +1,13 @@
-"""Time a training step in plain PyTorch, beside `tools/bench.py` (§3.1, §3.3, App. B, C).
+"""Time a training step in plain PyTorch, to compare with `tools/bench.py` (§3.1, §3.3, App. B, C).
 
     KERAS_BACKEND=torch python tools/plain_torch_step.py --size base --steps 5
 
-It does what the authors' step is described to do, with the batch of `tools/bench.py`: modules and
-their fused attention, an encoder pass for each kind of mask, autocast and loss scaling on a GPU, no
-padding, AdamW in groups, the moving average weight by weight. Their step also measures every
-weight's gradient and both of its moments, and reads each number back; `--unmeasured` leaves that
-out. Weights are random and the schedules stand still: neither changes the time of a step.
+The step follows the description of the authors' step, with the batch of `tools/bench.py`: modules
+and their fused attention, an encoder pass for each kind of mask, autocast and loss scaling on a
+GPU, no padding, AdamW in groups, the moving average weight by weight. The authors' step also
+measures every weight's gradient and both of its moments, and reads each number back; with
+`--unmeasured`, this is left out. Weights are random and schedules are constant, because neither
+changes the time of a step.
 """
 
 import copy
@@ -27,6 +28,8 @@ Tensors = list[torch.Tensor]
 
 
 class Block(nn.Module):
+    """Applies attention and an MLP to tokens, each after a norm and added to its input."""
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -47,13 +50,13 @@ class Block(nn.Module):
 
 
 def take(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows `(batch, picked, dim)` of each sample."""
+    """Pick tokens of each sample by their indices: `(batch, picked, dim)`."""
     indices = indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
     return torch.gather(tokens.expand(len(indices), -1, -1), 1, indices)
 
 
 class Encoder(nn.Module):
-    """`(batch, channels, frames, height, width)` to tokens, of the patches asked for."""
+    """Encodes all or some patches of videos `(batch, channels, frames, height, width)`."""
 
     def __init__(self, dim: int, num_layers: int, num_heads: int, num_tokens: int = TOKENS) -> None:
         super().__init__()
@@ -72,6 +75,8 @@ class Encoder(nn.Module):
 
 
 class Predictor(nn.Module):
+    """Predicts the features of hidden tokens from those of the context."""
+
     def __init__(
         self,
         encoder_dim: int,
@@ -100,7 +105,7 @@ class Predictor(nn.Module):
 
 
 class Training:
-    """Networks, optimizer and one step of them."""
+    """Holds the networks and the optimizer, and makes training steps."""
 
     def __init__(self, encoder: Encoder, predictor: Predictor, half: bool, measured: bool) -> None:
         self.encoder, self.predictor, self.measured = encoder, predictor, measured
@@ -117,10 +122,12 @@ class Training:
         )
 
     def weights(self) -> Tensors:
+        """List the weights that are trained."""
         networks = (self.encoder, self.predictor)
         return [w for network in networks for w in network.parameters() if w.requires_grad]
 
     def loss(self, videos: torch.Tensor, context: Tensors, target: Tensors) -> torch.Tensor:
+        """Compute the loss of a batch, given the token indices of each kind of mask."""
         with torch.no_grad():
             features = self.target_encoder(videos)
             features = functional.layer_norm(features, features.shape[-1:])
@@ -131,12 +138,12 @@ class Training:
             predicted = self.predictor(encoded, indices, target[i], i)
             losses.append((predicted - wanted[i]).abs().mean())
             deviations.append((predicted.var(dim=1) + 1e-4).sqrt())
-        # Of weight zero in the paper's runs, but computed.
+        # Its weight is zero in the paper's runs, but the authors' step computes it.
         variance_loss = functional.relu(1.0 - sum(deviations) / len(deviations)).mean()
         return sum(losses) / len(losses) + 0.0 * variance_loss
 
     def step(self, videos: torch.Tensor, context: Tensors, target: Tensors) -> float:
-        """One step on a batch in host memory; the loss, when all is done."""
+        """Make a step on a batch in host memory, and return the loss when all is done."""
         videos, *indices = (
             x.to(self.device, non_blocking=True) for x in (videos, *context, *target)
         )
@@ -156,7 +163,7 @@ class Training:
         return float(loss.detach())
 
     def measure(self) -> list[float]:
-        """Gradient norms of matrices and mean sizes of all moments, each read back at once."""
+        """Measure gradient norms of matrices and mean sizes of moments, each read back at once."""
         numbers = [float(torch.norm(w.grad)) for w in self.weights() if w.ndim > 1]  # type: ignore[arg-type]
         for state in self.optimizer.state.values():
             numbers += [float(state[name].abs().mean()) for name in ("exp_avg", "exp_avg_sq")]
@@ -164,7 +171,7 @@ class Training:
 
 
 def host_batch(batch: dict[str, np.ndarray], pinned: bool) -> tuple[torch.Tensor, Tensors, Tensors]:
-    """The arguments of a step, from a batch of `keras_vjepa`."""
+    """Convert a batch of `keras_vjepa` to the arguments of a step."""
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         made = torch.from_numpy(np.ascontiguousarray(array))
@@ -179,6 +186,7 @@ def host_batch(batch: dict[str, np.ndarray], pinned: bool) -> tuple[torch.Tensor
 
 
 def seconds(function: Callable[[], float], steps: int) -> list[float]:
+    """Time the calls of a function, without the first two."""
     times = []
     for _ in range(steps + 2):
         start = time.perf_counter()
@@ -188,7 +196,7 @@ def seconds(function: Callable[[], float], steps: int) -> list[float]:
 
 
 def main(arguments: list[str] | None = None, program: str = "plain_torch_step.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
     parser.add_argument("--batch-size", type=int, default=1, help="clips")

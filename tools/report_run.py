@@ -1,10 +1,10 @@
-"""Write one page of a run: curves, masks, probes, what the monitor said (App. C).
+"""Write a page about a run: curves, masks, probes, and what the monitor said (App. C).
 
     keras-vjepa report workdir/digit_motion
     keras-vjepa report workdir/digit_motion@75 --output page.html
 
-The page is one file and needs no network. A run that still goes on can be looked at as well; with
-@STEP it is what was known of it after that step.
+The page is one file and needs no network. The run need not be finished. With @STEP, the page shows
+the run as it was after that step.
 """
 
 import sys
@@ -17,7 +17,7 @@ from keras_vjepa.tasks.checkpoint_presets import run_and_step
 
 
 def main(arguments: list[str] | None = None, program: str = "report_run.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("run", help="folder of the run; RUN@STEP for what it was after a step")
     parser.add_argument("--output", type=Path, help="the page to write [RUN/report.html]")

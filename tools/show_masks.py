@@ -2,9 +2,9 @@
 
     keras-vjepa masks --output masks.png --mask short long tube --resolution 224 --seed 0
 
-One row per sample, one group of frames per mask kind, time running to the right. White tokens are
-the context, blue ones the target; grey ones were cut off by the truncation to the shortest sample
-of the batch and are in neither.
+Each row is a sample, and each group of frames a kind of mask; time runs to the right. White tokens
+are the context and blue ones the target. Grey tokens are in neither, because they were cut off when
+all samples of the batch were cut to the length of the shortest.
 """
 
 import sys
@@ -34,11 +34,11 @@ MASKS: dict[str, Mask] = {
     "random": RandomTokenMask(ratio=0.9),
     "causal": CausalMultiBlockMask(num_blocks=8, spatial_scale=0.15, num_context_frames=6),
 }
-# Rows of a picture that anyone looks at.
+# The most rows of a picture; nobody would look at more.
 MOST_SAMPLES = 256
 NUM_FRAMES, TUBELET_SIZE, PATCH_SIZE = 16, 2, 16
 
-# OpenCV's order: blue, green, red.
+# Colours in OpenCV's order: blue, green, red.
 BACKGROUND, NEITHER, CONTEXT, TARGET = (60, 60, 60), (150, 150, 150), (255, 255, 255), (200, 90, 30)
 TOKEN_PIXELS, FRAME_GAP, KIND_GAP = 4, 4, 24
 
@@ -49,7 +49,7 @@ def draw_sample(
     """Draw one sample's frames side by side, from its context and target indices.
 
     Returns:
-        Shape (height, width, 3), with a gap right of and below each frame.
+        A picture (height, width, 3), with a gap to the right of each frame and below it.
     """
     num_steps, num_rows, num_columns = grid
     tokens = np.full((num_steps * num_rows * num_columns, 3), NEITHER, np.uint8)
@@ -76,7 +76,7 @@ def draw_batch(sampler: MaskSampler, batch_size: int) -> NDArray[np.uint8]:
 
 
 def main(arguments: list[str] | None = None, program: str = "show_masks.py") -> int:
-    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the picture to write, .png")
     parser.add_argument(

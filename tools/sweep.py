@@ -3,10 +3,11 @@
     KERAS_BACKEND=jax python tools/sweep.py workdir/sweep --steps 500 \
         --vary learning_rate 3e-4 1e-3 --vary start_momentum 0.99 0.999 --seeds 0 1 2
 
-Every combination is one run of `recipes/pretrain.py` in a folder of its own. A folder with a result
-is not run again, so the same command goes on after an interruption, and a longer one adds to it.
-Ends with `table.md`: mean and standard deviation over the seeds, the best motion + digit gain over
-the untrained encoder first, runs that failed with their reason.
+Every combination is a run of `recipes/pretrain.py` in a folder of its own. A folder with a result
+is not run again. Therefore the same command goes on after an interruption, and a command with more
+values adds to the results. At the end it writes `table.md`, with the mean and standard deviation
+over the seeds. The table is sorted by the sum of the gains in motion and digit over the untrained
+encoder, and names the reasons of runs that failed.
 """
 
 import itertools
@@ -34,32 +35,32 @@ Point = tuple[tuple[str, str], ...]
 
 
 def points(vary: Sequence[Sequence[str]]) -> list[Point]:
-    """All combinations of the values of the varied fields."""
+    """List all combinations of the values of the varied fields."""
     fields = [[(field, value) for value in values] for field, *values in vary]
     return [tuple(combination) for combination in itertools.product(*fields)]
 
 
 def options_of(point: Point) -> list[str]:
-    """A combination as the recipe's command line has it."""
+    """Write a combination as options of the recipe's command line."""
     return [text for field, value in point for text in (f"--{field}", value)]
 
 
 def name_of(point: Point) -> str:
-    """A readable folder name."""
+    """Make a readable folder name for a combination."""
     return " ".join(f"{field}={value}" for field, value in point) or "as it is"
 
 
 def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> None:
-    """Run the recipe once, unless its result or its failure is there already."""
+    """Run the recipe once, unless a result or the reason of a failure is there already."""
     if result_of(folder) or (folder / "failure.txt").exists():
         return
-    # What an interrupted run left behind is not a result.
+    # The files of an interrupted run are no result.
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, *RECIPE, *common, *options_of(point)]
     command += ["--seed", str(seed), "--workdir", str(folder)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    # No run of the sweep would do better.
+    # With wrong options, every run of the sweep would fail, so that the sweep ends.
     if done.returncode == WRONG_USAGE:
         sys.exit(reason)
     if done.returncode:
@@ -67,7 +68,7 @@ def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> N
 
 
 def result_of(folder: Path) -> dict[str, float] | None:
-    """Accuracies, gains over the untrained encoder and rank of a run, if it ended well."""
+    """Read accuracies, gains over the untrained encoder and rank of a run that succeeded."""
     probe = read_result(folder / "probe.json")
     if probe is None:
         return None
@@ -76,13 +77,13 @@ def result_of(folder: Path) -> dict[str, float] | None:
         for task in TASKS:
             result[task] = probe[PRETRAINED][f"{task}_accuracy"]
             result[f"{task} gain"] = result[task] - probe[UNTRAINED][f"{task}_accuracy"]
-    except (KeyError, TypeError):  # of another program, or damaged
+    except (KeyError, TypeError):  # the file belongs to another program, or is damaged
         return None
     return result
 
 
 def table(workdir: Path, combinations: Sequence[Point], seeds: Sequence[int]) -> str:
-    """A markdown table over all combinations, best first."""
+    """Write a markdown table of all combinations, the best one first."""
     columns = [column for task in TASKS for column in (task, f"{task} gain")] + ["rank"]
     rows = []
     for point in combinations:
@@ -107,7 +108,7 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(
         prog=program,
         description=(__doc__ or "").splitlines()[0],
@@ -148,7 +149,7 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
 def run_all(
     workdir: Path, combinations: Sequence[Point], seeds: Sequence[int], common: Sequence[str]
 ) -> str:
-    """Run all combinations with all seeds; the table of the results, which is also kept."""
+    """Run all combinations with all seeds; write and return the table of the results."""
     text = ""
     runs = [(point, seed) for point in combinations for seed in seeds]
     for i, (point, seed) in enumerate(runs, start=1):

@@ -3,13 +3,13 @@
     keras-vjepa transcode my_videos/ small_videos
     keras-vjepa transcode checked/clean.csv small_videos --num-workers 16
 
-Copies are H.264 with key frames close together and a shorter side of 256 pixels, without sound, and
-have the same frames at the same times. Each is read and compared with its original before it gets
-its name; originals are left as they are.
-`small_videos/copies.csv` lists the copies with their labels, for every recipe, and
-`small_videos/reasons.csv` the files that could not be copied. The same command goes on after an
-interruption. In the end the same clips are read from originals and copies, in turn, and what is
-gained is printed. Needs PyAV (pip install av). Exit code 1 if a file could not be copied.
+Copies are H.264 with key frames close together and a shorter side of 256 pixels, without sound.
+They have the same frames at the same times. Each copy is read and compared with its original before
+it gets its name; originals are left as they are. `small_videos/copies.csv` lists the copies with
+their labels, for every recipe, and `small_videos/reasons.csv` the files that could not be copied.
+After an interruption, the same command goes on. At the end, the same clips are read from originals
+and copies in turn, and the gain in speed is printed. The command needs PyAV (pip install av). The
+exit code is 1 if a file could not be copied.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from keras_vjepa.tools.data_source import add_source, check_source, progress_bar
 def parse(
     arguments: list[str] | None, program: str
 ) -> tuple[argparse.Namespace, Transcoding, OneLineParser]:
-    """Read the command line; bad input ends the process with one line that names the option."""
+    """Read the command line; wrong input ends the process with a line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
     add_source(parser)
     parser.add_argument("folder", type=Path, help="for the copies")
@@ -77,7 +77,7 @@ def parse(
 
 
 def in_words(done: CopiedVideos, folder: Path) -> str:
-    """Say what became of the files."""
+    """Say in words how many files were copied, and how large the copies are."""
     count = len(done.copies) + len(done.bad_files)
     lines = [
         f"{counted(len(done.copies), 'copy', 'copies')} of {counted(count, 'file')}, "
@@ -97,7 +97,7 @@ def in_words(done: CopiedVideos, folder: Path) -> str:
 
 
 def gain_in_words(done: CopiedVideos, videos: int) -> str:
-    """Measure what is gained, and say it."""
+    """Measure how much faster copies are read than originals, and say it in words."""
     gain = measured_gain(done.originals, done.copies, videos) if videos else None
     if gain is None:
         return ""
@@ -109,7 +109,7 @@ def gain_in_words(done: CopiedVideos, videos: int) -> str:
 
 
 def main(arguments: list[str] | None = None, program: str = "transcode.py") -> int:
-    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options, transcoding, parser = parse(arguments, program)
     source, folder = Path(options.source), options.folder.expanduser()
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None, program: str = "transcode.py") -> i
         root = options.source if source.is_dir() else shared_root(paths)
         check_apart(paths, [*names_of_copies(paths, root, folder).values()])
         if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-            # The next time they would be found among the originals.
+            # Copies inside the source would be taken for originals the next time.
             raise ValueError(f"folder must not lie in {source}. Received: {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)

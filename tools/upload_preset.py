@@ -3,7 +3,7 @@
     keras-vjepa upload mine hf://user/repo --licence "CC BY-NC 4.0"
     keras-vjepa upload mine kaggle://user/model/framework/variation
 
-`keras_vjepa.upload_preset` does the work, and says what is sent and what is not.
+`keras_vjepa.upload_preset` does the work; its documentation says which files are sent.
 """
 
 import sys
@@ -13,7 +13,7 @@ from keras_vjepa.presets.upload import upload_preset
 
 
 def main(arguments: list[str] | None = None, program: str = "upload_preset.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", help="of the preset")
     parser.add_argument("address", help="hf://user/repo or kaggle://user/model/framework/variation")

@@ -1,11 +1,12 @@
-"""Check the authors' files and report what is in them (App. C, App. D.1).
+"""Check the authors' files, and report their contents (App. C, App. D.1).
 
     keras-vjepa verify > report.md
     keras-vjepa verify vjepa2_large_patch16_256
     keras-vjepa verify Downloads/vitl16.pth.tar
 
-The first downloads every file of the zoo, one after the other. The report is to be pasted into an
-issue; the exit code is 1 if anything in it is wrong. `keras_vjepa.verification` does the work.
+The first command downloads every file of the zoo, one after the other. The report is meant to be
+pasted into an issue; the exit code is 1 if it says that anything is wrong.
+`keras_vjepa.verification` does the work.
 """
 
 import os
@@ -24,7 +25,7 @@ from keras_vjepa.verification import CLIP, FileReport, verify
 
 
 def head() -> list[str]:
-    """Say what the report was made with."""
+    """Write the head of the report: versions, platform and the clip that is used."""
     made_with = [
         f"keras_vjepa {keras_vjepa.__version__}",
         f"keras {keras.__version__}",
@@ -38,7 +39,7 @@ def head() -> list[str]:
 
 
 def check_names(names: list[str]) -> None:
-    """Check that each is a name of the zoo or a file; raise `ValueError` if not."""
+    """Check that each name is one of the zoo or a file; raise `ValueError` if not."""
     known = keras_vjepa.list_presets()
     for name in names:
         if name not in known and not Path(name).expanduser().is_file():
@@ -48,7 +49,7 @@ def check_names(names: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None, program: str = "verify_weights.py") -> int:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "names",

@@ -5,15 +5,17 @@
         --ssv2 train.json --ssv2-videos 20bn --ssv2-held-out validation.json
     keras-vjepa pretrain --config vitl16 --data mix/videomix2m.csv
 
-The paper's VideoMix2M is all five sources. Videos of the validation sets are left out of every
-source, and so are videos that another source has already; ids tell videos apart. In the list
-`mix/videomix2m.csv` each file is labelled by the number of its source, `mix/videomix2m.json` counts
-what became of each, and `mix/left_out.csv` says why each other video is not in the mix. The command
-that trains with it is printed in the end, with the weights of sources, if any are given.
+The paper's VideoMix2M consists of all five sources. Videos of the validation sets are left out of
+every source, and so are videos that another source has already; videos are compared by their ids.
+The list `mix/videomix2m.csv` labels each file by the number of its source, `mix/videomix2m.json`
+counts the videos of each source that were kept and left out, and `mix/left_out.csv` says why each
+other video is not in the mix. At the end, the command to train with the mix is printed, with the
+weights of the sources if any are given.
 
-Kinetics with its classes, those of all its lists merged by name, is `mix/kinetics.csv`; which class
-is which in each list says `mix/kinetics_classes.csv`. Names that two editions spell differently are
-two classes unless `--same-class` says otherwise: K710's authors merged 15 such pairs.
+`mix/kinetics.csv` lists Kinetics with its classes, where the classes of all its lists are merged by
+name; `mix/kinetics_classes.csv` gives their numbers in each list. Names that two editions spell
+differently are two classes unless `--same-class` says otherwise: K710's authors merged 15 such
+pairs.
 """
 
 import argparse
@@ -51,7 +53,7 @@ _NAMES = {
 
 
 def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace, OneLineParser]:
-    """Read the command line; bad input ends the process with one line that names the option."""
+    """Read the command line; wrong input ends the process with a line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the list and counts")
     for name, words in _NAMES.items():
@@ -131,7 +133,7 @@ def same_classes(texts: list[str]) -> dict[str, str]:
 
 
 def sources_of(options: argparse.Namespace) -> dict[str, MixSource]:
-    """Find the sources that are given; raise `ValueError` by the name of what is missing."""
+    """Find the sources that are given; raise `ValueError` with the name of a missing option."""
     found = {}
     for name in SOURCES:
         training, videos = getattr(options, name), getattr(options, f"{name}_videos")
@@ -155,7 +157,7 @@ def sources_of(options: argparse.Namespace) -> dict[str, MixSource]:
 
 
 def remarks(options: argparse.Namespace, held_out: dict[str, list[Path]]) -> list[str]:
-    """Say what is another than the paper's."""
+    """Say in which way the mix differs from the paper's."""
     subset, lines = SUBSETS[options.subset], []
     for name in subset:
         if name not in options.sources:
@@ -171,7 +173,7 @@ def remarks(options: argparse.Namespace, held_out: dict[str, list[Path]]) -> lis
 
 
 def classes_in_words(merged: MergedClasses) -> str:
-    """Count the classes of the lists of Kinetics, and those of all of them."""
+    """Say in words how many classes the lists of Kinetics have, by themselves and together."""
     each = ", ".join(f"{name} {len(own):,}" for name, own in merged.number_of.items())
     return (
         f"Classes of Kinetics: {each}; {len(merged.names):,} by name, {merged.num_shared:,} of "
@@ -180,7 +182,7 @@ def classes_in_words(merged: MergedClasses) -> str:
 
 
 def write_classes(mix: VideoMix, merged: MergedClasses, output: Path) -> None:
-    """Write Kinetics with its merged classes, and which class is which in each list."""
+    """Write the list of Kinetics with merged classes, and a table of their numbers in each list."""
     samples = mix.labelled_by_class(merged)
     if samples:
         write_list(output / "kinetics.csv", samples)
@@ -194,7 +196,7 @@ def write_classes(mix: VideoMix, merged: MergedClasses, output: Path) -> None:
 
 
 def in_words(mix: VideoMix, options: argparse.Namespace, path: Path) -> str:
-    """Say what became of each source."""
+    """Say in words how many videos of each source were kept, and how to train with the mix."""
     lines = []
     for name, count in mix.counts.items():
         reasons = "".join(f", {many:,} {why}" for why, many in count.left_out.most_common())
@@ -213,7 +215,7 @@ def in_words(mix: VideoMix, options: argparse.Namespace, path: Path) -> str:
 
 
 def write(mix: VideoMix, options: argparse.Namespace, output: Path) -> Path:
-    """Write the list, the counts and what was left out. Returns the list."""
+    """Write the list, the counts and the videos left out, and return the path of the list."""
     path = output / f"{options.subset}.csv"
     for sample in mix.samples:
         if reason := why_not_listed(sample):
@@ -234,7 +236,7 @@ def write(mix: VideoMix, options: argparse.Namespace, output: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None, program: str = "videomix.py") -> int:
-    """Run the command; `program` stands in front of its messages. Returns the exit code."""
+    """Run the command, with `program` in front of its messages, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options, parser = parse(arguments, program)
     given = {name: getattr(options, f"{name}_held_out") for name in WITH_VALIDATION}
