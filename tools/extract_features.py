@@ -5,9 +5,9 @@
 Instead of a folder it takes a list, a table, shards, a published list with `--videos`, one file, or
 the address of any of these. The features of `videos/a/clip.mp4` are written to
 `features/a/clip.mp4.npy` as float32, with a row for each position of a window that slides over the
-video: (windows, dim), or with `--tokens` (windows, tokens, dim). Row i begins at frame `i *
-stride`; an image has one row. Files are read and features written window by window, so that memory
-does not grow with the length of a video.
+video: (windows, dim), or with `--tokens` (windows, tokens, dim). Row i begins at the frame
+`i * stride`; an image has one row. Files are read and features written window by window, so that
+memory does not grow with the length of a video.
 
 After an interruption, the same command goes on. `features/sources.jsonl` names the source of each
 output. Features that are damaged, or whose source was replaced, are made again; features of another

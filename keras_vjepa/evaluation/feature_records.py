@@ -51,7 +51,7 @@ def read_records(path: Path) -> tuple[dict[str, FeatureRecord], int]:
         return {}, 0
     if kind != "file":
         raise OSError(f"{path} must be a file. Received: a {kind}. Remove it")
-    # What follows the last line break is a line that was cut short.
+    # Only a line that was cut short can follow the last line break.
     *lines, rest = path.read_bytes().split(b"\n")
     records = [_record_of(line) for line in lines]
     damaged = records.count(None) + bool(rest)

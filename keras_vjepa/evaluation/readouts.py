@@ -1,4 +1,4 @@
-"""Check pooled features quickly by nearest neighbours and ridge regression, beside §4.3.
+"""Check pooled features quickly by nearest neighbours and by ridge regression (beside §4.3).
 
 Neither needs training, a learning rate or a backend; each takes a second on thousands of samples.
 They say less than an attentive probe, which sees every token, but they say it at once and without a

@@ -35,7 +35,7 @@ PROBE_ARGUMENTS = (
     "layer_norm_epsilon",
     "self_attention",
 )
-# Those that determine the same for the choice of the head.
+# Constructor arguments that determine which head the classifier has, and what the head reads.
 _HEAD_ARGUMENTS = ("head", "encoder_norm")
 
 PROBE_FILE = "task.weights.h5"
