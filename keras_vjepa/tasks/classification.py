@@ -61,7 +61,7 @@ def check_classes(
         if num_classes is None:
             raise ValueError("`num_classes` or `class_names` must be given. Received: neither")
         return num_classes, None
-    # A set has no order.
+    # A set is refused, because it has no order by which classes could be numbered.
     names = [] if isinstance(class_names, str | set | frozenset) else list(class_names)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"`class_names` must be a list of names. Received: {shown(class_names)}")

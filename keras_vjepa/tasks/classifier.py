@@ -42,7 +42,7 @@ from keras_vjepa.tasks.fine_tuning_head import HEADS, FineTuningHead
 from keras_vjepa.tasks.probe import MOST_CLASSES, VJEPAProbe
 from keras_vjepa.types import Tensor
 
-# The position of each frame of a video of an hour, at the greatest width.
+# The most numbers in the table of frame numbers: enough for an hour of video at the greatest width.
 _MOST_TABLE = 2**28
 
 
