@@ -35,6 +35,7 @@ from keras_vjepa.data.transforms.augmentation import RandAugment
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.pooling import AttentivePooler
+from keras_vjepa.layers.roi_align import RoIAlign
 from keras_vjepa.layers.transformer import SelfAttention, TransformerBlock
 
 pytestmark = pytest.mark.data
@@ -82,6 +83,7 @@ GIVEN = {
     SelfAttention: lambda: {"num_heads": 2},
     TransformerBlock: lambda: {"num_heads": 2, "mlp_dim": 8},
     AttentivePooler: lambda: {"num_heads": 2},
+    RoIAlign: dict,
 }  # fmt: skip
 
 VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
@@ -90,7 +92,7 @@ VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
 ZEROS = """seed clip_after warmup_steps epsilon layer_norm_epsilon beta_1 beta_2 max_bad_share
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
     final peak momentum learning_rate weight_decay num_operations magnitude magnitude_std
-    probability drop_path_rate head_dropout
+    sampling_ratio probability drop_path_rate head_dropout
     """.split()
 # Any finite number: a loss that is not finite stops a training.
 LARGE = """epsilon variance_weight context_variance_weight context_covariance_weight start final

@@ -762,6 +762,7 @@ PUBLIC: dict[str, set[str]] = {
     },
     "layers": {
         "AttentivePooler",
+        "RoIAlign",
         "SelfAttention",
         "TokenDense",
         "TokenNorm",
