@@ -3,8 +3,8 @@
 The paper follows the detection protocol of Feichtenhofer et al. (2021), where the features of a
 person's box are pooled by RoIAlign to 7 x 7.
 
-Each bin of a box is the mean of bilinear samples on a regular grid. A sample is a weight of each row
-times one of each column, and so is the mean of a bin: two small matrices a box, and no gather.
+Each bin of a box is the mean of bilinear samples on a regular grid. A sample is a weight of each
+row times one of each column, and so is the mean of a bin: two small matrices a box, and no gather.
 """
 
 from collections.abc import Sequence

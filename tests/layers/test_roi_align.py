@@ -32,7 +32,9 @@ def sampled(features, box, bins, scale, sampling, aligned):
     left, top, right, bottom = box.astype("float64") * scale - (0.5 if aligned else 0.0)
     least = -np.inf if aligned else 1.0
     sizes = max(bottom - top, least), max(right - left, least)
-    counts = [sampling or max(int(np.ceil(size / n)), 0) for size, n in zip(sizes, bins)]
+    counts = [
+        sampling or max(int(np.ceil(size / n)), 0) for size, n in zip(sizes, bins, strict=True)
+    ]
     result = np.zeros((*bins, channels))
     for i, j in np.ndindex(*bins):
         for m, n in np.ndindex(*counts):
