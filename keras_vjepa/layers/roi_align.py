@@ -74,7 +74,7 @@ class RoIAlign(keras.layers.Layer):
         # Positions in half precision would be off by pixels.
         super().__init__(autocast=False, **kwargs)
         check_size(MOST_SIDE, output_size=output_size)
-        check_number("(0, inf)", spatial_scale=spatial_scale)
+        check_number("(0, 64]", spatial_scale=spatial_scale)
         check_whole(0, _MOST_SAMPLES, sampling_ratio=sampling_ratio)
         check_flag(aligned=aligned)
         self.output_size = (
