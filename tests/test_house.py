@@ -737,6 +737,7 @@ PUBLIC: dict[str, set[str]] = {
     },
     "evaluation": {
         "ComparedEncoder",
+        "DetectionScores",
         "EncoderComparison",
         "Evaluator",
         "FeatureExtractor",
@@ -754,6 +755,7 @@ PUBLIC: dict[str, set[str]] = {
         "features_in_memory",
         "make_split",
         "mean_and_deviation",
+        "mean_average_precision",
         "nearest_neighbors",
         "read_labelled_clips",
         "ridge_classifier",

@@ -7,6 +7,7 @@ from keras_vjepa.evaluation.comparison import (
     comparison_table,
     read_labelled_clips,
 )
+from keras_vjepa.evaluation.detection import DetectionScores, mean_average_precision
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.feature_cache import cached_features
 from keras_vjepa.evaluation.features import FeatureExtractor, features_in_memory
@@ -21,6 +22,7 @@ from keras_vjepa.evaluation.sweep_optimizer import SweepAdamW
 
 __all__ = [
     "ComparedEncoder",
+    "DetectionScores",
     "EncoderComparison",
     "Evaluator",
     "FeatureExtractor",
@@ -38,6 +40,7 @@ __all__ = [
     "features_in_memory",
     "make_split",
     "mean_and_deviation",
+    "mean_average_precision",
     "nearest_neighbors",
     "read_labelled_clips",
     "ridge_classifier",
