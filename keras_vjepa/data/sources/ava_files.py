@@ -74,7 +74,7 @@ def read_actions(path: str | Path) -> ActionRows:
     """
     key_frames: dict[KeyFrame, int] = {}
     listed, places, numbers, actions = set(), [], [], []
-    for where, row in _rows(path):
+    for where, row in csv_rows(path):
         if len(row) not in (2, 7, 8):
             raise ValueError(f"{where}: A row must have 7 or 8 columns. Received: {len(row)}")
         place = key_frames.setdefault((row[0], row[1]), len(key_frames))
@@ -83,7 +83,7 @@ def read_actions(path: str | Path) -> ActionRows:
             listed.add(place)
             continue
         places.append(place)
-        numbers.append([_number(text, where) for text in (*row[2:6], *(row[7:] or ["1"]))])
+        numbers.append([number_in(text, where) for text in (*row[2:6], *(row[7:] or ["1"]))])
         actions.append(_whole(row[6], where))
     table = np.array(numbers, np.float64).reshape(-1, 5)
     return ActionRows(
@@ -107,7 +107,7 @@ def read_key_frames(path: str | Path) -> list[KeyFrame]:
         ValueError: for a file that is none, in one line that names the row.
     """
     found = []
-    for where, row in _rows(path):
+    for where, row in csv_rows(path):
         if len(row) != 2:
             raise ValueError(f"{where}: A row must be `video,second`. Received: {shown(row)}")
         _check_second(row[1], where)
@@ -148,7 +148,7 @@ def read_label_map(path: str | Path) -> dict[int, str]:
     return names
 
 
-def _rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
+def csv_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Yield where a row stands, for messages, and its columns; empty lines are passed over."""
     with named(path), open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
@@ -157,7 +157,7 @@ def _rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
                 yield f"{path}:{reader.line_num}", [column.strip() for column in row]
 
 
-def _number(text: str, where: str) -> float:
+def number_in(text: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError:
@@ -174,5 +174,5 @@ def _whole(text: str, where: str) -> int:
 
 
 def _check_second(text: Any, where: str) -> None:
-    if _number(text, where) < 0:
+    if number_in(text, where) < 0:
         raise ValueError(f"{where}: The second must be at least 0. Received: {shown(text)}")
