@@ -124,7 +124,7 @@ def mean_average_precision(
         named = {_key(key, rule) for key in truth.key_frames}
         left_out = {_key(key, rule) for key in detections.key_frames} - named
     found = _Counted.of(detections, actions, left_out, keys, rule, chosen.most_rows)
-    found = found.where((found.boxes[:, :2] < found.boxes[:, 2:]).all(axis=1))
+    found = found.where(np.asarray((found.boxes[:, :2] < found.boxes[:, 2:]).all(axis=1)))
     by_action = {int(number): _average_precision(known, found, number) for number in actions}
     counted = [value for value in by_action.values() if value is not None]
     return DetectionScores(sum(counted) / len(counted) if counted else math.nan, by_action)

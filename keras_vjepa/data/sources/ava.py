@@ -196,7 +196,7 @@ def _whole(key: KeyFrame) -> tuple[str, float]:
 def _inside(rows: ActionRows, max_bad_share: float) -> NDArray[np.bool_]:
     """Tell which boxes have something inside of the frame; say what is cut and left out."""
     cut = rows.boxes.clip(0.0, 1.0)
-    inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
+    inside = np.asarray((cut[:, 2:] > cut[:, :2]).all(axis=1))
     beyond = inside & (cut != rows.boxes).any(axis=1)
     for which, said in (
         (beyond, "reaching beyond the frame, cut at its borders"),

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import check_number, check_range, check_size, check_whole
-from keras_vjepa.data.transforms.crops import check_frames, normalize, resized_crop
+from keras_vjepa.data.transforms.crops import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Colour,
+    check_frames,
+    normalize,
+    resized_crop,
+)
 from keras_vjepa.data.transforms.views import resize_short_side
 
 Boxes = NDArray[np.float32]
@@ -108,6 +115,7 @@ class BoxView:
         multiple: height and width are padded to a multiple of it, by zeros on the right and below.
         extension: by which shares the widths and heights of boxes grow; VideoMAE's detection has
             0.1 and 0.05 for detected ones, SlowFast none.
+        mean, std: as in `normalize`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -123,6 +131,8 @@ class BoxView:
     short_side: int
     multiple: int = 16
     extension: tuple[float, float] = (0.0, 0.0)
+    mean: Colour = PIXEL_MEAN
+    std: Colour = PIXEL_STD
 
     def __post_init__(self) -> None:
         check_size(short_side=self.short_side)
@@ -145,14 +155,14 @@ class BoxView:
         Raises:
             ValueError: if `frames` are not uint8 RGB.
         """
-        clip = normalize(resize_short_side(frames, self.short_side))
+        clip = normalize(resize_short_side(frames, self.short_side), self.mean, self.std)
         height, width = clip.shape[1:3]
-        boxes = np.asarray(boxes, np.float64)
-        grown = (boxes[:, 2:] - boxes[:, :2]) * self.extension / 2
-        boxes = boxes + np.concatenate([-grown, grown], axis=1)
-        boxes, _ = _cut(boxes * [width, height, width, height], height, width)
+        given = np.asarray(boxes, np.float64)
+        grown = (given[:, 2:] - given[:, :2]) * self.extension / 2
+        given = given + np.concatenate([-grown, grown], axis=1)
+        cut, _ = _cut(given * [width, height, width, height], height, width)
         missing = [-side % self.multiple for side in (height, width)]
-        return np.pad(clip, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]), boxes
+        return np.pad(clip, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]), cut
 
 
 def check_jitter(jitter: tuple[float, float]) -> None:
