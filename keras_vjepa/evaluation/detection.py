@@ -1,17 +1,19 @@
-"""Mean average precision of detected actions, by AVA's rule and its variants (App. D.2).
+"""Compute the mean average precision of actions, by AVA's rule and its variants (App. D.2).
 
-For each key frame and action, detections in descending order are compared with the box of the
-ground truth that they overlap most, and with that one alone. They are right if the overlap (area of
-the intersection over that of the union) is at least one half and no detection before them was right
-with that box. Average precision is the exact area below precision, made non-increasing, over
-recall. An action that the ground truth does not have is left out of the mean.
+For each key frame and action, detections are taken in descending order of their scores. Each is
+compared only with the box of the ground truth that it overlaps most. It is right if the overlap
+(area of the intersection divided by that of the union) is at least one half, and no detection
+before it was right with the same box. Average precision is the exact area under the curve of
+precision, made non-increasing, over recall. An action without a box in the ground truth is left out
+of the mean.
 
 This is not COCO's rule, which lets a detection take another box and samples 101 recalls.
 
-Order, where scores are equal: in a key frame the row that stands first in the file comes first.
-Over all key frames it comes last: key frames as they first occur in the file, each with its order,
-are sorted by rising score, equal ones staying where they are, and read from the end. The authors'
-scripts leave that to an unstable sort; where they are stable (16 rows and less), they agree.
+Equal scores are ordered as follows. Within a key frame, the row that stands first in the file comes
+first. Over all key frames, it comes last: rows are listed by key frame, in the order in which key
+frames first occur in the file, then sorted by rising score with a stable sort, and read from the
+end. The authors' scripts use an unstable sort here; for 16 rows or less it is stable, and the
+results agree.
 """
 
 import heapq
@@ -34,13 +36,14 @@ _OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class _Rule:
-    """One of the revisions of the evaluation that circulate.
+    """Describes one of the revisions of the evaluation that are in use.
 
     Attributes:
-        lists_key_frames: whether a row of two columns names a key frame without a box, detections
-            at key frames that the ground truth does not name are ignored, and nothing is excluded;
-            seconds may then have fractions.
-        most_rows: rows of a key frame that count, those of the best scores; None for all.
+        lists_key_frames: whether a row of two columns names a key frame without a box. Detections
+            at key frames that the ground truth does not name are then ignored, nothing is excluded,
+            and seconds may have fractions.
+        most_rows: number of rows of a key frame that count, those with the best scores; None for
+            all.
         in_file_order: whether the rows of a key frame are compared in the order of the file, and
             not by score.
     """
@@ -60,10 +63,10 @@ RULES = {
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """Holds what an evaluation found.
+    """Holds the results of an evaluation of detections.
 
     Attributes:
-        mean: over the actions that the ground truth has; not a number if it has none.
+        mean: mean over the actions that the ground truth has; NaN if it has none.
         by_action: average precision of each action by its number; None without ground truth.
     """
 
@@ -78,26 +81,26 @@ def mean_average_precision(
     excluded: Sequence[KeyFrame] = (),
     rule: str = "exclusions_2018",
 ) -> DetectionScores:
-    """Evaluate detected actions.
+    """Compute the mean average precision of detected actions.
 
     Args:
         truth: boxes of the ground truth, a row for each action of a box.
-        detections: detected boxes, a row for each action of a box, with its score. Those without
+        detections: detected boxes, a row for each action of a box, with its score. Boxes without
             width or height do not count.
-        actions: numbers of the actions that are evaluated; rows of others are left out.
+        actions: numbers of the actions that are evaluated; rows of other actions are left out.
         excluded: key frames that do not count.
         rule: `"exclusions_2018"`, with which the papers' numbers were made;
-            `"exclusions_top50_2019"`, where of each key frame the best 50 rows count, of all
-            actions together; `"listed_keyframes_2020"`, which also ignores detections at key frames
-            that the ground truth does not name, and `excluded`; or `"slowfast"`, which compares the
-            rows of a key frame in the order of the file.
+            `"exclusions_top50_2019"`, where the best 50 rows of each key frame count, of all
+            actions together; `"listed_keyframes_2020"`, which also ignores `excluded`, and
+            detections at key frames that the ground truth does not name; or `"slowfast"`, which
+            compares the rows of a key frame in the order of the file.
 
     Returns:
         Average precisions and their mean.
 
     Raises:
-        ValueError: for another rule, a box of the ground truth whose ends are exchanged, and what
-            the rule does not know: seconds with fractions, rows of two columns.
+        ValueError: for another rule, for a box of the ground truth whose ends are exchanged, and
+            for seconds with fractions or rows of two columns if the rule does not allow them.
 
     Example:
 
@@ -132,7 +135,7 @@ def mean_average_precision(
 
 @dataclass(frozen=True)
 class _Counted:
-    """Rows that count, those of a key frame one after the other, in its order."""
+    """Holds the rows that count, grouped by key frame and in the rule's order within it."""
 
     keys: NDArray[np.int64]
     boxes: NDArray[np.float64]
@@ -160,7 +163,7 @@ class _Counted:
         kept = np.array([name not in left_out for name in names], bool)
         counts = np.isin(rows.actions, list(actions)) & kept[rows.places]
         chosen = np.flatnonzero(counts)
-        # Two ways of writing a second are one key frame.
+        # Two key frames are the same if they only write their second in different ways.
         own = numbers[rows.places[chosen]]
         _, first, places = np.unique(own, return_index=True, return_inverse=True)
         rank = first[places]
@@ -245,7 +248,7 @@ def _are_right(known: _Counted, found: _Counted) -> NDArray[np.bool_]:
     """Tell which detections of one action are right."""
     best, overlap = _best_overlaps(known, found)
     enough = np.flatnonzero(overlap >= _OVERLAP)
-    # The first detection of each box of the ground truth.
+    # Only the first detection with enough overlap is right, for each box of the ground truth.
     _, first = np.unique(best[enough], return_index=True)
     right = np.zeros(len(found.keys), bool)
     right[enough[first]] = True
