@@ -193,6 +193,34 @@ def check_range(interval: str, /, **values: Any) -> None:
             )
 
 
+def check_colour(interval: str, **values: Any) -> tuple[float, float, float]:
+    """Check that an argument is three numbers in an interval, one for each channel.
+
+    Args:
+        interval: as in `check_number`.
+        values: the argument, by its name.
+
+    Returns:
+        The numbers of red, green and blue.
+
+    Raises:
+        ValueError: if it is not.
+
+    Example:
+
+    >>> from keras_vjepa.arguments import check_colour
+    >>> check_colour("(0, inf)", std=[0.5, 0.5, 1])
+    (0.5, 0.5, 1.0)
+    """
+    [(name, value)] = values.items()
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(f"`{name}` must be three numbers. Received: {shown(value)}")
+    for one in value:
+        check_number(interval, **{name: one})
+    red, green, blue = (float(one) for one in value)
+    return red, green, blue
+
+
 def check_size(most: int = MOST_SIDE, /, *, optional: bool = False, **values: Any) -> None:
     """Check that arguments are one side, or a height and a width, in pixels.
 

@@ -123,17 +123,30 @@ class Part:
             ValueError: if the constructor raises one; the message then has the options' names.
         """
         constructor = constructor or self.constructors[0]
-        own = {
-            name: value
-            for name, value in self.arguments.items()
-            if not (value is None and name in self.derived)
-        }
         taken = set(_parameters(constructor))
         if len(self.constructors) == 1:
             # There may be a keyword for a base class, such as `name`.
             taken |= known.keys()
         with self.renaming():
-            return constructor(**{k: v for k, v in {**known, **own}.items() if k in taken})
+            return constructor(**self._given(taken, known))
+
+    def bind(self, function: Callable[..., Any], /, **known: Any) -> Callable[..., Any]:
+        """Give a function the arguments of the part, to be called with the rest later.
+
+        Args:
+            function: a constructor of the part, or one that has some of its arguments.
+            known: as in `make`.
+        """
+        return functools.partial(function, **self._given(set(_parameters(function)), known))
+
+    def _given(self, taken: Collection[str], known: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the arguments of some names, those of the config before those known."""
+        own = {
+            name: value
+            for name, value in self.arguments.items()
+            if not (value is None and name in self.derived)
+        }
+        return {k: v for k, v in {**known, **own}.items() if k in taken}
 
     def check(self, function: Callable[..., object], **known: Any) -> None:
         """Call a function that checks some of the part's arguments, defaults included.

@@ -24,11 +24,10 @@ from keras_vjepa.arguments import (
     MOST_LONG,
     arguments_of,
     check_choice,
+    check_colour,
     check_flag,
-    check_number,
     check_size,
     check_whole,
-    shown,
 )
 from keras_vjepa.backend import tf_data
 from keras_vjepa.data.batches.clips import ClipSettings, read_clips
@@ -42,12 +41,12 @@ from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
+from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD
 from keras_vjepa.data.transforms.resampling import Kernel
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
 from keras_vjepa.data.transforms.views import Rounding, center_view, three_views
 from keras_vjepa.named_errors import named
-from keras_vjepa.presets.preprocessing import described_preprocessor
+from keras_vjepa.presets.preprocessing import changed, described_preprocessor
 from keras_vjepa.presets.preset import (
     PREPROCESSOR_FILE,
     PresetName,
@@ -81,6 +80,9 @@ class VJEPAVideoPreprocessor:
             which skip no pixel when a frame gets smaller; False resizes as OpenCV and the authors
             do. Images are always resized as with True.
         interpolation: how to resize, `"bilinear"` or `"bicubic"`.
+        short_side: pixels that the shorter side of the frames is resized to before the crop, with
+            one view; None for 256/224 of the crop, as the authors do. `image_size` itself shows
+            square frames whole.
         crop_rounding: where a crop begins if its margin is half a pixel: `"even"`, at the nearest
             even pixel, as in the authors' code, or `"down"`, as in the transformers package.
         mean: mean of red, green and blue, subtracted from pixels in [0, 1]; default: ImageNet's.
@@ -131,6 +133,7 @@ class VJEPAVideoPreprocessor:
         image_frames: int | None = None,
         antialias: bool = False,
         interpolation: Kernel = "bilinear",
+        short_side: int | None = None,
         crop_rounding: Rounding = "even",
         mean: Sequence[float] = PIXEL_MEAN,
         std: Sequence[float] = PIXEL_STD,
@@ -140,6 +143,7 @@ class VJEPAVideoPreprocessor:
         check_whole(1, frame_step=frame_step)
         check_whole(1, MOST_LONG, optional=True, image_frames=image_frames)
         check_flag(antialias=antialias)
+        check_short_side(short_side, image_size, num_views)
         check_choice(get_args(Kernel), interpolation=interpolation)
         check_choice(get_args(Rounding), crop_rounding=crop_rounding)
         # A JSON file gives a tuple back as a list.
@@ -157,9 +161,10 @@ class VJEPAVideoPreprocessor:
         self.image_frames = image_frames
         self.antialias = antialias
         self.interpolation = interpolation
+        self.short_side = short_side
         self.crop_rounding = crop_rounding
-        self.mean = _colour("(-inf, inf)", mean=mean)
-        self.std = _colour("(0, inf)", std=std)
+        self.mean = check_colour("(-inf, inf)", mean=mean)
+        self.std = check_colour("(0, inf)", std=std)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
@@ -310,13 +315,8 @@ class VJEPAVideoPreprocessor:
             check_flag(augment=augment)
             if not augment:
                 return None
-            if (self.mean, self.std) != (PIXEL_MEAN, PIXEL_STD):
-                raise ValueError(
-                    "`augment` must be a function for another `mean` and `std` than ImageNet's. "
-                    "Received: True"
-                )
             kind = ImageProbeTransform if self.num_frames == 1 else VideoProbeTransform
-            augment = kind(self.image_size)
+            augment = kind(self.image_size, mean=self.mean, std=self.std)
 
         def augmented(source: str | Media, rng: np.random.Generator) -> Videos:
             is_one = is_image(source)
@@ -366,6 +366,7 @@ class VJEPAVideoPreprocessor:
         return center_view(
             frames,
             self.image_size,
+            self.short_side,
             antialias=antialias or self.antialias,
             interpolation=self.interpolation,
             crop_rounding=self.crop_rounding,
@@ -459,6 +460,7 @@ class VJEPAVideoPreprocessor:
             "image_frames": self.image_frames,
             "antialias": self.antialias,
             "interpolation": self.interpolation,
+            "short_side": self.short_side,
             "crop_rounding": self.crop_rounding,
             "mean": self.mean,
             "std": self.std,
@@ -494,15 +496,28 @@ class VJEPAVideoPreprocessor:
                 f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
             )
         with named(folder / described_in):
-            return cls(**arguments_of(cls, {**arguments, **overrides}))
+            return cls(**changed(arguments_of(cls, arguments), overrides))
 
 
-def _colour(interval: str, **values: Any) -> Colour:
-    """Check that an argument is three numbers in an interval, one for each channel; return them."""
-    [(name, value)] = values.items()
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        raise ValueError(f"`{name}` must be three numbers. Received: {shown(value)}")
-    for one in value:
-        check_number(interval, **{name: one})
-    red, green, blue = (float(one) for one in value)
-    return red, green, blue
+def check_short_side(
+    short_side: int | None, image_size: int | tuple[int, int], num_views: int
+) -> None:
+    """Check that frames of a shorter side hold the crop, and that there is one view of them.
+
+    Args:
+        short_side: of the resized frames; None for the usual one.
+        image_size: of the crop.
+        num_views: of each clip.
+
+    Raises:
+        ValueError: if it is smaller than the crop, or given for three views.
+    """
+    if short_side is None:
+        return
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    check_whole(min(sides), MOST_LONG, short_side=short_side)
+    if num_views != 1:
+        raise ValueError(
+            "`short_side` must be None for 3 views, which are as high as the frames. "
+            f"Received: {short_side}"
+        )

@@ -35,6 +35,7 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator, Metrics
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import draw_confusion, summary
+from keras_vjepa.evaluation_pixels import preprocessor_of, seen_as_by_the_preset
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper, own
@@ -64,6 +65,8 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
     keras.config.set_dtype_policy(config.dtype)
     config = completed(config)
     encoder = make_encoder(config)
+    if config.preset != UNTRAINED:
+        config = seen_as_by_the_preset(config, config.preset)
     train, test = samples_of(config)
     config = config.for_samples([*train, *test])
     if parallel.is_first:
@@ -88,6 +91,7 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
         for task in metrics if index == 0 else ():
             # All processes make it, because its weights are on the devices of all; one writes it.
             classifier = probe.classifier(task)
+            classifier.preprocessor = preprocessor_of(probe.settings)
             if parallel.is_first:
                 classifier.save_to_preset(workdir / f"classifier_{task}")
 

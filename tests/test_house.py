@@ -57,6 +57,7 @@ FLOORS = (
     "evaluation",
     "monitoring",
     "preprocessor",
+    "evaluation_pixels",
     "pictures",
     "pretraining_check",
     "conversion",

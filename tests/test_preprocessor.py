@@ -10,6 +10,7 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, VJEPAVideoPreprocessor
+from keras_vjepa.data import Sample
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.video import VideoReader, read_frames
@@ -213,10 +214,17 @@ def test_colours_and_resizing_are_as_said(folder):
         ({"std": (1, 0, 1)}, "`std` must be positive. Received: 0"),
         ({"antialias": 1}, "`antialias` must be True or False. Received: 1"),
         ({"interpolation": "nearest"}, "`interpolation` must be 'bilinear' or 'bicubic'"),
+        ({"short_side": 27}, "`short_side` must be at least 28. Received: 27"),
+        ({"short_side": 40, "num_views": 3}, "`short_side` must be None for 3 views"),
         ({"crop_rounding": "up"}, "`crop_rounding` must be 'even' or 'down'. Received: 'up'"),
     ):
         with pytest.raises(ValueError) as caught:
             small(**wrong)
         assert message in str(caught.value)
-    with pytest.raises(ValueError, match="`augment` must be a function for another `mean`"):
-        other.dataset([(str(folder / "image.png"), 0)], 2, training=True, augment=True)
+    # A random crop of what has one colour has this colour.
+    grey = np.full((40, 40, 3), 255, np.uint8)
+    cv2.imwrite(str(folder / "grey.png"), grey)
+    grey_file = [Sample(str(folder / "grey.png"), 0)]
+    clips, _ = other.dataset(grey_file, 1, 1, training=True, augment=True)[0]
+    expected = (1 - np.array(mean)) / std
+    assert np.abs(clips - expected).reshape(-1, 3).min(axis=0).max() < 1e-5

@@ -181,6 +181,6 @@ def differences(preprocessor: VJEPAVideoPreprocessor) -> list[str]:
     theirs = like_that_package(1, 1)
     return [
         f"{name}={getattr(preprocessor, name)!r}"
-        for name in ("antialias", "crop_rounding")
+        for name in ("antialias", "crop_rounding", "short_side")
         if getattr(preprocessor, name) != getattr(theirs, name)
     ]

@@ -158,6 +158,10 @@ class ProbeBatches:
             "short_side": words.get(short_side, short_side),
             "single_frame": self.single_frame,
         }
+        for name in ("antialias", "interpolation", "crop_rounding", "mean", "std"):
+            value = getattr(settings.view, name)
+            if value != settings.view.default(name):
+                description[name] = value
         if settings.classifier.max_frames is not None:
             description["max_frames"] = settings.classifier.max_frames
         return description

@@ -110,14 +110,15 @@ class ProbeSettings:
     limits: Part = Part(ReadingLimits)
     view: Part = Part(
         center_view,
-        supplied=("frames", "crop_size", "antialias"),
-        derived={"short_side": "256/224 of the crop"},
+        supplied=("frames", "crop_size"),
+        derived={"short_side": "256/224 of the crop", "antialias": "True for images alone"},
     )
     transform: Part = Part(
         VideoProbeTransform,
         ImageProbeTransform,
         names={"scale": "random_resize_scale", "ratio": "random_resize_aspect_ratio"},
-        supplied=("crop_size", "augmentation"),
+        # Pixels are the same to train and to test.
+        supplied=("crop_size", "augmentation", "mean", "std"),
     )
     operations: Part = Part(RandAugment, AutoAugment, prefix="augment_")
     optimizer: Part = Part(SweepAdamW, supplied=("networks", "candidates"))

@@ -1,13 +1,14 @@
 """Check the settings of a frozen evaluation, before anything is made from them (App. D.1)."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 from keras_vjepa.arguments import (
     MOST,
     MOST_LONG,
     MOST_SEED,
     check_choice,
+    check_colour,
     check_flag,
     check_number,
     check_size,
@@ -17,7 +18,9 @@ from keras_vjepa.arguments import (
 )
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
+from keras_vjepa.data.transforms.resampling import Kernel
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
+from keras_vjepa.data.transforms.views import Rounding
 from keras_vjepa.tasks.classifier import check_predictions
 from keras_vjepa.tasks.probe import MOST_CLASSES, check_probe
 from keras_vjepa.training.optimizer import check_moments
@@ -74,11 +77,23 @@ def check_parts(settings: Any) -> None:
     settings.view.check(
         lambda short_side: check_whole(1, MOST_LONG, optional=True, short_side=short_side)
     )
+    settings.view.check(_check_pixels)
     transform = ImageProbeTransform if settings.images else VideoProbeTransform
     settings.transform.make(transform, crop_size=1)
     settings.operations.make(AutoAugment if settings.images else RandAugment)
     settings.optimizer.check(check_moments)
     settings.optimizer.check(lambda constant_decay: check_flag(constant_decay=constant_decay))
+
+
+def _check_pixels(
+    antialias: bool | None, interpolation: str, crop_rounding: str, mean: Any, std: Any
+) -> None:
+    if antialias is not None:
+        check_flag(antialias=antialias)
+    check_choice(get_args(Kernel), interpolation=interpolation)
+    check_choice(get_args(Rounding), crop_rounding=crop_rounding)
+    check_colour("(-inf, inf)", mean=mean)
+    check_colour("(0, inf)", std=std)
 
 
 def _check_tasks(settings: Any) -> None:

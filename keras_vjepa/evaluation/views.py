@@ -1,6 +1,5 @@
 """Make the clips, views and augmentation of an evaluation (App. D.1, Table 10)."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -30,6 +29,8 @@ def training_transform(settings: ProbeSettings) -> Transform:
         ImageProbeTransform if settings.images else VideoProbeTransform,
         crop_size=settings.image_size,
         augmentation=operations,
+        mean=settings.view.mean,
+        std=settings.view.std,
     )
 
 
@@ -45,12 +46,7 @@ def evaluation_transform(settings: ProbeSettings, num_views: int) -> Transform:
     if size is None:
         raise ValueError("`image_size` must be given, or come from an encoder. Received: none")
     if num_views == 1:
-        return functools.partial(
-            center_view,
-            crop_size=size,
-            short_side=settings.view.short_side,
-            antialias=settings.images,
-        )
+        return settings.view.bind(center_view, crop_size=size, antialias=settings.images)
     if not isinstance(size, int):
         height, width = size
         if height != width:
@@ -58,7 +54,7 @@ def evaluation_transform(settings: ProbeSettings, num_views: int) -> Transform:
                 f"`image_size` must be one number with `num_views`=3. Received: {size}"
             )
         size = height
-    return functools.partial(three_views, crop_size=size)
+    return settings.view.bind(three_views, crop_size=size)
 
 
 def standing_still(transform: Transform) -> Transform:

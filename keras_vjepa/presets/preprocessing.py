@@ -4,7 +4,7 @@ This module may not import the preprocessor's class, which stands on a higher fl
 The class is therefore found by the name under which it is registered in Keras.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +63,32 @@ def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str
     return CONFIG_FILE, {name: config[name] for name in _SIZES if name in config}
 
 
+def changed(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change arguments of a preprocessor, and with them what follows from them.
+
+    A shorter side of its own follows a new size of the clips, and is given up for three views,
+    which have none, unless the changes name it too.
+
+    Args:
+        arguments: as the preset has them.
+        changes: by the names of arguments.
+
+    Example:
+
+    >>> from keras_vjepa.presets.preprocessing import changed
+    >>> changed({"image_size": 32, "short_side": 36}, {"image_size": 64})
+    {'image_size': 64, 'short_side': 72}
+    """
+    found = {**arguments, **changes}
+    if arguments.get("short_side") is None or "short_side" in changes:
+        return found
+    if changes.get("num_views", 1) != 1:
+        return {**found, "short_side": None}
+    sizes = (arguments["image_size"], found["image_size"])
+    before, after = (size if isinstance(size, int) else min(size) for size in sizes)
+    return {**found, "short_side": round(arguments["short_side"] * after / before)}
+
+
 def preset_preprocessor(folder: Path, **changes: Any) -> Preprocessor | None:
     """Make the preprocessor of a preset.
 
@@ -85,6 +111,6 @@ def preset_preprocessor(folder: Path, **changes: Any) -> Preprocessor | None:
         arguments = arguments_of(found, arguments)
         found(**arguments)
     try:
-        return found(**{**arguments, **changes})
+        return found(**changed(arguments, changes))
     except ValueError:  # for example a number of views that it cannot make
         return None

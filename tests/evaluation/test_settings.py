@@ -39,7 +39,6 @@ SUPPLIED = {
     "candidates": "learning rates and weight decays",
     "frames": "the video",
     "crop_size": "the image size",
-    "antialias": "whether samples are images",
     "augmentation": "the operations",
 }
 CONSTRUCTORS = {
@@ -58,6 +57,8 @@ def test_every_argument_of_every_constructor_can_be_set():
     reachable = {(option.field, option.argument) for option in known.values()}
     # One number for both.
     reachable.add(("clip", "num_clips"))
+    # As the view, in training and testing.
+    reachable |= {("transform", "mean"), ("transform", "std")}
     for field, constructors in CONSTRUCTORS.items():
         for constructor in constructors:
             for name, parameter in inspect.signature(constructor).parameters.items():

@@ -9,13 +9,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, command_line
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAVideoClassifier,
+    VJEPAVideoPreprocessor,
+    command_line,
+)
 from keras_vjepa.configuration import options, replace
 from keras_vjepa.data import Sample
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.views import evaluation_clips, evaluation_transform, training_transform
+from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import CONFIGS, as_in_the_paper, digit_motion
 from keras_vjepa.tools import neighbors
@@ -200,6 +206,34 @@ def test_bad_input_is_named(built_in, monkeypatch, tmp_path, capsys):
     assert "argument --variant: must be reference or paper" in capsys.readouterr().err
 
 
+def assert_sees_files_as(result, preset, samples):
+    """A saved classifier makes of files what its evaluation made of them."""
+    classifier = VJEPAVideoClassifier.from_preset(preset)
+    clips = classifier.preprocessor([sample.path for sample in samples])
+    found = np.asarray(classifier.predict(clips, batch_size=5, verbose=0)).argmax(axis=-1)
+    assert found.tolist() == result["predictions"]
+
+
+@pytest.mark.data
+def test_pixels_are_those_of_the_preset_unless_an_option_says_otherwise(tmp_path):
+    VJEPABackbone(16, 4, 8, hidden_dim=8, num_layers=1, num_heads=1).save_to_preset(tmp_path)
+    half = (0.5, 0.5, 0.5)
+    own = {"mean": half, "std": half, "interpolation": "bicubic", "short_side": 20}
+    VJEPAVideoPreprocessor(16, 4, antialias=True, **own).save_to_preset(tmp_path)
+    config = replace(CONFIGS["k400"](), preset=str(tmp_path), image_size=32, std=(1.0, 1.0, 1.0))
+    view = seen_as_by_the_preset(config, tmp_path).view
+    assert (view.mean, view.std, view.interpolation) == (half, (1.0, 1.0, 1.0), "bicubic")
+    assert view.antialias and view.short_side == 40
+    # In training and in testing, whatever is augmented.
+    grey = np.full((4, 60, 80, 3), 255, np.uint8)
+    config = replace(config, mean=half, auto_augment=False, erasing=0.0)
+    trained = training_transform(config)(grey, np.random.default_rng(0))
+    for clip in (trained, *(evaluation_transform(config, num_views)(grey) for num_views in (1, 3))):
+        np.testing.assert_allclose(clip, 0.5, atol=1e-6)
+    image = training_transform(replace(config, images=True))(grey, np.random.default_rng(0))
+    np.testing.assert_allclose(image, 0.5, atol=1e-6)
+
+
 # --- The commands --------------------------------------------------------------------------------
 
 
@@ -263,6 +297,7 @@ def test_run_is_saved_stopped_continued_and_repeated(
     stored = json.loads((tmp_path / "a" / "result.json").read_text())
     assert stored["splits"] == expected and len(stored["splits"][0]["digit"]["per_class"]) == 10
     assert stored["config"]["num_frames"] == 4 and stored["config"]["fraction"] == 0.9
+    assert_sees_files_as(expected[0]["motion"], tmp_path / "a" / "classifier_motion", built_in[1])
     calls = []
     original = FrozenProbe.fit
 
@@ -344,6 +379,7 @@ def test_several_views_and_clips_with_augmentation(built_in, small_encoder, tmp_
         assert inputs.shape[1:4] == (2, 3, 4)
         predictions += classifier.predict_on_batch(inputs).argmax(axis=-1).tolist()
     assert predictions == result["motion"]["predictions"]
+    assert_sees_files_as(result["motion"], tmp_path / "run" / "classifier_motion", built_in[1])
 
 
 @slow_but_on("torch")

@@ -90,6 +90,8 @@ def resized_crop(
     size: int | tuple[int, int],
     flip: bool = False,
     normalized: bool = False,
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
 ) -> NDArray[np.float32]:
     """Crop and resize frames, bilinearly with half-pixel centres, without antialiasing.
 
@@ -100,6 +102,8 @@ def resized_crop(
         flip: mirror left and right.
         normalized: whether to normalise each frame, as `normalize` does, as soon as it is resized,
             which takes half the time of doing it afterwards.
+        mean: as in `normalize`.
+        std: as in `normalize`.
 
     Returns:
         (time, *size, 3), normalised or in [0, 255], not rounded.
@@ -130,7 +134,7 @@ def resized_crop(
         # In float32, because OpenCV rounds its 8-bit results to whole grey levels.
         cv2.resize(crop.astype(np.float32), (out_width, out_height), out)
         if normalized:
-            _normalize(out, out)
+            _normalize(out, out, mean, std)
     return clip
 
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from keras_vjepa.arguments import check_number, check_range, check_size
+from keras_vjepa.arguments import check_colour, check_number, check_range, check_size
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
 from keras_vjepa.data.transforms.crops import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Colour,
     check_frames,
     moving_boxes,
     normalize,
@@ -42,6 +45,8 @@ class PretrainTransform:
         motion_shift: move the crop linearly between two boxes drawn for the first and last frame.
         erasing: probability that a box of the clip is erased, see `random_erasing`.
         augmentation: applied to the whole frames before they are cropped, as `RandAugment()` is.
+        mean: of red, green and blue, which is subtracted from pixels in [0, 1]; ImageNet's.
+        std: of red, green and blue, by which they are divided then; ImageNet's.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -61,6 +66,8 @@ class PretrainTransform:
     motion_shift: bool = False
     erasing: float = 0.0
     augmentation: Augmentation | None = None
+    mean: Colour = PIXEL_MEAN
+    std: Colour = PIXEL_STD
 
     def __post_init__(self) -> None:
         _check_settings(self)
@@ -77,7 +84,7 @@ class PretrainTransform:
 
     def apply(self, frames: NDArray[np.uint8], boxes: ArrayLike, flip: bool) -> NDArray[np.float32]:
         """Crop, flip and normalise `frames` with known choices, as `draw` makes them."""
-        return resized_crop(frames, boxes, self.crop_size, flip, normalized=True)
+        return resized_crop(frames, boxes, self.crop_size, flip, True, self.mean, self.std)
 
     def __call__(self, frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
         """Transform one clip.
@@ -138,6 +145,8 @@ class ImageProbeTransform:
         horizontal_flip: probability of a flip.
         erasing: probability that a box of the clip is erased, see `random_erasing`.
         augmentation: what is done to the crop; `None` for nothing.
+        mean: as in `PretrainTransform`.
+        std: as in `PretrainTransform`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -155,6 +164,8 @@ class ImageProbeTransform:
     horizontal_flip: float = 0.5
     erasing: float = 0.25
     augmentation: Augmentation | None = AutoAugment()
+    mean: Colour = PIXEL_MEAN
+    std: Colour = PIXEL_STD
 
     def __post_init__(self) -> None:
         _check_settings(self)
@@ -183,7 +194,7 @@ class ImageProbeTransform:
             crops = np.ascontiguousarray(crops[:, :, ::-1])
         if self.augmentation is not None:
             crops = self.augmentation(crops, rng)
-        clip = normalize(crops)
+        clip = normalize(crops, self.mean, self.std)
         if rng.random() < self.erasing:
             random_erasing(clip, rng)
         return clip
@@ -194,3 +205,5 @@ def _check_settings(settings: PretrainTransform | ImageProbeTransform) -> None:
     check_range("(0, 1]", scale=settings.scale)
     check_range("[0.01, 100]", ratio=settings.ratio)
     check_number("[0, 1]", horizontal_flip=settings.horizontal_flip, erasing=settings.erasing)
+    check_colour("(-inf, inf)", mean=settings.mean)
+    check_colour("(0, inf)", std=settings.std)
