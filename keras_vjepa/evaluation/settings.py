@@ -117,7 +117,7 @@ class ProbeSettings:
         VideoProbeTransform,
         ImageProbeTransform,
         names={"scale": "random_resize_scale", "ratio": "random_resize_aspect_ratio"},
-        # Pixels are the same to train and to test.
+        # `mean` and `std` are those of `view`, so that training and testing see the same pixels.
         supplied=("crop_size", "augmentation", "mean", "std"),
     )
     operations: Part = Part(RandAugment, AutoAugment, prefix="augment_")

@@ -64,14 +64,14 @@ def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str
 
 
 def changed(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change arguments of a preprocessor, and with them what follows from them.
+    """Change arguments of a preprocessor, and adapt the shorter side of frames to the changes.
 
-    A shorter side of its own follows a new size of the clips, and is given up for three views,
-    which have none, unless the changes name it too.
+    If the preset sets `short_side` and the changes do not, it is scaled with the size of the clips,
+    and is left out for several views, which do not have it.
 
     Args:
-        arguments: as the preset has them.
-        changes: by the names of arguments.
+        arguments: arguments of the preset's preprocessor.
+        changes: new values by the names of arguments.
 
     Example:
 
