@@ -8,11 +8,10 @@ It ends in a preset that `classify` takes, and in the accuracy on the test video
 anything, the same command goes on.
 """
 
-import functools
 import json
 import logging
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,196 +20,193 @@ import keras_vjepa  # noqa: F401
 
 # isort: split
 import keras
-import numpy as np
 
-from keras_vjepa import (
-    AdamW,
-    FineTuningSchedule,
-    VJEPAVideoClassifier,
-    VJEPAVideoPreprocessor,
-    command_line,
-    files,
-    training,
-)
+from keras_vjepa import VJEPAVideoClassifier, command_line, files
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
-from keras_vjepa.configuration import replace, values
-from keras_vjepa.data.batches import clips
-from keras_vjepa.data.batches.fine_tuning import FineTuningBatches
+from keras_vjepa.configuration import defaults, replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
-from keras_vjepa.data.batches.labelled import EvaluationBatches
 from keras_vjepa.data.sources.labelled_sets import check_sources
-from keras_vjepa.data.sources.samples import Sample, class_folders
-from keras_vjepa.data.transforms.augmentation import RandAugment
-from keras_vjepa.data.transforms.training import VideoProbeTransform
-from keras_vjepa.data.transforms.views import center_view, three_views
+from keras_vjepa.evaluation.labelled_videos import LabelledVideos, labelled_videos
+from keras_vjepa.evaluation.report import draw_confusion
+from keras_vjepa.evaluation.testing import ClassifierTest
+from keras_vjepa.fine_tuning import (
+    introduction,
+    make_batches,
+    make_classifier,
+    make_test_batches,
+    with_all_views,
+)
+from keras_vjepa.fine_tuning_check import DERIVED, check_options, settled
 from keras_vjepa.locks import locked
-from keras_vjepa.models.dimensions import height_and_width
-from keras_vjepa.presets.preset import check_preset
+from keras_vjepa.monitoring import damaged_curve
+from keras_vjepa.monitoring.report import write_report
+from keras_vjepa.monitoring.run_callbacks import callbacks_of_fine_tuning, damaged_tables
+from keras_vjepa.presets.fingerprints import fingerprint_of_weights
+from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes.finetune_configs import CONFIGS, FineTuneConfig
-from keras_vjepa.training.description import defining
+from keras_vjepa.training.continuing import stored_options, with_its_schedule
+from keras_vjepa.training.description import check_same_run, defining
+from keras_vjepa.training.input_files import check_input_files
+from keras_vjepa.training.results import (
+    check_not_less,
+    check_not_lost,
+    damaged_result,
+    need_no_remaking,
+    read_result,
+)
 from keras_vjepa.training.resumable import check_folder, writable_folder
+from keras_vjepa.training.signals import stop_signals
 
-# The batch that the rates of a config are of.
-_RATES_ARE_OF = 256
-_FREE = {"num_workers", "checkpoint_every", "log_every", "data", "test_data", "videos", "remat"}
+# Options that may change when a run goes on: the samples are compared in place of their path.
+_FREE = {
+    "data", "videos", "label_names", "kind", "fps", "path_column", "label_column",
+    "num_workers", "read_ahead", "max_bad_share", "max_file_seconds", "max_frame_pixels",
+    "epochs", "steps", "remat", "accumulation_steps", "shard_parameters", "validate_every",
+    "tensorboard", "callbacks", "log_every", "checkpoint_every", "keep_last", "keep_every",
+}  # fmt: skip
 
 
-def run(config: FineTuneConfig, workdir: Path) -> float | None:
+def run(
+    config: FineTuneConfig, workdir: Path, labelled: LabelledVideos | None = None
+) -> float | None:
     """Train, save and test; everything goes to `workdir`. A run that was stopped goes on there.
+
+    Args:
+        config: what to do.
+        workdir: folder of the run.
+        labelled: the videos; those that the config names if None.
 
     Returns:
         The accuracy on the test videos, in the first process.
     """
-    parallel = distribution.setup()
+    parallel = distribution.setup(config.shard_parameters)
     writable_folder(workdir)
     with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
         keras.config.set_dtype_policy(config.dtype)
-        keras.utils.set_random_seed(config.seed)
-        train, test = config.data.make()
-        names = class_names_of(config)
-        num_classes = 1 + max(sample.label or 0 for sample in [*train, *test])
-        batches_a_epoch = len(train) // config.batch_size
-        if not batches_a_epoch:
-            raise ValueError(
-                f"`batch_size` must be at most the {len(train)} training videos. "
-                f"Received: {config.batch_size}"
+        config = _as_begun(config, workdir, parallel.is_first)
+        if not _is_finished(config, workdir, labelled, parallel.is_first):
+            with stop_signals():
+                return _train(config, workdir, labelled or labelled_videos(config), parallel)
+        accuracy = (read_result(workdir / "result.json") or {})["accuracy"]
+        if parallel.is_first:
+            print(
+                f"{workdir} holds this run, finished: accuracy {accuracy:.3f}. "
+                "Take another --workdir to train again.",
+                file=sys.stderr,
             )
-        classifier = make_classifier(config, names, num_classes, batches_a_epoch)
-        training.run(
-            classifier,
-            make_batches(config, classifier, train, parallel),
-            workdir,
-            config.epochs * batches_a_epoch,
-            checkpoint_every=config.checkpoint_every,
-            log_every=config.log_every,
-            description=defining(values(config), _FREE),
-            parallel=parallel,
-        )
-        weights = collectives.values(classifier.weights)
-        parallel.release()
-        if not parallel.is_first:
-            return None
-        classifier.set_weights(weights)
-        return finish(config, workdir, classifier, test)
+        return float(accuracy) if parallel.is_first else None
 
 
-def class_names_of(config: FineTuneConfig) -> list[str] | None:
-    """Name the classes, where folders do."""
-    root = Path(config.data.data)
-    if not config.data.test_data and (root / "train").is_dir():
-        root = root / "train"
-    return class_folders(root) if root.is_dir() else None
-
-
-def make_classifier(
-    config: FineTuneConfig, names: list[str] | None, num_classes: int, batches_a_epoch: int
-) -> VJEPAVideoClassifier:
-    """Make the encoder of the preset with a new head, compiled."""
-    sizes = {"image_size": config.image_size, "num_frames": config.num_frames}
-    classifier = VJEPAVideoClassifier.from_preset(
-        config.preset,
-        **{name: size for name, size in sizes.items() if size is not None},
-        **({"num_classes": num_classes} if names is None else {"class_names": names}),
-        head="fine_tuning",
-        head_dropout=config.head_dropout,
-        encoder_norm=config.encoder_norm,
-        trainable_backbone=True,
-        drop_path_rate=config.drop_path_rate,
-        preprocessor=None,
-        dtype=config.dtype,
+def _train(
+    config: FineTuneConfig, workdir: Path, videos: LabelledVideos, parallel: DataParallel
+) -> float | None:
+    """Train, save and test."""
+    config = settled(config, len(videos.train), parallel)
+    keras.utils.set_random_seed(config.seed)
+    steps_per_epoch = len(videos.train) // config.batches.batch_size
+    classifier = make_classifier(config, videos, steps_per_epoch)
+    if parallel.is_first:
+        print(introduction(config, classifier, videos, parallel), file=sys.stderr)
+    options = {**values(config), **videos.described(), **_weights_of(config, {})}
+    options["steps"] = config.epochs * steps_per_epoch
+    test = ClassifierTest(make_test_batches(config, classifier, videos, parallel))
+    config.run.make(
+        model=classifier,
+        batches=make_batches(config, classifier, videos, parallel),
+        workdir=workdir,
+        steps=options["steps"],
+        callbacks=callbacks_of_fine_tuning(
+            config, options, steps_per_epoch, test, workdir, parallel.is_first
+        ),
+        description=defining(options, _FREE),
+        defaults=defining({**defaults(config), **options}, _FREE),
+        # Whoever gives another schedule wants it; `_as_begun` has said what that means.
+        upgrade=lambda stored: {**stored, "schedule_epochs": config.schedule_epochs},
+        parallel=parallel,
     )
-    classifier.backbone.remat = config.remat
-    scale = config.batch_size / _RATES_ARE_OF
-    repeats = config.gradient_accumulation_steps or 1
-    schedule = FineTuningSchedule(
-        config.warmup_learning_rate * scale * repeats,
-        config.learning_rate * scale * repeats,
-        config.final_learning_rate * scale * repeats,
-        config.warmup_epochs * batches_a_epoch,
-        config.epochs * batches_a_epoch,
-    )
-    optimizer: Any = AdamW(
-        schedule,
-        config.weight_decay,
-        layer_decay=config.layer_decay,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-    )
-    classifier.compile(optimizer, "categorical_crossentropy")
-    classifier.optimizer.build(classifier.trainable_variables)
-    return classifier
+    final = with_all_views(config, classifier)
+    metrics = ClassifierTest(make_test_batches(config, final, videos, parallel))(final)
+    weights = collectives.values(final.weights)
+    parallel.release()
+    if not parallel.is_first:
+        return None
+    final = VJEPAVideoClassifier.from_config(final.get_config())
+    final.set_weights(weights)
+    final.save_to_preset(workdir / "preset")
+    return finish(options, workdir, metrics)
 
 
-def make_batches(
-    config: FineTuneConfig,
-    classifier: VJEPAVideoClassifier,
-    samples: list[Sample],
-    parallel: DataParallel,
-) -> FineTuningBatches:
-    """Make the batches that it is trained on."""
-    backbone = classifier.backbone
-    clip = clips.SegmentClips if config.sampling == "uniform" else clips.ClipSettings
-    augmentation = RandAugment.from_string(config.auto_augment) if config.auto_augment else None
-    return parallel.share(
-        FineTuningBatches(
-            samples,
-            config.batch_size,
-            VideoProbeTransform(
-                height_and_width(backbone.image_size),
-                horizontal_flip=config.horizontal_flip,
-                erasing=config.erasing,
-                augmentation=augmentation,
-            ),
-            clip=clip(backbone.num_frames, config.temporal_stride),
-            num_classes=classifier.num_classes,
-            mixing=config.mixing.make(),
-            num_repeats=config.num_sample,
-            seed=config.seed,
-            num_workers=config.num_workers,
-        )
-    )
-
-
-def finish(
-    config: FineTuneConfig, workdir: Path, trained: VJEPAVideoClassifier, samples: list[Sample]
-) -> float:
-    """Save the preset, which combines the clips and views of a test video, and test it."""
-    backbone = trained.backbone
-    several = {"num_clips": config.test_clips, "num_views": config.test_views}
-    size = max(height_and_width(backbone.image_size))
-    classifier = VJEPAVideoClassifier.from_config(
-        {
-            **trained.get_config(),
-            **several,
-            "backbone": backbone,
-            "attend_across_clips": False,
-            "preprocessor": VJEPAVideoPreprocessor(
-                backbone.image_size, backbone.num_frames, config.temporal_stride, **several
-            ),
-        }
-    )
-    classifier.probe.set_weights(trained.probe.get_weights())
-    classifier.save_to_preset(workdir / "preset")
-    clip = clips.SegmentTestClips if config.sampling == "uniform" else clips.DenseTestClips
-    view = three_views if config.test_views == 3 else center_view
-    batches = EvaluationBatches(
-        samples,
-        config.batch_size,
-        functools.partial(view, crop_size=size),
-        clip=clip(backbone.num_frames, config.temporal_stride, config.test_clips),
-        num_classes=classifier.num_classes,
-        num_workers=config.num_workers,
-    )
-    correct = 0.0
-    for videos, labels, counted in batches.stream():
-        found = np.asarray(classifier.predict_on_batch(videos)).argmax(axis=-1)
-        correct += float((counted * (found == labels)).sum())
-    accuracy = correct / batches.num_counted
-    content = {"config": values(config), "accuracy": accuracy, "test_videos": len(samples)}
+def finish(described: dict[str, Any], workdir: Path, metrics: dict[str, Any]) -> float:
+    """Write what the test came to, and the page of the run; the accuracy."""
+    draw_confusion(metrics, workdir / "confusion.png")
+    accuracy, count = metrics["top1"], metrics["num_counted"]
+    content = {"config": described, "accuracy": accuracy, "test_videos": count, "test": metrics}
     files.write_text(workdir / "result.json", json.dumps(content, indent=1))
-    print(f"accuracy {accuracy:.3f} of {len(samples):,} test videos")
-    print(f"Saved {workdir}/preset and {workdir}/result.json.", file=sys.stderr)
-    return accuracy
+    print(f"accuracy {accuracy:.3f} of {count:,} test videos")
+    print(f"Saved {workdir}/preset, result.json and {write_report(workdir)}.", file=sys.stderr)
+    return float(accuracy)
+
+
+def _is_finished(
+    config: FineTuneConfig, workdir: Path, labelled: LabelledVideos | None, is_first: bool
+) -> bool:
+    """Tell whether all results are there, and whole; raise if they are another run's."""
+    path = workdir / "result.json"
+    if not path.is_file():
+        check_not_lost(workdir, ["preset"])
+        return False
+    stored = (read_result(path) or {}).get("config")
+    problem = None if stored else f"{path} is damaged"
+    if stored:
+        current = values(config)
+        current |= {name: stored.get(name) for name in DERIVED if current[name] is None}
+        with suppress(OSError, ValueError):
+            # Results stay when the videos are gone.
+            labelled = labelled or labelled_videos(config)
+        if labelled is not None:
+            current |= labelled.described()
+        current |= _weights_of(config, stored)
+        known = {name: value for name, value in stored.items() if name in current}
+        free = {*_FREE, "schedule_epochs"}
+        check_same_run(defining(known, free), defining(current, free), workdir)
+        check_input_files(workdir, labelled.train if labelled else [])
+        if current["epochs"] > stored["epochs"]:
+            return False
+        check_not_less(current["epochs"], stored["epochs"], workdir, "epochs")
+        problem = damaged_result(workdir, [path.name], ["preset"])
+        if not (workdir / "preset").is_dir():
+            problem = f"{workdir / 'preset'} is missing"
+        problem = problem or damaged_curve(workdir, stored["steps"])
+        lost = damaged_tables(workdir, stored["steps"])
+        if lost is not None and is_first:
+            print(
+                f"{lost}, and cannot be made anew: a run writes it step by step.", file=sys.stderr
+            )
+    return need_no_remaking(workdir, problem, is_first)
+
+
+def _as_begun(config: FineTuneConfig, workdir: Path, says: bool) -> FineTuneConfig:
+    """Keep what a run that goes on began with, where nothing else is asked for."""
+    config = with_its_schedule(config, workdir, says, "epochs")
+    stored, current = stored_options(workdir), values(config)
+    kept = {name: stored.get(name) for name in DERIVED if current[name] is None}
+    return replace(config, **kept)
+
+
+def _weights_of(config: FineTuneConfig, stored: dict[str, Any]) -> dict[str, str]:
+    """Hash the encoder's weights: a preset is told by them, wherever it lies."""
+    try:
+        encoder = load_backbone(config.preset, dtype=config.dtype)
+    except OSError:
+        # Results stay when the preset is gone.
+        if config.preset != stored.get("preset"):
+            raise
+        return {"preset_weights": stored["preset_weights"]}
+    return {"preset_weights": fingerprint_of_weights(encoder)}
+
+
+# --- The command line ----------------------------------------------------------------------------
 
 
 def check(config: FineTuneConfig, workdir: Path) -> None:
@@ -223,8 +219,13 @@ def check(config: FineTuneConfig, workdir: Path) -> None:
     check_folder(workdir)
     if not config.preset:
         raise ValueError("`preset` must be given: the encoder to fine-tune. Received: none")
-    config.data.check(check_sources)
-    check_preset(config.preset)
+    check_options(config)
+    stored = (read_result(workdir / "result.json") or {}).get("config") or {}
+    # Results stay when videos and preset are gone.
+    if config.data.data != stored.get("data"):
+        config.data.check(check_sources)
+    if config.preset != stored.get("preset"):
+        check_preset(config.preset)
 
 
 def main(arguments: list[str] | None = None, program: str = "finetune.py") -> None:

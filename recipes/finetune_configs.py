@@ -8,21 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from keras_vjepa.arguments import (
-    MOST_LONG,
-    MOST_SEED,
-    check_choice,
-    check_flag,
-    check_number,
-    check_size,
-    check_whole,
-)
+from keras_vjepa import training
 from keras_vjepa.configuration import Part, replace
-from keras_vjepa.data.batches.indexed import check_reading
+from keras_vjepa.data import ReadingLimits
+from keras_vjepa.data.batches.fine_tuning import FineTuningBatches
 from keras_vjepa.data.batches.mixing import Mixing
 from keras_vjepa.data.sources.labelled_sets import train_and_test
-from keras_vjepa.data.transforms.augmentation import RandAugment
-from keras_vjepa.training.optimizer import LEARNING_DTYPES
+from keras_vjepa.data.transforms.training import VideoProbeTransform
+from keras_vjepa.fine_tuning_check import check_fields
 
 
 @dataclass(frozen=True)
@@ -32,6 +25,9 @@ class FineTuneConfig:
     Attributes:
         preset: of the encoder to begin with.
         data: arguments of `keras_vjepa.data.sources.labelled_sets.train_and_test`.
+        fraction: share of the training videos of each class that is trained on.
+        task: of a built-in set, what its videos are named by; all if empty.
+        limits: time and pixels that a file may take; one that takes more is unreadable.
         image_size: of the clips; the preset's if None.
         num_frames: of the clips; the preset's if None.
         sampling: of frames; dense takes them `temporal_stride` apart, uniform from equal parts of
@@ -42,33 +38,41 @@ class FineTuneConfig:
         drop_path_rate: of the encoder's last block.
         head_dropout: of the head.
         encoder_norm: whether the encoder's final norm is kept before the head's own.
-        batch_size: videos in a batch; the last ones of an epoch that do not fill one are left out.
-        num_sample: clips that are augmented of each video.
-        epochs: passes over the training videos.
-        warmup_epochs: of them, with a rising rate.
+        batches: the batch is that of all devices together; the last videos of an epoch that do not
+            fill one are left out. Without a value 8, or fewer where there are fewer videos.
+        epochs: passes over the training videos; None for as many as suit their number.
+        warmup_epochs: of them, with a rising rate; None for a tenth.
+        schedule_epochs: the passes that the rate is made for; by default those of the run, and of a
+            run that goes on those that it began with.
         learning_rate: at its highest, of 256 videos a batch.
         warmup_learning_rate: of the first step, likewise.
         final_learning_rate: that the rate falls towards, likewise.
         layer_decay: by how much rate and decay of a layer are less than those of the one above.
         weight_decay: of AdamW.
+        transform: random crops, flips and erasing of training clips.
         auto_augment: the short form of a RandAugment; empty for none.
-        horizontal_flip: probability of a flip.
-        erasing: probability that a box of a clip is erased.
         color_jitter: in Table 12, and without effect beside RandAugment, as in VideoMAE; must be
             0 without it.
         mixing: of clips and labels.
         remat: compute activations again in the backward pass: less memory, more time.
+        accumulation_steps: parts of a step, one after the other: less memory, the same numbers but
+            for what is drawn for each sample.
         gradient_accumulation_steps: None, or batches of which an update takes the mean gradient;
             rates grow with it as with the batch.
+        shard_parameters: split parameters over the devices (JAX only).
         dtype: precision of the model.
         seed: of everything random.
-        num_workers: threads that read; by default one for each core.
-        checkpoint_every: steps between two checkpoints.
-        log_every: steps between two lines of progress.
+        run: the run and its checkpoints.
+        validate_every: epochs between two looks at one clip of each test video.
+        tensorboard: write all that is written of the run for TensorBoard too.
+        callbacks: more callbacks of Keras, each package.module:Name.
     """
 
     preset: str = ""
     data: Part = Part(train_and_test, arguments={"data": ""})
+    fraction: float = 1.0
+    task: Literal["", "digit", "motion"] = ""
+    limits: Part = Part(ReadingLimits)
     image_size: int | None = None
     num_frames: int | None = None
     sampling: Literal["dense", "uniform"] = "dense"
@@ -78,18 +82,33 @@ class FineTuneConfig:
     drop_path_rate: float = 0.1
     head_dropout: float = 0.0
     encoder_norm: bool = False
-    batch_size: int = 8
-    num_sample: int = 1
-    epochs: int = 30
-    warmup_epochs: int = 3
+    batches: Part = Part(
+        FineTuningBatches,
+        names={"num_repeats": "num_sample"},
+        supplied=(
+            "samples", "transform", "clip", "limits", "num_classes", "mixing", "seed", "places",
+            "with_frame_indices", "allow_absent_classes", "process_index", "process_count",
+        ),
+        derived={
+            "batch_size": "8, or fewer where there are fewer videos",
+            "num_workers": "one for each core, from 2 to 32",
+        },
+    )  # fmt: skip
+    epochs: int | None = None
+    warmup_epochs: int | None = None
+    schedule_epochs: int | None = None
     learning_rate: float = 8e-3
     warmup_learning_rate: float = 1e-6
     final_learning_rate: float = 1e-6
     layer_decay: float = 0.75
     weight_decay: float = 0.05
+    transform: Part = Part(
+        VideoProbeTransform,
+        names={"scale": "random_resize_scale", "ratio": "random_resize_aspect_ratio"},
+        supplied=("crop_size", "augmentation"),
+        arguments={"erasing": 0.0},
+    )
     auto_augment: str = ""
-    horizontal_flip: float = 0.0
-    erasing: float = 0.0
     color_jitter: float = 0.0
     mixing: Part = Part(
         Mixing,
@@ -97,49 +116,25 @@ class FineTuneConfig:
         arguments={"mixup": 0.0, "cutmix": 0.0},
     )
     remat: bool = False
+    accumulation_steps: int = 1
     gradient_accumulation_steps: int | None = None
+    shard_parameters: bool = False
     dtype: str = "float32"
     seed: int = 0
-    num_workers: int | None = None
-    checkpoint_every: int = 100
-    log_every: int = 20
+    run: Part = Part(
+        training.run,
+        supplied=(
+            "model", "batches", "workdir", "steps", "callbacks", "description", "defaults",
+            "upgrade", "parallel",
+        ),
+        arguments={"checkpoint_every": 100},
+    )  # fmt: skip
+    validate_every: int = 1
+    tensorboard: bool = False
+    callbacks: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        self.mixing.make()  # which checks
-        check_choice(LEARNING_DTYPES, dtype=self.dtype)
-        check_choice(("dense", "uniform"), sampling=self.sampling)
-        check_whole(1, MOST_LONG, test_clips=self.test_clips, num_sample=self.num_sample)
-        if self.test_views not in (1, 3):
-            raise ValueError(f"`test_views` must be 1 or 3. Received: {self.test_views}")
-        check_whole(1, epochs=self.epochs, batch_size=self.batch_size)
-        check_whole(0, self.epochs - 1, warmup_epochs=self.warmup_epochs)
-        check_whole(0, MOST_SEED, seed=self.seed)
-        check_number("[0, 1)", drop_path_rate=self.drop_path_rate, head_dropout=self.head_dropout)
-        check_number("[0, 1]", horizontal_flip=self.horizontal_flip, erasing=self.erasing)
-        check_number("(0, 1]", layer_decay=self.layer_decay)
-        check_number(
-            "[0, inf)",
-            learning_rate=self.learning_rate,
-            warmup_learning_rate=self.warmup_learning_rate,
-            final_learning_rate=self.final_learning_rate,
-            weight_decay=self.weight_decay,
-            color_jitter=self.color_jitter,
-        )
-        check_reading(self.batch_size, self.seed, self.num_workers, 4, 0.05)
-        check_whole(1, MOST_LONG, optional=True, num_frames=self.num_frames)
-        check_whole(1, MOST_LONG, temporal_stride=self.temporal_stride)
-        check_whole(2, optional=True, gradient_accumulation_steps=self.gradient_accumulation_steps)
-        check_whole(1, checkpoint_every=self.checkpoint_every, log_every=self.log_every)
-        if self.image_size is not None:
-            check_size(image_size=self.image_size)
-        check_flag(encoder_norm=self.encoder_norm, remat=self.remat)
-        if self.auto_augment:
-            RandAugment.from_string(self.auto_augment)
-        elif self.color_jitter:
-            raise ValueError(
-                "`color_jitter` must be 0 without `auto_augment`: VideoMAE has none beside it. "
-                f"Received: {self.color_jitter}"
-            )
+        check_fields(self)
 
 
 def own() -> FineTuneConfig:
@@ -221,6 +216,33 @@ def ssv2_huge() -> FineTuneConfig:
     return ssv2_large()
 
 
+def digit_motion() -> FineTuneConfig:
+    """The built-in set, for the encoder of the pretraining config of that name."""
+    return replace(
+        own(),
+        data="digit_motion",
+        temporal_stride=8,
+        batch_size=32,
+        # The digit may be anywhere.
+        random_resize_scale=(1.0, 1.0),
+        random_resize_aspect_ratio=(1.0, 1.0),
+    )
+
+
+def digit_motion_black() -> FineTuneConfig:
+    """The built-in set of the longer recipes, for the encoder of `digit_motion_long`."""
+    return replace(digit_motion(), data="digit_motion_black", temporal_stride=2)
+
+
 CONFIGS: dict[str, Callable[[], FineTuneConfig]] = {
-    function.__name__: function for function in (own, k400_large, k400_huge, ssv2_large, ssv2_huge)
+    function.__name__: function
+    for function in (
+        own,
+        digit_motion,
+        digit_motion_black,
+        k400_large,
+        k400_huge,
+        ssv2_large,
+        ssv2_huge,
+    )
 }

@@ -60,6 +60,8 @@ FLOORS = (
     "evaluation_pixels",
     "pictures",
     "pretraining_check",
+    "fine_tuning_check",
+    "fine_tuning",
     "conversion",
     "zoo",
     "verification",

@@ -20,6 +20,8 @@ COMMANDS = {
     "probe-table": ([], "run"),
     "supervised": ([], "run"),
     "finetune": (["--preset", "here", "--data", "here"], "check_preset"),
+    "finetune-table": (["out", "--preset", "here"], "check_preset"),
+    "bench-finetune": ([], "bench_step"),
     "check-videos": (["here", "--output", "out"], "samples_of"),
     "transcode": (["here", "out"], "samples_of"),
     "videomix": (["--k400", "here", "--output", "out"], "mix_videos"),

@@ -59,6 +59,30 @@ def replicas_in_sync() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def draw_rows(draw: Callable[[Any], Tensor], rows: Any) -> Tensor:
+    """Draw for the samples of all replicas, and return this one's: no two have the same draws.
+
+    Replicas share the state of a seed, so that each would draw the others' numbers. JAX draws for
+    the whole batch anyway.
+
+    Args:
+        draw: makes random numbers with an axis of samples in front, for so many samples.
+        rows: samples of this replica.
+    """
+    processes, count, index = joined_torch_processes(), replicas_in_sync(), 0
+    if processes is not None:
+        count, index = processes.get_world_size(), processes.get_rank()
+    elif count > 1:
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        # None while a model is traced outside of a step.
+        index = 0 if context is None else context.replica_id_in_sync_group
+    if count == 1:
+        return draw(rows)
+    return draw(count * rows)[index * rows : (index + 1) * rows]
+
+
 def gather(array: np.ndarray) -> np.ndarray:
     """Return the rows of all processes of torch, in their order; elsewhere the array as it is.
 

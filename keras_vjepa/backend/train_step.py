@@ -38,8 +38,8 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
 
     Attributes:
         accumulation_steps: number of parts in which a device works through its share of a batch;
-            a share with fewer samples has fewer parts. More than one part is only for a model that
-            takes no labels and returns the loss of each sample.
+            a share with fewer samples has fewer parts. More than one part is only for a loss that
+            is the mean over samples.
         logs_each_step: whether `log_each_step` was called.
 
     Example:
@@ -199,6 +199,29 @@ def _part(parts: Any, index: Any) -> Any:
     return keras.tree.map_structure(lambda array: array[index], parts)
 
 
+def _given(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+    """What there is of a batch, by its name: labels are split as the inputs are."""
+    named = {"x": x, "y": y, "sample_weight": sample_weight}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _loss_of(model: TrainableModel, part: dict[str, Any], outputs: Any) -> Tensor:
+    return model.compute_loss(part["x"], part.get("y"), outputs, part.get("sample_weight"))
+
+
+def _whole(outputs: list[Any]) -> Any:
+    """The outputs of all parts, in the order that their samples had in the batch."""
+
+    def joined(*parts: Tensor) -> Tensor:
+        # The last parts may have a sample less than the first.
+        size = parts[-1].shape[0]
+        rows = ops.stack([part[:size] for part in parts], axis=1)
+        rest = [part[size:] for part in parts if size is not None and part.shape[0] != size]
+        return ops.concatenate([ops.reshape(rows, (-1, *rows.shape[2:])), *rest])
+
+    return keras.tree.map_structure(joined, *outputs)
+
+
 def _logs(
     model: TrainableModel,
     x: Any,
@@ -255,9 +278,10 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     num_parts, variables = model.accumulation_steps, model.trainable_variables
     outputs, loss, updates = None, 0.0, _updates_before(model.optimizer)
-    parts: list[tuple[Any, float]] = [(x, 1)]
+    batch = _given(x, y, sample_weight)
+    parts: list[tuple[Any, float]] = [(batch, 1)]
     if num_parts > 1:
-        groups = _parts(x, num_parts)
+        groups = _parts(batch, num_parts)
         lengths = [len(keras.tree.flatten(group)[0]) for group, _ in groups]
         parts = [
             (_part(group, i), times)
@@ -268,23 +292,27 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     for weight in weights:
         weight.grad = None
     seen: dict[str, Any] = {}
+    labelled: list[Any] = []
     with weight_copies() as copies:
-        for inputs, times in parts:
+        for part, times in parts:
             with observed() as found:
-                outputs = model(inputs, **model.in_training)
+                outputs = model(part["x"], **model.in_training)
             seen = {name: seen.get(name, 0.0) + found[name] / times for name in found}
-            share = model.compute_loss(inputs, y, outputs, sample_weight) / times
+            share = _loss_of(model, part, outputs) / times
             # This adds to the gradients so far. The loss is scaled for float16, whose small
             # gradients would underflow.
             model.optimizer.scale_loss(share).backward()
             copies.hand_over_gradients()
             loss = loss + share.detach()
+            if y is not None:
+                labelled.append(outputs)
     with torch.no_grad():
         # Keras' own step would wait for the device here, to read the loss.
         gradients = collectives.average_gradients([weight.grad for weight in weights])
         with _observed_update(model.optimizer) as norms:
             model.optimizer.apply(gradients, variables)
-        outputs = outputs if num_parts == 1 else None
+        if num_parts > 1:
+            outputs = _whole(labelled) if labelled else None
         return _logs(model, x, y, outputs, sample_weight, loss, updates, {**seen, **norms})
 
 
@@ -316,47 +344,68 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     num_parts, weights = model.accumulation_steps, model.trainable_weights
     updates, names = _updates_before(model.optimizer), model.observes(x)
 
-    def gradients_of(inputs: Any, times: float) -> tuple[Tensor, list[Tensor], list[Tensor], Any]:
+    def gradients_of(part: Any, times: float) -> tuple[Tensor, list[Tensor], list[Tensor], Any]:
         # By default a tape watches all variables, also those that Keras has frozen since, and
         # records all operations on them.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([weight.value for weight in weights])
             with observed() as found:
-                outputs = model(inputs, **model.in_training)
-            share = model.compute_loss(inputs, y, outputs, sample_weight) / times
+                outputs = model(part["x"], **model.in_training)
+            share = _loss_of(model, part, outputs) / times
             scaled = model.optimizer.scale_loss(share)
         shares = [found[name] / times for name in names]
         return share, tape.gradient(scaled, weights), shares, outputs
 
     def add_parts(total: tuple[Any, ...], parts: Any, times: float) -> tuple[Any, ...]:
-        def add_part(i: Tensor, loss: Tensor, *sums: list[Tensor]) -> tuple[Any, ...]:
-            share, *new, _ = gradients_of(_part(parts, i), times)
+        length = keras.tree.flatten(parts)[0].shape[0]
+        # Of labelled parts; the others' outputs are losses.
+        made = _arrays_of_outputs(model, _part(parts, 0)["x"], length) if y is not None else []
+
+        def add_part(i: Tensor, made: Any, loss: Tensor, *sums: list[Tensor]) -> tuple[Any, ...]:
+            share, *new, outputs = gradients_of(_part(parts, i), times)
+            if y is not None:
+                flat = keras.tree.flatten(outputs)
+                made = [array.write(i, one) for array, one in zip(made, flat, strict=True)]
             added = [
                 [a if b is None else a + b for a, b in zip(total, values, strict=True)]
                 for total, values in zip(sums, new, strict=True)
             ]
-            return i + 1, loss + share, *added
+            return i + 1, made, loss + share, *added
 
-        length = keras.tree.flatten(parts)[0].shape[0]
         # Only one iteration at a time, so that memory holds the activations of one part.
-        _, *total = tf.while_loop(
-            lambda i, *_: i < length, add_part, (0, *total), parallel_iterations=1
+        _, made, *total = tf.while_loop(
+            lambda i, *_: i < length, add_part, (0, made, *total), parallel_iterations=1
         )
+        stacked = [array.stack() for array in made]
+        labelled.extend([array[i] for array in stacked] for i in range(length if made else 0))
         return tuple(total)
 
+    labelled: list[Any] = []
+    batch = _given(x, y, sample_weight)
     if num_parts == 1:
-        loss, gradients, shares, outputs = gradients_of(x, 1)
+        loss, gradients, shares, outputs = gradients_of(batch, 1)
     else:
-        outputs = None
         loss, gradients = 0.0, [tf.zeros(weight.shape, weight.dtype) for weight in weights]
         shares = [tf.zeros(()) for _ in names]
-        for parts, times in _parts(x, num_parts):
+        for parts, times in _parts(batch, num_parts):
             loss, gradients, shares = add_parts((loss, gradients, shares), parts, times)
+        outputs = None
+        if labelled:
+            spec = model.compute_output_spec(x)
+            outputs = keras.tree.pack_sequence_as(spec, _whole(labelled))
     with _observed_update(model.optimizer) as norms:
         model.optimizer.apply(gradients, weights)
     loss = loss * collectives.replicas_in_sync()
     seen = {**dict(zip(names, shares, strict=True)), **norms}
     return _logs(model, x, y, outputs, sample_weight, loss, updates, seen)
+
+
+def _arrays_of_outputs(model: TrainableModel, inputs: Any, length: int) -> list[Any]:
+    """Arrays that take the outputs of so many parts, one for each output."""
+    import tensorflow as tf
+
+    specs = keras.tree.flatten(model.compute_output_spec(inputs, **model.in_training))
+    return [tf.TensorArray(spec.dtype, length, element_shape=spec.shape) for spec in specs]
 
 
 # --- JAX -----------------------------------------------------------------------------------------
@@ -379,13 +428,13 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
 
     loss_and_gradients = jax.value_and_grad(loss_and_updates, has_aux=True)
 
-    def gradients_of(inputs: Any, kept: Any) -> tuple[Any, ...]:
+    def gradients_of(part: Any, kept: Any) -> tuple[Any, ...]:
         (_, (found, loss, outputs, *kept)), gradients = loss_and_gradients(
             trainable,
             *kept,
-            inputs,
-            y,
-            sample_weight,
+            part["x"],
+            part.get("y"),
+            part.get("sample_weight"),
             training=True,
             optimizer_variables=optimizer,
         )
@@ -394,21 +443,27 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
     with keras.StatelessScope([*zip(model.optimizer.variables, optimizer, strict=True)]):
         updates = _updates_before(model.optimizer)
     # Variables that a forward pass may change too, such as the state of a random seed.
-    kept = [non_trainable, metrics]
+    kept, batch = [non_trainable, metrics], _given(x, y, sample_weight)
     if num_parts == 1:
-        gradients, loss, kept, outputs, seen = gradients_of(x, kept)
+        gradients, loss, kept, outputs, seen = gradients_of(batch, kept)
     else:
-        outputs, shares = None, []
+        shares: list[Any] = []
+        labelled: list[Any] = []
 
         def add_part(total: Any, part: Any) -> tuple[Any, Any]:
-            *new, kept, _, found = gradients_of(part, total[2])
-            return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), found
+            *new, kept, outputs, found = gradients_of(part, total[2])
+            # Of labelled parts; the others' outputs are losses.
+            outputs = None if y is None else outputs
+            return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), (found, outputs)
 
-        for parts, times in _parts(x, num_parts):
+        for parts, times in _parts(batch, num_parts):
             start = jax.tree.map(jax.numpy.zeros_like, trainable), 0.0, kept
-            (*totals, kept), found = jax.lax.scan(add_part, start, parts)
+            (*totals, kept), (found, made) = jax.lax.scan(add_part, start, parts)
             totals.append(jax.tree.map(jax.numpy.sum, found))
             shares.append(jax.tree.map(lambda total, times=times: total / times, totals))
+            length = keras.tree.flatten(parts)[0].shape[0]
+            labelled += [_part(made, i) for i in range(0 if y is None else length)]
+        outputs = _whole(labelled) if labelled else None
         add = functools.partial(jax.tree.map, jax.numpy.add)
         gradients, loss, seen = functools.reduce(add, shares)
     with _observed_update(model.optimizer) as norms:

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa.arguments import check_number, check_whole
+from keras_vjepa.backend import collectives
 from keras_vjepa.types import Tensor
 
 
@@ -50,7 +51,11 @@ def draw_branch_scales(rates: Sequence[float], batch_size: Any, seed: Any) -> Te
         1 / (1 - rate), so that the mean is 1.
     """
     kept = 1.0 - np.array(rates, "float32").reshape((-1, 1, 1))
-    drawn = keras.random.uniform((len(rates), batch_size, 2), dtype="float32", seed=seed)
+
+    def draw(rows: Any) -> Tensor:
+        return keras.random.uniform((rows, len(rates), 2), dtype="float32", seed=seed)
+
+    drawn = ops.swapaxes(collectives.draw_rows(draw, batch_size), 0, 1)
     return ops.where(ops.less(drawn, kept), ops.convert_to_tensor(1.0 / kept), 0.0)
 
 

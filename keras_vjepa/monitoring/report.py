@@ -6,11 +6,13 @@ from typing import Any
 
 from keras_vjepa.monitoring import page
 from keras_vjepa.monitoring.curves import draw_curves
-from keras_vjepa.monitoring.run_tables import OF_LOOKS, OF_STEPS, RunTables, read_run
+from keras_vjepa.monitoring.run_tables import OF_EPOCHS, OF_LOOKS, OF_STEPS, RunTables, read_run
 from keras_vjepa.monitoring.tables import Row
 
 FILE_NAME = "report.html"
 MASKS_FILE = "masks.png"
+# Classes that are shown.
+_WORST = 20
 
 
 def write_report(workdir: Path, path: Path | None = None, step: int | None = None) -> Path:
@@ -32,7 +34,9 @@ def write_report(workdir: Path, path: Path | None = None, step: int | None = Non
     run = read_run(workdir, step)
     parts = [
         f"<p>{page.text(run.progress)}{page.text(_clipped(run.steps))}.</p>",
+        *_test(run.test),
         *_said(run),
+        *page.drawings("What each epoch comes to", _drawn(run, OF_EPOCHS)),
         *page.drawings("What it does", _drawn(run, OF_STEPS)),
         *page.drawings("What it learns", _drawn(run, OF_LOOKS)),
         *_masks(workdir / MASKS_FILE),
@@ -77,6 +81,26 @@ def _said(run: RunTables) -> list[str]:
         "<h2>What the monitor said</h2>",
         f"<p>{page.text(to_keep)}</p>",
         f"<table><tr><th>step</th><th></th><th></th></tr>{rows}</table>",
+    ]
+
+
+def _test(found: Mapping[str, Any]) -> list[str]:
+    """How often test videos are named right, and the classes for which that happens least."""
+    if "top1" not in found:
+        return []
+    names, shares = found["class_names"], found["per_class"]
+    classes = [
+        (share, str(number) if names is None else names[number])
+        for number, share in enumerate(shares)
+        if share is not None
+    ]
+    worst = [[name, f"{share:.1%}"] for share, name in sorted(classes)[:_WORST]]
+    return [
+        "<h2>Test</h2>",
+        f"<p>{found['top1']:.1%} of {found['num_counted']:,} videos are named right, of "
+        f"{found['top5']:.1%} the name is among the first five. Least often, of "
+        f"{len(classes):,} classes:</p>",
+        page.table(worst, ["class", "named right"]),
     ]
 
 

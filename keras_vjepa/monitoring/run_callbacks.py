@@ -1,7 +1,8 @@
-"""Make the callbacks that watch a pretraining run, as its config says (§3.1, App. C)."""
+"""Make the callbacks that watch a run, as its config says (§3.1, App. C, App. D.3)."""
 
 import functools
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from keras_vjepa import files
 from keras_vjepa.configuration import values
 from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.monitoring.epoch_log import FILE_NAME as EPOCHS
+from keras_vjepa.monitoring.epoch_log import EpochLog
 from keras_vjepa.monitoring.given_callbacks import given_callbacks
 from keras_vjepa.monitoring.held_out import VIEWS, HeldOut, held_out_of
 from keras_vjepa.monitoring.loss_curve import LossCurve
@@ -19,7 +22,7 @@ from keras_vjepa.monitoring.pictures import draw_masks
 from keras_vjepa.monitoring.report import MASKS_FILE
 from keras_vjepa.monitoring.step_log import FILE_NAME as STEPS
 from keras_vjepa.monitoring.step_log import StepLog
-from keras_vjepa.monitoring.tables import read_rows
+from keras_vjepa.monitoring.tables import Row, read_rows
 from keras_vjepa.monitoring.tensorboard import FOLDER as TENSORBOARD
 from keras_vjepa.monitoring.tensorboard import TensorBoardWriter
 from keras_vjepa.training.continuing import OPTIONS_FILE
@@ -46,18 +49,53 @@ def callbacks_of_a_run(
     if watched is not None:
         clips, context = (watched.batch[k][:SHOWN] for k in ("videos", "context_indices_0"))
         draw_masks(clips, context, grid, workdir / MASKS_FILE)
-    writers: dict[str, Any] = {STEPS: [], LOOKS: []}
-    if is_first and config.tensorboard:
-        board = TensorBoardWriter(
-            workdir / TENSORBOARD, values(config), {"masks": workdir / MASKS_FILE}
-        )
-        writers = {name: [functools.partial(board.write, name)] for name in writers}
+    writers = _writers(config, values(config), workdir, is_first)
     return [
         config.monitor.make(held_out=watched, folder=workdir, writers=writers[LOOKS]),
         StepLog(workdir, config.run.log_every, writers[STEPS]),
         LossCurve(workdir),
         *given_callbacks(config.callbacks or ()),
     ]
+
+
+def callbacks_of_fine_tuning(
+    config: Any,
+    options: Mapping[str, Any],
+    steps_per_epoch: int,
+    test: Callable[[Any], Mapping[str, Any]],
+    workdir: Path,
+    is_first: bool,
+) -> list[keras.callbacks.Callback]:
+    """Make the callbacks of a fine-tuning.
+
+    Args:
+        config: of the recipe.
+        options: all that defines the run, and its `steps`.
+        steps_per_epoch: steps of an epoch.
+        test: counts how the model names test videos; see `EpochLog`.
+        workdir: of the run.
+        is_first: whether this process is the one that writes.
+    """
+    if is_first:
+        files.write_text(workdir / OPTIONS_FILE, json.dumps(options, indent=1))
+    writers = _writers(config, options, workdir, is_first)
+    return [
+        StepLog(workdir, config.run.log_every, writers[STEPS]),
+        EpochLog(workdir, steps_per_epoch, test, config.validate_every, writers[EPOCHS]),
+        LossCurve(workdir),
+        *given_callbacks(config.callbacks or ()),
+    ]
+
+
+def _writers(
+    config: Any, options: Mapping[str, Any], workdir: Path, is_first: bool
+) -> dict[str, list[Callable[[Sequence[Row]], None]]]:
+    """What writes the rows of each table elsewhere too."""
+    names = (STEPS, LOOKS, EPOCHS)
+    if not is_first or not config.tensorboard:
+        return {name: [] for name in names}
+    board = TensorBoardWriter(workdir / TENSORBOARD, options, {"masks": workdir / MASKS_FILE})
+    return {name: [functools.partial(board.write, name)] for name in names}
 
 
 def watched_clips(config: Any, batches: ClipBatches) -> HeldOut | None:
@@ -85,7 +123,7 @@ def damaged_tables(folder: Path, steps: int) -> str | None:
     Returns:
         The file, and that it is missing or damaged; None if every table ends with the last step.
     """
-    for name in (STEPS, LOOKS):
+    for name in (STEPS, LOOKS, EPOCHS):
         path = folder / f"{name}.jsonl"
         rows = read_rows(path)
         if (path.exists() or path.with_suffix(".csv").exists()) and (

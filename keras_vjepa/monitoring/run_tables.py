@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_vjepa.monitoring import monitor, step_log
+from keras_vjepa.monitoring import epoch_log, monitor, step_log
 from keras_vjepa.monitoring.curves import points_of
 from keras_vjepa.monitoring.health import checkpoint_to_keep
 from keras_vjepa.monitoring.tables import read_rows
@@ -38,6 +38,10 @@ OF_LOOKS = (
     ("Nearest clip is of the same video", ("target_retrieval", "context_retrieval"), False),
     ("Distance between the encoders' weights", ("encoder_distance",), False),
 )
+OF_EPOCHS = (
+    ("Accuracy on test videos", ("validation_accuracy", "validation_top5"), False),
+    ("Loss of an epoch", ("training_loss", "validation_loss"), False),
+)
 Curves = dict[str, Sequence[tuple[float, float]]]
 
 
@@ -49,18 +53,22 @@ class RunTables:
         folder: folder of the run.
         steps: rows of the table of steps.
         looks: rows of the monitor's table.
+        epochs: rows of the table of epochs of a fine-tuning.
         options: options of the config.
         versions: versions of the libraries and devices that the run used.
         probe: results of a frozen probe, by the encoder's name.
+        test: results of a fine-tuning on its test videos.
         saved: steps that have a checkpoint.
     """
 
     folder: Path
     steps: Sequence[Mapping[str, Any]]
     looks: Sequence[Mapping[str, Any]]
+    epochs: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]
     versions: Mapping[str, Any]
     probe: Mapping[str, Mapping[str, Any]]
+    test: Mapping[str, Any]
     saved: Sequence[int]
 
     @property
@@ -91,7 +99,7 @@ class RunTables:
             part of the model or the network that it belongs to.
         """
         found: Curves = {}
-        for rows in (self.steps, self.looks):
+        for rows in (self.steps, self.looks, self.epochs):
             columns = dict.fromkeys(column for row in rows for column in row)
             for name in names:
                 for column in columns:
@@ -118,9 +126,9 @@ def read_run(folder: Path, step: int | None = None) -> RunTables:
     Raises:
         FileNotFoundError: if the folder holds no run, or the run has not reached the step.
     """
-    steps, looks = (
+    steps, looks, epochs = (
         [row for row in read_rows(folder / f"{name}.jsonl") if step is None or row["step"] <= step]
-        for name in (step_log.FILE_NAME, monitor.FILE_NAME)
+        for name in (step_log.FILE_NAME, monitor.FILE_NAME, epoch_log.FILE_NAME)
     )
     options = {**(read_result(folder / OPTIONS_FILE) or {}), **stored_options(folder)}
     if not steps and not looks and not options:
@@ -129,7 +137,13 @@ def read_run(folder: Path, step: int | None = None) -> RunTables:
         done = steps[-1]["step"] if steps else 0
         raise FileNotFoundError(f"`run` must have come to step {step:,}. Received: {done:,} steps")
     whole = step is None or step == options.get("steps")
-    probe = read_result(folder / "probe.json") if whole else None
+    probe, test = (
+        (read_result(folder / name) or {}) if whole else {}
+        for name in ("probe.json", "result.json")
+    )
+    # The file of that name of a probe is of another kind.
+    test = {**(test.get("test") or {}), "class_names": options.get("class_names")}
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     versions = checkpoints.described().get("versions") or {}
-    return RunTables(folder, steps, looks, options, versions, probe or {}, checkpoints.steps())
+    saved = checkpoints.steps()
+    return RunTables(folder, steps, looks, epochs, options, versions, probe, test, saved)

@@ -6,7 +6,14 @@ from typing import Any
 
 from keras_vjepa.monitoring import page
 from keras_vjepa.monitoring.curves import draw_curves
-from keras_vjepa.monitoring.run_tables import OF_LOOKS, OF_STEPS, Curves, RunTables, read_run
+from keras_vjepa.monitoring.run_tables import (
+    OF_EPOCHS,
+    OF_LOOKS,
+    OF_STEPS,
+    Curves,
+    RunTables,
+    read_run,
+)
 
 FILE_NAME = "compare.html"
 _NEITHER = "absent"
@@ -35,7 +42,9 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
         page.table([_summary(name, run) for name, run in runs.items()], _SUMMARY),
         *_differences("Config: what differs", {name: run.options for name, run in runs.items()}),
         *_differences("Environment", {name: run.versions for name, run in runs.items()}),
+        *_tests(runs),
         *_probes(runs),
+        *page.drawings("What each epoch comes to", _drawn(runs, OF_EPOCHS)),
         *page.drawings("What they do", _drawn(runs, OF_STEPS)),
         *page.drawings("What they learn", _drawn(runs, OF_LOOKS)),
     ]
@@ -78,6 +87,17 @@ def _drawn(
                 text = title if len(labels) == 1 or label == title.lower() else f"{title}: {label}"
                 drawn.append(draw_curves(text, curves, logarithmic))
     return drawn
+
+
+def _tests(runs: Mapping[str, RunTables]) -> list[str]:
+    names = ("top1", "top5", "loss", "num_counted")
+    rows = [
+        [name, *(run.test[column] for column in names)]
+        for name, run in runs.items()
+        if "top1" in run.test
+    ]
+    head = ["run", "top-1", "top-5", "loss", "test videos"]
+    return ["<h2>Test</h2>", page.table(rows, head)] if rows else []
 
 
 def _probes(runs: Mapping[str, RunTables]) -> list[str]:

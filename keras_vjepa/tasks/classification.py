@@ -206,6 +206,7 @@ class Classification(PixelModel):
         loss: Any = "auto",
         loss_weights: Any = None,
         metrics: Any = "auto",
+        accumulation_steps: int = 1,
         **kwargs: Any,
     ) -> None:
         """Configure training as `keras.Model.compile` does, with defaults for a classifier.
@@ -220,8 +221,17 @@ class Classification(PixelModel):
                 loss object that takes probabilities causes a warning.
             loss_weights: as in Keras.
             metrics: default: the accuracy if the loss is the default one too, otherwise none.
+            accumulation_steps: number of parts in which a device works through its share of a
+                batch, one after the other, before the optimizer's step. This takes less memory
+                and gives the same numbers, except for what is drawn for each sample, such as
+                stochastic depth. The parts need not divide the batch.
             kwargs: as in Keras.
+
+        Raises:
+            ValueError: for parts of a batch with a loss that is not the mean over samples.
         """
+        check_whole(1, accumulation_steps=accumulation_steps)
+        self.accumulation_steps = accumulation_steps
         if isinstance(metrics, str) and metrics == "auto":
             metrics = ["accuracy"] if isinstance(loss, str) and loss == "auto" else None
         # With None, Keras would keep the metrics of the last call.
@@ -229,7 +239,14 @@ class Classification(PixelModel):
         if isinstance(optimizer, str) and optimizer == "auto":
             trains_backbone = bool(self.backbone.trainable_variables)
             optimizer = AdamW(_FINE_TUNING_RATE if trains_backbone else _LEARNING_RATE)
-        super().compile(optimizer, _of_logits(loss), loss_weights, metrics, **kwargs)
+        loss = _of_logits(loss)
+        reduction = getattr(loss, "reduction", "sum_over_batch_size")
+        if accumulation_steps > 1 and reduction not in ("mean", "sum_over_batch_size"):
+            raise ValueError(
+                "`accumulation_steps` must be 1 for a loss that is not the mean over samples. "
+                f"Received: {accumulation_steps} with `reduction`={reduction!r}"
+            )
+        super().compile(optimizer, loss, loss_weights, metrics, **kwargs)
         for inner in inner_optimizers(self.optimizer):
             if isinstance(inner, AdamW) and inner.layer_decay is not None and not inner.built:
                 inner.decay_by_layer(self.layer_variables)
@@ -241,7 +258,14 @@ class Classification(PixelModel):
     def get_compile_config(self) -> dict[str, Any] | None:
         """Return Keras' config, with a note of whether the optimizer has variables yet."""
         config = super().get_compile_config()
-        return config and {**config, _OPTIMIZER_BUILT: self.optimizer.built}
+        if not config:
+            return config
+        parts = {"accumulation_steps": self.accumulation_steps}
+        return {
+            **config,
+            **(parts if self.accumulation_steps > 1 else {}),
+            _OPTIMIZER_BUILT: self.optimizer.built,
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile the model as it was when it was saved, with its optimizer's variables."""

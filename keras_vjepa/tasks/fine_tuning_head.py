@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import check_number, check_whole
+from keras_vjepa.backend import collectives
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm
@@ -94,7 +95,12 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
         pooled = self.norm(ops.mean(tokens, axis=1))
         if self.dropout and training:
-            drawn = keras.random.uniform(ops.shape(pooled), dtype="float32", seed=self.dropout_seed)
+            rows, dim = ops.shape(pooled)
+
+            def draw(rows: Any) -> Tensor:
+                return keras.random.uniform((rows, dim), dtype="float32", seed=self.dropout_seed)
+
+            drawn = collectives.draw_rows(draw, rows)
             kept = ops.cast(ops.less(drawn, 1.0 - self.dropout), pooled.dtype)
             pooled = pooled * kept / (1.0 - self.dropout)
         return self.linear(pooled)

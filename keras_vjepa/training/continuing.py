@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from keras_vjepa.configuration import ConfigT, replace
+from keras_vjepa.configuration import ConfigT, replace, values
 from keras_vjepa.training.results import CHECKPOINTS, read_result
 from keras_vjepa.training.run_state import Checkpoints
 
@@ -23,30 +23,36 @@ def stored_options(workdir: Path) -> dict[str, Any]:
     return stored or Checkpoints(workdir / CHECKPOINTS).described().get("run") or {}
 
 
-def with_its_schedule(config: ConfigT, workdir: Path, says: bool = True) -> ConfigT:
+def with_its_schedule(
+    config: ConfigT, workdir: Path, says: bool = True, unit: str = "steps"
+) -> ConfigT:
     """Keep the schedules of a run that goes on, unless others are asked for, and say so.
 
     Args:
         config: the config asked for.
         workdir: the folder in which the run may have begun.
         says: whether this process is the one that prints.
+        unit: "steps" or "epochs": what schedules count. It is also the name of the option that
+            sets the length of the run.
 
     Returns:
-        The config. If it has no `schedule_steps`, it gets those that the run began with.
+        The config. If it has no `schedule_<unit>`, it gets what the run began with.
     """
-    stored = stored_options(workdir)
-    begun = stored.get("schedule_steps") or stored.get("steps")
-    wanted = config.run.steps if config.schedule_steps is None else config.schedule_steps
+    name, stored, asked = f"schedule_{unit}", stored_options(workdir), values(config)
+    begun = stored.get(name) or stored.get(unit)
+    wanted = asked.get(unit) if asked[name] is None else asked[name]
     if begun is None or begun == wanted:
         return config
-    if config.schedule_steps is None:
-        line = (
-            f"Schedules stay those of {begun:,} steps, with which this run began; "
-            f"--schedule_steps {wanted} stretches them from where it is."
-        )
-        config = replace(config, schedule_steps=begun)
+    if asked[name] is None:
+        line = ""
+        if wanted is not None:
+            line = (
+                f"Schedules stay those of {begun:,} {unit}, with which this run began; "
+                f"--{name} {wanted} stretches them from where it is."
+            )
+        config = replace(config, **{name: begun})
     else:
-        line = f"Schedules are of {wanted:,} steps from here on, and were of {begun:,} so far."
-    if says:
+        line = f"Schedules are of {wanted:,} {unit} from here on, and were of {begun:,} so far."
+    if says and line:
         print(line, file=sys.stderr)
     return config

@@ -13,7 +13,7 @@ import functools
 import numbers
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -174,6 +174,7 @@ class AdamW(keras.optimizers.Optimizer):
         self._scales: dict[int, float] = {}
         self._networks: list[set[int]] = []
         self._names: list[str] = []
+        self._logged: dict[str, set[int]] = {}
         self._not_decayed: set[int] = set()
         self._not_decayed_names: list[str] = []
 
@@ -204,6 +205,16 @@ class AdamW(keras.optimizers.Optimizer):
         """
         self._networks = [{id(variable) for variable in network} for network in networks]
         self._names = list(names)
+
+    def log_norms(self, networks: Mapping[str, Sequence[keras.Variable]]) -> None:
+        """Have each step log the gradient's norm of some variables, as it is before clipping.
+
+        Args:
+            networks: the variables by the name that stands in the logs, after `gradient_norm_`.
+        """
+        self._logged = {
+            name: {id(variable) for variable in network} for name, network in networks.items()
+        }
 
     def exclude_from_weight_decay(
         self,
@@ -314,6 +325,10 @@ class AdamW(keras.optimizers.Optimizer):
         if self.gradient_accumulation_steps:
             due = (self._batches() + 1) % self.gradient_accumulation_steps == 0
             gradients = self._mean_of_batches(gradients, variables, due)
+        for name, network in self._logged.items():
+            own = [g for g, v in zip(gradients, variables, strict=True) if id(v) in network]
+            if own:  # not all of it is frozen
+                observe(f"gradient_norm_{name}", functools.partial(updates.norm, own))
         if self.clip_norm is not None:
             gradients = self._clip(gradients, variables)
         self.move(gradients, variables, self.learning_rate, self.weight_decay, due)

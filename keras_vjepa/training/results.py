@@ -69,20 +69,21 @@ def need_no_remaking(workdir: Path, problem: str | None, says: bool = True) -> b
     return problem is None
 
 
-def check_not_less(steps: int, done: int, workdir: Path) -> None:
+def check_not_less(steps: int, done: int, workdir: Path, name: str = "steps") -> None:
     """Raise if fewer steps are asked for than a run has done.
 
     Args:
         steps: number of steps of the whole run that is asked for.
         done: number of its steps that are done.
         workdir: the folder of the run.
+        name: the name of the option that sets `steps`.
 
     Raises:
         ValueError: if `steps` is less than `done`.
     """
     if steps < done:
         raise ValueError(
-            f"`steps` must be at least {done:,}, which {workdir} has done. Received: {steps:,}"
+            f"`{name}` must be at least {done:,}, which {workdir} has done. Received: {steps:,}"
         )
 
 

@@ -88,7 +88,7 @@ class FineTuningSchedule(WarmupCosine):
     Args:
         start: value of the first step, if there is a warm-up.
         peak: value at the end of the warm-up.
-        final: value that the cosine falls towards.
+        final: value that the cosine falls towards, and that further steps have.
         warmup_steps: steps of warm-up, at least 0.
         total_steps: steps of the whole training.
 
@@ -108,6 +108,8 @@ class FineTuningSchedule(WarmupCosine):
         warmup = self.start + s / max(self.warmup_steps - 1, 1) * (self.peak - self.start)
         progress = (s - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         fall = self.final + (self.peak - self.final) * _half_cosine(progress)
+        # A run that is made longer stays there.
+        fall = ops.where(s < self.total_steps, fall, ops.zeros_like(fall) + self.final)
         return ops.where(s < self.warmup_steps, warmup, fall)
 
 

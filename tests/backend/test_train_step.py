@@ -53,6 +53,39 @@ def test_a_part_counts_as_much_as_it_has_samples(num_samples, num_parts):
     assert whole.get_weights()[0] != 1.0
 
 
+class Labelled(TrainableModel):
+    """Two classes of two numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = self.add_weight(shape=(2, 2), initializer="zeros")
+        self.built = True
+
+    def call(self, inputs):
+        return ops.matmul(inputs, self.kernel)
+
+
+def test_parts_of_a_labelled_batch_are_the_batch():
+    """Loss, accuracy, which knows the order, and step; weights of samples count as in Keras."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 2)).astype("float32"), np.eye(2)[[0, 1, 1, 0, 1, 0, 0]]
+    weight = np.array([1, 2, 0, 1, 3, 1, 1], "float32")
+    found = []
+    for accumulation_steps in (1, 3):
+        model = Labelled()
+        model.accumulation_steps = accumulation_steps
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.5), loss, metrics=["accuracy"])
+        for _ in range(2):
+            logs = model.train_on_batch(x, y, weight, return_dict=True)
+        found.append((logs, model.get_weights()[0]))
+    (whole, weights), (parts, of_parts) = found
+    assert 0 < whole["accuracy"] < 1
+    for name, value in whole.items():
+        assert parts[name] == pytest.approx(value, rel=1e-6), name
+    np.testing.assert_allclose(of_parts, weights, rtol=1e-5)
+
+
 def test_batches_of_any_number_of_samples_follow_each_other():
     """As the last one of an epoch has fewer."""
     whole, parts = line(keras.optimizers.SGD(0.01)), line(keras.optimizers.SGD(0.01), 3)

@@ -1,41 +1,50 @@
 """The recipe of fine-tuning: the numbers of Table 12, shrunk runs, and one that goes on."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
 from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
-from keras_vjepa.configuration import options, replace
+from keras_vjepa.configuration import options, replace, values
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
+from keras_vjepa.monitoring.report import write_report
+from keras_vjepa.monitoring.side_by_side import write_comparison
+from keras_vjepa.monitoring.tables import read_rows
+from keras_vjepa.presets.integrity import damage
 from keras_vjepa.recipes import finetune
 from keras_vjepa.recipes.finetune_configs import CONFIGS, own
 from keras_vjepa.training.resumable import RunCallback
+from tests.support import slow_but_on
 
 SMALL = {
     "image_size": 16,
     "num_frames": 4,
     "temporal_stride": 1,
     "batch_size": 4,
-    "epochs": 2,
+    "epochs": 3,
     "warmup_epochs": 1,
-    "dtype": "float32",
 }
+# Of ten training videos; with all that is drawn.
+STEPS_PER_EPOCH, STEPS = 2, 6
+DRAWN = {"mixup": 0.8, "cutmix": 1.0, "head_dropout": 0.5, "auto_augment": "rand-m7-n4-inc1"}
 
 
-@pytest.fixture
-def videos(tmp_path):
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
     """Six videos of each of two classes, one bright and one dark."""
+    folder = tmp_path_factory.mktemp("labelled")
     for number in range(12):
         name, level = (("dark", 30), ("light", 220))[number % 2]
-        folder = tmp_path / "videos" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "videos" / name).mkdir(parents=True, exist_ok=True)
         frames = np.full((8, 24, 32, 3), level + number, np.uint8)
-        write_motion_jpeg(folder / f"{number}.avi", frames, 10)
+        write_motion_jpeg(folder / "videos" / name / f"{number}.avi", frames, 10)
     VJEPABackbone(
         16, 4, patch_size=8, hidden_dim=12, num_layers=2, num_heads=2, mlp_ratio=2.0
-    ).save_to_preset(tmp_path / "encoder")
-    return tmp_path
+    ).save_to_preset(folder / "encoder")
+    return folder
 
 
 def small(folder, name="own", **changes):
@@ -43,13 +52,31 @@ def small(folder, name="own", **changes):
     return replace(CONFIGS[name](), **given)
 
 
+@pytest.fixture(scope="module")
+def config(videos):
+    return small(videos, **DRAWN, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finetune.run(config, workdir)
+    return workdir
+
+
+def weights_in(workdir):
+    """Of the last checkpoint: its name has the hash of all that is in it."""
+    return max(path.name for path in (workdir / "checkpoints").glob("step-*.npz"))
+
+
 @pytest.mark.data
 def test_configs_hold_the_numbers_of_table_12():
     names = ("k400_large", "k400_huge", "ssv2_large", "ssv2_huge")
-    configs = [CONFIGS[name]() for name in names]
+    configs = [values(CONFIGS[name]()) for name in names]
 
     def column(name):
-        return [getattr(config, name) for config in configs]
+        return [config[name] for config in configs]
 
     assert column("drop_path_rate") == [0.1, 0.2, 0.2, 0.2]
     assert column("head_dropout") == [0, 0, 0.5, 0.5]
@@ -61,74 +88,182 @@ def test_configs_hold_the_numbers_of_table_12():
     assert column("horizontal_flip") == [0.5, 0.5, 0, 0]
     assert column("test_clips") == [5, 5, 2, 2]
     assert column("sampling") == ["dense", "dense", "uniform", "uniform"]
-    for config in configs:
-        assert (config.layer_decay, config.weight_decay, config.warmup_epochs) == (0.75, 0.05, 5)
-        assert (config.test_views, config.num_sample, config.erasing) == (3, 2, 0.25)
-        mixing = config.mixing.make()
-        assert (mixing.mixup, mixing.cutmix, mixing.smoothing) == (0.8, 1.0, 0.1)
-        assert (config.num_frames, config.temporal_stride, config.image_size) == (16, 4, 224)
-        assert config.auto_augment == "rand-m7-n4-mstd0.5-inc1"
+    alike = {"layer_decay": 0.75, "weight_decay": 0.05, "warmup_epochs": 5, "test_views": 3}
+    alike |= {"num_sample": 2, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}
+    alike |= {"num_frames": 16, "temporal_stride": 4, "image_size": 224}
+    alike |= {"auto_augment": "rand-m7-n4-mstd0.5-inc1", "random_resize_scale": (0.08, 1.0)}
+    for name, value in alike.items():
+        assert column(name) == [value] * 4, name
 
 
+@pytest.mark.data
 def test_what_other_programs_leave_to_this_one_is_an_option():
     """Arguments that pretraining and probes have no option for."""
     of_fine_tuning = {"drop_path_rate", "layer_decay", "head_dropout", "encoder_norm"}
     assert of_fine_tuning <= options(own()).keys()
 
 
-def test_a_folder_of_classes_is_all_that_is_needed(videos, monkeypatch, capsys):
-    monkeypatch.chdir(videos)
-    given = [f"--{name}={value}" for name, value in SMALL.items()]
-    finetune.main(["--preset", "encoder", "--data", "videos", *given])
-    folder = videos / "workdir" / "finetune_own"
+@slow_but_on("torch")
+def test_a_folder_of_classes_is_all_that_is_needed(videos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # What nobody would give, for a test's time.
+    given = ["--epochs", "4", "--temporal_stride", "1"]
+    finetune.main(["--preset", f"{videos}/encoder", "--data", f"{videos}/videos", *given])
+    folder = tmp_path / "workdir" / "finetune_own"
     result = json.loads((folder / "result.json").read_text())
     assert result["test_videos"] == 2 and 0 <= result["accuracy"] <= 1
+    # Of ten videos no batch of 8 leaves two out.
+    assert result["config"]["batch_size"] == 8
     classifier = VJEPAVideoClassifier.from_preset(folder / "preset")
     assert classifier.head == "fine_tuning"
-    [video] = list((videos / "videos" / "dark").glob("1*.avi"))[:1]
+    [video] = list((videos / "videos" / "dark").glob("10.avi"))
     assert {name for name, _ in classifier.classify(str(video))} == {"dark", "light"}
-    assert "accuracy" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "accuracy" in said.out and "10 videos of 2 classes, 2 to test on" in said.err
+    assert "epoch 4: loss" in said.err
 
 
-@pytest.mark.parametrize("name", ["k400_huge", "ssv2_large"])
-def test_shrunk_runs(videos, name):
-    accuracy = finetune.run(small(videos, name, epochs=6, warmup_epochs=5), videos / name)
-    assert 0 <= accuracy <= 1
-    preset = VJEPAVideoClassifier.from_preset(videos / name / "preset")
-    assert (preset.num_clips, preset.num_views) == ({"k400_huge": 5, "ssv2_large": 2}[name], 3)
-    assert preset.backbone.drop_path_rate == 0.2
+SHRUNK = ["own", "k400_large", "k400_huge", "ssv2_large", "ssv2_huge"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "k400_large" else pytest.mark.slow) for n in SHRUNK]
+)
+def test_shrunk_runs(name, videos, tmp_path):
+    """In its own precision, with its own augmentation, clips and views."""
+    shrunk = small(videos, name, epochs=1, warmup_epochs=0)
+    assert 0 <= finetune.run(shrunk, tmp_path) <= 1
+    preset = VJEPAVideoClassifier.from_preset(tmp_path / "preset")
+    assert (preset.num_clips, preset.num_views) == (shrunk.test_clips, shrunk.test_views)
+    assert preset.backbone.drop_path_rate == shrunk.drop_path_rate
+    assert preset.dtype_policy.name == CONFIGS[name]().dtype
+
+
+# --- A run that goes on --------------------------------------------------------------------------
 
 
 class Stop(Exception):
     pass
 
 
-class StopAfter(RunCallback):
-    def __init__(self, steps):
-        super().__init__()
-        self.steps = steps
-
+class StopInTheSecondEpoch(RunCallback):
     def on_train_batch_end(self, batch, logs=None):
-        if batch + 1 == self.steps:
+        if batch + 1 == STEPS_PER_EPOCH + 1:
             raise Stop
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(videos, monkeypatch):
-    config = small(videos, "ssv2_huge", epochs=3, warmup_epochs=1, checkpoint_every=2)
-    finetune.run(config, videos / "whole")
-    run = finetune.training.run
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            finetune.training, "run", lambda *a, **k: run(*a, callbacks=[StopAfter(3)], **k)
-        )
-        with pytest.raises(Stop):
-            finetune.run(config, videos / "stopped")
-    finetune.run(config, videos / "stopped")
-    whole, stopped = (
-        VJEPAVideoClassifier.from_preset(videos / name / "preset") for name in ("whole", "stopped")
-    )
-    for one, other in zip(whole.get_weights(), stopped.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_a_run_that_was_stopped_ends_with_the_same_weights(config, whole, tmp_path):
+    stopped = replace(config, callbacks=(f"{__name__}:StopInTheSecondEpoch",))
+    with pytest.raises(Stop):
+        finetune.run(stopped, tmp_path)
+    assert read_rows(tmp_path / "steps.jsonl")[-1]["step"] == STEPS_PER_EPOCH
+    finetune.run(config, tmp_path)
+    assert weights_in(tmp_path) == weights_in(whole)
+    expected, found = (read_rows(folder / "epochs.jsonl") for folder in (whole, tmp_path))
+    assert found == expected and len(found) == 3
+    results = [json.loads((f / "result.json").read_text()) for f in (whole, tmp_path)]
+    assert results[0] == results[1]
+
+
+def test_what_is_written_of_a_run(whole):
+    rows = read_rows(whole / "steps.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        assert row["gradient_norm_head"] > 0 and row["gradient_norm_encoder"] >= 0
+        assert row["weight_decay"] == pytest.approx(0.05) and "clips_per_second" in row
+    # Of a batch of 4: both ends of the warm-up.
+    rates = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates[:3], [1e-6 / 64, 8e-3 / 64, 8e-3 / 64], rtol=1e-4)
+    epochs = read_rows(whole / "epochs.jsonl")
+    assert [(row["step"], row["epoch"]) for row in epochs] == [(2, 1), (4, 2), (6, 3)]
+    losses = [row["loss"] for row in rows]
+    assert epochs[1]["training_loss"] == pytest.approx(np.mean(losses[2:4]), rel=1e-5)
+    result = json.loads((whole / "result.json").read_text())
+    # The same videos, of which one clip and view are all.
+    assert epochs[-1]["validation_accuracy"] == result["accuracy"] == result["test"]["top1"]
+    assert epochs[-1]["validation_loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
+
+
+@slow_but_on("torch")
+def test_pages_of_runs(whole, tmp_path):
+    page = write_report(whole, tmp_path / "page.html").read_text()
+    accuracy = json.loads((whole / "result.json").read_text())["accuracy"]
+    assert f"{accuracy:.1%} of 2 videos are named right" in page
+    for text in ("6 of 6 steps are done", "dark", "Accuracy on test videos", "mixup"):
+        assert text in page, text
+    shutil.copytree(whole, tmp_path / "other")
+    options = json.loads((whole / "options.json").read_text())
+    (tmp_path / "other" / "options.json").write_text(json.dumps({**options, "task": "other"}))
+    write_comparison([whole, tmp_path / "other"], tmp_path / "compare.html")
+    page = (tmp_path / "compare.html").read_text()
+    assert "<h2>Test</h2>" in page and "Loss of an epoch" in page
+
+
+@slow_but_on("torch")
+def test_a_finished_run_says_so_and_needs_no_videos(config, whole, videos, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    accuracy = json.loads((whole / "result.json").read_text())["accuracy"]
+    assert finetune.run(config, tmp_path / "run") == accuracy
+    assert "holds this run, finished: accuracy" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+    shutil.copytree(videos / "videos", tmp_path / "moved")
+    shutil.copytree(videos / "encoder", tmp_path / "encoder")
+    moved = {"data": str(tmp_path / "moved"), "preset": str(tmp_path / "encoder")}
+    assert finetune.run(replace(config, **moved), tmp_path / "run") == accuracy
+    with pytest.raises(ValueError, match="another config: learning_rate 0.008 -> 0.1, seed 0 -> 1"):
+        finetune.run(replace(config, learning_rate=0.1, seed=1), tmp_path / "run")
+    other = {**moved, "data": str(tmp_path / "relabelled")}
+    shutil.copytree(videos / "videos", tmp_path / "relabelled")
+    os.rename(tmp_path / "relabelled/dark/0.avi", tmp_path / "relabelled/light/0.avi")
+    with pytest.raises(ValueError, match="another config: labels .*"):
+        finetune.run(replace(config, **other), tmp_path / "run")
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@slow_but_on("torch")
+def test_damaged_results_are_named_and_made_anew(config, whole, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(VJEPAVideoClassifier, "fit", None)
+    result = (whole / "result.json").read_text()
+    for name, do in (
+        ("preset/task.json", os.remove),
+        ("preset/model.weights.h5", cut),
+        ("preset", shutil.rmtree),
+        ("loss.csv", cut),
+        ("result.json", cut),
+    ):
+        run = tmp_path / name.replace("/", "-")
+        shutil.copytree(whole, run)
+        do(run / name)
+        assert not finetune._is_finished(config, run, None, is_first=True)
+        said = capsys.readouterr().err
+        assert f"{run / name} is " in said and "made anew from the checkpoint" in said
+    finetune.run(config, run)
+    assert (run / "result.json").read_text() == result and damage(run / "preset") is None
+    shutil.rmtree(run / "checkpoints")
+    cut(run / "result.json")
+    with pytest.raises(ValueError, match="no checkpoint to make it anew"):
+        finetune.run(config, run)
+
+
+@slow_but_on("torch")
+def test_a_run_is_made_longer(config, whole, tmp_path, capsys):
+    """Its schedule stays, unless another is asked for; less is refused."""
+    shutil.copytree(whole, tmp_path / "run")
+    finetune.run(replace(config, epochs=4), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "Schedules stay those of 3 epochs" in said and "Going on from step 6" in said
+    rows = read_rows(tmp_path / "run" / "steps.jsonl")
+    assert len(rows) == STEPS + STEPS_PER_EPOCH
+    assert rows[-1]["learning_rate"] == pytest.approx(1e-6 / 64, rel=1e-3)
+    with pytest.raises(ValueError, match="`epochs` must be at least 4"):
+        finetune.run(replace(config, epochs=3), tmp_path / "run")
+
+
+# --- What is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.data
@@ -137,7 +272,12 @@ def test_refused(videos):
         ({"test_views": 2}, "`test_views` must be 1 or 3"),
         ({"auto_augment": "rand"}, "`auto_augment` must be as"),
         ({"color_jitter": 0.4}, "`color_jitter` must be 0 without"),
-        ({"warmup_epochs": 2}, "`warmup_epochs` must be"),
+        ({"warmup_epochs": 3}, "`warmup_epochs` must be"),
+        ({"task": "digit"}, "`task` must be left out with `data`"),
+        ({"fraction": 0.0}, "`fraction` must be"),
+        ({"drop_path_rate": 1.0}, "`drop_path_rate` must be"),
+        ({"layer_decay": 0.0}, "`layer_decay` must be"),
+        ({"keep_last": 0}, "`keep_last` must be"),
     ):
         with pytest.raises(ValueError, match=message):
             small(videos, **changes)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from keras_vjepa.recipes import pretrain, probe, probe_table, supervised
-from keras_vjepa.tools import sweep
+from keras_vjepa.recipes import finetune, pretrain, probe, probe_table, supervised
+from keras_vjepa.tools import finetune_table, sweep
 from tests.support import lock_holder
 
 pytestmark = pytest.mark.data
@@ -15,6 +15,8 @@ COMMANDS = [
     (probe_table, "_table", "--workdir"),
     (supervised, "labelled_clips", "--workdir"),
     (sweep, "run_all", ""),
+    (finetune, "_is_finished", "--workdir"),
+    (finetune_table, "Table", ""),
 ]
 
 
@@ -24,7 +26,8 @@ class InsideTheLockError(OSError):
 
 def message_of(command, option, workdir):
     program = f"{command.__name__.split('.')[-1]}.py"
-    varied = [] if option else ["--vary", "learning_rate", "1e-3"]
+    further = {sweep: ["--vary", "learning_rate", "1e-3"], finetune_table: ["--preset", "here"]}
+    varied = further.get(command, [])
     with pytest.raises(SystemExit) as exit_info:
         command.main([*([option] if option else []), str(workdir), *varied], program)
     [line] = str(exit_info.value.code).splitlines()
@@ -41,6 +44,9 @@ def test_the_second_is_refused_unless_the_first_is_dead(
         raise InsideTheLockError("inside the lock")
 
     monkeypatch.setattr(command, work, inside)
+    # Of a preset that a command cannot do without.
+    for name in {finetune: ["check"], finetune_table: ["check_preset"]}.get(command, []):
+        monkeypatch.setattr(command, name, lambda *arguments: None)
     # Nor does any of them do harm where another is at work.
     (tmp_path / "kept").write_text("")
     with lock_holder(tmp_path) as holder:

@@ -1,9 +1,12 @@
 """Make mixed batches of augmented clips, to train an encoder with its head (App. D.3, Table 12).
 
-Departure from the usual code: all draws follow from the seed and the step, so that a run that
-resumes sees what it would have seen. Each process mixes its own slice of a batch.
+Departures from the usual code: all draws follow from the seed and the step, so that a run that
+resumes sees what it would have seen. In the usual code each process mixes its own clips by its own
+share; here the batch does not depend on the number of processes: they use the same share, and the
+two clips that are mixed with each other are always in the same process.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,11 +58,25 @@ class FineTuningBatches(LabelledBatches):
                 "`clip` must be of one clip without frame indices for fine-tuning. "
                 f"Received: {self.clip}"
             )
-        if self.mixing.mixes and self.batch_size // self.process_count * self.num_repeats % 2:
+        if not self.mixing.mixes:
+            return
+        own = self.batch_size // self.process_count
+        if own * self.num_repeats % 2 or self.process_count > 1 and own % 2:
+            what = "videos" if self.process_count > 1 else "clips"
             raise ValueError(
-                "`batch_size` must give each process an even number of clips to mix. "
-                f"Received: {self.batch_size}"
+                f"`batch_size` must give each process an even number of {what} to mix. "
+                f"Received: {self.batch_size}{_of_processes(self.process_count)}"
             )
+
+    def _positions(self, step: int) -> Sequence[int]:  # type: ignore[override]
+        own = super()._positions(step)
+        if self.process_count == 1 or not self.mixing.mixes:
+            return own
+        # As many from the beginning of the batch as from its end: what is mixed is here.
+        half, first = len(own) // 2, step * self.batch_size
+        front = [first + self.process_index * half + i for i in range(half)]
+        back = [2 * first + self.batch_size - 1 - position for position in reversed(front)]
+        return [*front, *back]
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
         def repeats(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -73,5 +90,9 @@ class FineTuningBatches(LabelledBatches):
     ) -> tuple[Inputs, NDArray[np.float32]]:
         videos = np.concatenate([clips.videos[0] for _, clips in items])
         labels = np.repeat([sample.label or 0 for sample, _ in items], self.num_repeats)
-        rng = random_stream(self.seed, _MIX_STREAM, step, self.process_index)
+        rng = random_stream(self.seed, _MIX_STREAM, step, 0)
         return self.mixing(videos, labels, self.num_classes, rng)
+
+
+def _of_processes(count: int) -> str:
+    return f", of {count} processes" if count > 1 else ""

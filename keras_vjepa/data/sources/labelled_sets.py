@@ -21,7 +21,7 @@ from keras_vjepa.arguments import check_text
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
 from keras_vjepa.data.reading.kinds import has_image_extension
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
-from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS, SETS
 from keras_vjepa.data.sources.folders import Kind, search_folder
 from keras_vjepa.data.sources.labels import check_labels, low_shot
 from keras_vjepa.data.sources.listing import (
@@ -30,6 +30,7 @@ from keras_vjepa.data.sources.listing import (
     listed_class_names,
     source_exists,
 )
+from keras_vjepa.data.sources.manifests import something_something_class_names
 from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_folders
 from keras_vjepa.data.sources.shards import is_folder_of_shards
 
@@ -95,6 +96,46 @@ def train_and_test(
     options = (kind, names, fps, videos, label_names, path_column, label_column)
     samples = list_samples(data, *options)
     return (samples, list_samples(test_data, *options)) if test_data else _held_out(samples, data)
+
+
+def class_names(
+    data: str,
+    test_data: str = "",
+    label_names: str = "",
+    kind: Kind = "video",
+    path_column: str = "",
+    label_column: str = "label",
+) -> list[str] | None:
+    """Name the classes of an evaluation in the order of their numbers.
+
+    Args:
+        data, test_data, label_names, kind, path_column, label_column: as in `train_and_test`.
+
+    Returns:
+        The names; None where labels are numbers.
+
+    Raises:
+        FileNotFoundError: if something does not exist.
+        ValueError: if what is read is not as it must be.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "list.csv").write_text("/v/a.mp4 juggling\\n/v/b.mp4 diving\\n")
+    ...     class_names(str(Path(folder, "list.csv")))
+    ['diving', 'juggling']
+    """
+    if data in SETS:
+        return [f"{digit} {motion}" for digit in range(10) for motion in MOTIONS]
+    if not test_data and Path(data, "train").is_dir():
+        if any(Path(data, split).is_dir() for split in ("val", "test")):
+            data = str(Path(data, "train"))
+    if Path(data).is_dir() and not is_folder_of_shards(data, kind):
+        return class_folders(data)
+    if is_published(data) == "Something-Something v2":
+        return something_something_class_names(label_names)
+    return listed_class_names(data, path_column, label_column) or None
 
 
 def _held_out(samples: Sequence[Sample], data: str) -> tuple[list[Sample], list[Sample]]:

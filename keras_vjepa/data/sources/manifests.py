@@ -129,6 +129,31 @@ def something_something_samples(
     return samples
 
 
+def something_something_class_names(labels: str | Path) -> list[str] | None:
+    """Name the classes of Something-Something v2 in the order of their numbers.
+
+    Args:
+        labels: as in `something_something_samples`.
+
+    Returns:
+        The templates without brackets; None if two share a number, or a number has none.
+
+    Raises:
+        ValueError: if the file holds no class numbers.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "labels.json").write_text('{"Holding something": "1", "Rest": "0"}')
+    ...     something_something_class_names(Path(folder, "labels.json"))
+    ['Rest', 'Holding something']
+    """
+    named = {_class_number(n, labels): name for name, n in load_json(labels, dict).items()}
+    names = [named[number] for number in sorted(named)]
+    return names if sorted(named) == list(range(len(load_json(labels, dict)))) else None
+
+
 def ava_samples(annotations: str | Path, folder: str | Path) -> list[Sample]:
     """List the videos of a split of AVA, each once, without labels.
 

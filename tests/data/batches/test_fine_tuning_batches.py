@@ -73,11 +73,30 @@ def test_views_of_a_video_stand_side_by_side(samples):
     assert len(set(means[::2].round(1).tolist())) == 4
 
 
+@pytest.mark.parametrize("mixing", [Mixing(0.8, 0.0), Mixing(0.0, 1.0), Mixing(0.0, 0.0)])
+def test_two_processes_make_the_batch_of_one(samples, mixing):
+    """The same clips, mixed with the same partners by the same share."""
+    whole = batches(samples, num_repeats=2, mixing=mixing)
+    shares = [
+        batches(samples, num_repeats=2, mixing=mixing, process_count=2, process_index=index)
+        for index in range(2)
+    ]
+    for step in range(2):
+        expected = sorted(
+            (target.tolist(), clip.tobytes())
+            for clip, target in zip(*whole.batch(step), strict=True)
+        )
+        found = [pair for share in shares for pair in zip(*share.batch(step), strict=True)]
+        assert sorted((target.tolist(), clip.tobytes()) for clip, target in found) == expected
+
+
 def test_what_cannot_be_mixed_is_refused(samples):
     with pytest.raises(ValueError, match="`clip` must be of one clip"):
         batches(samples, clip=ClipSettings(2, 1, num_clips=2))
     with pytest.raises(ValueError, match="`batch_size` must give each process an even number"):
         batches(samples, process_count=4)
+    with pytest.raises(ValueError, match="an even number of videos to mix. .* of 4 processes"):
+        batches(samples, process_count=4, num_repeats=2)
     with pytest.raises(ValueError, match="`num_repeats` must be"):
         batches(samples, num_repeats=0)
 

@@ -30,6 +30,16 @@ def test_sources_of_data(tmp_path):
         f"{folder}/ssv2_train.json", f"{folder}/ssv2_val.json", "/v", f"{folder}/labels.json"
     )
     assert train == [Sample("/v/7.webm", 5)]
+    names = labelled_sets.class_names
+    assert names(f"{folder}/set", kind="image") == ["cat", "cow"]
+    assert names(f"{folder}/kinetics_train.csv") == ["a", "b"]
+    assert names(f"{folder}/train.csv") is None
+    # A number without a name, and all with one.
+    labels = f"{folder}/labels.json"
+    assert names(f"{folder}/ssv2_train.json", label_names=labels) is None
+    (tmp_path / "labels.json").write_text('{"Do it": "1", "Rest": "0"}')
+    assert names(f"{folder}/ssv2_train.json", label_names=labels) == ["Rest", "Do it"]
+    assert names("digit_motion")[37] == "3 shake vertically"
     with pytest.raises(ValueError, match="`test_data` must be given"):
         read(f"{folder}/train.csv")
     with pytest.raises(ValueError, match="`videos` must be given"):

@@ -1,0 +1,75 @@
+"""The videos that a classifier is trained and tested on, and what their classes are (App. D.3)."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS
+from keras_vjepa.data.sources.labelled_sets import class_names
+from keras_vjepa.data.sources.labels import check_labels, low_shot
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
+
+# Of the tasks of the built-in sets, the names of the classes.
+TASK_NAMES = {"digit": [str(digit) for digit in range(10)], "motion": [*MOTIONS]}
+
+
+@dataclass(frozen=True)
+class LabelledVideos:
+    """Holds labelled videos.
+
+    Attributes:
+        train: to train on.
+        test: to test on.
+        num_classes: number of classes.
+        class_names: their names in the order of their numbers; None where they have none.
+    """
+
+    train: Sequence[Sample]
+    test: Sequence[Sample]
+    num_classes: int
+    class_names: list[str] | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Say which classes the training videos are of: other labels are another run."""
+        labels = ",".join(str(sample.label) for sample in self.train)
+        return {
+            "class_names": self.class_names,
+            "num_classes": self.num_classes,
+            "labels": hashlib.sha256(labels.encode()).hexdigest()[:16],
+        }
+
+
+def labelled_videos(config: Any) -> LabelledVideos:
+    """List the videos that a config of fine-tuning names.
+
+    Args:
+        config: of the recipe.
+
+    Raises:
+        FileNotFoundError: if something does not exist.
+        ValueError: if a label is missing, or what is read is not as it must be.
+    """
+    train, test = config.data.make()
+    names = config.data.make(class_names)
+    if config.task:
+        train, test = (of_task(samples, config.task) for samples in (train, test))
+        names = TASK_NAMES[config.task]
+    num_classes = len(names or ()) or 1 + max(sample.label or 0 for sample in [*train, *test])
+    for samples in (train, test):
+        check_labels(samples, num_classes)
+    if num_classes < 2:
+        raise ValueError(f"`data` must be of two classes or more. Received: {num_classes}")
+    return LabelledVideos(low_shot(train, config.fraction, config.seed), test, num_classes, names)
+
+
+def of_task(samples: Sequence[Sample], task: str) -> list[Sample]:
+    """Label videos of a built-in set by one of its tasks alone.
+
+    Args:
+        samples: of the set.
+        task: `"digit"` or `"motion"`.
+    """
+    labels = labels_of(samples, DIGIT_MOTION_TASKS)[task].tolist()
+    return [replace(sample, label=label) for sample, label in zip(samples, labels, strict=True)]

@@ -1,0 +1,166 @@
+"""Make what a fine-tuning is made of, from its config: classifier, batches, test (App. D.3)."""
+
+import functools
+from typing import Any
+
+from keras_vjepa.arguments import counted
+from keras_vjepa.backend import collectives
+from keras_vjepa.backend.distribution import DataParallel
+from keras_vjepa.data.batches import clips
+from keras_vjepa.data.batches.fine_tuning import FineTuningBatches
+from keras_vjepa.data.batches.labelled import EvaluationBatches
+from keras_vjepa.data.transforms.augmentation import RandAugment
+from keras_vjepa.data.transforms.views import center_view, three_views
+from keras_vjepa.evaluation.labelled_videos import LabelledVideos
+from keras_vjepa.models.backbone_preset import load_backbone_of_size
+from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
+from keras_vjepa.presets.preset import find_preset
+from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+from keras_vjepa.training.optimizer import AdamW
+from keras_vjepa.training.schedules import FineTuningSchedule
+
+# The batch that the rates of a config are of.
+_RATES_ARE_OF = 256
+
+
+def introduction(
+    config: Any,
+    classifier: VJEPAVideoClassifier,
+    videos: LabelledVideos,
+    devices: DataParallel,
+) -> str:
+    """Say what a run is about to do."""
+    return (
+        f"{classifier.count_params():,} parameters, {counted(len(videos.train), 'video')} of "
+        f"{counted(videos.num_classes, 'class', 'classes')}, {len(videos.test):,} to test on; "
+        f"{counted(config.epochs, 'epoch')} of batches of {config.batches.batch_size}, learning "
+        f"rate {rate_scale(config) * config.learning_rate:.3g}; {devices}"
+    )
+
+
+def rate_scale(config: Any) -> float:
+    """Tell how many times the rates of a config are, for its batch."""
+    return config.batches.batch_size / _RATES_ARE_OF * (config.gradient_accumulation_steps or 1)
+
+
+def make_classifier(
+    config: Any, videos: LabelledVideos, steps_per_epoch: int
+) -> VJEPAVideoClassifier:
+    """Make the encoder of the preset with a new head, compiled."""
+    sizes = {"image_size": config.image_size, "num_frames": config.num_frames}
+    classes: dict[str, Any] = {"class_names": videos.class_names}
+    if videos.class_names is None:
+        classes = {"num_classes": videos.num_classes}
+    backbone = load_backbone_of_size(
+        find_preset(config.preset),
+        True,
+        {name: size for name, size in sizes.items() if size is not None},
+        drop_path_rate=config.drop_path_rate,
+        dtype=config.dtype,
+    )
+    classifier = VJEPAVideoClassifier(
+        backbone,
+        **classes,
+        head="fine_tuning",
+        head_dropout=config.head_dropout,
+        encoder_norm=config.encoder_norm,
+        trainable_backbone=True,
+        preprocessor=preprocessor_of(config, backbone),
+        dtype=config.dtype,
+        # Of a second one in a process Keras would number the variables' paths.
+        name="classifier",
+    )
+    backbone.remat = config.remat
+    scale = rate_scale(config)
+    schedule = FineTuningSchedule(
+        config.warmup_learning_rate * scale,
+        config.learning_rate * scale,
+        config.final_learning_rate * scale,
+        config.warmup_epochs * steps_per_epoch,
+        config.schedule_epochs * steps_per_epoch,
+    )
+    optimizer: Any = AdamW(
+        schedule,
+        config.weight_decay,
+        layer_decay=config.layer_decay,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+    )
+    classifier.compile(
+        optimizer, "categorical_crossentropy", accumulation_steps=config.accumulation_steps
+    )
+    classifier.optimizer.build(classifier.trainable_variables)
+    parts = {"encoder": backbone, "head": classifier.probe}
+    classifier.optimizer.log_norms({name: p.trainable_variables for name, p in parts.items()})
+    return classifier
+
+
+def preprocessor_of(config: Any, backbone: Any, **several: Any) -> VJEPAVideoPreprocessor:
+    """Make what a user's files pass: clips as those of training, so many, and views."""
+    return VJEPAVideoPreprocessor(
+        backbone.image_size, backbone.num_frames, config.temporal_stride, **several
+    )
+
+
+def make_batches(
+    config: Any,
+    classifier: VJEPAVideoClassifier,
+    videos: LabelledVideos,
+    parallel: DataParallel,
+) -> FineTuningBatches:
+    """Make the batches that it is trained on."""
+    backbone = classifier.backbone
+    clip = clips.SegmentClips if config.sampling == "uniform" else clips.ClipSettings
+    augmentation = RandAugment.from_string(config.auto_augment) if config.auto_augment else None
+    batches = config.batches.make(
+        samples=videos.train,
+        transform=config.transform.make(
+            crop_size=height_and_width(backbone.image_size), augmentation=augmentation
+        ),
+        clip=clip(backbone.num_frames, config.temporal_stride),
+        num_classes=videos.num_classes,
+        mixing=config.mixing.make(),
+        seed=config.seed,
+        limits=config.limits.make(),
+    )
+    return parallel.share(batches)
+
+
+def with_all_views(config: Any, trained: VJEPAVideoClassifier) -> VJEPAVideoClassifier:
+    """Make the classifier that combines the clips and views of a test video."""
+    several = {"num_clips": config.test_clips, "num_views": config.test_views}
+    arguments = {
+        **trained.get_config(),
+        **several,
+        "backbone": trained.backbone,
+        "attend_across_clips": False,
+        "preprocessor": preprocessor_of(config, trained.backbone, **several),
+    }
+    classifier = VJEPAVideoClassifier.from_config(arguments)
+    classifier.probe.set_weights(collectives.values(trained.probe.weights))
+    return classifier
+
+
+def make_test_batches(
+    config: Any,
+    classifier: VJEPAVideoClassifier,
+    videos: LabelledVideos,
+    parallel: DataParallel,
+) -> EvaluationBatches:
+    """Make the batches that it is tested on, of its clips and views."""
+    backbone = classifier.backbone
+    clip = clips.SegmentTestClips if config.sampling == "uniform" else clips.DenseTestClips
+    view: Any = functools.partial(center_view, crop_size=backbone.image_size)
+    if classifier.num_views == 3:
+        view = functools.partial(three_views, crop_size=max(height_and_width(backbone.image_size)))
+    batches = EvaluationBatches(
+        videos.test,
+        config.batches.batch_size,
+        view,
+        clip=clip(backbone.num_frames, config.temporal_stride, classifier.num_clips),
+        num_classes=videos.num_classes,
+        num_workers=config.batches.num_workers,
+        max_bad_share=config.batches.max_bad_share,
+        limits=config.limits.make(),
+    )
+    return parallel.share(batches)

@@ -1,0 +1,100 @@
+"""What each epoch of a fine-tuning comes to: its loss, and the test videos (App. D.3)."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vjepa.arguments import check_whole
+from keras_vjepa.monitoring.follower import RunFollower
+from keras_vjepa.monitoring.step_log import FILE_NAME as STEPS
+from keras_vjepa.monitoring.tables import Row, Table, read_rows
+
+FILE_NAME = "epochs"
+
+
+class EpochLog(RunFollower):
+    """Writes `epochs.csv` and `epochs.jsonl`, a row for each epoch after which videos are tested.
+
+    A row has the epoch, the mean loss of its steps, and accuracy, top-5 and loss on videos that are
+    not trained on. A run that goes on leaves out the rows of epochs that it goes back to. All
+    processes of a run need it, since they test together; the first one writes.
+
+    Args:
+        folder: where to.
+        steps_per_epoch: steps of an epoch.
+        test: called with the model; has `top1`, `top5` and `loss` in what it returns.
+        every: epochs between two rows; there is one after the last step in any case.
+        writers: called with the new row after each test.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        steps_per_epoch: int,
+        test: Callable[[Any], Mapping[str, Any]],
+        every: int = 1,
+        writers: Sequence[Callable[[Sequence[Row]], None]] = (),
+    ) -> None:
+        super().__init__()
+        check_whole(1, steps_per_epoch=steps_per_epoch, every=every)
+        self.folder = folder
+        self.steps_per_epoch = steps_per_epoch
+        self.test = test
+        self.every = every
+        self.writers = writers
+        self._step = 0
+        self._losses_of_steps: dict[int, Any] = {}
+        self._table: Table | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
+        self._step = self.begun_at
+        # Of an epoch that was begun by another process.
+        earlier = read_rows(self.folder / f"{STEPS}.jsonl")
+        self._losses_of_steps = {
+            r["step"]: r.get("loss") for r in earlier if r["step"] <= self.begun_at
+        }
+        if self.start is None or self.start.is_first:
+            self._table = Table(self.folder / FILE_NAME, self.begun_at)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._step += 1
+        self._losses_of_steps[self._step] = (logs or {}).get("step_loss")
+        epoch, rest = divmod(self._step, self.steps_per_epoch)
+        if self._step == self.last or (not rest and epoch % self.every == 0):
+            self._write(epoch + bool(rest))
+        if not rest:
+            self._losses_of_steps = {}
+
+    def _write(self, epoch: int) -> None:
+        # `self.model`, as a property of Keras, brings the variables up to date.
+        found = self.test(self.model)
+        if self._table is None:
+            return
+        first = (epoch - 1) * self.steps_per_epoch
+        losses = [
+            float(x) for step, x in self._losses_of_steps.items() if step > first and x is not None
+        ]
+        row = {
+            "step": self._step,
+            "epoch": epoch,
+            "training_loss": float(np.mean(losses)) if losses else None,
+            "validation_loss": found["loss"],
+            "validation_accuracy": found["top1"],
+            "validation_top5": found["top5"],
+        }
+        self._table.add([row])
+        for write in self.writers:
+            write([row])
+        loss = "" if row["training_loss"] is None else f"loss {row['training_loss']:.4f}, "
+        print(
+            f"epoch {epoch}: {loss}validation accuracy {found['top1']:.3f}",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,187 @@
+"""Time a fine-tuning step beside the same step in plain PyTorch, in one run (App. D.3, Table 12).
+
+    KERAS_BACKEND=torch keras-vjepa bench-finetune --size base --steps 5
+
+Encoder and head in one step with stochastic depth, soft labels, and AdamW with a rate for each
+layer. The two take turns, so that what else a machine does hits both. Then the optimizer alone,
+with a rate for each layer and with one for all. The plain step is on the device that torch has.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
+
+# isort: split
+import keras
+import numpy as np
+import torch
+from keras import ops
+from torch import nn
+from torch.nn import functional
+
+from keras_vjepa import AdamW, VJEPABackbone, VJEPAVideoClassifier
+from keras_vjepa.arguments import MOST_LONG, check_whole
+from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.data.batches.mixing import mixed_targets
+from keras_vjepa.layers.stochastic_depth import drop_path_rates
+from keras_vjepa.models.backbone import SIZES
+from keras_vjepa.tools.plain_torch_step import Block, Encoder
+
+CLASSES, RATE, WEIGHT_DECAY, LAYER_DECAY, DROP_PATH = 400, 1e-4, 0.05, 0.75, 0.1
+_WARM_UP = 2
+
+
+class DroppedBlock(Block):
+    """A block whose branches are left out at random, each of a sample by itself."""
+
+    rate = 0.0
+
+    def kept(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.rate:
+            return branch
+        drawn = torch.rand(len(branch), 1, 1, device=branch.device) < 1.0 - self.rate
+        return branch * drawn / (1.0 - self.rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        packed = self.query_key_value(self.attention_norm(x))
+        packed = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(packed[0], packed[1], packed[2])
+        x = x + self.kept(self.output_projection(attended.transpose(1, 2).flatten(2)))
+        hidden = functional.gelu(self.mlp_hidden(self.mlp_norm(x)))
+        return x + self.kept(self.mlp_output(hidden))
+
+
+class PlainStep:
+    """Encoder, head and one step of them, as anybody would write it."""
+
+    def __init__(self, size: Any, half: bool) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        encoder = Encoder(size.hidden_dim, size.num_layers, size.num_heads)
+        rates = drop_path_rates(DROP_PATH, size.num_layers)
+        for number, rate in enumerate(rates):
+            encoder.blocks[number] = DroppedBlock(size.hidden_dim, size.num_heads)
+            encoder.blocks[number].rate = rate
+        norm = nn.LayerNorm(size.hidden_dim, eps=1e-6)
+        self.head = nn.Sequential(norm, nn.Linear(size.hidden_dim, CLASSES)).to(self.device)
+        encoder.norm = nn.Identity()
+        self.encoder = encoder.to(self.device)
+        self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=half)
+        layers = [self.encoder.tubelet_embedding, *self.encoder.blocks, self.head]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [w for w in layer.parameters() if (w.ndim > 1) == decayed],
+                    "weight_decay": WEIGHT_DECAY * decayed,
+                    "lr": RATE * LAYER_DECAY ** (len(layers) - 1 - number),
+                }
+                for number, layer in enumerate(layers)
+                for decayed in (True, False)
+            ]
+        )
+
+    def __call__(self, videos: np.ndarray, targets: np.ndarray) -> None:
+        inputs = torch.from_numpy(np.ascontiguousarray(videos.transpose(0, 4, 1, 2, 3)))
+        with self.autocast:
+            logits = self.head(self.encoder(inputs.to(self.device)).mean(1))
+        loss = functional.cross_entropy(logits, torch.from_numpy(targets).to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        float(loss.detach())
+
+
+def make_classifier(size: str, layer_decay: float | None = LAYER_DECAY) -> VJEPAVideoClassifier:
+    backbone = VJEPABackbone.from_size(size, drop_path_rate=DROP_PATH)
+    classifier = VJEPAVideoClassifier(
+        backbone, num_classes=CLASSES, head="fine_tuning", trainable_backbone=True
+    )
+    optimizer: Any = AdamW(RATE, WEIGHT_DECAY, layer_decay=layer_decay)
+    classifier.compile(optimizer, "categorical_crossentropy")
+    optimizer.build(classifier.trainable_variables)
+    return classifier
+
+
+def make_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    videos = rng.normal(size=(batch_size, 16, 224, 224, 3)).astype("float32")
+    return videos, mixed_targets(rng.integers(CLASSES, size=batch_size), CLASSES, 0.7, 0.1)
+
+
+def in_turns(functions: list[Callable[[], Any]], count: int) -> list[list[float]]:
+    """Seconds of each function, which follow each other `count` times, after a warm-up."""
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(_WARM_UP + count):
+        for own, function in zip(times, functions, strict=True):
+            start = time.perf_counter()
+            function()
+            if turn >= _WARM_UP:
+                own.append(time.perf_counter() - start)
+    return times
+
+
+def _said(name: str, times: list[float]) -> str:
+    return f"{name} {np.median(times):7.3f} s ({min(times):.3f} to {max(times):.3f})"
+
+
+def bench_step(options: Any) -> None:
+    """Print the time of a step, ours and plain, and their ratio."""
+    videos, targets = make_batch(options.batch_size)
+    classifier = make_classifier(options.size)
+    plain = PlainStep(SIZES[options.size], options.dtype != "float32")
+    own, other = in_turns(
+        [
+            lambda: float(classifier.train_on_batch(videos, targets)),
+            lambda: plain(videos, targets),
+        ],
+        options.steps,
+    )
+    print(f"{options.size}, batch {options.batch_size}, {options.dtype}")
+    print(_said(f"keras_vjepa on {keras.config.backend()}: step", own))
+    print(_said(f"plain PyTorch on {plain.device}: step", other))
+    print(f"ratio {np.median(own) / np.median(other):.3f}")
+
+
+def bench_optimizer(options: Any) -> None:
+    """Print the time of an update alone, with a rate for each layer and with one for all."""
+    updates = []
+    for layer_decay in (LAYER_DECAY, None):
+        classifier = make_classifier(options.size, layer_decay)
+        variables = classifier.trainable_variables
+        gradients = [ops.ones(v.shape, v.dtype) * 1e-3 for v in variables]
+
+        updates.append(functools.partial(_update, classifier.optimizer, gradients, variables[-1]))
+    by_layer, alike = in_turns(updates, options.steps)
+    print(_said("update with a rate for each layer", by_layer))
+    print(_said("update with one rate", alike))
+    print(f"ratio {np.median(by_layer) / np.median(alike):.3f}")
+
+
+def _update(optimizer: Any, gradients: list[Any], last: Any) -> None:
+    optimizer.apply(gradients)
+    # A number on the host: every backend has finished by then.
+    float(ops.convert_to_numpy(ops.sum(last)))
+
+
+def main(arguments: list[str] | None = None, program: str = "bench_finetune.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
+    parser.add_argument("--batch-size", type=int, default=1, help="clips")
+    parser.add_argument("--steps", type=int, default=5, help="that are timed, of each")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "mixed_bfloat16"], help="precision"
+    )
+    options = parser.parse_all(arguments)
+    with parser.refusing():
+        check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
+    keras.config.set_dtype_policy(options.dtype)
+    bench_step(options)
+    bench_optimizer(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Fine-tuned, frozen and from scratch, by the share of labels, as a table (Tables 1, 5, 7, 8).
+
+    keras-vjepa finetune-table workdir/table --preset workdir/digit_motion_long/preset
+
+On a built-in set: the encoder fine-tuned, a frozen probe on it, and the same network trained from
+its first weights, each with the same labels and as many steps, for each seed. Fine-tunings are
+runs of `finetune` in folders of their own, and what is done is not done again: the same command
+goes on after an interruption. `table.md` is written anew after each number, `table.json` has all.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# First, for it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
+
+# isort: split
+import keras
+
+from keras_vjepa import files
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
+from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.configuration import replace
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.labels import low_shot
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.evaluation.evaluator import Evaluator
+from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.labelled_videos import TASK_NAMES, LabelledVideos, of_task
+from keras_vjepa.evaluation.report import mean_and_deviation
+from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.locks import locked
+from keras_vjepa.presets.preset import check_preset, load_backbone
+from keras_vjepa.recipes import finetune, finetune_configs, probe_configs
+from keras_vjepa.training.results import read_result
+from keras_vjepa.training.resumable import check_folder, writable_folder
+
+TABLE, NUMBERS = "table.md", "table.json"
+FINE_TUNED, FROZEN, SCRATCH = "fine-tuned", "frozen probe", "from scratch"
+_PROBE_BATCH = 32
+
+
+@dataclass
+class Table:
+    """The numbers that are there: accuracies by method, share of the labels and seed."""
+
+    workdir: Path
+    task: str
+
+    def __post_init__(self) -> None:
+        self.numbers = read_result(self.workdir / NUMBERS) or {}
+
+    def fill(self, method: str, fraction: float, seed: int, make: Callable[[], float]) -> None:
+        """Make a number, unless it is there, and write the table."""
+        cells = self.numbers.setdefault(self.task, {}).setdefault(method, {})
+        cell = cells.setdefault(f"{fraction:g}", {})
+        if str(seed) not in cell:
+            cell[str(seed)] = make()
+            files.write_text(self.workdir / NUMBERS, json.dumps(self.numbers, indent=1))
+            files.write_text(self.workdir / TABLE, self.text())
+            print(f"{method}, {fraction:.0%}, seed {seed}: {cell[str(seed)]:.3f}", file=sys.stderr)
+
+    def text(self) -> str:
+        """Write the table: a row for each share of the labels."""
+        methods = (SCRATCH, FROZEN, FINE_TUNED)
+        lines = []
+        for task, found in self.numbers.items():
+            head = f"| {task}, top-1 in %, labels | {' | '.join(methods)} |"
+            lines += ["", head, "|---" * (1 + len(methods)) + "|"]
+            shares = {share for cells in found.values() for share in cells}
+            for share in sorted(shares, key=float):
+                cells = [[*found.get(method, {}).get(share, {}).values()] for method in methods]
+                texts = [f"{mean_and_deviation(c)} ({len(c)})" if c else "" for c in cells]
+                lines.append(f"| {float(share):.0%} | {' | '.join(texts)} |")
+        return "\n".join(lines[1:]) + "\n"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, on which videos."""
+
+    options: Any
+    train: list[Sample]
+    test: list[Sample]
+
+    def fine_tune(
+        self, preset: str, fraction: float, seed: int, name: str, **changes: Any
+    ) -> float:
+        """Fine-tune a preset with a share of the labels; the accuracy."""
+        options = self.options
+        train = low_shot(self.train, fraction, seed)
+        config = finetune_configs.CONFIGS[options.data]()
+        batch_size = min(config.batches.batch_size, len(train))
+        epochs = -(-options.steps // (len(train) // batch_size))
+        config = replace(
+            config,
+            preset=preset,
+            task=options.task,
+            seed=seed,
+            batch_size=batch_size,
+            epochs=epochs,
+            validate_every=epochs,
+            **changes,
+        )
+        names = TASK_NAMES[options.task]
+        videos = LabelledVideos(
+            of_task(train, options.task), of_task(self.test, options.task), len(names), names
+        )
+        accuracy = finetune.run(config, options.workdir / f"{name} {fraction:g} {seed}", videos)
+        assert accuracy is not None
+        return accuracy
+
+    def probe(self, encoder: Any, fraction: float, seed: int, sweeps: dict[str, Any]) -> float:
+        """Train frozen probes with the labels of `fine_tune`; the accuracy of the best."""
+        options = self.options
+        train = low_shot(self.train, fraction, seed)
+        settings = replace(
+            probe_configs.CONFIGS[options.data](),
+            tasks=(options.task,),
+            num_classes=(len(TASK_NAMES[options.task]),),
+            seed=seed,
+            readouts=False,
+            epochs=-(-options.steps // -(-len(train) // _PROBE_BATCH)),
+            batch_size=_PROBE_BATCH,
+        )
+        cache = options.workdir / "features"
+        one = FrozenProbe(encoder, settings, cache, sweep=sweeps.get(options.task))
+        sweeps[options.task] = one.sweep
+        train, test = (of_task(samples, options.task) for samples in (train, self.test))
+        [found] = Evaluator(one, train, test, options.workdir / "probes")(1)
+        return float(found[options.task]["top1"])
+
+
+def run(options: Any) -> str:
+    """Fill the table; what is there stays. Returns its text."""
+    workdir = writable_folder(options.workdir)
+    with locked(workdir, "workdir"):
+        table, sweeps = Table(workdir, options.task), dict[str, ProbeSweep]()
+        keras.config.set_dtype_policy("float32")
+        train, test = finetune_configs.CONFIGS[options.data]().data.make()
+        comparison = Comparison(
+            options, train[: options.num_videos], test[: options.num_test_videos]
+        )
+        encoder = load_backbone(options.preset)
+        untrained = first_weights(options.preset, encoder, workdir)
+        for seed in options.seeds:
+            for fraction in options.fractions:
+                cell = fraction, seed
+                table.fill(FROZEN, *cell, lambda c=cell: comparison.probe(encoder, *c, sweeps))
+                name = f"{FINE_TUNED} {options.task}"
+                table.fill(
+                    FINE_TUNED,
+                    *cell,
+                    lambda c=cell, n=name: comparison.fine_tune(options.preset, *c, n),
+                )
+                name = f"{SCRATCH} {options.task}"
+                table.fill(
+                    SCRATCH,
+                    *cell,
+                    # No layer knows anything that it should keep.
+                    lambda c=cell, n=name: comparison.fine_tune(untrained, *c, n, layer_decay=1.0),
+                )
+        return table.text()
+
+
+def first_weights(preset: str, encoder: Any, workdir: Path) -> str:
+    """Find what the encoder was before its training, or leave another one like it."""
+    left = Path(preset).parent / "untrained"
+    if Path(preset).is_dir() and left.is_dir():
+        return str(left)
+    folder = workdir / "untrained"
+    if not folder.is_dir():
+        keras.utils.set_random_seed(0)
+        type(encoder).from_config(encoder.get_config()).save_to_preset(folder)
+    return str(folder)
+
+
+def main(arguments: list[str] | None = None, program: str = "finetune_table.py") -> None:
+    """Run the command; `program` stands in front of its messages."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("workdir", type=Path, help="folder of the runs and of the table")
+    parser.add_argument("--preset", required=True, help="of the encoder")
+    parser.add_argument(
+        "--data", choices=[*SETS], default="digit_motion_black", help="built-in set"
+    )
+    parser.add_argument("--task", choices=[*TASK_NAMES], default="motion", help="what is named")
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", default=[0.05, 0.1, 1.0], help="of the labels"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each number")
+    parser.add_argument("--steps", type=int, default=1500, help="of each training, at least")
+    parser.add_argument("--num-videos", type=int, default=8000, help="that all labels are of")
+    parser.add_argument("--num-test-videos", type=int, default=600, help="to test on")
+    options = parser.parse_all(arguments)
+    with parser.refusing():
+        for fraction in options.fractions:
+            check_number("(0, 1]", fractions=fraction)
+        for seed in options.seeds:
+            check_whole(0, MOST_SEED, seeds=seed)
+        check_whole(1, MOST_LONG, steps=options.steps)
+        check_whole(100, num_videos=options.num_videos)
+        check_whole(1, num_test_videos=options.num_test_videos)
+        check_folder(options.workdir)
+        check_preset(options.preset)
+    try:
+        print(run(options), end="")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"{program}: {parser.explain(error)}")
+
+
+if __name__ == "__main__":
+    main()
