@@ -1,11 +1,13 @@
 """Make what a fine-tuning is made of, from its config: classifier, batches, test (App. D.3)."""
 
 import functools
+import math
 from typing import Any
 
 from keras_vjepa.arguments import counted
 from keras_vjepa.backend import collectives
 from keras_vjepa.backend.distribution import DataParallel
+from keras_vjepa.backend.optimizer_state import inner_optimizers
 from keras_vjepa.data.batches import clips
 from keras_vjepa.data.batches.fine_tuning import FineTuningBatches
 from keras_vjepa.data.batches.labelled import EvaluationBatches
@@ -15,7 +17,8 @@ from keras_vjepa.evaluation.labelled_videos import LabelledVideos
 from keras_vjepa.models.backbone_preset import load_backbone_of_size
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
-from keras_vjepa.presets.preset import find_preset
+from keras_vjepa.presets.fingerprints import fingerprint_of_weights
+from keras_vjepa.presets.preset import find_preset, load_backbone
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import FineTuningSchedule
@@ -31,12 +34,36 @@ def introduction(
     devices: DataParallel,
 ) -> str:
     """Say what a run is about to do."""
+    trained = sum(math.prod(variable.shape) for variable in classifier.trainable_variables)
+    videos_of_classes = (
+        f"{counted(len(videos.train), 'video')} of "
+        f"{counted(videos.num_classes, 'class', 'classes')}"
+    )
     return (
-        f"{classifier.count_params():,} parameters, {counted(len(videos.train), 'video')} of "
-        f"{counted(videos.num_classes, 'class', 'classes')}, {len(videos.test):,} to test on; "
+        f"{classifier.count_params():,} parameters, {trained:,} of them trained, "
+        f"{videos_of_classes}, {len(videos.test):,} to test on; "
         f"{counted(config.epochs, 'epoch')} of batches of {config.batches.batch_size}, learning "
         f"rate {rate_scale(config) * config.learning_rate:.3g}; {devices}"
     )
+
+
+def weights_of_encoder(config: Any, stored: dict[str, Any]) -> dict[str, str]:
+    """Hash the encoder's weights: a preset is told by them, wherever it lies.
+
+    Args:
+        config: config of the recipe.
+        stored: options of a finished run, which stay when the preset is gone.
+
+    Raises:
+        OSError: if there is no such preset, and no such run.
+    """
+    try:
+        encoder = load_backbone(config.preset, dtype=config.dtype)
+    except OSError:
+        if config.preset != stored.get("preset"):
+            raise
+        return {"preset_weights": stored["preset_weights"]}
+    return {"preset_weights": fingerprint_of_weights(encoder)}
 
 
 def rate_scale(config: Any) -> float:
@@ -59,6 +86,12 @@ def make_classifier(
         drop_path_rate=config.drop_path_rate,
         dtype=config.dtype,
     )
+    quantized = [v.dtype for v in backbone.weights if len(v.shape) > 1 and "int" in v.dtype]
+    if quantized:
+        raise ValueError(
+            "`preset` must hold weights that can learn, not quantized ones. "
+            f"Received: {config.preset}, of {quantized[0]}"
+        )
     classifier = VJEPAVideoClassifier(
         backbone,
         **classes,
@@ -91,7 +124,9 @@ def make_classifier(
     )
     classifier.optimizer.build(classifier.trainable_variables)
     parts = {"encoder": backbone, "head": classifier.probe}
-    classifier.optimizer.log_norms({name: p.trainable_variables for name, p in parts.items()})
+    # In half precision another optimizer scales the loss around it.
+    [inner] = inner_optimizers(classifier.optimizer)
+    inner.log_norms({name: part.trainable_variables for name, part in parts.items()})
     return classifier
 
 

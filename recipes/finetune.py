@@ -35,6 +35,7 @@ from keras_vjepa.fine_tuning import (
     make_batches,
     make_classifier,
     make_test_batches,
+    weights_of_encoder,
     with_all_views,
 )
 from keras_vjepa.fine_tuning_check import DERIVED, check_options, settled
@@ -42,8 +43,7 @@ from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import damaged_curve
 from keras_vjepa.monitoring.report import write_report
 from keras_vjepa.monitoring.run_callbacks import callbacks_of_fine_tuning, damaged_tables
-from keras_vjepa.presets.fingerprints import fingerprint_of_weights
-from keras_vjepa.presets.preset import check_preset, load_backbone
+from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.finetune_configs import CONFIGS, FineTuneConfig
 from keras_vjepa.training.continuing import stored_options, with_its_schedule
 from keras_vjepa.training.description import check_same_run, defining
@@ -108,7 +108,7 @@ def _train(
     classifier = make_classifier(config, videos, steps_per_epoch)
     if parallel.is_first:
         print(introduction(config, classifier, videos, parallel), file=sys.stderr)
-    options = {**values(config), **videos.described(), **_weights_of(config, {})}
+    options = {**values(config), **videos.described(), **weights_of_encoder(config, {})}
     options["steps"] = config.epochs * steps_per_epoch
     test = ClassifierTest(make_test_batches(config, classifier, videos, parallel))
     config.run.make(
@@ -166,7 +166,7 @@ def _is_finished(
             labelled = labelled or labelled_videos(config)
         if labelled is not None:
             current |= labelled.described()
-        current |= _weights_of(config, stored)
+        current |= weights_of_encoder(config, stored)
         known = {name: value for name, value in stored.items() if name in current}
         free = {*_FREE, "schedule_epochs"}
         check_same_run(defining(known, free), defining(current, free), workdir)
@@ -194,18 +194,6 @@ def _as_begun(config: FineTuneConfig, workdir: Path, says: bool) -> FineTuneConf
     return replace(config, **kept)
 
 
-def _weights_of(config: FineTuneConfig, stored: dict[str, Any]) -> dict[str, str]:
-    """Hash the encoder's weights: a preset is told by them, wherever it lies."""
-    try:
-        encoder = load_backbone(config.preset, dtype=config.dtype)
-    except OSError:
-        # Results stay when the preset is gone.
-        if config.preset != stored.get("preset"):
-            raise
-        return {"preset_weights": stored["preset_weights"]}
-    return {"preset_weights": fingerprint_of_weights(encoder)}
-
-
 # --- The command line ----------------------------------------------------------------------------
 
 
@@ -228,14 +216,21 @@ def check(config: FineTuneConfig, workdir: Path) -> None:
         check_preset(config.preset)
 
 
-def main(arguments: list[str] | None = None, program: str = "finetune.py") -> None:
-    """Run the recipe as a command; `program` stands in front of its messages."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+def parse_arguments(
+    arguments: list[str] | None = None, program: str = "finetune.py"
+) -> tuple[FineTuneConfig, Path]:
+    """Read the config and the workdir that a command line asks for."""
     name, given, workdir = command_line.parse(
         program, __doc__ or "", CONFIGS, arguments, prefix="finetune_"
     )
+    return replace(CONFIGS[name](), **given), workdir
+
+
+def main(arguments: list[str] | None = None, program: str = "finetune.py") -> None:
+    """Run the recipe as a command; `program` stands in front of its messages."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
-        config = replace(CONFIGS[name](), **given)
+        config, workdir = parse_arguments(arguments, program)
         check(config, workdir)
     distribution.launch_on_all_devices()
     try:

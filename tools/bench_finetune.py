@@ -9,7 +9,7 @@ with a rate for each layer and with one for all. The plain step is on the device
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # First, for it chooses Keras' backend.
@@ -18,80 +18,18 @@ import keras_vjepa  # noqa: F401
 # isort: split
 import keras
 import numpy as np
-import torch
 from keras import ops
-from torch import nn
-from torch.nn import functional
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAVideoClassifier
 from keras_vjepa.arguments import MOST_LONG, check_whole
+from keras_vjepa.backend import distribution
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.batches.mixing import mixed_targets
-from keras_vjepa.layers.stochastic_depth import drop_path_rates
 from keras_vjepa.models.backbone import SIZES
-from keras_vjepa.tools.plain_torch_step import Block, Encoder
 
-CLASSES, RATE, WEIGHT_DECAY, LAYER_DECAY, DROP_PATH = 400, 1e-4, 0.05, 0.75, 0.1
+CLASSES = 400
+RATES = RATE, WEIGHT_DECAY, LAYER_DECAY, DROP_PATH = 1e-4, 0.05, 0.75, 0.1
 _WARM_UP = 2
-
-
-class DroppedBlock(Block):
-    """A block whose branches are left out at random, each of a sample by itself."""
-
-    rate = 0.0
-
-    def kept(self, branch: torch.Tensor) -> torch.Tensor:
-        if not self.rate:
-            return branch
-        drawn = torch.rand(len(branch), 1, 1, device=branch.device) < 1.0 - self.rate
-        return branch * drawn / (1.0 - self.rate)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        packed = self.query_key_value(self.attention_norm(x))
-        packed = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(packed[0], packed[1], packed[2])
-        x = x + self.kept(self.output_projection(attended.transpose(1, 2).flatten(2)))
-        hidden = functional.gelu(self.mlp_hidden(self.mlp_norm(x)))
-        return x + self.kept(self.mlp_output(hidden))
-
-
-class PlainStep:
-    """Encoder, head and one step of them, as anybody would write it."""
-
-    def __init__(self, size: Any, half: bool) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        encoder = Encoder(size.hidden_dim, size.num_layers, size.num_heads)
-        rates = drop_path_rates(DROP_PATH, size.num_layers)
-        for number, rate in enumerate(rates):
-            encoder.blocks[number] = DroppedBlock(size.hidden_dim, size.num_heads)
-            encoder.blocks[number].rate = rate
-        norm = nn.LayerNorm(size.hidden_dim, eps=1e-6)
-        self.head = nn.Sequential(norm, nn.Linear(size.hidden_dim, CLASSES)).to(self.device)
-        encoder.norm = nn.Identity()
-        self.encoder = encoder.to(self.device)
-        self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=half)
-        layers = [self.encoder.tubelet_embedding, *self.encoder.blocks, self.head]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [w for w in layer.parameters() if (w.ndim > 1) == decayed],
-                    "weight_decay": WEIGHT_DECAY * decayed,
-                    "lr": RATE * LAYER_DECAY ** (len(layers) - 1 - number),
-                }
-                for number, layer in enumerate(layers)
-                for decayed in (True, False)
-            ]
-        )
-
-    def __call__(self, videos: np.ndarray, targets: np.ndarray) -> None:
-        inputs = torch.from_numpy(np.ascontiguousarray(videos.transpose(0, 4, 1, 2, 3)))
-        with self.autocast:
-            logits = self.head(self.encoder(inputs.to(self.device)).mean(1))
-        loss = functional.cross_entropy(logits, torch.from_numpy(targets).to(self.device))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        float(loss.detach())
 
 
 def make_classifier(size: str, layer_decay: float | None = LAYER_DECAY) -> VJEPAVideoClassifier:
@@ -105,13 +43,22 @@ def make_classifier(size: str, layer_decay: float | None = LAYER_DECAY) -> VJEPA
     return classifier
 
 
+def make_plain(size: str, dtype: str = "float32") -> Any:
+    """Make the same in plain PyTorch, which need not be installed for anything else here."""
+    from keras_vjepa.tools import plain_torch_step
+
+    sizes = SIZES[size]
+    encoder = plain_torch_step.Encoder(sizes.hidden_dim, sizes.num_layers, sizes.num_heads)
+    return plain_torch_step.FineTuning(encoder, CLASSES, RATES, dtype != "float32")
+
+
 def make_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     videos = rng.normal(size=(batch_size, 16, 224, 224, 3)).astype("float32")
     return videos, mixed_targets(rng.integers(CLASSES, size=batch_size), CLASSES, 0.7, 0.1)
 
 
-def in_turns(functions: list[Callable[[], Any]], count: int) -> list[list[float]]:
+def in_turns(functions: Sequence[Callable[[], Any]], count: int) -> list[list[float]]:
     """Seconds of each function, which follow each other `count` times, after a warm-up."""
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(_WARM_UP + count):
@@ -131,16 +78,16 @@ def bench_step(options: Any) -> None:
     """Print the time of a step, ours and plain, and their ratio."""
     videos, targets = make_batch(options.batch_size)
     classifier = make_classifier(options.size)
-    plain = PlainStep(SIZES[options.size], options.dtype != "float32")
+    plain = make_plain(options.size, options.dtype)
     own, other = in_turns(
         [
             lambda: float(classifier.train_on_batch(videos, targets)),
-            lambda: plain(videos, targets),
+            lambda: plain.step(videos, targets),
         ],
         options.steps,
     )
-    print(f"{options.size}, batch {options.batch_size}, {options.dtype}")
-    print(_said(f"keras_vjepa on {keras.config.backend()}: step", own))
+    print(f"{options.size}, batch {options.batch_size}, {options.dtype}; {distribution.setup()}")
+    print(_said("keras_vjepa: step", own))
     print(_said(f"plain PyTorch on {plain.device}: step", other))
     print(f"ratio {np.median(own) / np.median(other):.3f}")
 

@@ -1,11 +1,12 @@
-"""Kill a pretraining run again and again, and compare it with an undisturbed one (App. C).
+"""Kill a run again and again, and compare it with an undisturbed one (App. C, App. D.3).
 
     KERAS_BACKEND=jax python tools/check_resume.py workdir/check --kills 30 --data videos/ \
         --steps 60 --checkpoint_every 3
+    keras-vjepa check-resume workdir/check --recipe finetune --preset PRESET --data videos/
 
-Options that are not this tool's go to `recipes/pretrain.py`. One run is left undisturbed. Another
-one gets SIGKILL, alternately at a random moment and while it writes a checkpoint, and is started
-again with the same command. When it has finished nevertheless, a new run takes its place.
+Options that are not this tool's go to the recipe. One run is left undisturbed. Another one gets
+SIGKILL, alternately at a random moment and while it writes a checkpoint, and is started again with
+the same command. When it has finished nevertheless, a new run takes its place.
 Every finished run must have the losses and the last checkpoint of the undisturbed run, bit for bit;
 checkpoints are compared by their names, which contain hashes of their contents. The exit code is 1
 if any run differs.
@@ -23,11 +24,11 @@ from pathlib import Path
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SEED, check_whole
 from keras_vjepa.command_line import OneLineParser, refusing
-from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes import finetune, finetune_configs, pretrain
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files
 
-RECIPE = ("-m", "keras_vjepa", "pretrain")
+RECIPES = ("pretrain", "finetune")
 READY = " parameters, "
 POLL_SECONDS = 0.0005
 
@@ -37,13 +38,15 @@ class Process:
     """Runs the recipe in a folder, and writes its messages to the file `output` beside it."""
 
     workdir: Path
+    # The recipe's name stands in front of its own options.
     options: Sequence[str]
 
     def __post_init__(self) -> None:
         self.checkpoints = self.workdir / "checkpoints"
         self.output = self.workdir.with_suffix(".txt")
         self.before = self.written()
-        command = [sys.executable, *RECIPE, *self.options, "--workdir", str(self.workdir)]
+        command = [sys.executable, "-m", "keras_vjepa", *self.options]
+        command += ["--workdir", str(self.workdir)]
         with open(self.output, "w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file)
 
@@ -131,13 +134,25 @@ def kill_once(
     return process.kill()
 
 
+def check_recipe(recipe: str, options: list[str], workdir: Path, program: str) -> None:
+    """Check the recipe's own options; what is wrong ends the process."""
+    if recipe == "finetune":
+        with refusing(program, finetune_configs.CONFIGS, options):
+            finetune.check(finetune.parse_arguments(options, program)[0], workdir)
+        return
+    config, _ = pretrain.parse_arguments(options, program)
+    with refusing(program, CONFIGS):
+        check_files(config, workdir)
+
+
 def main(arguments: list[str] | None = None, program: str = "check_resume.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(
         prog=program,
         description=(__doc__ or "").splitlines()[0],
-        epilog="All other options are those of pretrain, for example --data or --steps.",
+        epilog="All other options are those of the recipe, for example --data or --steps.",
     )
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0], help="what is run")
     parser.add_argument("workdir", type=Path, help="folder of the runs; what it holds is removed")
     parser.add_argument("--kills", type=int, default=30, help="how often a run is killed")
     parser.add_argument("--kill_seed", type=int, default=0, help="of the moments of the kills")
@@ -146,9 +161,8 @@ def main(arguments: list[str] | None = None, program: str = "check_resume.py") -
         check_whole(0, kills=parsed.kills)
         check_whole(0, MOST_SEED, kill_seed=parsed.kill_seed)
     # All options are checked before the contents of the folder are removed.
-    config, _ = pretrain.parse_arguments(options, program)
-    with refusing(program, CONFIGS):
-        check_files(config, parsed.workdir)
+    check_recipe(parsed.recipe, options, parsed.workdir, program)
+    options = [parsed.recipe, *options]
     shutil.rmtree(parsed.workdir, ignore_errors=True)
     parsed.workdir.mkdir(parents=True)
     rng = random.Random(parsed.kill_seed)

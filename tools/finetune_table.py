@@ -8,6 +8,7 @@ runs of `finetune` in folders of their own, and what is done is not done again: 
 goes on after an interruption. `table.md` is written anew after each number, `table.json` has all.
 """
 
+import functools
 import json
 import logging
 import sys
@@ -111,7 +112,9 @@ class Comparison:
         videos = LabelledVideos(
             of_task(train, options.task), of_task(self.test, options.task), len(names), names
         )
-        accuracy = finetune.run(config, options.workdir / f"{name} {fraction:g} {seed}", videos)
+        accuracy = finetune.run(
+            config, options.workdir / f"{name} {options.task} {fraction:g} {seed}", videos
+        )
         assert accuracy is not None
         return accuracy
 
@@ -121,6 +124,8 @@ class Comparison:
         train = low_shot(self.train, fraction, seed)
         settings = replace(
             probe_configs.CONFIGS[options.data](),
+            image_size=encoder.image_size,
+            num_frames=encoder.num_frames,
             tasks=(options.task,),
             num_classes=(len(TASK_NAMES[options.task]),),
             seed=seed,
@@ -151,20 +156,13 @@ def run(options: Any) -> str:
         for seed in options.seeds:
             for fraction in options.fractions:
                 cell = fraction, seed
-                table.fill(FROZEN, *cell, lambda c=cell: comparison.probe(encoder, *c, sweeps))
-                name = f"{FINE_TUNED} {options.task}"
-                table.fill(
-                    FINE_TUNED,
-                    *cell,
-                    lambda c=cell, n=name: comparison.fine_tune(options.preset, *c, n),
-                )
-                name = f"{SCRATCH} {options.task}"
-                table.fill(
-                    SCRATCH,
-                    *cell,
-                    # No layer knows anything that it should keep.
-                    lambda c=cell, n=name: comparison.fine_tune(untrained, *c, n, layer_decay=1.0),
-                )
+                probe = functools.partial(comparison.probe, encoder, *cell, sweeps)
+                table.fill(FROZEN, *cell, probe)
+                tune = functools.partial(comparison.fine_tune, options.preset, *cell)
+                table.fill(FINE_TUNED, *cell, functools.partial(tune, FINE_TUNED))
+                # Of the first weights no layer knows anything that it should keep.
+                anew = functools.partial(comparison.fine_tune, untrained, *cell, SCRATCH)
+                table.fill(SCRATCH, *cell, functools.partial(anew, layer_decay=1.0))
         return table.text()
 
 

@@ -30,9 +30,9 @@ Tensors = list[torch.Tensor]
 class Block(nn.Module):
     """Applies attention and an MLP to tokens, each after a norm and added to its input."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.drop_path = num_heads, drop_path
         self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
         self.query_key_value = nn.Linear(dim, 3 * dim)
         self.output_projection = nn.Linear(dim, dim)
@@ -40,13 +40,20 @@ class Block(nn.Module):
         self.mlp_hidden = nn.Linear(dim, 4 * dim)
         self.mlp_output = nn.Linear(4 * dim, dim)
 
+    def kept(self, branch: torch.Tensor) -> torch.Tensor:
+        """The branch, left out of some samples at random where there is a `drop_path`."""
+        if not self.drop_path:
+            return branch
+        drawn = torch.rand(len(branch), 1, 1, device=branch.device) < 1.0 - self.drop_path
+        return branch * drawn / (1.0 - self.drop_path)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         packed = self.query_key_value(self.attention_norm(x))
         packed = packed.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(packed[0], packed[1], packed[2])
-        x = x + self.output_projection(attended.transpose(1, 2).flatten(2))
+        x = x + self.kept(self.output_projection(attended.transpose(1, 2).flatten(2)))
         hidden = functional.gelu(self.mlp_hidden(self.mlp_norm(x)))
-        return x + self.mlp_output(hidden)
+        return x + self.kept(self.mlp_output(hidden))
 
 
 def take(tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -168,6 +175,54 @@ class Training:
         for state in self.optimizer.state.values():
             numbers += [float(state[name].abs().mean()) for name in ("exp_avg", "exp_avg_sq")]
         return numbers
+
+
+class FineTuning:
+    """Encoder and head, an optimizer with a rate for each layer, and one step of them.
+
+    Args:
+        encoder: its final norm is taken off, and its blocks leave branches out.
+        num_classes: classes.
+        rates: learning rate, weight decay, layer decay, and drop path of the last block.
+        half: whether it computes in bfloat16.
+    """
+
+    def __init__(
+        self, encoder: Encoder, num_classes: int, rates: tuple[float, ...], half: bool
+    ) -> None:
+        learning_rate, weight_decay, layer_decay, drop_path = rates
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dim, depth = encoder.position_table.shape[-1], len(encoder.blocks)
+        for number in range(depth):
+            rate = drop_path * number / max(depth - 1, 1)
+            encoder.blocks[number].drop_path = rate  # type: ignore[assignment]
+        head = nn.Sequential(nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, num_classes))
+        encoder.norm = nn.Identity()  # type: ignore[assignment]
+        self.encoder, self.head = encoder.to(self.device), head.to(self.device)
+        self.autocast = torch.autocast(self.device, torch.bfloat16, enabled=half)
+        layers = [encoder.tubelet_embedding, *encoder.blocks, head]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": [w for w in layer.parameters() if (w.ndim > 1) == decayed],
+                    "weight_decay": weight_decay * decayed,
+                    "lr": learning_rate * layer_decay ** (len(layers) - 1 - number),
+                }
+                for number, layer in enumerate(layers)
+                for decayed in (True, False)
+            ]
+        )
+
+    def step(self, videos: np.ndarray, targets: np.ndarray) -> float:
+        """One step on a batch in host memory; the loss, when all is done."""
+        inputs = torch.from_numpy(np.ascontiguousarray(videos.transpose(0, 4, 1, 2, 3)))
+        with self.autocast:
+            logits = self.head(self.encoder(inputs.to(self.device)).mean(1))
+        loss = functional.cross_entropy(logits.float(), torch.from_numpy(targets).to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
 
 
 def host_batch(batch: dict[str, np.ndarray], pinned: bool) -> tuple[torch.Tensor, Tensors, Tensors]:

@@ -356,43 +356,17 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
         shares = [found[name] / times for name in names]
         return share, tape.gradient(scaled, weights), shares, outputs
 
-    def add_parts(total: tuple[Any, ...], parts: Any, times: float) -> tuple[Any, ...]:
-        length = keras.tree.flatten(parts)[0].shape[0]
-        # Of labelled parts; the others' outputs are losses.
-        made = _arrays_of_outputs(model, _part(parts, 0)["x"], length) if y is not None else []
-
-        def add_part(i: Tensor, made: Any, loss: Tensor, *sums: list[Tensor]) -> tuple[Any, ...]:
-            share, *new, outputs = gradients_of(_part(parts, i), times)
-            if y is not None:
-                flat = keras.tree.flatten(outputs)
-                made = [array.write(i, one) for array, one in zip(made, flat, strict=True)]
-            added = [
-                [a if b is None else a + b for a, b in zip(total, values, strict=True)]
-                for total, values in zip(sums, new, strict=True)
-            ]
-            return i + 1, made, loss + share, *added
-
-        # Only one iteration at a time, so that memory holds the activations of one part.
-        _, made, *total = tf.while_loop(
-            lambda i, *_: i < length, add_part, (0, made, *total), parallel_iterations=1
-        )
-        stacked = [array.stack() for array in made]
-        labelled.extend([array[i] for array in stacked] for i in range(length if made else 0))
-        return tuple(total)
-
-    labelled: list[Any] = []
     batch = _given(x, y, sample_weight)
     if num_parts == 1:
         loss, gradients, shares, outputs = gradients_of(batch, 1)
     else:
-        loss, gradients = 0.0, [tf.zeros(weight.shape, weight.dtype) for weight in weights]
-        shares = [tf.zeros(()) for _ in names]
+        zeros = [tf.zeros(weight.shape, weight.dtype) for weight in weights]
+        total, labelled = (0.0, zeros, [tf.zeros(()) for _ in names]), []
         for parts, times in _parts(batch, num_parts):
-            loss, gradients, shares = add_parts((loss, gradients, shares), parts, times)
-        outputs = None
-        if labelled:
-            spec = model.compute_output_spec(x)
-            outputs = keras.tree.pack_sequence_as(spec, _whole(labelled))
+            total, made = _tensorflow_sum(model, gradients_of, parts, times, total)
+            labelled += made
+        loss, gradients, shares = total
+        outputs = _whole(labelled) if labelled else None
     with _observed_update(model.optimizer) as norms:
         model.optimizer.apply(gradients, weights)
     loss = loss * collectives.replicas_in_sync()
@@ -400,12 +374,47 @@ def _tensorflow_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     return _logs(model, x, y, outputs, sample_weight, loss, updates, seen)
 
 
-def _arrays_of_outputs(model: TrainableModel, inputs: Any, length: int) -> list[Any]:
-    """Arrays that take the outputs of so many parts, one for each output."""
+def _tensorflow_sum(
+    model: TrainableModel,
+    gradients_of: Callable[..., Any],
+    parts: dict[str, Any],
+    times: float,
+    total: tuple[Any, ...],
+) -> tuple[tuple[Any, ...], list[Any]]:
+    """Add loss, gradients and what was observed of parts to `total`; also return their outputs.
+
+    Outputs are kept only of labelled parts, whose metrics need them; those of other parts are
+    losses.
+    """
     import tensorflow as tf
 
-    specs = keras.tree.flatten(model.compute_output_spec(inputs, **model.in_training))
-    return [tf.TensorArray(spec.dtype, length, element_shape=spec.shape) for spec in specs]
+    length = keras.tree.flatten(parts)[0].shape[0]
+    arrays, spec = [], None
+    if "y" in parts:
+        spec = model.compute_output_spec(_part(parts, 0)["x"], **model.in_training)
+        arrays = [
+            tf.TensorArray(one.dtype, length, element_shape=one.shape)
+            for one in keras.tree.flatten(spec)
+        ]
+
+    def add_part(i: Tensor, made: Any, loss: Tensor, *sums: list[Tensor]) -> tuple[Any, ...]:
+        share, *new, outputs = gradients_of(_part(parts, i), times)
+        flat = keras.tree.flatten(outputs)[: len(made)]
+        made = [array.write(i, one) for array, one in zip(made, flat, strict=True)]
+        added = [
+            [a if b is None else a + b for a, b in zip(total, values, strict=True)]
+            for total, values in zip(sums, new, strict=True)
+        ]
+        return i + 1, made, loss + share, *added
+
+    # Only one iteration at a time, so that memory holds the activations of one part.
+    _, arrays, *found = tf.while_loop(
+        lambda i, *_: i < length, add_part, (0, arrays, *total), parallel_iterations=1
+    )
+    if spec is None:
+        return tuple(found), []
+    stacked = keras.tree.pack_sequence_as(spec, [array.stack() for array in arrays])
+    return tuple(found), [_part(stacked, i) for i in range(length)]
 
 
 # --- JAX -----------------------------------------------------------------------------------------
@@ -447,25 +456,8 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
     if num_parts == 1:
         gradients, loss, kept, outputs, seen = gradients_of(batch, kept)
     else:
-        shares: list[Any] = []
-        labelled: list[Any] = []
-
-        def add_part(total: Any, part: Any) -> tuple[Any, Any]:
-            *new, kept, outputs, found = gradients_of(part, total[2])
-            # Of labelled parts; the others' outputs are losses.
-            outputs = None if y is None else outputs
-            return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), (found, outputs)
-
-        for parts, times in _parts(batch, num_parts):
-            start = jax.tree.map(jax.numpy.zeros_like, trainable), 0.0, kept
-            (*totals, kept), (found, made) = jax.lax.scan(add_part, start, parts)
-            totals.append(jax.tree.map(jax.numpy.sum, found))
-            shares.append(jax.tree.map(lambda total, times=times: total / times, totals))
-            length = keras.tree.flatten(parts)[0].shape[0]
-            labelled += [_part(made, i) for i in range(0 if y is None else length)]
-        outputs = _whole(labelled) if labelled else None
-        add = functools.partial(jax.tree.map, jax.numpy.add)
-        gradients, loss, seen = functools.reduce(add, shares)
+        parts = _parts(batch, num_parts)
+        gradients, loss, kept, outputs, seen = _jax_sum(gradients_of, parts, trainable, kept)
     with _observed_update(model.optimizer) as norms:
         trainable, optimizer = model.optimizer.stateless_apply(
             optimizer, reached.of(gradients), trainable
@@ -475,6 +467,37 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
         (trainable, kept[0], optimizer, kept[1]),
         lambda: _logs(model, x, y, outputs, sample_weight, loss, updates, {**seen, **norms}),
     )
+
+
+def _jax_sum(
+    gradients_of: Callable[..., Any], groups: list[tuple[Any, float]], trainable: Any, kept: Any
+) -> tuple[Any, ...]:
+    """What `gradients_of` returns of a whole batch, of its parts one after the other.
+
+    Outputs are kept only of labelled parts, whose metrics need them; those of other parts are
+    losses.
+    """
+    import jax
+
+    shares: list[Any] = []
+    labelled: list[Any] = []
+
+    def add_part(total: Any, part: Any) -> tuple[Any, Any]:
+        *new, kept, outputs, found = gradients_of(part, total[2])
+        outputs = outputs if "y" in part else None
+        return (*jax.tree.map(jax.numpy.add, total[:2], tuple(new)), kept), (found, outputs)
+
+    for parts, times in groups:
+        start = jax.tree.map(jax.numpy.zeros_like, trainable), 0.0, kept
+        (*totals, kept), (found, outputs) = jax.lax.scan(add_part, start, parts)
+        totals.append(jax.tree.map(jax.numpy.sum, found))
+        shares.append(jax.tree.map(lambda total, times=times: total / times, totals))
+        if "y" in parts:
+            length = len(keras.tree.flatten(parts)[0])
+            labelled += [_part(outputs, i) for i in range(length)]
+    add = functools.partial(jax.tree.map, jax.numpy.add)
+    gradients, loss, seen = functools.reduce(add, shares)
+    return gradients, loss, kept, _whole(labelled) if labelled else None, seen
 
 
 def _in_state(

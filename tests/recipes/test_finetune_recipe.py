@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import keras
 import numpy as np
 import pytest
 
@@ -16,8 +17,10 @@ from keras_vjepa.monitoring.tables import read_rows
 from keras_vjepa.presets.integrity import damage
 from keras_vjepa.recipes import finetune
 from keras_vjepa.recipes.finetune_configs import CONFIGS, own
+from keras_vjepa.tools import check_resume
 from keras_vjepa.training.resumable import RunCallback
-from tests.support import slow_but_on
+from tests.backend.test_distribution import finish, launch
+from tests.support import ROOT, WITHOUT_TENSORFLOW, slow_but_on
 
 SMALL = {
     "image_size": 16,
@@ -263,7 +266,58 @@ def test_a_run_is_made_longer(config, whole, tmp_path, capsys):
         finetune.run(replace(config, epochs=3), tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments(videos, tmp_path, monkeypatch, capsys):
+    """By SIGKILL; at length: `keras-vjepa check-resume --recipe finetune`."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    if keras.config.backend() != "tensorflow":
+        monkeypatch.setenv("PYTHONPATH", str(WITHOUT_TENSORFLOW), prepend=os.pathsep)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    given = {**SMALL, **DRAWN, "preset": videos / "encoder", "data": videos / "videos"}
+    given |= {"epochs": 12, "checkpoint_every": 2}
+    command = [str(tmp_path / "check"), "--kills", "4", "--recipe", "finetune"]
+    with pytest.raises(SystemExit) as exit_info:
+        check_resume.main([*command, *(f"--{name}={value}" for name, value in given.items())])
+    output = capsys.readouterr().out
+    assert exit_info.value.code == 0, output
+    assert "4 kills" in output and "0 of them different" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_two_processes_equal_one(accumulation_steps, videos, tmp_path):
+    """Mixed clips, labels in parts, tests by both; draws that differ by the process are off."""
+    drawn = {"drop_path_rate": 0.0, "mixup": 0.8, "cutmix": 1.0, "random_resize_scale": "0.5,1"}
+    given = {**SMALL, **drawn, "preset": videos / "encoder", "data": videos / "videos"}
+    given["accumulation_steps"] = accumulation_steps
+    options = [f"--{name}={value}" for name, value in given.items()]
+    recipe = ["-m", "keras_vjepa", "finetune"]
+    for name, count in (("one", 1), ("two", 2)):
+        command = [*recipe, *options, "--workdir", str(tmp_path / name)]
+        codes, outputs = finish(launch(command, count))
+        assert codes == [0] * count, "\n".join(outputs)
+    assert "2 processes" in outputs[0] and outputs[1].count("accuracy") == 0
+    one, two = (
+        VJEPAVideoClassifier.from_preset(tmp_path / name / "preset") for name in ("one", "two")
+    )
+    for expected, found in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    expected, found = (read_rows(tmp_path / n / "epochs.jsonl") for n in ("one", "two"))
+    for row, other in zip(expected, found, strict=True):
+        assert row == pytest.approx(other, abs=1e-5)
+
+
 # --- What is refused -----------------------------------------------------------------------------
+
+
+@slow_but_on("torch")
+def test_weights_that_cannot_learn_are_refused(videos, tmp_path):
+    backbone = VJEPABackbone.from_preset(videos / "encoder")
+    backbone.quantize("int8")
+    backbone.save_to_preset(tmp_path / "int8")
+    with pytest.raises(ValueError, match="`preset` must hold weights that can learn, .* of int8"):
+        finetune.run(small(videos, preset=str(tmp_path / "int8")), tmp_path / "run")
 
 
 @pytest.mark.data

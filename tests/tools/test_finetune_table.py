@@ -1,0 +1,37 @@
+"""The table of fine-tuned, frozen and scratch: every number once, and what is there stays."""
+
+import json
+
+import pytest
+
+from keras_vjepa import VJEPABackbone
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+from keras_vjepa.tools import finetune_table
+
+
+@pytest.mark.slow
+def test_a_small_table(tmp_path, monkeypatch, capsys):
+    small = DigitMotionConfig(
+        background_strength=0, num_training_videos=200, num_test_videos=20, frame_step=4, shrink=2
+    )
+    files = prepare_digit_motion(tmp_path / "cache", small, None)
+    monkeypatch.setattr(labelled_sets, "prepare_digit_motion", lambda config: files)
+    VJEPABackbone(32, 4, patch_size=16, hidden_dim=12, num_layers=1, num_heads=2).save_to_preset(
+        tmp_path / "encoder"
+    )
+    command = [str(tmp_path / "table"), "--preset", str(tmp_path / "encoder"), "--steps", "2"]
+    command += ["--num-videos", "200", "--num-test-videos", "20", "--task", "digit"]
+    finetune_table.main([*command, "--seeds", "0", "--fractions", "0.5"])
+    finetune_table.main([*command, "--seeds", "0", "1", "--fractions", "0.5", "1"])
+    said = capsys.readouterr()
+    # Two shares and seeds of three methods, of which the first call made three.
+    assert said.err.count(", seed ") == 12
+    numbers = json.loads((tmp_path / "table" / "table.json").read_text())["digit"]
+    assert {
+        method: {share: len(c) for share, c in cells.items()} for method, cells in (numbers.items())
+    } == dict.fromkeys(("frozen probe", "fine-tuned", "from scratch"), {"0.5": 2, "1": 2})
+    assert (tmp_path / "table" / "table.md").read_text() in said.out
+    assert "| 50% |" in said.out and " (2) |" in said.out
+    assert (tmp_path / "table" / "untrained" / "config.json").is_file()
