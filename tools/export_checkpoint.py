@@ -62,9 +62,10 @@ def main(arguments: list[str] | None = None, program: str = "export_checkpoint.p
             is_classifier = isinstance(model, VJEPAVideoClassifier)
             if is_classifier != (options.probe is not None):
                 raise ValueError("--probe must be given for a classifier, and only for one")
-            export_checkpoint(model.backbone if is_classifier else model, options.output)
             if is_classifier:
+                # First, because it refuses heads that the layout does not have.
                 export_probe(model.probe, options.probe)
+            export_checkpoint(model.backbone if is_classifier else model, options.output)
     except (OSError, ValueError) as error:
         sys.exit(f"{program}: {error}")
     print(f"Wrote {printable(options.output)}.")

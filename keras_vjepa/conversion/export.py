@@ -74,7 +74,7 @@ def export_probe(probe: VJEPAProbe, path: str | Path) -> None:
     Raises:
         CheckpointError: for a probe that the authors' code cannot make.
     """
-    _expect("pooling", probe.pooling, "attentive")
+    _expect_probe(probe)
     _expect("head_dim", probe.head_dim, None)
     _expect("layer_norm_epsilon", probe.layer_norm_epsilon, _PROBE_EPSILON)
     tensors = foreign_tensors(authors.probe_entries(probe))
@@ -225,7 +225,7 @@ def _predictor_config(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> dict
 def _probe_config(
     encoder: VJEPABackbone, probe: VJEPAProbe, class_names: list[str] | None
 ) -> dict[str, Any]:
-    _expect("pooling", probe.pooling, "attentive")
+    _expect_probe(probe)
     _expect("head_dim", probe.head_dim, None)
     _expect("mlp_ratio", probe.mlp_ratio, 4.0)
     _expect("num_heads", probe.num_heads, encoder.num_heads)
@@ -239,6 +239,12 @@ def _probe_config(
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
     }
+
+
+def _expect_probe(probe: Any) -> None:
+    """Raise unless a classifier's head is an attentive probe, the only one of these layouts."""
+    _expect("head", "probe" if isinstance(probe, VJEPAProbe) else "fine_tuning", "probe")
+    _expect("pooling", probe.pooling, "attentive")
 
 
 def _stacked_mask_tokens(tensors: Tensors) -> Tensors:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAProbe
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    VJEPAProbe,
+    VJEPAVideoClassifier,
+)
 from keras_vjepa.conversion import (
     CheckpointError,
     convert,
@@ -145,6 +151,10 @@ def test_what_a_layout_cannot_say_is_named(tmp_path):
     assert "`output_dim` must be 24 in that layout" in error(export_checkpoint, pixels)
     probe = VJEPAProbe(num_classes=2, pooling="average")
     assert "`pooling` must be 'attentive'" in error(export_probe, probe)
+    tuned = VJEPABackbone(16, position_embedding="rotary", **small)
+    tuned = VJEPAVideoClassifier(tuned, num_classes=2, head="fine_tuning")
+    assert "`head` must be 'probe' in that layout" in error(export_probe, tuned.probe)
+    assert "`head` must be 'probe' in that layout" in error(export_hugging_face, tuned)
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="`folder` must not exist"):
         export_hugging_face(wide, tmp_path / "there")

@@ -256,7 +256,11 @@ def test_damaged_results_are_named_and_made_anew(config, whole, tmp_path, capsys
 def test_a_run_is_made_longer(config, whole, tmp_path, capsys):
     """Its schedule stays, unless another is asked for; less is refused."""
     shutil.copytree(whole, tmp_path / "run")
-    finetune.run(replace(config, epochs=4), tmp_path / "run")
+    pytest.importorskip("tensorboardX")
+    finetune.run(replace(config, epochs=4, tensorboard=True), tmp_path / "run")
+    [events] = (tmp_path / "run" / "tensorboard").glob("events*")
+    for name in (b"steps/gradient_norm_head", b"epochs/validation_accuracy"):
+        assert name in events.read_bytes()
     said = capsys.readouterr().err
     assert "Schedules stay those of 3 epochs" in said and "Going on from step 6" in said
     rows = read_rows(tmp_path / "run" / "steps.jsonl")
