@@ -4,8 +4,8 @@
     KERAS_BACKEND=jax python recipes/finetune.py --config k400_large --preset PRESET \
         --data train.csv --test_data validation.csv
 
-It ends in a preset that `classify` takes, and in the accuracy on the test videos. Stopped by
-anything, the same command goes on.
+The results are a preset that `classify` takes, and the accuracy on the test videos. If the run is
+stopped, the same command goes on.
 """
 
 import json
@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -58,7 +58,7 @@ from keras_vjepa.training.results import (
 from keras_vjepa.training.resumable import check_folder, writable_folder
 from keras_vjepa.training.signals import stop_signals
 
-# Options that may change when a run goes on: the samples are compared in place of their path.
+# Options that may change when a run goes on. In place of the samples' paths, samples are compared.
 _FREE = {
     "data", "videos", "label_names", "kind", "fps", "path_column", "label_column",
     "num_workers", "read_ahead", "max_bad_share", "max_file_seconds", "max_frame_pixels",
@@ -70,15 +70,15 @@ _FREE = {
 def run(
     config: FineTuneConfig, workdir: Path, labelled: LabelledVideos | None = None
 ) -> float | None:
-    """Train, save and test; everything goes to `workdir`. A run that was stopped goes on there.
+    """Train, save and test in the folder `workdir`; continue a run that was stopped there.
 
     Args:
         config: what to do.
         workdir: folder of the run.
-        labelled: the videos; those that the config names if None.
+        labelled: the videos; None for those that the config names.
 
     Returns:
-        The accuracy on the test videos, in the first process.
+        The accuracy on the test videos; None in all processes but the first.
     """
     parallel = distribution.setup(config.shard_parameters)
     writable_folder(workdir)
@@ -101,7 +101,7 @@ def run(
 def _train(
     config: FineTuneConfig, workdir: Path, videos: LabelledVideos, parallel: DataParallel
 ) -> float | None:
-    """Train, save and test."""
+    """Train, save and test a run that is not finished."""
     config = settled(config, len(videos.train), parallel)
     keras.utils.set_random_seed(config.seed)
     steps_per_epoch = len(videos.train) // config.batches.batch_size
@@ -121,7 +121,7 @@ def _train(
         ),
         description=defining(options, _FREE),
         defaults=defining({**defaults(config), **options}, _FREE),
-        # Whoever gives another schedule wants it; `_as_begun` has said what that means.
+        # A schedule that the user gives takes precedence over that of the stored options.
         upgrade=lambda stored: {**stored, "schedule_epochs": config.schedule_epochs},
         parallel=parallel,
     )
@@ -138,7 +138,7 @@ def _train(
 
 
 def finish(described: dict[str, Any], workdir: Path, metrics: dict[str, Any]) -> float:
-    """Write what the test came to, and the page of the run; the accuracy."""
+    """Write the results of the test and the page of the run, and return the accuracy."""
     draw_confusion(metrics, workdir / "confusion.png")
     accuracy, count = metrics["top1"], metrics["num_counted"]
     content = {"config": described, "accuracy": accuracy, "test_videos": count, "test": metrics}
@@ -151,7 +151,7 @@ def finish(described: dict[str, Any], workdir: Path, metrics: dict[str, Any]) ->
 def _is_finished(
     config: FineTuneConfig, workdir: Path, labelled: LabelledVideos | None, is_first: bool
 ) -> bool:
-    """Tell whether all results are there, and whole; raise if they are another run's."""
+    """Tell whether all results are there and undamaged; raise if they belong to another run."""
     path = workdir / "result.json"
     if not path.is_file():
         check_not_lost(workdir, ["preset"])
@@ -162,7 +162,7 @@ def _is_finished(
         current = values(config)
         current |= {name: stored.get(name) for name in DERIVED if current[name] is None}
         with suppress(OSError, ValueError):
-            # Results stay when the videos are gone.
+            # The results of a run stay valid when its videos are gone.
             labelled = labelled or labelled_videos(config)
         if labelled is not None:
             current |= labelled.described()
@@ -187,7 +187,7 @@ def _is_finished(
 
 
 def _as_begun(config: FineTuneConfig, workdir: Path, says: bool) -> FineTuneConfig:
-    """Keep what a run that goes on began with, where nothing else is asked for."""
+    """Fill in the options that a run began with, unless the user gives other values."""
     config = with_its_schedule(config, workdir, says, "epochs")
     stored, current = stored_options(workdir), values(config)
     kept = {name: stored.get(name) for name in DERIVED if current[name] is None}
@@ -198,18 +198,18 @@ def _as_begun(config: FineTuneConfig, workdir: Path, says: bool) -> FineTuneConf
 
 
 def check(config: FineTuneConfig, workdir: Path) -> None:
-    """Check what a config and a folder are by themselves; the config's values are checked already.
+    """Check the files and folders that a config names; its values are checked already.
 
     Raises:
         ValueError: for the first option that is out of range, by its name.
-        OSError: if data, preset or a folder cannot be what they are said to be.
+        OSError: if data, preset or a folder do not exist or cannot be made.
     """
     check_folder(workdir)
     if not config.preset:
         raise ValueError("`preset` must be given: the encoder to fine-tune. Received: none")
     check_options(config)
     stored = (read_result(workdir / "result.json") or {}).get("config") or {}
-    # Results stay when videos and preset are gone.
+    # The results of a run stay valid when its videos and its preset are gone.
     if config.data.data != stored.get("data"):
         config.data.check(check_sources)
     if config.preset != stored.get("preset"):
@@ -227,7 +227,7 @@ def parse_arguments(
 
 
 def main(arguments: list[str] | None = None, program: str = "finetune.py") -> None:
-    """Run the recipe as a command; `program` stands in front of its messages."""
+    """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
         config, workdir = parse_arguments(arguments, program)

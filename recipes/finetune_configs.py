@@ -1,7 +1,7 @@
-"""The numbers of end-to-end fine-tuning (App. D.3, Table 12).
+"""Define the configs of end-to-end fine-tuning (App. D.3, Table 12).
 
-A config is a function that returns a `FineTuneConfig`. What the table leaves open is VideoMAE's,
-whom the paper follows. Rates are those of 256 clips a batch, and grow with the batch.
+A config is a function that returns a `FineTuneConfig`. Numbers that the table leaves open are
+VideoMAE's, which the paper follows. Rates are for batches of 256 clips, and grow with the batch.
 """
 
 from collections.abc import Callable
@@ -23,49 +23,49 @@ class FineTuneConfig:
     """Defines a fine-tuning: the encoder to begin with, data, augmentation, training and test.
 
     Attributes:
-        preset: of the encoder to begin with.
+        preset: preset of the encoder to begin with.
         data: arguments of `keras_vjepa.data.sources.labelled_sets.train_and_test`.
         fraction: share of the training videos of each class that is trained on.
-        task: of a built-in set, what its videos are named by; all if empty.
-        limits: time and pixels that a file may take; one that takes more is unreadable.
-        image_size: of the clips; the preset's if None.
-        num_frames: of the clips; the preset's if None.
-        sampling: of frames; dense takes them `temporal_stride` apart, uniform from equal parts of
-            the video.
+        task: task of a built-in set that is learnt; if empty, all tasks as one label.
+        limits: time and pixels that a file may take; a file that takes more is unreadable.
+        image_size: image size of the clips; None for the preset's.
+        num_frames: number of frames of the clips; None for the preset's.
+        sampling: how frames are chosen: dense takes them `temporal_stride` apart, uniform takes one
+            from each of equal parts of the video.
         temporal_stride: source frames per frame of a clip that is sampled densely.
-        test_clips: clips of a test video.
-        test_views: crops of each of them, 1 or 3.
-        drop_path_rate: of the encoder's last block.
-        head_dropout: of the head.
+        test_clips: number of clips of a test video.
+        test_views: number of crops of each of these clips, 1 or 3.
+        drop_path_rate: rate of stochastic depth in the encoder's last block.
+        head_dropout: dropout rate of the head.
         encoder_norm: whether the encoder's final norm is kept before the head's own.
-        batches: the batch is that of all devices together; the last videos of an epoch that do not
-            fill one are left out. Without a value 8, or fewer where there are fewer videos.
-        epochs: passes over the training videos; None for as many as suit their number.
-        warmup_epochs: of them, with a rising rate; None for a tenth.
-        schedule_epochs: the passes that the rate is made for; by default those of the run, and of a
-            run that goes on those that it began with.
-        learning_rate: at its highest, of 256 videos a batch.
-        warmup_learning_rate: of the first step, likewise.
-        final_learning_rate: that the rate falls towards, likewise.
-        layer_decay: by how much rate and decay of a layer are less than those of the one above.
-        weight_decay: of AdamW.
+        batches: a batch is that of all devices together; the last videos of an epoch that do not
+            fill one are left out. By default it has 8 videos, or fewer if there are fewer.
+        epochs: passes over the training videos; None for a number that suits how many there are.
+        warmup_epochs: passes at the beginning with a rising rate; None for a tenth of all.
+        schedule_epochs: number of passes that the rate is made for; by default that of the run, and
+            if a run goes on, the number that it began with.
+        learning_rate: the highest rate, for 256 videos in a batch.
+        warmup_learning_rate: rate of the first step, for 256 videos in a batch.
+        final_learning_rate: rate that the last steps approach, for 256 videos in a batch.
+        layer_decay: factor by which rate and decay of a layer are below those of the layer above.
+        weight_decay: weight decay of AdamW.
         transform: random crops, flips and erasing of training clips.
-        auto_augment: the short form of a RandAugment; empty for none.
-        color_jitter: in Table 12, and without effect beside RandAugment, as in VideoMAE; must be
-            0 without it.
-        mixing: of clips and labels.
+        auto_augment: a RandAugment in its short form; empty for none.
+        color_jitter: a number of Table 12, which has no effect beside RandAugment, as in VideoMAE;
+            must be 0 without RandAugment.
+        mixing: how clips and their labels are mixed.
         remat: compute activations again in the backward pass: less memory, more time.
-        accumulation_steps: parts of a step, one after the other: less memory, the same numbers but
-            for what is drawn for each sample.
-        gradient_accumulation_steps: None, or batches of which an update takes the mean gradient;
-            rates grow with it as with the batch.
+        accumulation_steps: parts of a step, made one after the other: less memory, same results
+            except for numbers that are drawn for each sample.
+        gradient_accumulation_steps: None, or the number of batches whose mean gradient an update
+            takes; rates grow with it as with the batch.
         shard_parameters: split parameters over the devices (JAX only).
         dtype: precision of the model.
-        seed: of everything random.
+        seed: seed of everything random.
         run: the run and its checkpoints.
-        validate_every: epochs between two looks at one clip of each test video.
-        tensorboard: write all that is written of the run for TensorBoard too.
-        callbacks: more callbacks of Keras, each package.module:Name.
+        validate_every: epochs between two tests with one clip of each test video.
+        tensorboard: write all numbers of the run for TensorBoard too.
+        callbacks: further callbacks of Keras, each package.module:Name.
     """
 
     preset: str = ""
@@ -138,12 +138,12 @@ class FineTuneConfig:
 
 
 def own() -> FineTuneConfig:
-    """Your own videos: a folder of classes says all that is needed."""
+    """Fine-tune on your own videos, for which a folder of classes is all that is needed."""
     return FineTuneConfig()
 
 
 def k400_large() -> FineTuneConfig:
-    """ViT-L on Kinetics-400, 16x5x3 (Table 12)."""
+    """Fine-tune ViT-L on Kinetics-400, 16x5x3 (Table 12)."""
     return replace(
         own(),
         image_size=224,
@@ -172,10 +172,10 @@ def k400_large() -> FineTuneConfig:
 
 
 def k400_huge() -> FineTuneConfig:
-    """ViT-H on Kinetics-400, 16x5x3 (Table 12).
+    """Fine-tune ViT-H on Kinetics-400, 16x5x3 (Table 12).
 
-    The table does not say whether its rate of 5e-4, at 1,024 videos a batch, is that of 256.
-    Chosen: it is, as VideoMAE's, whose script for ViT-H gives the 2e-3 that it then becomes.
+    The table does not say whether its rate of 5e-4 is for 256 videos or for the batch of 1,024.
+    Here it is for 256 and becomes 2e-3, as in VideoMAE's script for ViT-H.
     """
     return replace(
         k400_large(),
@@ -189,10 +189,10 @@ def k400_huge() -> FineTuneConfig:
 
 
 def ssv2_large() -> FineTuneConfig:
-    """ViT-L on Something-Something v2, 16x2x3 (Table 12).
+    """Fine-tune ViT-L on Something-Something v2, 16x2x3 (Table 12).
 
-    The table says a sampling rate of 4 here as well. Chosen: `--sampling uniform`, as VideoMAE has
-    it on this set; `--sampling dense` is the table's.
+    The table states a sampling rate of 4 here as well. This config has `--sampling uniform`, as
+    VideoMAE has on this set; `--sampling dense` follows the table.
     """
     return replace(
         k400_large(),
@@ -208,29 +208,29 @@ def ssv2_large() -> FineTuneConfig:
 
 
 def ssv2_huge() -> FineTuneConfig:
-    """ViT-H on Something-Something v2, 16x2x3 (Table 12).
+    """Fine-tune ViT-H on Something-Something v2, 16x2x3 (Table 12).
 
-    The table's last rate, 1.5e-3, is above its highest, 5e-4: the rate would rise threefold.
-    Chosen: 1.5e-4, as for ViT-L; `--final_learning_rate 1.5e-3` is the table's.
+    The table's last rate, 1.5e-3, is above its highest, 5e-4, so that the rate would rise. This
+    config has 1.5e-4, as for ViT-L; `--final_learning_rate 1.5e-3` follows the table.
     """
     return ssv2_large()
 
 
 def digit_motion() -> FineTuneConfig:
-    """The built-in set, for the encoder of the pretraining config of that name."""
+    """Fine-tune the encoder of the pretraining config of the same name on the built-in set."""
     return replace(
         own(),
         data="digit_motion",
         temporal_stride=8,
         batch_size=32,
-        # The digit may be anywhere.
+        # Clips are not cropped, because the digit may be anywhere.
         random_resize_scale=(1.0, 1.0),
         random_resize_aspect_ratio=(1.0, 1.0),
     )
 
 
 def digit_motion_black() -> FineTuneConfig:
-    """The built-in set of the longer recipes, for the encoder of `digit_motion_long`."""
+    """Fine-tune the encoder of `digit_motion_long` on the built-in set of the longer recipes."""
     return replace(digit_motion(), data="digit_motion_black", temporal_stride=2)
 
 

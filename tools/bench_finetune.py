@@ -1,10 +1,11 @@
-"""Time a fine-tuning step beside the same step in plain PyTorch, in one run (App. D.3, Table 12).
+"""Time a fine-tuning step, and the same step in plain PyTorch (App. D.3, Table 12).
 
     KERAS_BACKEND=torch keras-vjepa bench-finetune --size base --steps 5
 
-Encoder and head in one step with stochastic depth, soft labels, and AdamW with a rate for each
-layer. The two take turns, so that what else a machine does hits both. Then the optimizer alone,
-with a rate for each layer and with one for all. The plain step is on the device that torch has.
+A step trains encoder and head with stochastic depth, soft labels, and AdamW with a rate for each
+layer. The two steps take turns, so that other work on the machine disturbs both. Then the optimizer
+is timed alone, with a rate for each layer and with one for all. The plain step runs on the device
+that torch has.
 """
 
 import functools
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -33,6 +34,7 @@ _WARM_UP = 2
 
 
 def make_classifier(size: str, layer_decay: float | None = LAYER_DECAY) -> VJEPAVideoClassifier:
+    """Make a classifier with an encoder of a named size, compiled for fine-tuning."""
     backbone = VJEPABackbone.from_size(size, drop_path_rate=DROP_PATH)
     classifier = VJEPAVideoClassifier(
         backbone, num_classes=CLASSES, head="fine_tuning", trainable_backbone=True
@@ -44,7 +46,7 @@ def make_classifier(size: str, layer_decay: float | None = LAYER_DECAY) -> VJEPA
 
 
 def make_plain(size: str, dtype: str = "float32") -> Any:
-    """Make the same in plain PyTorch, which need not be installed for anything else here."""
+    """Make the same in plain PyTorch, which is imported only here, since it may be missing."""
     from keras_vjepa.tools import plain_torch_step
 
     sizes = SIZES[size]
@@ -53,13 +55,14 @@ def make_plain(size: str, dtype: str = "float32") -> Any:
 
 
 def make_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make a batch of noise with soft labels."""
     rng = np.random.default_rng(0)
     videos = rng.normal(size=(batch_size, 16, 224, 224, 3)).astype("float32")
     return videos, mixed_targets(rng.integers(CLASSES, size=batch_size), CLASSES, 0.7, 0.1)
 
 
 def in_turns(functions: Sequence[Callable[[], Any]], count: int) -> list[list[float]]:
-    """Seconds of each function, which follow each other `count` times, after a warm-up."""
+    """Time functions that are called in turns, `count` times each, after a warm-up."""
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(_WARM_UP + count):
         for own, function in zip(times, functions, strict=True):
@@ -109,12 +112,12 @@ def bench_optimizer(options: Any) -> None:
 
 def _update(optimizer: Any, gradients: list[Any], last: Any) -> None:
     optimizer.apply(gradients)
-    # A number on the host: every backend has finished by then.
+    # When the number is on the host, every backend has finished computing it.
     float(ops.convert_to_numpy(ops.sum(last)))
 
 
 def main(arguments: list[str] | None = None, program: str = "bench_finetune.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
     parser.add_argument("--batch-size", type=int, default=1, help="clips")

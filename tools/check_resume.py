@@ -6,10 +6,10 @@
 
 Options that are not this tool's go to the recipe. One run is left undisturbed. Another one gets
 SIGKILL, alternately at a random moment and while it writes a checkpoint, and is started again with
-the same command. When it has finished nevertheless, a new run takes its place.
-Every finished run must have the losses and the last checkpoint of the undisturbed run, bit for bit;
-checkpoints are compared by their names, which contain hashes of their contents. The exit code is 1
-if any run differs.
+the same command. When it has finished nevertheless, a new run takes its place. Every finished run
+must have the losses and the last checkpoint of the undisturbed run, bit for bit; checkpoints are
+compared by their names, which contain hashes of their contents. The exit code is 1 if any run
+differs.
 """
 
 import random
@@ -38,7 +38,7 @@ class Process:
     """Runs the recipe in a folder, and writes its messages to the file `output` beside it."""
 
     workdir: Path
-    # The recipe's name stands in front of its own options.
+    # The name of the recipe, followed by the recipe's options.
     options: Sequence[str]
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ def kill_once(
 
 
 def check_recipe(recipe: str, options: list[str], workdir: Path, program: str) -> None:
-    """Check the recipe's own options; what is wrong ends the process."""
+    """Check the recipe's own options; an error ends the process."""
     if recipe == "finetune":
         with refusing(program, finetune_configs.CONFIGS, options):
             finetune.check(finetune.parse_arguments(options, program)[0], workdir)

@@ -1,11 +1,12 @@
-"""Fine-tuned, frozen and from scratch, by the share of labels, as a table (Tables 1, 5, 7, 8).
+"""Compare fine-tuning, frozen probes and training anew by share of labels (Tables 1, 5, 7, 8).
 
     keras-vjepa finetune-table workdir/table --preset workdir/digit_motion_long/preset
 
-On a built-in set: the encoder fine-tuned, a frozen probe on it, and the same network trained from
-its first weights, each with the same labels and as many steps, for each seed. Fine-tunings are
-runs of `finetune` in folders of their own, and what is done is not done again: the same command
-goes on after an interruption. `table.md` is written anew after each number, `table.json` has all.
+On a built-in set, it fine-tunes the encoder, trains a frozen probe on it, and trains the same
+network from its initial weights, each with the same labels and number of steps, for each seed.
+Fine-tunings are runs of `finetune` in folders of their own. Numbers that are there are not computed
+again, so that the same command goes on after an interruption. `table.md` is written again after
+each number, and `table.json` has all numbers.
 """
 
 import functools
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -48,7 +49,7 @@ _PROBE_BATCH = 32
 
 @dataclass
 class Table:
-    """The numbers that are there: accuracies by method, share of the labels and seed."""
+    """Holds the accuracies found so far, by method, share of the labels and seed."""
 
     workdir: Path
     task: str
@@ -57,7 +58,7 @@ class Table:
         self.numbers = read_result(self.workdir / NUMBERS) or {}
 
     def fill(self, method: str, fraction: float, seed: int, make: Callable[[], float]) -> None:
-        """Make a number, unless it is there, and write the table."""
+        """Compute a number unless it is there, and write the table."""
         cells = self.numbers.setdefault(self.task, {}).setdefault(method, {})
         cell = cells.setdefault(f"{fraction:g}", {})
         if str(seed) not in cell:
@@ -67,7 +68,7 @@ class Table:
             print(f"{method}, {fraction:.0%}, seed {seed}: {cell[str(seed)]:.3f}", file=sys.stderr)
 
     def text(self) -> str:
-        """Write the table: a row for each share of the labels."""
+        """Write the table as text, with a row for each share of the labels."""
         methods = (SCRATCH, FROZEN, FINE_TUNED)
         lines = []
         for task, found in self.numbers.items():
@@ -83,7 +84,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, on which videos."""
+    """Trains fine-tuned models and frozen probes on the same videos."""
 
     options: Any
     train: list[Sample]
@@ -92,7 +93,7 @@ class Comparison:
     def fine_tune(
         self, preset: str, fraction: float, seed: int, name: str, **changes: Any
     ) -> float:
-        """Fine-tune a preset with a share of the labels; the accuracy."""
+        """Fine-tune a preset with a share of the labels, and return the accuracy."""
         options = self.options
         train = low_shot(self.train, fraction, seed)
         config = finetune_configs.CONFIGS[options.data]()
@@ -119,7 +120,7 @@ class Comparison:
         return accuracy
 
     def probe(self, encoder: Any, fraction: float, seed: int, sweeps: dict[str, Any]) -> float:
-        """Train frozen probes with the labels of `fine_tune`; the accuracy of the best."""
+        """Train frozen probes with the labels of `fine_tune`; return the accuracy of the best."""
         options = self.options
         train = low_shot(self.train, fraction, seed)
         settings = replace(
@@ -142,7 +143,7 @@ class Comparison:
 
 
 def run(options: Any) -> str:
-    """Fill the table; what is there stays. Returns its text."""
+    """Compute the numbers that the table lacks, and return its text."""
     workdir = writable_folder(options.workdir)
     with locked(workdir, "workdir"):
         table, sweeps = Table(workdir, options.task), dict[str, ProbeSweep]()
@@ -160,14 +161,15 @@ def run(options: Any) -> str:
                 table.fill(FROZEN, *cell, probe)
                 tune = functools.partial(comparison.fine_tune, options.preset, *cell)
                 table.fill(FINE_TUNED, *cell, functools.partial(tune, FINE_TUNED))
-                # Of the first weights no layer knows anything that it should keep.
+                # Initial weights hold nothing that a layer should keep, so that all layers have the
+                # same rate.
                 anew = functools.partial(comparison.fine_tune, untrained, *cell, SCRATCH)
                 table.fill(SCRATCH, *cell, functools.partial(anew, layer_decay=1.0))
         return table.text()
 
 
 def first_weights(preset: str, encoder: Any, workdir: Path) -> str:
-    """Find what the encoder was before its training, or leave another one like it."""
+    """Find the preset of the encoder before its training, or write one of an encoder like it."""
     left = Path(preset).parent / "untrained"
     if Path(preset).is_dir() and left.is_dir():
         return str(left)
@@ -179,7 +181,7 @@ def first_weights(preset: str, encoder: Any, workdir: Path) -> str:
 
 
 def main(arguments: list[str] | None = None, program: str = "finetune_table.py") -> None:
-    """Run the command; `program` stands in front of its messages."""
+    """Run the command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("workdir", type=Path, help="folder of the runs and of the table")

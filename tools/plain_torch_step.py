@@ -41,7 +41,7 @@ class Block(nn.Module):
         self.mlp_output = nn.Linear(4 * dim, dim)
 
     def kept(self, branch: torch.Tensor) -> torch.Tensor:
-        """The branch, left out of some samples at random where there is a `drop_path`."""
+        """Leave a branch out of some samples at random, at the rate of `drop_path`."""
         if not self.drop_path:
             return branch
         drawn = torch.rand(len(branch), 1, 1, device=branch.device) < 1.0 - self.drop_path
@@ -178,11 +178,11 @@ class Training:
 
 
 class FineTuning:
-    """Encoder and head, an optimizer with a rate for each layer, and one step of them.
+    """Holds encoder, head and an optimizer with a rate for each layer, and makes steps.
 
     Args:
-        encoder: its final norm is taken off, and its blocks leave branches out.
-        num_classes: classes.
+        encoder: its final norm is removed, and its blocks leave branches out.
+        num_classes: number of classes.
         rates: learning rate, weight decay, layer decay, and drop path of the last block.
         half: whether it computes in bfloat16.
     """
@@ -214,7 +214,7 @@ class FineTuning:
         )
 
     def step(self, videos: np.ndarray, targets: np.ndarray) -> float:
-        """One step on a batch in host memory; the loss, when all is done."""
+        """Make a step on a batch in host memory, and return the loss when all is done."""
         inputs = torch.from_numpy(np.ascontiguousarray(videos.transpose(0, 4, 1, 2, 3)))
         with self.autocast:
             logits = self.head(self.encoder(inputs.to(self.device)).mean(1))

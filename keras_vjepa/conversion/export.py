@@ -242,7 +242,7 @@ def _probe_config(
 
 
 def _expect_probe(probe: Any) -> None:
-    """Raise unless a classifier's head is an attentive probe, the only one of these layouts."""
+    """Refuse a classifier whose head is no attentive probe, since these layouts have no other."""
     _expect("head", "probe" if isinstance(probe, VJEPAProbe) else "fine_tuning", "probe")
     _expect("pooling", probe.pooling, "attentive")
 

@@ -1,4 +1,4 @@
-"""The videos that a classifier is trained and tested on, and what their classes are (App. D.3)."""
+"""List the videos that a classifier is trained and tested on, and their classes (App. D.3)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from keras_vjepa.data.sources.labels import check_labels, low_shot
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
 
-# Of the tasks of the built-in sets, the names of the classes.
+# The names of the classes of each task of the built-in sets.
 TASK_NAMES = {"digit": [str(digit) for digit in range(10)], "motion": [*MOTIONS]}
 
 
 @dataclass(frozen=True)
 class LabelledVideos:
-    """Holds labelled videos.
+    """Holds the labelled videos of a training and of its test.
 
     Attributes:
-        train: to train on.
-        test: to test on.
+        train: videos to train on.
+        test: videos to test on.
         num_classes: number of classes.
-        class_names: their names in the order of their numbers; None where they have none.
+        class_names: names of the classes in the order of their numbers; None if they have none.
     """
 
     train: Sequence[Sample]
@@ -32,7 +32,7 @@ class LabelledVideos:
     class_names: list[str] | None = None
 
     def described(self) -> dict[str, Any]:
-        """Say which classes the training videos are of: other labels are another run."""
+        """Describe the classes and the labels of the training videos, which define a run."""
         labels = ",".join(str(sample.label) for sample in self.train)
         return {
             "class_names": self.class_names,
@@ -45,11 +45,11 @@ def labelled_videos(config: Any) -> LabelledVideos:
     """List the videos that a config of fine-tuning names.
 
     Args:
-        config: of the recipe.
+        config: config of the recipe.
 
     Raises:
-        FileNotFoundError: if something does not exist.
-        ValueError: if a label is missing, or what is read is not as it must be.
+        FileNotFoundError: if a file or folder does not exist.
+        ValueError: if a label is missing, or a file has wrong contents.
     """
     train, test = config.data.make()
     names = config.data.make(class_names)
@@ -65,10 +65,10 @@ def labelled_videos(config: Any) -> LabelledVideos:
 
 
 def of_task(samples: Sequence[Sample], task: str) -> list[Sample]:
-    """Label videos of a built-in set by one of its tasks alone.
+    """Label videos of a built-in set by only one of its tasks.
 
     Args:
-        samples: of the set.
+        samples: videos of the set.
         task: `"digit"` or `"motion"`.
     """
     labels = labels_of(samples, DIGIT_MOTION_TASKS)[task].tolist()

@@ -12,17 +12,17 @@ from keras_vjepa.evaluation.metrics import accuracies
 
 
 class ClassifierTest:
-    """Counts how often a classifier is right; each video counts once, in however many views.
+    """Counts how often a classifier is right; each video counts once, whatever its number of views.
 
     Args:
-        batches: of the videos, this process's share of them.
+        batches: batches of the videos, of which this process makes its share.
 
     Call arguments:
         classifier: takes the clips and views that the batches have. All processes call it together.
 
     Returns:
-        What `keras_vjepa.evaluation.metrics.accuracies` gives, and `loss`, the mean cross-entropy
-        of the videos that could be read; None if there are none.
+        The metrics of `keras_vjepa.evaluation.metrics.accuracies`, and `loss`, the mean
+        cross-entropy of the videos that could be read; None if none could be read.
     """
 
     def __init__(self, batches: EvaluationBatches) -> None:
@@ -30,7 +30,7 @@ class ClassifierTest:
         self._inference: DistributedInference | None = None
 
     def __call__(self, classifier: keras.Model) -> dict[str, Any]:
-        # Kept, so that it is compiled once.
+        # The object is kept between calls, so that it is compiled only once.
         if self._inference is None or self._inference.model is not classifier:
             self._inference = DistributedInference(classifier)
         found = [self._inference(videos, weight) for videos, _, weight in self.batches.stream()]

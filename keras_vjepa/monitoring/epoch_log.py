@@ -1,4 +1,4 @@
-"""What each epoch of a fine-tuning comes to: its loss, and the test videos (App. D.3)."""
+"""Write the results of each epoch of a fine-tuning: its loss, and a test (App. D.3)."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +16,18 @@ FILE_NAME = "epochs"
 
 
 class EpochLog(RunFollower):
-    """Writes `epochs.csv` and `epochs.jsonl`, a row for each epoch after which videos are tested.
+    """Writes `epochs.csv` and `epochs.jsonl`, with a row for each epoch after which it tests.
 
     A row has the epoch, the mean loss of its steps, and accuracy, top-5 and loss on videos that are
-    not trained on. A run that goes on leaves out the rows of epochs that it goes back to. All
-    processes of a run need it, since they test together; the first one writes.
+    not trained on. A run that continues from a checkpoint removes the rows of epochs that it makes
+    again. All processes of a run need the log, since they test together; the first one writes.
 
     Args:
-        folder: where to.
-        steps_per_epoch: steps of an epoch.
-        test: called with the model; has `top1`, `top5` and `loss` in what it returns.
-        every: epochs between two rows; there is one after the last step in any case.
-        writers: called with the new row after each test.
+        folder: the folder to write to.
+        steps_per_epoch: number of steps of an epoch.
+        test: a function of the model; its result must hold `top1`, `top5` and `loss`.
+        every: epochs between two rows; there is also a row after the last step.
+        writers: functions that are called with the new row after each test.
 
     Raises:
         ValueError: if a number is not positive.
@@ -55,7 +55,7 @@ class EpochLog(RunFollower):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._step = self.begun_at
-        # Of an epoch that was begun by another process.
+        # An earlier process may have begun the current epoch; its losses are in the table of steps.
         earlier = read_rows(self.folder / f"{STEPS}.jsonl")
         self._losses_of_steps = {
             r["step"]: r.get("loss") for r in earlier if r["step"] <= self.begun_at
@@ -73,7 +73,7 @@ class EpochLog(RunFollower):
             self._losses_of_steps = {}
 
     def _write(self, epoch: int) -> None:
-        # `self.model`, as a property of Keras, brings the variables up to date.
+        # Reading `self.model`, a property of Keras, brings the variables up to date.
         found = self.test(self.model)
         if self._table is None:
             return

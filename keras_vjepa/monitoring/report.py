@@ -11,7 +11,7 @@ from keras_vjepa.monitoring.tables import Row
 
 FILE_NAME = "report.html"
 MASKS_FILE = "masks.png"
-# Classes that are shown.
+# Number of classes that are shown.
 _WORST = 20
 
 
@@ -85,7 +85,7 @@ def _said(run: RunTables) -> list[str]:
 
 
 def _test(found: Mapping[str, Any]) -> list[str]:
-    """How often test videos are named right, and the classes for which that happens least."""
+    """Write the accuracy on the test videos, and the classes with the lowest accuracy."""
     if "top1" not in found:
         return []
     names, shares = found["class_names"], found["per_class"]

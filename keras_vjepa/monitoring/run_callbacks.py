@@ -69,11 +69,11 @@ def callbacks_of_fine_tuning(
     """Make the callbacks of a fine-tuning.
 
     Args:
-        config: of the recipe.
-        options: all that defines the run, and its `steps`.
-        steps_per_epoch: steps of an epoch.
-        test: counts how the model names test videos; see `EpochLog`.
-        workdir: of the run.
+        config: config of the recipe.
+        options: all options that define the run, and its `steps`.
+        steps_per_epoch: number of steps of an epoch.
+        test: tests the model; see `EpochLog`.
+        workdir: folder of the run.
         is_first: whether this process is the one that writes.
     """
     if is_first:
@@ -90,7 +90,7 @@ def callbacks_of_fine_tuning(
 def _writers(
     config: Any, options: Mapping[str, Any], workdir: Path, is_first: bool
 ) -> dict[str, list[Callable[[Sequence[Row]], None]]]:
-    """What writes the rows of each table elsewhere too."""
+    """Make the functions that also write the rows of each table for TensorBoard, if wanted."""
     names = (STEPS, LOOKS, EPOCHS)
     if not is_first or not config.tensorboard:
         return {name: [] for name in names}

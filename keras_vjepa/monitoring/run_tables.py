@@ -141,7 +141,7 @@ def read_run(folder: Path, step: int | None = None) -> RunTables:
         (read_result(folder / name) or {}) if whole else {}
         for name in ("probe.json", "result.json")
     )
-    # The file of that name of a probe is of another kind.
+    # A probe's file of the same name holds no `test`.
     test = {**(test.get("test") or {}), "class_names": options.get("class_names")}
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     versions = checkpoints.described().get("versions") or {}
