@@ -1,7 +1,7 @@
-"""Have an evaluation and a preprocessor see the same pixels of a video (App. D.1).
+"""Make an evaluation and a preprocessor see the same pixels of a video (App. D.1).
 
 A preset's preprocessor says how the preset's encoder sees files, and an evaluation of that encoder
-follows it. The classifier that comes out of the evaluation gets a preprocessor in turn.
+follows it. The classifier that results from the evaluation gets a preprocessor in turn.
 """
 
 from typing import Any, TypeVar
@@ -19,11 +19,11 @@ _PIXELS = ("antialias", "interpolation", "short_side", "crop_rounding", "mean", 
 
 
 def seen_as_by_the_preset(settings: SettingsT, preset: PresetName) -> SettingsT:
-    """Have an evaluation resize and normalise pixels as a preset does, unless an option says how.
+    """Set an evaluation to resize and normalise pixels as a preset does, unless options say how.
 
     Args:
-        settings: of the evaluation; if they have an `image_size`, that is the size of the clips.
-        preset: whose preprocessor is followed.
+        settings: settings of the evaluation; their `image_size`, if set, is the size of the clips.
+        preset: the preset whose preprocessor is followed.
 
     Returns:
         The settings, with those options changed in which the preprocessor is not the usual one.
@@ -42,7 +42,7 @@ def preprocessor_of(settings: ProbeSettings) -> VJEPAVideoPreprocessor:
     """Make the preprocessor that sees a video as an evaluation does.
 
     Args:
-        settings: of the evaluation, which know the size of the clips.
+        settings: settings of the evaluation; they must have an `image_size`.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Make what a fine-tuning is made of, from its config: classifier, batches, test (App. D.3)."""
+"""Make the classifier, the batches and the test of a fine-tuning from its config (App. D.3)."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import FineTuningSchedule
 
-# The batch that the rates of a config are of.
+# The batch size for which a config states its rates.
 _RATES_ARE_OF = 256
 
 
@@ -33,7 +33,7 @@ def introduction(
     videos: LabelledVideos,
     devices: DataParallel,
 ) -> str:
-    """Say what a run is about to do."""
+    """Say in words what a run is about to do."""
     trained = sum(math.prod(variable.shape) for variable in classifier.trainable_variables)
     videos_of_classes = (
         f"{counted(len(videos.train), 'video')} of "
@@ -48,14 +48,14 @@ def introduction(
 
 
 def weights_of_encoder(config: Any, stored: dict[str, Any]) -> dict[str, str]:
-    """Hash the encoder's weights: a preset is told by them, wherever it lies.
+    """Hash the encoder's weights, by which a preset is recognised wherever it lies.
 
     Args:
         config: config of the recipe.
-        stored: options of a finished run, which stay when the preset is gone.
+        stored: options of a finished run, whose hash is taken if the preset is gone.
 
     Raises:
-        OSError: if there is no such preset, and no such run.
+        OSError: if there is no such preset, and no run that began with it.
     """
     try:
         encoder = load_backbone(config.preset, dtype=config.dtype)
@@ -67,14 +67,14 @@ def weights_of_encoder(config: Any, stored: dict[str, Any]) -> dict[str, str]:
 
 
 def rate_scale(config: Any) -> float:
-    """Tell how many times the rates of a config are, for its batch."""
+    """Compute the factor by which the rates of a config are multiplied for its batch."""
     return config.batches.batch_size / _RATES_ARE_OF * (config.gradient_accumulation_steps or 1)
 
 
 def make_classifier(
     config: Any, videos: LabelledVideos, steps_per_epoch: int
 ) -> VJEPAVideoClassifier:
-    """Make the encoder of the preset with a new head, compiled."""
+    """Make a classifier of the preset's encoder and a new head, and compile it."""
     sizes = {"image_size": config.image_size, "num_frames": config.num_frames}
     classes: dict[str, Any] = {"class_names": videos.class_names}
     if videos.class_names is None:
@@ -101,7 +101,8 @@ def make_classifier(
         trainable_backbone=True,
         preprocessor=preprocessor_of(config, backbone),
         dtype=config.dtype,
-        # Of a second one in a process Keras would number the variables' paths.
+        # Without a name, Keras would number a second classifier in a process, and with it the
+        # paths of its variables.
         name="classifier",
     )
     backbone.remat = config.remat
@@ -124,14 +125,14 @@ def make_classifier(
     )
     classifier.optimizer.build(classifier.trainable_variables)
     parts = {"encoder": backbone, "head": classifier.probe}
-    # In half precision another optimizer scales the loss around it.
+    # In half precision, the optimizer lies inside another one, which scales the loss.
     [inner] = inner_optimizers(classifier.optimizer)
     inner.log_norms({name: part.trainable_variables for name, part in parts.items()})
     return classifier
 
 
 def preprocessor_of(config: Any, backbone: Any, **several: Any) -> VJEPAVideoPreprocessor:
-    """Make what a user's files pass: clips as those of training, so many, and views."""
+    """Make the preprocessor for a user's files, whose clips are like those of training."""
     return VJEPAVideoPreprocessor(
         backbone.image_size, backbone.num_frames, config.temporal_stride, **several
     )
@@ -143,7 +144,7 @@ def make_batches(
     videos: LabelledVideos,
     parallel: DataParallel,
 ) -> FineTuningBatches:
-    """Make the batches that it is trained on."""
+    """Make the batches to train on."""
     backbone = classifier.backbone
     clip = clips.SegmentClips if config.sampling == "uniform" else clips.ClipSettings
     augmentation = RandAugment.from_string(config.auto_augment) if config.auto_augment else None
@@ -182,7 +183,7 @@ def make_test_batches(
     videos: LabelledVideos,
     parallel: DataParallel,
 ) -> EvaluationBatches:
-    """Make the batches that it is tested on, of its clips and views."""
+    """Make the batches to test on, with the clips and views that the classifier takes."""
     backbone = classifier.backbone
     clip = clips.SegmentTestClips if config.sampling == "uniform" else clips.DenseTestClips
     view: Any = functools.partial(center_view, crop_size=backbone.image_size)

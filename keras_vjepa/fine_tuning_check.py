@@ -1,4 +1,4 @@
-"""Check what defines a fine-tuning; settle what follows from its videos (App. D.3, Table 12)."""
+"""Check the config of a fine-tuning, and fill it in for its videos (App. D.3, Table 12)."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ from keras_vjepa.monitoring.tensorboard import check_tensorboard
 from keras_vjepa.training.optimizer import LEARNING_DTYPES
 from keras_vjepa.training.resumable import check_run
 
-# Where nothing else is asked for: of a batch, and of all passes together, which are so many at
-# least and at most.
+# Defaults: the size of a batch, the number of videos seen in all passes together, and the smallest
+# and largest number of passes.
 _BATCH_SIZE, _VIDEOS_SEEN = 8, 6000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 100
-# Options that follow from the videos while they are None.
+# Options that are derived from the videos if they are None.
 DERIVED = ("batch_size", "epochs", "warmup_epochs", "schedule_epochs")
 
 
@@ -34,12 +34,12 @@ def check_fields(config: Any) -> None:
     """Check the fields of a config of fine-tuning.
 
     Args:
-        config: of the recipe.
+        config: config of the recipe.
 
     Raises:
         ValueError: for the first value that is out of range, by the name of its option.
     """
-    config.mixing.make()  # which checks
+    config.mixing.make()  # the constructor checks its arguments
     config.limits.make()
     config.transform.make(crop_size=16, augmentation=None)
     config.run.check(check_run, steps=1)
@@ -116,21 +116,22 @@ def _check_numbers(config: Any) -> None:
 
 
 def check_options(config: Any) -> None:
-    """Check what names packages of others; raise `ValueError` by the name of the option."""
+    """Check options that need other packages; raise `ValueError` with the name of the option."""
     check_callbacks(config.callbacks or ())
     check_tensorboard(config.tensorboard)
 
 
 def settled(config: ConfigT, num_videos: int, parallel: DataParallel) -> ConfigT:
-    """Settle what the config leaves to the number of videos; what it says counts.
+    """Fill in the options that are derived from the number of videos, if they are None.
 
     Args:
-        config: of the recipe.
-        num_videos: that there are to train on.
-        parallel: devices, of which each needs as many clips.
+        config: config of the recipe.
+        num_videos: number of videos to train on.
+        parallel: the devices, each of which needs the same number of clips.
 
     Raises:
-        ValueError: if a batch is more than the videos, or cannot be divided among the devices.
+        ValueError: if a batch is larger than the number of videos, or cannot be divided among the
+            devices.
     """
     size = config.batches.batch_size
     unit = parallel.device_count * (2 if config.mixing.make().mixes else 1)

@@ -60,14 +60,15 @@ def replicas_in_sync() -> int:
 
 
 def draw_rows(draw: Callable[[Any], Tensor], rows: Any) -> Tensor:
-    """Draw for the samples of all replicas, and return this one's: no two have the same draws.
+    """Draw random numbers for the samples of this replica, different from those of all others.
 
-    Replicas share the state of a seed, so that each would draw the others' numbers. JAX draws for
-    the whole batch anyway.
+    Replicas share the state of a seed, so that all would draw the same numbers. Therefore each
+    draws for the samples of all replicas and takes its own. JAX draws for the whole batch anyway.
 
     Args:
-        draw: makes random numbers with an axis of samples in front, for so many samples.
-        rows: samples of this replica.
+        draw: a function of the number of samples, which draws numbers with an axis of samples in
+            front.
+        rows: number of samples of this replica.
     """
     processes, count, index = joined_torch_processes(), replicas_in_sync(), 0
     if processes is not None:

@@ -200,7 +200,7 @@ def _part(parts: Any, index: Any) -> Any:
 
 
 def _given(x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
-    """What there is of a batch, by its name: labels are split as the inputs are."""
+    """Collect by name what a batch has, so that labels and weights are split as the inputs are."""
     named = {"x": x, "y": y, "sample_weight": sample_weight}
     return {name: value for name, value in named.items() if value is not None}
 
@@ -210,10 +210,10 @@ def _loss_of(model: TrainableModel, part: dict[str, Any], outputs: Any) -> Tenso
 
 
 def _whole(outputs: list[Any]) -> Any:
-    """The outputs of all parts, in the order that their samples had in the batch."""
+    """Join the outputs of all parts, in the order that their samples had in the batch."""
 
     def joined(*parts: Tensor) -> Tensor:
-        # The last parts may have a sample less than the first.
+        # The last parts may have one sample less than the first.
         size = parts[-1].shape[0]
         rows = ops.stack([part[:size] for part in parts], axis=1)
         rest = [part[size:] for part in parts if size is not None and part.shape[0] != size]
@@ -383,8 +383,8 @@ def _tensorflow_sum(
 ) -> tuple[tuple[Any, ...], list[Any]]:
     """Add loss, gradients and what was observed of parts to `total`; also return their outputs.
 
-    Outputs are kept only of labelled parts, whose metrics need them; those of other parts are
-    losses.
+    Outputs are kept only for labelled parts, whose metrics need them; the outputs of other parts
+    are losses.
     """
     import tensorflow as tf
 
@@ -472,10 +472,10 @@ def _jax_step(model: TrainableModel, state: Any, data: Any) -> tuple[dict[str, A
 def _jax_sum(
     gradients_of: Callable[..., Any], groups: list[tuple[Any, float]], trainable: Any, kept: Any
 ) -> tuple[Any, ...]:
-    """What `gradients_of` returns of a whole batch, of its parts one after the other.
+    """Compute what `gradients_of` returns for a whole batch from its parts, one after the other.
 
-    Outputs are kept only of labelled parts, whose metrics need them; those of other parts are
-    losses.
+    Outputs are kept only for labelled parts, whose metrics need them; the outputs of other parts
+    are losses.
     """
     import jax
 
