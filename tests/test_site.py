@@ -70,9 +70,10 @@ def test_links_lead_to_pages_of_the_site_or_nowhere():
         return repository_pages.site_links(text, page, {"speed.md": "Speed"})
 
     assert links("[a](docs/speed.md#b) [c](LICENSE)", "index.md") == "[a](speed.md#b) c"
+    assert links("[![a](docs/speed.md)](docs/speed.md)", "index.md") == "[![a](speed.md)](speed.md)"
     assert links("[docs/speed.md](docs/speed.md)", "index.md") == "[Speed](speed.md)"
     assert links("[a](../recipes/README.md)", "speed.md") == "[a](results.md)"
-    assert links("[zoo.py](../keras_vjepa/zoo.py)", "paper.md") == "`keras_vjepa/zoo.py`"
+    assert links("[zoo.py](../keras_vjepa/zoo.py)", "paper.md") == "`zoo.py`"
     same = "[a](https://a.b) [c](#d)\n```\n[e](gone.md)\n```\n"
     assert links(same, "speed.md") == same
     with pytest.raises(FileNotFoundError, match=r"docs/speed.md links to gone.md"):
@@ -88,6 +89,8 @@ def test_sections_of_docstrings_are_those_that_griffe_knows():
         "Add.\n\nOther Args: Call arguments\n    a: one.\n\n"
         "Examples:\n    >>> 1\n    1\n\n    >>> 2\n    2\n\nMore."
     )
+    returns = "Returns:\n    A dictionary: of names."
+    assert docstrings.known_sections(returns) == "Returns:\n    : A dictionary: of names."
     several = "Args:\n    a, b: as in\n        that.\n    c: other."
     assert docstrings.known_sections(several) == (
         "Args:\n    a: as in\n        that.\n    b: as in\n        that.\n    c: other."

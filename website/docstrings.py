@@ -9,6 +9,8 @@ import griffe
 _EXAMPLE = re.compile(r"^Example:\n\n((?:(?!\n\n(?!>>>)).)*)", re.MULTILINE | re.DOTALL)
 # An entry for several arguments, with its continuation lines.
 _SEVERAL = re.compile(r"^    (\w+(?:, \w+)+):(.*(?:\n {8}.*)*)", re.MULTILINE)
+# What is returned is described in prose, in which a colon does not end a type.
+_RETURNS = re.compile(r"^(Returns|Yields):\n    (?=.*:)", re.MULTILINE)
 
 
 class PlainSections(griffe.Extension):
@@ -33,6 +35,7 @@ def known_sections(text: str) -> str:
         2
     """
     text = re.sub("^Call arguments:$", "Other Args: Call arguments", text, flags=re.MULTILINE)
+    text = _RETURNS.sub(r"\1:\n    : ", text)
     text = _SEVERAL.sub(_one_by_one, text)
     return _EXAMPLE.sub(lambda found: "Examples:\n" + _indented(found[1]), text)
 

@@ -53,6 +53,7 @@ def site_links(text: str, page: str, titles: Mapping[str, str]) -> str:
 
     def rewritten(link: re.Match[str]) -> str:
         image, words, target = link.groups()
+        words = _LINK.sub(rewritten, words)  # a picture that is a link
         path, hash_sign, anchor = target.partition("#")
         if not path or re.match(r"[a-z]+:", path):
             return link[0]
@@ -62,7 +63,7 @@ def site_links(text: str, page: str, titles: Mapping[str, str]) -> str:
         place = page_of(file)
         is_name = file.endswith(words)
         if place is None:
-            return f"`{file}`" if is_name else words
+            return f"`{file.removeprefix('keras_vjepa/')}`" if is_name else words
         if is_name:
             words = titles.get(place, words)
         relative = posixpath.relpath(place, posixpath.dirname(page) or ".")
