@@ -59,7 +59,7 @@ def at_home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "cache"))
     released = tmp_path / "cache" / "presets" / "vjepa_large_patch16_224"
-    VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2).save_to_preset(released)
+    VJEPABackbone(32, 4, hidden_dim=24, num_layers=4, num_heads=2).save_to_preset(released)
     VJEPAVideoPreprocessor(32, 4).save_to_preset(released)
     own = VJEPABackbone(64, 8, patch_size=16, hidden_dim=24, num_layers=1, num_heads=2)
     own.save_to_preset("workdir/digit_motion/preset")
