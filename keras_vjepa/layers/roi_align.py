@@ -1,10 +1,11 @@
-"""RoIAlign: features of boxes, read from a map of features (App. D.2).
+"""Pool the features of boxes from a map of features by RoIAlign (App. D.2).
 
 The paper follows the detection protocol of Feichtenhofer et al. (2021), where the features of a
 person's box are pooled by RoIAlign to 7 x 7.
 
-Each bin of a box is the mean of bilinear samples on a regular grid. A sample is a weight of each
-row times one of each column, and so is the mean of a bin: two small matrices a box, and no gather.
+Each bin of a box is the mean of bilinear samples on a regular grid. The weight of a cell in a
+sample, and also in the mean of a bin, is a weight of its row times one of its column. Therefore two
+small matrices for each box suffice, and no gather is needed.
 """
 
 from collections.abc import Sequence
@@ -16,42 +17,42 @@ from keras import ops
 from keras_vjepa.arguments import MOST_SIDE, check_flag, check_number, check_size, check_whole
 from keras_vjepa.types import Tensor
 
-# More samples a bin change nothing that could be seen.
+# With more samples in a bin, the results would not differ visibly.
 _MOST_SAMPLES = 64
-# An adaptive grid has samples more than half a cell apart, and a cell is reached from one cell on
-# each side: four samples at most, and one before and after them, should a number be rounded.
+# The most samples that can reach a cell in an adaptive grid. Samples are more than half a cell
+# apart, and reach a cell from one cell on each side. These are four samples at most, and one more
+# is added before and after them, in case that a number is rounded.
 _REACHING = 6
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class RoIAlign(keras.layers.Layer):
-    """Pool the features of each box to a grid of bins of one size (App. D.2).
+    """Pools the features of each box to a grid of bins of one size (App. D.2).
 
-    A position in pixels times `spatial_scale` is one in cells of the map. A bin is the mean of
-    samples on a regular grid, each bilinear between the centres of four cells. A sample outside the
-    map by up to one cell has the border's value, one further outside counts as 0.
+    A position in pixels times `spatial_scale` is a position in cells of the map. A bin is the mean
+    of samples on a regular grid, each bilinear between the centres of four cells. A sample outside
+    the map by up to one cell has the border's value; a sample further outside counts as 0.
 
     Args:
-        output_size: bins of a box, one number for squares or height and width.
-        spatial_scale: cells of the map for each pixel of a box.
-        sampling_ratio: samples of a bin along each axis; 0 is adaptive, as many as cells that the
-            bin covers, rounded up.
+        output_size: number of bins of a box: one number for squares, or height and width.
+        spatial_scale: number of cells of the map for each pixel of a box.
+        sampling_ratio: number of samples of a bin along each axis; 0 is adaptive, the number of
+            cells that the bin covers, rounded up.
         aligned: whether position 0 is the left edge of the first cell. If not, it is that cell's
-            centre, half a cell off, and boxes are one cell large at least: the form of before 2019,
-            which VideoMAE's detection has.
+            centre, half a cell off, and boxes are at least one cell large. This is the form from
+            before 2019, which VideoMAE's detection has.
 
     Call arguments:
         features: `(batch, height, width, channels)`.
-        boxes: `(batch, boxes, 4)`: left, top, right and bottom in pixels, also beyond the map. They
-            are taken as they are: no gradient reaches them. They keep their precision where
-            features have half.
+        boxes: `(batch, boxes, 4)` with left, top, right and bottom in pixels, also beyond the map.
+            No gradient reaches them, and they keep their precision if features have half.
 
     Returns:
-        `(batch, boxes, *output_size, channels)`. With `aligned`, a box whose right end is not right
-        of its left one (or bottom below top) gives zeros if sampling is adaptive.
+        `(batch, boxes, *output_size, channels)`. With `aligned` and adaptive sampling, a box
+        without width or height gives zeros, and so does one whose ends are exchanged.
 
     Raises:
-        ValueError: for arguments out of range, and inputs of other shapes.
+        ValueError: for arguments out of range, and for inputs of other shapes.
 
     Example:
 
@@ -86,7 +87,7 @@ class RoIAlign(keras.layers.Layer):
 
     @property
     def bins(self) -> tuple[int, int]:
-        """Bins along height and width."""
+        """Return the numbers of bins along height and width."""
         size = self.output_size
         return (size, size) if isinstance(size, int) else size
 
@@ -103,7 +104,7 @@ class RoIAlign(keras.layers.Layer):
         _, number, _ = ops.shape(boxes)
         rows, columns = self.bins
         weights = self._weights(boxes[..., 1], boxes[..., 3], rows, height)
-        # (batch, boxes * rows, height) by (batch, height, width * channels).
+        # This multiplies (batch, boxes * rows, height) by (batch, height, width * channels).
         weights = ops.reshape(weights, (-1, number * rows, height))
         pooled = ops.matmul(weights, ops.reshape(features, (-1, height, width * channels)))
         pooled = ops.reshape(pooled, (-1, number, rows, width, channels))
@@ -111,12 +112,12 @@ class RoIAlign(keras.layers.Layer):
         return ops.matmul(ops.expand_dims(weights, 2), pooled)
 
     def _weights(self, low: Tensor, high: Tensor, bins: int, cells: int) -> Tensor:
-        """Compute how much each cell counts in each bin along one axis.
+        """Compute the weight of each cell in each bin along one axis.
 
         Args:
             low, high: ends of the boxes in pixels, `(batch, boxes)`.
-            bins: of a box.
-            cells: of the map.
+            bins: number of bins of a box.
+            cells: number of cells of the map.
 
         Returns:
             `(batch, boxes, bins, cells)`.
@@ -133,7 +134,7 @@ class RoIAlign(keras.layers.Layer):
             sample: Any = ops.arange(self.sampling_ratio, dtype="float32")
         else:
             count = ops.ceil(bin_size)
-            # The samples of a bin that can reach a cell, from one before the first of them.
+            # Only samples that can reach a cell are taken, beginning with one before the first.
             spacing = ops.maximum(bin_size / ops.maximum(count, 1.0), 1e-6)
             first = ops.floor((cell - 1.0 - start) / spacing - 0.75)
             sample = ops.clip(first, 0.0, ops.maximum(count - 1.0, 0.0))
@@ -161,7 +162,7 @@ class RoIAlign(keras.layers.Layer):
 
 
 def check_shapes(features: Sequence[int | None], boxes: Sequence[int | None]) -> None:
-    """Check the shapes of a map and of boxes; `ValueError` names the one that does not fit."""
+    """Check the shapes of a map and of boxes; raise a `ValueError` that names the wrong one."""
     if len(features) != 4 or None in features[1:]:
         raise ValueError(
             "`features` must be (batch, height, width, channels), all but the batch known. "

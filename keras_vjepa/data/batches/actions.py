@@ -1,15 +1,15 @@
-"""Batches of clips around key frames with their boxes, to train and test a detector (App. D.2).
+"""Make batches of clips around key frames with their boxes, for a detector (App. D.2).
 
     inputs   videos (batch, frames, height, width, 3), boxes (batch, boxes, 4) in pixels
     targets  float32 (batch, boxes, actions), 1 where a box has an action
     weights  float32 (batch, boxes), 0 where there is no box
 
-All clips have room for as many boxes; places without one are zeros.
+All clips have room for the same number of boxes; places without a box are zeros.
 
-Departure from the field's code, which takes the mean of the loss over the boxes that happen to be
-in a batch of a device: here a box weighs the same in every batch, as many times more as there is
-more room than boxes on average. Keras' mean over the room is then, on average, that over the boxes,
-and does not depend on how a batch is divided.
+Departure from the usual code, which takes the mean of the loss over the boxes that happen to be in
+the batch of a device: here a box has the same weight in every batch, the room divided by the mean
+number of boxes. Keras' mean over the room is then, on average, the mean over the boxes, and does
+not depend on how a batch is divided.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -38,12 +38,12 @@ class KeyFrameClips:
     """Says how the clip around a key frame is taken from a video (App. D.2).
 
     Args:
-        num_frames: frames of a clip.
+        num_frames: number of frames of a clip.
         frame_step: distance between two of them, in frames of `fps`.
-        fps: frames per second in which the distance is counted, whatever the video has; AVA's are
-            30.
+        fps: frames per second in which the distance is counted, whatever the video's rate is; AVA
+            has 30.
         first_second: second of the original with which each file begins; 900 for frames that were
-            extracted as usual.
+            extracted in the usual way.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -67,11 +67,11 @@ class KeyFrameClips:
 
         Args:
             source: the video, or its folder of frames.
-            second: of the original video.
+            second: second of the original video.
             limits: time and pixels that the file may take.
 
         Raises:
-            UnreadableVideoError: if it cannot be read, or ends before that second.
+            UnreadableVideoError: if the video cannot be read, or ends before that second.
         """
         if second < self.first_second:
             name = source if isinstance(source, str) else source.name
@@ -90,7 +90,7 @@ class KeyFrameClips:
 
 @dataclass(frozen=True)
 class _Clip:
-    """A transformed clip with its boxes, and which of its sample's boxes they are."""
+    """Holds a transformed clip and its boxes, with their numbers among the sample's boxes."""
 
     videos: Floats
     boxes: Floats
@@ -101,21 +101,22 @@ class _Clip:
 class ActionBatches(ShuffledBatches[_Clip, tuple[Batch, Floats, Floats]]):
     """Makes endless training batches `(inputs, targets, weights)`; see the top of the module.
 
-    Shuffled, sharded and resumable as in pretraining. A clip that cannot be read is named, and
-    another takes its place. See `IndexedBatches` for the other arguments.
+    The batches are shuffled, divided among processes and resumable as in pretraining. A clip that
+    cannot be read is named in the log, and another one takes its place. See `IndexedBatches` for
+    the other arguments.
 
     Args:
-        transform: of clips and boxes.
+        transform: augmentation of clips and boxes.
         clip: how a clip is taken from its video.
-        num_actions: of the targets.
-        max_boxes: room for boxes of a clip; of more, some are chosen at random.
-        limits: time and pixels that a file may take; one that takes more is unreadable.
+        num_actions: number of actions of the targets.
+        max_boxes: the most boxes of a clip; if there are more, some are chosen at random.
+        limits: time and pixels that a file may take; a file that takes more is unreadable.
 
     Attributes:
-        boxes_per_clip: mean number of boxes of a sample, as far as there is room.
+        boxes_per_clip: mean number of boxes of a sample, of which at most `max_boxes` count.
 
     Raises:
-        ValueError: for sizes that do not fit, and samples without a box.
+        ValueError: for sizes that do not fit, and for samples without any box.
     """
 
     samples: Sequence[ActionSample]
@@ -158,12 +159,12 @@ class ActionBatches(ShuffledBatches[_Clip, tuple[Batch, Floats, Floats]]):
 
 @dataclass(frozen=True)
 class ActionClip:
-    """A clip to be tested.
+    """Holds a clip to test with, and its boxes.
 
     Attributes:
         sample: the key frame.
-        videos: `(frames, height, width, 3)`.
-        boxes: `(room, 4)` in its pixels; zeros behind the sample's.
+        videos: the clip, `(frames, height, width, 3)`.
+        boxes: `(room, 4)`, the sample's boxes in pixels of the clip, followed by zeros.
         shares: `(boxes, 4)`, the sample's boxes as shares of the frame, as they are reported.
     """
 
@@ -175,16 +176,16 @@ class ActionClip:
 
 @dataclass
 class ActionTestClips(IndexedBatches[ActionClip | None, list[ActionClip]]):
-    """Reads every key frame once and in order, of whatever size its clip is.
+    """Reads the clip of every key frame once and in order; clips may differ in size.
 
-    A clip that cannot be read is named and left out: its boxes count as missed. See
-    `IndexedBatches` for the other arguments.
+    A clip that cannot be read is named in the log and left out, so that its boxes count as missed.
+    See `IndexedBatches` for the other arguments.
 
     Args:
-        view: of clips and boxes.
+        view: the view of clips and boxes.
         clip: how a clip is taken from its video.
-        max_boxes: room for boxes of a clip; no sample may have more (see `split_boxes`).
-        limits: time and pixels that a file may take; one that takes more is unreadable.
+        max_boxes: the most boxes of a clip; no sample may have more (see `split_boxes`).
+        limits: time and pixels that a file may take; a file that takes more is unreadable.
     """
 
     samples: Sequence[ActionSample]
@@ -195,7 +196,7 @@ class ActionTestClips(IndexedBatches[ActionClip | None, list[ActionClip]]):
 
     @property
     def num_steps(self) -> int:
-        """Count the steps of `stream`."""
+        """Return the number of steps of `stream`."""
         return -(-len(self.samples) // self.batch_size)
 
     def _read(self, position: int) -> ActionClip | None:
@@ -225,7 +226,7 @@ class ActionTestClips(IndexedBatches[ActionClip | None, list[ActionClip]]):
         return super().stream(start, self.num_steps if stop is None else min(stop, self.num_steps))
 
     def of_one_size(self) -> Iterator[list[ActionClip]]:
-        """Yield clips of one size that follow each other, at most `batch_size` at a time."""
+        """Yield groups of consecutive clips of the same size, at most `batch_size` at a time."""
         waiting: list[ActionClip] = []
         for clips in self.stream():
             for clip in clips:
@@ -242,18 +243,19 @@ def predicted(
     clips: ActionTestClips,
     predict: Callable[[Batch], NDArray[np.float32]],
 ) -> Iterator[tuple[ActionClip, NDArray[np.float32]]]:
-    """Have a model predict the actions of all boxes.
+    """Predict the actions of all boxes by a model.
 
     Args:
-        clips: to be tested.
-        predict: takes `videos` and `boxes` of `batch_size` clips of one size, and returns
-            probabilities `(batch, boxes, actions)`.
+        clips: the clips to test with.
+        predict: a function that takes `videos` and `boxes` of `batch_size` clips of one size, and
+            returns probabilities `(batch, boxes, actions)`.
 
     Yields:
         Each clip, and the probabilities of its boxes, `(boxes, actions)`.
     """
     for group in clips.of_one_size():
-        # As many as in other groups: another number would be compiled anew.
+        # Every group is filled up to the same number of clips, since the model would be compiled
+        # again for another number.
         filled = [*group, *[group[-1]] * (clips.batch_size - len(group))]
         batch = {name: np.stack([getattr(c, name) for c in filled]) for name in ("videos", "boxes")}
         probabilities = predict(batch)

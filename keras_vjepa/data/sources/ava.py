@@ -1,8 +1,8 @@
-"""Key frames of AVA v2.2 with their boxes and actions, and boxes that a detector found (App. D.2).
+"""List key frames of AVA v2.2 with boxes and actions, true or detected (App. D.2).
 
-A key frame is a second of a video. Several rows of one box are one person with several actions.
-Whatever does not fit is named, counted and bounded: boxes that reach beyond the frame are cut,
-those outside of it left out; videos that are missing are left out.
+A key frame is a second of a video. Several rows with the same box are one person with several
+actions. Boxes that reach beyond the frame are cut; boxes outside of it and videos that are missing
+are left out. The log names and counts all of these, and too many of them are an error.
 """
 
 import logging
@@ -31,16 +31,16 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class ActionSample(Sample):
-    """A key frame: a video, a second of it, and boxes.
+    """Describes a key frame: a video, a second of it, and boxes.
 
     Attributes:
-        path: its name, unlike that of any other: that of the video, with the second.
+        path: a unique name of the key frame, made of the video's name and the second.
         file: the path of the video, or of its folder of frames.
         key: video and second, as files of AVA write them.
-        boxes: `(boxes, 4)`: left, top, right and bottom, as shares of the frame.
-        in_pixels: whether the boxes are in pixels of the frame in place of that.
-        actions: places of each box's actions among those that are evaluated.
-        scores: `(boxes,)`, those of the detector; ones for true boxes.
+        boxes: `(boxes, 4)` with left, top, right and bottom, as shares of the frame.
+        in_pixels: whether the boxes are in pixels of the frame instead.
+        actions: for each box, the positions of its actions among those that are evaluated.
+        scores: `(boxes,)`, the detector's scores; 1 for true boxes.
     """
 
     file: str = ""
@@ -52,11 +52,12 @@ class ActionSample(Sample):
 
     @property
     def source(self) -> str | Media:
+        """Return the video to read: a path, or the object that stands for it."""
         return self.file if self.media is None else self.media
 
     @property
     def second(self) -> float:
-        """The second as a number."""
+        """Return the second as a number."""
         return float(self.key[1])
 
     def shares(self, height: int, width: int) -> NDArray[np.float64]:
@@ -69,8 +70,8 @@ def video_files(folder: str | Path, fps: float | None = None) -> dict[str, Media
     """Find the videos of AVA by their names.
 
     Args:
-        folder: with the videos at any depth, or with a folder of frames for each.
-        fps: frames per second of folders of frames; None where there are videos.
+        folder: a folder that holds the videos at any depth, or a folder of frames for each.
+        fps: frames per second of folders of frames; None if there are videos.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -93,19 +94,19 @@ def annotated_key_frames(
     """List the key frames of the ground truth.
 
     Args:
-        rows: of the ground truth.
-        videos: by their names, as `video_files` finds them.
-        actions: numbers of the actions that count; rows of others are left out, and boxes of which
-            no row is left.
+        rows: rows of the ground truth.
+        videos: videos by their names, as `video_files` finds them.
+        actions: numbers of the actions that count; rows of other actions are left out, and boxes
+            that have no row left.
         excluded: key frames that do not count.
-        max_bad_share: raise if more than this share of the videos is missing, or of the boxes lies
+        max_bad_share: the largest share of videos that may be missing, and of boxes that may lie
             outside of the frame.
 
     Returns:
         A sample for each key frame with a box, in the order of the rows.
 
     Raises:
-        ValueError: if more is missing or outside than that.
+        ValueError: if more than that share is missing or outside.
     """
     check_number("[0, 1]", max_bad_share=max_bad_share)
     left_out = {_whole(key) for key in excluded}
@@ -141,15 +142,15 @@ def detected_key_frames(
     """List the key frames at which a detector found somebody.
 
     Args:
-        detected: what it found.
-        videos: by their names.
+        detected: the boxes that the detector found.
+        videos: videos by their names.
         of_videos: names of the videos that count.
         excluded: key frames that do not count.
         least_score: boxes of a lower score are left out.
         max_bad_share: as in `annotated_key_frames`.
 
     Raises:
-        ValueError: if no box is left, or more videos are missing than that.
+        ValueError: if no box is left, or more videos are missing than `max_bad_share` allows.
     """
     check_number("[0, 1]", least_score=least_score, max_bad_share=max_bad_share)
     left_out, wanted = {_whole(key) for key in excluded}, {*of_videos}
@@ -189,12 +190,12 @@ def _sample(videos: Mapping[str, Media | str], key: KeyFrame, **known: object) -
 
 
 def _whole(key: KeyFrame) -> tuple[str, float]:
-    """A key frame to compare: 902 and 0902 are one."""
+    """Convert a key frame so that it can be compared: 902 and 0902 are the same second."""
     return key[0], float(key[1])
 
 
 def _inside(rows: ActionRows, max_bad_share: float) -> NDArray[np.bool_]:
-    """Tell which boxes have something inside of the frame; say what is cut and left out."""
+    """Tell which boxes lie at least partly in the frame; log those cut and those left out."""
     cut = rows.boxes.clip(0.0, 1.0)
     inside = np.asarray((cut[:, 2:] > cut[:, :2]).all(axis=1))
     beyond = inside & (cut != rows.boxes).any(axis=1)
@@ -220,7 +221,7 @@ def _inside(rows: ActionRows, max_bad_share: float) -> NDArray[np.bool_]:
 
 
 def _there(samples: list[ActionSample], max_bad_share: float, source: str) -> list[ActionSample]:
-    """Leave out key frames of videos that are not there; say which."""
+    """Leave out key frames of missing videos, and log which videos are missing."""
     if not samples:
         raise ValueError(f"{source} must hold key frames that count. Received: none")
     names = dict.fromkeys(sample.key[0] for sample in samples)
@@ -249,11 +250,11 @@ def _named(names: Iterable[str]) -> str:
 
 
 def split_boxes(samples: Sequence[ActionSample], max_boxes: int) -> list[ActionSample]:
-    """Have no sample hold more boxes than that: one that does becomes several of one key frame.
+    """Split samples with too many boxes into several samples of the same key frame.
 
     Args:
         samples: key frames.
-        max_boxes: of a sample.
+        max_boxes: the most boxes of a sample.
     """
     parts = []
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Boxes that a detector of persons found, in the two forms that circulate for AVA (App. D.2).
+"""Read boxes that a detector of persons found, in the two forms in use for AVA (App. D.2).
 
 video,second,left,top,right,bottom,,score            SlowFast's csv, as shares of the frame
 [{"image_id": "video,second", "bbox": [left, top, width, height], "score": ...}, ...]
@@ -19,16 +19,16 @@ from keras_vjepa.arguments import shown
 from keras_vjepa.data.sources.ava_files import KeyFrame, csv_rows, number_in
 from keras_vjepa.data.sources.official_lists import load_json
 
-# A video and a second, whatever stands between the two.
+# Matches a video and a second, with any of the usual signs between the two.
 _IMAGE = re.compile(r"(.+?)[,/_ ](\d+)(?:\.\w+)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class DetectedBoxes:
-    """What a detector found.
+    """Holds the boxes that a detector found.
 
     Attributes:
-        by_key_frame: boxes, `(boxes, 4)`: left, top, right and bottom; and their scores.
+        by_key_frame: boxes, `(boxes, 4)` with left, top, right and bottom, and their scores.
         in_pixels: whether boxes are in pixels of the frame, and not shares of it.
         source: the file, for messages.
     """
@@ -42,10 +42,10 @@ def read_detected_boxes(path: str | Path) -> DetectedBoxes:
     """Read a file of detected boxes, csv or json.
 
     Args:
-        path: of the file, whose extension says which.
+        path: path of the file; its extension determines the form.
 
     Raises:
-        ValueError: for a file that is none, in one line that names the row.
+        ValueError: for a file of another form, in one line that names the row.
 
     Example:
 

@@ -1,9 +1,9 @@
-"""Crops, flips and views of clips together with the boxes of their key frames (App. D.2).
+"""Crop, flip and view clips together with the boxes of their key frames (App. D.2).
 
-The paper names no augmentation for detection; these are the field's: the shorter side is scaled,
+The paper names no augmentation for detection. These are the usual ones: the shorter side is scaled,
 a square is cropped and mirrored for training, and the whole frame is padded for a test. Boxes are
-`(boxes, 4)`: left, top, right and bottom, as shares of the frame where they come in and in pixels
-of the clip where they go out.
+`(boxes, 4)` with left, top, right and bottom. As inputs they are shares of the frame, as outputs
+they are in pixels of the clip.
 """
 
 import math
@@ -32,16 +32,15 @@ _MOST_CHANGE = 10.0
 
 @dataclass(frozen=True)
 class BoxTransform:
-    """The training transform of detection: scale, crop and flip of clip and boxes alike (App. D.2).
+    """Scales, crops and flips a clip and its boxes alike, to train a detector (App. D.2).
 
     Args:
         crop_size: side of the square.
-        short_side: range of what the frame's shorter side is scaled to, at least `crop_size`; one
-            length for all clips draws the place of the crop alone.
+        short_side: range of lengths that the frame's shorter side is scaled to, at least
+            `crop_size`; if both ends are the same, only the place of the crop is drawn.
         horizontal_flip: probability of a flip.
-        jitter: by which share of its width and height a box's edges move outwards at most, each by
-            itself, and by half as much inwards. VideoMAE's detection has 0.2 and 0.1, SlowFast
-            none.
+        jitter: shares of its width and height by which each edge of a box moves outwards at most;
+            inwards it is half as much. VideoMAE's detection has 0.2 and 0.1, SlowFast has none.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -78,12 +77,12 @@ class BoxTransform:
 
         Args:
             frames: `(time, height, width, 3)`, uint8.
-            boxes: as shares of the frame.
+            boxes: boxes as shares of the frame.
             rng: source of the random choices.
 
         Returns:
-            The clip, `(time, crop_size, crop_size, 3)`, normalised; the boxes in its pixels, cut at
-            its borders; and which of them reach into it.
+            The clip, `(time, crop_size, crop_size, 3)`, normalised; the boxes in the clip's pixels,
+            cut at its borders; and which of the boxes reach into the clip.
 
         Raises:
             ValueError: if `frames` are not uint8 RGB.
@@ -92,7 +91,7 @@ class BoxTransform:
         height, width = frames.shape[1:3]
         boxes = jittered(np.asarray(boxes, np.float64), self.jitter, rng)
         short = rng.uniform(*self.short_side)
-        # In pixels of the frame, so that the clip is resized once.
+        # The side of the crop is in pixels of the frame, so that the clip is resized only once.
         side = max(1, min(round(self.crop_size * min(height, width) / short), height, width))
         top = int(rng.integers(height - side, endpoint=True))
         left = int(rng.integers(width - side, endpoint=True))
@@ -108,13 +107,13 @@ class BoxTransform:
 
 @dataclass(frozen=True)
 class BoxView:
-    """The test view of detection: the whole frame, padded to whole patches (App. D.2).
+    """Shows the whole frame, padded to whole patches, to test a detector (App. D.2).
 
     Args:
-        short_side: what the frame's shorter side is scaled to.
+        short_side: length that the frame's shorter side is scaled to.
         multiple: height and width are padded to a multiple of it, by zeros on the right and below.
-        extension: by which shares the widths and heights of boxes grow; VideoMAE's detection has
-            0.1 and 0.05 for detected ones, SlowFast none.
+        extension: shares by which the widths and heights of boxes grow; VideoMAE's detection has
+            0.1 and 0.05 for detected boxes, SlowFast has none.
         mean, std: as in `normalize`.
 
     Raises:
@@ -143,11 +142,11 @@ class BoxView:
     def __call__(
         self, frames: NDArray[np.uint8], boxes: NDArray[np.floating]
     ) -> tuple[Clip, Boxes]:
-        """View one clip.
+        """View one clip and its boxes.
 
         Args:
             frames: `(time, height, width, 3)`, uint8.
-            boxes: as shares of the frame.
+            boxes: boxes as shares of the frame.
 
         Returns:
             The clip, normalised, and the boxes in its pixels, cut at the frame's borders.
@@ -179,7 +178,7 @@ def jittered(
     Args:
         boxes: `(boxes, 4)`.
         jitter: as in `BoxTransform`.
-        rng: source of the draws, which are made whatever the shares are.
+        rng: source of the draws, which are made even if the shares are 0.
 
     Returns:
         The boxes, which may reach beyond the frame.
