@@ -18,6 +18,7 @@ if not choice.is_deferred:
     from keras_vjepa.presets.preset import list_presets
     from keras_vjepa.presets.upload import upload_preset
     from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+    from keras_vjepa.tasks.detector import VJEPAActionDetector
     from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
     from keras_vjepa.tasks.probe import VJEPAProbe
     from keras_vjepa.training.optimizer import AdamW
@@ -36,6 +37,7 @@ __all__ = [
     "CosineSchedule",
     "FineTuningSchedule",
     "LinearSchedule",
+    "VJEPAActionDetector",
     "VJEPABackbone",
     "VJEPAPredictor",
     "VJEPAPretrainer",

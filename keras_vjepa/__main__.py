@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "keras_vjepa.recipes.probe",
     "finetune": "keras_vjepa.recipes.finetune",
     "finetune-table": "keras_vjepa.tools.finetune_table",
+    "detect": "keras_vjepa.recipes.detect",
     "knn": "keras_vjepa.tools.neighbors",
     "probe-table": "keras_vjepa.recipes.probe_table",
     "supervised": "keras_vjepa.recipes.supervised",

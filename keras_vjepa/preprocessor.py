@@ -28,8 +28,10 @@ from keras_vjepa.arguments import (
     check_flag,
     check_size,
     check_whole,
+    shown,
 )
 from keras_vjepa.backend import tf_data
+from keras_vjepa.data.batches.actions import KeyFrameClips
 from keras_vjepa.data.batches.clips import ClipSettings, read_clips
 from keras_vjepa.data.batches.preprocessed import TrainingEpochs, ValidationEpochs
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
@@ -38,9 +40,11 @@ from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.media import Media
+from keras_vjepa.data.reading.seconds import middle_second
 from keras_vjepa.data.reading.video import VideoReader, open_video
 from keras_vjepa.data.sources.inputs import Source, as_sources, is_one
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.boxes import BoxView
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD
 from keras_vjepa.data.transforms.resampling import Kernel
 from keras_vjepa.data.transforms.training import ImageProbeTransform, VideoProbeTransform
@@ -375,6 +379,75 @@ class VJEPAVideoPreprocessor:
 
     def _arranged(self, clips: Videos) -> Videos:
         return clips[0, 0] if self.num_clips == self.num_views == 1 else clips
+
+    # --- A key frame with boxes ------------------------------------------------------------------
+
+    def key_frame(
+        self,
+        video: Any,
+        boxes: Any,
+        second: float | None = None,
+        patch_size: int = 16,
+        limits: ReadingLimits = DEFAULT_LIMITS,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Make what a `VJEPAActionDetector` takes of a video and boxes in it (App. D.2).
+
+        The whole frame is kept: its shorter side is scaled to that of `image_size`, and it is
+        padded to whole patches.
+
+        Args:
+            video: one video, as in the call.
+            boxes: `(boxes, 4)`: left, top, right and bottom as shares of the frame.
+            second: at which the boxes are; None for the middle. Frames of the clip are `frame_step`
+                frames of a video of 30 frames a second apart, whatever this one has. Of frames in
+                memory, of which no times are known, `frame_step` frames, around the middle.
+            patch_size: of the backbone.
+            limits: time and pixels that the file may take.
+
+        Returns:
+            `videos`, `(1, num_frames, height, width, 3)`, and `boxes`, `(1, boxes, 4)` in pixels.
+
+        Raises:
+            UnreadableVideoError: if the file cannot be read, or does not have that second.
+            ValueError: for several videos, a second of frames in memory, and boxes that are none.
+        """
+        sources = self.sources(video)
+        if len(sources) != 1 or (not isinstance(sources[0], str) and sources[0].ndim != 4):
+            raise ValueError(f"`video` must be one video. Received: {shown(video)}")
+        shares = np.asarray(boxes, np.float64)
+        if shares.ndim != 2 or shares.shape[1] != 4 or not np.isfinite(shares).all():
+            raise ValueError(
+                "`boxes` must be (boxes, 4): left, top, right and bottom as shares of the frame. "
+                f"Received: {shown(boxes)}"
+            )
+        size = self.image_size
+        view = BoxView(
+            size if isinstance(size, int) else min(size),
+            patch_size,
+            mean=self.mean,
+            std=self.std,
+        )
+        frames = self._around(sources[0], second, limits)
+        clip, pixels = view(frames, shares)
+        return {"videos": clip[np.newaxis], "boxes": pixels[np.newaxis]}
+
+    def _around(self, source: Source, second: float | None, limits: ReadingLimits) -> Frames:
+        """The frames of the clip around a second."""
+        if isinstance(source, str | Media):
+            clips = KeyFrameClips(self.num_frames, self.frame_step)
+            if second is None:
+                with open_video(source, limits=limits) as video:
+                    second = middle_second(video)
+            return clips.read(source, second, limits)
+        if second is not None:
+            raise ValueError(
+                "`second` must be None for frames in memory, which have no times. "
+                f"Received: {second}"
+            )
+        if len(source) == self.num_frames:
+            return source
+        places = (np.arange(self.num_frames) - self.num_frames // 2) * self.frame_step
+        return source[(len(source) // 2 + places).clip(0, len(source) - 1)]
 
     # --- Long videos -----------------------------------------------------------------------------
 

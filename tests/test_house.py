@@ -688,6 +688,7 @@ PUBLIC: dict[str, set[str]] = {
         "CosineSchedule",
         "FineTuningSchedule",
         "LinearSchedule",
+        "VJEPAActionDetector",
         "VJEPABackbone",
         "VJEPAPredictor",
         "VJEPAPretrainer",

@@ -41,6 +41,11 @@ class Preprocessor(Protocol):
     def batch(self, sources: Sequence[Any]) -> Tensor:
         """Read and transform some of the sources."""
 
+    def key_frame(
+        self, video: Any, boxes: Any, second: float | None, patch_size: int
+    ) -> dict[str, Tensor]:
+        """Make what a detector takes of a video and boxes in it."""
+
 
 def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str, Any]]:
     """Read the arguments of a preset's preprocessor.

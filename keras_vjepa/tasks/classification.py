@@ -13,16 +13,14 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa.arguments import check_whole, shown
-from keras_vjepa.backend.optimizer_state import inner_optimizers
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.preprocessing import Preprocessor
 from keras_vjepa.tasks.class_labels import check_class_labels
+from keras_vjepa.tasks.compiled import CompiledTask
 from keras_vjepa.training.optimizer import AdamW
 
 # The default for a probe on a frozen backbone, and the one for training both together.
 _LEARNING_RATE, _FINE_TUNING_RATE = 1e-3, 1e-4
-
-_OPTIMIZER_BUILT = "optimizer_built"
 
 _CROSS_ENTROPIES = {
     keras.losses.sparse_categorical_crossentropy: keras.losses.SparseCategoricalCrossentropy,
@@ -96,8 +94,12 @@ def check_preprocessor(preprocessor: Any, num_clips: int, num_views: int) -> Non
             )
 
 
-def _of_logits(loss: Any) -> Any:
-    """Return the loss on logits that a user means; Keras' own names mean one on probabilities."""
+def loss_of_logits(loss: Any) -> Any:
+    """Return the loss on logits that a user means; Keras' own names mean one on probabilities.
+
+    Args:
+        loss: as `compile` of Keras has it, or `"auto"` for a classifier's.
+    """
     if isinstance(loss, str) and loss == "auto":
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     for function, kind in _CROSS_ENTROPIES.items():
@@ -113,7 +115,7 @@ def _of_logits(loss: Any) -> Any:
     return loss
 
 
-class Classification(PixelModel):
+class Classification(PixelModel, CompiledTask):
     """Adds class names, classification of files and default training to a classifier.
 
     This is a mixin for a model that has the attributes below and returns logits.
@@ -239,7 +241,7 @@ class Classification(PixelModel):
         if isinstance(optimizer, str) and optimizer == "auto":
             trains_backbone = bool(self.backbone.trainable_variables)
             optimizer = AdamW(_FINE_TUNING_RATE if trains_backbone else _LEARNING_RATE)
-        loss = _of_logits(loss)
+        loss = loss_of_logits(loss)
         reduction = getattr(loss, "reduction", "sum_over_batch_size")
         if accumulation_steps > 1 and reduction not in ("mean", "sum_over_batch_size"):
             raise ValueError(
@@ -247,30 +249,10 @@ class Classification(PixelModel):
                 f"Received: {accumulation_steps} with `reduction`={reduction!r}"
             )
         super().compile(optimizer, loss, loss_weights, metrics, **kwargs)
-        for inner in inner_optimizers(self.optimizer):
-            if isinstance(inner, AdamW) and inner.layer_decay is not None and not inner.built:
-                inner.decay_by_layer(self.layer_variables)
-
-    def layer_variables(self) -> list[list[keras.Variable]]:
-        """List the variables of each layer; an optimizer with a `layer_decay` needs them."""
-        raise NotImplementedError
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """Return Keras' config, with a note of whether the optimizer has variables yet."""
+        """Return Keras' config, with the parts of a batch where there are several."""
         config = super().get_compile_config()
-        if not config:
+        if not config or self.accumulation_steps == 1:
             return config
-        parts = {"accumulation_steps": self.accumulation_steps}
-        return {
-            **config,
-            **(parts if self.accumulation_steps > 1 else {}),
-            _OPTIMIZER_BUILT: self.optimizer.built,
-        }
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile the model as it was when it was saved, with its optimizer's variables."""
-        arguments = dict(keras.saving.deserialize_keras_object(config))
-        is_built = arguments.pop(_OPTIMIZER_BUILT, True)
-        self.compile(**arguments)
-        if is_built:
-            self.optimizer.build(self.trainable_variables)
+        return {**config, "accumulation_steps": self.accumulation_steps}

@@ -29,7 +29,6 @@ from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
-from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
@@ -38,6 +37,7 @@ from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preprocessing import Preprocessor
 from keras_vjepa.tasks.classification import Classification, check_classes, check_preprocessor
 from keras_vjepa.tasks.classifier_preset import PROBE_ARGUMENTS, PROBE_FILE, ClassifierPreset
+from keras_vjepa.tasks.compiled import own_backbone
 from keras_vjepa.tasks.fine_tuning_head import HEADS, FineTuningHead
 from keras_vjepa.tasks.probe import MOST_CLASSES, VJEPAProbe
 from keras_vjepa.types import Tensor
@@ -174,7 +174,7 @@ class VJEPAVideoClassifier(
         set_trainable(backbone, trainable_backbone)
         if not self.reads_normed_tokens:
             # The head does not read this norm's output, so no gradient reaches it.
-            _own(backbone, "encoder_norm").norm.trainable = False
+            own_backbone(backbone, "encoder_norm").norm.trainable = False
         self.probe = self._new_head(encoder)
         # The weights are made here, so that presets and optimizers find them.
         self.build()
@@ -231,17 +231,6 @@ class VJEPAVideoClassifier(
         """Return whether the backbone's final norm comes before the head; see `encoder_norm`."""
         return self.head == "probe" if self.encoder_norm is None else self.encoder_norm
 
-    def layer_variables(self) -> list[list[keras.Variable]]:
-        """List the variables of each layer of the backbone, and last all others with the head's.
-
-        Raises:
-            ValueError: for a backbone that does not say which layers it has.
-        """
-        layers = _own(self.backbone, "layer_decay").layer_variables()
-        known = {id(variable) for variables in layers for variable in variables}
-        rest = [variable for variable in self.variables if id(variable) not in known]
-        return [*layers, rest]
-
     # --- From videos to logits -------------------------------------------------------------------
 
     def features(
@@ -285,7 +274,7 @@ class VJEPAVideoClassifier(
     def _tokens(self, clips: Tensor, training: bool) -> Tensor:
         if self.reads_normed_tokens:
             return self.token_encoder().clip_tokens(clips, training)
-        return _own(self.backbone, "encoder_norm").clip_tokens(clips, training, norm=False)
+        return own_backbone(self.backbone, "encoder_norm").clip_tokens(clips, training, norm=False)
 
     def attention_weights(self, videos: Tensor, frame_indices: Tensor | None = None) -> Tensor:
         """Compute by how much the probe's query attends to each token of a video.
@@ -574,19 +563,6 @@ def check_head(arguments: Mapping[str, Any]) -> None:
                 f"`{name}` must be left out with `head`='fine_tuning': it is a probe's. "
                 f"Received: {arguments[name]!r}"
             )
-
-
-def _own(backbone: keras.Model, argument: str) -> VJEPABackbone:
-    """Return the backbone, or refuse an argument that needs a backbone of known layers."""
-    if not isinstance(backbone, VJEPABackbone):
-        remedy = {
-            "encoder_norm": "`encoder_norm` must be True for",
-            "layer_decay": "`layer_decay` must be None for",
-        }[argument]
-        raise ValueError(
-            f"{remedy} a backbone that is no VJEPABackbone. Received: {type(backbone).__name__}"
-        )
-    return backbone
 
 
 def _check_table(max_frames: int | None, encoder: TokenEncoder) -> None:

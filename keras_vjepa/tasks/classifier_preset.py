@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import keras
 
@@ -52,21 +52,28 @@ class ClassifierPreset(Preset):
         probe: the probe of the classifier.
         preprocessor: the preprocessor of the classifier, or None.
         num_classes: number of classes of the probe.
+        head_arguments: constructor arguments that determine what the head's weights mean; the
+            first of them is `num_classes`.
     """
 
     config_file = "task.json"
+    head_arguments: ClassVar[tuple[str, ...]] = (*PROBE_ARGUMENTS, *_HEAD_ARGUMENTS)
 
     backbone: keras.Model
     probe: keras.Model
     preprocessor: Preprocessor | None
     num_classes: int
 
+    def head_model(self) -> keras.Model:
+        """Return the part that is trained on labels, whose weights are a file of their own."""
+        return self.probe
+
     def preset_files(self) -> dict[str, Any]:
         files = {
             CONFIG_FILE: self.backbone,
             WEIGHTS_FILE: self.backbone,
             self.config_file: self,
-            PROBE_FILE: self.probe,
+            PROBE_FILE: self.head_model(),
         }
         if self.preprocessor is not None:
             files[PREPROCESSOR_FILE] = self.preprocessor
@@ -151,7 +158,7 @@ class ClassifierPreset(Preset):
             check_claims(folder, CONFIG_FILE, keras.Model, precision)
             check_claims(folder, cls.config_file, cls, overrides)
         stored = {"head": "probe", **stored}  # presets from before there were two heads name none
-        for name in (*PROBE_ARGUMENTS[1:], *_HEAD_ARGUMENTS):
+        for name in cls.head_arguments[1:]:
             if load_weights and overrides.get(name, stored.get(name)) != stored.get(name):
                 raise ValueError(
                     f"`{name}` must be {stored.get(name)!r}, as the probe of {folder}, or pass its "

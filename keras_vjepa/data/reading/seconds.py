@@ -58,11 +58,7 @@ def frames_at(video: VideoReader, seconds: NDArray[np.float64]) -> Indices:
     Raises:
         UnreadableVideoError: if the key frame is not in the video, or the video has no times.
     """
-    times = video.times()
-    if times is None:
-        if not video.fps > 0:
-            raise UnreadableVideoError(video.path, "it does not say how many frames make a second")
-        times = np.arange(video.num_frames) / video.fps
+    times = _times(video)
     key = float(seconds[len(seconds) // 2])
     if not times[0] - _TOLERANCE <= key <= times[-1] + _TOLERANCE:
         raise UnreadableVideoError(
@@ -76,3 +72,25 @@ def frames_at(video: VideoReader, seconds: NDArray[np.float64]) -> Indices:
     # Times are rounded in files: what is nearly as near is equally near.
     earlier = seconds - times[after - 1] <= times[after] - seconds + 1e-6
     return np.asarray(after - earlier, np.int64)
+
+
+def middle_second(video: VideoReader) -> float:
+    """Tell when the middle frame of a video is shown.
+
+    Args:
+        video: an open video.
+
+    Raises:
+        UnreadableVideoError: if it has no times.
+    """
+    return float(_times(video)[video.num_frames // 2])
+
+
+def _times(video: VideoReader) -> NDArray[np.float64]:
+    """The second at which each frame is shown."""
+    times = video.times()
+    if times is not None:
+        return times
+    if not video.fps > 0:
+        raise UnreadableVideoError(video.path, "it does not say how many frames make a second")
+    return np.asarray(np.arange(video.num_frames) / video.fps)

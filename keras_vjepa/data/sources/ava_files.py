@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.arguments import shown
 from keras_vjepa.named_errors import named
 
@@ -146,6 +147,33 @@ def read_label_map(path: str | Path) -> dict[int, str]:
     if not names:
         raise ValueError(f"{path} must be a label map: items with a name and an id. Received: none")
     return names
+
+
+def write_actions(path: str | Path, rows: ActionRows) -> None:
+    """Write rows with scores, as `read_actions` and AVA's own evaluation read them.
+
+    Args:
+        path: of the csv file.
+        rows: detected actions.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    lines = [
+        ",".join((*rows.key_frames[place], *map(_short, box), str(action), _short(score)))
+        for place, box, action, score in zip(
+            rows.places.tolist(),
+            rows.boxes.tolist(),
+            rows.actions.tolist(),
+            rows.scores.tolist(),
+            strict=True,
+        )
+    ]
+    files.write_text(Path(path), "".join(f"{line}\n" for line in lines))
+
+
+def _short(number: float) -> str:
+    return f"{number:.6f}"
 
 
 def csv_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:

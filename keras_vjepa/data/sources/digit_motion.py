@@ -51,7 +51,7 @@ class DigitMotionFiles:
 def print_progress(num_done: int, num_videos: int) -> None:
     """Print a line to stderr for each tenth of the videos."""
     if num_done % max(1, num_videos // 10) == 0 or num_done == num_videos:
-        print(f"DigitMotion: {num_done} of {num_videos} videos rendered", file=sys.stderr)
+        print(f"Built-in set: {num_done} of {num_videos} videos rendered", file=sys.stderr)
 
 
 def prepare_digit_motion(

@@ -207,33 +207,40 @@ def render_digit_motion(
     config = config or DigitMotionConfig()
     rng = np.random.default_rng([config.seed, ("train", "test").index(split), index])
     motion = index % len(MOTIONS)
-    images, labels = _digits()
+    images, labels = digit_images()
     bounds = (0, NUM_TRAINING_IMAGES) if split == "train" else (NUM_TRAINING_IMAGES, len(images))
     chosen = int(rng.integers(*bounds))
     digit, image = int(labels[chosen]), images[chosen]
 
     colour = rng.integers(128, 256, size=3)
     cells = (BACKGROUND_CELLS, BACKGROUND_CELLS, 3)
-    background = _enlarge(
+    background = enlarged(
         rng.integers(0, config.background_strength + 1, size=cells), config.canvas_size
     )
     # The start is uniform on the torus and independent of the motion, so that no single frame
     # tells the motion, whatever its path.
     start = rng.integers(config.canvas_size, size=2)
-    path = start + _path(motion, config.num_frames, phase=int(rng.integers(CIRCLE_PERIOD)))
-    frames = _paste(background, _enlarge(image[..., None] * 16, config.digit_size), colour, path)
-    frames = _add_noise(frames, config.noise, rng)[:: config.frame_step]
+    path = start + displacements(motion, config.num_frames, phase=int(rng.integers(CIRCLE_PERIOD)))
+    frames = _paste(background, enlarged(image[..., None] * 16, config.digit_size), colour, path)
+    frames = with_noise(frames, config.noise, rng)[:: config.frame_step]
     return DigitMotionVideo(_shrink(frames, config.shrink), digit, motion)
 
 
 @functools.cache
-def _digits() -> tuple[Integers, Integers]:
+def digit_images() -> tuple[Integers, Integers]:
+    """Return the images, `(1797, 8, 8)` from 0 to 16, and the digit that each shows."""
     with np.load(Path(__file__).with_name("digits.npz")) as stored:
         return stored["images"].astype(np.int64), stored["labels"].astype(np.int64)
 
 
-def _path(motion: int, num_frames: int, phase: int) -> Integers:
-    """Compute displacements (num_frames, 2) in pixels, rows downwards and columns to the right."""
+def displacements(motion: int, num_frames: int, phase: int) -> Integers:
+    """Compute the displacements of a motion, (num_frames, 2): pixels downwards and to the right.
+
+    Args:
+        motion: a place in `MOTIONS`.
+        num_frames: of the video.
+        phase: frames by which circles and shakes begin later.
+    """
     time = np.arange(num_frames)
     rest = np.zeros_like(time)
     turn = num_frames // 2
@@ -257,11 +264,16 @@ def _path(motion: int, num_frames: int, phase: int) -> Integers:
     return np.stack([rows, columns], axis=1)
 
 
-def _enlarge(image: Integers, size: int) -> Integers:
-    """Interpolate (n, n, channels) linearly to (size, size, channels), in exact integers."""
+def enlarged(image: Integers, size: int) -> Integers:
+    """Interpolate (n, n, channels) linearly to (size, size, channels) in exact integers.
+
+    Args:
+        image: of integers.
+        size: height and width of the result.
+    """
     weights = _interpolation_weights(len(image), size)
-    enlarged = weights @ image.transpose(2, 0, 1) @ weights.T
-    return enlarged.transpose(1, 2, 0) // (2 * size) ** 2
+    result = weights @ image.transpose(2, 0, 1) @ weights.T
+    return result.transpose(1, 2, 0) // (2 * size) ** 2
 
 
 @functools.cache
@@ -288,7 +300,14 @@ def _paste(background: Integers, alpha: Integers, colour: Integers, path: Intege
     return frames
 
 
-def _add_noise(frames: Integers, noise: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def with_noise(frames: Integers, noise: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Add noise to frames, new for each.
+
+    Args:
+        frames: uint8 levels.
+        noise: standard deviation in grey levels.
+        rng: source of the noise.
+    """
     # Random bytes index a table of quantiles, which is exact on every machine, and faster than
     # `normal`.
     random_bytes = np.frombuffer(rng.bytes(frames.size), np.uint8)

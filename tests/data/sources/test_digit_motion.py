@@ -42,7 +42,7 @@ def test_pixels_and_labels_are_pinned():
 
 def test_digits_are_those_of_scikit_learn():
     expected = pytest.importorskip("sklearn.datasets").load_digits()
-    images, labels = digit_motion_rendering._digits()
+    images, labels = digit_motion_rendering.digit_images()
     np.testing.assert_array_equal(images, expected.images)
     np.testing.assert_array_equal(labels, expected.target)
 
@@ -71,14 +71,14 @@ def test_fewer_and_smaller_frames_are_those_of_the_whole_video():
 
 def test_no_image_is_in_both_splits(monkeypatch):
     chosen: dict[str, set[bytes]] = {"train": set(), "test": set()}
-    enlarge = digit_motion_rendering._enlarge
+    enlarge = digit_motion_rendering.enlarged
 
     def remember(image, size):
         if size == CLEAN.digit_size:
             chosen[split].add(image.tobytes())
         return enlarge(image, size)
 
-    monkeypatch.setattr(digit_motion_rendering, "_enlarge", remember)
+    monkeypatch.setattr(digit_motion_rendering, "enlarged", remember)
     short = DigitMotionConfig(num_frames=1)
     for split in ("train", "test"):
         for index in range(800):

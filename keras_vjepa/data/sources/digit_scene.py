@@ -1,0 +1,158 @@
+"""The built-in set for action detection, as files in the layout of AVA v2.2 (App. D.2).
+
+What the videos show stands in `digit_scene_rendering.py`. Beside the true boxes there are
+"detected" ones, as a detector would find them: moved at the edges, some missing, some where nothing
+is.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_vjepa import files
+from keras_vjepa.data.sources.digit_motion import print_progress
+from keras_vjepa.data.sources.digit_motion_rendering import Split
+from keras_vjepa.data.sources.digit_scene_rendering import (
+    ACTIONS,
+    SCENE_VERSION,
+    DigitScene,
+    DigitSceneConfig,
+    render_scene,
+)
+from keras_vjepa.data.sources.video_writing import write_h264, write_motion_jpeg
+
+# Names under which recipes take a set in place of a path.
+SCENES = {"digit_scene": DigitSceneConfig()}
+# AVA's names of the two splits.
+_NAMES: dict[Split, str] = {"train": "train", "test": "val"}
+# Of detected boxes: how far an edge moves, as a share; how many are missed; how many more appear.
+_MOVED, _MISSED, _INVENTED = 0.12, 0.1, 0.15
+
+
+@dataclass(frozen=True)
+class DigitSceneFiles:
+    """Where the rendered set is.
+
+    Attributes:
+        folder: in the layout of AVA: `annotations`, `videos`.
+        train: list of the training videos, for pretraining.
+        detected: csv of the detected boxes of both splits.
+    """
+
+    folder: Path
+    train: Path
+    detected: Path
+
+
+def prepare_digit_scenes(
+    cache_dir: str | Path | None = None,
+    config: DigitSceneConfig | None = None,
+    progress: Callable[[int, int], None] | None = print_progress,
+) -> DigitSceneFiles:
+    """Render the set into a cache folder, unless it is there already.
+
+    Args:
+        cache_dir, progress: as in `prepare_digit_motion`.
+        config: what to render; `None` is the standard set of 1,200 and 300 videos.
+
+    Raises:
+        OSError: if the cache folder cannot be written.
+    """
+    config = config or DigitSceneConfig()
+    use_h264 = importlib.util.find_spec("av") is not None
+    described = f"{SCENE_VERSION} {dataclasses.asdict(config)} {use_h264=}"
+    name = hashlib.sha256(described.encode()).hexdigest()[:16]
+    cache = files.cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    folder = cache / "digit_scene" / name
+    if not folder.exists():
+        with files.unfinished_folder(folder, existing="keep") as unfinished:
+            _write(unfinished, config, use_h264, progress)
+    return DigitSceneFiles(folder, folder / "train.csv", folder / "detected.csv")
+
+
+def _write(
+    folder: Path,
+    config: DigitSceneConfig,
+    use_h264: bool,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    write, extension = (write_h264, ".mp4") if use_h264 else (write_motion_jpeg, ".avi")
+    counts: dict[Split, int] = {
+        "train": config.num_training_videos,
+        "test": config.num_test_videos,
+    }
+    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+    for name in ("annotations", "videos"):
+        (folder / name).mkdir()
+
+    def render(job: tuple[Split, int]) -> tuple[Split, str, DigitScene]:
+        split, index = job
+        scene, name = render_scene(split, index, config), f"{split}_{index:05d}"
+        write(
+            folder / "videos" / f"{name}{extension}",
+            scene.frames,
+            config.fps // config.frame_step,
+        )
+        return split, name, scene
+
+    rows: dict[Split, list[str]] = {split: [] for split in counts}
+    listed, detected = [], []
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for done, (split, name, scene) in enumerate(executor.map(render, jobs), start=1):
+            rows[split] += _truth(name, scene, config)
+            detected += _detected(name, scene, config, (config.seed, 8, done))
+            if split == "train":
+                listed.append(f"videos/{name}{extension}\n")
+            if progress is not None:
+                progress(done, len(jobs))
+    annotations = folder / "annotations"
+    for split, lines in rows.items():
+        (annotations / f"ava_{_NAMES[split]}_v2.2.csv").write_text("".join(lines))
+    items = "".join(f'item {{\n  name: "{name}"\n  id: {n}\n}}\n' for n, name in ACTIONS.items())
+    (annotations / "ava_action_list_v2.2_for_activitynet_2019.pbtxt").write_text(items)
+    (folder / "train.csv").write_text("".join(listed))
+    (folder / "detected.csv").write_text("".join(detected))
+
+
+def _shares(box: tuple[float, ...], config: DigitSceneConfig) -> str:
+    return ",".join(f"{edge / config.canvas_size:.4f}" for edge in box)
+
+
+def _truth(name: str, scene: DigitScene, config: DigitSceneConfig) -> list[str]:
+    return [
+        f"{name},{second:04d},{_shares(digit.box(second * config.fps), config)},{action},{person}\n"
+        for second in config.key_seconds
+        for person, digit in enumerate(scene.digits)
+        for action in digit.actions
+    ]
+
+
+def _detected(
+    name: str, scene: DigitScene, config: DigitSceneConfig, seed: tuple[int, ...]
+) -> list[str]:
+    """What a detector would have found in a scene."""
+    rng, rows = np.random.default_rng(seed), []
+
+    def add(box: np.ndarray, low: float, high: float) -> None:
+        box = box.clip(0, config.canvas_size)
+        if (box[2:] - box[:2] > 2).all():
+            score = rng.uniform(low, high)
+            rows.append(f"{name},{second:04d},{_shares(tuple(box), config)},,{score:.3f}\n")
+
+    for second in config.key_seconds:
+        for digit in scene.digits:
+            moved = rng.uniform(-_MOVED, _MOVED, 4) * digit.size
+            if rng.random() >= _MISSED:
+                add(np.array(digit.box(second * config.fps)) + moved, 0.8, 1.0)
+        if rng.random() < _INVENTED * len(scene.digits):
+            corner = rng.uniform(0, config.canvas_size - config.largest, 2)
+            size = rng.uniform(config.smallest, config.largest, 2)
+            add(np.concatenate([corner, corner + size]), 0.6, 0.95)
+    return rows

@@ -1,0 +1,75 @@
+"""What the tasks on labels keep of being compiled: loss, optimizer, layer-wise decay (App. D.1)."""
+
+from typing import Any
+
+import keras
+
+from keras_vjepa.backend.optimizer_state import inner_optimizers
+from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.training.optimizer import AdamW
+
+_OPTIMIZER_BUILT = "optimizer_built"
+
+
+class CompiledTask(keras.Model):
+    """Saves a task's optimizer with its variables, and gives it the layers that it decays by.
+
+    A mixin for a model with the attribute below.
+
+    Attributes:
+        backbone: whose layers they are.
+    """
+
+    backbone: keras.Model
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.compile`."""
+        super().compile(*args, **kwargs)
+        for inner in inner_optimizers(self.optimizer):
+            if isinstance(inner, AdamW) and inner.layer_decay is not None and not inner.built:
+                inner.decay_by_layer(self.layer_variables)
+
+    def layer_variables(self) -> list[list[keras.Variable]]:
+        """List the variables of each layer of the backbone, then those after them, with the head.
+
+        Raises:
+            ValueError: for a backbone that does not say which layers it has.
+        """
+        layers = own_backbone(self.backbone, "layer_decay").layer_variables()
+        known = {id(variable) for variables in layers for variable in variables}
+        rest = [variable for variable in self.variables if id(variable) not in known]
+        return [*layers, rest]
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """As Keras', with whether the optimizer has variables, which one of no step has not."""
+        config = super().get_compile_config()
+        return config and {**config, _OPTIMIZER_BUILT: self.optimizer.built}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as a saved model was, with the variables of its optimizer."""
+        arguments = dict(keras.saving.deserialize_keras_object(config))
+        is_built = arguments.pop(_OPTIMIZER_BUILT, True)
+        self.compile(**arguments)
+        if is_built:
+            self.optimizer.build(self.trainable_variables)
+
+
+def own_backbone(backbone: keras.Model, argument: str) -> VJEPABackbone:
+    """Return the backbone, if its layers are known.
+
+    Args:
+        backbone: of a task.
+        argument: that asks for its layers, for messages: `"encoder_norm"` or `"layer_decay"`.
+
+    Raises:
+        ValueError: for any other model.
+    """
+    if not isinstance(backbone, VJEPABackbone):
+        remedy = {
+            "encoder_norm": "`encoder_norm` must be True for",
+            "layer_decay": "`layer_decay` must be None for",
+        }[argument]
+        raise ValueError(
+            f"{remedy} a backbone that is no VJEPABackbone. Received: {type(backbone).__name__}"
+        )
+    return backbone
