@@ -130,8 +130,8 @@ class DetectConfig:
             warmup_learning_rate=self.warmup_learning_rate,
             final_learning_rate=self.final_learning_rate,
             weight_decay=self.weight_decay,
+            epsilon=self.epsilon,
         )
-        check_number("(0, 1]", epsilon=self.epsilon)
         check_number("(0, 1]", optional=True, layer_decay=self.layer_decay)
         check_whole(1, checkpoint_every=self.checkpoint_every, log_every=self.log_every)
         for layer in self.layers or ():
@@ -186,7 +186,7 @@ def ava() -> DetectConfig:
 
 
 def ava_384() -> DetectConfig:
-    """AVA v2.2 at 384 px, for `vjepa_huge_patch16_384` (Table 11)."""
+    """AVA v2.2 at 384 px, with the ViT-H of that size (Table 11)."""
     return replace(ava(), crop_size=384, short_side=(384, 480), test_size=384)
 
 

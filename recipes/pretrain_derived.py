@@ -22,6 +22,7 @@ from keras_vjepa.data.batches.mask_sampler import counts_after_truncation, mean_
 from keras_vjepa.data.batches.named_masks import MASK_SETS, mask_kinds
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.digit_scene import SCENES
 from keras_vjepa.data.sources.listing import source_exists
 from keras_vjepa.models import dimensions
 from keras_vjepa.monitoring.given_callbacks import check_callbacks
@@ -121,9 +122,9 @@ def check_files(config: PretrainConfig, workdir: Path) -> None:
     check_folder(workdir)
     # A finished run needs no videos, so that data that it names may be gone.
     known = (read_result(workdir / "config.json") or {}).get("data")
-    if config.data not in {known, *SETS} and not source_exists(config.data):
+    if config.data not in {known, *SETS, *SCENES} and not source_exists(config.data):
         raise FileNotFoundError(
-            f"`data` must be a folder, a list, shards or one of {', '.join(SETS)}. "
+            f"`data` must be a folder, a list, shards or one of {', '.join([*SETS, *SCENES])}. "
             f"Received: {config.data}"
         )
     for name in ("start_from", "teacher"):

@@ -12,6 +12,7 @@ from keras_vjepa.data.batches.mask_budgets import are_exact
 from keras_vjepa.data.batches.named_masks import mask_kinds
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.digit_scene import SCENES, prepare_digit_scenes
 from keras_vjepa.layers.dense import scale_weights
 from keras_vjepa.models.backbone_preset import copy_weights
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
@@ -31,6 +32,8 @@ def make_samples(config: PretrainConfig) -> list[Sample]:
     source: str | Path = config.data
     if config.data in SETS:
         source = prepare_digit_motion(config=SETS[config.data]).train
+    elif config.data in SCENES:
+        source = prepare_digit_scenes(config=SCENES[config.data]).train
     try:
         return config.source.make(source=source, label_column="")
     except FileNotFoundError as error:
@@ -41,7 +44,7 @@ def make_samples(config: PretrainConfig) -> list[Sample]:
 
 def samples_if_there(config: PretrainConfig) -> list[Sample]:
     """List the samples of a run; none for a built-in set, or if they cannot be read any more."""
-    if config.data not in SETS:
+    if config.data not in {*SETS, *SCENES}:
         with suppress(OSError, ValueError):
             return make_samples(config)
     return []

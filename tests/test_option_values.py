@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": (["--preset", "here", "--data", "here"], "check_preset"),
     "finetune-table": (["out", "--preset", "here"], "check_preset"),
     "bench-finetune": ([], "bench_step"),
+    "detect": (["--preset", "here"], "check_preset"),
     "check-videos": (["here", "--output", "out"], "samples_of"),
     "transcode": (["here", "out"], "samples_of"),
     "videomix": (["--k400", "here", "--output", "out"], "mix_videos"),
@@ -52,8 +53,11 @@ ACCEPTED = {
         "augment_num_operations", "augment_magnitude", "augment_magnitude_std",
         "augment_probability", "start", "warmup_learning_rate", "weight_decay", "warmup_epochs",
         "drop_path_rate", "head_dropout", "color_jitter", "mixup", "cutmix", "smoothing",
-        "mixup_probability", "mixup_switch",
+        "mixup_probability", "mixup_switch", "first_second", "least_score", "jitter", "extension",
+        "layers", "sampling_ratio", "dropout",
     },
+    # Layers are counted from the last one, too.
+    "-1": {"layers"},
     # Any finite number: a loss that is not finite stops the training.
     "1e30": {
         *_RATES, *_WEIGHTS, "epsilon", "clip_norm", "loss_scale_factor", "augment_magnitude_std",

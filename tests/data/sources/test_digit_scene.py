@@ -108,7 +108,7 @@ def test_the_official_layout(tmp_path):
     every = detection_set(str(root), actions="80")
     assert [*every.actions] == [1, 4, 17, 80] and every.evaluated == [1, 17, 80]
     assert "detected" not in every.test and every.first_second == 0.0
-    with pytest.raises(FileNotFoundError, match="`data` must hold ava_train_v"):
+    with pytest.raises(FileNotFoundError, match="`data` must hold ava_action_list_"):
         detection_set(str(root / "videos"), videos=str(root / "videos"))
     for given, message in (
         ({"data": "nowhere"}, "`data` must be a folder in the layout of AVA, or digit_scene"),
