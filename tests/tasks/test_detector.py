@@ -43,10 +43,12 @@ def logits_of(model, inputs=INPUTS):
 def test_equals_its_definition():
     """Layers after the final norm, mean over time, side by side; a region's largest values."""
     model = detector(layers=[0, -1], output_size=2, sampling_ratio=2)
-    outputs = model.backbone.intermediate_features(ops.convert_to_tensor(VIDEOS), [0, 2])
+    layers = compiled(lambda videos: model.backbone.intermediate_features(videos, [0, 2]))
+    outputs = layers(ops.convert_to_tensor(VIDEOS))
     maps = [numpy(x).reshape(2, 2, 2, 3, 8).mean(axis=1) for x in outputs]
     align = RoIAlign(2, 1 / 8, 2)
-    bins = numpy(align(np.concatenate(maps, axis=-1), BOXES))
+    features = ops.convert_to_tensor(np.concatenate(maps, axis=-1))
+    bins = numpy(compiled(align)(features, ops.convert_to_tensor(BOXES)))
     kernel, bias = (numpy(w) for w in model.head.get_weights())
     expected = bins.max(axis=(2, 3)) @ kernel + bias
     np.testing.assert_allclose(logits_of(model), expected, atol=2e-5)
@@ -77,6 +79,7 @@ def test_a_box_sees_what_is_in_it_alone():
     assert np.abs(after - before)[0, 1].max() > 1e-3
 
 
+@slow_but_on("torch")
 def test_any_size_and_single_images():
     model = detector()
     wide = {"videos": np.zeros((1, 4, 24, 40, 3), "float32"), "boxes": BOXES[:1]}
@@ -89,7 +92,7 @@ def test_any_size_and_single_images():
     np.testing.assert_allclose(of_four, np.mean(each, axis=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [pytest.param(False, marks=slow_but_on("torch")), True])
 def test_it_learns(trained):
     model = detector(trainable_backbone=trained, class_names=list("abcde"))
     model.compile(AdamW(0.02))
@@ -111,6 +114,7 @@ def test_it_learns(trained):
     assert pair[0] == pair[1]
 
 
+@slow_but_on("torch")
 def test_presets_and_files(tmp_path):
     keras.utils.set_random_seed(1)
     model = detector(

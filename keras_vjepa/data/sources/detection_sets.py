@@ -14,6 +14,7 @@ from typing import Literal
 
 from keras_vjepa.arguments import check_choice, check_number, check_text
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
+from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.sources.ava import (
     ActionSample,
     annotated_key_frames,
@@ -36,7 +37,7 @@ _LISTS = {
     EVALUATED: "ava_action_list_*for_activitynet*.pbtxt",
     ALL: "ava_action_list_v[0-9].[0-9].pbtxt",
 }
-_KINDS = {"video": ("videos", None), "frames": ("frames", 900.0)}
+_KINDS = {"video": ("videos", 0.0), "frames": ("frames", 900.0)}
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,22 @@ def detection_set(
         data, boxes = str(found.folder), boxes or str(found.detected)
     folder, first = _KINDS[kind]
     files = video_files(videos or Path(data, folder), fps if kind == "frames" else None)
+    first = first if first_second is None else first_second
+    return _listed(data, boxes, files, actions == ALL, first, least_score, max_bad_share)
+
+
+def _listed(
+    data: str,
+    boxes: str,
+    files: Mapping[str, Media | str],
+    with_all: bool,
+    first_second: float,
+    least_score: float,
+    max_bad_share: float,
+) -> DetectionSet:
+    """Read the files of a folder, of which the videos are known."""
     evaluated = read_label_map(_file(data, _LISTS[EVALUATED]))
-    names = evaluated if actions == EVALUATED else read_label_map(_file(data, _LISTS[ALL]))
+    names = read_label_map(_file(data, _LISTS[ALL])) if with_all else evaluated
     lists = {split: read_actions(_file(data, f"ava_{split}_v*.csv")) for split in ("train", "val")}
     excluded = {split: _excluded(data, split) for split in lists}
     train, test = (
@@ -109,22 +124,12 @@ def detection_set(
     tested = {"true": test}
     if boxes:
         of_videos = {video for video, _ in lists["val"].key_frames}
+        detected = read_detected_boxes(boxes)
         tested["detected"] = detected_key_frames(
-            read_detected_boxes(boxes),
-            files,
-            of_videos,
-            excluded["val"],
-            least_score,
-            max_bad_share,
+            detected, files, of_videos, excluded["val"], least_score, max_bad_share
         )
     return DetectionSet(
-        train,
-        tested,
-        lists["val"],
-        excluded["val"],
-        names,
-        [*evaluated],
-        first or 0.0 if first_second is None else first_second,
+        train, tested, lists["val"], excluded["val"], names, [*evaluated], first_second
     )
 
 

@@ -78,7 +78,7 @@ def prepare_digit_scenes(
 
 
 def _write(
-    folder: Path,
+    unfinished: Path,
     config: DigitSceneConfig,
     use_h264: bool,
     progress: Callable[[int, int], None] | None,
@@ -90,13 +90,13 @@ def _write(
     }
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
     for name in ("annotations", "videos"):
-        (folder / name).mkdir()
+        (unfinished / name).mkdir()
 
     def render(job: tuple[Split, int]) -> tuple[Split, str, DigitScene]:
         split, index = job
         scene, name = render_scene(split, index, config), f"{split}_{index:05d}"
         write(
-            folder / "videos" / f"{name}{extension}",
+            unfinished / "videos" / f"{name}{extension}",
             scene.frames,
             config.fps // config.frame_step,
         )
@@ -112,13 +112,14 @@ def _write(
                 listed.append(f"videos/{name}{extension}\n")
             if progress is not None:
                 progress(done, len(jobs))
-    annotations = folder / "annotations"
     for split, lines in rows.items():
-        (annotations / f"ava_{_NAMES[split]}_v2.2.csv").write_text("".join(lines))
+        (unfinished / "annotations" / f"ava_{_NAMES[split]}_v2.2.csv").write_text("".join(lines))
     items = "".join(f'item {{\n  name: "{name}"\n  id: {n}\n}}\n' for n, name in ACTIONS.items())
-    (annotations / "ava_action_list_v2.2_for_activitynet_2019.pbtxt").write_text(items)
-    (folder / "train.csv").write_text("".join(listed))
-    (folder / "detected.csv").write_text("".join(detected))
+    (unfinished / "annotations" / "ava_action_list_v2.2_for_activitynet_2019.pbtxt").write_text(
+        items
+    )
+    (unfinished / "train.csv").write_text("".join(listed))
+    (unfinished / "detected.csv").write_text("".join(detected))
 
 
 def _shares(box: tuple[float, ...], config: DigitSceneConfig) -> str:
