@@ -13,6 +13,7 @@ from keras_vjepa import (
     CosineSchedule,
     FineTuningSchedule,
     LinearSchedule,
+    VJEPAActionDetector,
     VJEPABackbone,
     VJEPAPredictor,
     VJEPAPretrainer,
@@ -57,6 +58,7 @@ GIVEN = {
     },
     VJEPAProbe: lambda: {"num_classes": 3, "num_heads": 2},
     VJEPAVideoClassifier: lambda: {"backbone": encoder(), "num_classes": 3},
+    VJEPAActionDetector: lambda: {"backbone": encoder(), "num_classes": 3},
     VJEPAVideoPreprocessor: lambda: {"image_size": 32, "num_frames": 4},
     AdamW: dict,
     WarmupCosine: lambda: {
@@ -92,7 +94,7 @@ VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
 ZEROS = """seed clip_after warmup_steps epsilon layer_norm_epsilon beta_1 beta_2 max_bad_share
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
     final peak momentum learning_rate weight_decay num_operations magnitude magnitude_std
-    sampling_ratio probability drop_path_rate head_dropout
+    sampling_ratio dropout probability drop_path_rate head_dropout
     """.split()
 # Any finite number: a loss that is not finite stops a training.
 LARGE = """epsilon variance_weight context_variance_weight context_covariance_weight start final
