@@ -4,8 +4,8 @@
     KERAS_BACKEND=jax python recipes/detect.py --config ava --preset vjepa_large_patch16_224 \
         --data ava/ --boxes detected.csv
 
-It ends in a preset that `detect` takes, the detected actions as AVA's evaluation reads them, and
-their mean average precision. Stopped by anything, the same command goes on.
+The results are a preset that `detect` takes, the detected actions as AVA's evaluation reads them,
+and their mean average precision. If the run is stopped, the same command goes on.
 """
 
 import json
@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-# First, for it chooses Keras' backend.
+# This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
 
 # isort: split
@@ -53,11 +53,11 @@ _FREE = {
 
 
 def run(config: DetectConfig, workdir: Path) -> dict[str, float] | None:
-    """Train, save and test; everything goes to `workdir`. A run that was stopped goes on there.
+    """Train, save and test in the folder `workdir`; continue a run that was stopped there.
 
     Returns:
-        The mean average precision by the kind of boxes, `"true"` and `"detected"`, in the first
-        process.
+        The mean average precision by the kind of boxes, `"true"` and `"detected"`; None in all
+        processes but the first.
     """
     parallel = distribution.setup()
     writable_folder(workdir)
@@ -105,7 +105,7 @@ def run(config: DetectConfig, workdir: Path) -> dict[str, float] | None:
 def make_detector(
     config: DetectConfig, found: DetectionSet, batches_a_epoch: int
 ) -> VJEPAActionDetector:
-    """Make the encoder of the preset with a new head, compiled."""
+    """Make a detector of the preset's encoder and a new head, and compile it."""
     head = {
         name: getattr(config.head, name)
         for name in config.head.parameters
@@ -143,7 +143,7 @@ def finish(
     found: DetectionSet,
     clips: KeyFrameClips,
 ) -> dict[str, float]:
-    """Save the preset, test it with each kind of boxes, and write what it found."""
+    """Save the preset, test it with each kind of boxes, and write the results."""
     detector.preprocessor = VJEPAVideoPreprocessor(
         config.test_size, clips.num_frames, clips.frame_step
     )
@@ -179,7 +179,7 @@ def finish(
 
 
 def check(config: DetectConfig, workdir: Path) -> None:
-    """Check what a config and a folder are by themselves; the config's values are checked already.
+    """Check the files and folders that a config names; its values are checked already.
 
     Raises:
         ValueError: for the first option that is out of range, by its name.
@@ -193,7 +193,7 @@ def check(config: DetectConfig, workdir: Path) -> None:
 
 
 def main(arguments: list[str] | None = None, program: str = "detect.py") -> None:
-    """Run the recipe as a command; `program` stands in front of its messages."""
+    """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     name, given, workdir = command_line.parse(
         program, __doc__ or "", CONFIGS, arguments, prefix="detect_"

@@ -1,8 +1,8 @@
-"""The numbers of action detection on AVA, and small ones for built-in scenes (App. D.2, Table 11).
+"""Define the configs of action detection on AVA and on built-in scenes (App. D.2, Table 11).
 
-A config is a function that returns a `DetectConfig`. What the paper leaves open is said where it is
-chosen: crops and scales are SlowFast's, whose protocol the paper follows; what happens to features
-is VideoMAE's, whose names its table has.
+A config is a function that returns a `DetectConfig`. If the paper leaves something open, the config
+says what was chosen. Crops and scales are SlowFast's, whose protocol the paper follows; features
+are treated as in VideoMAE, whose names the paper's table has.
 """
 
 from collections.abc import Callable
@@ -32,37 +32,37 @@ class DetectConfig:
     """Defines a detection: encoder, key frames, head, training and test.
 
     Attributes:
-        preset: of the encoder.
+        preset: preset of the encoder.
         untrained: take an encoder of the same kind that has learnt nothing, to compare with.
         data: arguments of `keras_vjepa.data.sources.detection_sets.detection_set`.
         crop_size: side of the training clips.
-        short_side: range of what the shorter side of training frames is scaled to.
-        test_size: what the shorter side of test frames is scaled to; the whole frame counts.
+        short_side: range of lengths that the shorter side of training frames is scaled to.
+        test_size: length that the shorter side of test frames is scaled to; frames are not cropped.
         horizontal_flip: probability of a flip in training.
-        jitter: by which shares of width and height edges of training boxes move at most.
-        extension: by which shares detected boxes grow in the test.
+        jitter: shares of width and height by which the edges of training boxes move at most.
+        extension: shares by which detected boxes grow in the test.
         clip: how the clip around a key frame is taken.
         layers: numbers of the encoder's layers that are concatenated, from 0; None for the paper's,
             or the last four.
-        head: of the detector.
+        head: the head of the detector.
         trainable_backbone: train the encoder too.
-        max_boxes: room for boxes of a clip. Of more, training takes some at random, and the test
-            takes the clip again.
+        max_boxes: the most boxes of a clip. If there are more, training takes some at random, and
+            the test takes the clip several times.
         batch_size: clips in a batch.
         test_batch_size: clips in a batch of the test.
         epochs: passes over the key frames.
-        warmup_epochs: of them, with a rising rate.
-        learning_rate: at its highest.
-        warmup_learning_rate: of the first step.
-        final_learning_rate: that the rate falls towards.
-        weight_decay: of AdamW.
-        epsilon: of AdamW.
-        layer_decay: of a trained encoder, by how much rate and decay of a layer are less than those
-            of the one above; None for none.
+        warmup_epochs: passes at the beginning with a rising rate.
+        learning_rate: the highest rate.
+        warmup_learning_rate: rate of the first step.
+        final_learning_rate: rate that the last steps approach.
+        weight_decay: weight decay of AdamW.
+        epsilon: epsilon of AdamW.
+        layer_decay: for a trained encoder, factor by which rate and decay of a layer are below
+            those of the layer above; None for the same rate.
         box_scores: multiply scores by those of the detector of boxes.
-        rule: of the mean average precision, see `mean_average_precision`.
+        rule: rule of the mean average precision, see `mean_average_precision`.
         dtype: precision of the model.
-        seed: of everything random.
+        seed: seed of everything random.
         num_workers: threads that read; by default one for each core.
         checkpoint_every: steps between two checkpoints.
         log_every: steps between two lines of progress.
@@ -106,7 +106,7 @@ class DetectConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        self.transform()  # which checks, as does the next
+        self.transform()  # this checks the arguments, as does the next line
         self.view(16, detected=True)
         with self.head.renaming():
             self.head.make(num_classes=1)
@@ -147,22 +147,22 @@ class DetectConfig:
         return BoxTransform(self.crop_size, self.short_side, self.horizontal_flip, self.jitter)
 
     def view(self, patch_size: int, detected: bool) -> BoxView:
-        """Make the view of the test; true boxes stay as they are."""
+        """Make the view of the test, in which only detected boxes grow."""
         view = BoxView(self.test_size, patch_size, self.extension)
         return view if detected else BoxView(self.test_size, patch_size)
 
 
 def digit_scene() -> DetectConfig:
-    """The built-in scenes of moving digits: 10 digits, 8 motions, minutes on 2 CPU cores."""
+    """Detect 10 digits and 8 motions in the built-in scenes, in minutes on 2 CPU cores."""
     return DetectConfig()
 
 
 def ava() -> DetectConfig:
-    """AVA v2.2 with a frozen encoder, 224 px (Table 11).
+    """Detect actions of AVA v2.2 with a frozen encoder, 224 px (Table 11).
 
-    Chosen where the paper is silent or contradicts itself: a warm-up of 2 epochs, not of 1 step;
-    the rate as it stands, not scaled by the batch; true boxes in training; detected ones of a score
-    of 0.8 in the test, and the score of the action alone.
+    Choices where the paper is silent or contradicts itself: a warm-up of 2 epochs, not of 1 step;
+    the rate as it stands, not scaled by the batch; true boxes in training; in the test, detected
+    boxes with scores from 0.8, and only the score of the action.
     """
     return replace(
         digit_scene(),
@@ -186,7 +186,7 @@ def ava() -> DetectConfig:
 
 
 def ava_384() -> DetectConfig:
-    """AVA v2.2 at 384 px, with the ViT-H of that size (Table 11)."""
+    """Detect actions of AVA v2.2 at 384 px, with the ViT-H of that size (Table 11)."""
     return replace(ava(), crop_size=384, short_side=(384, 480), test_size=384)
 
 

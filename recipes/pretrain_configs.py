@@ -121,15 +121,15 @@ def digit_motion_features() -> PretrainConfig:
 
 
 def digit_scene() -> PretrainConfig:
-    """Pretrains on the built-in scenes for `keras-vjepa detect`; not measured yet.
+    """Pretrain on the built-in scenes for `keras-vjepa detect`; not measured yet.
 
-    As `digit_motion_long`, at 64 pixels: frames of the files, halved.
+    It is like `digit_motion_long`, but with 64 pixels, which is half the size of the files.
     """
     return replace(
         digit_motion_long(),
         data="digit_scene",
         image_size=64,
-        # 32 of the 36 frames.
+        # A clip spans 32 of the 36 frames.
         temporal_stride=4,
         batch_size=16,
         budget_batch_size=16,

@@ -1,4 +1,4 @@
-"""Test of a detector: probabilities of all boxes as rows of AVA, and their precision (App. D.2)."""
+"""Test a detector: write the probabilities of all boxes as rows of AVA (App. D.2)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from keras_vjepa.data.batches.actions import ActionTestClips, predicted
 from keras_vjepa.data.sources.ava_files import ActionRows, KeyFrame
 from keras_vjepa.tasks.detector import VJEPAActionDetector
 
-# Of coordinates and scores, in rows and in files alike.
+# Number of decimals of coordinates and scores, in rows and in files.
 _DECIMALS = 6
 
 
@@ -18,17 +18,17 @@ def detected_actions(
     actions: Sequence[int] | Mapping[int, str],
     with_box_scores: bool = False,
 ) -> ActionRows:
-    """Have a detector tell the actions of all boxes.
+    """Predict the actions of all boxes by a detector, as rows of AVA.
 
     Args:
-        detector: with as many outputs as there are actions.
-        clips: to be tested.
+        detector: the detector, with an output for each action.
+        clips: the clips to test with.
         actions: numbers of the actions, in the order of the outputs.
-        with_box_scores: whether a score is multiplied by that of the detector of boxes, as
-            VideoMAE's detection does; SlowFast's does not.
+        with_box_scores: whether scores are multiplied by those of the detector of boxes, as in
+            VideoMAE's detection; SlowFast does not multiply them.
 
     Returns:
-        A row for each box and action, rounded as files have them.
+        A row for each box and action, rounded as in files.
     """
     key_frames: dict[KeyFrame, int] = {}
     places, boxes, scores = [], [], []

@@ -44,7 +44,7 @@ class Preprocessor(Protocol):
     def key_frame(
         self, video: Any, boxes: Any, second: float | None, patch_size: int
     ) -> dict[str, Tensor]:
-        """Make what a detector takes of a video and boxes in it."""
+        """Make the inputs of a detector from a video and boxes in it."""
 
 
 def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str, Any]]:

@@ -98,7 +98,7 @@ def loss_of_logits(loss: Any) -> Any:
     """Return the loss on logits that a user means; Keras' own names mean one on probabilities.
 
     Args:
-        loss: as `compile` of Keras has it, or `"auto"` for a classifier's.
+        loss: a loss as Keras' `compile` takes it, or `"auto"` for that of a classifier.
     """
     if isinstance(loss, str) and loss == "auto":
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -251,7 +251,7 @@ class Classification(PixelModel, CompiledTask):
         super().compile(optimizer, loss, loss_weights, metrics, **kwargs)
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """Return Keras' config, with the parts of a batch where there are several."""
+        """Return Keras' config, with the number of parts of a batch if there are several."""
         config = super().get_compile_config()
         if not config or self.accumulation_steps == 1:
             return config

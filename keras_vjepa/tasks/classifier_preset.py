@@ -65,7 +65,7 @@ class ClassifierPreset(Preset):
     num_classes: int
 
     def head_model(self) -> keras.Model:
-        """Return the part that is trained on labels, whose weights are a file of their own."""
+        """Return the part that is trained on labels, whose weights have a file of their own."""
         return self.probe
 
     def preset_files(self) -> dict[str, Any]:

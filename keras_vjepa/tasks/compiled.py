@@ -1,4 +1,4 @@
-"""What the tasks on labels keep of being compiled: loss, optimizer, layer-wise decay (App. D.1)."""
+"""Save and restore how tasks on labels were compiled, with layer-wise decay (App. D.1)."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ _OPTIMIZER_BUILT = "optimizer_built"
 
 
 class CompiledTask(keras.Model):
-    """Saves a task's optimizer with its variables, and gives it the layers that it decays by.
+    """Saves a task's optimizer with its variables, and tells it the layers that it decays by.
 
-    A mixin for a model with the attribute below.
+    This is a mixin for a model with the attribute below.
 
     Attributes:
-        backbone: whose layers they are.
+        backbone: the backbone that has these layers.
     """
 
     backbone: keras.Model
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.compile`."""
+        """Configure training as `keras.Model.compile` does, and name layers for their decay."""
         super().compile(*args, **kwargs)
         for inner in inner_optimizers(self.optimizer):
             if isinstance(inner, AdamW) and inner.layer_decay is not None and not inner.built:
                 inner.decay_by_layer(self.layer_variables)
 
     def layer_variables(self) -> list[list[keras.Variable]]:
-        """List the variables of each layer of the backbone, then those after them, with the head.
+        """List the variables of each layer of the backbone, and last all others with the head's.
 
         Raises:
             ValueError: for a backbone that does not say which layers it has.
@@ -41,12 +41,12 @@ class CompiledTask(keras.Model):
         return [*layers, rest]
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """As Keras', with whether the optimizer has variables, which one of no step has not."""
+        """Return Keras' config, with a note of whether the optimizer has variables yet."""
         config = super().get_compile_config()
         return config and {**config, _OPTIMIZER_BUILT: self.optimizer.built}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as a saved model was, with the variables of its optimizer."""
+        """Compile the model as it was when it was saved, with its optimizer's variables."""
         arguments = dict(keras.saving.deserialize_keras_object(config))
         is_built = arguments.pop(_OPTIMIZER_BUILT, True)
         self.compile(**arguments)
@@ -55,11 +55,11 @@ class CompiledTask(keras.Model):
 
 
 def own_backbone(backbone: keras.Model, argument: str) -> VJEPABackbone:
-    """Return the backbone, if its layers are known.
+    """Return a backbone of known layers, or refuse an argument that needs such a backbone.
 
     Args:
-        backbone: of a task.
-        argument: that asks for its layers, for messages: `"encoder_norm"` or `"layer_decay"`.
+        backbone: the backbone of a task.
+        argument: argument that needs its layers: `"encoder_norm"` or `"layer_decay"`.
 
     Raises:
         ValueError: for any other model.

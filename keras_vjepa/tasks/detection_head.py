@@ -1,7 +1,7 @@
-"""Head of action detection: features of boxes, their largest values, a linear layer (App. D.2).
+"""Classify boxes by the largest values of their features and a linear layer (App. D.2).
 
-The paper says "a linear classifier" on regions of interest. That the map is the mean over time,
-that a region is 7 x 7 bins, and that the largest value of each channel counts, is the field's.
+The paper says "a linear classifier" on regions of interest. The rest is what others usually do: the
+map is the mean over time, a region has 7 x 7 bins, and the largest value of each channel counts.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ class DetectionHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     Args:
         num_classes: width of the logits.
         output_size, sampling_ratio, aligned: as in `RoIAlign`.
-        pooling: of the bins of a box: `"max"` or `"average"`.
+        pooling: how the bins of a box are pooled: `"max"` or `"average"`.
         dropout: share of the channels of a box that training leaves out.
 
     Call arguments:
         features: `(batch, height, width, channels)`.
-        boxes: `(batch, boxes, 4)`: left, top, right and bottom in cells of the map.
-        training: whether `dropout` counts.
+        boxes: `(batch, boxes, 4)` with left, top, right and bottom in cells of the map.
+        training: whether `dropout` is applied.
 
     Returns:
         Logits `(batch, boxes, num_classes)`, in the dtype of the weights also under mixed
@@ -70,18 +70,18 @@ class DetectionHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
         self.num_classes = num_classes
         self.pooling = pooling
         self.dropout = dropout
-        # Which checks its own arguments.
+        # The layer checks its arguments itself.
         self.align = RoIAlign(
             output_size, 1.0, sampling_ratio, aligned, name="align", dtype=self.dtype_policy
         )
 
     @classmethod
     def number_of_weights(cls, dim: int, **arguments: Any) -> int:
-        """Check constructor arguments; count the numbers that the weights would be, making none.
+        """Check constructor arguments, and count the numbers in the weights without making any.
 
         Args:
-            dim: channels of the features.
-            arguments: those of the constructor.
+            dim: number of channels of the features.
+            arguments: arguments of the constructor.
 
         Raises:
             ValueError: for values as the constructor does.
@@ -93,7 +93,8 @@ class DetectionHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     ) -> None:
         dim = features_shape[-1]
         if self.dropout:
-            # Not Keras' layer, which on torch draws from a state that no checkpoint holds.
+            # Keras' own dropout layer is not used: on torch it draws random numbers from a state
+            # that no checkpoint holds.
             self.dropout_seed = keras.random.SeedGenerator(name="dropout_seed")
         self.linear = keras.layers.Dense(
             self.num_classes,

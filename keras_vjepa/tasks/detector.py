@@ -1,10 +1,11 @@
-"""Action detection: what people in boxes do, from frozen or trained features (App. D.2, Table 11).
+"""Detect what people in boxes do, from frozen or trained features (App. D.2, Table 11).
 
-The outputs of four layers are concatenated over their channels and averaged over time; features of
-boxes are pooled from this map, and a linear layer has an output for each action, with a sigmoid.
+The outputs of four layers are concatenated over their channels and averaged over time. Features of
+boxes are pooled from this map, and a linear layer has an output with a sigmoid for each action.
 
-Departures from the paper's text: it counts layers from 1 (18, 20, 22, 24 of ViT-L), here they are
-counted from 0 as in the authors' encoder, which passes each through its final norm.
+Departures from the paper's text: the paper counts layers from 1 (18, 20, 22, 24 of ViT-L); here
+they are counted from 0, as in the authors' encoder, which passes each output through its final
+norm.
 """
 
 import math
@@ -32,12 +33,12 @@ from keras_vjepa.tasks.detection_head import DetectionHead
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.types import Tensor
 
-# The paper's, by the number of the encoder's layers: of ViT-L and ViT-H.
+# The paper's layers for ViT-L and ViT-H, by the number of the encoder's layers.
 _LAYERS = {24: (17, 19, 21, 23), 32: (25, 27, 29, 31)}
 _NUM_LAYERS = 4
-# Of a backbone that does not say it.
+# The patch size of a backbone that does not say it.
 _PATCH_SIZE = 16
-# Of the head on a frozen backbone (Table 11), and of both.
+# The default for the head on a frozen backbone (Table 11), and the one for training both together.
 _LEARNING_RATE, _FINE_TUNING_RATE = 1e-4, 1e-4
 _HEAD_ARGUMENTS = (
     "num_classes", "output_size", "sampling_ratio", "aligned", "pooling", "dropout",
@@ -52,24 +53,26 @@ class VJEPAActionDetector(
 ):
     """Tells what is done in boxes of a video, by a backbone and a linear layer (App. D.2).
 
-    Where the boxes are, something else has found. It is compiled with a cross-entropy of each
-    action on logits, and `AdamW`, unless `compile` is called anew.
+    Something else has to find the boxes. The detector is compiled with a cross-entropy of each
+    action on logits, and `AdamW`, unless `compile` is called again.
 
     Args:
         backbone: any Keras model that returns `(batch, tokens, dim)`; see
-            `keras_vjepa.models.adapters`. One that takes single images is applied to every frame.
+            `keras_vjepa.models.adapters`. A backbone that takes single images is applied to every
+            frame.
         num_classes: number of actions; may be left out with `class_names`.
         layers: numbers of the layers whose outputs are concatenated, from 0, or from -1 backwards.
             None for the paper's: 17, 19, 21 and 23 of 24 layers, 25, 27, 29 and 31 of 32; else the
-            last four. A backbone that is no `VJEPABackbone` gives what it returns alone.
-        output_size: bins of a box along height and width; this and the next two as in `RoIAlign`.
-        sampling_ratio: samples of a bin along each axis, 0 for as many as it covers cells.
+            last four. Of a backbone that is no `VJEPABackbone`, only the output is taken.
+        output_size: bins of a box along height and width; this and the next two are as in
+            `RoIAlign`.
+        sampling_ratio: samples of a bin along each axis; 0 for as many as it covers cells.
         aligned: whether positions begin at the edge of the first cell, not at its centre.
-        pooling: of the bins of a box: `"max"` or `"average"`.
+        pooling: how the bins of a box are pooled: `"max"` or `"average"`.
         dropout: share of the channels of a box that training leaves out.
         trainable_backbone: False freezes the backbone, True leaves it as it is, or unfreezes it if
             its `trainable` is False. None freezes a backbone without LoRA.
-        class_names: names of the actions in the order of their numbers, which `detect` tells.
+        class_names: names of the actions in the order of their numbers; `detect` returns them.
         preprocessor: a `VJEPAVideoPreprocessor`, through which `detect` takes files; saved and
             loaded with the model. `from_preset` finds it.
 
@@ -82,8 +85,8 @@ class VJEPAActionDetector(
         Logits `(batch, boxes, num_classes)`; their sigmoid is the probability of each action.
 
     Raises:
-        ValueError: for layers that there are not, a backbone whose tokens are no grid, and inputs
-            of other kinds.
+        ValueError: for layers that do not exist, for a backbone whose tokens are no grid, and for
+            inputs of other kinds.
 
     Example:
 
@@ -136,7 +139,7 @@ class VJEPAActionDetector(
             name="head",
             dtype=self.dtype_policy,
         )
-        # Built here, so that presets and optimizers find the weights.
+        # The weights are made here, so that presets and optimizers find them.
         self.build()
         self.compile()
 
@@ -148,12 +151,12 @@ class VJEPAActionDetector(
 
     @property
     def chosen_layers(self) -> list[int]:
-        """Numbers of the layers whose outputs are concatenated, from 0; see `layers`."""
+        """Return the numbers of the layers whose outputs are concatenated, from 0; see `layers`."""
         return _chosen_layers(self.backbone, self.layer_numbers)
 
     @property
     def trainable_backbone(self) -> bool:
-        """What the backbone's own `trainable` is."""
+        """Return whether the backbone is trainable, by its own `trainable`."""
         return self.backbone.trainable
 
     def described_elsewhere(self) -> list[keras.layers.Layer]:
@@ -161,17 +164,17 @@ class VJEPAActionDetector(
         return [self.backbone]
 
     def token_encoder(self) -> TokenEncoder:
-        """Return what offers the backbone's tokens: the backbone itself, or an adapter."""
+        """Return the object that gives the backbone's tokens: the backbone, or an adapter."""
         return as_token_encoder(self.backbone)
 
     # --- From videos and boxes to logits ---------------------------------------------------------
 
     def feature_map(self, videos: Tensor, training: bool = False) -> Tensor:
-        """Compute the map that features of boxes are taken from.
+        """Compute the map from which features of boxes are taken.
 
         Args:
             videos: as in the call.
-            training: passed on to a backbone of which something is trained.
+            training: passed on to the backbone if some part of it is trained.
 
         Returns:
             `(batch, rows, columns, layers * dim)`.
@@ -190,7 +193,7 @@ class VJEPAActionDetector(
         return ops.concatenate(maps, axis=-1) if len(maps) > 1 else maps[0]
 
     def _outputs(self, videos: Tensor, training: bool) -> list[Tensor]:
-        """The tokens of each layer; of an image model, those of a clip's frames by time."""
+        """Compute the tokens of each layer; for an image model, those of all frames of a clip."""
         if not isinstance(self.backbone, VJEPABackbone):
             return [self.token_encoder().clip_tokens(videos, training)]
         if not self.backbone.is_image_model:
@@ -200,7 +203,7 @@ class VJEPAActionDetector(
         return [ops.reshape(x, (-1, videos.shape[1] * x.shape[1], x.shape[2])) for x in outputs]
 
     def _grid(self, num_tokens: int, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Steps, rows and columns of a clip's tokens, whose cells are squares."""
+        """Compute the steps, rows and columns of a clip's tokens, whose cells are squares."""
         encoder = self.token_encoder()
         steps = frames if encoder.is_image_model else frames // (encoder.tubelet_size or frames + 1)
         cells = num_tokens // max(steps, 1)
@@ -260,9 +263,9 @@ class VJEPAActionDetector(
         """Tell what is done in boxes of a video.
 
         Args:
-            video: what the `preprocessor` takes: the path of a video, or an array of its frames.
-            boxes: `(boxes, 4)`: left, top, right and bottom as shares of the frame.
-            second: at which the boxes are; None for the middle of the video.
+            video: the path of a video, or an array of its frames, as the `preprocessor` takes it.
+            boxes: `(boxes, 4)` with left, top, right and bottom as shares of the frame.
+            second: second of the video that the boxes belong to; None for the middle.
             top: number of actions.
 
         Returns:
@@ -310,10 +313,10 @@ class VJEPAActionDetector(
         metrics: Any = None,
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.compile`, with what a detector needs where nothing is given.
+        """Configure training as `keras.Model.compile` does, with defaults for a detector.
 
         Args:
-            optimizer: default: `AdamW`, of step length 1e-4.
+            optimizer: default: `AdamW`, with a learning rate of 1e-4.
             loss: default: cross-entropy of each action, on the logits that the model returns.
             loss_weights, metrics, kwargs: as in Keras.
         """
@@ -327,12 +330,12 @@ class VJEPAActionDetector(
     # --- Configuration ---------------------------------------------------------------------------
 
     def head_model(self) -> keras.Model:
-        """Return the part that is trained on labels, whose weights are a file of their own."""
+        """Return the part that is trained on labels, whose weights have a file of their own."""
         return self.head
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """As `VJEPABackbone.weights_asked_for`, for backbone and head."""
+        """Count weights as `VJEPABackbone.weights_asked_for` does, for backbone and head."""
         own = arguments_of(cls, config)
         own["num_classes"], _ = check_classes(own["num_classes"], own["class_names"])
         backbone, asked_for = own["backbone"], {}
@@ -365,10 +368,10 @@ class VJEPAActionDetector(
         }
 
     def with_backbone(self, backbone: keras.Model) -> Self:
-        """Make a detector of the same arguments and head on another backbone.
+        """Make a detector with the same arguments and head on another backbone.
 
         Args:
-            backbone: of the same width of tokens.
+            backbone: its tokens must have the same width.
         """
         other = self.from_config({**self.get_config(), "backbone": backbone})
         other.head.set_weights(self.head.get_weights())
@@ -385,13 +388,13 @@ class VJEPAActionDetector(
         as_it_was = kept_flags(config["backbone"], config.get("trainable_backbone"))
         model = cls(**config)
         if as_it_was.restore():
-            # Again, for what is trained now.
+            # The constructor has compiled the model before this changed what is trained.
             model.compile()
         return model
 
 
 def _chosen_layers(backbone: keras.Model, layers: Sequence[int] | None) -> list[int]:
-    """Numbers of a backbone's layers, from 0; one stands for what a foreign model returns."""
+    """Return the numbers of the chosen layers, from 0; a foreign model counts as one layer."""
     if isinstance(backbone, VJEPABackbone):
         return _layers_of(backbone.num_layers, layers)
     if layers is not None:
