@@ -390,7 +390,7 @@ class VJEPAVideoPreprocessor:
         patch_size: int = 16,
         limits: ReadingLimits = DEFAULT_LIMITS,
     ) -> dict[str, NDArray[np.float32]]:
-        """Make what a `VJEPAActionDetector` takes of a video and boxes in it (App. D.2).
+        """Make the inputs of a `VJEPAActionDetector` from a video and boxes in it (App. D.2).
 
         The whole frame is kept: its shorter side is scaled to that of `image_size`, and it is
         padded to whole patches.
@@ -432,7 +432,7 @@ class VJEPAVideoPreprocessor:
         return {"videos": clip[np.newaxis], "boxes": pixels[np.newaxis]}
 
     def _around(self, source: Source, second: float | None, limits: ReadingLimits) -> Frames:
-        """The frames of the clip around a second."""
+        """Read the frames of the clip around a second."""
         if isinstance(source, str | Media):
             clips = KeyFrameClips(self.num_frames, self.frame_step)
             if second is None:

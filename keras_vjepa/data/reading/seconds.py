@@ -1,4 +1,4 @@
-"""Frames around a second of a video, by the times at which they are shown (App. D.2).
+"""Find the frames around a second of a video, by the times at which they are shown (App. D.2).
 
 AVA's actions are annotated at seconds of the original videos. Cutting these and converting them to
 30 frames a second first, as is usual, costs as much as 3 points of mAP where another version of the
@@ -14,7 +14,7 @@ from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader
 
-# A key frame may lie so many seconds outside of what is there.
+# How many seconds a key frame may lie outside of the video.
 _TOLERANCE = 0.5
 
 
@@ -46,7 +46,7 @@ def seconds_around(
 
 
 def frames_at(video: VideoReader, seconds: NDArray[np.float64]) -> Indices:
-    """Find the frames that are shown nearest to some times; beyond its ends, the first or last.
+    """Find the frames shown nearest to some times; beyond the video's ends, its first or last.
 
     Args:
         video: an open video.
@@ -69,7 +69,7 @@ def frames_at(video: VideoReader, seconds: NDArray[np.float64]) -> Indices:
     if len(times) == 1:
         return np.zeros(len(seconds), np.int64)
     after = np.searchsorted(times, seconds).clip(1, len(times) - 1)
-    # Times are rounded in files: what is nearly as near is equally near.
+    # Files hold rounded times, so that frames that are nearly as near count as equally near.
     earlier = seconds - times[after - 1] <= times[after] - seconds + 1e-6
     return np.asarray(after - earlier, np.int64)
 
@@ -87,7 +87,7 @@ def middle_second(video: VideoReader) -> float:
 
 
 def _times(video: VideoReader) -> NDArray[np.float64]:
-    """The second at which each frame is shown."""
+    """Return the second at which each frame is shown."""
     times = video.times()
     if times is not None:
         return times

@@ -1,4 +1,4 @@
-"""Key frames for a detector: a folder in the layout of AVA, or the built-in set (App. D.2).
+"""List key frames for a detector, of a folder laid out as AVA or the built-in set (App. D.2).
 
 ava/annotations/ava_train_v2.2.csv, ava_val_v2.2.csv
 ava/annotations/ava_{train,val}_excluded_timestamps_v2.2.csv    may be missing
@@ -42,7 +42,7 @@ _KINDS = {"video": ("videos", 0.0), "frames": ("frames", 900.0)}
 
 @dataclass(frozen=True)
 class DetectionSet:
-    """What a detector is trained and tested on.
+    """Holds the key frames that a detector is trained and tested on.
 
     Attributes:
         train: key frames with true boxes.
@@ -113,7 +113,7 @@ def _listed(
     least_score: float,
     max_bad_share: float,
 ) -> DetectionSet:
-    """Read the files of a folder, of which the videos are known."""
+    """Read the files of a folder whose videos have been found already."""
     evaluated = read_label_map(_file(data, _LISTS[EVALUATED]))
     names = read_label_map(_file(data, _LISTS[ALL])) if with_all else evaluated
     lists = {split: read_actions(_file(data, f"ava_{split}_v*.csv")) for split in ("train", "val")}
@@ -144,7 +144,7 @@ def check_detection_set(
     least_score: float = 0.8,
     max_bad_share: float = 0.05,
 ) -> None:
-    """Check arguments of `detection_set`, and that what they name is there, before it is read.
+    """Check arguments of `detection_set`, and that the files that they name exist.
 
     Raises:
         FileNotFoundError: for the first that is not.
@@ -171,7 +171,7 @@ def check_detection_set(
 
 
 def _file(data: str, pattern: str) -> Path:
-    """The file of such a name in a folder, or in `annotations` in it."""
+    """Find a file by its name in a folder, or in the folder `annotations` in it."""
     for folder in (Path(data, "annotations"), Path(data)):
         if found := sorted(folder.glob(pattern)):
             return found[-1]

@@ -1,4 +1,4 @@
-"""The built-in set for action detection, as files in the layout of AVA v2.2 (App. D.2).
+"""Write the built-in set for action detection as files in the layout of AVA v2.2 (App. D.2).
 
 What the videos show stands in `digit_scene_rendering.py`. Beside the true boxes there are
 "detected" ones, as a detector would find them: moved at the edges, some missing, some where nothing
@@ -28,17 +28,17 @@ from keras_vjepa.data.sources.digit_scene_rendering import (
 )
 from keras_vjepa.data.sources.video_writing import write_h264, write_motion_jpeg
 
-# Names under which recipes take a set in place of a path.
+# Names of sets that recipes take in place of a path.
 SCENES = {"digit_scene": DigitSceneConfig()}
 # AVA's names of the two splits.
 _NAMES: dict[Split, str] = {"train": "train", "test": "val"}
-# Of detected boxes: how far an edge moves, as a share; how many are missed; how many more appear.
+# For detected boxes: how far edges move, as a share; how many boxes are missed; how many are added.
 _MOVED, _MISSED, _INVENTED = 0.12, 0.1, 0.15
 
 
 @dataclass(frozen=True)
 class DigitSceneFiles:
-    """Where the rendered set is.
+    """Says where the files of the rendered set lie.
 
     Attributes:
         folder: in the layout of AVA: `annotations`, `videos`.
@@ -138,7 +138,7 @@ def _truth(name: str, scene: DigitScene, config: DigitSceneConfig) -> list[str]:
 def _detected(
     name: str, scene: DigitScene, config: DigitSceneConfig, seed: tuple[int, ...]
 ) -> list[str]:
-    """What a detector would have found in a scene."""
+    """Make the boxes that a detector could have found in a scene."""
     rng, rows = np.random.default_rng(seed), []
 
     def add(box: np.ndarray, low: float, high: float) -> None:

@@ -1,4 +1,4 @@
-"""Scenes of several digits that move, each in its own way (a stand-in for AVA, App. D.2).
+"""Render scenes of several digits, each moving in its own way (a stand-in for AVA, App. D.2).
 
 Two to four handwritten digits of different sizes move over a background, each in one of eight ways.
 A digit is a person, what it is and how it moves are its actions: each box has two of 18. The images
@@ -30,9 +30,9 @@ from keras_vjepa.data.sources.digit_motion_rendering import (
 
 Integers = npt.NDArray[np.integer[Any]]
 
-# Without the two that turn, which take a whole video to tell.
+# The two turning motions are left out, because only a whole video shows them.
 SCENE_MOTIONS = MOTIONS[:8]
-# Numbers of actions begin at 1, as AVA's.
+# Numbers of actions begin at 1, as in AVA.
 ACTIONS = {
     n: name for n, name in enumerate((*(f"digit {d}" for d in range(10)), *SCENE_MOTIONS), start=1)
 }
@@ -46,7 +46,7 @@ _MOST_HIDDEN = 0.25
 
 @dataclass(frozen=True)
 class DigitSceneConfig:
-    """What is rendered.
+    """Says how scenes are rendered.
 
     Attributes:
         canvas_size: height and width of a frame in pixels, even.
@@ -98,13 +98,13 @@ class DigitSceneConfig:
 
     @property
     def key_seconds(self) -> range:
-        """The seconds that are key frames."""
+        """Return the seconds that are key frames."""
         return range(1, self.seconds)
 
 
 @dataclass(frozen=True)
 class SceneDigit:
-    """One digit of a scene.
+    """Describes one digit of a scene.
 
     Attributes:
         digit: 0 to 9.
@@ -120,18 +120,18 @@ class SceneDigit:
 
     @property
     def actions(self) -> tuple[int, int]:
-        """Numbers of its actions, from 1."""
+        """Return the numbers of the digit's actions, from 1."""
         return 1 + self.digit, 11 + self.motion
 
     def box(self, frame: int) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom in pixels of a frame."""
+        """Return left, top, right and bottom in pixels of a frame."""
         top, left = self.path[frame].tolist()
         return left, top, left + self.size, top + self.size
 
 
 @dataclass(frozen=True)
 class DigitScene:
-    """One rendered video.
+    """Holds one rendered video.
 
     Attributes:
         frames: uint8 `(frames, size, size, 3)`, RGB.
@@ -202,7 +202,7 @@ def _placed(
 
 
 def _hidden(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
-    """Which share of the smaller box both have."""
+    """Compute the share of the smaller box that the other one covers."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
     smaller = min(box[2] - box[0], other[2] - other[0]) ** 2
