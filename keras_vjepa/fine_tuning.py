@@ -183,15 +183,21 @@ def make_test_batches(
     videos: LabelledVideos,
     parallel: DataParallel,
 ) -> EvaluationBatches:
-    """Make the batches to test on, with the clips and views that the classifier takes."""
-    backbone = classifier.backbone
+    """Make the batches to test on, with the clips and views that the classifier takes.
+
+    A batch has at most as many clips as a training batch.
+    """
+    backbone, views = classifier.backbone, classifier.num_clips * classifier.num_views
+    trained, devices = config.batches.batch_size, parallel.device_count
+    fitting = min(trained * config.batches.num_repeats // views, trained)
+    videos_at_once = max(fitting // devices, 1) * devices
     clip = clips.SegmentTestClips if config.sampling == "uniform" else clips.DenseTestClips
     view: Any = functools.partial(center_view, crop_size=backbone.image_size)
     if classifier.num_views == 3:
         view = functools.partial(three_views, crop_size=max(height_and_width(backbone.image_size)))
     batches = EvaluationBatches(
         videos.test,
-        config.batches.batch_size,
+        videos_at_once,
         view,
         clip=clip(backbone.num_frames, config.temporal_stride, classifier.num_clips),
         num_classes=videos.num_classes,

@@ -122,7 +122,9 @@ def _train(
         description=defining(options, _FREE),
         defaults=defining({**defaults(config), **options}, _FREE),
         # A schedule that the user gives takes precedence over that of the stored options.
-        upgrade=lambda stored: {**stored, "schedule_epochs": config.schedule_epochs},
+        upgrade=lambda stored: defining(
+            {**stored, "schedule_epochs": config.schedule_epochs}, _FREE
+        ),
         parallel=parallel,
     )
     final = with_all_views(config, classifier)

@@ -110,9 +110,7 @@ class Comparison:
             **changes,
         )
         names = TASK_NAMES[options.task]
-        videos = LabelledVideos(
-            of_task(train, options.task), of_task(self.test, options.task), len(names), names
-        )
+        videos = LabelledVideos(train, self.test, len(names), names)
         accuracy = finetune.run(
             config, options.workdir / f"{name} {options.task} {fraction:g} {seed}", videos
         )
@@ -137,8 +135,7 @@ class Comparison:
         cache = options.workdir / "features"
         one = FrozenProbe(encoder, settings, cache, sweep=sweeps.get(options.task))
         sweeps[options.task] = one.sweep
-        train, test = (of_task(samples, options.task) for samples in (train, self.test))
-        [found] = Evaluator(one, train, test, options.workdir / "probes")(1)
+        [found] = Evaluator(one, train, self.test, options.workdir / "probes")(1)
         return float(found[options.task]["top1"])
 
 
@@ -150,7 +147,9 @@ def run(options: Any) -> str:
         keras.config.set_dtype_policy("float32")
         train, test = finetune_configs.CONFIGS[options.data]().data.make()
         comparison = Comparison(
-            options, train[: options.num_videos], test[: options.num_test_videos]
+            options,
+            of_task(train[: options.num_videos], options.task),
+            of_task(test[: options.num_test_videos], options.task),
         )
         encoder = load_backbone(options.preset)
         untrained = first_weights(options.preset, encoder, workdir)
