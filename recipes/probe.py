@@ -34,6 +34,7 @@ from keras_vjepa.data.sources.labelled_sets import check_sources, holds_only_ima
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator, Metrics
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.labelled_videos import names_by_task
 from keras_vjepa.evaluation.report import draw_confusion, summary
 from keras_vjepa.evaluation_pixels import preprocessor_of, seen_as_by_the_preset
 from keras_vjepa.locks import locked
@@ -75,6 +76,7 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
             f"{len(train):,} training and {len(test):,} test samples; {parallel}",
             file=sys.stderr,
         )
+    names = names_by_task(config)
     probe = FrozenProbe(encoder, config, cache=cache_of(config, workdir), parallel=parallel)
     evaluator = Evaluator(probe, train, test, workdir / "splits")
     evaluator.forget_if_damaged([workdir / f"classifier_{task}" for task in config.tasks])
@@ -92,6 +94,7 @@ def _evaluate(config: ProbeConfig, workdir: Path, parallel: DataParallel) -> lis
             # All processes make it, because its weights are on the devices of all; one writes it.
             classifier = probe.classifier(task)
             classifier.preprocessor = preprocessor_of(probe.settings)
+            classifier.class_names = names.get(task)
             if parallel.is_first:
                 classifier.save_to_preset(workdir / f"classifier_{task}")
 

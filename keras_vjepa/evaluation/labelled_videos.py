@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS
+from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS, SETS
 from keras_vjepa.data.sources.labelled_sets import class_names
 from keras_vjepa.data.sources.labels import check_labels, low_shot
 from keras_vjepa.data.sources.samples import Sample
@@ -62,6 +62,25 @@ def labelled_videos(config: Any) -> LabelledVideos:
     if num_classes < 2:
         raise ValueError(f"`data` must be of two classes or more. Received: {num_classes}")
     return LabelledVideos(low_shot(train, config.fraction, config.seed), test, num_classes, names)
+
+
+def names_by_task(config: Any) -> dict[str, list[str]]:
+    """Name the classes of each task of a frozen evaluation, where its data do.
+
+    Args:
+        config: config of the recipe, whose number of classes is known.
+
+    Returns:
+        By task, the names in the order of their numbers. A task is left out if its labels are
+        numbers, or if there are more classes than names.
+    """
+    if config.data.data in SETS:
+        found = {task: TASK_NAMES.get(task) for task in config.tasks}
+    else:
+        kind = "image" if config.images else "video"
+        found = {task: config.data.make(class_names, kind=kind) for task in config.tasks[:1]}
+    counts = config.classes
+    return {t: names for t, names in found.items() if names and len(names) == counts[t]}
 
 
 def of_task(samples: Sequence[Sample], task: str) -> list[Sample]:

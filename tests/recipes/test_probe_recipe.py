@@ -17,6 +17,7 @@ from keras_vjepa import (
 )
 from keras_vjepa.configuration import options, replace
 from keras_vjepa.data import Sample
+from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
@@ -209,6 +210,7 @@ def test_bad_input_is_named(built_in, monkeypatch, tmp_path, capsys):
 def assert_sees_files_as(result, preset, samples):
     """A saved classifier makes of files what its evaluation made of them."""
     classifier = VJEPAVideoClassifier.from_preset(preset)
+    assert classifier.class_names == [*MOTIONS]
     clips = classifier.preprocessor([sample.path for sample in samples])
     found = np.asarray(classifier.predict(clips, batch_size=5, verbose=0)).argmax(axis=-1)
     assert found.tolist() == result["predictions"]
@@ -254,7 +256,12 @@ def test_a_folder_of_classes_and_a_preset_say_all_that_is_needed(
     said = capsys.readouterr()
     assert "8 samples of 2 classes train, and 2 are held out to test" in caplog.text
     assert said.out.startswith("class: top-1 ") and "of 2 samples" in said.out
-    assert VJEPAVideoClassifier.from_preset("workdir/probe_own/classifier_class").num_classes == 2
+    model = VJEPAVideoClassifier.from_preset("workdir/probe_own/classifier_class")
+    assert model.class_names == ["bright", "dark"]
+    assert sorted(name for name, _ in model.classify("mine/dark/1.avi", top=2)) == [
+        "bright",
+        "dark",
+    ]
     neighbors.main(options)
     expected = "class: nearest neighbors 100.0 %, ridge classifier 100.0 %"
     assert capsys.readouterr().out.strip() == expected
