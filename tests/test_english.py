@@ -14,7 +14,7 @@ CODE = [p for room in ("keras_vjepa", "recipes", "tools") for p in (ROOT / room)
 # A good verb that is missing may be added; nouns that are verbs too must be looked at by eye.
 VERBS = set(
     """
-fine-tune
+fine-tune pretrain
 accept adapt add answer apply ask assign augment average begin blend build call change check
 choose classify clip collect combine compare compile complete compute configure convert copy
 count cover crop cut decay decode define derive describe detect divide do download draw embed
