@@ -38,6 +38,8 @@ from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.pooling import AttentivePooler
 from keras_vjepa.layers.roi_align import RoIAlign
 from keras_vjepa.layers.transformer import SelfAttention, TransformerBlock
+from keras_vjepa.layers.vision_block import VisionBlock
+from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OpenCLIPBackbone, VideoMAEBackbone
 
 pytestmark = pytest.mark.data
 
@@ -86,6 +88,11 @@ GIVEN = {
     TransformerBlock: lambda: {"num_heads": 2, "mlp_dim": 8},
     AttentivePooler: lambda: {"num_heads": 2},
     RoIAlign: dict,
+    VisionBlock: lambda: {"num_heads": 2, "mlp_dim": 8},
+    VideoMAEBackbone: lambda: {"image_size": 32, "num_frames": 4, **SMALL},
+    OpenCLIPBackbone: lambda: {"image_size": 32, **SMALL},
+    HieraBackbone: lambda: {"image_size": 32, "num_frames": 2, "embed_dim": 4},
+    DINOv2Backbone: lambda: {"image_size": 32, **SMALL},
 }  # fmt: skip
 
 VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
@@ -94,7 +101,8 @@ VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
 ZEROS = """seed clip_after warmup_steps epsilon layer_norm_epsilon beta_1 beta_2 max_bad_share
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
     final peak momentum learning_rate weight_decay num_operations magnitude magnitude_std
-    sampling_ratio dropout probability drop_path_rate head_dropout
+    sampling_ratio dropout probability drop_path_rate head_dropout num_register_tokens
+    interpolate_offset
     """.split()
 # Any finite number: a loss that is not finite stops a training.
 LARGE = """epsilon variance_weight context_variance_weight context_covariance_weight start final

@@ -4,8 +4,9 @@
     keras-vjepa export presets/vitl16_k400 vitl16.pth.tar --probe k400-probe.pth.tar
     keras-vjepa export presets/vitl_256 vjepa2-vitl/ --layout transformers
 
-The authors' layout has one file for encoder and predictor and one for a probe. The layout of the
-transformers package, which knows V-JEPA 2 only, is a folder, of a classifier too.
+The authors' layout has one file for encoder and predictor and one for a probe; an encoder that
+V-JEPA is compared with is written as its own authors' files are. The layout of the transformers
+package, which knows V-JEPA 2 and some of these, is a folder, of a V-JEPA 2 classifier too.
 `keras_vjepa.conversion` does the work.
 """
 
@@ -13,7 +14,6 @@ import sys
 from typing import Any
 
 from keras_vjepa import (
-    VJEPABackbone,
     VJEPAPretrainer,
     VJEPAVideoClassifier,
     VJEPAVideoPreprocessor,
@@ -21,7 +21,8 @@ from keras_vjepa import (
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import export_checkpoint, export_hugging_face, export_probe
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.presets.preset import PREPROCESSOR_FILE, find_preset
+from keras_vjepa.models.families import RivalBackbone
+from keras_vjepa.presets.preset import PREPROCESSOR_FILE, find_preset, load_backbone
 
 
 def load(preset: str) -> Any:
@@ -31,7 +32,7 @@ def load(preset: str) -> Any:
         return VJEPAVideoClassifier.from_preset(preset)
     if (folder / VJEPAPretrainer.config_file).is_file():
         return VJEPAPretrainer.from_preset(preset)
-    return VJEPABackbone.from_preset(preset)
+    return load_backbone(folder)
 
 
 def preprocessor_of(preset: str) -> VJEPAVideoPreprocessor | None:
@@ -60,6 +61,10 @@ def main(arguments: list[str] | None = None, program: str = "export_checkpoint.p
             export_hugging_face(model, options.output, preprocessor_of(options.preset))
         else:
             is_classifier = isinstance(model, VJEPAVideoClassifier)
+            if is_classifier and isinstance(model.backbone, RivalBackbone) and not options.probe:
+                export_checkpoint(model, options.output)
+                print(f"Wrote {printable(options.output)}.")
+                return
             if is_classifier != (options.probe is not None):
                 raise ValueError("--probe must be given for a classifier, and only for one")
             if is_classifier:

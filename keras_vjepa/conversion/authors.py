@@ -102,7 +102,8 @@ def networks(
 # --- The authors' names --------------------------------------------------------------------------
 
 
-def _block(name: str, block: Any) -> Iterator[Entry]:
+def block_entries(name: str, block: Any) -> Iterator[Entry]:
+    """The authors' name of every tensor of a block."""
     yield from norm_entries(f"{name}.norm1", block.attention_norm)
     yield from linear_entries([f"{name}.attn.qkv"], block.attention.query_key_value)
     yield from linear_entries([f"{name}.attn.proj"], block.attention.output_projection)
@@ -119,7 +120,7 @@ def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
     yield Entry(("patch_embed.proj.weight",), encoder.tubelet_embedding.kernel, kernel)
     yield Entry(("patch_embed.proj.bias",), encoder.tubelet_embedding.bias, SAME)
     for i, block in enumerate(encoder.blocks):
-        yield from _block(f"blocks.{i}", block)
+        yield from block_entries(f"blocks.{i}", block)
     yield from norm_entries("norm", encoder.norm)
 
 
@@ -131,7 +132,7 @@ def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
     for i, mask_token in enumerate(predictor.mask_tokens):
         yield Entry((f"mask_tokens.{i}",), mask_token, SAME)
     for i, block in enumerate(predictor.blocks):
-        yield from _block(f"predictor_blocks.{i}", block)
+        yield from block_entries(f"predictor_blocks.{i}", block)
     yield from norm_entries("predictor_norm", predictor.norm)
     yield from linear_entries(["predictor_proj"], predictor.output_projection)
 
@@ -147,7 +148,7 @@ def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
     yield from linear_entries([f"{_CROSS_ATTENTION}.mlp.fc1"], pooler.mlp_hidden)
     yield from linear_entries([f"{_CROSS_ATTENTION}.mlp.fc2"], pooler.mlp_output)
     for i, block in enumerate(pooler.blocks):
-        yield from _block(f"pooler.blocks.{i}", block)
+        yield from block_entries(f"pooler.blocks.{i}", block)
     yield from linear_entries(["linear"], probe.linear)
 
 

@@ -16,6 +16,7 @@ from keras_vjepa import files
 from keras_vjepa.conversion import authors, hugging_face
 from keras_vjepa.conversion.entries import Entry, foreign_tensors
 from keras_vjepa.conversion.errors import CheckpointError
+from keras_vjepa.conversion.families import official, transformers_folders
 from keras_vjepa.conversion.hugging_face_processor import (
     PROCESSOR_FILE,
     differences,
@@ -25,6 +26,7 @@ from keras_vjepa.conversion.hugging_face_processor import (
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
 from keras_vjepa.conversion.torch_archive import write_checkpoint
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.families import RivalBackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
@@ -39,16 +41,21 @@ _LOG = logging.getLogger(__name__)
 # --- The authors' layout -------------------------------------------------------------------------
 
 
-def export_checkpoint(model: VJEPAPretrainer | VJEPABackbone, path: str | Path) -> None:
+def export_checkpoint(model: Any, path: str | Path) -> None:
     """Write a pretrainer or an encoder as a checkpoint in the authors' layout.
 
     Args:
-        model: the model; an encoder alone is written both as `encoder` and as `target_encoder`.
+        model: a `VJEPAPretrainer`; a `VJEPABackbone`, which is written both as `encoder` and as
+            `target_encoder`; or a backbone of another family, or a fine-tuned classifier of such,
+            which is written as that family's official files are.
         path: the file to write; read it with `convert`, or with PyTorch.
 
     Raises:
         CheckpointError: for a model that the authors' code cannot make.
     """
+    if isinstance(getattr(model, "backbone", model), RivalBackbone):
+        official.export(model, path)
+        return
     if isinstance(model, VJEPAPretrainer):
         encoder, predictor = model.encoder, model.predictor
         _expect("output_dim", predictor.output_dim, encoder.hidden_dim)
@@ -116,7 +123,7 @@ def _expect_square(encoder: VJEPABackbone) -> None:
 
 
 def export_hugging_face(
-    model: VJEPAPretrainer | VJEPABackbone | VJEPAVideoClassifier,
+    model: VJEPAPretrainer | VJEPABackbone | RivalBackbone | VJEPAVideoClassifier,
     folder: str | Path,
     preprocessor: VJEPAVideoPreprocessor | None = None,
 ) -> None:
@@ -127,7 +134,8 @@ def export_hugging_face(
     classifier is given one without blocks and with weights of zero.
 
     Args:
-        model: a model with `position_embedding` "rotary".
+        model: a model with `position_embedding` "rotary"; or a backbone of another family that the
+            package has (VideoMAE, DINOv2, I-JEPA, CLIP), which is written without a processor.
         folder: the folder to write; it must not exist.
         preprocessor: makes the model's input. If None, it is a classifier's own, or else one like
             the package's for the model's size. The log says if the package's processor gives other
@@ -140,6 +148,9 @@ def export_hugging_face(
     folder, library = Path(folder), hugging_face.safetensors()
     if folder.exists():
         raise FileExistsError(f"`folder` must not exist. Received: {folder}")
+    if isinstance(model, RivalBackbone):
+        transformers_folders.export(model, folder)
+        return
     config, tensors = _hugging_face_model(model)
     if preprocessor is None:
         preprocessor = getattr(model, "preprocessor", None)

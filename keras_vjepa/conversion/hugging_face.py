@@ -103,14 +103,22 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], Tensors]:
         CheckpointError: if a file is missing or damaged, or the folder holds no V-JEPA 2 model.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    return _read_config(folder), read_tensors(folder)
+
+
+def read_tensors(folder: Path) -> Tensors:
+    """Read all tensors of a folder, from one file or from several with an index.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
     tensors: Tensors = {}
     for path in weight_files(folder):
-        found = _read_safetensors(path)
+        found = read_safetensors(path)
         if twice := tensors.keys() & found.keys():
             raise CheckpointError(f"{path} must have none of another file: {listed(sorted(twice))}")
         tensors.update(found)
-    return config, tensors
+    return tensors
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -155,7 +163,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _read_safetensors(path: Path) -> Tensors:
+def read_safetensors(path: Path) -> Tensors:
+    """Read a file of that format.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
     check_file(path)
     library = safetensors()
     with open(path, "rb") as opened:

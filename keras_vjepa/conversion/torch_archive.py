@@ -16,18 +16,21 @@ from zipfile import BadZipFile
 from keras_vjepa import files
 from keras_vjepa.conversion.errors import CheckpointError, check_file, named
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
-from keras_vjepa.conversion.torch_index import IndexReader
+from keras_vjepa.conversion.torch_index import IndexReader, Placeholder, asks_to_run
 from keras_vjepa.named_errors import one_line
 from keras_vjepa.zip_archives import open_archive
 
 _MOST_INDEX_BYTES = 2**25
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, placeholders: bool = False) -> dict[str, Any]:
     """Read a PyTorch zip archive; its tensors become `LazyTensor`s.
 
     Args:
         path: the file.
+        placeholders: have objects that are neither tensors nor plain data become `Placeholder`s,
+            and look at what is wanted of the content; else only options of a command line do, which
+            trainers write beside the weights. Nothing in the file is run either way.
 
     Raises:
         CheckpointError: if the file is no such archive, or holds anything but plain data.
@@ -46,6 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         reader = IndexReader(
             lambda key: sizes.get(f"{folder}data/{key}", 0),
             lambda key: archive.read(f"{folder}data/{key}"),
+            placeholders,
         )
         try:
             content = reader.load(archive.read(index))
@@ -53,6 +57,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise
         except Exception as error:  # a damaged index can raise anything
             raise CheckpointError(f"its index cannot be read ({one_line(error)})") from error
+        if isinstance(content, Placeholder):
+            raise CheckpointError(asks_to_run(content.name))
         if not isinstance(content, dict):
             raise CheckpointError(f"expected a dictionary, found {type(content).__name__}")
     return content

@@ -60,6 +60,32 @@ class _Name(str):
     """Holds a name that the file mentions; it is only ever compared with others."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Placeholder:
+    """Stands for an object that only its own code could make, which is not run.
+
+    Attributes:
+        name: what the file calls to make it, such as `argparse.Namespace`.
+    """
+
+    name: str
+
+
+def asks_to_run(name: str) -> str:
+    """Say what is wrong with a file that holds an object which only its own code could make."""
+    return (
+        f"the file asks to run {shown(name)}, which a file of tensors never does; nothing was run. "
+        f"{_SAFE_WAY}"
+    )
+
+
+def _unknown(instruction: str) -> str:
+    return (
+        f"its index uses the instruction {instruction}, which a file of tensors never does; "
+        f"nothing was run. {_SAFE_WAY}"
+    )
+
+
 class IndexReader:
     """Interprets the few pickle instructions that a file of tensors is made of.
 
@@ -67,11 +93,19 @@ class IndexReader:
         size_of: a function that returns the number of bytes of a storage; 0 if the archive does not
             have the storage.
         read_bytes: a function that reads the bytes of a storage.
+        placeholders: whether any object that is no tensor becomes a `Placeholder`, for a caller who
+            looks at what it wants of the content; else those of `HARMLESS` alone.
     """
 
-    def __init__(self, size_of: Callable[[str], int], read_bytes: Callable[[str], bytes]) -> None:
+    def __init__(
+        self,
+        size_of: Callable[[str], int],
+        read_bytes: Callable[[str], bytes],
+        placeholders: bool = False,
+    ) -> None:
         self._size_of = size_of
         self._read_bytes = read_bytes
+        self._placeholders = placeholders
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -98,10 +132,7 @@ class IndexReader:
             elif (step := getattr(self, f"_do_{opcode.name.lower()}", None)) is not None:
                 step(argument)
             else:
-                raise CheckpointError(
-                    f"its index uses the instruction {opcode.name}, which a file of tensors never "
-                    f"does; nothing was run. {_SAFE_WAY}"
-                )
+                raise CheckpointError(_unknown(opcode.name))
         raise CheckpointError("its index has no end")
 
     def _pop_to_mark(self) -> list[Any]:
@@ -145,11 +176,17 @@ class IndexReader:
 
     def _do_append(self, _: Any) -> None:
         item = self._stack.pop()
-        self._plain(list).append(item)
+        if not self._is_placeholder():
+            self._plain(list).append(item)
 
     def _do_appends(self, _: Any) -> None:
         items = self._pop_to_mark()
-        self._plain(list).extend(items)
+        if not self._is_placeholder():
+            self._plain(list).extend(items)
+
+    def _is_placeholder(self) -> bool:
+        """Whether what is filled is none of our objects: what goes in is dropped."""
+        return type(self._stack[-1]) is Placeholder
 
     def _do_setitem(self, _: Any) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -159,6 +196,8 @@ class IndexReader:
         self._fill(self._pop_to_mark())
 
     def _fill(self, items: list[Any]) -> None:
+        if self._is_placeholder():
+            return
         filled = self._plain(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Other keys are refused, because hashing a very deeply nested key would crash Python.
@@ -176,7 +215,18 @@ class IndexReader:
     def _do_build(self, _: Any) -> None:
         # PyTorch notes versions in a state dictionary in this way; they are no data.
         self._stack.pop()
-        self._plain(dict)
+        if not self._is_placeholder():
+            self._plain(dict)
+
+    def _do_newobj(self, _: Any) -> None:
+        self._stack.pop()
+        if not self._is_placeholder():
+            raise CheckpointError(_unknown("NEWOBJ"))
+
+    def _do_newobj_ex(self, _: Any) -> None:
+        del self._stack[-2:]
+        if not self._is_placeholder():
+            raise CheckpointError(_unknown("NEWOBJ_EX"))
 
     def _do_global(self, argument: str) -> None:
         self._push_name(*argument.split(" ", 1))
@@ -189,15 +239,18 @@ class IndexReader:
 
     def _push_name(self, module: str, name: str) -> None:
         full_name = f"{module}.{name}"
-        if full_name not in _DTYPES and full_name not in _KNOWN_CALLS:
-            raise CheckpointError(
-                f"the file asks to run {shown(full_name)}, which a file of tensors never does; "
-                f"nothing was run. {_SAFE_WAY}"
-            )
-        self._stack.append(_Name(full_name))
+        if full_name in _DTYPES or full_name in _KNOWN_CALLS:
+            self._stack.append(_Name(full_name))
+        elif self._placeholders or full_name in HARMLESS:
+            self._stack.append(Placeholder(full_name))
+        else:
+            raise CheckpointError(asks_to_run(full_name))
 
     def _do_reduce(self, _: Any) -> None:
         arguments, name = self._stack.pop(), self._stack.pop()
+        if type(name) is Placeholder:
+            self._stack.append(name)
+            return
         if type(name) is not _Name or type(arguments) is not tuple:
             raise CheckpointError(f"its index calls a {type(name).__name__}; nothing was run")
         if name == "collections.OrderedDict" and not arguments:
@@ -280,6 +333,8 @@ def _check_depth(item: Any, level: int, depths: dict[int, int | None]) -> int:
     return depth
 
 
+# What trainers write beside the tensors, and nobody reads: options of a command line.
+HARMLESS = {"argparse.Namespace"}
 _KNOWN_CALLS = {
     "collections.OrderedDict",
     "torch._utils._rebuild_parameter",

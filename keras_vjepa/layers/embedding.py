@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vjepa.arguments import check_whole
+from keras_vjepa.arguments import check_flag, check_whole
 from keras_vjepa.backend.device import on_each_device
 from keras_vjepa.backend.token_ops import linear
 from keras_vjepa.layers.dense import weight_initializer
@@ -64,6 +64,7 @@ class TubeletEmbedding(Rematerializable):
         hidden_dim: width of a token.
         patch_size: height and width of a patch, in pixels.
         tubelet_size: frames in a patch; 1 for image models.
+        use_bias: whether a bias is added, as in all models but CLIP's.
 
     Call arguments:
         videos: `(batch, frames, height, width, channels)`.
@@ -84,20 +85,28 @@ class TubeletEmbedding(Rematerializable):
     """
 
     def __init__(
-        self, hidden_dim: int, patch_size: int = 16, tubelet_size: int = 2, **kwargs: Any
+        self,
+        hidden_dim: int,
+        patch_size: int = 16,
+        tubelet_size: int = 2,
+        use_bias: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_whole(1, hidden_dim=hidden_dim, patch_size=patch_size, tubelet_size=tubelet_size)
+        check_flag(use_bias=use_bias)
         self.hidden_dim = hidden_dim
         self.patch_size = patch_size
         self.tubelet_size = tubelet_size
+        self.use_bias = use_bias
 
     def build(self, videos_shape: Sequence[int | None]) -> None:
         kernel_shape = (self.tubelet_size, self.patch_size, self.patch_size, videos_shape[-1])
         self.kernel = self.add_weight(
             shape=(*kernel_shape, self.hidden_dim), initializer=weight_initializer(), name="kernel"
         )
-        self.bias = self.add_weight(shape=(self.hidden_dim,), initializer="zeros", name="bias")
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(self.hidden_dim,), initializer="zeros", name="bias")
 
     def grid_shape(self, video_shape: Sequence[int | None]) -> tuple[int, int, int]:
         """Return the token grid `(time, row, column)` of videos of a given shape.
@@ -165,6 +174,8 @@ class TubeletEmbedding(Rematerializable):
         if token_indices is not None:
             patches = gather_tokens(patches, token_indices)
         kernel = ops.reshape(self.kernel, (patches.shape[-1], self.hidden_dim))
+        if not self.use_bias:
+            return ops.matmul(patches, ops.cast(kernel, patches.dtype))
         return linear(patches, kernel, self.bias)
 
     def compute_output_shape(
@@ -185,4 +196,5 @@ class TubeletEmbedding(Rematerializable):
             "hidden_dim": self.hidden_dim,
             "patch_size": self.patch_size,
             "tubelet_size": self.tubelet_size,
+            "use_bias": self.use_bias,
         }

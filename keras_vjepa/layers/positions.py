@@ -36,7 +36,7 @@ def position_table(
     """
     widths = _axis_widths(hidden_dim, len(grid_shape), uniform_power)
     positions = np.meshgrid(*(np.arange(n, dtype="float64") for n in grid_shape), indexing="ij")
-    columns = [_sincos(p.reshape(-1), w) for p, w in zip(positions, widths, strict=True)]
+    columns = [sincos(p.reshape(-1), w) for p, w in zip(positions, widths, strict=True)]
     return np.concatenate(columns, axis=1)[:, :hidden_dim].astype("float32")
 
 
@@ -55,7 +55,8 @@ def _axis_widths(hidden_dim: int, num_axes: int, uniform_power: bool) -> list[in
     return widths
 
 
-def _sincos(positions: np.ndarray, width: int) -> np.ndarray:
+def sincos(positions: np.ndarray, width: int) -> np.ndarray:
+    """Encode positions `(n,)` in `width` channels, sines before cosines; float64."""
     omega = 10000.0 ** (-np.arange(width // 2, dtype="float64") / (width / 2))
     angles = positions[:, None] * omega
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -78,7 +79,7 @@ def resample_position_table(
     Returns:
         `(new tokens, hidden_dim)`.
     """
-    weights = _linear_weights if len(grid_shape) == 3 else _cubic_weights
+    weights = _linear_weights if len(grid_shape) == 3 else cubic_weights
     hidden_dim = table.shape[-1]
     table = ops.reshape(table, (*grid_shape, hidden_dim))
     for axis, (old, new) in enumerate(zip(grid_shape, new_grid_shape, strict=True)):
@@ -103,8 +104,16 @@ def _linear_weights(old: int, new: int) -> np.ndarray:
     return matrix
 
 
-def _cubic_weights(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    source = _source_positions(old, new)
+def cubic_weights(old: int, new: int, scale: float | None = None, a: float = -0.75) -> np.ndarray:
+    """Make the matrix `(new, old)` of cubic convolution without antialiasing.
+
+    Args:
+        old: number of values that there are.
+        new: number of values wanted.
+        scale: what positions are scaled by; `new / old` if None.
+        a: of the kernel.
+    """
+    source = _source_positions(old, new) if scale is None else (np.arange(new) + 0.5) / scale - 0.5
     base = np.floor(source).astype(int)
     matrix = np.zeros((new, old))
     for tap in (-1, 0, 1, 2):

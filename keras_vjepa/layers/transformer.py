@@ -19,7 +19,7 @@ from keras_vjepa.backend.attention import (
 )
 from keras_vjepa.backend.part_calls import call_part, part_of_a_block
 from keras_vjepa.backend.token_ops import gelu, merge_heads, split_heads
-from keras_vjepa.layers.dense import dense, layer_norm
+from keras_vjepa.layers.dense import TokenDense, dense, layer_norm
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.layers.rematerialization import Rematerializable, rematerialized
 from keras_vjepa.layers.rotary import rotate
@@ -67,7 +67,7 @@ class SelfAttention(Rematerializable):
                 f"The width of the tokens must be a multiple of `num_heads`={self.num_heads}. "
                 f"Received: {dim}"
             )
-        self.query_key_value = dense(3 * dim, "query_key_value", self.dtype_policy)
+        self.query_key_value = self.make_projection(3 * dim)
         self.query_key_value.build(inputs_shape)
         self.output_projection = dense(dim, "output_projection", self.dtype_policy)
         self.output_projection.build(inputs_shape)
@@ -79,10 +79,17 @@ class SelfAttention(Rematerializable):
         outputs = attention(query, key, value, padding_mask)
         return call_part(self.output_projection, merge_heads(outputs))
 
+    def make_projection(self, units: int) -> TokenDense:
+        """Make the layer that projects to queries, keys and values."""
+        return dense(units, "query_key_value", self.dtype_policy)
+
+    def packed(self, inputs: Tensor) -> Tensor:
+        """Project tokens to queries, keys and values side by side, `(batch, tokens, 3 * dim)`."""
+        return call_part(self.query_key_value, inputs)
+
     def _heads(self, inputs: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values, each `(batch, tokens, heads, head_dim)`."""
-        packed = call_part(self.query_key_value, inputs)
-        query, key, value = split_heads(packed, self.num_heads)
+        query, key, value = split_heads(self.packed(inputs), self.num_heads)
         if rotations is not None:
             query, key = rotate(query, rotations), rotate(key, rotations)
         return query, key, value
@@ -165,13 +172,23 @@ class TransformerBlock(Rematerializable):
     def build(self, inputs_shape: Sequence[int | None]) -> None:
         dim, policy = inputs_shape[-1], self.dtype_policy
         self.attention_norm = layer_norm(self.layer_norm_epsilon, "attention_norm", policy)
-        self.attention = SelfAttention(self.num_heads, name="attention", dtype=policy)
+        self.attention = self.attention_class(self.num_heads, name="attention", dtype=policy)
         self.mlp_norm = layer_norm(self.layer_norm_epsilon, "mlp_norm", policy)
-        self.mlp_hidden = dense(self.mlp_dim, "mlp_hidden", policy)
+        self.mlp_hidden = dense(self.mlp_hidden_width, "mlp_hidden", policy)
         self.mlp_output = dense(dim, "mlp_output", policy)  # type: ignore[arg-type]
         for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp_hidden):
             layer.build(inputs_shape)
         self.mlp_output.build((*inputs_shape[:-1], self.mlp_dim))
+
+    @property
+    def attention_class(self) -> type[SelfAttention]:
+        """Kind of the attention."""
+        return SelfAttention
+
+    @property
+    def mlp_hidden_width(self) -> int:
+        """Width of what the MLP's first layer makes."""
+        return self.mlp_dim
 
     def attention_branch(
         self, inputs: Tensor, padding_mask: Tensor | None = None, rotations: Tensor | None = None
@@ -179,6 +196,12 @@ class TransformerBlock(Rematerializable):
         """Compute what the attention adds to the tokens, `(batch, tokens, dim)`."""
         normed = call_part(self.attention_norm, inputs)
         return call_part(self.attention, normed, padding_mask, rotations)
+
+    def mlp_branch(self, inputs: Tensor) -> Tensor:
+        """Compute what the MLP adds to the tokens, `(batch, tokens, dim)`."""
+        normed = call_part(self.mlp_norm, inputs)
+        hidden = gelu(call_part(self.mlp_hidden, normed))
+        return call_part(self.mlp_output, hidden)
 
     def attention_weights(
         self,
@@ -207,10 +230,7 @@ class TransformerBlock(Rematerializable):
     ) -> Tensor:
         branch = self.attention_branch(inputs, padding_mask, rotations)
         x = _add(inputs, scaled_branch(branch, branch_scales, 0))
-        normed = call_part(self.mlp_norm, x)
-        hidden = gelu(call_part(self.mlp_hidden, normed))
-        branch = call_part(self.mlp_output, hidden)
-        return _add(x, scaled_branch(branch, branch_scales, 1))
+        return _add(x, scaled_branch(self.mlp_branch(x), branch_scales, 1))
 
     def compute_output_shape(
         self,

@@ -8,16 +8,36 @@ from keras_vjepa.models.adapters import (
     register_adapter,
 )
 from keras_vjepa.models.backbone import SIZES, EncoderSize, VJEPABackbone
+from keras_vjepa.models.families import (
+    DINOv2Backbone,
+    HieraBackbone,
+    IJEPABackbone,
+    MVDBackbone,
+    OmniMAEBackbone,
+    OpenCLIPBackbone,
+    VideoMAEBackbone,
+    VideoMAEv2Backbone,
+    VisionBackbone,
+)
 from keras_vjepa.models.predictor import VJEPAPredictor
 
 __all__ = [
     "SIZES",
+    "DINOv2Backbone",
     "DeclaredBackbone",
     "EncoderSize",
     "FunctionalBackbone",
+    "HieraBackbone",
+    "IJEPABackbone",
+    "MVDBackbone",
+    "OmniMAEBackbone",
+    "OpenCLIPBackbone",
     "TokenEncoder",
     "VJEPABackbone",
     "VJEPAPredictor",
+    "VideoMAEBackbone",
+    "VideoMAEv2Backbone",
+    "VisionBackbone",
     "as_token_encoder",
     "register_adapter",
 ]

@@ -321,6 +321,20 @@ class VJEPABackbone(
             ops.convert_to_tensor(self.position_table), self.position_axes, self._axes(grid_shape)
         )
 
+    def table_for(self, new: Self) -> tuple[Tensor, str] | None:
+        """Return what another size's `position_table` is, and how it came about; None for rotary.
+
+        Args:
+            new: a backbone of that size.
+        """
+        if self.position_embedding == "rotary":
+            return None
+        if self.position_mode == "fresh":
+            return ops.convert_to_tensor(new.position_table), "were made anew"
+        stored = ops.convert_to_tensor(self.position_table)
+        table = resample_position_table(stored, self.position_axes, new.position_axes)
+        return table, "were stretched"
+
     def rotations(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor | None:
         """Return the rotary positions of tokens, as `make_rotations` does; None for sincos."""
         if self.position_embedding == "sincos":

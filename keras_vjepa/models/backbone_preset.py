@@ -12,7 +12,6 @@ from typing import Any, Self
 from keras import ops
 
 from keras_vjepa.arguments import shown
-from keras_vjepa.layers.positions import resample_position_table
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
@@ -33,6 +32,11 @@ _OF_WEIGHTS = (
     "num_layers",
     "num_heads",
     "mlp_ratio",
+    "mlp_dim",
+    "activation",
+    "final_norm",
+    "num_register_tokens",
+    "projection_dim",
     "num_channels",
     "position_embedding",
 )
@@ -101,7 +105,7 @@ def load_backbone_of_size(
     if not isinstance(backbone, BackbonePreset):
         raise ValueError(
             f"{' and '.join(map('`{}`'.format, sizes))} must be left out for a backbone that is "
-            f"no VJEPABackbone. Received: {folder}"
+            f"of another package. Received: {folder}"
         )
     return resized(backbone, sizes, f"Positions of {folder}")
 
@@ -143,13 +147,10 @@ def resized(backbone: Any, sizes: Mapping[str, Any], subject: str) -> Any:
     if new.video_shape == backbone.video_shape:
         return backbone
     weights = backbone.get_weights()
-    if backbone.position_embedding == "sincos":
+    positions = backbone.table_for(new)
+    if positions is not None:
         place = [variable is backbone.position_table for variable in backbone.weights].index(True)
-        table, verb = ops.convert_to_tensor(new.position_table), "were made anew"
-        if backbone.position_mode == "resample":
-            stored = ops.convert_to_tensor(backbone.position_table)
-            table = resample_position_table(stored, backbone.position_axes, new.position_axes)
-            verb = "were stretched"
+        table, verb = positions
         weights[place] = ops.convert_to_numpy(table)
         was, now = (
             "{} x {} x {}".format(one.num_frames, *height_and_width(one.image_size))

@@ -24,7 +24,7 @@ from keras_vjepa.arguments import (
 POSITION_EMBEDDINGS = ("sincos", "rotary")
 MOST_LAYERS = 1024
 # 550 GB in float32: more than any model of this kind has. Larger numbers are a slip or an attack.
-_MOST_WEIGHTS = 2**37
+MOST_WEIGHTS = 2**37
 
 
 def encoder_weights(arguments: Mapping[str, Any]) -> int:
@@ -160,9 +160,9 @@ def _checked(total: int, num_tokens: int, arguments: Mapping[str, Any], grid: st
                 f"Received: {shown(arguments[grid])}"
             )
         total += table
-    if total > _MOST_WEIGHTS:
+    if total > MOST_WEIGHTS:
         raise ValueError(
             f"`hidden_dim`={arguments['hidden_dim']} and `num_layers`={arguments['num_layers']} "
-            f"must give at most {_MOST_WEIGHTS:,} weights. Received: {total:,}"
+            f"must give at most {MOST_WEIGHTS:,} weights. Received: {total:,}"
         )
     return total

@@ -173,8 +173,10 @@ class VJEPAVideoClassifier(
         self.backbone = backbone
         set_trainable(backbone, trainable_backbone)
         if not self.reads_normed_tokens:
-            # The head does not read this norm's output, so no gradient reaches it.
-            own_backbone(backbone, "encoder_norm").norm.trainable = False
+            norm = own_backbone(backbone, "encoder_norm").norm
+            if norm is not None:
+                # The head does not read this norm's output, so no gradient reaches it.
+                norm.trainable = False
         self.probe = self._new_head(encoder)
         # The weights are made here, so that presets and optimizers find them.
         self.build()

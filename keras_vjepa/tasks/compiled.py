@@ -6,6 +6,7 @@ import keras
 
 from keras_vjepa.backend.optimizer_state import inner_optimizers
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.families import RivalBackbone
 from keras_vjepa.training.optimizer import AdamW
 
 _OPTIMIZER_BUILT = "optimizer_built"
@@ -54,7 +55,7 @@ class CompiledTask(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
 
-def own_backbone(backbone: keras.Model, argument: str) -> VJEPABackbone:
+def own_backbone(backbone: keras.Model, argument: str) -> VJEPABackbone | RivalBackbone:
     """Return a backbone of known layers, or refuse an argument that needs such a backbone.
 
     Args:
@@ -64,12 +65,12 @@ def own_backbone(backbone: keras.Model, argument: str) -> VJEPABackbone:
     Raises:
         ValueError: for any other model.
     """
-    if not isinstance(backbone, VJEPABackbone):
+    if not isinstance(backbone, VJEPABackbone | RivalBackbone):
         remedy = {
             "encoder_norm": "`encoder_norm` must be True for",
             "layer_decay": "`layer_decay` must be None for",
         }[argument]
         raise ValueError(
-            f"{remedy} a backbone that is no VJEPABackbone. Received: {type(backbone).__name__}"
+            f"{remedy} a backbone of another package. Received: {type(backbone).__name__}"
         )
     return backbone

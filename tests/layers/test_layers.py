@@ -10,6 +10,7 @@ from keras_vjepa.backend.attention import token_order
 from keras_vjepa.backend.token_ops import gelu, linear, merge_heads, normalize, split_heads
 from keras_vjepa.layers import transformer
 from keras_vjepa.layers.embedding import TubeletEmbedding, gather_tokens
+from keras_vjepa.layers.hiera_block import HieraBlock
 from keras_vjepa.layers.pooling import AttentivePooler
 from keras_vjepa.layers.positions import position_table, resample_position_table
 from keras_vjepa.layers.transformer import (
@@ -18,6 +19,7 @@ from keras_vjepa.layers.transformer import (
     apply_blocks,
     transformer_blocks,
 )
+from keras_vjepa.layers.vision_block import VisionBlock
 from tests.support import golden
 
 
@@ -143,6 +145,12 @@ LAYERS = {
     "tubelet_embedding": (lambda **k: TubeletEmbedding(12, 4, 2, **k), (2, 4, 8, 8, 3)),
     "self_attention": (lambda **k: SelfAttention(2, **k), (2, 6, 8)),
     "transformer_block": (lambda **k: TransformerBlock(2, 24, 1e-5, **k), (2, 6, 8)),
+    "vision_block": (
+        lambda **k: VisionBlock(2, 24, 1e-5, "swiglu", False, True, **k),
+        (2, 6, 8),
+    ),
+    "hiera_block": (lambda **k: HieraBlock(16, 2, 2, True, **k), (2, 32, 8)),
+    "patches_without_bias": (lambda **k: TubeletEmbedding(12, 4, 1, False, **k), (2, 1, 8, 8, 3)),
     "attentive_pooler": (lambda **k: AttentivePooler(2, num_layers=3, **k), (2, 6, 8)),
 }
 
