@@ -91,6 +91,8 @@ def test_sections_of_docstrings_are_those_that_griffe_knows():
     )
     returns = "Returns:\n    A dictionary: of names."
     assert docstrings.known_sections(returns) == "Returns:\n    : A dictionary: of names."
+    of_a_class = docstrings.known_sections(returns + "\n\nMore.", of_a_class=True)
+    assert of_a_class == "**Returns:**\n\nA dictionary: of names.\n\nMore."
     several = "Args:\n    a, b: as in\n        that.\n    c: other."
     assert docstrings.known_sections(several) == (
         "Args:\n    a: as in\n        that.\n    b: as in\n        that.\n    c: other."
