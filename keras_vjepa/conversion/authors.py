@@ -103,7 +103,7 @@ def networks(
 
 
 def block_entries(name: str, block: Any) -> Iterator[Entry]:
-    """The authors' name of every tensor of a block."""
+    """List the authors' name of every tensor of a block."""
     yield from norm_entries(f"{name}.norm1", block.attention_norm)
     yield from linear_entries([f"{name}.attn.qkv"], block.attention.query_key_value)
     yield from linear_entries([f"{name}.attn.proj"], block.attention.output_projection)

@@ -185,7 +185,7 @@ class IndexReader:
             self._plain(list).extend(items)
 
     def _is_placeholder(self) -> bool:
-        """Whether what is filled is none of our objects: what goes in is dropped."""
+        """Tell whether what is filled is none of our objects: what goes in is dropped."""
         return type(self._stack[-1]) is Placeholder
 
     def _do_setitem(self, _: Any) -> None:

@@ -84,7 +84,7 @@ class SelfAttention(Rematerializable):
         return dense(units, "query_key_value", self.dtype_policy)
 
     def packed(self, inputs: Tensor) -> Tensor:
-        """Project tokens to queries, keys and values side by side, `(batch, tokens, 3 * dim)`."""
+        """Map tokens to queries, keys and values side by side, `(batch, tokens, 3 * dim)`."""
         return call_part(self.query_key_value, inputs)
 
     def _heads(self, inputs: Tensor, rotations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,12 +182,12 @@ class TransformerBlock(Rematerializable):
 
     @property
     def attention_class(self) -> type[SelfAttention]:
-        """Kind of the attention."""
+        """Return the kind of the attention."""
         return SelfAttention
 
     @property
     def mlp_hidden_width(self) -> int:
-        """Width of what the MLP's first layer makes."""
+        """Return the width of what the MLP's first layer makes."""
         return self.mlp_dim
 
     def attention_branch(

@@ -43,7 +43,7 @@ class KeyBiasFreeAttention(SelfAttention):
         self.value_bias = self.add_weight(shape=(dim,), initializer="zeros", name="value_bias")
 
     def make_projection(self, units: int) -> TokenDense:
-        """As `SelfAttention.make_projection`, without a bias."""
+        """Do as `SelfAttention.make_projection`, without a bias."""
         return TokenDense(
             units,
             use_bias=False,
@@ -53,7 +53,7 @@ class KeyBiasFreeAttention(SelfAttention):
         )
 
     def packed(self, inputs: Tensor) -> Tensor:
-        """As `SelfAttention.packed`."""
+        """Do as `SelfAttention.packed`."""
         query, value = (
             ops.convert_to_tensor(self.query_bias),
             ops.convert_to_tensor(self.value_bias),
@@ -113,12 +113,12 @@ class VisionBlock(TransformerBlock):
 
     @property
     def attention_class(self) -> type[SelfAttention]:
-        """Kind of the attention."""
+        """Return the kind of the attention."""
         return SelfAttention if self.key_bias else KeyBiasFreeAttention
 
     @property
     def mlp_hidden_width(self) -> int:
-        """Width of what the MLP's first layer makes."""
+        """Return the width of what the MLP's first layer makes."""
         return 2 * self.mlp_dim if self.activation == "swiglu" else self.mlp_dim
 
     def attention_branch(

@@ -26,7 +26,7 @@ WRAPPERS = ("_orig_mod.", "module.", "backbone.")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a family's official files look.
+    """Describes a family's official files.
 
     Attributes:
         backbone: class of its models.

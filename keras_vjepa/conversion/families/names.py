@@ -66,7 +66,7 @@ class Names:
     is_plain: bool = False
 
     def entries(self, backbone: VisionBackbone) -> Iterator[Entry]:
-        """The layout's name of every tensor of a backbone."""
+        """List the layout's name of every tensor of a backbone."""
         facts = backbone.facts
         kernel = PATCH_KERNEL if backbone.is_image_model else TUBELET_KERNEL
         yield Entry((f"{self.patch}.weight",), backbone.tubelet_embedding.kernel, kernel)
@@ -91,7 +91,7 @@ class Names:
 
     @property
     def _of_projection(self) -> Rearrangement:
-        """CLIP's own has the inputs first, a linear layer's the outputs."""
+        """Tell CLIP's own, which has the inputs first, from a linear layer's."""
         return TRANSPOSED if self.projection.endswith(".weight") else SAME
 
     def _of_block(self, name: str, block: Any) -> Iterator[Entry]:

@@ -131,7 +131,7 @@ def entries_of(names: Names, backbone: RivalBackbone) -> list[Entry]:
 
 
 def _head(layout: Layout, tensors: Tensors) -> Tensors:
-    """The tensors of a classifier that the file has beside the encoder."""
+    """Collect the tensors of a classifier that the file has beside the encoder."""
     if layout.head is None:
         return {}
     norm, linear = layout.head

@@ -85,7 +85,7 @@ def _config(folder: Path, one: Folder) -> dict[str, Any]:
 
 
 def _arguments(layout: Layout, one: Folder, config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the backbone that config.json tells."""
+    """Read the arguments of the backbone that config.json tells."""
     activation = "swiglu" if config["use_swiglu_ffn"] else config["hidden_act"]
     if activation not in layout.backbone.facts.activations:
         raise CheckpointError(
@@ -135,7 +135,7 @@ def export(backbone: VisionBackbone, folder: Path) -> None:
 
 
 def _described(backbone: VisionBackbone, one: Folder) -> dict[str, Any]:
-    """The content of config.json."""
+    """Make the content of config.json."""
     config: dict[str, Any] = {
         "model_type": one.model_types[0],
         "architectures": [one.architecture],

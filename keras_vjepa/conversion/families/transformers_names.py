@@ -18,7 +18,7 @@ _ARGUMENTS: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """How a family's folders look.
+    """Describes a family's folders.
 
     Attributes:
         model_types: of config.json, the usual one first.
@@ -117,7 +117,7 @@ def _dinov2(backbone: Any) -> dict[str, Any]:
 
 
 def _swiglu_width(dim: int, ratio: int) -> int:
-    """Two thirds of the hidden layer of a usual MLP, rounded up to a multiple of 8."""
+    """Compute two thirds of the hidden layer of a usual MLP, rounded up to a multiple of 8."""
     return math.ceil(int(dim * ratio * 2 / 3) / 8) * 8
 
 

@@ -47,22 +47,22 @@ class DINOv2Backbone(VisionBackbone):
 
     @classmethod
     def arguments_of_size(cls, size: str) -> dict[str, Any]:
-        """As `VisionBackbone.arguments_of_size`."""
+        """Do as `VisionBackbone.arguments_of_size`."""
         activation = {"activation": "swiglu"} if size == "giant" else {}
         return {**super().arguments_of_size(size), **activation}
 
     @classmethod
     def check_grid(cls, arguments: Mapping[str, Any]) -> None:
-        """As `VisionBackbone.check_grid`: the table is a square."""
+        """Do as `VisionBackbone.check_grid`: the table is a square."""
         check_square(token_grid(arguments), arguments["image_size"])
 
     @property
     def input_size(self) -> Size:
-        """As `VisionBackbone.input_size`: 224 for the released models, which are made for 518."""
+        """Do as `VisionBackbone.input_size`: 224 for released models, which are made for 518."""
         return 224 if self.image_size == 518 else self.image_size
 
     def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
-        """As `VisionBackbone.positions`."""
+        """Do as `VisionBackbone.positions`."""
         table = ops.convert_to_tensor(self.position_table)
         if grid_shape == self.grid_shape:
             return table

@@ -42,7 +42,7 @@ _VIDEO_PIXELS = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
 @dataclasses.dataclass(frozen=True)
 class HieraSize:
-    """Width and depths of a released Hiera."""
+    """Holds width and depths of a released Hiera."""
 
     embed_dim: int
     embed_heads: int
@@ -226,19 +226,19 @@ class HieraBackbone(
 
     @classmethod
     def number_of_weights(cls, **arguments: Any) -> int:
-        """As `VisionBackbone.number_of_weights`."""
+        """Do as `VisionBackbone.number_of_weights`."""
         return hiera_weights(arguments_of(cls, arguments))
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """As `VJEPABackbone.weights_asked_for`."""
+        """Do as `VJEPABackbone.weights_asked_for`."""
         return {WEIGHTS_FILE: cls.number_of_weights(**config)}
 
     # --- Sizes -----------------------------------------------------------------------------------
 
     @property
     def facts(self) -> Facts:
-        """How pixels are normalised; clips in another way than images.
+        """Tell how pixels are normalised; clips in another way than images.
 
         The authors' notebook has 0.255 for the third deviation of clips, most likely a slip.
         """
@@ -247,27 +247,27 @@ class HieraBackbone(
 
     @property
     def is_image_model(self) -> bool:
-        """Whether the backbone encodes single images."""
+        """Tell whether the backbone encodes single images."""
         return self.num_frames == 1
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the clips that the backbone is made for: frames, height, width and channels."""
+        """Return frames, height, width and channels of the clips that the backbone is made for."""
         return (self.num_frames, *height_and_width(self.image_size), self.num_channels)
 
     @property
     def input_size(self) -> Size:
-        """Height and width that it is evaluated at."""
+        """Return height and width that it is evaluated at."""
         return self.image_size
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:
-        """Token grid of what comes out: time, row and column."""
+        """Return the token grid of what comes out: time, row and column."""
         return self._grid(NUM_STAGES - 1)
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens that come out."""
+        """Return the number of tokens that come out."""
         return math.prod(self.grid_shape)
 
     def _grid(self, stage: int) -> tuple[int, int, int]:
@@ -291,7 +291,7 @@ class HieraBackbone(
             )
 
     def table_for(self, new: Self) -> tuple[Tensor, str] | None:
-        """As `VisionBackbone.table_for`; the family has no rule for another size."""
+        """Do as `VisionBackbone.table_for`; the family has no rule for another size."""
         raise ValueError(
             f"`image_size` and `num_frames` must be those of the weights in this family, "
             f"{self.image_size} and {self.num_frames}. "
@@ -323,7 +323,7 @@ class HieraBackbone(
         return ops.reshape(table, (-1, self.embed_dim))
 
     def in_order(self, tokens: Tensor, stage: int) -> Tensor:
-        """Bring tokens of a stage from the network's order to that of time, row and column."""
+        """Put tokens of a stage from the network's order into that of time, row and column."""
         order = hiera_order(self._grid(stage), _LEVELS - min(stage, self.num_pools))
         return ops.take(tokens, np.argsort(order).astype("int32"), axis=1)
 
@@ -355,7 +355,7 @@ class HieraBackbone(
         return self.norm(x) if norm and self.norm is not None else x
 
     def fused(self, stages: Sequence[Tensor]) -> Tensor:
-        """Fuse the stages as a masked autoencoder does: norm of the first, second and last's sum.
+        """Join the stages as a masked autoencoder does: norm of the first, second and last's sum.
 
         Args:
             stages: of `stage_outputs`.
@@ -371,7 +371,7 @@ class HieraBackbone(
         return self.fusion_norm(total)
 
     def clip_tokens(self, clips: Tensor, training: bool = False, norm: bool = True) -> Tensor:
-        """As `VisionBackbone.clip_tokens`."""
+        """Do as `VisionBackbone.clip_tokens`."""
         encode = functools.partial(self, training=training, norm=norm)
         return frame_by_frame(clips, encode) if self.is_image_model else encode(clips)
 
@@ -401,13 +401,13 @@ class HieraBackbone(
         return [outputs[number] for number in wanted]
 
     def layer_variables(self) -> list[list[keras.Variable]]:
-        """As `VJEPABackbone.layer_variables`."""
+        """Do as `VJEPABackbone.layer_variables`."""
         first = [self.patch_kernel, self.patch_bias, self.spatial_table]
         first += [] if self.is_image_model else [self.temporal_table]
         return [first, *(list(block.variables) for block in self.blocks)]
 
     def export_inputs(self) -> tuple[int, ...]:
-        """As `Exportable.export_inputs`."""
+        """Do as `Exportable.export_inputs`."""
         return self.video_shape[1:] if self.is_image_model else self.video_shape
 
     def compute_output_shape(self, videos_shape: Sequence[int | None]) -> tuple[int | None, ...]:

@@ -35,12 +35,12 @@ class MVDBackbone(VisionBackbone):
 
     @classmethod
     def check_grid(cls, arguments: Mapping[str, Any]) -> None:
-        """As `VisionBackbone.check_grid`."""
+        """Do as `VisionBackbone.check_grid`."""
         check_square(token_grid(arguments), arguments["image_size"])
         shared_table(arguments["hidden_dim"], (1, 1, 1))
 
     def fresh_table(self, grid_shape: tuple[int, int, int]) -> np.ndarray:
-        """As `VisionBackbone.fresh_table`."""
+        """Do as `VisionBackbone.fresh_table`."""
         check_square(grid_shape, grid_shape[1:])
         return shared_table(self.hidden_dim, grid_shape)
 

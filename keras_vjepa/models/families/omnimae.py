@@ -39,11 +39,11 @@ class OmniMAEBackbone(VisionBackbone):
 
     @classmethod
     def check_grid(cls, arguments: Mapping[str, Any]) -> None:
-        """As `VisionBackbone.check_grid`."""
+        """Do as `VisionBackbone.check_grid`."""
         check_square(token_grid(arguments), arguments["image_size"])
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
-        """As `VisionBackbone.check_shape`; images may have any size, clips one.
+        """Do as `VisionBackbone.check_shape`; images may have any size, clips one.
 
         Raises:
             ValueError: for others.
@@ -62,17 +62,17 @@ class OmniMAEBackbone(VisionBackbone):
             )
 
     def with_time(self, videos: Tensor) -> Tensor:
-        """As `VisionBackbone.with_time`, repeated to one tubelet."""
+        """Do as `VisionBackbone.with_time`, repeated to one tubelet."""
         if len(videos.shape) == 5:
             return videos
         return ops.repeat(ops.expand_dims(videos, 1), self.tubelet_size, axis=1)
 
     def fresh_table(self, grid_shape: tuple[int, int, int]) -> np.ndarray:
-        """As `VisionBackbone.fresh_table`."""
+        """Do as `VisionBackbone.fresh_table`."""
         return flat_table(int(np.prod(grid_shape)), self.hidden_dim)
 
     def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
-        """As `VisionBackbone.positions`."""
+        """Do as `VisionBackbone.positions`."""
         table = ops.convert_to_tensor(self.position_table)
         if grid_shape == self.grid_shape:
             return table
@@ -94,7 +94,7 @@ class OmniMAEBackbone(VisionBackbone):
         check_square(grid_shape, grid_shape[1:])
 
     def table_for(self, new: VisionBackbone) -> tuple[Tensor, str] | None:
-        """As `VisionBackbone.table_for`; the family has no rule for clips of another size."""
+        """Do as `VisionBackbone.table_for`; the family has no rule for clips of another size."""
         raise ValueError(
             f"`image_size` and `num_frames` must be those of the weights in this family, "
             f"{self.image_size} and {self.num_frames}: images of any size can be encoded as they "

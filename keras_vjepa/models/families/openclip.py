@@ -52,7 +52,7 @@ class OpenCLIPBackbone(VisionBackbone):
     }
 
     def positions(self, grid_shape: tuple[int, int, int]) -> Tensor:
-        """As `VisionBackbone.positions`."""
+        """Do as `VisionBackbone.positions`."""
         table = ops.convert_to_tensor(self.position_table)
         if grid_shape == self.grid_shape:
             return table
@@ -61,7 +61,7 @@ class OpenCLIPBackbone(VisionBackbone):
         return ops.concatenate([table[:1], stretched(table[1:], old, matrices)], axis=0)
 
     def image_embeddings(self, images: Tensor) -> Tensor:
-        """Project the class token, as it is compared with texts.
+        """Map the class token to an embedding, as it is compared with texts.
 
         Args:
             images: as in the call.

@@ -31,7 +31,7 @@ class VideoMAEBackbone(VisionBackbone):
     sizes: ClassVar = {name: SIZES[name] for name in ("small", "base", "large", "huge")}
 
     def fresh_table(self, grid_shape: tuple[int, int, int]) -> np.ndarray:
-        """As `VisionBackbone.fresh_table`."""
+        """Do as `VisionBackbone.fresh_table`."""
         return flat_table(int(np.prod(grid_shape)), self.hidden_dim)
 
 

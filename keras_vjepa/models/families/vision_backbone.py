@@ -40,7 +40,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is the same in all models of a family.
+    """Holds what is the same in all models of a family.
 
     Attributes:
         is_image_model: whether it takes images rather than clips.
@@ -293,34 +293,34 @@ class VisionBackbone(
 
     @classmethod
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """As `VJEPABackbone.weights_asked_for`."""
+        """Do as `VJEPABackbone.weights_asked_for`."""
         return {WEIGHTS_FILE: cls.number_of_weights(**config)}
 
     # --- Sizes -----------------------------------------------------------------------------------
 
     @property
     def is_image_model(self) -> bool:
-        """Whether the backbone encodes single images."""
+        """Tell whether the backbone encodes single images."""
         return self.facts.is_image_model
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the clips that the backbone is made for: frames, height, width and channels."""
+        """Return frames, height, width and channels of the clips that the backbone is made for."""
         return (self.num_frames, *height_and_width(self.image_size), self.num_channels)
 
     @property
     def input_size(self) -> Size:
-        """Height and width that it is evaluated at."""
+        """Return height and width that it is evaluated at."""
         return self.image_size
 
     @property
     def num_tokens(self) -> int:
-        """Number of patches of a clip of the size that the backbone was made for."""
+        """Return the number of patches of a clip of the size that the backbone was made for."""
         return math.prod(self.grid_shape)
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patches: class token and registers."""
+        """Return the number of tokens before the patches: class token and registers."""
         return self.facts.class_token + self.num_register_tokens
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
@@ -447,7 +447,7 @@ class VisionBackbone(
         return [outputs[number] for number in wanted]
 
     def _states(self, videos: Tensor, num_layers: int) -> Iterator[Tensor]:
-        """All tokens as they come out of each of the first `num_layers` blocks."""
+        """Yield all tokens as they come out of each of the first `num_layers` blocks."""
         self.check_inputs(videos)
         x = self.embed(videos)
         if self.input_norm is not None:
@@ -457,7 +457,7 @@ class VisionBackbone(
             yield x
 
     def layer_variables(self) -> list[list[keras.Variable]]:
-        """As `VJEPABackbone.layer_variables`."""
+        """Do as `VJEPABackbone.layer_variables`."""
         names = ("class_token", "register_tokens", "position_table")
         own = [getattr(self, name) for name in names if hasattr(self, name)]
         norm = [] if self.input_norm is None else list(self.input_norm.variables)
@@ -465,7 +465,7 @@ class VisionBackbone(
         return [first, *(list(block.variables) for block in self.blocks)]
 
     def export_inputs(self) -> tuple[int, ...]:
-        """As `Exportable.export_inputs`."""
+        """Do as `Exportable.export_inputs`."""
         return self.video_shape[1:] if self.is_image_model else self.video_shape
 
     def compute_output_shape(self, videos_shape: Sequence[int | None]) -> tuple[int | None, ...]:
