@@ -92,7 +92,8 @@ def test_any_size_and_single_images():
     np.testing.assert_allclose(of_four, np.mean(each, axis=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("trained", [pytest.param(False, marks=slow_but_on("torch")), True])
+@slow_but_on("torch")
+@pytest.mark.parametrize("trained", [False, True])
 def test_it_learns(trained):
     model = detector(trainable_backbone=trained, class_names=list("abcde"))
     model.compile(AdamW(0.02))
