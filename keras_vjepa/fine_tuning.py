@@ -124,6 +124,9 @@ def make_classifier(
         optimizer, "categorical_crossentropy", accumulation_steps=config.accumulation_steps
     )
     classifier.optimizer.build(classifier.trainable_variables)
+    # There are no metrics to build from a batch, which several replicas of TensorFlow could not
+    # hand to Keras.
+    classifier.built_when_compiled = True
     parts = {"encoder": backbone, "head": classifier.probe}
     # In half precision, the optimizer lies inside another one, which scales the loss.
     [inner] = inner_optimizers(classifier.optimizer)
