@@ -61,8 +61,9 @@ from keras_vjepa.training.signals import stop_signals
 # Options that may change when a run goes on. In place of the samples' paths, samples are compared.
 _FREE = {
     "data", "videos", "label_names", "kind", "fps", "path_column", "label_column",
-    "num_workers", "read_ahead", "max_bad_share", "max_file_seconds", "max_frame_pixels",
-    "epochs", "steps", "remat", "accumulation_steps", "shard_parameters", "validate_every",
+    "num_workers", "use_multiprocessing", "read_ahead",
+    "max_bad_share", "max_file_seconds", "max_frame_pixels", "epochs", "steps",
+    "remat", "accumulation_steps", "shard_parameters", "validate_every",
     "tensorboard", "callbacks", "log_every", "checkpoint_every", "keep_last", "keep_every",
 }  # fmt: skip
 

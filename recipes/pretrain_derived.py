@@ -42,7 +42,8 @@ from keras_vjepa.training.resumable import check_folder
 # compared; in place of the batch that budgets are made for, the budgets.
 MAY_DIFFER = {
     "data", "kind", "fps", "videos", "label_names", "path_column", "budget_batch_size",
-    "num_workers", "read_ahead", "max_bad_share", "max_file_seconds", "max_frame_pixels",
+    "num_workers", "use_multiprocessing", "read_ahead",
+    "max_bad_share", "max_file_seconds", "max_frame_pixels",
     "shard_parameters", "steps", "accumulation_steps", "remat",
     "monitor_every", "monitor_clips", "stop_on_collapse", "tensorboard", "callbacks",
     "log_every", "checkpoint_every", "keep_last", "keep_every",

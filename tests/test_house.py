@@ -41,6 +41,7 @@ FLOORS = (
     "command_line",
     "data.random_streams",
     "data.reading",
+    "data.processes",
     "data.sources",
     "data.transforms",
     "data.batches",

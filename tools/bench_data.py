@@ -7,7 +7,8 @@ A clip is what pretraining reads: every fourth frame, 16 in all, at a random pla
 files, with pretraining's transform. The command measures clips per second, by the clock, for each
 decoder that is installed, with threads, with worker processes, and with grain if that is installed.
 The processor time of a clip shows how many cores keep up with the rate at which a model trains.
-Other work on the machine disturbs the measurement.
+The last line shows what training's batches add to decoding and transform, for the same clips. Other
+work on the machine disturbs the measurement.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import cv2
 from keras_vjepa.arguments import MOST_LONG, MOST_SIDE, check_number, check_whole, counted
 from keras_vjepa.command_line import WRONG_USAGE, OneLineParser
 from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.preparation.pipeline_share import pipeline_share
 from keras_vjepa.data.preparation.throughput import (
     ClipReading,
     Throughput,
@@ -143,6 +145,13 @@ def main(arguments: list[str] | None = None, program: str = "bench_data.py") -> 
         print(f"{program}: no decoder reads these files", file=sys.stderr)
         return WRONG_USAGE
     print(in_words(table, options.rate))
+    clip = ClipSettings(options.num_frames, options.frame_step)
+    share = pipeline_share(paths, clip, options.crop_size, options.clips)
+    print(
+        f"Batches with one worker: {1000 * share.batched:.1f} ms of a core for a clip, "
+        f"{1000 * share.plain:.1f} in a plain loop: {share.added:+.1%}; by the clock "
+        f"{share.added_by_the_clock:+.1%}."
+    )
     return 0
 
 

@@ -37,7 +37,13 @@ Metrics = dict[str, dict[str, Any]]
 # versions have none.
 _CHECKSUM = "checksum"
 # Settings that do not change the results, or that are part of `way_of_reading`.
-_FREE = {"num_workers", "max_bad_share", "max_file_seconds", "max_frame_pixels"}
+_FREE = {
+    "num_workers",
+    "use_multiprocessing",
+    "max_bad_share",
+    "max_file_seconds",
+    "max_frame_pixels",
+}
 # The folder where versions before the first release kept their results.
 _EARLIER_FOLDER = "unfinished"
 

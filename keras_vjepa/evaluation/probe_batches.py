@@ -17,7 +17,7 @@ from keras_vjepa.evaluation.feature_cache import cached_features
 from keras_vjepa.evaluation.features import FeatureExtractor, features_in_memory
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.evaluation.task_labels import num_labels
-from keras_vjepa.evaluation.views import evaluation_clips, standing_still, training_clips
+from keras_vjepa.evaluation.views import StandingStill, evaluation_clips, training_clips
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
 
@@ -132,7 +132,7 @@ class ProbeBatches:
         num_views = settings.classifier.num_views if is_test else 1
         batches = evaluation_clips(settings, samples, num_views, settings.feature_batch_size)
         if self.single_frame:
-            batches.transform = standing_still(batches.transform)
+            batches.transform = StandingStill(batches.transform)
         batches = self.parallel.share(batches)
         if self.cache is None:
             return features_in_memory(self.extractor, batches)

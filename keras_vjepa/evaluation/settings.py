@@ -52,6 +52,7 @@ class ProbeSettings:
             as wrong.
         max_bad_share: the evaluation stops if more than this share of the samples cannot be read.
         num_workers: threads that decode; by default one for each core, from 2 to 32.
+        use_multiprocessing: read clips in worker processes, `num_workers` of them.
         seed: seed of everything random; a split adds its number.
         classifier: arguments of `VJEPAVideoClassifier`, including those of its probe.
         clip: arguments of `ClipSettings`.
@@ -84,6 +85,7 @@ class ProbeSettings:
     skip_unreadable: bool = False
     max_bad_share: float = 0.05
     num_workers: int | None = None
+    use_multiprocessing: bool = False
     seed: int = 0
     classifier: Part = Part(
         VJEPAVideoClassifier,

@@ -1,11 +1,12 @@
 """Make the clips, views and augmentation of an evaluation (App. D.1, Table 10)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.clips import ClipSettings, Undrawn
 from keras_vjepa.data.batches.labelled import ClipPlaces, EvaluationBatches, LabelledBatches
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.augmentation import AutoAugment, RandAugment
@@ -21,7 +22,7 @@ def training_transform(settings: ProbeSettings) -> Transform:
     """Make the augmentation of training clips, or their central view if there is none."""
     if not settings.augment:
         view = evaluation_transform(settings, num_views=1)
-        return lambda frames, rng: view(frames)
+        return Undrawn(view)
     operations = None
     if settings.auto_augment:
         operations = settings.operations.make(AutoAugment if settings.images else RandAugment)
@@ -57,9 +58,22 @@ def evaluation_transform(settings: ProbeSettings, num_views: int) -> Transform:
     return settings.view.bind(three_views, crop_size=size)
 
 
-def standing_still(transform: Transform) -> Transform:
-    """Change a transform so that it sees the first frame all the time, and no motion."""
-    return lambda frames: transform(np.broadcast_to(frames[:1], frames.shape).copy())
+@dataclass(frozen=True)
+class StandingStill:
+    """Makes a transform show the first frame for all: no motion is left to see.
+
+    Args:
+        transform: called with the frames of a clip.
+    """
+
+    transform: Transform
+
+    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Transform the first frame, as often as there are frames."""
+        still: NDArray[np.float32] = self.transform(
+            np.broadcast_to(frames[:1], frames.shape).copy()
+        )
+        return still
 
 
 def clip_settings(settings: ProbeSettings) -> ClipSettings:
@@ -95,6 +109,7 @@ def evaluation_clips(
         skip_unreadable=settings.skip_unreadable,
         seed=settings.seed,
         num_workers=settings.num_workers,
+        use_multiprocessing=settings.use_multiprocessing,
         max_bad_share=settings.max_bad_share,
         limits=settings.limits.make(),
     )
@@ -124,6 +139,7 @@ def training_clips(
         allow_absent_classes=True,
         seed=seed,
         num_workers=settings.num_workers,
+        use_multiprocessing=settings.use_multiprocessing,
         max_bad_share=settings.max_bad_share,
         limits=settings.limits.make(),
     )

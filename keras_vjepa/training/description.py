@@ -24,6 +24,7 @@ from keras_vjepa.training.batches import Batches, Named
 _NOT_DESCRIBED = {
     "samples",
     "num_workers",
+    "use_multiprocessing",
     "read_ahead",
     "max_bad_share",
     "limits",

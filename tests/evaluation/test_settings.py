@@ -17,10 +17,10 @@ from keras_vjepa.data.transforms.views import center_view
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.evaluation.sweep_optimizer import SweepAdamW
 from keras_vjepa.evaluation.views import (
+    StandingStill,
     clip_settings,
     evaluation_clips,
     evaluation_transform,
-    standing_still,
     training_clips,
     training_transform,
 )
@@ -129,7 +129,7 @@ def test_views():
     plain = training_transform(settings)(frames, np.random.default_rng(0))
     np.testing.assert_array_equal(plain, view)
     moving = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones_like(frames)
-    single = standing_still(lambda frames: frames)(moving)
+    single = StandingStill(lambda frames: frames)(moving)
     assert single.shape == moving.shape and not single.any() and moving.any()
     with pytest.raises(ValueError, match="`num_views` must be 1 or 3. Received: 2"):
         evaluation_transform(settings, 2)

@@ -18,11 +18,12 @@ def test_prints_a_row_for_each_way(tmp_path, capsys):
     lines = said.out.splitlines()
     assert lines[0] == "a.avi: 20 frames of 96x64"
     assert lines[1].split()[:4] == ["clips/s,", "workers:", "1", "2"]
-    rows = {line[:28].strip(): line[28:].split() for line in lines[2:-2]}
+    rows = {line[:28].strip(): line[28:].split() for line in lines[2:-3]}
     first, *others = decoders()
     expected = {f"{first}, {kind}" for kind in kinds_of_workers()}
     assert rows.keys() == expected | {f"{other}, threads" for other in others}
     assert all(float(number) > 0 for row in rows.values() for number in row)
+    assert lines[-1].startswith("Batches with one worker: ") and "by the clock" in lines[-1]
     assert "Left out: Cannot read the video" in said.err and "bad.avi" in said.err
 
 

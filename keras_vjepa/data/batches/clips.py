@@ -3,14 +3,20 @@
 A clip is `frames_per_clip` frames, `frame_step` frames apart; a video gives one or several clips.
 """
 
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import MOST_LONG, check_flag, check_whole
+from keras_vjepa.data.batches.reading_processes import ReadingProcesses
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
@@ -19,13 +25,12 @@ from keras_vjepa.data.reading.fine_tuning_indices import (
     interleaved_frame_indices,
     segment_frame_indices,
 )
-from keras_vjepa.data.reading.frame_memory import lent_frames
+from keras_vjepa.data.reading.frame_memory import lent_frames, stacked
 from keras_vjepa.data.reading.image import read_image
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import is_image, name_of
 from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.reading.video import VideoReader, open_video
-from keras_vjepa.data.sources.samples import Sample
 
 Floats = NDArray[np.float32]
 Transform = Callable[[NDArray[np.uint8]], Floats]
@@ -188,9 +193,63 @@ def _transformed(video: VideoReader, indices: Indices, transform: Transform) -> 
     with lent_frames((len(distinct), video.info.height, video.info.width, 3)) as memory:
         frames = video.read(distinct, memory)
         if np.array_equal(distinct, indices.ravel()):
-            return np.stack([transform(clip) for clip in np.split(frames, len(indices))])
-        rows = places.reshape(indices.shape)
-        return np.stack([transform(frames[row]) for row in rows])
+            clips = [transform(clip) for clip in np.split(frames, len(indices))]
+        else:
+            clips = [transform(frames[row]) for row in places.reshape(indices.shape)]
+        if len(clips) == 1 and not np.may_share_memory(clips[0], frames):
+            return clips[0][np.newaxis]  # which costs a tenth of a clip to copy
+        return stacked(clips)
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads the clips of one source after another, as some batches have them, in any process.
+
+    Args:
+        transform: called with the frames of a clip and a generator.
+        clip: how to choose frames.
+        limits: time and pixels that a file may take.
+    """
+
+    transform: Callable[[NDArray[np.uint8], np.random.Generator], Floats]
+    clip: ClipSettings
+    limits: ReadingLimits
+
+    def __call__(self, item: tuple[str | Media, np.random.Generator]) -> Clips:
+        """Read the clips of a source; the generator places and augments them."""
+        source, rng = item
+        # OpenCV's own threads would compete with ours for the same cores.
+        if cv2.getNumThreads() != 1:
+            cv2.setNumThreads(1)
+        transform = functools.partial(self._transformed, rng=rng)
+        return read_clips(source, self.clip, transform, rng, self.limits)
+
+    def _transformed(self, frames: NDArray[np.uint8], rng: np.random.Generator) -> Floats:
+        return self.transform(frames, rng)
+
+
+@dataclass(frozen=True)
+class Undrawn:
+    """Makes a transform that draws nothing callable as those that do.
+
+    Args:
+        transform: called with the frames of a clip.
+    """
+
+    transform: Callable[[NDArray[np.uint8]], Floats]
+
+    def __call__(self, frames: NDArray[np.uint8], rng: np.random.Generator) -> Floats:
+        """Transform the frames of a clip."""
+        return self.transform(frames)
+
+
+class _Own(threading.local):
+    """What the thread at work reads with, if not by itself."""
+
+    processes: ReadingProcesses | None = None
+
+
+_own = _Own()
 
 
 @dataclass
@@ -201,16 +260,37 @@ class OfClips:
         transform: transforms a clip; each kind of batches says what it is called with.
         clip: how to choose frames.
         limits: time and pixels that a file may take; one that takes more is unreadable.
+        use_multiprocessing: read in worker processes, not threads, `num_workers` of them. Batches
+            are the same; a crash of a decoder costs a file and not the run.
     """
 
     transform: Callable[..., NDArray[np.float32]]
     clip: ClipSettings = field(default=ClipSettings(), kw_only=True)
     limits: ReadingLimits = field(default=DEFAULT_LIMITS, kw_only=True)
+    use_multiprocessing: bool = field(default=False, kw_only=True)
 
-    def _training_clips(self, sample: Sample, rng: np.random.Generator) -> Clips:
-        """Read the clips of a sample; the generator places and augments them."""
+    def __post_init__(self) -> None:
+        check_flag(use_multiprocessing=self.use_multiprocessing)
+        super().__post_init__()  # type: ignore[misc]
 
-        def transform(frames: NDArray[np.uint8]) -> Floats:
-            return self.transform(frames, rng)
+    def reader(self) -> ClipReader:
+        """Return what reads the clips of a sample."""
+        return ClipReader(self.transform, self.clip, self.limits)
 
-        return read_clips(sample.source, self.clip, transform, rng, self.limits)
+    def _clips(self, source: str | Media, rng: np.random.Generator) -> Clips:
+        """Read the clips of a source; the generator places and augments them."""
+        if _own.processes is not None:
+            return cast(Clips, _own.processes.read(source, rng))
+        return self.reader()((source, rng))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Callable[[], None]]:
+        """Lend what each reading thread is to begin with."""
+        if not self.use_multiprocessing:
+            yield lambda: None
+            return
+        processes = ReadingProcesses(self.reader())
+        try:
+            yield lambda: setattr(_own, "processes", processes)
+        finally:
+            processes.end()

@@ -6,14 +6,14 @@ share; here the batch does not depend on the number of processes: they use the s
 two clips that are mixed with each other are always in the same process.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import check_whole
-from keras_vjepa.data.batches.clips import Clips, read_clips
+from keras_vjepa.data.batches.clips import ClipReader, Clips
 from keras_vjepa.data.batches.labelled import Inputs, LabelledBatches
 from keras_vjepa.data.batches.mixing import Mixing
 from keras_vjepa.data.random_streams import random_stream
@@ -21,6 +21,23 @@ from keras_vjepa.data.sources.samples import Sample
 
 # "mix" in ASCII: keeps these draws apart from others made from the same seed.
 _MIX_STREAM = 0x6D6978
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Augments the same frames several times, `(repeats, frames, height, width, 3)`.
+
+    Args:
+        transform: called with the frames of a clip and a generator.
+        num_repeats: how often.
+    """
+
+    transform: Callable[..., NDArray[np.float32]]
+    num_repeats: int
+
+    def __call__(self, frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Augment the frames of a clip."""
+        return np.stack([self.transform(frames, rng) for _ in range(self.num_repeats)])
 
 
 @dataclass
@@ -78,12 +95,10 @@ class FineTuningBatches(LabelledBatches):
         back = [2 * first + self.batch_size - 1 - position for position in reversed(front)]
         return [*front, *back]
 
-    def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
-        def repeats(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return np.stack([self.transform(frames, rng) for _ in range(self.num_repeats)])
-
-        rng = rng if self.places is None else self.places.generator(sample)
-        return read_clips(sample.source, self.clip, repeats, rng, self.limits)
+    def reader(self) -> ClipReader:
+        """Return what reads the clips of a sample."""
+        reader = super().reader()
+        return replace(reader, transform=Repeated(self.transform, self.num_repeats))
 
     def _assembled(  # type: ignore[override]
         self, step: int, items: list[tuple[Sample, Clips]]

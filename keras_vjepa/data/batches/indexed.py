@@ -10,8 +10,9 @@ follows from the seed and the position takes its place; theirs takes a random on
 
 import logging
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -24,6 +25,7 @@ from keras_vjepa.data.batches.epochs import EpochOrder
 from keras_vjepa.data.batches.workers import default_threads
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.frame_memory import give_back_unused
 from keras_vjepa.data.sources.samples import Sample
 
 BatchT = TypeVar("BatchT")
@@ -68,9 +70,10 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         samples: what to read; see `list_samples`.
         batch_size: samples in the global batch.
         seed: seed of all random choices.
-        num_workers: decoding threads; by default one for each core, from 2 to 32, divided among
-            the processes. Where a clip takes only a millisecond or two, more than two or three
-            threads wait for Python's lock: 930 clips/s with 2 of them, 470 with 16 (2 cores).
+        num_workers: decoding threads, or worker processes where batches have these; by default
+            one for each core, from 2 to 32, divided among the processes. Where a clip takes only a
+            millisecond or two, more than two or three threads wait for Python's lock: 930 clips/s
+            with 2 of them, 470 with 16 (2 cores).
         read_ahead: batches prepared in advance.
         max_bad_share: stop when more than this share of the samples cannot be read.
         process_index, process_count: this process's slice of the global batch.
@@ -117,7 +120,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
 
     @property
     def threads(self) -> int:
-        """Return the number of threads that decode."""
+        """Return the number of threads that decode, or wait for a worker process each."""
         return self.num_workers or default_threads(self.process_count)
 
     def _read(self, position: int) -> ItemT:
@@ -136,7 +139,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
         """Yield batches from step `start` to `stop`, or for ever, read ahead by threads."""
         pending: deque[tuple[int, list[Future[ItemT]]]] = deque()
         next_step = start
-        with ThreadPoolExecutor(self.threads) as pool:
+        with self._reading() as begin, ThreadPoolExecutor(self.threads, "clips", begin) as pool:
             try:
                 while True:
                     while len(pending) < self.read_ahead and (stop is None or next_step < stop):
@@ -153,6 +156,13 @@ class IndexedBatches(Generic[ItemT, BatchT]):
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                pending.clear()
+                give_back_unused()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Callable[[], None]]:
+        """Lend what each reading thread is to begin with."""
+        yield lambda: None
 
     def _positions(self, step: int) -> range:
         per_process = self.batch_size // self.process_count
@@ -199,9 +209,8 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
         """Read the sample at a position of the endless stream, or one that takes its place."""
         for sample in self._candidates(position):
             if sample.path not in self.bad_files:
-                rng = random_stream(self.seed, _CLIP_STREAM, position, 0)
                 try:
-                    return sample, self._content(sample, rng)
+                    return sample, self._content(sample, self.draws_at(position))
                 except UnreadableVideoError as error:
                     self._note_bad_file(
                         sample.path, str(error), "Skipped, another clip takes its place"
@@ -213,6 +222,14 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
             "Check the data; the log names each file with its reason."
         )
 
+    def sample_at(self, position: int) -> Sample:
+        """Return the sample at a position of the endless stream, whether it can be read or not."""
+        return self.samples[self._sample_index(position)]
+
+    def draws_at(self, position: int) -> np.random.Generator:
+        """Return what places and augments the clip at a position, in its first state."""
+        return random_stream(self.seed, _CLIP_STREAM, position, 0)
+
     def paths(self, step: int) -> list[str]:
         """List the files of a step's global batch, with substitutes for those found unreadable."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
@@ -223,7 +240,7 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
 
     def _candidates(self, position: int) -> Iterator[Sample]:
         """Yield the sample at a position, then those that would take its place, in their order."""
-        yield self.samples[self._sample_index(position)]
+        yield self.sample_at(position)
         substitutes = random_stream(self.seed, _CLIP_STREAM, position, 1)
         for _ in range(_MAX_SUBSTITUTES - 1):
             place = int(substitutes.integers(self._epoch.length))

@@ -16,15 +16,16 @@ that cannot be read, while here the row has no weight.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.data.batches.clips import Clips, OfClips, read_clips
+from keras_vjepa.data.batches.clips import ClipReader, Clips, OfClips, Undrawn
 from keras_vjepa.data.batches.indexed import ContentT, IndexedBatches, ShuffledBatches
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.frame_memory import stacked
 from keras_vjepa.data.sources.labels import check_all_classes_occur, check_labels
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.types import Batch
@@ -212,7 +213,7 @@ class _LabelledClips(OfClips):
     places: ClipPlaces | None = field(default=None, kw_only=True)
 
     def _inputs(self, contents: list[Clips]) -> Inputs:
-        videos = np.stack([clips.videos for clips in contents])
+        videos = stacked([clips.videos for clips in contents])
         if not self.with_frame_indices:
             return videos
         frame_indices = np.stack([clips.frame_indices for clips in contents])
@@ -251,7 +252,7 @@ class LabelledBatches(_LabelledClips, TrainingBatches[Clips]):
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
         rng = rng if self.places is None else self.places.generator(sample)
-        return self._training_clips(sample, rng)
+        return self._clips(sample.source, rng)
 
 
 @dataclass
@@ -287,13 +288,17 @@ class EvaluationBatches(_LabelledClips, OrderedBatches[Clips]):
         super().__post_init__()
         self._shape: tuple[int, ...] | None = None
 
+    def reader(self) -> ClipReader:
+        """Return what reads the clips of a sample."""
+        return replace(super().reader(), transform=Undrawn(self.transform))
+
     def _content(self, position: int) -> Clips:
         sample = self.samples[position]
         if self.places is None:
             rng = random_stream(self.seed, _EVALUATION_STREAM, position)
         else:
             rng = self.places.generator(sample)
-        clips = read_clips(sample.source, self.clip, self.transform, rng, self.limits)
+        clips = self._clips(sample.source, rng)
         self._shape = clips.videos.shape
         return clips
 

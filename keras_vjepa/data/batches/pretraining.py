@@ -11,6 +11,7 @@ from keras_vjepa.data.batches.clips import Clips, ClipSettings, OfClips
 from keras_vjepa.data.batches.epochs import EpochOrder
 from keras_vjepa.data.batches.indexed import ShuffledBatches
 from keras_vjepa.data.batches.mask_sampler import paper_masks
+from keras_vjepa.data.reading.frame_memory import stacked
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform
 from keras_vjepa.types import Batch
@@ -109,11 +110,11 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
         return np.asarray(alone.batch(0)["videos"], "float32")
 
     def _content(self, sample: Sample, rng: np.random.Generator) -> Clips:
-        return self._training_clips(sample, rng)
+        return self._clips(sample.source, rng)
 
     def _assembled(self, step: int, items: list[tuple[Sample, Clips]]) -> Batch:
         start = self.process_index * len(items)
-        videos = np.stack([clips.videos for _, clips in items])
+        videos = stacked([clips.videos for _, clips in items])
         return {"videos": videos, **self.masks(step, len(items), start)}
 
     @staticmethod

@@ -13,7 +13,7 @@ from keras_vjepa import files
 from keras_vjepa.arguments import check_choice, check_whole, counted
 from keras_vjepa.data.preparation.inspection import Inspection, Problem, VideoReport
 from keras_vjepa.data.preparation.journal import Journal, each_with_state, table
-from keras_vjepa.data.preparation.processes import ProcessFailure
+from keras_vjepa.data.processes.serving import ProcessFailure
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.locating import name_of

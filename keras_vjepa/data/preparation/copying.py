@@ -14,8 +14,8 @@ from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.data.batches.clips import ClipSettings, read_clips
 from keras_vjepa.data.preparation.journal import Journal, each_with_state, state_of, table
-from keras_vjepa.data.preparation.processes import ProcessFailure
 from keras_vjepa.data.preparation.transcoding import Copy, Transcoding
+from keras_vjepa.data.processes.serving import ProcessFailure
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.locating import is_image, name_of

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_vjepa import files
-from keras_vjepa.data.preparation.processes import (
-    ItemT,
-    ProcessFailure,
-    ResultT,
-    each_in_processes,
-)
+from keras_vjepa.data.preparation.processes import ItemT, ResultT, each_in_processes
+from keras_vjepa.data.processes.serving import ProcessFailure
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.locating import media_at, name_of
 from keras_vjepa.data.reading.media import Media

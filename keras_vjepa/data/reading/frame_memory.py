@@ -1,15 +1,18 @@
-"""Lend memory for the frames of a clip, again and again (§3.4).
+"""Lend memory for frames and clips, again and again (§3.4).
 
 New memory comes from the system page by page and zeroed. At 720p a clip takes 44 MB, and new memory
 for each clip costs more time than converting the frames.
 """
 
 import math
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from keras_vjepa.data.reading.decoders import Frames
 
@@ -50,3 +53,86 @@ def lent_frames(shape: tuple[int, ...]) -> Iterator[Frames]:
     yield memory[:size].reshape(shape)
     if memory.nbytes <= _MOST_BYTES:
         _own.spare = memory
+
+
+# --- Memory of what is handed on -----------------------------------------------------------------
+
+# Less comes from what the process already has.
+_REUSED_FROM = 2**20
+# In all; what is beyond it is given back as ever.
+_MOST_REUSED = 2**31
+
+_buffers: list[Frames] = []
+_lock = threading.Lock()
+
+
+def _references(buffers: list[Frames], place: int) -> int:
+    return sys.getrefcount(buffers[place])
+
+
+# To a buffer that nobody has but the list; how this is counted is Python's own business.
+_UNUSED = _references([np.empty(1, np.uint8)], 0)
+# Where references are not counted one by one, nobody can tell what is in use.
+_is_counted = (
+    sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+)
+
+
+def reused_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Make an array as `np.empty` does, of memory that an earlier one had that nobody has now.
+
+    It can be kept for as long as one likes, and so can views of it. A clip of 9.6 MB took 0.3 ms to
+    copy to such memory, and 17 ms to new memory, on a virtual machine.
+
+    Args:
+        shape: of the array.
+        dtype: of its numbers.
+
+    Example:
+
+    >>> reused_array((2, 3), "float32").shape
+    (2, 3)
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < _REUSED_FROM or not _is_counted:
+        return np.empty(shape, dtype)
+    with _lock:
+        buffer = _unused(size)
+        if buffer is None:
+            if sum(one.nbytes for one in _buffers) + size > _MOST_REUSED:
+                _drop_unused()
+            buffer = np.empty(size, np.uint8)
+            if sum(one.nbytes for one in _buffers) + size <= _MOST_REUSED:
+                _buffers.append(buffer)
+    return buffer.view(dtype).reshape(shape)
+
+
+def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Join arrays of one shape and type along a new first axis, as `np.stack` does.
+
+    Args:
+        arrays: at least one.
+    """
+    first = arrays[0]
+    if any(one.shape != first.shape or one.dtype != first.dtype for one in arrays):
+        return np.stack(arrays)
+    return np.stack(arrays, out=reused_array((len(arrays), *first.shape), first.dtype))
+
+
+def give_back_unused() -> None:
+    """Give the memory that nobody has back to the system."""
+    with _lock:
+        _drop_unused()
+
+
+def _unused(size: int) -> Frames | None:
+    for place in range(len(_buffers)):
+        if _buffers[place].nbytes == size and _references(_buffers, place) == _UNUSED:
+            return _buffers[place]
+    return None
+
+
+def _drop_unused() -> None:
+    for place in reversed(range(len(_buffers))):
+        if _references(_buffers, place) == _UNUSED:
+            del _buffers[place]

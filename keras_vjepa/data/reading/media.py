@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from keras_vjepa.data.reading.decoders import Decoder
 from keras_vjepa.data.reading.gate import check_file
@@ -61,10 +61,16 @@ class Media(ABC):
         name: its name in messages, logs and tables, which is there once in a list of samples.
         is_image: whether it is a still image.
         what: what it is, for messages.
+        shared: what it has in common with many others, such as a data set; it is sent to another
+            process only once.
     """
 
     name: str
     what: ClassVar[str] = "a video"
+
+    @property
+    def shared(self) -> Any:
+        return None
 
     @property
     def is_image(self) -> bool:

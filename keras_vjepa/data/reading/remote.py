@@ -88,6 +88,11 @@ def store_of(address: str) -> Store:
     return _Web() if protocol in ("http", "https") else _file_system(protocol)
 
 
+def is_of_one_process(address: str) -> bool:
+    """Whether other processes find something else, or nothing, at an address."""
+    return address.lower().startswith("memory://")
+
+
 @dataclass(frozen=True)
 class RemoteFile(EncodedMedia):
     """Stands for a file at an address.

@@ -109,6 +109,10 @@ class _DatasetRow(Media):
     def is_image(self) -> bool:
         return self.holds_image
 
+    @property
+    def shared(self) -> Any:
+        return self.dataset
+
     def value(self) -> Any:
         """Ask the data set for the video or image."""
         return _value(self.dataset[self.index], self.column)

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from keras_vjepa.data.reading.frame_memory import reused_array
+
 Box = tuple[int, int, int, int]
 Range = tuple[float, float]
 Colour = tuple[float, float, float]
@@ -126,7 +128,7 @@ def resized_crop(
             f"{frames.shape[1]}x{frames.shape[2]}. Received: {boxes.tolist()}"
         )
     out_height, out_width = (size, size) if isinstance(size, int) else size
-    clip = np.empty((len(frames), out_height, out_width, 3), np.float32)
+    clip = reused_array((len(frames), out_height, out_width, 3), np.float32)
     for frame, (top, left, height, width), out in zip(frames, boxes.tolist(), clip, strict=True):
         crop = frame[top : top + height, left : left + width]
         if flip:
@@ -158,7 +160,7 @@ def normalize(
     >>> print(normalize(np.zeros((1, 1, 3), np.uint8)).round(2))
     [[[-2.12 -2.04 -1.8 ]]]
     """
-    result = np.empty(clip.shape, np.float32)
+    result = reused_array(clip.shape, np.float32)
     # Frame by frame, because one frame stays in the processor's cache between the operations.
     for place in np.ndindex(clip.shape[:-3]):
         _normalize(clip[place], result[place], mean, std)

@@ -3,11 +3,11 @@
     python -m tests.data.batches.drawing FOLDER --kills 24 --seed 1
 
 For videos in a folder, folders of frames and shards, processes draw their parts of each batch, with
-reading threads. Each notes the frames of every batch in a journal, and every third step in a
-state, from which it goes on. All get SIGKILL at random moments, and are started again. What stands
-in the journals must be, step by step, what one process draws that is never stopped; what is drawn
-twice, for no state was written in between, must be the same both times. One video of each source is
-damaged, so that another takes its place.
+reading threads or worker processes. Each notes the frames of every batch in a journal, and every
+third step in a state, from which it goes on. All get SIGKILL at random moments, and are started
+again. What stands in the journals must be, step by step, what one process draws that is never
+stopped; what is drawn twice, for no state was written in between, must be the same both times. One
+video of each source is damaged, so that another takes its place.
 """
 
 import argparse
@@ -52,11 +52,11 @@ def damage(root: Path) -> None:
         shard.write(bytes(512))
 
 
-def draw(root: str, kind: str, index: int, count: int, stop: int) -> None:
+def draw(root: str, kind: str, index: int, count: int, stop: int, in_processes: int) -> None:
     """Draw the part of one of `count` processes of each batch, from its state on."""
     journal, state = _journal(Path(root), kind, index), Path(root, f"{kind}-{index}.txt")
     start = int(state.read_text()) if state.exists() else 0
-    options = {"num_workers": 3, "max_bad_share": 0.1}
+    options = {"num_workers": 3, "max_bad_share": 0.1, "use_multiprocessing": bool(in_processes)}
     options |= {"process_index": index, "process_count": count}
     batches = batches_of(samples_of(Path(root), kind), **options)
     for step, batch in enumerate(batches.stream(start, stop), start):
@@ -70,22 +70,27 @@ def _journal(root: Path, kind: str, index: int) -> Path:
     return root / f"{kind}-{index}.jsonl"
 
 
-def _start(root: Path, kind: str, count: int, stop: int) -> list[subprocess.Popen[bytes]]:
+def _start(
+    root: Path, kind: str, count: int, stop: int, in_processes: bool
+) -> list[subprocess.Popen[bytes]]:
+    further = [str(count), str(stop), str(int(in_processes))]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", _DRAW, str(root), kind, str(index), str(count), str(stop)],
+            [sys.executable, "-c", _DRAW, str(root), kind, str(index), *further],
             stderr=subprocess.PIPE,
         )
         for index in range(count)
     ]
 
 
-def kill_at_random(root: Path, kind: str, count: int, kills: int, rng: random.Random) -> int:
+def kill_at_random(
+    root: Path, kind: str, count: int, kills: int, rng: random.Random, in_processes: bool
+) -> int:
     """Start processes and kill them, so many times each; returns a step that none has drawn."""
     journals = [_journal(root, kind, index) for index in range(count)]
     for _ in range(kills):
         sizes = [journal.stat().st_size if journal.exists() else 0 for journal in journals]
-        order = list(enumerate(_start(root, kind, count, 10**6)))
+        order = list(enumerate(_start(root, kind, count, 10**6, in_processes)))
         rng.shuffle(order)
         for index, process in order:
             while not journals[index].exists() or journals[index].stat().st_size <= sizes[index]:
@@ -109,14 +114,19 @@ def _entries(journal: Path) -> list[tuple[int, list[list[int]]]]:
     return found
 
 
-def check(root: Path, kind: str, count: int, kills: int, seed: int) -> tuple[int, int]:
+def check(
+    root: Path, kind: str, count: int, kills: int, seed: int, in_processes: bool = False
+) -> tuple[int, int]:
     """Kill `count` processes that draw from one kind of source, and compare what they drew.
 
     Returns:
         How many steps were drawn in all, and how many of them again after a kill.
     """
-    stop = kill_at_random(root, kind, count, kills, random.Random(seed)) + 2 * STATE_EVERY
-    for process in _start(root, kind, count, stop):
+    stop = (
+        kill_at_random(root, kind, count, kills, random.Random(seed), in_processes)
+        + 2 * STATE_EVERY
+    )
+    for process in _start(root, kind, count, stop, in_processes):
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
     whole = batches_of(samples_of(root, kind), max_bad_share=0.1)
@@ -140,6 +150,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=24, help="of each process, for each source")
     parser.add_argument("--processes", type=int, default=2, choices=(1, 2, 4))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--use-multiprocessing", action="store_true", help="read in processes")
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
     write_sources(options.folder)
@@ -147,7 +158,9 @@ def main() -> None:
     for kind in KINDS:
         start = time.perf_counter()
         count = options.processes
-        steps, again = check(options.folder, kind, count, options.kills, options.seed)
+        steps, again = check(
+            options.folder, kind, count, options.kills, options.seed, options.use_multiprocessing
+        )
         seconds = time.perf_counter() - start
         print(
             f"{kind}: {options.kills * count} kills, {steps:,} steps, {again:,} of them "

@@ -51,15 +51,17 @@ def samples_of(root: Path, kind: str) -> list[Sample]:
     return list_samples(root / kind, "frames" if kind == "frames" else "video")
 
 
+def as_it_is(frames: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """A transform that leaves frames as they are."""
+    return frames.astype("float32")
+
+
 def batches_of(samples: list[Sample], **options: Any) -> ClipBatches:
     """Batches of clips as they are, without masks."""
-
-    def transform(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return frames.astype("float32")
-
     shape = (2, HEIGHT, WIDTH, 3)
+    options = {"transform": as_it_is, "masks": lambda *_: {}} | options
     options |= {"video_shape": shape, "seed": 3}
-    return ClipBatches(samples, BATCH_SIZE, transform, lambda *_: {}, **options)
+    return ClipBatches(samples, BATCH_SIZE, **options)
 
 
 def seen(batch: dict[str, np.ndarray]) -> list[list[int]]:

@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from keras_vjepa.data.preparation.processes import ProcessFailure, each_in_processes
+from keras_vjepa.data.preparation.processes import each_in_processes
+from keras_vjepa.data.processes.serving import ProcessFailure
 
 pytestmark = pytest.mark.data
 

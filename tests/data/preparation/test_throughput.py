@@ -7,7 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from keras_vjepa.data.batches.clips import ClipSettings
+from keras_vjepa.data.batches.clips import ClipReader, ClipSettings
+from keras_vjepa.data.preparation.pipeline_share import pipeline_share
 from keras_vjepa.data.preparation.throughput import (
     ClipReading,
     TimedClip,
@@ -88,3 +89,21 @@ def test_decord_is_timed_where_it_is_installed(paths, monkeypatch):
     assert ClipReading("decord", CLIP, 32)((paths[0], 0)).clip.shape == (4, 32, 32, 3)
     with pytest.raises(UnreadableVideoError, match="no video"):
         ClipReading("decord", CLIP, 32)(("bad", 0))
+
+
+def test_the_share_of_batches_is_that_of_the_same_clips(paths, monkeypatch):
+    read = []
+    original = ClipReader.__call__
+    monkeypatch.setattr(
+        ClipReader,
+        "__call__",
+        lambda self, item: (
+            read.append((item[0], str(item[1].bit_generator.state))),
+            original(self, item),
+        )[1],
+    )
+    share = pipeline_share(paths, CLIP, 32, 6)
+    assert share.plain > 0 and share.batched > 0 and -1 < share.added_by_the_clock < 100
+    # Of each of three turns, what the loop read the batches read too.
+    loop = read[: 4 * (8 + 2)]
+    assert loop == read[len(loop) : 2 * len(loop)] and len(set(loop)) == len(loop)

@@ -1,0 +1,1 @@
+"""Processes of their own that read files, and what is sent to them and back."""

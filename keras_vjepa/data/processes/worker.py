@@ -1,0 +1,213 @@
+"""A process of its own that reads files, for whoever asks it (§3.4).
+
+It is started anew, not forked, so it knows nothing of a backend, and begins in about a second. It
+does not import the program that starts it, unless what it is to do is defined there. It ends with
+the process that started it, however that ends, since nobody holds its input open any more.
+
+Arrays come back through memory that both processes share where the system lends such memory to
+nobody else, so that nothing of it is left when both are gone; elsewhere through a pipe.
+"""
+
+import io
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from keras_vjepa.data.processes.serving import HoldingPickler, ProcessFailure
+from keras_vjepa.data.processes.shared_memory import SharedMemory, memory_without_name
+
+# What a process runs. The name keeps it from loading a backend, which no reader needs.
+_START = """
+import pickle, sys
+sys.argv = ["keras-vjepa"]
+program = pickle.load(sys.stdin.buffer)
+sys.path[:] = program["sys_path"]
+if len(program) > 1:
+    import multiprocessing.spawn
+    multiprocessing.spawn.prepare(program)
+from keras_vjepa.data.processes.serving import serve
+serve()
+"""
+# Tells a program that it is imported by such a process, and is not to start others.
+_VARIABLE = "KERAS_VJEPA_WORKER_PROCESS"
+
+
+class WorkerProcess:
+    """A process that calls a function with what it is sent.
+
+    Args:
+        function: of a module, or an object that `pickle` can send.
+        held: what is part of many items, and is sent once.
+
+    Raises:
+        ValueError: if the function cannot be sent to another process.
+        RuntimeError: if the process cannot be started.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], held: Any = None) -> None:
+        start = sendable(function, "What worker processes do")
+        # By their number in memory, which nothing else has while they are here.
+        self._held: dict[int, Any] = {}
+        self._not_sent: dict[int, bytes] = {}
+        self._hold(held)
+        # What libraries print goes here: of a process that ends, the last line may say why.
+        self._errors = tempfile.TemporaryFile()
+        self._memory = SharedMemory(memory_without_name())
+        descriptor = self._memory.descriptor
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            # Ctrl-C is for the one that started it, which ends it.
+            start_new_session=os.name != "nt",
+            pass_fds=[] if descriptor is None else [descriptor],
+            env={**os.environ, _VARIABLE: "1"},
+        )
+        self._is_late = False
+        self._send(pickle.dumps(_program(start, *self._not_sent.values())))
+        self._send(pickle.dumps((descriptor, start)))
+        try:
+            self._receive()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            words = self._last_words().reason
+            self.end()
+            raise RuntimeError(f"A process that reads files cannot be started: {words}") from None
+
+    def ask(self, item: Any, seconds: float | None = None, held: Any = None) -> Any:
+        """Ask for the result for an item.
+
+        Args:
+            item: what `pickle` can send.
+            seconds: how long it may take; the process is then ended.
+            held: a part of the item that is part of others too.
+
+        Returns:
+            The result, or a `ProcessFailure`: if that is a crash, the process is gone.
+        """
+        question = self._question(item, held)
+        timer = None if seconds is None else threading.Timer(seconds, self._too_late)
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            self._send(question)
+            result, records = self._receive()
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            if self._is_late:
+                return ProcessFailure(f"it takes longer than {seconds:g} seconds", True)
+            return self._last_words()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        for name, level, text in records:
+            logging.getLogger(name).log(level, "%s", text)
+        return result
+
+    def end(self) -> None:
+        """End the process; again does nothing."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None and not stream.closed:
+                with suppress(OSError):  # what was not read any more
+                    stream.close()
+        self._memory.close()
+
+    def _hold(self, held: Any) -> None:
+        if held is not None and id(held) not in self._held:
+            self._not_sent[id(held)] = sendable(held, f"The {type(held).__name__}")
+            self._held[id(held)] = held
+
+    def _question(self, item: Any, held: Any) -> bytes:
+        self._hold(held)
+        stream = io.BytesIO()
+        HoldingPickler(stream, self._held).dump(item)
+        question = pickle.dumps((self._not_sent, stream.getvalue()), pickle.HIGHEST_PROTOCOL)
+        self._not_sent = {}
+        return question
+
+    def _send(self, message: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, which the answer tells
+            self._process.stdin.write(message)
+            self._process.stdin.flush()
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        message, places = pickle.load(self._process.stdout)
+        return pickle.loads(message, buffers=self._memory.copies(places))
+
+    def _too_late(self) -> None:
+        self._is_late = True
+        self._process.kill()
+
+    def _last_words(self) -> ProcessFailure:
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines() or [""]
+        if code < 0:
+            name = signal.Signals(-code).name
+            return ProcessFailure(f"the decoder crashed ({name})", True, signal=-code)
+        reason = f"the process ended with code {code}: {lines[-1][:200]}".rstrip(": ")
+        return ProcessFailure(reason, True)
+
+
+def sendable(item: Any, what: str) -> bytes:
+    """Write what is to be sent to another process as `pickle` does.
+
+    Args:
+        item: anything.
+        what: it is, for the message.
+
+    Raises:
+        ValueError: if it cannot be sent, or this process is a worker itself.
+
+    Example:
+
+    >>> sendable(lambda: 0, "The transform")
+    Traceback (most recent call last):
+    ...
+    ValueError: The transform must be known by name in a module to be sent to another process, \
+or threads must read. Received: Can't pickle ...
+    """
+    if _VARIABLE in os.environ:
+        raise ValueError(
+            "A program that starts worker processes is imported by them: what it does must stand "
+            'under `if __name__ == "__main__":`, or threads must read'
+        )
+    try:
+        written = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # of any class that cannot be written
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{what} must be known by name in a module to be sent to another process, or threads "
+            f"must read. Received: {words}"
+        ) from error
+    program = getattr(sys.modules["__main__"], "__file__", None) or ""
+    if b"__main__" in written and not os.path.isfile(program):
+        raise ValueError(
+            f"{what} must be defined in a file to be sent to another process, or threads must "
+            "read. Received: what was typed in"
+        )
+    return written
+
+
+def _program(*sent: bytes) -> dict[str, Any]:
+    """What a process needs of the program that starts it, as `multiprocessing` takes it."""
+    program = sys.modules["__main__"]
+    if not any(b"__main__" in one for one in sent):
+        return {"sys_path": sys.path}
+    known: dict[str, Any] = {"sys_path": sys.path, "sys_argv": sys.argv}
+    name = getattr(getattr(program, "__spec__", None), "name", None)
+    if name is not None:
+        return {**known, "init_main_from_name": name}
+    return {**known, "init_main_from_path": os.path.abspath(str(program.__file__))}
