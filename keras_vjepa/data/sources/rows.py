@@ -175,7 +175,7 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
         raise ValueError("There is no path. Write rows `path label`.")
     if not quoted and not _exists(path, folder):
         _check_meant(path, rest)
-    if not (_is_utf8(f"{label}") and (_is_utf8(path) or _exists(path, folder))):
+    if not (is_utf8(f"{label}") and (is_utf8(path) or _exists(path, folder))):
         raise ValueError("It is not UTF-8, nor is there such a file. Save the list as UTF-8 text.")
     return path, label
 
@@ -303,7 +303,8 @@ def path_from_list(path: str, folder: Path) -> str:
     return str(folder / path)
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Tell whether a text that was read from a file is text in UTF-8 throughout."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_vjepa.arguments import check_number, shown
-from keras_vjepa.data.reading.errors import MissingPackageError
+from keras_vjepa.data.reading.errors import MissingPackageError, printable
 from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.media import Media
-from keras_vjepa.data.sources.rows import Row, as_label, path_from_list
+from keras_vjepa.data.sources.rows import Row, as_label, is_utf8, path_from_list
 
 # Columns in which other tools put the path of a file; the first of them that is there counts.
 PATH_COLUMNS = ("path", "video_path", "file_name", "filename", "filepath", "file", "video", "image")
@@ -70,7 +70,15 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
             raise ValueError(f"{where}: `{column}` must be a path. Received: {shown(path)}")
         label = as_label(row.get(label_column), where) if label_column else None
         path = path_from_list(path, source.parent)
+        _check_is_utf8(source, {**row, column: "" if os.path.exists(path) else path})
         yield Row(path, label, where, _frames(path, row.get(FPS_COLUMN), where))
+
+
+def _check_is_utf8(source: Path, row: dict[str, Any]) -> None:
+    """Check the cells of a row, but for the path of a file that exists."""
+    for cell in row.values():
+        if isinstance(cell, str) and not is_utf8(cell):
+            raise ValueError(f"{source} must be UTF-8 text. Received: {shown(printable(cell))}")
 
 
 def _frames(path: str, fps: Any, where: str) -> Media | None:
@@ -117,7 +125,8 @@ def _read(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_csv(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-    with open(source, newline="", encoding="utf-8-sig") as file:
+    # Names of files need not be UTF-8, see `_check_is_utf8`.
+    with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             twice = [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1]

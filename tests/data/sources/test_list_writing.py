@@ -71,6 +71,24 @@ def test_frames_per_second_of_folders_come_back(tmp_path):
         assert [getattr(s.media, "fps", 30.0) for s in found] == [12.5, fps, 30.0]
 
 
+def test_names_that_are_not_utf8_come_back_beside_frames_per_second(tmp_path):
+    folder, file = (os.path.join(tmp_path, os.fsdecode(name)) for name in (b"f\xe9", b"v\xe9.mp4"))
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    open(file, "wb").close()
+    samples = [Sample(folder, 3, FrameFolder(folder, 12.5)), Sample(file, 1)]
+    write_list(tmp_path / "list.csv", samples)
+    found = list_samples(tmp_path / "list.csv")
+    assert found == samples and found[0].media.fps == 12.5
+    # As in a list: what names no file, and a label, is text.
+    for row in (b"gone\xe9.mp4,0", b"v.mp4,dan\xe9e"):
+        (tmp_path / "table.csv").write_bytes(b"path,label\n" + row + b"\n")
+        with pytest.raises(ValueError, match=r"table.csv must be UTF-8 text. Received: '.*xe9"):
+            list_samples(tmp_path / "table.csv")
+
+
 def test_wrong_frames_per_second_are_named(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "list.csv").write_text("path,fps\nb.mp4,fast\na,fast\n")
