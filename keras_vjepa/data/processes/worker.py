@@ -10,6 +10,7 @@ nobody else, so that nothing of it is left when both are gone; elsewhere through
 
 import io
 import logging
+import multiprocessing.spawn
 import os
 import pickle
 import signal
@@ -173,11 +174,8 @@ def sendable(item: Any, what: str) -> bytes:
 
     Example:
 
-    >>> sendable(lambda: 0, "The transform")
-    Traceback (most recent call last):
-    ...
-    ValueError: The transform must be known by name in a module to be sent to another process, \
-or threads must read. Received: Can't pickle ...
+    >>> pickle.loads(sendable(sorted, "The transform"))([2, 1])
+    [1, 2]
     """
     if _VARIABLE in os.environ:
         raise ValueError(
@@ -192,8 +190,7 @@ or threads must read. Received: Can't pickle ...
             f"{what} must be known by name in a module to be sent to another process, or threads "
             f"must read. Received: {words}"
         ) from error
-    program = getattr(sys.modules["__main__"], "__file__", None) or ""
-    if b"__main__" in written and not os.path.isfile(program):
+    if b"__main__" in written and not _has_a_file(_main_program()):
         raise ValueError(
             f"{what} must be defined in a file to be sent to another process, or threads must "
             "read. Received: what was typed in"
@@ -202,12 +199,18 @@ or threads must read. Received: Can't pickle ...
 
 
 def _program(*sent: bytes) -> dict[str, Any]:
-    """What a process needs of the program that starts it, as `multiprocessing` takes it."""
-    program = sys.modules["__main__"]
-    if not any(b"__main__" in one for one in sent):
-        return {"sys_path": sys.path}
-    known: dict[str, Any] = {"sys_path": sys.path, "sys_argv": sys.argv}
-    name = getattr(getattr(program, "__spec__", None), "name", None)
-    if name is not None:
-        return {**known, "init_main_from_name": name}
-    return {**known, "init_main_from_path": os.path.abspath(str(program.__file__))}
+    """Return what a process needs of the program that starts it, as `multiprocessing` takes it."""
+    is_main_needed = any(b"__main__" in one for one in sent)
+    return {"sys_path": sys.path, **(_main_program() if is_main_needed else {})}
+
+
+def _main_program() -> dict[str, Any]:
+    names = ("sys_argv", "init_main_from_name", "init_main_from_path")
+    told = multiprocessing.spawn.get_preparation_data("reads-files")
+    return {name: told[name] for name in names if name in told}
+
+
+def _has_a_file(program: dict[str, Any]) -> bool:
+    return "init_main_from_name" in program or os.path.isfile(
+        program.get("init_main_from_path", "")
+    )

@@ -6,6 +6,7 @@ for each clip costs more time than converting the frames.
 
 import math
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,8 +74,8 @@ def _references(buffers: list[Frames], place: int) -> int:
 # To a buffer that nobody has but the list; how this is counted is Python's own business.
 _UNUSED = _references([np.empty(1, np.uint8)], 0)
 # Where references are not counted one by one, nobody can tell what is in use.
-_is_counted = (
-    sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+_is_counted = sys.implementation.name == "cpython" and not sysconfig.get_config_var(
+    "Py_GIL_DISABLED"
 )
 
 
