@@ -10,6 +10,7 @@ if not choice.is_deferred:
     choice.prepare()
     import keras_vjepa.tasks.checkpoint_presets  # noqa: F401  (adds names of presets)
     import keras_vjepa.zoo  # noqa: F401  (adds names of presets)
+    import keras_vjepa.zoo_rivals  # noqa: F401  (adds names too)
     from keras_vjepa import data, evaluation, training
     from keras_vjepa.layers.pooling import AttentivePooler
     from keras_vjepa.models.backbone import VJEPABackbone

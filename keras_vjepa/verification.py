@@ -116,6 +116,12 @@ def _cell(text: str) -> str:
 # --- Files ---------------------------------------------------------------------------------------
 
 
+def verifiable() -> list[str]:
+    """Return the names of the zoo whose files can be verified: V-JEPA's."""
+    kinds = (ClassifierEntry, PretrainedEntry)
+    return [name for name, entry in BUILT_IN.items() if isinstance(entry, kinds)]
+
+
 def official_file(name: str) -> RemoteFile:
     """Return the file that belongs to a name of the zoo: a probe, or a pretraining checkpoint."""
     entry = BUILT_IN[name]
@@ -129,7 +135,7 @@ def verify(name: str, keep: bool = False) -> FileReport:
     """Check one file, and report what is in it.
 
     Args:
-        name: one of `list_presets`, whose file is downloaded, or the path of a file.
+        name: one of `verifiable`, whose file is downloaded, or the path of a file.
         keep: whether a downloaded file stays in the cache, for `from_preset` to find.
 
     Returns:
@@ -143,9 +149,9 @@ def verify(name: str, keep: bool = False) -> FileReport:
     ```
     """
     path = Path(name).expanduser()
-    report = FileReport(name if name in BUILT_IN else path.name)
+    report = FileReport(name if name in verifiable() else path.name)
     with suppress(_Failed):
-        if name in BUILT_IN:
+        if name in verifiable():
             _verify_official(report, official_file(name), keep)
         else:
             _verify_local(report, path)
@@ -166,8 +172,9 @@ def _verify_local(report: FileReport, path: Path) -> None:
     report.folder = path.parent
     with report.timed("hash"):
         sha256 = hash_of(path)
-    alike = [name for name in BUILT_IN if official_file(name).name == path.name]
-    same = [name for name in BUILT_IN if official_file(name).sha256 == sha256]
+    names = verifiable()
+    alike = [name for name in names if official_file(name).name == path.name]
+    same = [name for name in names if official_file(name).sha256 == sha256]
     # The probes of several encoders have the same file name.
     [name] = same[:1] or (alike if len(alike) == 1 else [""])
     if name:

@@ -144,16 +144,16 @@ class PretrainedEntry(Entry):
         )
 
     def configs(self) -> Configs:
-        encoder = _described(VJEPABackbone, **self.encoder)
+        encoder = described(VJEPABackbone, **self.encoder)
         side = self.encoder["image_size"] // self.encoder["patch_size"]
         steps = self.encoder["num_frames"] // self.encoder["tubelet_size"]
-        predictor = _described(
+        predictor = described(
             VJEPAPredictor,
             encoder_dim=self.encoder["hidden_dim"],
             grid_shape=(steps, side, side),
             **self.predictor,
         )
-        pretrainer = _described(VJEPAPretrainer, encoder=encoder, predictor=predictor)
+        pretrainer = described(VJEPAPretrainer, encoder=encoder, predictor=predictor)
         return {
             CONFIG_FILE: encoder,
             VJEPAPredictor.config_file: predictor,
@@ -161,15 +161,15 @@ class PretrainedEntry(Entry):
         }
 
     def write_models(self, folder: Path, trust_on_first_use: bool) -> None:
-        with _converted(self.checkpoint, trust_on_first_use) as path:
+        with converted(self.checkpoint, trust_on_first_use) as path:
             pretrainer = convert(
                 path,
                 num_heads=self.encoder["num_heads"],
                 predictor_num_heads=self.predictor["num_heads"],
                 **{name: self.encoder[name] for name in self.unwritten},
             )
-            _check(pretrainer.target_encoder, self.encoder)
-            _check(pretrainer.predictor, self.predictor)
+            check(pretrainer.target_encoder, self.encoder)
+            check(pretrainer.predictor, self.predictor)
             pretrainer.save_to_preset(folder)
 
 
@@ -223,7 +223,7 @@ class ClassifierEntry(Entry):
 
     def configs(self) -> Configs:
         backbone = self._encoder.configs()[CONFIG_FILE]
-        classifier = _described(
+        classifier = described(
             VJEPAVideoClassifier,
             backbone=backbone,
             num_classes=self.num_classes,
@@ -233,14 +233,14 @@ class ClassifierEntry(Entry):
 
     def write_models(self, folder: Path, trust_on_first_use: bool) -> None:
         backbone = VJEPABackbone.from_preset(self.pretrained, trust_on_first_use=trust_on_first_use)
-        with _converted(self.probe, trust_on_first_use) as path:
+        with converted(self.probe, trust_on_first_use) as path:
             classifier = convert_classifier(backbone, path, **self._arguments)
-            _check(classifier, {"num_classes": self.num_classes})
+            check(classifier, {"num_classes": self.num_classes})
             classifier.save_to_preset(folder)
 
 
 @contextmanager
-def _converted(file: RemoteFile, trust_on_first_use: bool) -> Iterator[Path]:
+def converted(file: RemoteFile, trust_on_first_use: bool) -> Iterator[Path]:
     with downloaded(file, trust_on_first_use) as path:
         try:
             yield path
@@ -297,14 +297,14 @@ def convert_folder(folder: Path) -> Path:
     return preset
 
 
-def _check(model: Any, expected: Arguments) -> None:
+def check(model: Any, expected: Arguments) -> None:
     found = model.get_config()
     for name, value in expected.items():
         if found[name] != value:
             raise CheckpointError(f"its `{name}` must be {value}. Received: {found[name]}")
 
 
-def _described(cls: type, **arguments: Any) -> dict[str, Any]:
+def described(cls: type, **arguments: Any) -> dict[str, Any]:
     """Describe a model of these arguments as Keras serializes it, without making its weights."""
     parameters = inspect.signature(cls).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}

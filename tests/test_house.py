@@ -65,6 +65,7 @@ FLOORS = (
     "fine_tuning",
     "conversion",
     "zoo",
+    "zoo_rivals",
     "verification",
     "",
     "recipes",

@@ -21,7 +21,7 @@ import keras_vjepa
 from keras_vjepa.backend import engine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import nearest
-from keras_vjepa.verification import CLIP, FileReport, verify
+from keras_vjepa.verification import CLIP, FileReport, verifiable, verify
 
 
 def head() -> list[str]:
@@ -40,11 +40,12 @@ def head() -> list[str]:
 
 def check_names(names: list[str]) -> None:
     """Check that each name is one of the zoo or a file; raise `ValueError` if not."""
-    known = keras_vjepa.list_presets()
+    known = verifiable()
     for name in names:
         if name not in known and not Path(name).expanduser().is_file():
             raise ValueError(
-                f"`names` must be names of the zoo or files. Received: {name}{nearest(name, known)}"
+                "`names` must be names of V-JEPA's zoo or files. "
+                f"Received: {name}{nearest(name, known)}"
             )
 
 
@@ -55,8 +56,8 @@ def main(arguments: list[str] | None = None, program: str = "verify_weights.py")
         "names",
         nargs="*",
         metavar="NAME",
-        help="of the zoo, or the path of a file; if none is given, all of the zoo, which is more "
-        "than 100 GB, one after the other",
+        help="of V-JEPA's zoo, or the path of a file; if none is given, all of that zoo, which is "
+        "more than 100 GB, one after the other",
     )
     parser.add_argument(
         "--keep", action="store_true", help="leave what was downloaded in the cache"
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None, program: str = "verify_weights.py")
         check_names(options.names)
     print("\n".join(head()), flush=True)
     reports: list[FileReport] = []
-    for name in options.names or keras_vjepa.list_presets():
+    for name in options.names or verifiable():
         reports.append(verify(name, options.keep))
         print("\n".join(reports[-1].lines()), flush=True)
     failed = [report.name for report in reports if not report.passed]

@@ -22,6 +22,7 @@ from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.families import VisionBackbone
 from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.claims import weights_asked_for
@@ -63,7 +64,8 @@ class VJEPAActionDetector(
         num_classes: number of actions; may be left out with `class_names`.
         layers: numbers of the layers whose outputs are concatenated, from 0, or from -1 backwards.
             None for the paper's: 17, 19, 21 and 23 of 24 layers, 25, 27, 29 and 31 of 32; else the
-            last four. Of a backbone that is no `VJEPABackbone`, only the output is taken.
+            last four. Of a backbone that is no `VJEPABackbone` or `VisionBackbone`, only the
+            output is taken.
         output_size: bins of a box along height and width; this and the next two are as in
             `RoIAlign`.
         sampling_ratio: samples of a bin along each axis; 0 for as many as it covers cells.
@@ -194,7 +196,7 @@ class VJEPAActionDetector(
 
     def _outputs(self, videos: Tensor, training: bool) -> list[Tensor]:
         """Compute the tokens of each layer; for an image model, those of all frames of a clip."""
-        if not isinstance(self.backbone, VJEPABackbone):
+        if not isinstance(self.backbone, VJEPABackbone | VisionBackbone):
             return [self.token_encoder().clip_tokens(videos, training)]
         if not self.backbone.is_image_model:
             return self.backbone.intermediate_features(videos, self.chosen_layers)
@@ -395,7 +397,7 @@ class VJEPAActionDetector(
 
 def _chosen_layers(backbone: keras.Model, layers: Sequence[int] | None) -> list[int]:
     """Return the numbers of the chosen layers, from 0; a foreign model counts as one layer."""
-    if isinstance(backbone, VJEPABackbone):
+    if isinstance(backbone, VJEPABackbone | VisionBackbone):
         return _layers_of(backbone.num_layers, layers)
     if layers is not None:
         raise ValueError(

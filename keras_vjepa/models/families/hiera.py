@@ -242,8 +242,13 @@ class HieraBackbone(
 
         The authors' notebook has 0.255 for the third deviation of clips, most likely a slip.
         """
-        mean, std = IMAGENET if self.is_image_model else _VIDEO_PIXELS
-        return Facts(is_image_model=self.is_image_model, mean=mean, std=std)
+        return self.facts_of(self.num_frames)
+
+    @staticmethod
+    def facts_of(num_frames: int) -> Facts:
+        """Return `facts` of a model of clips of so many frames, or of images."""
+        mean, std = IMAGENET if num_frames == 1 else _VIDEO_PIXELS
+        return Facts(is_image_model=num_frames == 1, mean=mean, std=std)
 
     @property
     def is_image_model(self) -> bool:
