@@ -241,6 +241,15 @@ class ClassifierEntry(Entry):
 
 @contextmanager
 def converted(file: RemoteFile, trust_on_first_use: bool) -> Iterator[Path]:
+    """Lend a downloaded file to what converts it; name its address where that fails.
+
+    Args:
+        file: the file.
+        trust_on_first_use: as in `Preset.from_preset`.
+
+    Raises:
+        ValueError: if it cannot be fetched or converted.
+    """
     with downloaded(file, trust_on_first_use) as path:
         try:
             yield path
