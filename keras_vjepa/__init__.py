@@ -8,6 +8,7 @@ from keras_vjepa.backend import choice
 # `keras-vjepa --help` needs no backend. Other commands import the rest once they have chosen one.
 if not choice.is_deferred:
     choice.prepare()
+    import keras_vjepa.presets.shipped  # noqa: F401  (adds names of presets)
     import keras_vjepa.tasks.checkpoint_presets  # noqa: F401  (adds names of presets)
     import keras_vjepa.zoo  # noqa: F401  (adds names of presets)
     import keras_vjepa.zoo_rivals  # noqa: F401  (adds names too)

@@ -42,6 +42,11 @@ def check_names(names: list[str]) -> None:
     """Check that each name is one of the zoo or a file; raise `ValueError` if not."""
     known = verifiable()
     for name in names:
+        if name in keras_vjepa.list_presets() and name not in known:
+            raise ValueError(
+                "`names` must be of files that are downloaded, and its own lie in the package. "
+                f"Received: {name}"
+            )
         if name not in known and not Path(name).expanduser().is_file():
             raise ValueError(
                 "`names` must be names of V-JEPA's zoo or files. "
