@@ -14,6 +14,7 @@ from keras_vjepa.arguments import check_choice, check_number, check_whole
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import weight_initializer
+from keras_vjepa.layers.dropout import drop_channels
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.roi_align import RoIAlign
 from keras_vjepa.tasks.probe import MOST_CLASSES
@@ -93,8 +94,6 @@ class DetectionHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     ) -> None:
         dim = features_shape[-1]
         if self.dropout:
-            # Keras' own dropout layer is not used: on torch it draws random numbers from a state
-            # that no checkpoint holds.
             self.dropout_seed = keras.random.SeedGenerator(name="dropout_seed")
         self.linear = keras.layers.Dense(
             self.num_classes,
@@ -112,9 +111,7 @@ class DetectionHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
         reduce = ops.max if self.pooling == "max" else ops.mean
         pooled = ops.cast(reduce(bins, axis=(2, 3)), self.variable_dtype)
         if self.dropout and training:
-            drawn = keras.random.uniform(ops.shape(pooled), dtype="float32", seed=self.dropout_seed)
-            kept = ops.cast(ops.less(drawn, 1.0 - self.dropout), pooled.dtype)
-            pooled = pooled * kept / (1.0 - self.dropout)
+            pooled = drop_channels(pooled, self.dropout, self.dropout_seed)
         return self.linear(pooled)
 
     def compute_output_shape(

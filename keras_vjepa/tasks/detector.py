@@ -39,8 +39,8 @@ _LAYERS = {24: (17, 19, 21, 23), 32: (25, 27, 29, 31)}
 _NUM_LAYERS = 4
 # The patch size of a backbone that does not say it.
 _PATCH_SIZE = 16
-# The default for the head on a frozen backbone (Table 11), and the one for training both together.
-_LEARNING_RATE, _FINE_TUNING_RATE = 1e-4, 1e-4
+# The default, of a frozen backbone and of a trained one (Table 11).
+_LEARNING_RATE = 1e-4
 _HEAD_ARGUMENTS = (
     "num_classes", "output_size", "sampling_ratio", "aligned", "pooling", "dropout",
 )  # fmt: skip
@@ -325,8 +325,7 @@ class VJEPAActionDetector(
         if isinstance(loss, str) and loss == "auto":
             loss = "binary_crossentropy"
         if isinstance(optimizer, str) and optimizer == "auto":
-            trains_backbone = bool(self.backbone.trainable_variables)
-            optimizer = AdamW(_FINE_TUNING_RATE if trains_backbone else _LEARNING_RATE)
+            optimizer = AdamW(_LEARNING_RATE)
         super().compile(optimizer, loss_of_logits(loss), loss_weights, metrics, **kwargs)
 
     # --- Configuration ---------------------------------------------------------------------------

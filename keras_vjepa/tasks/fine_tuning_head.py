@@ -11,10 +11,10 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import check_number, check_whole
-from keras_vjepa.backend import collectives
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm
+from keras_vjepa.layers.dropout import drop_channels
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.tasks.probe import MOST_CLASSES, token_width
 from keras_vjepa.types import Tensor
@@ -95,14 +95,7 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     def call(self, tokens: Tensor, training: bool = False) -> Tensor:
         pooled = self.norm(ops.mean(tokens, axis=1))
         if self.dropout and training:
-            rows, dim = ops.shape(pooled)
-
-            def draw(rows: Any) -> Tensor:
-                return keras.random.uniform((rows, dim), dtype="float32", seed=self.dropout_seed)
-
-            drawn = collectives.draw_rows(draw, rows)
-            kept = ops.cast(ops.less(drawn, 1.0 - self.dropout), pooled.dtype)
-            pooled = pooled * kept / (1.0 - self.dropout)
+            pooled = drop_channels(pooled, self.dropout, self.dropout_seed)
         return self.linear(pooled)
 
     def compute_output_shape(self, tokens_shape: Sequence[int | None]) -> tuple[int | None, ...]:
