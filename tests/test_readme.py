@@ -94,7 +94,7 @@ def test_the_python_of_the_readme_runs(at_home):
     for document in in_order + others:
         for number, block in enumerate(blocks(document, "python"), start=1):
             exec(compile(block, f"<{document}, Python block {number}>", "exec"), names)
-    assert names["features"].shape == (1, 8, 24)
+    assert names["features"].shape == (1, 128, 96)
     assert (at_home / "runs" / "a" / "preset" / "config.json").is_file()
 
 
