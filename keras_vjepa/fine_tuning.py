@@ -4,6 +4,8 @@ import functools
 import math
 from typing import Any
 
+import keras
+
 from keras_vjepa.arguments import counted
 from keras_vjepa.backend import collectives
 from keras_vjepa.backend.distribution import DataParallel
@@ -75,23 +77,10 @@ def make_classifier(
     config: Any, videos: LabelledVideos, steps_per_epoch: int
 ) -> VJEPAVideoClassifier:
     """Make a classifier of the preset's encoder and a new head, and compile it."""
-    sizes = {"image_size": config.image_size, "num_frames": config.num_frames}
     classes: dict[str, Any] = {"class_names": videos.class_names}
     if videos.class_names is None:
         classes = {"num_classes": videos.num_classes}
-    backbone = load_backbone_of_size(
-        find_preset(config.preset),
-        True,
-        {name: size for name, size in sizes.items() if size is not None},
-        drop_path_rate=config.drop_path_rate,
-        dtype=config.dtype,
-    )
-    quantized = [v.dtype for v in backbone.weights if len(v.shape) > 1 and "int" in v.dtype]
-    if quantized:
-        raise ValueError(
-            "`preset` must hold weights that can learn, not quantized ones. "
-            f"Received: {config.preset}, of {quantized[0]}"
-        )
+    backbone = load_encoder(config)
     classifier = VJEPAVideoClassifier(
         backbone,
         **classes,
@@ -105,7 +94,36 @@ def make_classifier(
         # paths of its variables.
         name="classifier",
     )
+    compile_classifier(classifier, config, steps_per_epoch)
+    return classifier
+
+
+def load_encoder(config: Any) -> keras.Model:
+    """Load the preset's encoder, in the size and precision that the config asks for.
+
+    Raises:
+        ValueError: if its weights are quantized, and so cannot learn.
+    """
+    sizes = {"image_size": config.image_size, "num_frames": config.num_frames}
+    backbone = load_backbone_of_size(
+        find_preset(config.preset),
+        True,
+        {name: size for name, size in sizes.items() if size is not None},
+        drop_path_rate=config.drop_path_rate,
+        dtype=config.dtype,
+    )
+    quantized = [v.dtype for v in backbone.weights if len(v.shape) > 1 and "int" in v.dtype]
+    if quantized:
+        raise ValueError(
+            "`preset` must hold weights that can learn, not quantized ones. "
+            f"Received: {config.preset}, of {quantized[0]}"
+        )
     backbone.remat = config.remat
+    return backbone
+
+
+def compile_classifier(classifier: VJEPAVideoClassifier, config: Any, steps_per_epoch: int) -> None:
+    """Compile a classifier with the schedule and the optimizer of the config."""
     scale = rate_scale(config)
     schedule = FineTuningSchedule(
         config.warmup_learning_rate * scale,
@@ -127,11 +145,10 @@ def make_classifier(
     # There are no metrics to build from a batch, which several replicas of TensorFlow could not
     # hand to Keras.
     classifier.built_when_compiled = True
-    parts = {"encoder": backbone, "head": classifier.probe}
+    parts = {"encoder": classifier.backbone, "head": classifier.probe}
     # In half precision, the optimizer lies inside another one, which scales the loss.
     [inner] = inner_optimizers(classifier.optimizer)
     inner.log_norms({name: part.trainable_variables for name, part in parts.items()})
-    return classifier
 
 
 def preprocessor_of(config: Any, backbone: Any, **several: Any) -> VJEPAVideoPreprocessor:

@@ -33,7 +33,7 @@ upload view wait warm warn wrap write yield
 OF_A_PARENT = set(
     """
 build call compile_from_config compute_loss compute_output_shape compute_output_spec forward
-from_config get_compile_config get_config number_in on_epoch_begin on_train_batch_end
+from_config get_compile_config get_config number_in on_epoch_begin on_train_batch_end persistent_id
 on_train_begin on_train_end source trainable weight_decay
 """.split()
 )

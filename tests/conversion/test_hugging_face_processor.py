@@ -257,7 +257,7 @@ def test_an_export_tells_of_other_pixels_and_refuses_several_clips(tmp_path, cap
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize("kind", ["videomae", "vit", "bert"])
+@pytest.mark.parametrize("kind", ["timesformer", "vit", "bert"])
 @pytest.mark.parametrize("load", [VJEPABackbone, VJEPAVideoClassifier, VJEPAVideoPreprocessor])
 def test_a_folder_of_another_model_is_named(kind, load, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "hidden_size": 8}))

@@ -244,7 +244,7 @@ class Undrawn:
 
 
 class _Own(threading.local):
-    """What the thread at work reads with, if not by itself."""
+    """Holds what the thread at work reads with, if not by itself."""
 
     processes: ReadingProcesses | None = None
 

@@ -30,11 +30,11 @@ _CRASHES = {
 
 
 class WorkerProcessError(RuntimeError):
-    """Raised when a worker process ended, and not because of the file that it read."""
+    """Tells that a worker process ended, and not because of the file that it read."""
 
 
 class ReadingProcesses:
-    """Worker processes that read clips, each begun when its thread first asks.
+    """Runs worker processes that read clips, each begun when its thread first asks.
 
     Args:
         reader: reads the clips of a source; sent to each process once.

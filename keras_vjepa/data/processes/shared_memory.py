@@ -18,7 +18,7 @@ Places = list[tuple[int, int]]
 
 
 def memory_without_name() -> int | None:
-    """Memory that is gone with the last process that has it open; None where there is none such."""
+    """Open memory that is gone with the last process that has it; None where there is none such."""
     if not hasattr(os, "memfd_create"):
         return None
     with suppress(OSError):
@@ -33,7 +33,7 @@ def _copied(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class SharedMemory:
-    """Arrays in memory that two processes have open, one of which writes at a time.
+    """Holds arrays in memory that two processes have open, one of which writes at a time.
 
     Args:
         descriptor: of the memory, None for none.

@@ -42,7 +42,7 @@ _VARIABLE = "KERAS_VJEPA_WORKER_PROCESS"
 
 
 class WorkerProcess:
-    """A process that calls a function with what it is sent.
+    """Starts a process that calls a function with what it is sent.
 
     Args:
         function: of a module, or an object that `pickle` can send.

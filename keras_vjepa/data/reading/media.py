@@ -70,6 +70,7 @@ class Media(ABC):
 
     @property
     def shared(self) -> Any:
+        """Return what many sources have in common, which a worker process is sent once, or None."""
         return None
 
     @property

@@ -89,7 +89,7 @@ def store_of(address: str) -> Store:
 
 
 def is_of_one_process(address: str) -> bool:
-    """Whether other processes find something else, or nothing, at an address."""
+    """Tell whether other processes find something else, or nothing, at an address."""
     return address.lower().startswith("memory://")
 
 
