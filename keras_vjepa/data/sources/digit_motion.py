@@ -4,30 +4,22 @@
 machine; the bytes of the video files are not, because encoders differ.
 """
 
-import dataclasses
-import hashlib
-import importlib.util
-import os
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from keras_vjepa import files
 from keras_vjepa.data.sources.digit_motion_rendering import (
     RENDERING_VERSION,
     DigitMotionConfig,
+    Split,
     render_digit_motion,
 )
-from keras_vjepa.data.sources.video_writing import write_h264, write_motion_jpeg
-
-Split = Literal["train", "test"]
-Integers = npt.NDArray[np.integer[Any]]
+from keras_vjepa.data.sources.rendered_sets import (
+    Progress,
+    in_parallel,
+    print_progress,
+    rendered_folder,
+    video_writer,
+)
 
 
 @dataclass(frozen=True)
@@ -45,19 +37,10 @@ class DigitMotionFiles:
     test: Path
 
 
-# --------------------------------------------------------------------------------------- files
-
-
-def print_progress(num_done: int, num_videos: int) -> None:
-    """Print a line to stderr for each tenth of the videos."""
-    if num_done % max(1, num_videos // 10) == 0 or num_done == num_videos:
-        print(f"Built-in set: {num_done} of {num_videos} videos rendered", file=sys.stderr)
-
-
 def prepare_digit_motion(
     cache_dir: str | Path | None = None,
     config: DigitMotionConfig | None = None,
-    progress: Callable[[int, int], None] | None = print_progress,
+    progress: Progress | None = print_progress,
 ) -> DigitMotionFiles:
     """Render the set into a cache folder, unless it is there already.
 
@@ -78,14 +61,13 @@ def prepare_digit_motion(
         OSError: if the cache folder cannot be written.
     """
     config = config or DigitMotionConfig()
-    use_h264 = importlib.util.find_spec("av") is not None
-    described = f"{RENDERING_VERSION} {dataclasses.asdict(config)} {use_h264=}"
-    name = hashlib.sha256(described.encode()).hexdigest()[:16]
-    cache = files.cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
-    folder = cache / "digit_motion" / name
-    if not folder.exists():
-        with files.unfinished_folder(folder, existing="keep") as unfinished:
-            _render_files(unfinished, config, use_h264, progress)
+    folder = rendered_folder(
+        "digit_motion",
+        RENDERING_VERSION,
+        config,
+        cache_dir,
+        lambda unfinished, use_h264: _render_files(unfinished, config, use_h264, progress),
+    )
     return DigitMotionFiles(folder, folder / "train.csv", folder / "test.csv")
 
 
@@ -93,14 +75,9 @@ def _render_files(
     unfinished: Path,
     config: DigitMotionConfig,
     use_h264: bool,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
-    write, extension = (write_h264, ".mp4") if use_h264 else (write_motion_jpeg, ".avi")
-    counts: dict[Split, int] = {
-        "train": config.num_training_videos,
-        "test": config.num_test_videos,
-    }
-    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+    write, extension = video_writer(use_h264)
 
     def render(job: tuple[Split, int]) -> tuple[Split, str]:
         split, index = job
@@ -112,10 +89,7 @@ def _render_files(
     rows: dict[Split, list[str]] = {"train": [], "test": []}
     for split in rows:
         (unfinished / split).mkdir()
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        for num_done, (split, row) in enumerate(executor.map(render, jobs), start=1):
-            rows[split].append(row)
-            if progress is not None:
-                progress(num_done, len(jobs))
+    for split, row in in_parallel(config, render, progress):
+        rows[split].append(row)
     for split, lines in rows.items():
         (unfinished / f"{split}.csv").write_text("".join(lines))

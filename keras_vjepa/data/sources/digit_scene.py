@@ -5,19 +5,11 @@ What the videos show stands in `digit_scene_rendering.py`. Beside the true boxes
 is.
 """
 
-import dataclasses
-import hashlib
-import importlib.util
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from keras_vjepa import files
-from keras_vjepa.data.sources.digit_motion import print_progress
 from keras_vjepa.data.sources.digit_motion_rendering import Split
 from keras_vjepa.data.sources.digit_scene_rendering import (
     ACTIONS,
@@ -26,7 +18,13 @@ from keras_vjepa.data.sources.digit_scene_rendering import (
     DigitSceneConfig,
     render_scene,
 )
-from keras_vjepa.data.sources.video_writing import write_h264, write_motion_jpeg
+from keras_vjepa.data.sources.rendered_sets import (
+    Progress,
+    in_parallel,
+    print_progress,
+    rendered_folder,
+    video_writer,
+)
 
 # Names of sets that recipes take in place of a path.
 SCENES = {"digit_scene": DigitSceneConfig()}
@@ -54,7 +52,7 @@ class DigitSceneFiles:
 def prepare_digit_scenes(
     cache_dir: str | Path | None = None,
     config: DigitSceneConfig | None = None,
-    progress: Callable[[int, int], None] | None = print_progress,
+    progress: Progress | None = print_progress,
 ) -> DigitSceneFiles:
     """Render the set into a cache folder, unless it is there already.
 
@@ -66,14 +64,13 @@ def prepare_digit_scenes(
         OSError: if the cache folder cannot be written.
     """
     config = config or DigitSceneConfig()
-    use_h264 = importlib.util.find_spec("av") is not None
-    described = f"{SCENE_VERSION} {dataclasses.asdict(config)} {use_h264=}"
-    name = hashlib.sha256(described.encode()).hexdigest()[:16]
-    cache = files.cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
-    folder = cache / "digit_scene" / name
-    if not folder.exists():
-        with files.unfinished_folder(folder, existing="keep") as unfinished:
-            _write(unfinished, config, use_h264, progress)
+    folder = rendered_folder(
+        "digit_scene",
+        SCENE_VERSION,
+        config,
+        cache_dir,
+        lambda unfinished, use_h264: _write(unfinished, config, use_h264, progress),
+    )
     return DigitSceneFiles(folder, folder / "train.csv", folder / "detected.csv")
 
 
@@ -81,14 +78,9 @@ def _write(
     unfinished: Path,
     config: DigitSceneConfig,
     use_h264: bool,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
-    write, extension = (write_h264, ".mp4") if use_h264 else (write_motion_jpeg, ".avi")
-    counts: dict[Split, int] = {
-        "train": config.num_training_videos,
-        "test": config.num_test_videos,
-    }
-    jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+    write, extension = video_writer(use_h264)
     for name in ("annotations", "videos"):
         (unfinished / name).mkdir()
 
@@ -102,16 +94,14 @@ def _write(
         )
         return split, name, scene
 
-    rows: dict[Split, list[str]] = {split: [] for split in counts}
+    rows: dict[Split, list[str]] = {split: [] for split in _NAMES}
     listed, detected = [], []
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        for done, (split, name, scene) in enumerate(executor.map(render, jobs), start=1):
-            rows[split] += _truth(name, scene, config)
-            detected += _detected(name, scene, config, (config.seed, 8, done))
-            if split == "train":
-                listed.append(f"videos/{name}{extension}\n")
-            if progress is not None:
-                progress(done, len(jobs))
+    scenes = in_parallel(config, render, progress)
+    for done, (split, name, scene) in enumerate(scenes, start=1):
+        rows[split] += _truth(name, scene, config)
+        detected += _detected(name, scene, config, (config.seed, 8, done))
+        if split == "train":
+            listed.append(f"videos/{name}{extension}\n")
     for split, lines in rows.items():
         (unfinished / "annotations" / f"ava_{_NAMES[split]}_v2.2.csv").write_text("".join(lines))
     items = "".join(f'item {{\n  name: "{name}"\n  id: {n}\n}}\n' for n, name in ACTIONS.items())

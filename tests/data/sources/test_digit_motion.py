@@ -9,7 +9,7 @@ import pytest
 
 from keras_vjepa.data.reading.av_decoder import has_av
 from keras_vjepa.data.reading.video import open_video
-from keras_vjepa.data.sources import digit_motion, digit_motion_rendering
+from keras_vjepa.data.sources import digit_motion, digit_motion_rendering, rendered_sets
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import (
     MOTIONS,
@@ -242,7 +242,7 @@ def test_set_is_rendered_once(tmp_path, monkeypatch, with_av):
     if with_av:
         pytest.importorskip("av")
     else:
-        monkeypatch.setattr(digit_motion.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(rendered_sets.importlib.util, "find_spec", lambda name: None)
     seen = []
     files = prepare_digit_motion(tmp_path, SMALL, progress=lambda *counts: seen.append(counts))
     assert seen == [(done, 30) for done in range(1, 31)]
@@ -285,7 +285,7 @@ def test_killed_rendering_is_not_trusted(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:  # a killed process does not clean up
-        killed.setattr(digit_motion.files.shutil, "rmtree", lambda *arguments, **options: None)
+        killed.setattr(rendered_sets.files.shutil, "rmtree", lambda *arguments, **options: None)
         with pytest.raises(KeyboardInterrupt):
             prepare_digit_motion(tmp_path, SMALL, progress=fail)
     (left_over,) = (tmp_path / "digit_motion").iterdir()
