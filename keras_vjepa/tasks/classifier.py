@@ -11,7 +11,7 @@ show the same frames; clips follow each other in time.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras import ops
@@ -31,7 +31,7 @@ from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
-from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
+from keras_vjepa.models.frozen import is_trained, set_trainable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preprocessing import Preprocessor
@@ -506,32 +506,6 @@ class VJEPAVideoClassifier(
             "head_dropout": self.head_dropout,
             "encoder_norm": self.encoder_norm,
         }
-
-    def with_backbone(self, backbone: keras.Model) -> Self:
-        """Make a classifier with the same arguments and probe on another backbone.
-
-        Args:
-            backbone: its tokens must have the same width.
-        """
-        other = self.from_config({**self.get_config(), "backbone": backbone})
-        other.probe.set_weights(self.probe.get_weights())
-        return other
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
-            for name in ("backbone", "preprocessor")
-            # Configs from before classifiers had preprocessors do not name one.
-            if isinstance(config.get(name), dict)
-        }
-        config = {**config, **parts}
-        as_it_was = kept_flags(config["backbone"], config.get("trainable_backbone"))
-        model = cls(**config)
-        if as_it_was.restore():
-            # The constructor has compiled the model before this changed what is trained.
-            model.compile()
-        return model
 
 
 def check_head(arguments: Mapping[str, Any]) -> None:

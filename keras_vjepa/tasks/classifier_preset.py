@@ -4,13 +4,13 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import keras
 
 from keras_vjepa.arguments import arguments_of
 from keras_vjepa.models.backbone_preset import load_backbone_of_size
-from keras_vjepa.models.frozen import set_trainable
+from keras_vjepa.models.frozen import kept_flags, set_trainable
 from keras_vjepa.presets.preprocessing import Preprocessor, preset_preprocessor
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
@@ -67,6 +67,33 @@ class ClassifierPreset(Preset):
     def head_model(self) -> keras.Model:
         """Return the part that is trained on labels, whose weights have a file of their own."""
         return self.probe
+
+    def with_backbone(self, backbone: keras.Model) -> Self:
+        """Make a model with the same arguments and head on another backbone.
+
+        Args:
+            backbone: its tokens must have the same width.
+        """
+        own: Any = self
+        other: Any = self.from_config({**own.get_config(), "backbone": backbone})
+        other.head_model().set_weights(self.head_model().get_weights())
+        return cast(Self, other)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            for name in ("backbone", "preprocessor")
+            # Configs from before classifiers had preprocessors do not name one.
+            if isinstance(config.get(name), dict)
+        }
+        config = {**config, **parts}
+        as_it_was = kept_flags(config["backbone"], config.get("trainable_backbone"))
+        model: Any = cls(**config)
+        if as_it_was.restore():
+            # The constructor has compiled the model before this changed what is trained.
+            model.compile()
+        return cast(Self, model)
 
     def preset_files(self) -> dict[str, Any]:
         files = {
@@ -138,10 +165,6 @@ class ClassifierPreset(Preset):
         backbone = load_backbone_of_size(folder, load_weights, sizes, model.backbone, **precision)
         set_trainable(backbone, model.backbone.trainable)
         return model.with_backbone(backbone)
-
-    def with_backbone(self, backbone: keras.Model) -> Self:
-        """Make a classifier with this one's arguments and probe on another backbone."""
-        raise NotImplementedError
 
     @classmethod
     def _with_its_probe(

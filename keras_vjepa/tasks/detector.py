@@ -10,7 +10,7 @@ norm.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.families import VisionBackbone
-from keras_vjepa.models.frozen import is_trained, kept_flags, set_trainable
+from keras_vjepa.models.frozen import is_trained, set_trainable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.claims import weights_asked_for
 from keras_vjepa.presets.preprocessing import Preprocessor
@@ -367,31 +367,6 @@ class VJEPAActionDetector(
             "preprocessor": self.preprocessor
             and keras.saving.serialize_keras_object(self.preprocessor),
         }
-
-    def with_backbone(self, backbone: keras.Model) -> Self:
-        """Make a detector with the same arguments and head on another backbone.
-
-        Args:
-            backbone: its tokens must have the same width.
-        """
-        other = self.from_config({**self.get_config(), "backbone": backbone})
-        other.head.set_weights(self.head.get_weights())
-        return other
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        parts = {
-            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
-            for name in ("backbone", "preprocessor")
-            if isinstance(config.get(name), dict)
-        }
-        config = {**config, **parts}
-        as_it_was = kept_flags(config["backbone"], config.get("trainable_backbone"))
-        model = cls(**config)
-        if as_it_was.restore():
-            # The constructor has compiled the model before this changed what is trained.
-            model.compile()
-        return model
 
 
 def _chosen_layers(backbone: keras.Model, layers: Sequence[int] | None) -> list[int]:
