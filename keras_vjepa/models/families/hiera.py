@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
@@ -20,7 +20,6 @@ from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone import Size
 from keras_vjepa.models.backbone_preset import BackbonePreset
-from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.families.hiera_arguments import (
     NUM_STAGES,
@@ -29,10 +28,10 @@ from keras_vjepa.models.families.hiera_arguments import (
     hiera_weights,
     stem,
 )
+from keras_vjepa.models.families.sized_backbone import SizedBackbone
 from keras_vjepa.models.families.vision_backbone import IMAGENET, Facts
 from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
-from keras_vjepa.presets.preset import WEIGHTS_FILE
 from keras_vjepa.types import Tensor
 
 # Levels of 2 x 2 cells in a mask unit, however many of them are pooled.
@@ -51,6 +50,7 @@ class HieraSize:
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class HieraBackbone(
+    SizedBackbone,
     BackbonePreset,
     LowRankAdaptable,
     StepFunctions,
@@ -205,34 +205,14 @@ class HieraBackbone(
             yield head
 
     @classmethod
-    def from_size(cls, size: str, **kwargs: Any) -> Self:
-        """Make a backbone of one of `sizes`: base, base_plus, large or huge.
-
-        Args:
-            size: the name.
-            kwargs: further arguments of the constructor; they replace those of the size.
-
-        Raises:
-            ValueError: for a name that does not exist.
-        """
-        if size not in cls.sizes:
-            raise ValueError(f"`size` must be one of {', '.join(cls.sizes)}. Received: {size!r}")
-        return cls(**{**cls.arguments_of_size(size), **kwargs})
-
-    @classmethod
     def arguments_of_size(cls, size: str) -> dict[str, Any]:
         """Name the constructor arguments of one of `sizes`."""
         return dataclasses.asdict(cls.sizes[size])
 
     @classmethod
     def number_of_weights(cls, **arguments: Any) -> int:
-        """Do as `VisionBackbone.number_of_weights`."""
+        """Do as `SizedBackbone.number_of_weights`."""
         return hiera_weights(arguments_of(cls, arguments))
-
-    @classmethod
-    def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """Do as `VJEPABackbone.weights_asked_for`."""
-        return {WEIGHTS_FILE: cls.number_of_weights(**config)}
 
     # --- Sizes -----------------------------------------------------------------------------------
 
@@ -254,16 +234,6 @@ class HieraBackbone(
     def is_image_model(self) -> bool:
         """Tell whether the backbone encodes single images."""
         return self.num_frames == 1
-
-    @property
-    def video_shape(self) -> tuple[int, int, int, int]:
-        """Return frames, height, width and channels of the clips that the backbone is made for."""
-        return (self.num_frames, *height_and_width(self.image_size), self.num_channels)
-
-    @property
-    def input_size(self) -> Size:
-        """Return height and width that it is evaluated at."""
-        return self.image_size
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -27,12 +27,11 @@ from keras_vjepa.layers.vision_block import VisionBlock
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone import EncoderSize, Size
 from keras_vjepa.models.backbone_preset import BackbonePreset
-from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
+from keras_vjepa.models.families.sized_backbone import SizedBackbone
 from keras_vjepa.models.families.vision_arguments import completed, vision_weights
 from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
-from keras_vjepa.presets.preset import WEIGHTS_FILE
 from keras_vjepa.types import Tensor
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -80,6 +79,7 @@ class Facts:
 
 
 class VisionBackbone(
+    SizedBackbone,
     BackbonePreset,
     LowRankAdaptable,
     StepFunctions,
@@ -257,21 +257,6 @@ class VisionBackbone(
         )
 
     @classmethod
-    def from_size(cls, size: str, **kwargs: Any) -> Self:
-        """Make a backbone of one of `sizes`.
-
-        Args:
-            size: the name.
-            kwargs: further arguments of the constructor; they replace those of the size.
-
-        Raises:
-            ValueError: for a name that does not exist.
-        """
-        if size not in cls.sizes:
-            raise ValueError(f"`size` must be one of {', '.join(cls.sizes)}. Received: {size!r}")
-        return cls(**{**cls.arguments_of_size(size), **kwargs})
-
-    @classmethod
     def arguments_of_size(cls, size: str) -> dict[str, Any]:
         """Name the constructor arguments of one of `sizes`."""
         of_size = dataclasses.asdict(cls.sizes[size])
@@ -280,21 +265,9 @@ class VisionBackbone(
 
     @classmethod
     def number_of_weights(cls, **arguments: Any) -> int:
-        """Check constructor arguments; count the numbers that the weights would be, making none.
-
-        Args:
-            arguments: those of the constructor; the others have its defaults.
-
-        Raises:
-            ValueError: for unknown names, and for values as the constructor does.
-        """
+        """Do as `SizedBackbone.number_of_weights`."""
         own = cls.checked(arguments_of(cls, arguments))
         return vision_weights(cls.facts, own)
-
-    @classmethod
-    def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """Do as `VJEPABackbone.weights_asked_for`."""
-        return {WEIGHTS_FILE: cls.number_of_weights(**config)}
 
     # --- Sizes -----------------------------------------------------------------------------------
 
@@ -302,16 +275,6 @@ class VisionBackbone(
     def is_image_model(self) -> bool:
         """Tell whether the backbone encodes single images."""
         return self.facts.is_image_model
-
-    @property
-    def video_shape(self) -> tuple[int, int, int, int]:
-        """Return frames, height, width and channels of the clips that the backbone is made for."""
-        return (self.num_frames, *height_and_width(self.image_size), self.num_channels)
-
-    @property
-    def input_size(self) -> Size:
-        """Return height and width that it is evaluated at."""
-        return self.image_size
 
     @property
     def num_tokens(self) -> int:
