@@ -174,7 +174,7 @@ def judge(rows: Sequence[Row]) -> Verdict:
         )
     if len(rows) == 1:
         return Verdict("first", f"{_spread_in_words(last)}: what later looks are compared with.")
-    scores = [name for name in last if name.startswith("neighbors_")] or ["target_lidar"]
+    scores = _scores(rows)
     better = [name for name in scores if _is_better(name, first, last)]
     losses = [_number(row, "loss") for row in rows]
     rises = _rises_again([loss for loss in losses if loss is not None])
