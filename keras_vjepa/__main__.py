@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _load(name: str) -> Callable[[list[str], str], Any]:
     chosen = choice.choose()
-    choice.quieten()
+    choice.prepare_program()
     if chosen:
         print(chosen, file=sys.stderr)
     if not hasattr(keras_vjepa, "VJEPABackbone"):

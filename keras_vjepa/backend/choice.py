@@ -42,11 +42,21 @@ def prepare() -> None:
             sys.exit(f"{program}: {error}")
         raise error.with_traceback(None) from None
     if program:
-        quieten()
+        prepare_program()
     if chosen and program:
         print(chosen, file=sys.stderr)
     elif chosen:
         logging.getLogger(__name__).info(chosen)
+
+
+def prepare_program() -> None:
+    """Set what holds for a whole process that is one of our commands, before Keras is imported."""
+    quieten()
+    if chosen() == "jax":
+        # This module is imported for `--help` too, which must be fast.
+        from keras_vjepa.backend import compiled_programs
+
+        compiled_programs.keep_compiled_programs()
 
 
 def quieten() -> None:
