@@ -22,6 +22,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ import keras_vjepa  # noqa: F401
 # isort: split
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
 from keras_vjepa import VJEPAVideoPreprocessor
 from keras_vjepa.arguments import MOST, MOST_LONG, MOST_SIDE, counted
@@ -39,17 +39,19 @@ from keras_vjepa.backend import engine
 from keras_vjepa.backend.device import memory_of_machine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import descriptions
+from keras_vjepa.data.batches.workers import default_threads
 from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import is_image
-from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, search_folder
 from keras_vjepa.data.sources.listing import list_samples, source_exists
 from keras_vjepa.data.sources.names import absolute_name, shared_root
 from keras_vjepa.data.sources.shards import is_folder_of_shards
 from keras_vjepa.evaluation.feature_folder import FeatureFolder, FeaturePlan, Name, Rows
 from keras_vjepa.evaluation.feature_settings import BACKEND, MODEL, PRESET
+from keras_vjepa.evaluation.reading_ahead import WAITING, FilesAhead
+from keras_vjepa.evaluation.window_features import WindowFeatures, WindowReader
 from keras_vjepa.locks import locked
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.fingerprints import fingerprint
@@ -62,72 +64,39 @@ DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16", "
 _SECONDS_BETWEEN_LINES = 60
 
 
-class Extractor:
-    """Computes the features of files by a backbone, window by window.
+@dataclass(frozen=True)
+class Extraction:
+    """Holds what computes features of files.
 
-    Args:
+    Attributes:
         backbone: the encoder.
-        preprocessor: makes the encoder's input, with one clip and one view.
-        stride: source frames from the start of a window to the next; None for no overlap.
+        reader: opens files as windows.
         tokens: whether features are those of tokens, and not their mean.
         batch_size: windows at a time.
-        limits: time and pixels that a file may take.
-
-    Raises:
-        ValueError: for sizes that the backbone cannot take.
+        num_workers: threads that read files.
     """
 
-    def __init__(
-        self,
-        backbone: Any,
-        preprocessor: VJEPAVideoPreprocessor,
-        stride: int | None,
-        tokens: bool,
-        batch_size: int,
-        limits: ReadingLimits = DEFAULT_LIMITS,
-    ) -> None:
-        self.backbone = backbone
-        self.preprocessor = preprocessor
-        self.stride = stride
-        self.tokens = tokens
-        self.batch_size = batch_size
-        self.limits = limits
-        # The number of videos in which a window reaches beyond the end.
-        self.repeating = 0
-        self._compiled_for: tuple[int, ...] | None = None
-        height, width = height_and_width(preprocessor.image_size)
-        for option in ("num_frames", "image_frames"):
-            # This raises the error for wrong sizes now, rather than at the first file.
-            frames = getattr(preprocessor, option) or preprocessor.num_frames
-            try:
-                backbone.compute_output_shape((1, frames, height, width, 3))
-            except ValueError as error:
-                of_size = str(error).startswith(("`height`", "`width`"))
-                raise ValueError(
-                    f"{typed('image_size' if of_size else option)}: {error}"
-                ) from error
+    backbone: Any
+    reader: WindowReader
+    tokens: bool
+    batch_size: int
+    num_workers: int
 
-    def features(self, source: Name) -> tuple[int, Iterator[Rows]]:
-        """Return the number of rows of a file, and these rows in batches."""
-        count, windows = self.preprocessor.windows(source, self.stride, self.limits)
-        if not is_image(source):
-            with open_video(source, limits=self.limits) as video:
-                self.repeating += self.preprocessor.repeats(video.num_frames, self.stride)
-        return count, self._batches(count, windows)
 
-    def _batches(self, count: int, windows: Iterator[NDArray[np.float32]]) -> Iterator[Rows]:
-        # Windows that do not fill a batch follow one by one. There are then only two shapes of
-        # batches, and the model is compiled only twice.
-        sizes = [self.batch_size] * (count // self.batch_size) + [1] * (count % self.batch_size)
-        for size in sizes:
-            batch = np.stack([next(windows) for _ in range(size)])
-            if batch.shape[1:] != self._compiled_for:
-                # The function is made anew, because TensorFlow would otherwise compile it for any
-                # number of frames, which cannot be divided into patches.
-                self.backbone.make_predict_function(force=True)
-                self._compiled_for = batch.shape[1:]
-            features = np.asarray(self.backbone.predict_on_batch(batch)).astype(np.float32)
-            yield features if self.tokens else features.mean(axis=1)
+def check_frames(backbone: Any, preprocessor: VJEPAVideoPreprocessor) -> None:
+    """Refuse sizes that the backbone cannot take now, rather than at the first file.
+
+    Raises:
+        ValueError: for a wrong size, by the name of its option.
+    """
+    height, width = height_and_width(preprocessor.image_size)
+    for option in ("num_frames", "image_frames"):
+        frames = getattr(preprocessor, option) or preprocessor.num_frames
+        try:
+            backbone.compute_output_shape((1, frames, height, width, 3))
+        except ValueError as error:
+            of_size = str(error).startswith(("`height`", "`width`"))
+            raise ValueError(f"{typed('image_size' if of_size else option)}: {error}") from error
 
 
 def typed(name: str) -> str:
@@ -163,26 +132,25 @@ def listed(
     return root, [Path(name) if str(Path(name)) == name else name for name in found]
 
 
-def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) -> dict[Name, str]:
+def extract_all(
+    extraction: Extraction, folder: FeatureFolder, plan: FeaturePlan
+) -> tuple[dict[Name, str], int]:
     """Write the features that are missing.
 
     Returns:
-        The files that cannot be read, and why.
+        The files that cannot be read, and why; the number of videos in which a window reaches
+        beyond the end.
     """
-    bad_files: dict[Name, str] = {}
+    bad_files, repeating = dict[Name, str](), 0
     interval = 0.05 if sys.stdout.isatty() else _SECONDS_BETWEEN_LINES
     bar = keras.utils.Progbar(len(plan.missing), unit_name="file", interval=interval)
 
-    def features(path: Name) -> tuple[int, Iterator[Rows]]:
-        count, batches = extractor.features(path)
-        return count, watched(path, count, batches)
-
-    def watched(path: Name, count: int, batches: Iterator[Rows]) -> Iterator[Rows]:
+    def watched(path: Name, number: int, count: int, batches: Iterator[Rows]) -> Iterator[Rows]:
         done = 0
         for batch in batches:
             if not np.isfinite(batch).all():
                 raise ValueError(
-                    f"--preset must give finite features in --dtype {extractor.backbone.dtype}. "
+                    f"--preset must give finite features in --dtype {extraction.backbone.dtype}. "
                     f"Received: NaN or infinity for {printable(path)}"
                 )
             yield batch
@@ -190,13 +158,21 @@ def extract_all(extractor: Extractor, folder: FeatureFolder, plan: FeaturePlan) 
             # A part of a file counts as progress, so that a video of hours shows some.
             bar.update(number + 0.99 * done / count)
 
-    for number, path in enumerate(plan.missing):
-        try:
-            folder.write(path, plan.outputs[path], features)
-        except UnreadableVideoError as error:
-            bad_files[path] = str(error)
-        bar.update(number + 1)
-    return bad_files
+    workers, batch_size = extraction.num_workers, extraction.batch_size
+    ahead = FilesAhead(plan.missing, extraction.reader.open, workers, workers + batch_size)
+    with ahead as files:
+        features = WindowFeatures(extraction.backbone, files, batch_size, extraction.tokens)
+        for number, file in enumerate(features.files()):
+            try:
+                opened = file.opened()
+                rows = watched(file.path, number, opened.count, features.rows(file))
+                output = plan.outputs[file.path]
+                folder.write(file.path, output, opened.content, opened.count, rows)
+                repeating += opened.repeats
+            except UnreadableVideoError as error:
+                bad_files[file.path] = str(error)
+            bar.update(number + 1)
+    return bad_files, repeating
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -242,6 +218,11 @@ def parse(arguments: list[str] | None, program: str) -> argparse.Namespace:
         help="how often an image is repeated (default: the preset's)",
     )
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        help="threads that read files ahead (default: one for each core, from 2 to 32)",
+    )
     described = descriptions(ReadingLimits)
     for limit, kind in (("max_file_seconds", float), ("max_frame_pixels", int)):
         default = getattr(DEFAULT_LIMITS, limit)
@@ -279,7 +260,7 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--output must be a folder. Received the file {options.output}")
     if options.output.exists() and not os.access(options.output, os.W_OK):
         raise ValueError(f"--output must be a folder that can be written: {options.output}")
-    for name in ("batch_size", "stride", "num_frames", "frame_step", "image_frames"):
+    for name in ("batch_size", "num_workers", "stride", "num_frames", "frame_step", "image_frames"):
         value = getattr(options, name)
         most = MOST_LONG if name in ("num_frames", "image_frames") else MOST
         if value is not None and not 1 <= value <= most:
@@ -292,8 +273,8 @@ def check(options: argparse.Namespace) -> None:
         )
 
 
-def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Path]:
-    """Make the extractor, the settings that its features depend on, and the preset's folder."""
+def prepare(options: argparse.Namespace) -> tuple[Extraction, dict[str, Any], Path]:
+    """Make what computes features, the settings that they depend on, and the preset's folder."""
     try:
         preset = find_preset(options.preset, trust_on_first_use=options.trust_on_first_use)
         backbone = load_backbone(preset, dtype=options.dtype)
@@ -311,13 +292,13 @@ def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Pat
     except (OSError, ValueError) as error:
         raise ValueError(f"--preset: {error}") from error
     check_memory(preprocessor, options)
-    extractor = Extractor(
+    check_frames(backbone, preprocessor)
+    extraction = Extraction(
         backbone,
-        preprocessor,
-        options.stride,
+        WindowReader(preprocessor, options.stride, options.limits),
         options.tokens,
         options.batch_size,
-        options.limits,
+        options.num_workers or default_threads(),
     )
     settings = {
         PRESET: options.preset,
@@ -328,15 +309,18 @@ def prepare(options: argparse.Namespace) -> tuple[Extractor, dict[str, Any], Pat
         "stride": options.stride or preprocessor.num_frames * preprocessor.frame_step,
         **preprocessor.get_config(),
     }
-    return extractor, settings, preset
+    return extraction, settings, preset
 
 
 def check_memory(preprocessor: VJEPAVideoPreprocessor, options: argparse.Namespace) -> None:
     """Refuse sizes for which the pixels of one batch do not fit into this machine's memory."""
     height, width = height_and_width(preprocessor.image_size)
     frames = max(preprocessor.num_frames, preprocessor.image_frames or 0)
-    # The factor 2 is there because windows exist both by themselves and as a batch.
-    needed = 2 * options.batch_size * frames * height * width * 3 * 4
+    # Windows exist both by themselves and as a batch, and of each file that is read ahead some
+    # wait.
+    workers = options.num_workers or default_threads()
+    waiting = WAITING * (workers + options.batch_size)
+    needed = (2 * options.batch_size + waiting) * frames * height * width * 3 * 4
     has = memory_of_machine()
     if has is not None and needed > has:
         raise ValueError(
@@ -371,7 +355,7 @@ def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Name, str], 
     # An existing folder is locked now already, so that an error does not come after minutes of
     # loading.
     with locked(output, "--output") if output.is_dir() else nullcontext():
-        extractor, settings, preset = prepare(options)
+        extraction, settings, preset = prepare(options)
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -379,22 +363,24 @@ def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Name, str], 
         with locked(output, "--output"):
             folder = FeatureFolder(output, settings, preset)
             plan = folder.plan(root, paths)
-            bad_files = extract_all(extractor, folder, plan) if plan.missing else {}
-            say_frames(extractor)
+            bad_files, repeating = (
+                extract_all(extraction, folder, plan) if plan.missing else ({}, 0)
+            )
+            say_frames(extraction.reader, repeating)
             return plan, bad_files, folder.problems(plan, bad_files)
 
 
-def say_frames(extractor: Extractor) -> None:
-    """Say which frames of videos windows leave out, and which they repeat."""
-    preprocessor = extractor.preprocessor
+def say_frames(reader: WindowReader, repeating: int) -> None:
+    """Say which frames of videos windows leave out, and in how many videos they repeat some."""
+    preprocessor = reader.preprocessor
     span = preprocessor.num_frames * preprocessor.frame_step
-    if extractor.repeating:
+    if repeating:
         print(
-            f"The last window of {counted(extractor.repeating, 'video')} is longer than what is "
+            f"The last window of {counted(repeating, 'video')} is longer than what is "
             f"left of it, less than {counted(span, 'frame')}, and repeats the last frame.",
             file=sys.stderr,
         )
-    gap = (extractor.stride or span) - span
+    gap = (reader.stride or span) - span
     if gap > 0:
         print(
             f"--stride leaves out {counted(gap, 'frame')} between two windows of {span:,}.",

@@ -13,7 +13,7 @@ newer than their source files are kept.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,23 +228,20 @@ class FeatureFolder:
     # --- New features ----------------------------------------------------------------------------
 
     def write(
-        self, path: Name, output: str, features: Callable[[Any], tuple[int, Iterator[Rows]]]
+        self, path: Name, output: str, content: str, count: int, batches: Iterator[Rows]
     ) -> None:
-        """Compute and write the features of a file, which appear complete or not at all.
+        """Write the features of a file, which appear complete or not at all.
 
         Args:
             path: the video or image.
             output: the file of its features, as the plan names it.
-            features: a function of the file that returns the number of rows, and the rows in
-                batches.
+            content: hash of the video's content from before it was read.
+            count: number of rows.
+            batches: the rows, in batches.
 
         Raises:
             OSError: if the features cannot be written.
         """
-        # The source is hashed before it is read, so that the next run notices if it was replaced
-        # in the meantime.
-        content = content_hash(path).hex()
-        count, batches = features(path)
         with files.unfinished_file(self.folder / output) as unfinished:
             _write_rows(unfinished, count, batches)
             # The record is written before the block ends and the features appear, so that no

@@ -203,10 +203,10 @@ def test_bad_options_are_one_line_that_names_them(
 def test_windows_that_no_memory_holds(preset, videos, tmp_path, monkeypatch, capsys):
     """As it is on an accelerator, whose memory nobody knows beforehand."""
 
-    def fail(self, source):
+    def fail(features):
         raise RuntimeError("CUDA out of memory. Tried to allocate 4 GiB.\nAnd a page more.")
 
-    monkeypatch.setattr(extract_features.Extractor, "features", fail)
+    monkeypatch.setattr(extract_features.WindowFeatures, "files", fail)
     assert run(preset, videos, tmp_path / "out", "--image-size", 64) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert ": --image-size or --batch-size must be smaller, for there is not enough" in line
@@ -285,9 +285,9 @@ def test_features_that_are_spoiled_meanwhile_are_not_called_finished(
     (tmp_path / "out" / "image.png.npy").unlink()
     write = FeatureFolder.write
 
-    def spoil(self, path, output, features):
+    def spoil(self, *arguments):
         made.write_bytes(b"")
-        write(self, path, output, features)
+        write(self, *arguments)
 
     monkeypatch.setattr(FeatureFolder, "write", spoil)
     capsys.readouterr()
