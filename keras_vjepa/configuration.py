@@ -192,7 +192,7 @@ class Part:
         values = {name: tuple(getattr(self, name)) for name in several}
         if len({len(column) for column in values.values()}) > 1:
             given = ", ".join(f"`{self.option_name(k)}`={v}" for k, v in values.items())
-            raise ValueError(f"There must be as many values in each. Received: {given}")
+            raise ValueError(f"These options must have equally many values. Received: {given}")
         rows = zip(*values.values(), strict=True)
         return [
             self.replace(**dict(zip(several, row, strict=True))).make(constructor, **known)

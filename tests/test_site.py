@@ -34,7 +34,8 @@ def pages_of_the_navigation(text):
 
 def test_every_page_is_in_the_navigation():
     listed = pages_of_the_navigation((ROOT / "mkdocs.yml").read_text())
-    lying = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    files = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    lying = [path.relative_to(ROOT / "docs").with_suffix(".md").as_posix() for path in files]
     assert sorted(listed) == sorted([*lying, *repository_pages.ELSEWHERE])
     assert [page for page in listed if not (ROOT / repository_pages.file_of(page)).exists()] == []
 

@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None, program: str = "export_checkpoint.p
                 print(f"Wrote {printable(options.output)}.")
                 return
             if is_classifier != (options.probe is not None):
-                raise ValueError("--probe must be given for a classifier, and only for one")
+                raise ValueError(
+                    "--probe must be given for a classifier, and left out for any other model"
+                )
             if is_classifier:
                 # First, because it refuses heads that the layout does not have.
                 export_probe(model.probe, options.probe)

@@ -217,7 +217,9 @@ def parse(arguments: list[str] | None, program: str) -> tuple[Namespace, OneLine
     options = parser.parse_all(arguments)
     for name, kinds in OWN.items():
         if getattr(options, name) is not None and options.kind not in kinds:
-            parser.error(f"--{name} is of {' and '.join(kinds)}. Received: {options.kind}")
+            parser.error(
+                f"--{name} is an option of {' and '.join(kinds)} alone. Received: {options.kind}"
+            )
     with parser.refusing():
         check(options)
     return options, parser

@@ -44,7 +44,7 @@ def check_names(names: list[str]) -> None:
     for name in names:
         if name in keras_vjepa.list_presets() and name not in known:
             raise ValueError(
-                "`names` must be of files that are downloaded, and its own lie in the package. "
+                "`names` must be weights that are downloaded; this one lies in the package. "
                 f"Received: {name}"
             )
         if name not in known and not Path(name).expanduser().is_file():

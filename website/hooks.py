@@ -1,10 +1,11 @@
-"""What mkdocs.yml has MkDocs call: pages from outside docs/, links of the site, the reference."""
+"""What mkdocs.yml has MkDocs call: pages that are no Markdown in docs/, links, the reference."""
 
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from notebooks import notebooks, page_and_pictures
 from reference import ROOT, navigation, pages
 from repository_pages import ELSEWHERE, HOME, site_links
 
@@ -23,11 +24,16 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what does not lie in docs/."""
+    """Add the pages that do not lie in docs/ as Markdown."""
     for page, file in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / file).read_text()))
     for page, text in pages().items():
         files.append(File.generated(config, page, content=text))
+    for notebook in notebooks():
+        page, pictures = page_and_pictures(notebook)
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
+        for name, drawn in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=drawn))
     for asset in (Path(__file__).parent / name for name in ("style.css", "iframe-worker.js")):
         files.append(File.generated(config, asset.name, content=asset.read_text()))
     return files

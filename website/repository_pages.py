@@ -19,6 +19,8 @@ ELSEWHERE = {
     "testing.md": "tests/README.md",
     "changelog.md": "CHANGELOG.md",
 }
+# Pages of this folder are notebooks.
+NOTEBOOKS = "notebooks/"
 # What a link to a page that is called by its file's name is called in the site.
 HOME = "the home page"
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
@@ -27,7 +29,8 @@ _FENCE = re.compile(r"^( *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 
 def file_of(page: str) -> str:
     """Return the repository's file that a page of the site shows."""
-    return ELSEWHERE.get(page, f"docs/{page}")
+    file = ELSEWHERE.get(page, f"docs/{page}")
+    return file.removesuffix(".md") + ".ipynb" if page.startswith(NOTEBOOKS) else file
 
 
 def page_of(file: str) -> str | None:
@@ -35,7 +38,10 @@ def page_of(file: str) -> str | None:
     for page, shown in ELSEWHERE.items():
         if file == shown:
             return page
-    return file.removeprefix("docs/") if file.startswith("docs/") else None
+    if not file.startswith("docs/"):
+        return None
+    page = file.removeprefix("docs/")
+    return page.removesuffix(".ipynb") + ".md" if page.startswith(NOTEBOOKS) else page
 
 
 def site_links(text: str, page: str, titles: Mapping[str, str]) -> str:

@@ -115,7 +115,8 @@ def options(format: str, signature: Any, given: Collection[str]) -> dict[str, An
     """
     if format == "onnx" and (unknown := sorted({*given} - {"opset_version"})):
         raise ValueError(
-            f"`opset_version` is all that format 'onnx' takes besides. Received: {unknown}"
+            "`opset_version` is the only further argument that format 'onnx' takes. "
+            f"Received: {unknown}"
         )
     specs = keras.tree.flatten(signature)
     if engine.name() != "torch" or not any(None in spec.shape for spec in specs):
@@ -123,7 +124,7 @@ def options(format: str, signature: Any, given: Collection[str]) -> dict[str, An
     # Keras would write a file for the size 1, without an error.
     if format == "litert":
         raise ValueError(
-            "`batch_size` must be a number, and all sizes be known, for format 'litert' on torch. "
+            "`batch_size` and all sizes of inputs must be numbers for format 'litert' on torch. "
             f"Received shapes: {shown([tuple(spec.shape) for spec in specs])}"
         )
     return {"dynamic_shapes": _free_axes(signature)} if format == "torch" else {}

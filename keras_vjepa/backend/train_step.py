@@ -121,8 +121,8 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
         """
         if not self.trainable_variables:
             raise ValueError(
-                f"`trainable` must be True of a part of {self.name} for `fit`; then call "
-                "`compile`. Received: False of all"
+                f"`trainable` must be True for a part of {self.name} to be trained: set it, and "
+                "call `compile` again. Received: False everywhere"
             )
         if self.train_function is None or force:
             self.prepare_step()

@@ -47,7 +47,10 @@ def linear_entries(names: Iterable[str], layer: Any) -> Iterator[Entry]:
     """Yield the entries of a dense layer that one or several foreign linear layers make."""
     names = tuple(names)
     if layer.quantization_mode is not None:
-        raise CheckpointError(f"The model must not be quantized in that layout: {layer.path} is")
+        raise CheckpointError(
+            "The model must not be quantized, because that layout holds floats alone: convert it "
+            f"before `quantize`. Received: {layer.path} in {layer.quantization_mode}"
+        )
     yield Entry(tuple(f"{name}.weight" for name in names), layer.kernel, TRANSPOSED)
     yield Entry(tuple(f"{name}.bias" for name in names), layer.bias, SAME)
 

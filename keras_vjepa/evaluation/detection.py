@@ -117,7 +117,7 @@ def mean_average_precision(
     check_choice(tuple(RULES), rule=rule)
     chosen = RULES[rule]
     if excluded and chosen.lists_key_frames:
-        _LOG.warning("%s does not know excluded key frames: all count.", rule)
+        _LOG.warning("%s has no excluded key frames: all count.", rule)
         excluded = ()
     left_out = {_key(key, rule) for key in excluded}
     keys: dict[KeyFrame, int] = {}

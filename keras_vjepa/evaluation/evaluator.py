@@ -221,7 +221,8 @@ class Evaluator:
         ]
         if earlier:
             _LOG.warning(
-                "%s is of an earlier version and not used: this evaluation begins anew.", earlier[0]
+                "%s was written by an earlier version and is not used: the evaluation begins anew.",
+                earlier[0],
             )
 
 

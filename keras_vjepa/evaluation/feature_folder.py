@@ -93,7 +93,7 @@ class FeatureFolder:
         self._is_of_before = check_settings(folder, self.settings, self._records, preset)
         if damaged:
             _LOG.warning(
-                "%s is damaged in %s: it is made anew, with the features that these were of.",
+                "%s is damaged in %s: it is repaired, and the features of these are made anew.",
                 folder / SOURCES_FILE,
                 counted(damaged, "line"),
             )
@@ -173,7 +173,7 @@ class FeatureFolder:
             taken.setdefault(outputs[path].casefold(), outputs[path])
         if renamed:
             _LOG.warning(
-                "%s the name of another whose features are there; %s says which is which: %s",
+                "%s the same name as another one and got a longer one; %s lists both: %s",
                 counted(len(renamed), "file has", "files have"),
                 self.folder / SOURCES_FILE,
                 _named(renamed),
@@ -270,8 +270,8 @@ class FeatureFolder:
                 hashes = content_hash(path).hex(), content_hash(self.folder / output).hex()
                 self._records[output] = self._record(output, path, *hashes)
         _LOG.warning(
-            "%s is of an earlier version, which did not note what its features are of: %s taken "
-            "over, those that are younger than the files of their names.",
+            "%s was written by an earlier version, which did not note the source of each file: %s "
+            "kept, those that are newer than the video or image of their name.",
             self.folder,
             counted(len(self._records), "file of features", "files of features"),
         )

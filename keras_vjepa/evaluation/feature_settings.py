@@ -77,14 +77,14 @@ def check_settings(
     # killed between writing the records of these features and the new settings.
     if {record.settings for record in records.values()} - {hash_of_settings(settings)}:
         raise ValueError(
-            f"`--output` must be another folder: {path} is damaged or missing, and the features "
-            f"there are of other settings. Received: {folder}"
+            f"`--output` must be another folder: the features there were made with other "
+            f"settings, and {path}, which named them, is damaged or missing. Received: {folder}"
         )
     strange = None if records else _any_features(folder)
     if strange is not None:
         raise ValueError(
-            f"`--output` must be another folder: nothing says what {strange} is of, for {path} is "
-            f"damaged or missing. Received: {folder}"
+            f"`--output` must be another folder: {path} is damaged or missing, so that nobody "
+            f"knows how {strange} was made. Received: {folder}"
         )
     if not found and (records or path.exists()):
         _LOG.warning("%s is damaged or missing: it is made anew.", path)

@@ -60,7 +60,7 @@ def labelled_videos(config: Any) -> LabelledVideos:
     for samples in (train, test):
         check_labels(samples, num_classes)
     if num_classes < 2:
-        raise ValueError(f"`data` must be of two classes or more. Received: {num_classes}")
+        raise ValueError(f"`data` must hold two classes or more. Received: {num_classes}")
     return LabelledVideos(low_shot(train, config.fraction, config.seed), test, num_classes, names)
 
 

@@ -177,7 +177,8 @@ class ProbeSettings:
         elif frames is None:
             if not self.images:
                 raise ValueError(
-                    "`num_frames` must be given for videos and an encoder of images. Received: none"
+                    "`num_frames` must be given where an encoder of images reads videos. "
+                    "Received: none"
                 )
             frames = 1
         clip = self.clip.replace(frames_per_clip=frames)
@@ -186,7 +187,9 @@ class ProbeSettings:
 
 def _fitting(name: str, wanted: Size | None, own: Size | None) -> Size:
     if wanted is None and own is None:
-        raise ValueError(f"`{name}` must be given for an encoder that takes any. Received: none")
+        raise ValueError(
+            f"`{name}` must be given for this encoder, which takes any value. Received: none"
+        )
     if wanted is not None and own is not None and _pair(wanted) != _pair(own):
         raise ValueError(f"`{name}` must be {own}, as the encoder's. Received: {wanted}")
     fitting = own if wanted is None else wanted

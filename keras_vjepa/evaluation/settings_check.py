@@ -99,7 +99,7 @@ def _check_pixels(
 def _check_tasks(settings: Any) -> None:
     tasks, counts = settings.tasks, settings.num_classes
     if not _several(tasks) or len(set(tasks)) < len(tasks):
-        raise ValueError(f"`tasks` must be names, each another. Received: {shown(tasks)}")
+        raise ValueError(f"`tasks` must be different names. Received: {shown(tasks)}")
     for task in tasks:
         check_text(tasks=task)
     if counts is None and len(tasks) == 1:
@@ -114,7 +114,8 @@ def _check_tasks(settings: Any) -> None:
     # The labels of all tasks are joined into one number, which must not become too large.
     if math.prod(counts) > MOST:
         raise ValueError(
-            f"`num_classes` must have a product of at most {MOST:,}. Received: {shown(counts)}"
+            f"`num_classes` of all tasks multiplied must be at most {MOST:,}. "
+            f"Received: {shown(counts)}"
         )
 
 

@@ -61,9 +61,9 @@ def make_split(
         validation = _spread_over_classes(kept, validation_share, seed)
         if not validation:
             raise ValueError(
-                f"`validation_share` must leave samples to choose among several probes by: of "
-                f"{len(kept)} at least one. Take a larger share, or a single learning rate and "
-                f"weight decay. Received: {validation_share}"
+                f"`validation_share` must be at least one of the {len(kept)} samples, by which the "
+                "best of several probes is chosen: take a larger share, or a single learning rate "
+                f"and weight decay. Received: {validation_share}"
             )
     held_out = set(validation)
     training = [sample for i, sample in enumerate(kept) if i not in held_out]

@@ -115,8 +115,8 @@ class TokenDense(Rematerializable, keras.layers.Dense):
         """Add the product of a file's LoRA matrices to the kernel."""
         if self.quantization_mode is not None:
             raise ValueError(
-                f"`{self.name}` is quantized, and its file has LoRA beside it: call "
-                f"`enable_lora({down.shape[-1]})` first."
+                f"`{self.name}` is quantized, so that LoRA of the file cannot be added to its "
+                f"kernel: call `enable_lora({down.shape[-1]})` first."
             )
         change = ops.matmul(ops.convert_to_tensor(down), ops.convert_to_tensor(up))
         self.kernel.assign_add(ops.cast(alpha / down.shape[-1] * change, self.kernel.dtype))

@@ -120,8 +120,8 @@ class TubeletEmbedding(Rematerializable):
         for name, size in zip(_GRID_AXES, video_shape[1:4], strict=True):
             if size is None:
                 raise ValueError(
-                    f"`{name}` of the videos must be known when a program is made of the model: "
-                    "call the model itself, which has one for each size. Received: None"
+                    f"`{name}` of the videos must be a number when the model is part of another "
+                    "one or exported; called by itself, it takes any size. Received: None"
                 )
         self._check_multiples(video_shape)
         time, row, column = (n // s for n, s in zip(video_shape[1:4], self._steps, strict=True))  # type: ignore[operator]

@@ -89,7 +89,7 @@ class LowRankAdaptable(KeepsLayerStates):
         check_whole(1, most, rank=rank)
         check_number("(0, inf)", optional=True, lora_alpha=lora_alpha)
         if _with_lora(self):
-            raise ValueError("`enable_lora` must be called once. Received: a model with LoRA")
+            raise ValueError("`enable_lora` must be called only once. Received: a model with LoRA")
         for layer in targets:
             layer.enable_lora(rank, lora_alpha)
         track_weights_anew(self)
@@ -107,7 +107,10 @@ class LowRankAdaptable(KeepsLayerStates):
         """
         layers = _with_lora(self)
         if not layers:
-            raise ValueError("`enable_lora` must be called before. Received: a model without LoRA")
+            raise ValueError(
+                "`enable_lora` must be called before `save_lora_weights`. Received: a model "
+                "without LoRA"
+            )
         if not str(filepath).endswith(_ENDING):
             raise ValueError(f"`filepath` must end in {_ENDING}. Received: {filepath}")
         with files.unfinished_file(filepath) as unfinished, h5py.File(unfinished, "w") as file:
@@ -135,8 +138,8 @@ class LowRankAdaptable(KeepsLayerStates):
             layers = _with_lora(self)
             if layers.keys() != found.keys():
                 raise ValueError(
-                    f"it must hold LoRA of {len(layers)} layers, as the model has. "
-                    f"Received: of {len(found)}, or of others"
+                    f"it must hold LoRA weights of the model's {len(layers)} layers. "
+                    f"Received: those of {len(found)} layers, not all of them the model's"
                 )
             for path, layer in layers.items():
                 shapes = [tuple(getattr(layer, name).shape) for name in _MATRICES]

@@ -256,8 +256,8 @@ class VJEPAVideoClassifier(
         videos = self._with_clips_and_views(videos)
         if None in videos.shape[1:]:
             raise ValueError(
-                "The number and size of `videos` must be known when a program is made of the "
-                "model: call the model itself, which has one for each size. Received shape: "
+                "The number and size of `videos` must be known when the model is part of another "
+                "one or exported; called by itself, it takes any. Received shape: "
                 f"{tuple(videos.shape)}"
             )
         _, clips, views, frames = videos.shape[:4]

@@ -71,7 +71,7 @@ def own_backbone(backbone: keras.Model, argument: str) -> VJEPABackbone | RivalB
             "layer_decay": "`layer_decay` must be None for",
         }[argument]
         raise ValueError(
-            f"{remedy} a backbone that is no VJEPABackbone and no rival. "
+            f"{remedy} a backbone that is no model of this package. "
             f"Received: {type(backbone).__name__}"
         )
     return backbone

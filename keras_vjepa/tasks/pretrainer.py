@@ -439,13 +439,13 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         for part in self._not_trained():
             if any(variable.trainable for variable in part.variables):
                 raise ValueError(
-                    f"`trainable` must be False of {part.name}, which no gradient trains."
+                    f"`trainable` must stay False for {part.name}, which no gradient trains."
                 )
         shapes = [[v.shape for v in e.variables] for e in (self.encoder, self.target_encoder)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                "`encoder` must have LoRA, or be quantized, before the pretrainer is made, so that "
-                "its target encoder is like it."
+                "`encoder` has changed since the pretrainer copied it as target encoder: enable "
+                "LoRA or quantize before the pretrainer is made."
             )
 
     def get_compile_config(self) -> dict[str, Any] | None:

@@ -111,7 +111,7 @@ def check_same_run(
     if differences:
         raise ValueError(
             f"{where} holds a run of another config: {', '.join(differences)}. "
-            "Take another --workdir, or the config as it was."
+            "Take another --workdir, or the same config."
         )
 
 

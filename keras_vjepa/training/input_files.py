@@ -63,8 +63,8 @@ def keep_input_files(workdir: Path, samples: Sequence[Named], goes_on: bool) -> 
         return
     if goes_on:
         _LOG.warning(
-            "%s does not say what was in the files that this run began with. From here on it "
-            "does, for the files as they are.",
+            "Nothing says what was in the files when this run began. %s is written now, for the "
+            "files as they are.",
             workdir / _FILE,
         )
     with files.unfinished_file(workdir / _FILE) as unfinished:
@@ -84,7 +84,10 @@ def _read(workdir: Path) -> Hashes | None:
     except Exception:  # A damaged zip file may raise any error.
         hashes = np.zeros(0)
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != HASH_BYTES:
-        _LOG.warning("Damaged, so what this run was trained on is not compared: %s", path)
+        _LOG.warning(
+            "Damaged, so that nobody can tell whether the files have changed: %s",
+            path,
+        )
         return None
     return hashes
 
@@ -96,13 +99,14 @@ def _check(workdir: Path, samples: Sequence[Named], known: Hashes, found: Hashes
     )
     if len(known) != len(found):
         raise ValueError(
-            f"{workdir} holds a run on {len(known):,} files. Received: {len(found):,}. {remedy}"
+            f"{workdir} holds a run that began with {len(known):,} files. Received: "
+            f"{len(found):,}. {remedy}"
         )
     # A hash of zeros means that the file cannot be read; the error is raised when it is read.
     changed = np.flatnonzero((known != found).any(axis=1) & found.any(axis=1))
     if len(changed):
         raise ValueError(
-            f"{workdir} holds a run on files with another content. Received: {len(changed):,} of "
-            f"{len(found):,} that have changed since, {samples[changed[0]].path} among them. "
+            f"{workdir} holds a run whose data has changed since it began. Received: other content "
+            f"in {len(changed):,} of {len(found):,} files, {samples[changed[0]].path} among them. "
             f"{remedy}"
         )

@@ -30,7 +30,9 @@ def keep_model(folder: Path, model: keras.Model) -> None:
         config = keras.saving.serialize_keras_object(model)
     except Exception as error:  # A user's `get_config` may raise any error.
         _LOG.warning(
-            "No %s: %s. Presets cannot be made of its checkpoints.", FILE_NAME, one_line(error)
+            "Without %s, no presets can be made of this run's checkpoints: %s",
+            FILE_NAME,
+            one_line(error),
         )
         return
     # The optimizer is left out: checkpoints hold its numbers, and a preset has no optimizer.

@@ -61,8 +61,8 @@ def need_no_remaking(workdir: Path, problem: str | None, says: bool = True) -> b
     """
     if problem is not None and not (workdir / CHECKPOINTS).is_dir():
         raise ValueError(
-            f"{problem}, and there is no checkpoint to make it anew from. Copy it again, or take "
-            "another --workdir."
+            f"{problem}, and there is no checkpoint to make it anew from. Restore the file, or "
+            "take another --workdir."
         )
     if problem is not None and says:
         print(f"{problem}: the results are made anew from the checkpoint.", file=sys.stderr)
@@ -83,7 +83,8 @@ def check_not_less(steps: int, done: int, workdir: Path, name: str = "steps") ->
     """
     if steps < done:
         raise ValueError(
-            f"`{name}` must be at least {done:,}, which {workdir} has done. Received: {steps:,}"
+            f"`{name}` must be at least {done:,}, as many as the run in {workdir} has done. "
+            f"Received: {steps:,}"
         )
 
 

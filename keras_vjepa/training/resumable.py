@@ -344,7 +344,7 @@ def resume(
         return []
     described, versions = found.description.get("run"), found.description.get("versions")
     if not (isinstance(described, dict) and isinstance(versions, dict) and LOSSES in found.arrays):
-        raise ValueError(f"The checkpoint must be of a run. Received: {found.path}, which is not.")
+        raise ValueError(f"The checkpoint must be one that a run wrote. Received: {found.path}")
     stored = described if upgrade is None else upgrade(described)
     check_same_run(stored, description["run"], found.path, defaults)
     changed = changed_versions(versions, description["versions"])

@@ -57,7 +57,10 @@ def training_variables(model: keras.Model, non_trainable: bool = True) -> dict[s
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or not optimizer.built:
-        raise ValueError("`model` must be compiled and its optimizer built. Received: one without")
+        raise ValueError(
+            "`model` must be compiled, and its optimizer built. "
+            "Received: one without a built optimizer"
+        )
     variables = [
         *model.trainable_variables,
         *(model.non_trainable_variables if non_trainable else []),

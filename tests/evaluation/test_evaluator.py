@@ -89,7 +89,8 @@ def test_what_an_earlier_version_left_is_named(left, digit_videos, small_encoder
     results = one()
     [record] = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert record.getMessage() == (
-        f"{tmp_path / left} is of an earlier version and not used: this evaluation begins anew."
+        f"{tmp_path / left} was written by an earlier version and is not used: "
+        "the evaluation begins anew."
     )
     caplog.clear()
     assert one() == results and not caplog.records

@@ -41,7 +41,7 @@ def test_shares_out_of_range_are_named(share):
 def test_too_few_samples_to_choose_by_are_named():
     """Or the first of several probes would be taken for the best, without a word."""
     samples = [Sample(f"{i}.mp4", i % 2) for i in range(8)]
-    with pytest.raises(ValueError, match="`validation_share` must leave samples to choose among"):
+    with pytest.raises(ValueError, match="`validation_share` must be at least one of the"):
         make_split(samples, {"action": 2}, 0, validation_share=0.1)
     assert len(make_split(samples, {"action": 2}, 0, validation_share=0.2).validation) == 1
     assert not make_split(samples, {"action": 2}, 0).validation

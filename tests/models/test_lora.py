@@ -55,7 +55,7 @@ def test_nothing_undoes_it():
     model.trainable = True
     assert names(model) == OF_LORA and len(model.trainable_variables) == 6
     assert not names(VJEPAVideoClassifier(model, 2, trainable_backbone=False).backbone)
-    with pytest.raises(ValueError, match="`enable_lora` must be called once"):
+    with pytest.raises(ValueError, match="`enable_lora` must be called only once"):
         model.enable_lora(2)
     with pytest.raises(ValueError, match="`rank` must be at most 8. Received: 9"):
         backbone().enable_lora(9)
@@ -182,7 +182,7 @@ def test_the_matrices_have_files_of_their_own(tmp_path):
     with pytest.raises(ValueError, match="tuned.lora.h5.* of rank 3"):
         third.load_lora_weights(path)
     deeper = VJEPABackbone(8, 2, 4, hidden_dim=8, num_layers=3, num_heads=2)
-    with pytest.raises(ValueError, match="tuned.lora.h5.*LoRA of 3 layers"):
+    with pytest.raises(ValueError, match="tuned.lora.h5.*LoRA weights of the model's 3 layers"):
         deeper.load_lora_weights(path)
     model.save_weights(tmp_path / "plain.weights.h5")
     (tmp_path / "cut.lora.h5").write_bytes(path.read_bytes()[:100])

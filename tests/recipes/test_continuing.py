@@ -74,11 +74,15 @@ def test_a_checkpoint_is_measured_as_it_was_while_it_was_trained(short, capsys):
 
 
 def test_fewer_steps_than_are_done_are_refused(config, short, tmp_path):
-    with pytest.raises(ValueError, match="`steps` must be at least 2, which .* has done. Rec.* 1"):
+    with pytest.raises(
+        ValueError, match="`steps` must be at least 2, as many as .* has done. Rec.* 1"
+    ):
         pretrain.run(replace(config, steps=1), short)
     shutil.copytree(short / "checkpoints", tmp_path / "checkpoints")
     one = replace(config, steps=1)
-    with pytest.raises(ValueError, match="`steps` must be at least 2, which .* has done. Rec.* 1"):
+    with pytest.raises(
+        ValueError, match="`steps` must be at least 2, as many as .* has done. Rec.* 1"
+    ):
         pretrain.run(one, tmp_path)
 
 

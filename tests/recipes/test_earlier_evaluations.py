@@ -71,7 +71,7 @@ def test_a_stopped_evaluation_begins_anew_and_says_so(copied, caplog):
     options = "--online true --learning_rates 1e-2 --readouts false --pooling average".split()
     with caplog.at_level(logging.WARNING):
         [found] = evaluated(workdir, *options, "--num_views", "1")
-    assert caplog.text.count("is of an earlier version and not used") == 1
+    assert caplog.text.count("was written by an earlier version and is not used") == 1
     assert_same_metrics(found["action"], expected[0]["action"])
     # Nothing is thrown away.
     [left] = (workdir / "unfinished").iterdir()

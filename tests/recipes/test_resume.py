@@ -266,7 +266,9 @@ def test_a_replaced_video_is_named(finished, config, whole, videos, tmp_path):
     status = first.stat()
     first.write_bytes(second.read_bytes().ljust(status.st_size, b"\0"))
     os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(ValueError, match="files with another content. Received: 1 of 5") as error:
+    with pytest.raises(
+        ValueError, match="whose data has changed since it began. Received: other content in 1 of 5"
+    ) as error:
         pretrain.run(moved, tmp_path / "run")
     assert str(first) in str(error.value) and len(str(error.value).splitlines()) == 1
 

@@ -305,6 +305,6 @@ def test_pixels_of_a_frozen_classifier_have_a_gradient():
 def test_a_model_of_which_nothing_is_trained_refuses_to_fit():
     model = classifier(1)
     model.trainable = False
-    with pytest.raises(ValueError, match="`trainable` must be True of a part of .*") as caught:
+    with pytest.raises(ValueError, match="`trainable` must be True for a part of .*") as caught:
         compiled(model).fit(VIDEOS, LABELS, verbose=0)
     assert "\n" not in str(caught.value)

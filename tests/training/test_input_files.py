@@ -42,8 +42,8 @@ def test_a_replaced_file_is_refused_and_named(samples, workdir):
         with pytest.raises(ValueError) as error:
             check(workdir, samples)
         [line] = str(error.value).splitlines()
-        assert f"{workdir} holds a run on files with another content" in line
-        assert f"Received: 1 of 3 that have changed since, {samples[1].path} among them." in line
+        assert f"{workdir} holds a run whose data has changed since it began" in line
+        assert f"Received: other content in 1 of 3 files, {samples[1].path} among them." in line
         assert f"remove {workdir / 'input_files.npz'} to go on" in line
 
 
@@ -51,7 +51,7 @@ def test_what_the_message_advises_works(samples, workdir, caplog):
     replace_by_another(samples[1].path)
     (workdir / "input_files.npz").unlink()
     keep_input_files(workdir, samples, goes_on=True)
-    assert f"{workdir / 'input_files.npz'} does not say what was in the files" in caplog.text
+    assert f"{workdir / 'input_files.npz'} is written now" in caplog.text
     keep_input_files(workdir, samples, goes_on=True)
     check_input_files(workdir, samples)
     assert len(caplog.records) == 1
@@ -67,7 +67,9 @@ def test_files_may_be_moved_and_touched(samples, workdir, tmp_path, caplog):
 
 
 def test_another_number_of_files_is_refused(samples, workdir):
-    with pytest.raises(ValueError, match="holds a run on 3 files. Received: 2. Put them back"):
+    with pytest.raises(
+        ValueError, match="holds a run that began with 3 files. Received: 2. Put them back"
+    ):
         check_input_files(workdir, samples[:2])
 
 
@@ -108,8 +110,8 @@ def test_a_damaged_record_is_named_and_made_anew(damage, samples, workdir, caplo
     damage(record)
     keep_input_files(workdir, samples, goes_on=True)
     messages = caplog.messages
-    assert messages[0].startswith("Damaged, so what this run was") and str(record) in messages[0]
-    assert "From here on it does" in messages[1]
+    assert messages[0].startswith("Damaged, so that nobody") and str(record) in messages[0]
+    assert "is written now" in messages[1]
     replace_by_another(samples[1].path)
-    with pytest.raises(ValueError, match="files with another content"):
+    with pytest.raises(ValueError, match="whose data has changed since it began"):
         check_input_files(workdir, samples)

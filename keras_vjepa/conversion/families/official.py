@@ -210,7 +210,10 @@ def export(model: RivalBackbone | VJEPAVideoClassifier, path: str | Path) -> Non
 
 def _head_tensors(layout: Layout, model: VJEPAVideoClassifier) -> dict[str, LazyTensor]:
     if layout.head is None or model.head != "fine_tuning":
-        raise CheckpointError("the layout must have a place for the classifier. Received: a probe")
+        raise CheckpointError(
+            "that layout has no place for an attentive probe: export its `backbone`, or a "
+            "classifier with head='fine_tuning' of a family that has one"
+        )
     norm, linear = layout.head
     entries = [*linear_entries([linear], model.probe.linear)]
     if norm != layout.names.norm:
@@ -218,5 +221,5 @@ def _head_tensors(layout: Layout, model: VJEPAVideoClassifier) -> dict[str, Lazy
     elif not all(
         map(np.array_equal, model.probe.norm.get_weights(), model.backbone.norm.get_weights())
     ):
-        raise CheckpointError("the head's norm must be the encoder's in that layout")
+        raise CheckpointError("that layout has one norm for encoder and head, and theirs differ")
     return foreign_tensors(entries)

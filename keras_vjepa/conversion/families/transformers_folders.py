@@ -58,7 +58,7 @@ def convert(
     """
     with named(folder):
         if family not in FOLDERS:
-            raise CheckpointError(f"that package has no {family}; it has {', '.join(FOLDERS)}")
+            raise CheckpointError(f"transformers has no {family}; it has {', '.join(FOLDERS)}")
         one, layout = FOLDERS[family], LAYOUTS[family]
         config = _config(Path(folder), one)
         tensors = hugging_face.read_tensors(Path(folder))
@@ -116,7 +116,7 @@ def export(backbone: VisionBackbone, folder: Path) -> None:
     """
     library, family = hugging_face.safetensors(), family_of_backbone(backbone)
     if family not in FOLDERS:
-        raise CheckpointError(f"that package has no {family}; it has {', '.join(FOLDERS)}")
+        raise CheckpointError(f"transformers has no {family}; it has {', '.join(FOLDERS)}")
     one = FOLDERS[family]
     config = _described(backbone, one)
     names: Names = one.names

@@ -61,7 +61,8 @@ class FineTuningBatches(LabelledBatches):
     >>> FineTuningBatches(samples, 3, transform, num_classes=1)
     Traceback (most recent call last):
     ...
-    ValueError: `batch_size` must give each process an even number of clips to mix. Received: 3
+    ValueError: `batch_size` must give each process an even number of clips, mixed in pairs. \
+Received: 3
     """
 
     mixing: Mixing = field(default=Mixing(), kw_only=True)
@@ -72,7 +73,7 @@ class FineTuningBatches(LabelledBatches):
         check_whole(1, num_repeats=self.num_repeats)
         if self.clip.num_clips != 1 or self.with_frame_indices:
             raise ValueError(
-                "`clip` must be of one clip without frame indices for fine-tuning. "
+                "`clip` must have `num_clips`=1 in fine-tuning, and `with_frame_indices` be False. "
                 f"Received: {self.clip}"
             )
         if not self.mixing.mixes:
@@ -81,7 +82,7 @@ class FineTuningBatches(LabelledBatches):
         if own * self.num_repeats % 2 or self.process_count > 1 and own % 2:
             what = "videos" if self.process_count > 1 else "clips"
             raise ValueError(
-                f"`batch_size` must give each process an even number of {what} to mix. "
+                f"`batch_size` must give each process an even number of {what}, mixed in pairs. "
                 f"Received: {self.batch_size}{_of_processes(self.process_count)}"
             )
 

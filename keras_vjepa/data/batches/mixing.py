@@ -111,7 +111,8 @@ class Mixing:
         """
         if self.mixes and len(videos) % 2:
             raise ValueError(
-                f"`batch_size` must give an even number of clips to mix. Received: {len(videos)}"
+                "`batch_size` must give an even number of clips, mixed in pairs. "
+                f"Received: {len(videos)}"
             )
         mix = self.draw(videos.shape[-3], videos.shape[-2], rng)
         return mixed_clips(videos, mix), mixed_targets(

@@ -91,7 +91,10 @@ class ReadingProcesses:
     def _asked(self, source: Source, rng: np.random.Generator) -> Any:
         name = name_of(source)
         if is_of_one_process(name):
-            raise ValueError(f"Threads must read what only this process knows. Received: {name}")
+            raise ValueError(
+                "`use_multiprocessing` must be False to read what only this process knows. "
+                f"Received: {name}"
+            )
         shared = source.shared if isinstance(source, Media) else None
         process: WorkerProcess | None = getattr(self._own, "process", None)
         if process is None:

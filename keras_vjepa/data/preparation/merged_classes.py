@@ -66,8 +66,8 @@ def merge_classes(
         places = {number: place for place, number in enumerate(number_of[source].values())}
         if len(places) != len(number_of[source]):
             raise ValueError(
-                f"`same` must leave the classes of a list apart. Received: two of {source} that "
-                "would be one"
+                "`same` must join classes of different lists. Received: what joins two classes of "
+                f"{source}"
             )
         own_numbers[source] = [places.get(number) for number in range(len(names))]
     return MergedClasses(names, number_of, own_numbers)

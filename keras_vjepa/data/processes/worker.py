@@ -179,21 +179,21 @@ def sendable(item: Any, what: str) -> bytes:
     """
     if _VARIABLE in os.environ:
         raise ValueError(
-            "A program that starts worker processes is imported by them: what it does must stand "
-            'under `if __name__ == "__main__":`, or threads must read'
+            "Worker processes import the program that starts them: put what it does under "
+            '`if __name__ == "__main__":`, or leave `use_multiprocessing` False'
         )
     try:
         written = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # of any class that cannot be written
         words = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{what} must be known by name in a module to be sent to another process, or threads "
-            f"must read. Received: {words}"
+            f"{what} must be a function or class of a module to be sent to a worker process; "
+            f"otherwise leave `use_multiprocessing` False. Received: {words}"
         ) from error
     if b"__main__" in written and not _has_a_file(_main_program()):
         raise ValueError(
-            f"{what} must be defined in a file to be sent to another process, or threads must "
-            "read. Received: what was typed in"
+            f"{what} must be defined in a file to be sent to a worker process; otherwise leave "
+            "`use_multiprocessing` False. Received: one that was typed in"
         )
     return written
 

@@ -308,8 +308,8 @@ def _rows_of_list(source: Path) -> list[Row]:
     if rows and not any(looks_like_a_file(row, source.parent) for row in rows):
         first = os.path.relpath(rows[0].path, source.parent)
         raise ValueError(
-            f"{rows[0].where}: A list must have rows `path label`, and no row of this one has a "
-            f"label, an extension or a folder, or is a file. Received: '{printable(first)}'"
+            f"{rows[0].where}: A list must have rows `path label`, and nothing in this one looks "
+            f"like a path. Received: '{printable(first)}'"
         )
     return rows
 

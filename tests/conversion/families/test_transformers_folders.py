@@ -89,5 +89,5 @@ def test_what_that_package_lacks_is_refused(tmp_path):
     from keras_vjepa.models import OmniMAEBackbone
 
     backbone = OmniMAEBackbone(8, 4, 4, hidden_dim=16, num_layers=1, num_heads=2)
-    with pytest.raises(CheckpointError, match="that package has no omnimae"):
+    with pytest.raises(CheckpointError, match="transformers has no omnimae"):
         export_hugging_face(backbone, tmp_path / "back")

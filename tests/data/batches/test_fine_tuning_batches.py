@@ -91,11 +91,11 @@ def test_two_processes_make_the_batch_of_one(samples, mixing):
 
 
 def test_what_cannot_be_mixed_is_refused(samples):
-    with pytest.raises(ValueError, match="`clip` must be of one clip"):
+    with pytest.raises(ValueError, match="`clip` must have `num_clips`=1"):
         batches(samples, clip=ClipSettings(2, 1, num_clips=2))
     with pytest.raises(ValueError, match="`batch_size` must give each process an even number"):
         batches(samples, process_count=4)
-    with pytest.raises(ValueError, match="an even number of videos to mix. .* of 4 processes"):
+    with pytest.raises(ValueError, match="an even number of videos, mixed .* of 4 processes"):
         batches(samples, process_count=4, num_repeats=2)
     with pytest.raises(ValueError, match="`num_repeats` must be"):
         batches(samples, num_repeats=0)

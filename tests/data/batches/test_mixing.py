@@ -59,7 +59,7 @@ def test_what_is_drawn():
 
 def test_an_odd_batch_is_refused():
     videos = np.zeros((3, 2, 8, 8, 3), "float32")
-    with pytest.raises(ValueError, match="`batch_size` must give an even number of clips to mix"):
+    with pytest.raises(ValueError, match="`batch_size` must give an even number of clips, mixed"):
         Mixing()(videos, [0, 1, 2], 3, np.random.default_rng(0))
     _, targets = Mixing(0.0, 0.0)(videos, [0, 1, 2], 3, np.random.default_rng(0))
     assert targets.argmax(1).tolist() == [0, 1, 2]

@@ -243,7 +243,7 @@ def test_classes_of_kinetics_are_merged_by_name(tmp_path, capsys):
     for pair, message in (
         ("yoga", "--same-class must be NAME=OTHER. Received: yoga"),
         ("yoga=judo", "--same-class must name classes of the lists. Received: 'judo'"),
-        ("archery=yoga", "--same-class must leave the classes of a list apart"),
+        ("archery=yoga", "--same-class must join classes of different lists"),
     ):
         with contextlib.suppress(SystemExit):
             assert videomix.main([*lists, "--output", str(output), "--same-class", pair]) == 2

@@ -182,8 +182,8 @@ def test_class_folders(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("one\n", "no row of this one has a label, an extension or a folder, or is a file"),
-        ("milk\n\nbread\n", "no row of this one has .* Received: 'milk'"),
+        ("one\n", "nothing in this one looks like a path"),
+        ("milk\n\nbread\n", "nothing in this one looks like a path. Received: 'milk'"),
         ("Buy milk\nand bread\n", "The label of a row must be a whole number"),
     ],
 )
