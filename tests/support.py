@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,62 @@ def compiled(function: Any) -> Any:
     Of arrays; made anew each time, so that it sees what was changed in a model.
     """
     return device.compiled_alone(lambda *arrays: function(*arrays))
+
+
+def _who_asked() -> str:
+    """The file, of this package or of Keras above its operations, that asked for an operation."""
+    for frame in reversed(traceback.extract_stack()):
+        of_keras = "/keras/src/" in frame.filename
+        below = any(part in frame.filename for part in ("/keras/src/ops/", "/keras/src/backend/"))
+        if (
+            (of_keras and not below)
+            or "/keras_vjepa/" in frame.filename
+            or (
+                "/tests/" in frame.filename
+                and frame.name not in ("_who_asked", "made", "__torch_dispatch__")
+            )
+        ):
+            return "/".join(Path(frame.filename).parts[-3:])
+    return "nobody known"
+
+
+def waits_of_a_step(model: Any, batch: tuple[Any, ...], monkeypatch: Any) -> list[str]:
+    """What stops host or device in a second training step on torch: numbers asked for, or copied.
+
+    Args:
+        model: a compiled model; it makes one step before, which may do anything.
+        batch: what `fit` gives to a step, as arrays.
+        monkeypatch: pytest's, in whose context torch's functions are watched.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    waits: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function is torch.ops.aten._local_scalar_dense.default:
+                waits.append(f"a number is asked for by {_who_asked()}")
+            return function(*args, **(kwargs or {}))
+
+    def watched(make: Any) -> Any:
+        def made(data: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(data, torch.Tensor):
+                waits.append(f"{data} is copied by {_who_asked()}")
+            return make(data, *args, **kwargs)
+
+        return made
+
+    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    model.train_step(batch)
+    with monkeypatch.context() as patch:
+        for name in ("as_tensor", "tensor", "from_numpy"):
+            patch.setattr(torch, name, watched(getattr(torch, name)))
+        with Watch():
+            model.train_step(batch)
+    return waits
 
 
 def channels_last(clip: np.ndarray) -> np.ndarray:

@@ -35,5 +35,6 @@ def drop_channels(features: Tensor, rate: float, seed: keras.random.SeedGenerato
     def draw(count: Any) -> Tensor:
         return keras.random.uniform((count, *others), dtype="float32", seed=seed)
 
-    kept = ops.less(collectives.draw_rows(draw, rows), 1.0 - rate)
+    # The operator, unlike the operation, does not copy the number to the device on torch.
+    kept = collectives.draw_rows(draw, rows) < 1.0 - rate
     return features * ops.cast(kept, features.dtype) / (1.0 - rate)

@@ -123,27 +123,28 @@ class RoIAlign(keras.layers.Layer):
             `(batch, boxes, bins, cells)`.
         """
         offset = 0.5 if self.aligned else 0.0
-        low, high = (ops.subtract(x * self.spatial_scale, offset) for x in (low, high))
-        size = high - low if self.aligned else ops.maximum(high - low, 1.0)
+        low, high = (x * self.spatial_scale - offset for x in (low, high))
+        size = high - low if self.aligned else _at_least(high - low, 1.0)
         size, low = (ops.reshape(x, (*ops.shape(x), 1, 1, 1)) for x in (size, low))
         bin_size = size / bins
         start = low + ops.reshape(ops.arange(bins, dtype="float32"), (-1, 1, 1)) * bin_size
         cell = ops.reshape(ops.arange(cells, dtype="float32"), (-1, 1))
         if self.sampling_ratio:
-            count: Any = float(self.sampling_ratio)
+            count = self.sampling_ratio * ops.ones_like(bin_size)
             sample: Any = ops.arange(self.sampling_ratio, dtype="float32")
         else:
             count = ops.ceil(bin_size)
             # Only samples that can reach a cell are taken, beginning with one before the first.
-            spacing = ops.maximum(bin_size / ops.maximum(count, 1.0), 1e-6)
+            spacing = _at_least(bin_size / _at_least(count, 1.0), 1e-6)
             first = ops.floor((cell - 1.0 - start) / spacing - 0.75)
-            sample = ops.clip(first, 0.0, ops.maximum(count - 1.0, 0.0))
+            sample = ops.minimum(_at_least(first, 0.0), _at_least(count - 1.0, 0.0))
             sample = sample + ops.arange(_REACHING, dtype="float32")
-        position = start + (sample + 0.5) * bin_size / ops.maximum(count, 1.0)
-        inside = ops.clip(position, 0.0, cells - 1.0)
+        divisor = _at_least(count, 1.0)
+        position = start + (sample + 0.5) * bin_size / divisor
+        inside = _at_least(-_at_least(-position, 1.0 - cells), 0.0)
         counts = (position >= -1.0) & (position <= float(cells)) & (sample < count)
-        weight = ops.where(counts, ops.maximum(1.0 - ops.abs(inside - cell), 0.0), 0.0)
-        weights = ops.sum(weight / ops.maximum(count, 1.0), axis=-1)
+        weight = ops.relu(1.0 - ops.abs(inside - cell)) * ops.cast(counts, "float32")
+        weights = ops.sum(weight / divisor, axis=-1)
         return ops.cast(weights, self.compute_dtype)
 
     def compute_output_shape(
@@ -159,6 +160,11 @@ class RoIAlign(keras.layers.Layer):
             "sampling_ratio": self.sampling_ratio,
             "aligned": self.aligned,
         }
+
+
+def _at_least(x: Tensor, low: float) -> Tensor:
+    """Compute the larger of `x` and a number, which is not copied to the device."""
+    return ops.maximum(x, low * ops.ones_like(x))
 
 
 def check_shapes(features: Sequence[int | None], boxes: Sequence[int | None]) -> None:

@@ -5,7 +5,6 @@ once, before the blocks. So a block that is computed again in the backward pass 
 the same branches as in the forward pass.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -38,11 +37,15 @@ def drop_path_rates(drop_path_rate: float, num_layers: int) -> list[float]:
     return [round(float(rate), 12) for rate in np.linspace(0.0, drop_path_rate, num_layers)]
 
 
-def draw_branch_scales(rates: Sequence[float], batch_size: Any, seed: Any) -> Tensor:
+def draw_branch_scales(
+    drop_path_rate: float, num_layers: int, batch_size: Any, seed: Any
+) -> Tensor:
     """Draw for each sample which branches of which blocks are left out.
 
     Args:
-        rates: the rate of each block, as `drop_path_rates` gives them.
+        drop_path_rate: the rate of the last block, from which those of the others follow as in
+            `drop_path_rates`.
+        num_layers: number of blocks.
         batch_size: number of samples.
         seed: a `keras.random.SeedGenerator`, which advances by one draw.
 
@@ -50,13 +53,15 @@ def draw_branch_scales(rates: Sequence[float], batch_size: Any, seed: Any) -> Te
         float32 `(blocks, batch, 2)`, for attention and MLP: 0 where the branch is left out, else
         1 / (1 - rate), so that the mean is 1.
     """
-    kept = 1.0 - np.array(rates, "float32").reshape((-1, 1, 1))
+    # The rates are computed on the device: a step that copies numbers to it waits for it.
+    step = drop_path_rate / max(1, num_layers - 1)
+    kept = 1.0 - step * ops.reshape(ops.arange(num_layers, dtype="float32"), (-1, 1, 1))
 
     def draw(rows: Any) -> Tensor:
-        return keras.random.uniform((rows, len(rates), 2), dtype="float32", seed=seed)
+        return keras.random.uniform((rows, num_layers, 2), dtype="float32", seed=seed)
 
     drawn = ops.swapaxes(collectives.draw_rows(draw, batch_size), 0, 1)
-    return ops.where(ops.less(drawn, kept), ops.convert_to_tensor(1.0 / kept), 0.0)
+    return ops.cast(drawn < kept, "float32") / kept
 
 
 def scaled_branch(branch: Tensor, branch_scales: Tensor | None, number: int) -> Tensor:

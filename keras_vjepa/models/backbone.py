@@ -27,7 +27,7 @@ from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
-from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_rates
+from keras_vjepa.layers.stochastic_depth import draw_branch_scales
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone_preset import BackbonePreset
@@ -397,8 +397,9 @@ class VJEPABackbone(
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
         scales = None
         if training and self.drop_path_rate:
-            rates = drop_path_rates(self.drop_path_rate, self.num_layers)
-            scales = draw_branch_scales(rates, ops.shape(x)[0], self.drop_path_seed)
+            scales = draw_branch_scales(
+                self.drop_path_rate, self.num_layers, ops.shape(x)[0], self.drop_path_seed
+            )
         x = apply_blocks(self.blocks, x, padding_mask, rotations, self.remat, scales)
         return self.norm(x) if norm else x
 

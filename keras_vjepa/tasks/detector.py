@@ -233,8 +233,9 @@ class VJEPAActionDetector(
         features = self.feature_map(videos, training)
         height, width = videos.shape[2:4]
         rows, columns = features.shape[1:3]
-        scale = [columns / width, rows / height]
-        cells = boxes * ops.convert_to_tensor([*scale, *scale], "float32")
+        # A multiplication by a list would copy it to the device in each step.
+        ends = boxes[..., 0::2] * (columns / width), boxes[..., 1::2] * (rows / height)
+        cells = ops.reshape(ops.stack(ends, axis=-1), (-1, *ops.shape(boxes)[1:]))
         return self.head(features, cells, training=training)
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:

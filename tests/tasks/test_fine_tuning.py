@@ -127,8 +127,7 @@ def test_layer_decay_counts_from_the_model():
 
 
 def test_branches_are_left_out_per_sample():
-    rates = drop_path_rates(0.5, 3)
-    scales = numpy(draw_branch_scales(rates, 2000, keras.random.SeedGenerator(1)))
+    scales = numpy(draw_branch_scales(0.5, 3, 2000, keras.random.SeedGenerator(1)))
     assert scales.shape == (3, 2000, 2)
     assert (scales[0] == 1).all()
     assert sorted(set(scales[2].ravel().tolist())) == [0.0, 2.0]

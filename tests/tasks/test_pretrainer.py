@@ -18,7 +18,7 @@ from keras_vjepa.backend import device
 from keras_vjepa.data.batches.mask_kinds import LONG_RANGE, SHORT_RANGE
 from keras_vjepa.data.batches.mask_sampler import MaskSampler
 from keras_vjepa.layers import transformer
-from tests.support import compiled, random_batch, slow_but_on
+from tests.support import compiled, random_batch, slow_but_on, waits_of_a_step
 
 
 def numpy(x):
@@ -283,25 +283,6 @@ def test_a_step_neither_waits_nor_copies_from_the_host(
     batches_an_update, scheduled, leading_keys, monkeypatch
 ):
     """Not a number goes to the device, or comes from it, which would stop both."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    waits = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function is torch.ops.aten._local_scalar_dense.default:
-                waits.append("a number is asked for")
-            return function(*args, **(kwargs or {}))
-
-    def watched(make):
-        def made(data, *args, **kwargs):
-            if not isinstance(data, torch.Tensor):
-                waits.append(f"{data} is copied")
-            return make(data, *args, **kwargs)
-
-        return made
-
     monkeypatch.setattr(transformer, "wants_leading_keys", lambda *_: leading_keys)
     momentum, rates = 0.9, (1e-3, 0.1)
     if scheduled:
@@ -312,14 +293,7 @@ def test_a_step_neither_waits_nor_copies_from_the_host(
     )
     accumulation = {"gradient_accumulation_steps": batches_an_update}
     pretrainer.compile(AdamW(*rates, clip_norm=1.0, clip_after=1, **accumulation))
-    batch = {k: ops.convert_to_tensor(v) for k, v in random_batch(0, pretrainer).items()}
-    pretrainer.train_step((batch,))
-    for name in ("as_tensor", "tensor", "from_numpy"):
-        monkeypatch.setattr(torch, name, watched(getattr(torch, name)))
-    with Watch():
-        pretrainer.train_step((batch,))
-    assert waits == []
-    monkeypatch.undo()
+    assert waits_of_a_step(pretrainer, (random_batch(0, pretrainer),), monkeypatch) == []
     assert int(pretrainer.optimizer.iterations) == 2 // (batches_an_update or 1)
 
 
