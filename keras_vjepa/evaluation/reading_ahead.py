@@ -105,7 +105,7 @@ class FileAhead:
 
 
 class FilesAhead:
-    """Iterates over files that are read ahead in threads; a `with` block ends the threads.
+    """Yields files that are read ahead in threads; a `with` block ends the threads.
 
     Args:
         paths: the files, in the order in which they are handed on.

@@ -12,7 +12,6 @@ from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.sources.content_hashes import content_hash
 from keras_vjepa.evaluation.reading_ahead import FileAhead, FilesAhead, Name, Opened, Window
-from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 
 Rows = NDArray[np.float32]
 
@@ -21,14 +20,14 @@ class WindowReader:
     """Opens files as windows, with what is noted of them.
 
     Args:
-        preprocessor: makes the encoder's input, with one clip and one view.
+        preprocessor: a `VJEPAVideoPreprocessor`, with one clip and one view.
         stride: source frames from the start of a window to the next; None for no overlap.
         limits: time and pixels that a file may take.
     """
 
     def __init__(
         self,
-        preprocessor: VJEPAVideoPreprocessor,
+        preprocessor: Any,
         stride: int | None = None,
         limits: ReadingLimits = DEFAULT_LIMITS,
     ) -> None:
