@@ -29,6 +29,7 @@ from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.monitoring.tensorboard import check_tensorboard
+from keras_vjepa.tasks.context_loss import check_context_loss
 from keras_vjepa.tasks.named_presets import architecture_to_begin_with
 from keras_vjepa.tasks.pretrainer import check_objective
 from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
@@ -151,6 +152,7 @@ def check_parts(config: Any) -> None:
     config.batches.check(check_reading, seed=config.seed)
     config.batches.check(check_label_weights)
     config.pretrainer.check(check_objective)
+    config.pretrainer.check(check_context_loss)
     # The arguments of all kinds of masks are checked, whichever kind is chosen.
     config.mask.check(lambda ratio: RandomTubeMask(ratio))
     config.mask.check(
@@ -193,6 +195,7 @@ def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
             check_whole(1, math.prod(grid), optional=True, **{name: budget})
         check_one_per_mask(name, budgets, kinds)
     encoder, predictor = config.encoder, config.predictor
+    _check_levels(config, len(kinds))
     known = {
         "encoder_dim": encoder.hidden_dim,
         "grid_shape": grid if encoder.num_frames > 1 else grid[1:],
@@ -201,12 +204,38 @@ def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
         "position_embedding": encoder.position_embedding,
         "uniform_power": encoder.uniform_power,
         "remat": encoder.remat,
+        "position_reach": encoder.position_reach,
+        "modalities": encoder.modalities,
     }
     given = {name: value for name, value in predictor.arguments.items() if value is not None}
     # In a predictor without layers, mask tokens would see nothing of the context.
     predictor.check(lambda num_layers: check_whole(1, num_layers=num_layers))
     with predictor.renaming():
         VJEPAPredictor.number_of_weights(**{**known, **given})
+
+
+def _check_levels(config: Any, num_kinds: int) -> None:
+    """Check what the objective asks of the levels, the predictor and its mask tokens."""
+    levels, wanted = config.encoder.level_layers, config.predictor.num_levels
+    if wanted > 1 and len(levels or ()) != wanted:
+        raise ValueError(
+            f"`level_layers` must be {wanted} blocks with `predictor_num_levels`={wanted}. "
+            f"Received: {levels}"
+        )
+    if config.pretrainer.context_loss_weight and not config.predictor.predicts_context:
+        raise ValueError(
+            "`context_loss_weight` must be 0 without `predictor_predicts_context`. "
+            f"Received: {config.pretrainer.context_loss_weight}"
+        )
+    if config.pretrainer.target == "given":
+        raise ValueError("`target` must not be 'given': videos on disk come without features.")
+    mask_token = config.pretrainer.mask_token
+    tokens = config.predictor.num_mask_tokens or num_kinds
+    if mask_token is not None and mask_token >= tokens:
+        raise ValueError(
+            f"`mask_token` must be less than `predictor_num_mask_tokens`={tokens}. "
+            f"Received: {mask_token}"
+        )
 
 
 def check_probe_memory(config: Any) -> None:

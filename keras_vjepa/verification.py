@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa.conversion import CheckpointError, convert, convert_probe, hugging_face
 from keras_vjepa.conversion.authors import state_dict
+from keras_vjepa.conversion.authors_21 import DISTILLED_AVERAGE
 from keras_vjepa.conversion.errors import listed
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
 from keras_vjepa.conversion.torch_archive import read_checkpoint
@@ -221,7 +222,7 @@ def _count(report: FileReport, checkpoint: dict[str, Any]) -> None:
     plain = {k: v for k, v in checkpoint.items() if isinstance(v, int | float)}
     report.add("keys", listed(sorted(map(str, checkpoint))))
     report.add("numbers", ", ".join(f"{key} {value:.6g}" for key, value in plain.items()) or "none")
-    for network in (*_NETWORKS, "classifier", "classifiers"):
+    for network in (*_NETWORKS, DISTILLED_AVERAGE, "classifier", "classifiers"):
         if network in checkpoint:
             tensors = state_dict(checkpoint, network)
             report.add(f"tensors of {network}", f"{len(tensors)} of {_values(tensors):,} values")

@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import keras
 from keras_vjepa import files, locks
 from keras_vjepa.conversion import (
     CheckpointError,
+    authors_21,
     convert,
     convert_classifier,
     convert_preprocessor,
@@ -111,6 +112,7 @@ class PretrainedEntry(Entry):
         licence: licence of the weights.
         source: where the authors publish the weights.
         unwritten: names of the encoder's arguments that the file does not say.
+        objective: arguments of its `VJEPAPretrainer` that are not the defaults.
     """
 
     description: str
@@ -121,6 +123,7 @@ class PretrainedEntry(Entry):
     licence: str
     source: str
     unwritten: tuple[str, ...] = ()
+    objective: Arguments = field(default_factory=dict)
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes that can be loaded from the preset."""
@@ -153,7 +156,9 @@ class PretrainedEntry(Entry):
             grid_shape=(steps, side, side),
             **self.predictor,
         )
-        pretrainer = described(VJEPAPretrainer, encoder=encoder, predictor=predictor)
+        pretrainer = described(
+            VJEPAPretrainer, encoder=encoder, predictor=predictor, **self.objective
+        )
         return {
             CONFIG_FILE: encoder,
             VJEPAPredictor.config_file: predictor,
@@ -349,6 +354,26 @@ _STATED: dict[str, dict[str, Any]] = {
         "num_bytes": 5_127_726_842,
         "stated_by": _CONFIRMED,
     },
+    f"{_JEPA_2}/vjepa2_1_vitb_dist_vitG_384.pt": {
+        "sha256": "848a77c33cc9e6649ed2119c9bea1e2c569bcdab9539ff3e7c02ccc2959ddf4d",
+        "num_bytes": 1_664_223_428,
+        "stated_by": _CONFIRMED,
+    },
+    f"{_JEPA_2}/vjepa2_1_vitl_dist_vitG_384.pt": {
+        "sha256": "7ea9b7cb4a75d10644a8a8d42cff9e177b10dca8f02173f0eaf2b0bed82838c6",
+        "num_bytes": 5_151_198_524,
+        "stated_by": _CONFIRMED,
+    },
+    f"{_JEPA_2}/vjepa2_1_vitg_384.pt": {
+        "sha256": "b417628f1618c8bd52c0f419800b802f65794288c6ef2ff85c1341a1ae587cba",
+        "num_bytes": 16_878_318_788,
+        "stated_by": _CONFIRMED,
+    },
+    f"{_JEPA_2}/vjepa2_1_vitG_384.pt": {
+        "sha256": "7aae1a3c7a31d258af9c985388b5d2f20587469380f2e11b54d7876ac8cfe58a",
+        "num_bytes": 30_238_058_912,
+        "stated_by": _CONFIRMED,
+    },
 }
 
 
@@ -379,6 +404,22 @@ _PRETRAINED_2 = {
     "vjepa2_huge_patch16_256": ("vith.pt", "huge", 256, 631_648_000),
     "vjepa2_giant_patch16_256": ("vitg.pt", "giant_xformers", 256, 1_012_173_952),
     "vjepa2_giant_patch16_384": ("vitg-384.pt", "giant_xformers", 384, 1_012_173_952),
+}
+
+
+# V-JEPA 2.1, each row: file, size of the encoder, layers of the predictor, whether it was distilled
+# from the gigantic one, and trainable parameters of the encoder (vjepa21 §1, §6).
+_PRETRAINED_21 = {
+    "vjepa21_base_patch16_384": ("vjepa2_1_vitb_dist_vitG_384.pt", "base", 12, True, 86_833_152),
+    "vjepa21_large_patch16_384": ("vjepa2_1_vitl_dist_vitG_384.pt", "large", 12, True, 304_680_960),
+    "vjepa21_giant_patch16_384": (
+        *("vjepa2_1_vitg_384.pt", "giant_xformers", 24, False),
+        1_013_267_968,
+    ),
+    "vjepa21_gigantic_patch16_384": (
+        *("vjepa2_1_vitG_384.pt", "gigantic", 24, False),
+        1_845_216_768,
+    ),
 }
 
 
@@ -424,6 +465,33 @@ for _name, (_checkpoint, _size, _pixels, _parameters) in _PRETRAINED_2.items():
         licence="MIT",
         source="https://github.com/facebookresearch/vjepa2",
         unwritten=("image_size", "num_frames"),
+    )
+
+_SHARED_21 = {
+    "position_embedding": authors_21.POSITIONS,
+    "position_reach": 15,
+    "modalities": True,
+}
+
+for _name, (_checkpoint, _size, _depth, _distilled, _parameters) in _PRETRAINED_21.items():
+    _levels = authors_21.LEVELS[SIZES[_size].num_layers]
+    BUILT_IN[_name] = PretrainedEntry(
+        f"V-JEPA 2.1 ViT-{_size}/16 at 384 pixels",
+        _file(f"{_JEPA_2}/{_checkpoint}"),
+        encoder=_encoder(_size, 384, 64, level_layers=_levels, **_SHARED_21),
+        predictor={
+            **{"hidden_dim": 384, "num_layers": _depth, "num_heads": 12, "num_mask_tokens": 8},
+            "num_levels": 1 if _distilled else len(_levels),
+            "output_dim": SIZES["gigantic" if _distilled else _size].hidden_dim
+            * (1 if _distilled else len(_levels)),
+            "predicts_context": True,
+            **_SHARED_21,
+        },
+        parameters=_parameters,
+        licence="MIT (stated for the code)",
+        source="https://github.com/facebookresearch/vjepa2",
+        unwritten=("image_size", "num_frames"),
+        objective=authors_21.objective(_distilled),
     )
 
 CONVERTERS[MODEL_TYPE] = convert_folder

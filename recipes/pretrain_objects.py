@@ -86,6 +86,7 @@ def make_predictor(
 ) -> VJEPAPredictor:
     """Make the predictor with random weights, drawn after those of the encoder."""
     pixels = config.pretrainer.target == "pixels"
+    features = config.predictor.num_levels * (teacher or encoder).hidden_dim
     predictor = config.predictor.make(
         encoder_dim=encoder.hidden_dim,
         grid_shape=encoder.position_axes,
@@ -93,8 +94,10 @@ def make_predictor(
         num_mask_tokens=len(mask_kinds(config)),
         position_embedding=encoder.position_embedding,
         uniform_power=encoder.uniform_power,
-        output_dim=encoder.patch_dim if pixels else (teacher or encoder).hidden_dim,
+        output_dim=encoder.patch_dim if pixels else features,
         remat=encoder.remat,
+        position_reach=encoder.position_reach,
+        modalities=encoder.modalities,
         name="predictor",
     )
     if predictor.position_embedding != encoder.position_embedding:

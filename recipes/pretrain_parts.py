@@ -141,6 +141,8 @@ class PretrainConfig:
             "position_embedding": "the encoder's",
             "uniform_power": "the encoder's",
             "remat": "the encoder's",
+            "position_reach": "the encoder's",
+            "modalities": "the encoder's",
             "output_dim": "what the target has",
         },
     )

@@ -7,6 +7,21 @@ import numpy as np
 from keras import ops
 
 
+class RecordGradients(keras.optimizers.Optimizer):
+    """Keeps the gradients of the last step, and changes nothing."""
+
+    def __init__(self):
+        super().__init__(learning_rate=0.0)
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.gradients = self.add_optimizer_variables(variables, "gradient")
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(self.gradients[self._get_variable_index(variable)], gradient)
+
+
 def loss_and_gradients(layer: Any, *inputs: Any) -> tuple[float, list[np.ndarray], str]:
     """A loss of a layer's outputs with what the layer adds to it, and the weights' gradients.
 

@@ -98,7 +98,8 @@ GIVEN = {
 VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
 
 # What some constructor has a use for: zeros that leave something out, or begin there.
-ZEROS = """seed clip_after warmup_steps epsilon layer_norm_epsilon beta_1 beta_2 max_bad_share
+ZEROS = """context_loss_weight context_warmup_start context_warmup_end mask_token
+    seed clip_after warmup_steps epsilon layer_norm_epsilon beta_1 beta_2 max_bad_share
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
     final peak momentum learning_rate weight_decay num_operations magnitude magnitude_std
     sampling_ratio dropout probability drop_path_rate head_dropout num_register_tokens

@@ -74,7 +74,13 @@ def test_nothing_is_named_that_cannot_be_typed(parser):
     for action in parser._actions:
         for name in re.findall(r"(?<![\w/.-])[a-z]+(?:_[a-z]+)+\d*", help_of(action, parser)):
             known = NAMES | choices | {"mixed_bfloat16", "mixed_float16", "random_tokens"}
-            known |= {"multi_block", "causal_multi_block", "random_tube", "batch_min"}
+            known |= {
+                "multi_block",
+                "causal_multi_block",
+                "random_tube",
+                "batch_min",
+                "rotary_pairs",
+            }
             assert name in known, (name, action.option_strings)
 
 

@@ -54,7 +54,8 @@ ACCEPTED = {
         "augment_probability", "start", "warmup_learning_rate", "weight_decay", "warmup_epochs",
         "drop_path_rate", "head_dropout", "color_jitter", "mixup", "cutmix", "smoothing",
         "mixup_probability", "mixup_switch", "first_second", "least_score", "jitter", "extension",
-        "layers", "sampling_ratio", "dropout",
+        "layers", "sampling_ratio", "dropout", "context_loss_weight", "context_warmup_start",
+        "context_warmup_end", "mask_token",
     },
     # Layers are counted from the last one, too.
     "-1": {"layers"},

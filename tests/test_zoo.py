@@ -253,6 +253,10 @@ def test_what_the_table_knows_of_hashes():
     assert stated == {
         "jepa/vitl16/vitl16.pth.tar": ("0cd3bfce", None),
         "vjepa2/vitl.pt": ("5346856e", 5_127_726_842),
+        "vjepa2/vjepa2_1_vitb_dist_vitG_384.pt": ("848a77c3", 1_664_223_428),
+        "vjepa2/vjepa2_1_vitl_dist_vitG_384.pt": ("7ea9b7cb", 5_151_198_524),
+        "vjepa2/vjepa2_1_vitg_384.pt": ("b417628f", 16_878_318_788),
+        "vjepa2/vjepa2_1_vitG_384.pt": ("7aae1a3c", 30_238_058_912),
     }
 
 
@@ -406,6 +410,8 @@ def test_every_released_model_is_listed():
     classifiers = {f"{name}_{task}" for name in pretrained for task in tasks}
     sizes = ("large_patch16_256", "huge_patch16_256", "giant_patch16_256", "giant_patch16_384")
     pretrained |= {f"vjepa2_{size}" for size in sizes}
+    sizes = ("base", "large", "giant", "gigantic")
+    pretrained |= {f"vjepa21_{size}_patch16_384" for size in sizes}
     in_the_package = {name for name, _ in shipped.entries()}
     own = {name for name in keras_vjepa.list_presets() if name.startswith("vjepa")}
     assert own - in_the_package == pretrained | classifiers == set(verifiable())
@@ -424,13 +430,18 @@ def test_every_released_model_is_listed():
 @pytest.mark.parametrize("name", [n for n in verifiable() if n in VJEPABackbone.presets])
 def test_every_listed_model_has_its_number_of_parameters(name):
     """From models of one and of two blocks: the others are alike."""
-    one, two = (
-        VJEPABackbone.from_preset(name, load_weights=False, num_layers=n, image_size=32)
-        for n in (1, 2)
-    )
-    counts = [sum(math.prod(v.shape) for v in m.trainable_variables) for m in (one, two)]
+    # With levels, at least one block for each: what a level has does not depend on its place.
+    levels = BUILT_IN[name].encoder.get("level_layers")
+    least = len(levels or (0,))
+    counts = []
+    for n in (least, least + 1):
+        own = {"level_layers": (*range(least - 1), n - 1)} if levels else {}
+        one = VJEPABackbone.from_preset(
+            name, load_weights=False, num_layers=n, image_size=32, **own
+        )
+        counts.append(sum(math.prod(v.shape) for v in one.trainable_variables))
     num_layers = BUILT_IN[name].encoder["num_layers"]
-    total = counts[0] + (num_layers - 1) * (counts[1] - counts[0])
+    total = counts[0] + (num_layers - least) * (counts[1] - counts[0])
     assert total == VJEPABackbone.presets[name]["parameters"]
 
 

@@ -3,14 +3,16 @@
     keras-vjepa convert vitl16.pth.tar presets/vitl16
     keras-vjepa convert vitl16.pth.tar presets/vitl16_k400 --probe k400-probe.pth.tar
     keras-vjepa convert vitg-384.pt presets/vitg_384 --image-size 384
+    keras-vjepa convert vjepa2_1_vitb_dist_vitG_384.pt presets/vitb_21
     keras-vjepa convert vjepa2-vitl-fpc64-256/ presets/vitl_256
     keras-vjepa convert dinov2_vitl14_pretrain.pth presets/dinov2_large
     keras-vjepa convert checkpoint.pth presets/videomae_large --family videomae
 
 The first writes the pretrainer of a pretraining checkpoint in the authors' layout; the second a
 classifier: the target encoder of that checkpoint, with the probe of a probe checkpoint. The third
-is a V-JEPA 2 file, the fourth a folder of the transformers package. The last two are official files
-of encoders that V-JEPA is compared with; their family is found where the names of the tensors tell.
+is a V-JEPA 2 file, the fourth one of V-JEPA 2.1, the fifth a folder of the transformers package.
+The last two are official files of encoders that V-JEPA is compared with; their family is found
+where the names of the tensors tell.
 `keras_vjepa.conversion` does the work, and says what is checked.
 """
 
@@ -42,6 +44,11 @@ def _check(checkpoint: str, preset: str, given: dict[str, Any]) -> None:
         check_whole(1, MOST_LONG, num_frames=given["num_frames"])
     if "image_size" in given:
         check_size(image_size=given["image_size"])
+    levels = given.get("level_layers", [0, 1])
+    for layer in levels:
+        check_whole(0, MOST_LONG, level_layers=layer)
+    if len(levels) < 2 or levels != sorted({*levels}):
+        raise ValueError(f"`level_layers` must be two or more that rise. Received: {levels}")
     if not Path(checkpoint).exists():
         raise FileNotFoundError(f"checkpoint must be a file or folder. Received: {checkpoint}")
     for name in OF_FILES:
@@ -63,10 +70,16 @@ def _add_sizes(parser: OneLineParser) -> None:
         type=int,
         nargs="+",
         help="one side, or height and width, where the file does not tell or for another than its "
-        "own (default: 224; V-JEPA 2: 256)",
+        "own (default: 224; V-JEPA 2: 256; V-JEPA 2.1: 384)",
     )
     parser.add_argument(
         "--num-frames", type=int, help="if the file does not tell (default: 16; V-JEPA 2: 64)"
+    )
+    parser.add_argument(
+        "--level-layers",
+        type=int,
+        nargs="+",
+        help="blocks of V-JEPA 2.1's levels, from 0 (default: known for 12, 24, 40 and 48 blocks)",
     )
     parser.add_argument(
         "--family", choices=FAMILIES, help="of the model (default: what the names in it tell)"

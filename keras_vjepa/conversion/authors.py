@@ -7,7 +7,8 @@ shape is an error that names it.
 
 A V-JEPA 2 file is recognised by its predictor, which has ten mask tokens, or, if there is no
 predictor, by the missing position table. It may hold a position table nevertheless, which its model
-does not use.
+does not use. A V-JEPA 2.1 file is recognised by names that only its networks have
+(`authors_21.py`); in a distilled one, `ema_encoder` is in place of `target_encoder`.
 """
 
 import math
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from keras_vjepa.configuration import renamed
+from keras_vjepa.conversion import authors_21
+from keras_vjepa.conversion.authors_21 import averaged_name, is_version_21
 from keras_vjepa.conversion.entries import (
     PATCH_KERNEL,
     SAME,
@@ -31,6 +34,7 @@ from keras_vjepa.conversion.entries import (
 )
 from keras_vjepa.conversion.errors import CheckpointError, check_weights, listed, named
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
+from keras_vjepa.conversion.network_shapes import Tensors, count, mlp_ratio, required
 from keras_vjepa.conversion.torch_archive import read_checkpoint
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.models.backbone import SIZES, VJEPABackbone
@@ -53,8 +57,6 @@ _TABLES = {"pos_embed", "predictor_pos_embed"}
 _MASK_TOKENS = 10
 _INPUT = {"image_size": 256, "num_frames": 64}
 _PREDICTOR_HEADS, _PROBE_HEADS = 12, 16
-
-Tensors = dict[str, LazyTensor]
 
 
 def state_dict(checkpoint: dict[str, Any], name: str) -> Tensors:
@@ -86,13 +88,20 @@ def networks(
     checkpoint: dict[str, Any], names: Iterable[str], position_embedding: str | None
 ) -> tuple[list[Tensors], str]:
     """Return the tensors that the model uses of some networks, and its `position_embedding`."""
-    found = [state_dict(checkpoint, name) for name in names]
+    found = [state_dict(checkpoint, averaged_name(checkpoint, name)) for name in names]
+    if is_version_21(found):
+        return found, authors_21.check_positions(position_embedding)
+    if position_embedding == authors_21.POSITIONS:
+        raise CheckpointError(
+            f"`position_embedding` must be 'sincos' or 'rotary' for a file that is not of V-JEPA "
+            f"2.1. Received: {position_embedding!r}"
+        )
     if position_embedding is None:
         keys = {
             *found[0],
             *(state_dict(checkpoint, "predictor") if "predictor" in checkpoint else ()),
         }
-        is_rotary = _count(keys, "mask_tokens") == _MASK_TOKENS or not keys & _TABLES
+        is_rotary = count(keys, "mask_tokens") == _MASK_TOKENS or not keys & _TABLES
         position_embedding = "rotary" if is_rotary else "sincos"
     if position_embedding == "rotary":
         found = [{k: t for k, t in network.items() if k not in _TABLES} for network in found]
@@ -121,20 +130,24 @@ def encoder_entries(encoder: VJEPABackbone) -> Iterator[Entry]:
     yield Entry(("patch_embed.proj.bias",), encoder.tubelet_embedding.bias, SAME)
     for i, block in enumerate(encoder.blocks):
         yield from block_entries(f"blocks.{i}", block)
-    yield from norm_entries("norm", encoder.norm)
+    if encoder.level_layers is None:
+        yield from norm_entries("norm", encoder.norm)
+    yield from authors_21.encoder_entries(encoder)
 
 
 def predictor_entries(predictor: VJEPAPredictor) -> Iterator[Entry]:
     """Yield every variable of a predictor with the authors' name for it."""
     if predictor.position_embedding == "sincos":
         yield Entry(("predictor_pos_embed",), predictor.position_table, WITHOUT_BATCH)
-    yield from linear_entries(["predictor_embed"], predictor.input_projection)
+    if predictor.num_levels == 1:
+        yield from linear_entries(["predictor_embed"], predictor.input_projection)
     for i, mask_token in enumerate(predictor.mask_tokens):
         yield Entry((f"mask_tokens.{i}",), mask_token, SAME)
     for i, block in enumerate(predictor.blocks):
         yield from block_entries(f"predictor_blocks.{i}", block)
     yield from norm_entries("predictor_norm", predictor.norm)
     yield from linear_entries(["predictor_proj"], predictor.output_projection)
+    yield from authors_21.predictor_entries(predictor)
 
 
 def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
@@ -153,21 +166,6 @@ def probe_entries(probe: VJEPAProbe) -> Iterator[Entry]:
 
 
 # --- The architecture, from shapes ---------------------------------------------------------------
-
-
-def _count(keys: Iterable[str], prefix: str) -> int:
-    return len({key.split(".")[1] for key in keys if key.startswith(prefix + ".")})
-
-
-def _required(network: str, tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
-    if key not in tensors:
-        raise CheckpointError(f"`{network}` misses keys: {key}")
-    shape = tensors[key].shape
-    if len(shape) != rank and not (key == "patch_embed.proj.weight" and len(shape) == 4):
-        raise CheckpointError(f"`{network}.{key}` must have {rank} axes. Received shape: {shape}")
-    if 0 in shape:
-        raise CheckpointError(f"`{network}.{key}` must have numbers in it. Received shape: {shape}")
-    return shape
 
 
 def _grid_of_table(table: np.ndarray, is_image_model: bool) -> tuple[tuple[int, int, int], bool]:
@@ -202,54 +200,57 @@ def _num_heads(hidden_dim: int, num_heads: int | None, is_rotary: bool = False) 
 
 
 def encoder_config(
-    tensors: Tensors, num_heads: int | None, position_embedding: str = "sincos"
+    tensors: Tensors,
+    num_heads: int | None,
+    position_embedding: str = "sincos",
+    level_layers: Any = None,
 ) -> dict[str, Any]:
     """Read the arguments of `VJEPABackbone` from the shapes of the network `encoder`."""
-    patch = _required("encoder", tensors, "patch_embed.proj.weight", 5)
-    mlp_dim = _required("encoder", tensors, "blocks.0.mlp.fc1.weight", 2)[0]
+    patch = required("encoder", tensors, "patch_embed.proj.weight", 5)
+    mlp_dim = required("encoder", tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     hidden_dim, is_image_model = patch[0], len(patch) == 4
-    tubelet_size, is_rotary = 1 if is_image_model else patch[2], position_embedding == "rotary"
+    tubelet_size, is_rotary = 1 if is_image_model else patch[2], position_embedding != "sincos"
     clip: dict[str, Any] = {**_INPUT, **({"num_frames": 1} if is_image_model else {})}
     if not is_rotary:
-        _required("encoder", tensors, "pos_embed", 3)
+        required("encoder", tensors, "pos_embed", 3)
         grid, uniform_power = _grid_of_table(tensors["pos_embed"].read()[0], is_image_model)
         clip = {"image_size": grid[1] * patch[-1], "num_frames": grid[0] * tubelet_size}
         clip["uniform_power"] = uniform_power
+    if position_embedding == authors_21.POSITIONS:
+        clip = authors_21.encoder_config(tensors, patch[-1], level_layers)
     return {
         **clip,
         "patch_size": patch[-1],
         "tubelet_size": tubelet_size,
         "hidden_dim": hidden_dim,
-        "num_layers": _count(tensors, "blocks"),
+        "num_layers": count(tensors, "blocks"),
         "num_heads": _num_heads(hidden_dim, num_heads, is_rotary),
-        "mlp_ratio": _ratio(mlp_dim, hidden_dim),
+        "mlp_ratio": mlp_ratio(mlp_dim, hidden_dim),
         "num_channels": patch[1],
         "position_embedding": position_embedding,
     }
-
-
-def _ratio(mlp_dim: int, hidden_dim: int) -> float:
-    """Compute a ratio for which `int(hidden_dim * ratio)` is exactly `mlp_dim`."""
-    ratio = mlp_dim / hidden_dim
-    return ratio if int(hidden_dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
 def predictor_config(
     tensors: Tensors, encoder: VJEPABackbone, num_heads: int | None
 ) -> dict[str, Any]:
     """Read the arguments of `VJEPAPredictor` from the shapes of the network `predictor`."""
-    hidden_dim = _required("predictor", tensors, "predictor_embed.weight", 2)[0]
-    mlp_dim = _required("predictor", tensors, "predictor_blocks.0.mlp.fc1.weight", 2)[0]
-    is_rotary = encoder.position_embedding == "rotary"
+    own: dict[str, Any]
+    if encoder.position_embedding == authors_21.POSITIONS:
+        own = authors_21.predictor_config(tensors, encoder)
+    else:
+        own = {"hidden_dim": required("predictor", tensors, "predictor_embed.weight", 2)[0]}
+    mlp_dim = required("predictor", tensors, "predictor_blocks.0.mlp.fc1.weight", 2)[0]
+    is_rotary = encoder.position_embedding != "sincos"
     usual_heads = _PREDICTOR_HEADS if is_rotary else encoder.num_heads
     return {
         "encoder_dim": encoder.hidden_dim,
         "grid_shape": encoder.position_axes,
-        "hidden_dim": hidden_dim,
-        "num_layers": _count(tensors, "predictor_blocks"),
+        **own,
+        "num_layers": count(tensors, "predictor_blocks"),
         "num_heads": usual_heads if num_heads is None else num_heads,
-        "num_mask_tokens": _count(tensors, "mask_tokens"),
-        "mlp_ratio": _ratio(mlp_dim, hidden_dim),
+        "num_mask_tokens": count(tensors, "mask_tokens"),
+        "mlp_ratio": mlp_ratio(mlp_dim, own["hidden_dim"]),
         "position_embedding": encoder.position_embedding,
         "uniform_power": encoder.uniform_power,
     }
@@ -257,14 +258,14 @@ def predictor_config(
 
 def probe_config(name: str, tensors: Tensors, num_heads: int) -> dict[str, Any]:
     """Read the arguments of `VJEPAProbe` from the shapes of its tensors."""
-    num_classes, dim = _required(name, tensors, "linear.weight", 2)
-    mlp_dim = _required(name, tensors, f"{_CROSS_ATTENTION}.mlp.fc1.weight", 2)[0]
+    num_classes, dim = required(name, tensors, "linear.weight", 2)
+    mlp_dim = required(name, tensors, f"{_CROSS_ATTENTION}.mlp.fc1.weight", 2)[0]
     blocks = {key.split(".")[2] for key in tensors if key.startswith("pooler.blocks.")}
     return {
         "num_classes": num_classes,
         "num_heads": num_heads,
         "num_layers": 1 + len(blocks),
-        "mlp_ratio": _ratio(mlp_dim, dim),
+        "mlp_ratio": mlp_ratio(mlp_dim, dim),
     }
 
 
@@ -290,7 +291,9 @@ def convert(
         probe_num_heads: heads of the probe; if None, as many as the encoder has, as in the
             reference, or 16 for V-JEPA 2.
         arguments: arguments of `VJEPABackbone`, which override those of the file. A V-JEPA 2 file
-            does not hold `image_size` and `num_frames`; they are 256 and 64 if not given.
+            does not hold `image_size` and `num_frames`; they are 256 and 64 if not given, or 384
+            and 64 for V-JEPA 2.1. The latter does not hold `level_layers` either, which are known
+            for 12, 24, 40 and 48 blocks.
 
     Raises:
         CheckpointError: if anything in the files does not fit.
@@ -300,20 +303,26 @@ def convert(
         with _naming(num_heads="probe_num_heads"):
             return convert_classifier(backbone, probe, probe_num_heads)
     with named(path):
+        checkpoint = read_checkpoint(path)
         (online, predicting, averaged), positions = networks(
-            read_checkpoint(path),
+            checkpoint,
             ("encoder", "predictor", "target_encoder"),
             arguments.get("position_embedding"),
         )
-        config = {**encoder_config(online, num_heads, positions), **arguments}
+        levels = arguments.get("level_layers")
+        config = {**encoder_config(online, num_heads, positions, levels), **arguments}
         encoder = _make(VJEPABackbone, path, **config)
         with _naming(num_heads="predictor_num_heads"):
             config = predictor_config(predicting, encoder, predictor_num_heads)
             predictor = _make(VJEPAPredictor, path, **config)
-        pretrainer = VJEPAPretrainer(encoder, predictor)
+        average = averaged_name(checkpoint, "target_encoder")
+        objective = {}
+        if positions == authors_21.POSITIONS:
+            objective = authors_21.objective(average == authors_21.DISTILLED_AVERAGE)
+        pretrainer = VJEPAPretrainer(encoder, predictor, **objective)
         load_entries("encoder", online, encoder_entries(encoder))
         load_entries("predictor", predicting, predictor_entries(predictor))
-        load_entries("target_encoder", averaged, encoder_entries(pretrainer.target_encoder))
+        load_entries(average, averaged, encoder_entries(pretrainer.target_encoder))
     return pretrainer
 
 
@@ -327,7 +336,8 @@ def convert_backbone(
 
     Args:
         path: as in `convert`.
-        network: `"target_encoder"`, which the authors' evaluations use, or `"encoder"`.
+        network: `"target_encoder"`, which the authors' evaluations use, or `"encoder"`. A distilled
+            V-JEPA 2.1 file calls the first one `"ema_encoder"`.
         num_heads: as in `convert`.
         arguments: as in `convert`.
 
@@ -337,9 +347,10 @@ def convert_backbone(
     with named(path):
         checkpoint, wanted = read_checkpoint(path), arguments.get("position_embedding")
         [tensors], positions = networks(checkpoint, [network], wanted)
-        config = {**encoder_config(tensors, num_heads, positions), **arguments}
+        levels = arguments.get("level_layers")
+        config = {**encoder_config(tensors, num_heads, positions, levels), **arguments}
         encoder = _make(VJEPABackbone, path, **config)
-        load_entries(network, tensors, encoder_entries(encoder))
+        load_entries(averaged_name(checkpoint, network), tensors, encoder_entries(encoder))
     return encoder
 
 
@@ -374,7 +385,7 @@ def convert_probe(path: str | Path, num_heads: int | None = None) -> VJEPAProbe:
         checkpoint = read_checkpoint(path)
         name = "classifiers" if "classifiers" in checkpoint else "classifier"
         tensors = state_dict(checkpoint, name)
-        dim = _required(name, tensors, "linear.weight", 2)[1]
+        dim = required(name, tensors, "linear.weight", 2)[1]
         if name == "classifier":
             tensors = {key: tensor for key, tensor in tensors.items() if key not in DEAD_KEYS}
             num_heads, self_attention = _num_heads(dim, num_heads), "query"

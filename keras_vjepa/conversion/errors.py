@@ -6,6 +6,7 @@ from pathlib import Path
 
 from keras_vjepa import files, named_errors
 from keras_vjepa.arguments import shown
+from keras_vjepa.presets.recognition import is_version_21
 
 _MOST_LISTED = 8
 
@@ -24,8 +25,13 @@ def named(path: str | Path) -> Iterator[None]:
     Raises:
         CheckpointError: if the block raises anything.
     """
-    with named_errors.named(path, CheckpointError):
-        yield
+    try:
+        with named_errors.named(path, CheckpointError):
+            yield
+    except CheckpointError as error:
+        if "V-JEPA 2.1" in str(error) or not is_version_21(Path(path)):
+            raise
+        raise CheckpointError(f"{error} (a V-JEPA 2.1 file)") from error
 
 
 def listed(names: Iterable[object]) -> str:

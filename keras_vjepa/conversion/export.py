@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_vjepa import files
-from keras_vjepa.conversion import authors, hugging_face
+from keras_vjepa.conversion import authors, authors_21, hugging_face
 from keras_vjepa.conversion.entries import Entry, foreign_tensors
 from keras_vjepa.conversion.errors import CheckpointError
 from keras_vjepa.conversion.families import official, transformers_folders
@@ -58,15 +58,20 @@ def export_checkpoint(model: Any, path: str | Path) -> None:
         return
     if isinstance(model, VJEPAPretrainer):
         encoder, predictor = model.encoder, model.predictor
-        _expect("output_dim", predictor.output_dim, encoder.hidden_dim)
+        average = "target_encoder"
+        if not authors_21.check_expressible(encoder, predictor):
+            _expect("output_dim", predictor.output_dim, encoder.hidden_dim)
+        elif model.target == "given" or model.teacher is not None:
+            average = authors_21.DISTILLED_AVERAGE
         _expect("layer_norm_epsilon", predictor.layer_norm_epsilon, _ENCODER_EPSILON)
         networks = {
             "encoder": _wrapped(authors.encoder_entries(encoder)),
             "predictor": _wrapped(authors.predictor_entries(predictor)),
-            "target_encoder": _wrapped(authors.encoder_entries(model.target_encoder)),
+            average: _wrapped(authors.encoder_entries(model.target_encoder)),
         }
     else:
         encoder = model
+        authors_21.check_expressible(encoder, None)
         networks = dict.fromkeys(
             ("encoder", "target_encoder"), _wrapped(authors.encoder_entries(encoder))
         )
@@ -202,6 +207,8 @@ def _hugging_face_model(model: Any) -> tuple[dict[str, Any], Tensors]:
 
 def _encoder_config(encoder: VJEPABackbone) -> dict[str, Any]:
     _expect("position_embedding", encoder.position_embedding, "rotary")
+    for name, usual in (("position_reach", None), ("level_layers", None), ("modalities", False)):
+        _expect(name, getattr(encoder, name), usual)
     _expect_square(encoder)
     return {
         "model_type": hugging_face.MODEL_TYPE,
@@ -224,6 +231,8 @@ def _predictor_config(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> dict
     _expect("position_embedding", predictor.position_embedding, "rotary")
     _expect("layer_norm_epsilon", predictor.layer_norm_epsilon, encoder.layer_norm_epsilon)
     _expect("output_dim", predictor.output_dim, encoder.hidden_dim)
+    for name, usual in (("num_levels", 1), ("predicts_context", False), ("modalities", False)):
+        _expect(name, getattr(predictor, name), usual)
     return {
         "pred_hidden_size": predictor.hidden_dim,
         "pred_num_hidden_layers": predictor.num_layers,

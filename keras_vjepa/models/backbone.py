@@ -7,6 +7,8 @@ which fine-tuning does (App. D.3).
 
 V-JEPA 2's encoder is the same network with rotary positions in every attention instead of the table
 (official-behaviour §12). Departure from its authors' code: initial weights are not scaled by depth.
+V-JEPA 2.1's has other rotary positions, norms for several levels, and a tokenizer for images
+(vjepa21 §1).
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from keras import ops
 from keras_vjepa.arguments import arguments_of, check_choice, check_flag, places
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
-from keras_vjepa.layers.dense import layer_norm
+from keras_vjepa.layers.dense import TokenNorm, layer_norm
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
@@ -32,6 +34,7 @@ from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone_preset import BackbonePreset
 from keras_vjepa.models.dimensions import (
+    MODALITY_STDDEV,
     POSITION_EMBEDDINGS,
     encoder_weights,
     height_and_width,
@@ -73,8 +76,14 @@ SIZES = {
     "giant": EncoderSize(1408, 40, 16, mlp_ratio=48 / 11),
     # V-JEPA 2's giant.
     "giant_xformers": EncoderSize(1408, 40, 22, mlp_ratio=48 / 11),
+    # V-JEPA 2.1's largest.
+    "gigantic": EncoderSize(1664, 48, 26, mlp_ratio=64 / 13),
 }
-POSITION_MODES = {"sincos": ("resample", "fresh"), "rotary": ("fresh", "index")}
+POSITION_MODES = {
+    "sincos": ("resample", "fresh"),
+    "rotary": ("fresh", "index"),
+    "rotary_pairs": ("fresh", "index"),
+}
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -100,8 +109,9 @@ class VJEPABackbone(
         num_layers: transformer blocks.
         num_heads: attention heads; must divide `hidden_dim`.
         mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
-        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
-            and keys rotated in every attention (V-JEPA 2).
+        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA); `"rotary"`, queries
+            and keys rotated in every attention (V-JEPA 2); or `"rotary_pairs"`, the same with one
+            angle for both channels of a pair (V-JEPA 2.1).
         uniform_power: whether time, row and column share the table's channels equally.
         position_mode: what to do with clips of another size. For tables, `"resample"`, the default,
             stretches the stored one (as the reference's encoder does), and `"fresh"` makes a new
@@ -115,6 +125,12 @@ class VJEPABackbone(
         drop_path_rate: how often the last block skips its attention, or its MLP, for a sample in
             training; earlier blocks do so less often, along a line from 0. It is meant for
             fine-tuning, has no weights, and is off at inference.
+        position_reach: for rotary positions, the position of a clip's last row and last column,
+            whatever their number (V-JEPA 2.1: 15); None counts rows and columns one by one.
+        level_layers: numbers of the blocks, rising from 0 to the last, whose outputs have a norm of
+            their own (V-JEPA 2.1: four); None for one norm after the last block.
+        modalities: whether clips of one frame are images, with a tokenizer of their own, and images
+            and videos each have a learned vector that is added to every token (V-JEPA 2.1).
 
     Call arguments:
         videos: float `(batch, frames, height, width, channels)`, normalised; image models also
@@ -122,10 +138,12 @@ class VJEPABackbone(
         token_indices: optional int `(batch, picked)`: encode only these tokens.
         padding_mask: optional bool `(batch, picked)`; tokens that are False are not attended to.
         training: whether `drop_path_rate` takes effect.
+        hierarchical: whether the outputs of all `level_layers` are returned side by side.
 
     Returns:
         `(batch, tokens, hidden_dim)`, after the final norm; the tokens of a clip are ordered by
-        time, then row, then column, or as in `token_indices`.
+        time, then row, then column, or as in `token_indices`. If `hierarchical`, `(batch, tokens,
+        levels * hidden_dim)`, the lowest level first, each after its own norm.
 
     Raises:
         ValueError: for arguments out of range, sizes that are not multiples of the patch, and a
@@ -157,6 +175,9 @@ class VJEPABackbone(
         num_channels: int = 3,
         remat: bool = False,
         drop_path_rate: float = 0.0,
+        position_reach: float | None = None,
+        level_layers: tuple[int, ...] | None = None,
+        modalities: bool = False,
         **kwargs: Any,
     ) -> None:
         # At this point `locals()` holds all arguments by their names.
@@ -178,6 +199,9 @@ class VJEPABackbone(
         self.remat = remat
         self.num_channels = num_channels
         self.drop_path_rate = drop_path_rate
+        self.position_reach = position_reach
+        self.level_layers = None if level_layers is None else (*level_layers,)
+        self.modalities = modalities
         if drop_path_rate:
             self.drop_path_seed = keras.random.SeedGenerator(name="drop_path_seed")
         # Built here, so that a backbone has its weights from the start. They are made in `build`
@@ -212,11 +236,35 @@ class VJEPABackbone(
         )
         self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
         self.norm.build(tokens_shape)
+        # The last level's norm is `norm`.
+        self.lower_norms = [
+            layer_norm(self.layer_norm_epsilon, f"norm_of_block_{layer}", policy)
+            for layer in (self.level_layers or ())[:-1]
+        ]
+        for norm in self.lower_norms:
+            norm.build(tokens_shape)
+        if self.modalities:
+            self._build_modalities(videos_shape)
         self.restore_layer_states()
+
+    def _build_modalities(self, videos_shape: Sequence[int | None]) -> None:
+        """Make the tokenizer of images and the vectors of both modalities."""
+        self.image_embedding = TubeletEmbedding(
+            self.hidden_dim, self.patch_size, 1, name="image_embedding", dtype=self.dtype_policy
+        )
+        self.image_embedding.build((None, 1, *videos_shape[2:]))
+        self.video_vector, self.image_vector = (
+            self.add_weight(
+                shape=(1, 1, self.hidden_dim),
+                initializer=keras.initializers.RandomNormal(stddev=MODALITY_STDDEV),
+                name=name,
+            )
+            for name in ("video_vector", "image_vector")
+        )
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> Self:
-        """Make a backbone of a named size: tiny, small, base, large, huge, giant, giant_xformers.
+        """Make a backbone of a size that has a name, a key of `SIZES` such as "tiny" or "gigantic".
 
         Args:
             size: the name of the size.
@@ -321,13 +369,33 @@ class VJEPABackbone(
             ops.convert_to_tensor(self.position_table), self.position_axes, self._axes(grid_shape)
         )
 
+    def tokenizer(self, video_shape: Sequence[int | None]) -> TubeletEmbedding:
+        """Return the layer that makes tokens of videos of a shape: of images, it may be another.
+
+        Args:
+            video_shape: `(batch, frames, height, width, channels)`.
+        """
+        is_image = self.modalities and len(video_shape) == 5 and video_shape[1] == 1
+        return self.image_embedding if is_image else self.tubelet_embedding
+
+    def token_grid(self, video_shape: Sequence[int | None]) -> tuple[int, int, int]:
+        """Return the token grid `(time, row, column)` of videos of a shape.
+
+        Args:
+            video_shape: `(batch, frames, height, width, channels)`.
+
+        Raises:
+            ValueError: for sizes that are not known, or not multiples of the patch.
+        """
+        return self.tokenizer(video_shape).grid_shape(video_shape)
+
     def table_for(self, new: Self) -> tuple[Tensor, str] | None:
         """Return what another size's `position_table` is, and how it came about; None for rotary.
 
         Args:
             new: a backbone of that size.
         """
-        if self.position_embedding == "rotary":
+        if self.position_embedding != "sincos":
             return None
         if self.position_mode == "fresh":
             return ops.convert_to_tensor(new.position_table), "were made anew"
@@ -339,12 +407,18 @@ class VJEPABackbone(
         """Return the rotary positions of tokens, as `make_rotations` does; None for sincos."""
         if self.position_embedding == "sincos":
             return None
-        grid_shape = self.tubelet_embedding.grid_shape(self._with_time(videos).shape)
+        grid_shape = self.token_grid(self._with_time(videos).shape)
         if token_indices is None:
             token_indices = ops.expand_dims(ops.arange(0, math.prod(grid_shape), dtype="int32"), 0)
         if self.position_mode == "index":
             grid_shape = self.grid_shape
-        return make_rotations(token_indices, grid_shape, self.hidden_dim // self.num_heads)
+        return make_rotations(
+            token_indices,
+            grid_shape,
+            self.hidden_dim // self.num_heads,
+            self.position_embedding == "rotary_pairs",
+            self.position_reach,
+        )
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:
         """Check the shape of videos, or of images for a model of images, as far as it is known.
@@ -353,7 +427,7 @@ class VJEPABackbone(
             ValueError: for other axes, and for sizes that are not multiples of the patch.
         """
         is_image = self.is_image_model and len(shape) == 4
-        self.tubelet_embedding.check_shape((shape[0], 1, *shape[1:]) if is_image else shape)
+        self.tokenizer(shape).check_shape((shape[0], 1, *shape[1:]) if is_image else shape)
 
     def _with_time(self, videos: Tensor) -> Tensor:
         is_image = self.is_image_model and len(videos.shape) == 4
@@ -362,10 +436,15 @@ class VJEPABackbone(
     def embed(self, videos: Tensor, token_indices: Tensor | None = None) -> Tensor:
         """Embed patches and add their positions, `(batch, tokens or picked, hidden_dim)`."""
         videos = self._with_time(videos)
-        tokens = self.tubelet_embedding(videos, token_indices)
-        if self.position_embedding == "rotary":
+        tokenizer = self.tokenizer(videos.shape)
+        tokens = tokenizer(videos, token_indices)
+        if self.modalities:
+            is_image = tokenizer is self.image_embedding
+            vector = self.image_vector if is_image else self.video_vector
+            tokens = ops.add(tokens, ops.cast(vector, tokens.dtype))
+        if self.position_embedding != "sincos":
             return tokens
-        positions = self.positions(self.tubelet_embedding.grid_shape(videos.shape))
+        positions = self.positions(tokenizer.grid_shape(videos.shape))
         positions = ops.expand_dims(ops.cast(positions, tokens.dtype), 0)
         if token_indices is not None:
             positions = ops.take(positions[0], token_indices, axis=0)
@@ -383,7 +462,7 @@ class VJEPABackbone(
             return
         shape = self._with_time(videos).shape
         if None not in shape[1:]:
-            num_tokens = math.prod(self.tubelet_embedding.grid_shape(shape))
+            num_tokens = math.prod(self.token_grid(shape))
             check_token_numbers(num_tokens, {"token_indices": token_indices})
 
     def call(
@@ -393,15 +472,49 @@ class VJEPABackbone(
         padding_mask: Tensor | None = None,
         training: bool = False,
         norm: bool = True,
+        hierarchical: bool = False,
     ) -> Tensor:
+        if hierarchical and self.level_layers is None:
+            raise ValueError("`level_layers` must be given for `hierarchical`. Received: None")
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
         scales = None
         if training and self.drop_path_rate:
             scales = draw_branch_scales(
                 self.drop_path_rate, self.num_layers, ops.shape(x)[0], self.drop_path_seed
             )
-        x = apply_blocks(self.blocks, x, padding_mask, rotations, self.remat, scales)
-        return self.norm(x) if norm else x
+        start, levels = 0, []
+        for layer in self.level_layers or () if hierarchical else (self.num_layers - 1,):
+            own = slice(start, layer + 1)
+            x = apply_blocks(
+                self.blocks[own],
+                x,
+                padding_mask,
+                rotations,
+                self.remat,
+                None if scales is None else scales[own],
+            )
+            levels.append(self.norm_of(layer)(x) if norm else x)
+            start = layer + 1
+        return ops.concatenate(levels, axis=-1) if len(levels) > 1 else levels[0]
+
+    def norm_of(self, layer: int) -> TokenNorm:
+        """Return the norm that the output of a block passes through.
+
+        Args:
+            layer: number of the block, from 0.
+
+        Raises:
+            ValueError: if levels have norms of their own, and the block is no level.
+        """
+        if self.level_layers is None or layer == self.num_layers - 1:
+            return self.norm
+        if layer not in self.level_layers:
+            levels = ", ".join(map(str, self.level_layers))
+            raise ValueError(
+                f"`layers` must be of {levels}, the blocks that have a norm, unless `norm` is "
+                f"False. Received: {layer}"
+            )
+        return self.lower_norms[self.level_layers.index(layer)]
 
     def rematerialized_call(
         self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
@@ -425,6 +538,8 @@ class VJEPABackbone(
         None of the lists holds the final norm.
         """
         first = list(self.tubelet_embedding.variables)
+        if self.modalities:
+            first += [*self.image_embedding.variables, self.video_vector, self.image_vector]
         if self.position_embedding == "sincos":
             first.append(self.position_table)
         return [first, *(list(block.variables) for block in self.blocks)]
@@ -458,7 +573,8 @@ class VJEPABackbone(
         Args:
             videos: as in the call.
             layers: numbers of blocks, from 0, or backwards from -1, the last one; in any order.
-            norm: whether each output passes through the final norm.
+            norm: whether each output passes through the final norm, or, if there are
+                `level_layers`, through its own.
             token_indices: as in the call.
             padding_mask: as in the call.
 
@@ -479,9 +595,11 @@ class VJEPABackbone(
         """
         wanted = places(self.num_layers, layers=layers)
         check_flag(norm=norm)
+        for layer in wanted if norm else ():
+            self.norm_of(layer)
         states = self._states(videos, 1 + max(wanted, default=-1), token_indices, padding_mask)
         outputs = {
-            i - 1: self.norm(x) if norm else x
+            i - 1: self.norm_of(i - 1)(x) if norm else x
             for i, (x, *_) in enumerate(states)
             if i - 1 in wanted
         }
@@ -566,7 +684,7 @@ class VJEPABackbone(
     ) -> tuple[int | None, ...]:
         if len(videos_shape) == 4:
             videos_shape = (videos_shape[0], 1, *videos_shape[1:])
-        return self.tubelet_embedding.compute_output_shape(videos_shape, token_indices_shape)
+        return self.tokenizer(videos_shape).compute_output_shape(videos_shape, token_indices_shape)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -586,6 +704,9 @@ class VJEPABackbone(
             "remat": self.remat,
             "num_channels": self.num_channels,
             "drop_path_rate": self.drop_path_rate,
+            "position_reach": self.position_reach,
+            "level_layers": self.level_layers,
+            "modalities": self.modalities,
         }
 
 
@@ -593,7 +714,7 @@ def position_modes(position_embedding: str) -> tuple[str, ...]:
     """Return the values of `position_mode` that go with a `position_embedding`, the default first.
 
     Args:
-        position_embedding: `"sincos"` or `"rotary"`.
+        position_embedding: `"sincos"`, `"rotary"` or `"rotary_pairs"`.
 
     Raises:
         ValueError: if there is no such `position_embedding`.

@@ -39,6 +39,8 @@ _OF_WEIGHTS = (
     "projection_dim",
     "num_channels",
     "position_embedding",
+    "level_layers",
+    "modalities",
 )
 
 
@@ -112,7 +114,7 @@ def load_backbone_of_size(
 
 def _check_fit(folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     for name in _OF_WEIGHTS:
-        if name in overrides and overrides[name] != stored.get(name):
+        if name in overrides and _as_stored(overrides[name]) != stored.get(name):
             raise ValueError(
                 f"`{name}` must be {stored.get(name)!r} for the weights of {folder / CONFIG_FILE}; "
                 f"pass `load_weights=False` for fresh ones. Received: {shown(overrides[name])}"
@@ -125,6 +127,11 @@ def _check_fit(folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, 
             f"`num_frames` must be {wanted} for the weights of {folder}, which are of {kind}. "
             f"Received: {shown(num_frames)}"
         )
+
+
+def _as_stored(value: Any) -> Any:
+    """Return an argument as a JSON file gives it back, which has no tuples."""
+    return [*value] if isinstance(value, tuple) else value
 
 
 def resized(backbone: Any, sizes: Mapping[str, Any], subject: str) -> Any:

@@ -21,8 +21,10 @@ from keras_vjepa.arguments import (
     shown,
 )
 
-POSITION_EMBEDDINGS = ("sincos", "rotary")
+POSITION_EMBEDDINGS = ("sincos", "rotary", "rotary_pairs")
 MOST_LAYERS = 1024
+# Deviation of the first values of a modality's vector (vjepa21 §1).
+MODALITY_STDDEV = 1e-6
 # 550 GB in float32: more than any model of this kind has. Larger numbers are a slip or an attack.
 MOST_WEIGHTS = 2**37
 
@@ -45,8 +47,40 @@ def encoder_weights(arguments: Mapping[str, Any]) -> int:
     grid = token_grid(arguments)
     tubelet = arguments["num_frames"] // grid[0]
     kernel = tubelet * patch * patch * arguments["num_channels"] * dim
-    total = kernel + dim + _block_weights(arguments) + 2 * dim
+    check_levels(arguments["num_layers"], arguments["level_layers"])
+    total = kernel + dim + _block_weights(arguments)
+    total += 2 * dim * len(arguments["level_layers"] or (0,))
+    if arguments["modalities"]:
+        if arguments["num_frames"] == 1:
+            raise ValueError(
+                "`num_frames` must be more than 1 with `modalities`: such a model takes images as "
+                "clips of one frame. Received: 1"
+            )
+        # The tokenizer of images, and the two vectors of the modalities.
+        total += kernel // tubelet + dim + 2 * dim
     return _checked(total, math.prod(grid), arguments, "image_size")
+
+
+def check_levels(num_layers: int, level_layers: Any) -> None:
+    """Check the numbers of the blocks whose outputs have norms of their own.
+
+    Args:
+        num_layers: number of blocks.
+        level_layers: the argument of `VJEPABackbone`; None for a single norm.
+
+    Raises:
+        ValueError: if they are no list that rises and ends with the last block.
+    """
+    if level_layers is None:
+        return
+    is_list = isinstance(level_layers, list | tuple) and len(level_layers) > 0
+    for layer in level_layers if is_list else ():
+        check_whole(0, num_layers - 1, level_layers=layer)
+    if not is_list or [*level_layers] != sorted({*level_layers, num_layers - 1}):
+        raise ValueError(
+            f"`level_layers` must rise and end with the last block, {num_layers - 1}. "
+            f"Received: {shown(level_layers)}"
+        )
 
 
 def token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -102,9 +136,16 @@ def predictor_weights(arguments: Mapping[str, Any]) -> int:
     for tokens in grid:
         check_whole(1, MOST_LONG, grid_shape=tokens)
     encoder_dim = arguments["encoder_dim"]
-    output_dim = arguments["output_dim"] or encoder_dim
+    levels = arguments["num_levels"]
+    check_whole(1, MOST_LAYERS, num_levels=levels)
+    check_flag(predicts_context=arguments["predicts_context"])
+    output_dim = arguments["output_dim"] or levels * encoder_dim
     projections = (encoder_dim + 1) * dim + (dim + 1) * output_dim
-    tokens = arguments["num_mask_tokens"] * dim
+    if levels > 1:
+        projections += (levels * encoder_dim + 1) * encoder_dim
+    if arguments["predicts_context"]:
+        projections += (dim + 1) * output_dim
+    tokens = (arguments["num_mask_tokens"] + 2 * arguments["modalities"]) * dim
     total = projections + tokens + _block_weights(arguments) + 2 * dim
     return _checked(total, math.prod(grid), arguments, "grid_shape")
 
@@ -125,14 +166,22 @@ def _check_transformer(arguments: Mapping[str, Any], least_layers: int = 1) -> N
         )
     check_number("(0, 1]", layer_norm_epsilon=arguments["layer_norm_epsilon"])
     check_choice(POSITION_EMBEDDINGS, position_embedding=arguments["position_embedding"])
-    if arguments["position_embedding"] == "rotary":
+    check_number("(0, inf)", optional=True, position_reach=arguments["position_reach"])
+    if arguments["position_embedding"] == "sincos":
+        if arguments["position_reach"] is not None:
+            raise ValueError(
+                "`position_reach` must be None for a position table. "
+                f"Received: {arguments['position_reach']}"
+            )
+    else:
         width = arguments["hidden_dim"] // arguments["num_heads"]
         if width % 2:
             raise ValueError(
                 f"`hidden_dim` must give each of `num_heads`={arguments['num_heads']} an even "
                 f"width for rotary positions. Received: {arguments['hidden_dim']}, {width} each"
             )
-    check_flag(uniform_power=arguments["uniform_power"], remat=arguments["remat"])
+    names = ("uniform_power", "remat", "modalities")
+    check_flag(**{name: arguments[name] for name in names})
 
 
 def _mlp_dim(arguments: Mapping[str, Any]) -> int:

@@ -7,6 +7,9 @@ context and target tokens are not sorted, and positions enter through the table 
 V-JEPA 2's predictor has rotary positions instead of the table (official-behaviour §12). Its authors
 sort the tokens by position before the blocks and back after them. That is not done here, because
 attention does not depend on the order.
+
+V-JEPA 2.1's predictor reads several levels of the encoder, adds a vector for videos or images, and
+also says what the features of the context tokens are (vjepa21 §2).
 """
 
 import math
@@ -19,13 +22,14 @@ from keras import ops
 from keras_vjepa.arguments import arguments_of
 from keras_vjepa.backend.keras_internals import ExportedAsAsked
 from keras_vjepa.backend.step_functions import StepFunctions
+from keras_vjepa.backend.token_ops import gelu
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.positions import position_table
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
-from keras_vjepa.models.dimensions import predictor_weights
+from keras_vjepa.models.dimensions import MODALITY_STDDEV, predictor_weights
 from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.token_numbers import check_token_numbers
@@ -56,27 +60,40 @@ class VJEPAPredictor(
         num_heads: attention heads, the encoder's in the paper; must divide `hidden_dim`.
         num_mask_tokens: kinds of masks, each with a learnable token of its own.
         mlp_ratio: width of the MLP's hidden layer over `hidden_dim`.
-        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA), or `"rotary"`, queries
-            and keys rotated in every attention (V-JEPA 2).
+        position_embedding: `"sincos"`, a table added to the tokens (V-JEPA); `"rotary"`, queries
+            and keys rotated in every attention (V-JEPA 2); or `"rotary_pairs"`, the same with one
+            angle for both channels of a pair (V-JEPA 2.1).
         uniform_power: whether time, row and column share the table's channels equally.
         layer_norm_epsilon: epsilon of every norm.
         remat: compute what happens inside a block again in the backward pass instead of keeping it
             (activation checkpointing): less memory, more time, the same numbers.
-        output_dim: width of the predictions; `encoder_dim` if None. For the pixel targets of
-            Table 1, it is the number of values in a patch.
+        output_dim: width of the predictions; `num_levels * encoder_dim` if None. For the pixel
+            targets of Table 1, it is the number of values in a patch.
+        position_reach: for rotary positions, the position of the last row and the last column,
+            whatever their number (V-JEPA 2.1: 15); None counts rows and columns one by one.
+        num_levels: levels of the encoder that a context token brings, side by side. If there are
+            several, two layers with a GELU between them read them (V-JEPA 2.1: four, or one).
+        predicts_context: whether a second output layer predicts the features of the context tokens
+            too (V-JEPA 2.1).
+        modalities: whether a learned vector is added to every token, one for videos and one for
+            images (V-JEPA 2.1).
 
     Call arguments:
-        context: `(batch, context, encoder_dim)`, the encoder's output; or a dictionary of this and
-            the next three by their names, which is how `fit` and `predict` pass several inputs.
+        context: `(batch, context, num_levels * encoder_dim)`, the encoder's output; or a dictionary
+            of this and the next three by their names, which is how `fit` and `predict` pass several
+            inputs.
         context_indices: int `(batch, context)`, where each context token stands in the clip.
         target_indices: int `(batch, targets)`, the positions to predict.
         padding_mask: optional bool `(batch, context + targets)`; False entries are not attended to.
         mask_index: which kind of mask, and so which mask token; taken modulo `num_mask_tokens`.
             Pass it by keyword. The default is the first, 0; that of the transformers package for
             V-JEPA 2 is the second, 1.
+        is_image: whether the tokens are of images; it matters with `modalities`. Tokens of an image
+            are counted as those of a clip's first time step. Pass it by keyword.
 
     Returns:
-        `(batch, targets, output_dim)`, in the order of `target_indices`.
+        `(batch, targets, output_dim)`, in the order of `target_indices`; with `predicts_context`, a
+        pair of this and `(batch, context, output_dim)`, in the order of `context_indices`.
 
     Example:
 
@@ -104,6 +121,10 @@ class VJEPAPredictor(
         layer_norm_epsilon: float = 1e-6,
         output_dim: int | None = None,
         remat: bool = False,
+        position_reach: float | None = None,
+        num_levels: int = 1,
+        predicts_context: bool = False,
+        modalities: bool = False,
         **kwargs: Any,
     ) -> None:
         # At this point `locals()` holds all arguments by their names.
@@ -120,14 +141,21 @@ class VJEPAPredictor(
         self.uniform_power = uniform_power
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
-        self.output_dim = encoder_dim if output_dim is None else output_dim
+        self.output_dim = num_levels * encoder_dim if output_dim is None else output_dim
+        self.position_reach = position_reach
+        self.num_levels = num_levels
+        self.predicts_context = predicts_context
+        self.modalities = modalities
         # In `build`, because there Keras gives every variable a path of its own.
-        self.build((None, None, encoder_dim))
+        self.build((None, None, num_levels * encoder_dim))
 
     def build(self, context_shape: Sequence[int | None]) -> None:
         policy, tokens_shape = self.dtype_policy, (None, None, self.hidden_dim)
+        if self.num_levels > 1:
+            self.level_projection = dense(self.encoder_dim, "level_projection", policy)
+            self.level_projection.build(context_shape)
         self.input_projection = dense(self.hidden_dim, "input_projection", policy)
-        self.input_projection.build(context_shape)
+        self.input_projection.build((None, None, self.encoder_dim))
         self.mask_tokens = [
             self.add_weight(
                 shape=(1, 1, self.hidden_dim), initializer="zeros", name=f"mask_token_{i}"
@@ -152,6 +180,18 @@ class VJEPAPredictor(
         self.norm.build(tokens_shape)
         self.output_projection = dense(self.output_dim, "output_projection", policy)
         self.output_projection.build(tokens_shape)
+        if self.predicts_context:
+            self.context_projection = dense(self.output_dim, "context_projection", policy)
+            self.context_projection.build(tokens_shape)
+        if self.modalities:
+            self.video_vector, self.image_vector = (
+                self.add_weight(
+                    shape=(1, 1, self.hidden_dim),
+                    initializer=keras.initializers.RandomNormal(stddev=MODALITY_STDDEV),
+                    name=name,
+                )
+                for name in ("video_vector", "image_vector")
+            )
         self.restore_layer_states()
 
     @classmethod
@@ -192,27 +232,43 @@ class VJEPAPredictor(
         target_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
         mask_index: int = 0,
-    ) -> Tensor:
+        is_image: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if isinstance(context, dict):
-            return self.call(**_by_name(context), mask_index=mask_index)
+            return self.call(**_by_name(context), mask_index=mask_index, is_image=is_image)
         if context_indices is None or target_indices is None:
             raise ValueError(
                 "`context_indices` and `target_indices` must be given, by themselves or in a "
                 "dictionary with `context`. Received: None"
             )
+        if self.num_levels > 1:
+            context = gelu(self.level_projection(context))
         x = self.input_projection(context)
         mask_token = ops.cast(self.mask_tokens[mask_index % self.num_mask_tokens], x.dtype)
         targets = ops.broadcast_to(mask_token, (*ops.shape(target_indices), self.hidden_dim))
         x = ops.concatenate([x, targets], axis=1)
         indices = ops.concatenate([context_indices, target_indices], axis=1)
+        if self.modalities:
+            vector = self.image_vector if is_image else self.video_vector
+            x = ops.add(x, ops.cast(vector, x.dtype))
         rotations = None
         if self.position_embedding == "sincos":
             table = ops.cast(self.position_table, x.dtype)
             x = ops.add(x, ops.take(table, indices, axis=0))
         else:
-            rotations = make_rotations(indices, self.grid_shape, self.hidden_dim // self.num_heads)
+            rotations = make_rotations(
+                indices,
+                self.grid_shape,
+                self.hidden_dim // self.num_heads,
+                self.position_embedding == "rotary_pairs",
+                self.position_reach,
+            )
         x = apply_blocks(self.blocks, x, padding_mask, rotations, self.remat)
-        return self.output_projection(self.norm(x[:, ops.shape(context_indices)[1] :]))
+        num_context = ops.shape(context_indices)[1]
+        predictions = self.output_projection(self.norm(x[:, num_context:]))
+        if not self.predicts_context:
+            return predictions
+        return predictions, self.context_projection(self.norm(x[:, :num_context]))
 
     def compute_output_shape(
         self,
@@ -220,13 +276,14 @@ class VJEPAPredictor(
         context_indices_shape: Sequence[int | None] | None = None,
         target_indices_shape: Sequence[int | None] | None = None,
         padding_mask_shape: Sequence[int | None] | None = None,
-    ) -> tuple[int | None, ...]:
+    ) -> Any:
         if isinstance(context_shape, dict):
             shapes = _by_name(context_shape)
             context_shape, target_indices_shape = shapes["context"], shapes["target_indices"]
         # `summary` passes only the shape that `build` was given, which is the context's.
         targets = None if target_indices_shape is None else target_indices_shape[1]
-        return (context_shape[0], targets, self.output_dim)
+        shape = (context_shape[0], targets, self.output_dim)
+        return (shape, (*context_shape[:2], self.output_dim)) if self.predicts_context else shape
 
     def export_inputs(self) -> Any:
         raise ValueError(
@@ -252,6 +309,10 @@ class VJEPAPredictor(
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "remat": self.remat,
             "output_dim": self.output_dim,
+            "position_reach": self.position_reach,
+            "num_levels": self.num_levels,
+            "predicts_context": self.predicts_context,
+            "modalities": self.modalities,
         }
 
 

@@ -41,6 +41,7 @@ from keras_vjepa.presets.claims import (
 )
 from keras_vjepa.presets.hubs import is_address, preset_from_hub
 from keras_vjepa.presets.integrity import METADATA_FILE, WRITTEN, describe_files
+from keras_vjepa.presets.recognition import is_version_21
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
 PREPROCESSOR_FILE = "preprocessor.json"
@@ -183,8 +184,9 @@ def check_preset(preset: PresetName, name: str = "preset") -> None:
     if folder.is_dir():
         _check_is_no_parent(folder, name)
     elif folder.is_file():
+        kind = "V-JEPA 2.1 file" if is_version_21(folder) else "file"
         raise FileNotFoundError(
-            f"`{name}` must be the folder of a preset. Received: {text!r}, which is a file"
+            f"`{name}` must be the folder of a preset. Received: {text!r}, which is a {kind}"
             f"{_remedy_for_file(text)}"
         )
     elif isinstance(preset, str) and len(folder.parts) == 1 and not text.startswith("."):

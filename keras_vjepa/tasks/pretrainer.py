@@ -9,11 +9,16 @@ covariance terms on the context encoder's features, as in VICReg (Bardes, Ponce 
 pixel targets that are not normalised; a frozen teacher in place of the moving average (SALT: Li et
 al., 2025).
 
+V-JEPA 2.1's objective (vjepa21 §3) is made by a predictor with `num_levels` and `predicts_context`:
+targets of several levels, each normalised by itself, and a loss at the context tokens, which counts
+less the farther a token is from the nearest target.
+
 One batch is a dictionary (the only contract with `keras_vjepa.data`):
 
     videos             float32 (batch, frames, height, width, channels), normalised
     context_indices_i  int32 (batch, context tokens), for each kind of mask i = 0, 1, ...
     target_indices_i   int32 (batch, target tokens)
+    targets            float32 (batch, tokens, output_dim), only for `target="given"`
 
 Indices count tokens by time, then row, then column; -1 marks padding at the end of a row.
 """
@@ -36,13 +41,16 @@ from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.dimensions import MOST_LAYERS
 from keras_vjepa.models.pixels import PixelModel, is_in_memory
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.models.token_numbers import check_token_numbers
 from keras_vjepa.presets.claims import described_class, weights_asked_for
 from keras_vjepa.presets.preset import CONFIG_FILE, WEIGHTS_FILE, Preset
+from keras_vjepa.tasks.context_loss import ContextLoss
 from keras_vjepa.tasks.objective import (
     deviation_of_features,
+    normalized_levels,
     prediction_loss,
     spread_losses,
     without_padding,
@@ -54,12 +62,14 @@ from keras_vjepa.training.schedules import LinearSchedule
 from keras_vjepa.types import Batch, Tensor
 
 TARGET_NORM_EPSILON = 1e-5
-TARGETS = ("features", "pixels")
+TARGETS = ("features", "pixels", "given")
 _ENCODER_FILE, _TEACHER_FILE = "encoder.weights.h5", "teacher.weights.h5"
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, TrainableModel):
+class VJEPAPretrainer(
+    ContextLoss, Preset, KeepsLayerStates, PixelModel, TorchModule, TrainableModel
+):
     """Trains an encoder and a predictor against a moving-average target encoder (§3.1, App. B).
 
     Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
@@ -74,8 +84,9 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         loss_exponent: q in mean(|z - h|^q) / q; 1 in the paper.
         variance_weight: weight of the variance regulariser; 0 in the paper.
         target: what is predicted: `"features"` of the target encoder, or `"pixels"`, the baseline
-            of Table 1 (there with `loss_exponent=2`). The predictor's `output_dim` must fit. The
-            target encoder follows the encoder either way.
+            of Table 1 (there with `loss_exponent=2`), or features that are `"given"` as `targets`
+            in each batch, such as those of a teacher that ran before. The predictor's `output_dim`
+            must fit. The target encoder follows the encoder in any case.
         normalize_targets: whether each token's targets are normalised by their own mean and
             deviation, as in the paper's runs. Pixels that are not normalised keep the contrast
             between bright and dark; an even background then counts for nothing.
@@ -87,6 +98,16 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             features are predicted in place of the target encoder's. It stays as it is.
         padding: whether batches may hold padding (-1). Without it no attention is masked, which is
             faster where the backend's fused attention takes no mask.
+        context_loss_weight: weight of the loss at the context tokens (V-JEPA 2.1: 0.5); the
+            predictor must have `predicts_context`.
+        context_loss_by_distance: whether that loss is divided, for each token, by the root of its
+            distance to the nearest target, in tokens.
+        context_distance_unit: length in tokens that counts as 1 in these distances.
+        context_warmup_start: step up to which the loss at the context tokens has no weight.
+        context_warmup_end: step from which it has all its weight; 0 for no warm-up (V-JEPA 2.1:
+            from 15,000 to 30,000).
+        mask_token: number of the predictor's mask token for every kind of masks (V-JEPA 2.1: 0);
+            None gives each kind its own.
 
     Call arguments:
         inputs: a batch.
@@ -124,20 +145,23 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         context_covariance_weight: float = 0.0,
         teacher: VJEPABackbone | None = None,
         padding: bool = True,
+        context_loss_weight: float = 0.0,
+        context_loss_by_distance: bool = True,
+        context_distance_unit: float = 1.0,
+        context_warmup_start: int = 0,
+        context_warmup_end: int = 0,
+        mask_token: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_objective(
-            loss_exponent,
-            variance_weight,
-            target,
-            normalize_targets,
-            context_variance_weight,
-            context_covariance_weight,
+            *(loss_exponent, variance_weight, target, normalize_targets),
+            *(context_variance_weight, context_covariance_weight, mask_token),
         )
         if not isinstance(momentum, LinearSchedule):
             check_number("[0, 1]", momentum=momentum)
         check_flag(padding=padding)
+        check_whole(0, predictor.num_mask_tokens - 1, optional=True, mask_token=mask_token)
         _check_fit(encoder, predictor, teacher, target)
         if encoder.drop_path_rate:
             # The target encoder, a copy, would leave out branches as well.
@@ -155,6 +179,11 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         self.context_variance_weight = context_variance_weight
         self.context_covariance_weight = context_covariance_weight
         self.padding = padding
+        self.set_context_loss(
+            *(predictor, context_loss_weight, context_loss_by_distance, context_distance_unit),
+            *(context_warmup_start, context_warmup_end),
+        )
+        self.mask_token = mask_token
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
@@ -181,24 +210,30 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
 
     # --- The objective ---------------------------------------------------------------------------
 
-    def targets(self, videos: Tensor) -> Tensor:
+    def targets(self, videos: Tensor, given: Tensor | None = None) -> Tensor:
         """Compute what the predictor has to predict for each token of videos, without gradient.
 
         Args:
             videos: float `(batch, frames, height, width, channels)`.
+            given: the batch's `targets`, if `target` is "given".
 
         Returns:
             float32 features of the target encoder or the teacher, `(batch, tokens, hidden_dim)`, or
-            pixels, `(batch, tokens, patch_dim)`; both normalised in each token, unless
-            `normalize_targets` is False.
+            of as many levels as the predictor has, side by side; or what is given; or pixels,
+            `(batch, tokens, patch_dim)`. All are normalised in each token, and each level by
+            itself, unless `normalize_targets` is False.
         """
-        if self.target == "features":
-            values = (self.teacher or self.target_encoder)(videos)
+        num_levels = self.predictor.num_levels
+        if self.target == "pixels":
+            num_levels, values = 1, self.encoder.tokenizer(videos.shape).patches(videos)
+        elif self.target == "given":
+            values = given
         else:
-            values = self.encoder.tubelet_embedding.patches(videos)
+            encoder = self.teacher or self.target_encoder
+            values = encoder(videos, hierarchical=True) if num_levels > 1 else encoder(videos)
         values = ops.cast(values, "float32")
         if self.normalize_targets:
-            values = ops.layer_normalization(values, axis=-1, epsilon=TARGET_NORM_EPSILON)
+            values = normalized_levels(values, num_levels, TARGET_NORM_EPSILON)
         return ops.stop_gradient(values)
 
     def encode_context(self, batch: Batch, mask_index: int) -> Tensor:
@@ -209,11 +244,14 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             mask_index: number of the kind of mask.
 
         Returns:
-            `(batch, context, hidden_dim)`; rows of padding hold no meaning.
+            `(batch, context, hidden_dim)`, or as many levels as the predictor reads, side by side;
+            rows of padding hold no meaning.
         """
         indices, mask = batch[f"context_indices_{mask_index}"], None
         if self.padding:
             indices, mask = without_padding(indices), indices >= 0
+        if self.predictor.num_levels > 1:
+            return self.encoder(batch["videos"], indices, mask, hierarchical=True)
         return self.encoder(batch["videos"], indices, mask)
 
     def predictions(self, batch: Batch, mask_index: int, context: Tensor | None = None) -> Tensor:
@@ -229,6 +267,12 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
         """
         if context is None:
             context = self.encode_context(batch, mask_index)
+        return self.predicted(batch, mask_index, context)[0]
+
+    def predicted(
+        self, batch: Batch, mask_index: int, context: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the targets, and what the predictor says of the context, or None."""
         context_indices = batch[f"context_indices_{mask_index}"]
         target_indices = batch[f"target_indices_{mask_index}"]
         tokens_mask = None
@@ -236,10 +280,21 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             tokens_mask = ops.concatenate([context_indices >= 0, target_indices >= 0], axis=1)
             context_indices = without_padding(context_indices)
             target_indices = without_padding(target_indices)
+        # By keyword only if it matters: a predictor of another package knows no images.
+        kind = {"is_image": batch["videos"].shape[1] == 1} if self.predictor.modalities else {}
         predictions = self.predictor(
-            context, context_indices, target_indices, tokens_mask, mask_index=mask_index
+            context,
+            context_indices,
+            target_indices,
+            tokens_mask,
+            mask_index=mask_index if self.mask_token is None else self.mask_token,
+            **kind,
         )
-        return ops.cast(predictions, "float32")
+        of_context = None
+        if self.predictor.predicts_context:
+            predictions, of_context = predictions
+            of_context = ops.cast(of_context, "float32")
+        return ops.cast(predictions, "float32"), of_context
 
     def sample_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute the prediction loss and the variance regulariser of each sample.
@@ -248,21 +303,26 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             batch: as described at the top of this module.
 
         Returns:
-            Two tensors `(batch,)`. The loss includes the terms on the context's features, if they
-            have a weight.
+            Two tensors `(batch,)`. The loss includes the terms on the context's features and the
+            loss at the context tokens, if they have a weight.
         """
-        targets = self.targets(batch["videos"])
+        targets = self.targets(batch["videos"], batch.get("targets"))
         num_masks = len(self.observes(batch))
         losses, deviations = [], []
         for i in range(num_masks):
             context = self.encode_context(batch, i)
-            predictions = self.predictions(batch, i, context)
+            predictions, of_context = self.predicted(batch, i, context)
             indices = batch[f"target_indices_{i}"]
             valid = ops.cast(ops.expand_dims(indices >= 0, -1), "float32")
             wanted = gather_tokens(targets, without_padding(indices))
             loss = prediction_loss(predictions, wanted, valid, self.loss_exponent)
             observe(f"loss_mask_{i}", functools.partial(_mean_alone, loss))
-            losses.append(loss + self._context_penalty(context, batch[f"context_indices_{i}"]))
+            loss = loss + self._context_penalty(context, batch[f"context_indices_{i}"])
+            if self.context_loss_weight:
+                loss = loss + self.context_factor() * self.context_loss(
+                    batch, i, of_context, targets
+                )
+            losses.append(loss)
             deviations.append(deviation_of_features(predictions, valid))
         # Every kind of mask counts equally, whatever its number of tokens.
         deviation = sum(deviations) / num_masks
@@ -295,14 +355,14 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
 
     def _check(self, **given: Any) -> None:
         """Check that each argument is a batch, and that its token numbers exist or are -1."""
-        check_batch(**given)
+        check_batch(target=self.target, **given)
         for inputs in given.values():
             numbers = {name: inputs[name] for name in inputs if "_indices_" in name}
             check_token_numbers(self.predictor.num_tokens, numbers, least=-1)
 
     def call(self, inputs: Batch) -> Tensor:
         # This repeats the check of `__call__`, because some engines call this method directly.
-        check_batch(inputs=inputs)
+        check_batch(target=self.target, inputs=inputs)
         loss, variance_loss = self.sample_losses(inputs)
         if self.variance_weight:
             loss = loss + self.variance_weight * variance_loss
@@ -433,6 +493,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
                     [self.encoder.trainable_variables, self.predictor.trainable_variables],
                     ["encoder", "predictor"],
                 )
+        self.warm_up_context()
 
     def _check_parts(self) -> None:
         """Check that no change to the parts since the constructor has broken their relation."""
@@ -471,6 +532,7 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             gradient that is not finite in the very step that made it.
         """
         self.update_target_encoder(moved)
+        self.warm_up_context()
         return {"finite": updates.all_finite(self.trainable_variables)}
 
     def log_each_step(self) -> None:
@@ -557,6 +619,12 @@ class VJEPAPretrainer(Preset, KeepsLayerStates, PixelModel, TorchModule, Trainab
             "context_covariance_weight": self.context_covariance_weight,
             "teacher": self.teacher and keras.saving.serialize_keras_object(self.teacher),
             "padding": self.padding,
+            "context_loss_weight": self.context_loss_weight,
+            "context_loss_by_distance": self.context_loss_by_distance,
+            "context_distance_unit": self.context_distance_unit,
+            "context_warmup_start": self.context_warmup_start,
+            "context_warmup_end": self.context_warmup_end,
+            "mask_token": self.mask_token,
         }
 
     @classmethod
@@ -581,6 +649,7 @@ def check_objective(
     normalize_targets: bool,
     context_variance_weight: float,
     context_covariance_weight: float,
+    mask_token: int | None,
 ) -> None:
     """Check those arguments of `VJEPAPretrainer` that can be checked without a model.
 
@@ -597,6 +666,7 @@ def check_objective(
         context_covariance_weight=context_covariance_weight,
     )
     check_flag(normalize_targets=normalize_targets)
+    check_whole(0, MOST_LAYERS - 1, optional=True, mask_token=mask_token)
 
 
 def _check_fit(
@@ -619,7 +689,16 @@ def _check_fit(
             f"The teacher's grid of tokens must be the encoder's {encoder.position_axes}. "
             f"Received: {teacher.position_axes}"
         )
-    target_dim = (teacher or encoder).hidden_dim if target == "features" else encoder.patch_dim
+    source, num_levels = teacher or encoder, predictor.num_levels
+    for name, part in (("encoder", encoder), ("teacher", source)) if num_levels > 1 else ():
+        if len(part.level_layers or ()) != num_levels:
+            raise ValueError(
+                f"`level_layers` of the {name} must be {num_levels} blocks for a predictor of that "
+                f"many levels. Received: {part.level_layers}"
+            )
+    if target == "given":
+        return
+    target_dim = num_levels * source.hidden_dim if target == "features" else encoder.patch_dim
     if predictor.output_dim != target_dim:
         raise ValueError(
             f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "

@@ -8,10 +8,11 @@ from keras_vjepa.training.batches import Batches
 _CONTEXT, _TARGET = "context_indices_", "target_indices_"
 
 
-def check_batch(**given: Any) -> None:
+def check_batch(target: str = "features", **given: Any) -> None:
     """Check that the data given to a pretrainer are batches.
 
     Args:
+        target: what the pretrainer predicts; if it is "given", a batch must hold `targets`.
         given: the data, by the name of the argument.
 
     Raises:
@@ -24,6 +25,12 @@ def check_batch(**given: Any) -> None:
     """
     for name, inputs in given.items():
         received = _what_it_is_instead(inputs)
+        if received is None and target == "given" and "targets" not in inputs:
+            raise ValueError(
+                f"`{name}` must hold `targets`, features (batch, tokens, output_dim) that are "
+                "predicted, since `target` is 'given'; or give the pretrainer a `teacher`. "
+                f"Received: only {', '.join(map('`{}`'.format, inputs))}"
+            )
         if received is not None:
             raise ValueError(
                 f"`{name}` must be a batch: a dictionary of `videos` (batch, frames, height, "

@@ -151,6 +151,29 @@ class CosineSchedule(LearningRateSchedule):
         return {"start": self.start, "final": self.final, "total_steps": self.total_steps}
 
 
+def late_warmup(step: Tensor, start: int, end: int) -> Tensor:
+    """Compute a factor that is 0 up to one step, 1 from another on, and a line between them.
+
+    V-JEPA 2.1's loss at the context tokens begins so, at 15,000 and 30,000 (vjepa21 §3).
+
+    Args:
+        step: number of the step, from 0.
+        start: the last step with 0.
+        end: the first step with 1, larger than `start`.
+
+    Returns:
+        float32, the shape of `step`.
+
+    Example:
+
+    >>> from keras_vjepa.training.schedules import late_warmup
+    >>> float(late_warmup(18750, 15000, 30000))
+    0.25
+    """
+    progress = ops.cast(ops.convert_to_tensor(step) - start, "float32") / (end - start)
+    return ops.clip(progress, 0.0, 1.0)
+
+
 @keras.saving.register_keras_serializable("keras_vjepa")
 class LinearSchedule(LearningRateSchedule):
     """Follows a line from `start`, at the first iteration, to `final`; for momenta (App. C).

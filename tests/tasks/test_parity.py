@@ -10,6 +10,7 @@ from keras import ops
 from keras_vjepa.conversion.authors import encoder_entries, predictor_entries
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import CosineSchedule, LinearSchedule, WarmupCosine
+from tests.gradients import RecordGradients
 from tests.support import GOLDEN, channels_last, compiled, golden, reference_batch, slow_but_on
 
 FORWARD_TOLERANCE = 2e-5
@@ -96,21 +97,6 @@ def test_norm_epsilons(tiny_pretrainer):
     assert_close(encoder.norm(small), reference["lnprobe_encoder_norm"], 1e-5)
     narrow = reference["lnprobe_predictor_input"]
     assert_close(predictor.norm(narrow), reference["lnprobe_predictor_norm"], 1e-5)
-
-
-class RecordGradients(keras.optimizers.Optimizer):
-    """Keeps the gradients of the last step, and changes nothing."""
-
-    def __init__(self):
-        super().__init__(learning_rate=0.0)
-
-    def build(self, variables):
-        if not self.built:
-            super().build(variables)
-            self.gradients = self.add_optimizer_variables(variables, "gradient")
-
-    def update_step(self, gradient, variable, learning_rate):
-        self.assign(self.gradients[self._get_variable_index(variable)], gradient)
 
 
 def test_every_gradient(tiny_pretrainer):

@@ -1,0 +1,28 @@
+"""Recognise a file of V-JEPA 2.1, so that a refusal can name it (vjepa21 §6)."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from keras_vjepa import files
+
+# How the names of its files begin, and names in them that no other file has. A file of torch begins
+# with its index, which is not compressed, so that a damaged one shows them as well.
+_NAME = "vjepa2_1"
+_MARKS = (b"norms_block.", b"patch_embed_img.", b"predictor_proj_context.", b"video_mod_embed")
+_LOOKED_AT = 2**23
+
+
+def is_version_21(path: Path) -> bool:
+    """Tell whether a file is one of V-JEPA 2.1, by its name or its first bytes, even if damaged.
+
+    Args:
+        path: any path; what cannot be read is none.
+    """
+    if path.name.startswith(_NAME):
+        return True
+    if files.kind_of(path) != "file":
+        return False
+    start = b""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(_LOOKED_AT)
+    return any(mark in start for mark in _MARKS)
