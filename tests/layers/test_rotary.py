@@ -135,7 +135,7 @@ def test_mixed_precision_stays_half():
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        ({"position_embedding": "rope"}, "`position_embedding` must be 'sincos' or 'rotary'"),
+        ({"position_embedding": "rope"}, "`position_embedding` must be 'sincos', 'rotary' or"),
         ({"position_mode": "resample"}, "`position_mode` must be 'fresh' or 'index' for"),
         (
             {"position_embedding": "sincos", "position_mode": "index"},
