@@ -155,8 +155,8 @@ def introduction(
 ) -> str:
     """Say what a run is about to do, and point out what users may not expect."""
     lines = [
-        f"{pretrainer.encoder.count_params():,} + {pretrainer.predictor.count_params():,} "
-        f"parameters, {counted(len(batches.samples), 'video')}, "
+        f"Encoder of {pretrainer.encoder.count_params():,} parameters, predictor of "
+        f"{pretrainer.predictor.count_params():,}; {counted(len(batches.samples), 'video')}, "
         f"{counted(config.run.steps, 'step')} of {counted(batches.batch_size, 'clip')}; {devices}",
         masks_in_words(config.masks, make_masks(config, pretrainer.encoder.grid_shape)),
         batch_in_words(config),

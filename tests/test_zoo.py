@@ -358,7 +358,10 @@ def test_a_file_that_was_changed_in_the_cache_is_fetched_anew(zoo, server, caplo
     path.parent.mkdir(parents=True)
     path.write_bytes(b"something else")
     VJEPABackbone.from_preset("tiny")
-    assert server.requested == [f"/{CHECKPOINT}"] and "is not what it must be" in caplog.text
+    assert (
+        server.requested == [f"/{CHECKPOINT}"]
+        and "does not have the content that it must have" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("name", ["model.weights.h5", "config.json", "metadata.json"])

@@ -173,7 +173,9 @@ def judge(rows: Sequence[Row]) -> Verdict:
             "the variance and covariance terms a weight.",
         )
     if len(rows) == 1:
-        return Verdict("first", f"{_spread_in_words(last)}: what later looks are compared with.")
+        return Verdict(
+            "first", f"{_spread_in_words(last)}. Later looks are compared with this one."
+        )
     scores = _scores(rows)
     better = [name for name in scores if _is_better(name, first, last)]
     losses = [_number(row, "loss") for row in rows]

@@ -69,7 +69,9 @@ class RemoteFile:
             text = self.pin.read_text("utf-8", errors="replace")
             found = re.match(r"[0-9a-f]{64}(?=\s)", text)
             if found is None:
-                raise ValueError(f"{self.pin} must begin with a SHA-256. Remove it to trust anew")
+                raise ValueError(
+                    f"{self.pin} must begin with a SHA-256. Remove it to accept the next download"
+                )
             return found[0]
         return self.sha256
 
@@ -168,15 +170,15 @@ def _fetched(file: RemoteFile, path: Path, known: str | None, num_bytes: int | N
         sha256 = hash_of(path)
         if known in (None, sha256):
             return sha256
-        _LOG.warning("%s is not what it must be, and is fetched anew.", path)
+        _LOG.warning("%s does not have the content that it must have, and is fetched anew.", path)
         path.unlink()
     try:
         return fetch(file.address, path, Expected(known, num_bytes))
     except TransferError as error:
         # The errors that caused this one are hidden, because they are long and say the same.
         raise ValueError(
-            f"{error}. Try again, or fetch it yourself: curl -C - -O {file.address}, and then "
-            "keras-vjepa convert."
+            f"{error}. Try again, or fetch it yourself (curl -C - -O {file.address}), convert it "
+            "(keras-vjepa convert FILE FOLDER), and take FOLDER as preset."
         ) from None
     except WrongContentError as error:
         raise ValueError(_another_file(file, error)) from None

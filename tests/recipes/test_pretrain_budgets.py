@@ -194,12 +194,12 @@ def test_budgets_of_another_grid_are_refused(line, budgets, received, capsys):
     ("changes", "text"),
     [
         ({}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; context 368 + 104, target 768 + "
-         "1,104 tokens, about the means of lists cut to the shortest of 24"),
+         "1,104 tokens, as many as lists cut to the shortest of 24 have on average"),
         ({"context_budgets": (80, None)}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; "
-         "context 80 + 104 (by default 368 + 104), target 768 + 1,104 tokens, about the means of "
-         "lists cut to the shortest of 24"),
+         "context 80 + 104 (by default 368 + 104), target 768 + 1,104 tokens, as many as lists cut "
+         "to the shortest of 24 have on average"),
         ({"budget_batch_size": 1}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; context 584 "
-         "+ 296, target 1,032 + 1,328 tokens, about the means of lists that are not cut"),
+         "+ 296, target 1,032 + 1,328 tokens, as many as uncut lists have on average"),
         ({"masks": "random_tube"}, "random_tube, 2 sets a clip, of 8 x 14 x 14 tokens; context "
          "152 + 152, target 1,416 + 1,416 tokens"),
         ({"truncation": "batch_min"}, "multi_block, 2 sets a clip, of 8 x 14 x 14 tokens; every "

@@ -115,8 +115,9 @@ def masks_in_words(name: str, sampler: MaskSampler) -> str:
     if are_exact(sampler.masks, sampler.grid):
         return text
     if sampler.budget_batch_size == 1:
-        return f"{text}, about the means of lists that are not cut"
-    return f"{text}, about the means of lists cut to the shortest of {sampler.budget_batch_size}"
+        return f"{text}, as many as uncut lists have on average"
+    count = sampler.budget_batch_size
+    return f"{text}, as many as lists cut to the shortest of {count} have on average"
 
 
 def _grid_in_words(grid: Grid) -> str:
