@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": "keras_vjepa.recipes.pretrain",
     "probe": "keras_vjepa.recipes.probe",
     "finetune": "keras_vjepa.recipes.finetune",
+    "detect-table": "keras_vjepa.tools.detect_table",
     "finetune-table": "keras_vjepa.tools.finetune_table",
     "detect": "keras_vjepa.recipes.detect",
     "knn": "keras_vjepa.tools.neighbors",

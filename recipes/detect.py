@@ -52,8 +52,15 @@ _FREE = {
 }  # fmt: skip
 
 
-def run(config: DetectConfig, workdir: Path) -> dict[str, float] | None:
+def run(
+    config: DetectConfig, workdir: Path, found: DetectionSet | None = None
+) -> dict[str, float] | None:
     """Train, save and test in the folder `workdir`; continue a run that was stopped there.
+
+    Args:
+        config: what to do.
+        workdir: folder of the run.
+        found: the key frames; None for those that the config names.
 
     Returns:
         The mean average precision by the kind of boxes, `"true"` and `"detected"`; None in all
@@ -64,7 +71,7 @@ def run(config: DetectConfig, workdir: Path) -> dict[str, float] | None:
     with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
         keras.config.set_dtype_policy(config.dtype)
         keras.utils.set_random_seed(config.seed)
-        found = config.data.make()
+        found = found or config.data.make()
         clips = config.clip.make(first_second=found.first_second)
         batches_a_epoch = len(found.train) // config.batch_size
         if not batches_a_epoch:

@@ -10,10 +10,8 @@ each number, and `table.json` has all numbers.
 """
 
 import functools
-import json
 import logging
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ import keras_vjepa  # noqa: F401
 # isort: split
 import keras
 
-from keras_vjepa import files
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
@@ -34,52 +31,15 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.labelled_videos import TASK_NAMES, LabelledVideos, of_task
-from keras_vjepa.evaluation.report import mean_and_deviation
+from keras_vjepa.evaluation.seed_table import SeedTable
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes import finetune, finetune_configs, probe_configs
-from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import check_folder, writable_folder
 
-TABLE, NUMBERS = "table.md", "table.json"
 FINE_TUNED, FROZEN, SCRATCH = "fine-tuned", "frozen probe", "from scratch"
 _PROBE_BATCH = 32
-
-
-@dataclass
-class Table:
-    """Holds the accuracies found so far, by method, share of the labels and seed."""
-
-    workdir: Path
-    task: str
-
-    def __post_init__(self) -> None:
-        self.numbers = read_result(self.workdir / NUMBERS) or {}
-
-    def fill(self, method: str, fraction: float, seed: int, make: Callable[[], float]) -> None:
-        """Compute a number unless it is there, and write the table."""
-        cells = self.numbers.setdefault(self.task, {}).setdefault(method, {})
-        cell = cells.setdefault(f"{fraction:g}", {})
-        if str(seed) not in cell:
-            cell[str(seed)] = make()
-            files.write_text(self.workdir / NUMBERS, json.dumps(self.numbers, indent=1))
-            files.write_text(self.workdir / TABLE, self.text())
-            print(f"{method}, {fraction:.0%}, seed {seed}: {cell[str(seed)]:.3f}", file=sys.stderr)
-
-    def text(self) -> str:
-        """Write the table as text, with a row for each share of the labels."""
-        methods = (SCRATCH, FROZEN, FINE_TUNED)
-        lines = []
-        for task, found in self.numbers.items():
-            head = f"| {task}, top-1 in %, labels | {' | '.join(methods)} |"
-            lines += ["", head, "|---" * (1 + len(methods)) + "|"]
-            shares = {share for cells in found.values() for share in cells}
-            for share in sorted(shares, key=float):
-                cells = [[*found.get(method, {}).get(share, {}).values()] for method in methods]
-                texts = [f"{mean_and_deviation(c)} ({len(c)})" if c else "" for c in cells]
-                lines.append(f"| {float(share):.0%} | {' | '.join(texts)} |")
-        return "\n".join(lines[1:]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -143,7 +103,9 @@ def run(options: Any) -> str:
     """Compute the numbers that the table lacks, and return its text."""
     workdir = writable_folder(options.workdir)
     with locked(workdir, "workdir"):
-        table, sweeps = Table(workdir, options.task), dict[str, ProbeSweep]()
+        heading = f"{options.task}, top-1 in %, labels"
+        table = SeedTable(workdir, heading, (SCRATCH, FROZEN, FINE_TUNED))
+        sweeps: dict[str, ProbeSweep] = {}
         keras.config.set_dtype_policy("float32")
         train, test = finetune_configs.CONFIGS[options.data]().data.make()
         comparison = Comparison(
@@ -154,16 +116,16 @@ def run(options: Any) -> str:
         encoder = load_backbone(options.preset)
         untrained = first_weights(options.preset, encoder, workdir)
         for seed in options.seeds:
-            for fraction in options.fractions:
-                cell = fraction, seed
+            for fraction in sorted(options.fractions):
+                cell, place = (fraction, seed), (f"{100 * fraction:g} %", seed)
                 probe = functools.partial(comparison.probe, encoder, *cell, sweeps)
-                table.fill(FROZEN, *cell, probe)
+                table.fill(FROZEN, *place, probe)
                 tune = functools.partial(comparison.fine_tune, options.preset, *cell)
-                table.fill(FINE_TUNED, *cell, functools.partial(tune, FINE_TUNED))
+                table.fill(FINE_TUNED, *place, functools.partial(tune, FINE_TUNED))
                 # Initial weights hold nothing that a layer should keep, so that all layers have the
                 # same rate.
                 anew = functools.partial(comparison.fine_tune, untrained, *cell, SCRATCH)
-                table.fill(SCRATCH, *cell, functools.partial(anew, layer_decay=1.0))
+                table.fill(SCRATCH, *place, functools.partial(anew, layer_decay=1.0))
         return table.text()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from keras_vjepa.recipes import finetune, pretrain, probe, probe_table, supervised
-from keras_vjepa.tools import finetune_table, sweep
+from keras_vjepa.tools import detect_table, finetune_table, sweep
 from tests.support import lock_holder
 
 pytestmark = pytest.mark.data
@@ -16,8 +16,17 @@ COMMANDS = [
     (supervised, "labelled_clips", "--workdir"),
     (sweep, "run_all", ""),
     (finetune, "_is_finished", "--workdir"),
-    (finetune_table, "Table", ""),
+    (finetune_table, "SeedTable", ""),
+    (detect_table, "SeedTable", ""),
 ]
+
+
+# What each of them checks before.
+TO_REPLACE = {
+    finetune: ["check"],
+    finetune_table: ["check_preset"],
+    detect_table: ["check_preset"],
+}
 
 
 class InsideTheLockError(OSError):
@@ -26,7 +35,8 @@ class InsideTheLockError(OSError):
 
 def message_of(command, option, workdir):
     program = f"{command.__name__.split('.')[-1]}.py"
-    further = {sweep: ["--vary", "learning_rate", "1e-3"], finetune_table: ["--preset", "here"]}
+    further = {sweep: ["--vary", "learning_rate", "1e-3"]}
+    further |= {finetune_table: ["--preset", "here"], detect_table: ["--preset", "here"]}
     varied = further.get(command, [])
     with pytest.raises(SystemExit) as exit_info:
         command.main([*([option] if option else []), str(workdir), *varied], program)
@@ -45,7 +55,7 @@ def test_the_second_is_refused_unless_the_first_is_dead(
 
     monkeypatch.setattr(command, work, inside)
     # Of a preset that a command cannot do without.
-    for name in {finetune: ["check"], finetune_table: ["check_preset"]}.get(command, []):
+    for name in TO_REPLACE.get(command, []):
         monkeypatch.setattr(command, name, lambda *arguments: None)
     # Nor does any of them do harm where another is at work.
     (tmp_path / "kept").write_text("")

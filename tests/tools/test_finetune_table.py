@@ -28,10 +28,11 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     # Two shares and seeds of three methods, of which the first call made three.
     assert said.err.count(", seed ") == 12
-    numbers = json.loads((tmp_path / "table" / "table.json").read_text())["digit"]
+    numbers = json.loads((tmp_path / "table" / "table.json").read_text())
+    numbers = numbers["digit, top-1 in %, labels"]
     assert {
         method: {share: len(c) for share, c in cells.items()} for method, cells in (numbers.items())
-    } == dict.fromkeys(("frozen probe", "fine-tuned", "from scratch"), {"0.5": 2, "1": 2})
+    } == dict.fromkeys(("frozen probe", "fine-tuned", "from scratch"), {"50 %": 2, "100 %": 2})
     assert (tmp_path / "table" / "table.md").read_text() in said.out
-    assert "| 50% |" in said.out and " (2) |" in said.out
+    assert "| 50 % |" in said.out and " (2) |" in said.out
     assert (tmp_path / "table" / "untrained" / "config.json").is_file()

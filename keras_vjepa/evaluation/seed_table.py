@@ -1,0 +1,64 @@
+"""Hold a table of measured shares with a number for each seed, in files (Tables 1, 5, 6, 7, 8).
+
+A table has a row for each condition and a column for each method. What a file holds already is not
+computed again, so that a command that fills a table goes on where it was stopped.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from keras_vjepa import files
+from keras_vjepa.evaluation.report import mean_and_deviation
+from keras_vjepa.training.results import read_result
+
+TABLE, NUMBERS = "table.md", "table.json"
+
+
+class SeedTable:
+    """Holds the shares found so far, by method, row and seed.
+
+    Args:
+        workdir: folder of `table.md` and `table.json`, which are written after each number.
+        heading: what the numbers are; a folder may hold tables of several headings.
+        methods: names of the columns, in their order.
+
+    Attributes:
+        numbers: by heading, method, row and seed.
+    """
+
+    def __init__(self, workdir: Path, heading: str, methods: Sequence[str]) -> None:
+        self.workdir = workdir
+        self.heading = heading
+        self.methods = tuple(methods)
+        self.numbers = read_result(workdir / NUMBERS) or {}
+
+    def fill(self, method: str, row: str, seed: int, make: Callable[[], float]) -> None:
+        """Compute a number unless it is there, and write the table.
+
+        Args:
+            method: name of the column.
+            row: name of the row.
+            seed: which of the numbers of this cell it is.
+            make: computes the number, a share.
+        """
+        cells = self.numbers.setdefault(self.heading, {}).setdefault(method, {})
+        cell = cells.setdefault(row, {})
+        if str(seed) not in cell:
+            cell[str(seed)] = make()
+            files.write_text(self.workdir / NUMBERS, json.dumps(self.numbers, indent=1))
+            files.write_text(self.workdir / TABLE, self.text())
+            print(f"{method}, {row}, seed {seed}: {cell[str(seed)]:.3f}", file=sys.stderr)
+
+    def text(self) -> str:
+        """Write the tables of all headings as text: mean, deviation, and number of seeds."""
+        lines = []
+        for heading, found in self.numbers.items():
+            lines += ["", f"| {heading} | {' | '.join(self.methods)} |"]
+            lines.append("|---" * (1 + len(self.methods)) + "|")
+            for row in dict.fromkeys(row for cells in found.values() for row in cells):
+                cells = [[*found.get(method, {}).get(row, {}).values()] for method in self.methods]
+                texts = [f"{mean_and_deviation(c)} ({len(c)})" if c else "" for c in cells]
+                lines.append(f"| {row} | {' | '.join(texts)} |")
+        return "\n".join(lines[1:]) + "\n"

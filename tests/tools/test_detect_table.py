@@ -1,0 +1,63 @@
+"""The table of detectors: every number once, and what is there stays."""
+
+import json
+
+import pytest
+
+from keras_vjepa import VJEPABackbone
+from keras_vjepa.configuration import replace
+from keras_vjepa.recipes.detect_configs import CONFIGS, digit_scene
+from keras_vjepa.tools import detect_table
+from tests.data.sources.ava_layout import write_ava
+from tests.support import slow_but_on
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder in AVA's layout in place of the built-in set, and an encoder."""
+    ava = write_ava(tmp_path / "ava")
+
+    def small():
+        return replace(
+            digit_scene(),
+            data=str(ava),
+            boxes=str(ava / "detected_val.csv"),
+            crop_size=16,
+            short_side=(16, 16),
+            test_size=16,
+            num_frames=4,
+            batch_size=2,
+            max_bad_share=0.5,
+        )
+
+    monkeypatch.setitem(CONFIGS, "digit_scene", small)
+    VJEPABackbone(
+        16, 4, patch_size=8, hidden_dim=8, num_layers=2, num_heads=2, mlp_ratio=2.0
+    ).save_to_preset(tmp_path / "encoder")
+    return tmp_path
+
+
+@slow_but_on("torch")
+def test_a_small_table(folder, capsys):
+    command = [str(folder / "table"), "--preset", str(folder / "encoder"), "--epochs", "1"]
+    detect_table.main([*command, "--seeds", "0"])
+    detect_table.main([*command, "--seeds", "0", "1"])
+    said = capsys.readouterr()
+    # Four detectors, two kinds of boxes and two seeds, of which the first call made one.
+    assert said.err.count(", seed ") == 16
+    numbers = json.loads((folder / "table" / "table.json").read_text())["mAP in %, boxes"]
+    assert numbers.keys() == detect_table.METHODS.keys()
+    for cells in numbers.values():
+        assert {kind: len(cell) for kind, cell in cells.items()} == {"true": 2, "detected": 2}
+    assert (folder / "table" / "table.md").read_text() in said.out
+    assert "| true |" in said.out and " (2) |" in said.out
+
+
+@pytest.mark.data
+def test_a_part_of_the_key_frames(folder):
+    """What is left out of the test does not count as missed."""
+    whole = CONFIGS["digit_scene"]().data.make()
+    part = detect_table.shortened(whole, 2, 1)
+    assert len(part.train) == 2 and len(part.test["true"]) == 1 < len(whole.test["true"])
+    [key] = {sample.key for samples in part.test.values() for sample in samples}
+    assert set(part.truth.key_frames) - set(part.excluded) == {key}

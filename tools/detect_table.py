@@ -1,0 +1,119 @@
+"""Compare detectors on encoders that were pretrained and that were not (Table 6, App. D.2).
+
+    keras-vjepa detect-table workdir/scenes_table --preset workdir/digit_scene/preset
+
+On a built-in set, it trains detectors on the pretrained encoder and on one like it that has learnt
+nothing, with the encoder frozen and trained, for each seed. Each is tested with true boxes and with
+detected ones. Detectors are runs of `detect` in folders of their own. Numbers that are there are
+not computed again, so that the same command goes on after an interruption. `table.md` is written
+again after each number, and `table.json` has all numbers.
+"""
+
+import dataclasses
+import functools
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+# This comes before Keras is imported, because it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
+
+# isort: split
+from keras_vjepa.arguments import MOST_SEED, check_number, check_whole
+from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.configuration import replace
+from keras_vjepa.data.sources.detection_sets import DetectionSet
+from keras_vjepa.data.sources.digit_scene import SCENES
+from keras_vjepa.evaluation.seed_table import SeedTable
+from keras_vjepa.locks import locked
+from keras_vjepa.presets.preset import check_preset
+from keras_vjepa.recipes import detect
+from keras_vjepa.recipes.detect_configs import CONFIGS, DetectConfig
+from keras_vjepa.training.resumable import check_folder, writable_folder
+
+# By the column's name: whether the encoder has learnt nothing, and whether it is trained.
+METHODS = {
+    "untrained, frozen": (True, False),
+    "pretrained, frozen": (False, False),
+    "untrained, fine-tuned": (True, True),
+    "pretrained, fine-tuned": (False, True),
+}
+# Pretrained layers keep the more of what they have learnt, the lower they lie.
+_LAYER_DECAY = 0.75
+
+
+def shortened(found: DetectionSet, num_train: int, num_test: int) -> DetectionSet:
+    """Leave out key frames beyond a number of those to train on, and of those to test on."""
+    kept = {sample.key for sample in found.test["true"][:num_test]}
+    return dataclasses.replace(
+        found,
+        train=found.train[:num_train],
+        test={kind: [s for s in samples if s.key in kept] for kind, samples in found.test.items()},
+        excluded=[*found.excluded, *(k for k in found.truth.key_frames if k not in kept)],
+    )
+
+
+def configured(options: Any, untrained: bool, trained: bool, seed: int) -> DetectConfig:
+    """Make the config of a detector of the table."""
+    config: DetectConfig = replace(
+        CONFIGS[options.data](),
+        preset=options.preset,
+        untrained=untrained,
+        trainable_backbone=trained,
+        epochs=options.epochs,
+        warmup_epochs=min(1, options.epochs - 1),
+        learning_rate=options.learning_rate,
+        seed=seed,
+    )
+    # Where there is nothing to keep, all layers have the same rate.
+    return replace(config, layer_decay=_LAYER_DECAY) if trained and not untrained else config
+
+
+def run(options: Any) -> str:
+    """Compute the numbers that the table lacks, and return its text."""
+    workdir = writable_folder(options.workdir)
+    with locked(workdir, "workdir"):
+        table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
+        found = shortened(
+            CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames
+        )
+        for seed in options.seeds:
+            for method, (untrained, trained) in METHODS.items():
+                folder = workdir / f"{method.replace(',', '')} {seed}"
+                config = configured(options, untrained, trained, seed)
+                scores = functools.cache(functools.partial(detect.run, config, folder, found))
+                for kind in found.test:
+                    table.fill(method, kind, seed, lambda kind=kind, made=scores: made()[kind])  # type: ignore[misc]
+        return table.text()
+
+
+def main(arguments: list[str] | None = None, program: str = "detect_table.py") -> None:
+    """Run the command, with `program` in front of its messages."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("workdir", type=Path, help="folder of the runs and of the table")
+    parser.add_argument("--preset", required=True, help="of the encoder")
+    parser.add_argument("--data", choices=[*SCENES], default="digit_scene", help="built-in set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each number")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the key frames")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="the highest rate")
+    parser.add_argument("--num-key-frames", type=int, default=1200, help="to train on, at most")
+    parser.add_argument("--num-test-key-frames", type=int, default=300, help="to test on, at most")
+    options = parser.parse_all(arguments)
+    with parser.refusing():
+        for seed in options.seeds:
+            check_whole(0, MOST_SEED, seeds=seed)
+        check_whole(1, epochs=options.epochs, num_test_key_frames=options.num_test_key_frames)
+        check_whole(1, num_key_frames=options.num_key_frames)
+        check_number("[0, inf)", learning_rate=options.learning_rate)
+        check_folder(options.workdir)
+        check_preset(options.preset)
+    try:
+        print(run(options), end="")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"{program}: {parser.explain(error)}")
+
+
+if __name__ == "__main__":
+    main()
