@@ -1,4 +1,4 @@
-"""Make the classifier, the batches and the test of a fine-tuning from its config (App. D.3)."""
+"""Make models, batches and tests of training with labels from a config (App. D.2, App. D.3)."""
 
 import functools
 import math
@@ -30,22 +30,22 @@ _RATES_ARE_OF = 256
 
 
 def introduction(
-    config: Any,
-    classifier: VJEPAVideoClassifier,
-    videos: LabelledVideos,
-    devices: DataParallel,
+    config: Any, model: keras.Model, data: Any, devices: DataParallel, scale: float
 ) -> str:
-    """Say in words what a run is about to do."""
-    trained = sum(math.prod(variable.shape) for variable in classifier.trainable_variables)
-    videos_of_classes = (
-        f"{counted(len(videos.train), 'video')} of "
-        f"{counted(videos.num_classes, 'class', 'classes')}"
-    )
+    """Say in words what a run is about to do.
+
+    Args:
+        config: config of the recipe.
+        model: the model, compiled.
+        data: what is trained and tested on; its `in_words` says how much that is.
+        devices: the devices.
+        scale: factor by which the rates of the config are multiplied.
+    """
+    trained = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     return (
-        f"{classifier.count_params():,} parameters, {trained:,} of them trained, "
-        f"{videos_of_classes}, {len(videos.test):,} to test on; "
+        f"{model.count_params():,} parameters, {trained:,} of them trained, {data.in_words()}; "
         f"{counted(config.epochs, 'epoch')} of batches of {config.batches.batch_size}, learning "
-        f"rate {rate_scale(config) * config.learning_rate:.3g}; {devices}"
+        f"rate {scale * config.learning_rate:.3g}; {devices}"
     )
 
 
@@ -80,7 +80,8 @@ def make_classifier(
     classes: dict[str, Any] = {"class_names": videos.class_names}
     if videos.class_names is None:
         classes = {"num_classes": videos.num_classes}
-    backbone = load_encoder(config)
+    sizes = {"image_size": config.image_size, "num_frames": config.num_frames}
+    backbone = load_encoder(config, {k: size for k, size in sizes.items() if size is not None})
     classifier = VJEPAVideoClassifier(
         backbone,
         **classes,
@@ -94,22 +95,34 @@ def make_classifier(
         # paths of its variables.
         name="classifier",
     )
-    compile_classifier(classifier, config, steps_per_epoch)
+    compile_for_run(
+        classifier,
+        config,
+        steps_per_epoch,
+        "categorical_crossentropy",
+        rate_scale(config),
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+    )
     return classifier
 
 
-def load_encoder(config: Any) -> keras.Model:
+def load_encoder(config: Any, sizes: dict[str, Any], load_weights: bool = True) -> keras.Model:
     """Load the preset's encoder, in the size and precision that the config asks for.
+
+    Args:
+        config: config of the recipe.
+        sizes: `image_size`, `num_frames`, both or none, if they differ from the preset's.
+        load_weights: False gives an encoder of the same kind that has learnt nothing.
 
     Raises:
         ValueError: if its weights are quantized, and so cannot learn.
     """
-    sizes = {"image_size": config.image_size, "num_frames": config.num_frames}
+    rate = config.drop_path_rate
     backbone = load_backbone_of_size(
         find_preset(config.preset),
-        True,
-        {name: size for name, size in sizes.items() if size is not None},
-        drop_path_rate=config.drop_path_rate,
+        load_weights,
+        sizes,
+        **({} if rate is None else {"drop_path_rate": rate}),
         dtype=config.dtype,
     )
     quantized = [v.dtype for v in backbone.weights if len(v.shape) > 1 and "int" in v.dtype]
@@ -122,9 +135,24 @@ def load_encoder(config: Any) -> keras.Model:
     return backbone
 
 
-def compile_classifier(classifier: VJEPAVideoClassifier, config: Any, steps_per_epoch: int) -> None:
-    """Compile a classifier with the schedule and the optimizer of the config."""
-    scale = rate_scale(config)
+def compile_for_run(
+    model: Any,
+    config: Any,
+    steps_per_epoch: int,
+    loss: Any,
+    scale: float = 1.0,
+    **of_optimizer: Any,
+) -> None:
+    """Compile a classifier or a detector with the schedule and the optimizer of the config.
+
+    Args:
+        model: has a `backbone` and a `head_model()`.
+        config: config of the recipe.
+        steps_per_epoch: number of steps of an epoch.
+        loss: as in `compile`.
+        scale: factor by which the rates of the config are multiplied.
+        of_optimizer: further arguments of `AdamW`.
+    """
     schedule = FineTuningSchedule(
         config.warmup_learning_rate * scale,
         config.learning_rate * scale,
@@ -133,22 +161,18 @@ def compile_classifier(classifier: VJEPAVideoClassifier, config: Any, steps_per_
         config.schedule_epochs * steps_per_epoch,
     )
     optimizer: Any = AdamW(
-        schedule,
-        config.weight_decay,
-        layer_decay=config.layer_decay,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        schedule, config.weight_decay, layer_decay=config.layer_decay, **of_optimizer
     )
-    classifier.compile(
-        optimizer, "categorical_crossentropy", accumulation_steps=config.accumulation_steps
-    )
-    classifier.optimizer.build(classifier.trainable_variables)
+    model.compile(optimizer, loss, accumulation_steps=config.accumulation_steps)
+    model.optimizer.build(model.trainable_variables)
     # There are no metrics to build from a batch, which several replicas of TensorFlow could not
     # hand to Keras.
-    classifier.built_when_compiled = True
-    parts = {"encoder": classifier.backbone, "head": classifier.probe}
+    model.built_when_compiled = True
+    parts = {"encoder": model.backbone, "head": model.head_model()}
     # In half precision, the optimizer lies inside another one, which scales the loss.
-    [inner] = inner_optimizers(classifier.optimizer)
-    inner.log_norms({name: part.trainable_variables for name, part in parts.items()})
+    [inner] = inner_optimizers(model.optimizer)
+    trained = {name: part.trainable_variables for name, part in parts.items()}
+    inner.log_norms({name: variables for name, variables in trained.items() if variables})
 
 
 def preprocessor_of(config: Any, backbone: Any, **several: Any) -> VJEPAVideoPreprocessor:
@@ -162,13 +186,12 @@ def make_batches(
     config: Any,
     classifier: VJEPAVideoClassifier,
     videos: LabelledVideos,
-    parallel: DataParallel,
 ) -> FineTuningBatches:
     """Make the batches to train on."""
     backbone = classifier.backbone
     clip = clips.SegmentClips if config.sampling == "uniform" else clips.ClipSettings
     augmentation = RandAugment.from_string(config.auto_augment) if config.auto_augment else None
-    batches = config.batches.make(
+    made: FineTuningBatches = config.batches.make(
         samples=videos.train,
         transform=config.transform.make(
             crop_size=height_and_width(backbone.image_size), augmentation=augmentation
@@ -179,7 +202,7 @@ def make_batches(
         seed=config.seed,
         limits=config.limits.make(),
     )
-    return parallel.share(batches)
+    return made
 
 
 def with_all_views(config: Any, trained: VJEPAVideoClassifier) -> VJEPAVideoClassifier:

@@ -121,27 +121,34 @@ def check_options(config: Any) -> None:
     check_tensorboard(config.tensorboard)
 
 
-def settled(config: ConfigT, num_videos: int, parallel: DataParallel) -> ConfigT:
+def settled(
+    config: ConfigT,
+    num_videos: int,
+    parallel: DataParallel,
+    noun: str = "training video",
+) -> ConfigT:
     """Fill in the options that are derived from the number of videos, if they are None.
 
     Args:
         config: config of the recipe.
-        num_videos: number of videos to train on.
+        num_videos: number of samples to train on.
         parallel: the devices, each of which needs the same number of clips.
+        noun: what a sample is called in messages.
 
     Raises:
         ValueError: if a batch is larger than the number of videos, or cannot be divided among the
             devices.
     """
     size = config.batches.batch_size
-    unit = parallel.device_count * (2 if config.mixing.make().mixes else 1)
+    # Two clips that are mixed belong to one device.
+    mixing = getattr(config, "mixing", None)
+    unit = parallel.device_count * (2 if mixing and mixing.make().mixes else 1)
     if size is None:
         size = max(min(_BATCH_SIZE, num_videos) // unit, 1) * unit
     parallel.check_batch_size(size)
     if size > num_videos:
         raise ValueError(
-            f"`batch_size` must be at most the {counted(num_videos, 'training video')}. "
-            f"Received: {size}"
+            f"`batch_size` must be at most the {counted(num_videos, noun)}. Received: {size}"
         )
     epochs = config.epochs
     if epochs is None:

@@ -10,9 +10,8 @@ and their mean average precision. If the run is stopped, the same command goes o
 
 import json
 import logging
-import math
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +19,135 @@ from typing import Any
 import keras_vjepa  # noqa: F401
 
 # isort: split
-import keras
-
-from keras_vjepa import (
-    AdamW,
-    FineTuningSchedule,
-    VJEPAActionDetector,
-    VJEPAVideoPreprocessor,
-    command_line,
-    files,
-    training,
-)
+from keras_vjepa import VJEPAActionDetector, VJEPAVideoPreprocessor, command_line, files
 from keras_vjepa.backend import collectives, distribution
-from keras_vjepa.configuration import replace, values
+from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.actions import ActionBatches, ActionTestClips, KeyFrameClips
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.ava import split_boxes
 from keras_vjepa.data.sources.ava_files import write_actions
 from keras_vjepa.data.sources.detection_sets import DetectionSet, check_detection_set
-from keras_vjepa.evaluation.action_detection import detected_actions
-from keras_vjepa.evaluation.detection import mean_average_precision
-from keras_vjepa.locks import locked
+from keras_vjepa.evaluation.action_detection import DetectionTest
+from keras_vjepa.fine_tuning import compile_for_run, load_encoder
+from keras_vjepa.fine_tuning_check import check_options
+from keras_vjepa.fine_tuning_run import PRESET, RESULT, LabelledRun, released
+from keras_vjepa.monitoring.report import write_report
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.detect_configs import CONFIGS, DetectConfig
-from keras_vjepa.training.description import defining
-from keras_vjepa.training.resumable import check_folder, writable_folder
+from keras_vjepa.training.results import read_result
+from keras_vjepa.training.resumable import check_folder
 
-_FREE = {
-    "num_workers", "checkpoint_every", "log_every", "data", "videos", "boxes", "least_score",
-    "max_bad_share", "box_scores", "rule", "test_size", "test_batch_size", "extension",
-}  # fmt: skip
+
+class Detection(LabelledRun):
+    """Trains a detector on boxes of key frames; see `LabelledRun`."""
+
+    # In place of the samples' paths, boxes and actions are compared.
+    of_test = frozenset({"boxes", "least_score", "box_scores", "rule", "test_size", "extension"})
+    free = of_test | {"test_batch_size"}
+    noun = "key frame"
+
+    def list_data(self) -> DetectionSet:
+        found: DetectionSet = self.config.data.make()
+        return found
+
+    @property
+    def clip(self) -> KeyFrameClips:
+        """Return how clips are taken around the key frames."""
+        clip: KeyFrameClips = self.config.clip.make(first_second=self.data.first_second)
+        return clip
+
+    def make_model(self, steps_per_epoch: int) -> VJEPAActionDetector:
+        config, head = self.config, self.config.head
+        arguments = {n: getattr(head, n) for n in head.parameters if n not in head.supplied}
+        detector = VJEPAActionDetector(
+            load_encoder(config, {}, load_weights=not config.untrained),
+            class_names=[*self.data.actions.values()],
+            layers=config.layers,
+            trainable_backbone=config.trainable_backbone,
+            dtype=config.dtype,
+            # Without a name, Keras would number a second detector in a process, and with it the
+            # paths of its variables.
+            name="detector",
+            **arguments,
+        )
+        compile_for_run(
+            detector, config, steps_per_epoch, "binary_crossentropy", epsilon=config.epsilon
+        )
+        return detector
+
+    def make_batches(self, model: Any) -> ActionBatches:
+        config = self.config
+        batches: ActionBatches = config.batches.make(
+            samples=self.data.train,
+            transform=config.transform(),
+            clip=self.clip,
+            limits=config.limits.make(),
+            num_actions=model.num_classes,
+            seed=config.seed,
+            max_bad_share=config.data.max_bad_share,
+        )
+        return batches
+
+    def make_validation(self, model: Any) -> Callable[[Any], Mapping[str, Any]]:
+        test = self._test_of(model, ["true"])
+
+        def validate(model: Any) -> dict[str, Any]:
+            [(_, found)] = test(model).values()
+            return {"validation_map": found["mean_average_precision"]}
+
+        return validate
+
+    def _test_of(self, model: Any, kinds: list[str]) -> DetectionTest:
+        config, devices = self.config, self.parallel.device_count
+        patch_size = getattr(model.backbone, "patch_size", 16)
+        clips = {
+            kind: ActionTestClips(
+                split_boxes(self.data.test[kind], config.batches.max_boxes),
+                -(-config.test_batch_size // devices) * devices,
+                view=config.view(patch_size, detected=kind == "detected"),
+                clip=self.clip,
+                limits=config.limits.make(),
+                max_boxes=config.batches.max_boxes,
+                num_workers=config.batches.num_workers,
+                max_bad_share=config.data.max_bad_share,
+            )
+            for kind in kinds
+        }
+        return DetectionTest(self.data, clips, config.rule, config.box_scores, self.parallel)
+
+    def finish(self, model: Any, options: dict[str, Any]) -> dict[str, float] | None:
+        found = self._test_of(model, [*self.data.test])(model)
+        final: Any = released(model, self.parallel)
+        if final is None:
+            return None
+        clip = self.clip
+        final.preprocessor = VJEPAVideoPreprocessor(
+            self.config.test_size, clip.num_frames, clip.frame_step
+        )
+        final.save_to_preset(self.workdir / PRESET)
+        for kind, (rows, _) in found.items():
+            write_actions(self.workdir / f"detections_{kind}.csv", rows)
+        content = {"config": options, "test": {kind: test for kind, (_, test) in found.items()}}
+        files.write_text(self.workdir / RESULT, json.dumps(content, indent=1))
+        page = write_report(self.workdir)
+        scores, words = self.outcome(content)
+        print(words)
+        print(f"Saved {self.workdir}/{PRESET}, detections, {RESULT} and {page}.", file=sys.stderr)
+        return scores
+
+    def outcome(self, result: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+        tests = result["test"]
+        scores = {kind: _number(test["mean_average_precision"]) for kind, test in tests.items()}
+        words = (
+            f"mAP {score:.4f} with {kind} boxes, {tests[kind]['key_frames']:,} key frames"
+            for kind, score in scores.items()
+        )
+        return scores, "; ".join(words)
+
+
+def _number(score: float | None) -> float:
+    """Read a precision, which files leave out where there was nothing to find."""
+    return float("nan") if score is None else score
 
 
 def run(
@@ -66,122 +164,7 @@ def run(
         The mean average precision by the kind of boxes, `"true"` and `"detected"`; None in all
         processes but the first.
     """
-    parallel = distribution.setup()
-    writable_folder(workdir)
-    with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
-        keras.config.set_dtype_policy(config.dtype)
-        keras.utils.set_random_seed(config.seed)
-        found = found or config.data.make()
-        clips = config.clip.make(first_second=found.first_second)
-        batches_a_epoch = len(found.train) // config.batch_size
-        if not batches_a_epoch:
-            raise ValueError(
-                f"`batch_size` must be at most the {len(found.train)} training key frames. "
-                f"Received: {config.batch_size}"
-            )
-        detector = make_detector(config, found, batches_a_epoch)
-        batches = ActionBatches(
-            found.train,
-            config.batch_size,
-            transform=config.transform(),
-            clip=clips,
-            num_actions=detector.num_classes,
-            max_boxes=config.max_boxes,
-            seed=config.seed,
-            num_workers=config.num_workers,
-            max_bad_share=config.data.max_bad_share,
-        )
-        training.run(
-            detector,
-            parallel.share(batches),
-            workdir,
-            config.epochs * batches_a_epoch,
-            checkpoint_every=config.checkpoint_every,
-            log_every=config.log_every,
-            description=defining(values(config), _FREE),
-            parallel=parallel,
-        )
-        weights = collectives.values(detector.weights)
-        parallel.release()
-        if not parallel.is_first:
-            return None
-        detector.set_weights(weights)
-        return finish(config, workdir, detector, found, clips)
-
-
-def make_detector(
-    config: DetectConfig, found: DetectionSet, batches_a_epoch: int
-) -> VJEPAActionDetector:
-    """Make a detector of the preset's encoder and a new head, and compile it."""
-    head = {
-        name: getattr(config.head, name)
-        for name in config.head.parameters
-        if name not in config.head.supplied
-    }
-    detector = VJEPAActionDetector.from_preset(
-        config.preset,
-        load_weights=not config.untrained,
-        class_names=[*found.actions.values()],
-        layers=config.layers,
-        trainable_backbone=config.trainable_backbone,
-        preprocessor=None,
-        dtype=config.dtype,
-        **head,
-    )
-    schedule = FineTuningSchedule(
-        config.warmup_learning_rate,
-        config.learning_rate,
-        config.final_learning_rate,
-        config.warmup_epochs * batches_a_epoch,
-        config.epochs * batches_a_epoch,
-    )
-    optimizer: Any = AdamW(
-        schedule, config.weight_decay, epsilon=config.epsilon, layer_decay=config.layer_decay
-    )
-    detector.compile(optimizer)
-    detector.optimizer.build(detector.trainable_variables)
-    return detector
-
-
-def finish(
-    config: DetectConfig,
-    workdir: Path,
-    detector: VJEPAActionDetector,
-    found: DetectionSet,
-    clips: KeyFrameClips,
-) -> dict[str, float]:
-    """Save the preset, test it with each kind of boxes, and write the results."""
-    detector.preprocessor = VJEPAVideoPreprocessor(
-        config.test_size, clips.num_frames, clips.frame_step
-    )
-    detector.save_to_preset(workdir / "preset")
-    patch_size = getattr(detector.backbone, "patch_size", 16)
-    scores, content = {}, {"config": values(config)}
-    for kind, samples in found.test.items():
-        tested = ActionTestClips(
-            split_boxes(samples, config.max_boxes),
-            config.test_batch_size,
-            view=config.view(patch_size, detected=kind == "detected"),
-            clip=clips,
-            max_boxes=config.max_boxes,
-            num_workers=config.num_workers,
-            max_bad_share=config.data.max_bad_share,
-        )
-        rows = detected_actions(detector, tested, found.actions, config.box_scores)
-        write_actions(workdir / f"detections_{kind}.csv", rows)
-        result = mean_average_precision(
-            found.truth, rows, found.evaluated, found.excluded, config.rule
-        )
-        scores[kind] = result.mean
-        content[kind] = {
-            "mean_average_precision": None if math.isnan(result.mean) else result.mean,
-            "by_action": {found.actions[n]: value for n, value in result.by_action.items()},
-            "key_frames": len({sample.key for sample in samples}),
-            "unreadable": [*tested.bad_files],
-        }
-        print(f"mAP {result.mean:.4f} with {kind} boxes, {len(samples):,} key frames")
-    files.write_text(workdir / "result.json", json.dumps(content, indent=1))
-    print(f"Saved {workdir}/preset, detections and {workdir}/result.json.", file=sys.stderr)
+    scores: dict[str, float] | None = Detection(config, workdir, found).run()
     return scores
 
 
@@ -195,18 +178,30 @@ def check(config: DetectConfig, workdir: Path) -> None:
     check_folder(workdir)
     if not config.preset:
         raise ValueError("`preset` must be given: the encoder of the detector. Received: none")
-    config.data.check(check_detection_set)
-    check_preset(config.preset)
+    check_options(config)
+    stored = (read_result(workdir / RESULT) or {}).get("config") or {}
+    # The results of a run stay valid when its videos and its preset are gone.
+    if config.data.data != stored.get("data"):
+        config.data.check(check_detection_set)
+    if config.preset != stored.get("preset"):
+        check_preset(config.preset)
+
+
+def parse_arguments(
+    arguments: list[str] | None = None, program: str = "detect.py"
+) -> tuple[DetectConfig, Path]:
+    """Read the config and the workdir that a command line asks for."""
+    name, given, workdir = command_line.parse(
+        program, __doc__ or "", CONFIGS, arguments, prefix="detect_"
+    )
+    return replace(CONFIGS[name](), **given), workdir
 
 
 def main(arguments: list[str] | None = None, program: str = "detect.py") -> None:
     """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    name, given, workdir = command_line.parse(
-        program, __doc__ or "", CONFIGS, arguments, prefix="detect_"
-    )
     with command_line.refusing(program, CONFIGS, arguments):
-        config = replace(CONFIGS[name](), **given)
+        config, workdir = parse_arguments(arguments, program)
         check(config, workdir)
     distribution.launch_on_all_devices()
     try:

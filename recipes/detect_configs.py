@@ -8,6 +8,7 @@ are treated as in VideoMAE, whose names the paper's table has.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from keras_vjepa import training
 from keras_vjepa.arguments import (
     MOST_LONG,
     MOST_SEED,
@@ -18,13 +19,15 @@ from keras_vjepa.arguments import (
     check_whole,
 )
 from keras_vjepa.configuration import Part, replace
-from keras_vjepa.data.batches.actions import KeyFrameClips
+from keras_vjepa.data import ReadingLimits
+from keras_vjepa.data.batches.actions import ActionBatches, KeyFrameClips
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.sources.detection_sets import detection_set
 from keras_vjepa.data.transforms.boxes import BoxTransform, BoxView
 from keras_vjepa.evaluation.detection import RULES
 from keras_vjepa.tasks.detection_head import DetectionHead
 from keras_vjepa.training.optimizer import LEARNING_DTYPES
+from keras_vjepa.training.resumable import check_run
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,15 @@ class DetectConfig:
             or the last four.
         head: the head of the detector.
         trainable_backbone: train the encoder too.
-        max_boxes: the most boxes of a clip. If there are more, training takes some at random, and
-            the test takes the clip several times.
-        batch_size: clips in a batch.
-        test_batch_size: clips in a batch of the test.
+        drop_path_rate: rate of stochastic depth in the encoder's last block; None for the preset's.
+        batches: a batch is that of all devices together. If a clip has more than `max_boxes`,
+            training takes some at random, and the test takes the clip several times.
+        test_batch_size: clips in a batch of the test, or as many more as the devices need.
+        limits: time and pixels that a file may take; a file that takes more is unreadable.
         epochs: passes over the key frames.
         warmup_epochs: passes at the beginning with a rising rate.
+        schedule_epochs: number of passes that the rate is made for; by default that of the run, and
+            if a run goes on, the number that it began with.
         learning_rate: the highest rate.
         warmup_learning_rate: rate of the first step.
         final_learning_rate: rate that the last steps approach.
@@ -61,11 +67,16 @@ class DetectConfig:
             those of the layer above; None for the same rate.
         box_scores: multiply scores by those of the detector of boxes.
         rule: rule of the mean average precision, see `mean_average_precision`.
+        remat: compute activations again in the backward pass: less memory, more time.
+        accumulation_steps: parts of a step, made one after the other: less memory, same results
+            except for numbers that are drawn for each sample.
+        shard_parameters: split parameters over the devices (JAX only).
         dtype: precision of the model.
         seed: seed of everything random.
-        num_workers: threads that read; by default one for each core.
-        checkpoint_every: steps between two checkpoints.
-        log_every: steps between two lines of progress.
+        run: the run and its checkpoints.
+        validate_every: epochs between two tests with true boxes.
+        tensorboard: write all numbers of the run for TensorBoard too.
+        callbacks: further callbacks of Keras, each package.module:Name.
     """
 
     preset: str = ""
@@ -86,11 +97,21 @@ class DetectConfig:
     layers: tuple[int, ...] | None = None
     head: Part = Part(DetectionHead, supplied=("num_classes",), names={"pooling": "box_pooling"})
     trainable_backbone: bool = False
-    max_boxes: int = 4
-    batch_size: int = 16
+    drop_path_rate: float | None = None
+    batches: Part = Part(
+        ActionBatches,
+        supplied=(
+            "samples", "transform", "clip", "limits", "num_actions", "seed", "max_bad_share",
+            "process_index", "process_count",
+        ),
+        derived={"num_workers": "one for each core, from 2 to 32"},
+        arguments={"batch_size": 16, "max_boxes": 4},
+    )  # fmt: skip
     test_batch_size: int = 8
+    limits: Part = Part(ReadingLimits)
     epochs: int = 8
     warmup_epochs: int = 1
+    schedule_epochs: int | None = None
     learning_rate: float = 1e-3
     warmup_learning_rate: float = 1e-6
     final_learning_rate: float = 1e-6
@@ -99,11 +120,22 @@ class DetectConfig:
     layer_decay: float | None = None
     box_scores: bool = False
     rule: str = "exclusions_2018"
+    remat: bool = False
+    accumulation_steps: int = 1
+    shard_parameters: bool = False
     dtype: str = "float32"
     seed: int = 0
-    num_workers: int | None = None
-    checkpoint_every: int = 100
-    log_every: int = 20
+    run: Part = Part(
+        training.run,
+        supplied=(
+            "model", "batches", "workdir", "steps", "callbacks", "description", "defaults",
+            "upgrade", "parallel",
+        ),
+        arguments={"checkpoint_every": 100},
+    )  # fmt: skip
+    validate_every: int = 1
+    tensorboard: bool = False
+    callbacks: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self.transform()  # this checks the arguments, as does the next line
@@ -111,17 +143,26 @@ class DetectConfig:
         with self.head.renaming():
             self.head.make(num_classes=1)
         self.clip.make()
+        self.limits.make()
+        self.run.check(check_run, steps=1)
         check_choice(tuple(RULES), rule=self.rule)
         check_choice(LEARNING_DTYPES, dtype=self.dtype)
         check_flag(
             untrained=self.untrained,
             trainable_backbone=self.trainable_backbone,
             box_scores=self.box_scores,
+            remat=self.remat,
+            shard_parameters=self.shard_parameters,
+            tensorboard=self.tensorboard,
         )
-        check_whole(1, MOST_LONG, max_boxes=self.max_boxes, test_batch_size=self.test_batch_size)
-        check_reading(self.batch_size, self.seed, self.num_workers, 4, 0.05)
-        check_whole(1, epochs=self.epochs)
-        check_whole(0, self.epochs - 1, warmup_epochs=self.warmup_epochs)
+        batches = self.batches
+        check_whole(1, MOST_LONG, max_boxes=batches.max_boxes, test_batch_size=self.test_batch_size)
+        check_reading(batches.batch_size, self.seed, batches.num_workers, batches.read_ahead, 0.05)
+        check_whole(1, epochs=self.epochs, validate_every=self.validate_every)
+        check_whole(1, accumulation_steps=self.accumulation_steps)
+        check_whole(1, optional=True, schedule_epochs=self.schedule_epochs)
+        length = self.schedule_epochs or self.epochs
+        check_whole(0, length - 1, warmup_epochs=self.warmup_epochs)
         check_whole(0, MOST_SEED, seed=self.seed)
         check_size(test_size=self.test_size)
         check_number(
@@ -133,13 +174,18 @@ class DetectConfig:
             epsilon=self.epsilon,
         )
         check_number("(0, 1]", optional=True, layer_decay=self.layer_decay)
-        check_whole(1, checkpoint_every=self.checkpoint_every, log_every=self.log_every)
+        check_number("[0, 1)", optional=True, drop_path_rate=self.drop_path_rate)
         for layer in self.layers or ():
             check_whole(-MOST_LONG, MOST_LONG, layers=layer)
         if self.layer_decay is not None and not self.trainable_backbone:
             raise ValueError(
                 "`layer_decay` must be None without `trainable_backbone`. "
                 f"Received: {self.layer_decay}"
+            )
+        if self.drop_path_rate and not self.trainable_backbone:
+            raise ValueError(
+                "`drop_path_rate` must be None or 0 without `trainable_backbone`. "
+                f"Received: {self.drop_path_rate}"
             )
 
     def transform(self) -> BoxTransform:
@@ -182,6 +228,7 @@ def ava() -> DetectConfig:
         epsilon=1e-7,
         dtype="mixed_bfloat16",
         checkpoint_every=500,
+        validate_every=10,
     )
 
 

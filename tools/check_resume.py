@@ -20,15 +20,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SEED, check_whole
 from keras_vjepa.command_line import OneLineParser, refusing
-from keras_vjepa.recipes import finetune, finetune_configs, pretrain
+from keras_vjepa.recipes import detect, detect_configs, finetune, finetune_configs, pretrain
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files
 
-RECIPES = ("pretrain", "finetune")
+# Recipes that train with labels, and their configs.
+LABELLED: dict[str, tuple[Any, Any]] = {
+    "finetune": (finetune, finetune_configs.CONFIGS),
+    "detect": (detect, detect_configs.CONFIGS),
+}
+RECIPES = ("pretrain", *LABELLED)
 READY = " parameters, "
 POLL_SECONDS = 0.0005
 
@@ -136,9 +142,10 @@ def kill_once(
 
 def check_recipe(recipe: str, options: list[str], workdir: Path, program: str) -> None:
     """Check the recipe's own options; an error ends the process."""
-    if recipe == "finetune":
-        with refusing(program, finetune_configs.CONFIGS, options):
-            finetune.check(finetune.parse_arguments(options, program)[0], workdir)
+    if recipe in LABELLED:
+        module, configs = LABELLED[recipe]
+        with refusing(program, configs, options):
+            module.check(module.parse_arguments(options, program)[0], workdir)
         return
     config, _ = pretrain.parse_arguments(options, program)
     with refusing(program, CONFIGS):

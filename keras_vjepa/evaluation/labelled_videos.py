@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from keras_vjepa.arguments import counted
 from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS, SETS
 from keras_vjepa.data.sources.labelled_sets import class_names
 from keras_vjepa.data.sources.labels import check_labels, low_shot
@@ -39,6 +40,13 @@ class LabelledVideos:
             "num_classes": self.num_classes,
             "labels": hashlib.sha256(labels.encode()).hexdigest()[:16],
         }
+
+    def in_words(self) -> str:
+        """Say how many videos and classes there are."""
+        return (
+            f"{counted(len(self.train), 'video')} of "
+            f"{counted(self.num_classes, 'class', 'classes')}, {len(self.test):,} to test on"
+        )
 
 
 def labelled_videos(config: Any) -> LabelledVideos:

@@ -477,11 +477,7 @@ class VJEPABackbone(
         if hierarchical and self.level_layers is None:
             raise ValueError("`level_layers` must be given for `hierarchical`. Received: None")
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
-        scales = None
-        if training and self.drop_path_rate:
-            scales = draw_branch_scales(
-                self.drop_path_rate, self.num_layers, ops.shape(x)[0], self.drop_path_seed
-            )
+        scales = self._branch_scales(x, training)
         start, levels = 0, []
         for layer in self.level_layers or () if hierarchical else (self.num_layers - 1,):
             own = slice(start, layer + 1)
@@ -515,6 +511,14 @@ class VJEPABackbone(
                 f"False. Received: {layer}"
             )
         return self.lower_norms[self.level_layers.index(layer)]
+
+    def _branch_scales(self, tokens: Tensor, training: bool) -> Tensor | None:
+        """Draw which branches of which blocks are left out; None for none."""
+        if not (training and self.drop_path_rate):
+            return None
+        return draw_branch_scales(
+            self.drop_path_rate, self.num_layers, ops.shape(tokens)[0], self.drop_path_seed
+        )
 
     def rematerialized_call(
         self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
@@ -567,6 +571,7 @@ class VJEPABackbone(
         norm: bool = True,
         token_indices: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        training: bool = False,
     ) -> list[Tensor]:
         """Return the outputs of some blocks (App. D.2); no later block is computed.
 
@@ -577,6 +582,7 @@ class VJEPABackbone(
                 `level_layers`, through its own.
             token_indices: as in the call.
             padding_mask: as in the call.
+            training: as in the call; `remat` counts as there, too.
 
         Returns:
             One `(batch, tokens, hidden_dim)` per entry of `layers`.
@@ -597,7 +603,8 @@ class VJEPABackbone(
         check_flag(norm=norm)
         for layer in wanted if norm else ():
             self.norm_of(layer)
-        states = self._states(videos, 1 + max(wanted, default=-1), token_indices, padding_mask)
+        count = 1 + max(wanted, default=-1)
+        states = self._states(videos, count, token_indices, padding_mask, training)
         outputs = {
             i - 1: self.norm_of(i - 1)(x) if norm else x
             for i, (x, *_) in enumerate(states)
@@ -657,6 +664,7 @@ class VJEPABackbone(
         num_layers: int,
         token_indices: Tensor | None,
         padding_mask: Tensor | None,
+        training: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """Yield the embedded tokens, then the output of each of the first `num_layers` blocks.
 
@@ -668,8 +676,10 @@ class VJEPABackbone(
             padding_mask = ops.convert_to_tensor(padding_mask)
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
         yield x, padding_mask, rotations
-        for block in self.blocks[:num_layers]:
-            x = block(x, padding_mask, rotations)
+        scales = self._branch_scales(x, training)
+        for number, block in enumerate(self.blocks[:num_layers]):
+            own = None if scales is None else scales[number : number + 1]
+            x = apply_blocks([block], x, padding_mask, rotations, self.remat, own)
             yield x, padding_mask, rotations
 
     def export_inputs(self) -> tuple[int, ...]:

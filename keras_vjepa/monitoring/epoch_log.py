@@ -18,14 +18,14 @@ FILE_NAME = "epochs"
 class EpochLog(RunFollower):
     """Writes `epochs.csv` and `epochs.jsonl`, with a row for each epoch after which it tests.
 
-    A row has the epoch, the mean loss of its steps, and accuracy, top-5 and loss on videos that are
-    not trained on. A run that continues from a checkpoint removes the rows of epochs that it makes
+    A row has the epoch, the mean loss of its steps, and what a test on videos that are not trained
+    on gives. A run that continues from a checkpoint removes the rows of epochs that it makes
     again. All processes of a run need the log, since they test together; the first one writes.
 
     Args:
         folder: the folder to write to.
         steps_per_epoch: number of steps of an epoch.
-        test: a function of the model; its result must hold `top1`, `top5` and `loss`.
+        test: a function of the model that returns numbers, or None, by the names of their columns.
         every: epochs between two rows; there is also a row after the last step.
         writers: functions that are called with the new row after each test.
 
@@ -85,16 +85,11 @@ class EpochLog(RunFollower):
             "step": self._step,
             "epoch": epoch,
             "training_loss": float(np.mean(losses)) if losses else None,
-            "validation_loss": found["loss"],
-            "validation_accuracy": found["top1"],
-            "validation_top5": found["top5"],
+            **found,
         }
         self._table.add([row])
         for write in self.writers:
             write([row])
-        loss = "" if row["training_loss"] is None else f"loss {row['training_loss']:.4f}, "
-        print(
-            f"epoch {epoch}: {loss}validation accuracy {found['top1']:.3f}",
-            file=sys.stderr,
-            flush=True,
-        )
+        numbers = {"loss": row["training_loss"], **found}
+        said = (f"{k.replace('_', ' ')} {x:.4f}" for k, x in numbers.items() if x is not None)
+        print(f"epoch {epoch}: {', '.join(said)}", file=sys.stderr, flush=True)

@@ -6,7 +6,14 @@ from typing import Any
 
 from keras_vjepa.monitoring import page
 from keras_vjepa.monitoring.curves import draw_curves
-from keras_vjepa.monitoring.run_tables import OF_EPOCHS, OF_LOOKS, OF_STEPS, RunTables, read_run
+from keras_vjepa.monitoring.run_tables import (
+    KINDS_OF_BOXES,
+    OF_EPOCHS,
+    OF_LOOKS,
+    OF_STEPS,
+    RunTables,
+    read_run,
+)
 from keras_vjepa.monitoring.tables import Row
 
 FILE_NAME = "report.html"
@@ -87,7 +94,7 @@ def _said(run: RunTables) -> list[str]:
 def _test(found: Mapping[str, Any]) -> list[str]:
     """Write the accuracy on the test videos, and the classes with the lowest accuracy."""
     if "top1" not in found:
-        return []
+        return [part for kind in KINDS_OF_BOXES if kind in found for part in _boxes(kind, found)]
     names, shares = found["class_names"], found["per_class"]
     classes = [
         (share, str(number) if names is None else names[number])
@@ -101,6 +108,20 @@ def _test(found: Mapping[str, Any]) -> list[str]:
         f"{found['top5']:.1%} the name is among the first five. Least often, of "
         f"{len(classes):,} classes:</p>",
         page.table(worst, ["class", "named right"]),
+    ]
+
+
+def _boxes(kind: str, found: Mapping[str, Any]) -> list[str]:
+    """Write the mean average precision of a detector, and the actions of the lowest precision."""
+    test = found[kind]
+    score, actions = test["mean_average_precision"], test["by_action"]
+    worst = sorted((share, name) for name, share in actions.items() if share is not None)[:_WORST]
+    return [
+        f"<h2>Test with {kind} boxes</h2>",
+        f"<p>mAP {'unknown' if score is None else f'{score:.1%}'}, of {test['key_frames']:,} key "
+        f"frames, of which {len(test['unreadable']):,} could not be read. Lowest, of "
+        f"{len(actions):,} actions:</p>",
+        page.table([[name, f"{share:.1%}"] for share, name in worst], ["action", "precision"]),
     ]
 
 

@@ -39,9 +39,12 @@ OF_LOOKS = (
     ("Distance between the encoders' weights", ("encoder_distance",), False),
 )
 OF_EPOCHS = (
+    ("mAP with true boxes", ("validation_map",), False),
     ("Accuracy on test videos", ("validation_accuracy", "validation_top5"), False),
     ("Loss of an epoch", ("training_loss", "validation_loss"), False),
 )
+# By which the results of a detector are told apart.
+KINDS_OF_BOXES = ("true", "detected")
 Curves = dict[str, Sequence[tuple[float, float]]]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from keras_vjepa.monitoring import page
 from keras_vjepa.monitoring.curves import draw_curves
 from keras_vjepa.monitoring.run_tables import (
+    KINDS_OF_BOXES,
     OF_EPOCHS,
     OF_LOOKS,
     OF_STEPS,
@@ -97,7 +98,17 @@ def _tests(runs: Mapping[str, RunTables]) -> list[str]:
         if "top1" in run.test
     ]
     head = ["run", "top-1", "top-5", "loss", "test videos"]
-    return ["<h2>Test</h2>", page.table(rows, head)] if rows else []
+    of_boxes = [
+        [name, kind, *(run.test[kind][n] for n in ("mean_average_precision", "key_frames"))]
+        for name, run in runs.items()
+        for kind in KINDS_OF_BOXES
+        if kind in run.test
+    ]
+    of_boxes_head = ["run", "boxes", "mAP", "key frames"]
+    return [
+        *(["<h2>Test</h2>", page.table(rows, head)] if rows else []),
+        *(["<h2>Test of boxes</h2>", page.table(of_boxes, of_boxes_head)] if of_boxes else []),
+    ]
 
 
 def _probes(runs: Mapping[str, RunTables]) -> list[str]:

@@ -232,8 +232,6 @@ class Classification(PixelModel, CompiledTask):
         Raises:
             ValueError: for parts of a batch with a loss that is not the mean over samples.
         """
-        check_whole(1, accumulation_steps=accumulation_steps)
-        self.accumulation_steps = accumulation_steps
         if isinstance(metrics, str) and metrics == "auto":
             metrics = ["accuracy"] if isinstance(loss, str) and loss == "auto" else None
         # With None, Keras would keep the metrics of the last call.
@@ -241,18 +239,11 @@ class Classification(PixelModel, CompiledTask):
         if isinstance(optimizer, str) and optimizer == "auto":
             trains_backbone = bool(self.backbone.trainable_variables)
             optimizer = AdamW(_FINE_TUNING_RATE if trains_backbone else _LEARNING_RATE)
-        loss = loss_of_logits(loss)
-        reduction = getattr(loss, "reduction", "sum_over_batch_size")
-        if accumulation_steps > 1 and reduction not in ("mean", "sum_over_batch_size"):
-            raise ValueError(
-                "`accumulation_steps` must be 1 for a loss that is not the mean over samples. "
-                f"Received: {accumulation_steps} with `reduction`={reduction!r}"
-            )
-        super().compile(optimizer, loss, loss_weights, metrics, **kwargs)
-
-    def get_compile_config(self) -> dict[str, Any] | None:
-        """Return Keras' config, with the number of parts of a batch if there are several."""
-        config = super().get_compile_config()
-        if not config or self.accumulation_steps == 1:
-            return config
-        return {**config, "accumulation_steps": self.accumulation_steps}
+        super().compile(
+            optimizer,
+            loss_of_logits(loss),
+            loss_weights,
+            metrics,
+            accumulation_steps=accumulation_steps,
+            **kwargs,
+        )

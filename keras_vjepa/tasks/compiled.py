@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_vjepa.arguments import check_whole
 from keras_vjepa.backend.optimizer_state import inner_optimizers
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.families import RivalBackbone
@@ -23,9 +24,35 @@ class CompiledTask(keras.Model):
 
     backbone: keras.Model
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Configure training as `keras.Model.compile` does, and name layers for their decay."""
-        super().compile(*args, **kwargs)
+    accumulation_steps: int
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        *args: Any,
+        accumulation_steps: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        """Configure training as `keras.Model.compile` does, and name layers for their decay.
+
+        Args:
+            optimizer, loss, args, kwargs: as in Keras.
+            accumulation_steps: number of parts in which a device works through its share of a
+                batch; see `VJEPAVideoClassifier.compile`.
+
+        Raises:
+            ValueError: for parts of a batch with a loss that is not the mean over samples.
+        """
+        check_whole(1, accumulation_steps=accumulation_steps)
+        self.accumulation_steps = accumulation_steps
+        reduction = getattr(loss, "reduction", "sum_over_batch_size")
+        if accumulation_steps > 1 and reduction not in ("mean", "sum_over_batch_size"):
+            raise ValueError(
+                "`accumulation_steps` must be 1 for a loss that is not the mean over samples. "
+                f"Received: {accumulation_steps} with `reduction`={reduction!r}"
+            )
+        super().compile(optimizer, loss, *args, **kwargs)
         for inner in inner_optimizers(self.optimizer):
             if isinstance(inner, AdamW) and inner.layer_decay is not None and not inner.built:
                 inner.decay_by_layer(self.layer_variables)
@@ -42,9 +69,13 @@ class CompiledTask(keras.Model):
         return [*layers, rest]
 
     def get_compile_config(self) -> dict[str, Any] | None:
-        """Return Keras' config, with a note of whether the optimizer has variables yet."""
+        """Return Keras' config, whether the optimizer has variables yet, and parts of a batch."""
         config = super().get_compile_config()
-        return config and {**config, _OPTIMIZER_BUILT: self.optimizer.built}
+        if not config:
+            return config
+        several = self.accumulation_steps > 1
+        parts = {"accumulation_steps": self.accumulation_steps} if several else {}
+        return {**config, _OPTIMIZER_BUILT: self.optimizer.built, **parts}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile the model as it was when it was saved, with its optimizer's variables."""

@@ -198,10 +198,13 @@ class VJEPAActionDetector(
         """Compute the tokens of each layer; for an image model, those of all frames of a clip."""
         if not isinstance(self.backbone, VJEPABackbone | VisionBackbone):
             return [self.token_encoder().clip_tokens(videos, training)]
+        # Other families have no drop path.
+        mode = {"training": training} if isinstance(self.backbone, VJEPABackbone) else {}
+        layers = self.chosen_layers
         if not self.backbone.is_image_model:
-            return self.backbone.intermediate_features(videos, self.chosen_layers)
+            return self.backbone.intermediate_features(videos, layers, **mode)
         images = ops.reshape(videos, (-1, *videos.shape[2:]))
-        outputs = self.backbone.intermediate_features(images, self.chosen_layers)
+        outputs = self.backbone.intermediate_features(images, layers, **mode)
         return [ops.reshape(x, (-1, videos.shape[1] * x.shape[1], x.shape[2])) for x in outputs]
 
     def _grid(self, num_tokens: int, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -321,7 +324,8 @@ class VJEPAActionDetector(
         Args:
             optimizer: default: `AdamW`, with a learning rate of 1e-4.
             loss: default: cross-entropy of each action, on the logits that the model returns.
-            loss_weights, metrics, kwargs: as in Keras.
+            loss_weights, metrics: as in Keras.
+            kwargs: as in Keras, and `accumulation_steps`, as in `VJEPAVideoClassifier.compile`.
         """
         if isinstance(loss, str) and loss == "auto":
             loss = "binary_crossentropy"

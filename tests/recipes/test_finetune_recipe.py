@@ -241,7 +241,7 @@ def test_damaged_results_are_named_and_made_anew(config, whole, tmp_path, capsys
         run = tmp_path / name.replace("/", "-")
         shutil.copytree(whole, run)
         do(run / name)
-        assert not finetune._is_finished(config, run, None, is_first=True)
+        assert not finetune.FineTuning(config, run).is_finished()
         said = capsys.readouterr().err
         assert f"{run / name} is " in said and "made anew from the checkpoint" in said
     finetune.run(config, run)

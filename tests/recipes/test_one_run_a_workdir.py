@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_vjepa.recipes import finetune, pretrain, probe, probe_table, supervised
+from keras_vjepa.recipes import detect, finetune, pretrain, probe, probe_table, supervised
 from keras_vjepa.tools import detect_table, finetune_table, sweep
 from tests.support import lock_holder
 
@@ -15,7 +15,8 @@ COMMANDS = [
     (probe_table, "_table", "--workdir"),
     (supervised, "labelled_clips", "--workdir"),
     (sweep, "run_all", ""),
-    (finetune, "_is_finished", "--workdir"),
+    (finetune, "FineTuning.is_finished", "--workdir"),
+    (detect, "Detection.is_finished", "--workdir"),
     (finetune_table, "SeedTable", ""),
     (detect_table, "SeedTable", ""),
 ]
@@ -24,6 +25,7 @@ COMMANDS = [
 # What each of them checks before.
 TO_REPLACE = {
     finetune: ["check"],
+    detect: ["check"],
     finetune_table: ["check_preset"],
     detect_table: ["check_preset"],
 }
@@ -53,7 +55,8 @@ def test_the_second_is_refused_unless_the_first_is_dead(
         assert (tmp_path / ".lock").is_file()
         raise InsideTheLockError("inside the lock")
 
-    monkeypatch.setattr(command, work, inside)
+    *owner, name = work.split(".")
+    monkeypatch.setattr(getattr(command, owner[0]) if owner else command, name, inside)
     # Of a preset that a command cannot do without.
     for name in TO_REPLACE.get(command, []):
         monkeypatch.setattr(command, name, lambda *arguments: None)

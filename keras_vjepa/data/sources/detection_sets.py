@@ -7,12 +7,13 @@ ava/annotations/ava_action_list_v2.2.pbtxt                         all 80
 ava/videos/                              videos, or folders of frames in ava/frames/
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from keras_vjepa.arguments import check_choice, check_number, check_text
+from keras_vjepa.arguments import check_choice, check_number, check_text, counted
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
 from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.sources.ava import (
@@ -61,6 +62,25 @@ class DetectionSet:
     actions: dict[int, str]
     evaluated: list[int]
     first_second: float
+
+    def described(self) -> dict[str, Any]:
+        """Describe the actions and the training boxes, which define a run."""
+        labels = hashlib.sha256()
+        for sample in self.train:
+            labels.update(repr((sample.key, sample.boxes.tolist(), sample.actions)).encode())
+        return {
+            "class_names": [*self.actions.values()],
+            "num_classes": len(self.actions),
+            "labels": labels.hexdigest()[:16],
+        }
+
+    def in_words(self) -> str:
+        """Say how many key frames and actions there are."""
+        tested = ", ".join(f"{len(found):,} with {kind} boxes" for kind, found in self.test.items())
+        return (
+            f"{counted(len(self.train), 'key frame')} of {counted(len(self.actions), 'action')}, "
+            f"to test on {tested}"
+        )
 
 
 def detection_set(

@@ -416,7 +416,7 @@ class VisionBackbone(
         if self.input_norm is not None:
             x = self.input_norm(x)
         for block in self.blocks[:num_layers]:
-            x = block(x)
+            x = apply_blocks([block], x, remat=self.remat)
             yield x
 
     def layer_variables(self) -> list[list[keras.Variable]]:
