@@ -22,6 +22,8 @@ from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.models.exporting import Exportable
 from keras_vjepa.models.families import VisionBackbone
 from keras_vjepa.models.frozen import is_trained, set_trainable
 from keras_vjepa.models.pixels import PixelModel
@@ -50,7 +52,13 @@ Detection = list[tuple[str | int, float]]
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAActionDetector(
-    ClassifierPreset, KeepsLayerStates, PixelModel, CompiledTask, TrainableModel, TorchModule
+    ClassifierPreset,
+    KeepsLayerStates,
+    PixelModel,
+    CompiledTask,
+    TrainableModel,
+    TorchModule,
+    Exportable,
 ):
     """Tells what is done in boxes of a video, by a backbone and a linear layer (App. D.2).
 
@@ -246,6 +254,21 @@ class VJEPAActionDetector(
         if isinstance(self.backbone, PixelModel) and len(shape) == 5:
             images = self.token_encoder().is_image_model
             self.backbone.check_shape((None, *shape[2:]) if images else (None, *shape[1:]))
+
+    def export_inputs(self) -> dict[str, tuple[int | None, ...]]:
+        """Return shapes as `Exportable.export_inputs`: the backbone's clips, any number of boxes.
+
+        Raises:
+            ValueError: for a backbone that takes any number of frames, or any size.
+        """
+        encoder = self.token_encoder()
+        if encoder.num_frames is None or encoder.image_size is None:
+            raise ValueError(
+                "`input_signature` must be given for a backbone that takes any number of frames "
+                "or any `image_size`. Received: None"
+            )
+        clip = (encoder.num_frames, *height_and_width(encoder.image_size), 3)
+        return {"videos": clip, "boxes": (None, 4)}
 
     def compute_output_spec(self, inputs: Any, training: bool | None = False) -> keras.KerasTensor:
         shape = self.compute_output_shape({name: x.shape for name, x in inputs.items()})

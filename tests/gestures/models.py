@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_vjepa import (
     AdamW,
+    VJEPAActionDetector,
     VJEPABackbone,
     VJEPAPredictor,
     VJEPAPretrainer,
@@ -67,6 +68,9 @@ class Kind:
                 first = 0 if name.startswith("context") else TOKENS - shape[0]
                 row = np.arange(first, first + shape[0], dtype="int32")
                 arrays[name] = np.tile(row, (batch, 1))
+            elif name == "boxes":
+                corners = random.uniform(0.0, 8.0, (batch, *shape)).astype("float32")
+                arrays[name] = corners + np.array([0.0, 0.0, 8.0, 8.0], "float32")
             else:
                 arrays[name] = random.normal(size=(batch, *shape)).astype("float32")
         return arrays.get("", arrays)
@@ -136,6 +140,10 @@ def _probe(precision: str) -> VJEPAProbe:
 
 def _classifier(precision: str, **arguments: Any) -> VJEPAVideoClassifier:
     return VJEPAVideoClassifier(_backbone(precision), CLASSES, dtype=precision, **arguments)
+
+
+def _detector(precision: str) -> VJEPAActionDetector:
+    return VJEPAActionDetector(_backbone(precision), CLASSES, dtype=precision)
 
 
 def _first_block(model: Any) -> keras.layers.Layer:
@@ -245,6 +253,16 @@ KINDS = {
             "crossentropy",
             _first_block_of_the_backbone,
             (CLASSES,),
+            "variable",
+        ),
+        Kind(
+            "detector",
+            _detector,
+            {"videos": _CLIP, "boxes": (2, 4)},
+            {"videos": _LONG_CLIP, "boxes": (3, 4)},
+            "mse",
+            _first_block_of_the_backbone,
+            (2, CLASSES),
             "variable",
         ),
     )

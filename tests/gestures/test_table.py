@@ -98,7 +98,7 @@ def test_a_run_goes_on_where_it_was_stopped(made, tmp_path):
     assert counts(results) == {keras.config.backend(): {WORKS: 2, FAILS: 1}}
     assert messages(results, FAILS)[0].startswith("1 x `a` must be b")
     row = next(line for line in picture(results).splitlines() if line.startswith("fit"))
-    assert row.split() == ["fit", *["......"] * 5, "#.....", *["......"] * 2]
+    assert row.split() == ["fit", *["......"] * 5, "#.....", *["......"] * 3]
 
 
 def test_a_cell_that_ends_the_process_fails_and_is_passed_over(made, tmp_path):

@@ -110,7 +110,9 @@ def annotated_key_frames(
     """
     check_number("[0, 1]", max_bad_share=max_bad_share)
     left_out = {_whole(key) for key in excluded}
-    kept = _inside(rows, max_bad_share)
+    kept = _inside(
+        rows.boxes, [rows.key_frames[n] for n in rows.places], rows.source, max_bad_share
+    )
     number_of = {action: place for place, action in enumerate(actions)}
     people: dict[KeyFrame, dict[tuple[float, ...], list[int]]] = defaultdict(dict)
     for row in np.flatnonzero(kept).tolist():
@@ -150,22 +152,34 @@ def detected_key_frames(
         max_bad_share: as in `annotated_key_frames`.
 
     Raises:
-        ValueError: if no box is left, or more videos are missing than `max_bad_share` allows.
+        ValueError: if no box is left, or more videos are missing, or boxes outside of the frame,
+            than `max_bad_share` allows.
     """
     check_number("[0, 1]", least_score=least_score, max_bad_share=max_bad_share)
     left_out, wanted = {_whole(key) for key in excluded}, {*of_videos}
-    samples = []
-    for key, (boxes, scores) in detected.by_key_frame.items():
-        enough = scores >= least_score
-        if key[0] in wanted and _whole(key) not in left_out and enough.any():
+    counting = {
+        key: (boxes[scores >= least_score], scores[scores >= least_score])
+        for key, (boxes, scores) in detected.by_key_frame.items()
+        if key[0] in wanted and _whole(key) not in left_out
+    }
+    keys = [key for key, (boxes, _) in counting.items() for _ in boxes]
+    every = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in counting.values())])
+    # The size of a frame is not known before it is read.
+    farthest = np.inf if detected.in_pixels else 1.0
+    inside = _inside(every, keys, detected.source, max_bad_share, farthest)
+    samples, first = [], 0
+    for key, (boxes, scores) in counting.items():
+        kept = inside[first : first + len(boxes)]
+        first += len(boxes)
+        if kept.any():
             samples.append(
                 _sample(
                     videos,
                     key,
-                    boxes=boxes[enough],
+                    boxes=boxes[kept],
                     in_pixels=detected.in_pixels,
-                    actions=((),) * int(enough.sum()),
-                    scores=scores[enough],
+                    actions=((),) * int(kept.sum()),
+                    scores=scores[kept],
                 )
             )
     if not samples:
@@ -194,26 +208,40 @@ def _whole(key: KeyFrame) -> tuple[str, float]:
     return key[0], float(key[1])
 
 
-def _inside(rows: ActionRows, max_bad_share: float) -> NDArray[np.bool_]:
-    """Tell which boxes lie at least partly in the frame; log those cut and those left out."""
-    cut = rows.boxes.clip(0.0, 1.0)
+def _inside(
+    boxes: NDArray[np.float64],
+    keys: Sequence[KeyFrame],
+    source: str,
+    max_bad_share: float,
+    farthest: float = 1.0,
+) -> NDArray[np.bool_]:
+    """Tell which boxes lie at least partly in the frame; log those cut and those left out.
+
+    Args:
+        boxes: `(boxes, 4)`.
+        keys: the key frame of each.
+        source: the file, for messages.
+        max_bad_share: the largest share that may lie outside.
+        farthest: the frame's right and lower edge; infinity if they are not known yet.
+    """
+    cut = boxes.clip(0.0, farthest)
     inside = np.asarray((cut[:, 2:] > cut[:, :2]).all(axis=1))
-    beyond = inside & (cut != rows.boxes).any(axis=1)
+    beyond = inside & (cut != boxes).any(axis=1)
     for which, said in (
         (beyond, "reaching beyond the frame, cut at its borders"),
         (~inside, "outside of the frame, left out"),
     ):
         if which.any():
-            first = [rows.key_frames[rows.places[row]] for row in np.flatnonzero(which)]
+            first = [keys[row] for row in np.flatnonzero(which)]
             _LOG.warning(
                 "%s: %s %s: %s",
-                *(rows.source, counted(int(which.sum()), "box", "boxes"), said),
+                *(source, counted(int(which.sum()), "box", "boxes"), said),
                 _named(f"{video},{second}" for video, second in first),
             )
     outside = int(np.sum(~inside))
     if outside > max_bad_share * len(inside):
         raise ValueError(
-            f"{rows.source}: Boxes must be shares of the frame, from 0 to 1. Received: {outside:,} "
+            f"{source}: Boxes must be shares of the frame, from 0 to 1. Received: {outside:,} "
             f"of {len(inside):,} with nothing inside of it, more than `max_bad_share`="
             f"{max_bad_share:g} allows"
         )

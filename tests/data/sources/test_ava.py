@@ -96,6 +96,19 @@ def test_boxes_beyond_the_frame_are_named_cut_and_bounded(known, tmp_path, caplo
         annotated_key_frames(**known)
 
 
+def test_detected_boxes_outside_of_the_frame_are_left_out(known, tmp_path, caplog):
+    path = tmp_path / "detected.csv"
+    rows = [(VIDEOS[0], 902, 1.1, 0.1, 1.5, 0.5, "", 0.9), (VIDEOS[0], 903, 1.1, 0, 2, 1, "", 0.1)]
+    write_rows(path, [*rows, (VIDEOS[0], 904, 0.1, 0.1, 0.5, 0.5, "", 0.9)])
+    detected = read_detected_boxes(path)
+    with caplog.at_level(logging.WARNING):
+        [sample] = detected_key_frames(detected, known["videos"], VIDEOS, max_bad_share=0.5)
+    assert sample.boxes.tolist() == [[0.1, 0.1, 0.5, 0.5]]
+    assert f"1 box outside of the frame, left out: {VIDEOS[0]},0902" in caplog.text
+    with pytest.raises(ValueError, match="Boxes must be shares of the frame, .* 1 of 2 with"):
+        detected_key_frames(detected, known["videos"], VIDEOS)
+
+
 def test_more_boxes_than_there_is_room(known):
     samples = annotated_key_frames(**known)
     parts = split_boxes(samples, 1)
