@@ -1,4 +1,4 @@
-"""Hold a table of measured shares with a number for each seed, in files (Tables 1, 5, 6, 7, 8).
+"""Hold a table of measured shares with a number for each seed, in files (App. D, Tables 5 to 8).
 
 A table has a row for each condition and a column for each method. What a file holds already is not
 computed again, so that a command that fills a table goes on where it was stopped.

@@ -26,25 +26,19 @@ class CompiledTask(keras.Model):
 
     accumulation_steps: int
 
-    def compile(
-        self,
-        optimizer: Any = "rmsprop",
-        loss: Any = None,
-        *args: Any,
-        accumulation_steps: int = 1,
-        **kwargs: Any,
-    ) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configure training as `keras.Model.compile` does, and name layers for their decay.
 
         Args:
-            optimizer, loss, args, kwargs: as in Keras.
-            accumulation_steps: number of parts in which a device works through its share of a
-                batch; see `VJEPAVideoClassifier.compile`.
+            args, kwargs: as in Keras, and `accumulation_steps`, the number of parts in which a
+                device works through its share of a batch; see `VJEPAVideoClassifier.compile`.
 
         Raises:
             ValueError: for parts of a batch with a loss that is not the mean over samples.
         """
+        accumulation_steps = kwargs.pop("accumulation_steps", 1)
         check_whole(1, accumulation_steps=accumulation_steps)
+        loss = args[1] if len(args) > 1 else kwargs.get("loss")
         self.accumulation_steps = accumulation_steps
         reduction = getattr(loss, "reduction", "sum_over_batch_size")
         if accumulation_steps > 1 and reduction not in ("mean", "sum_over_batch_size"):
@@ -52,7 +46,7 @@ class CompiledTask(keras.Model):
                 "`accumulation_steps` must be 1 for a loss that is not the mean over samples. "
                 f"Received: {accumulation_steps} with `reduction`={reduction!r}"
             )
-        super().compile(optimizer, loss, *args, **kwargs)
+        super().compile(*args, **kwargs)
         for inner in inner_optimizers(self.optimizer):
             if isinstance(inner, AdamW) and inner.layer_decay is not None and not inner.built:
                 inner.decay_by_layer(self.layer_variables)

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vjepa import VJEPABackbone, VJEPAProbe, VJEPAVideoClassifier
+from keras_vjepa import (
+    VJEPAActionDetector,
+    VJEPABackbone,
+    VJEPAProbe,
+    VJEPAVideoClassifier,
+)
 from keras_vjepa.backend import exported_files
 from keras_vjepa.models import export_check
 from tests.exports import COLUMNS, ENDINGS, IN_FLOAT32, OFFERS, RUNNERS, installed_formats, table
@@ -53,6 +58,32 @@ def test_exported_files_give_the_same_numbers(format, position_embedding, tmp_pa
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     actual = RUNNERS[format](path, CLIPS)
     assert np.abs(actual - numpy(model(CLIPS))).max() <= 2e-5
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_fine_tuned_classifier_and_a_detector(format, tmp_path):
+    """As a run of fine-tuning leaves them, with all that only training draws."""
+    drawn = backbone(drop_path_rate=0.2)
+    classifier = VJEPAVideoClassifier(
+        drawn, 3, head="fine_tuning", head_dropout=0.5, encoder_norm=False, trainable_backbone=True
+    )
+    detector = VJEPAActionDetector(drawn, 3, dropout=0.5, trainable_backbone=True)
+    boxes = np.array([[[1, 2, 20, 30], [0, 0, 32, 32]]] * 2, "float32")
+    for name, model, inputs in (
+        ("classifier", classifier, CLIPS),
+        ("detector", detector, {"videos": CLIPS, "boxes": boxes}),
+    ):
+        signature = {}
+        if format == "litert" and name == "detector":
+            shapes = {key: array.shape for key, array in inputs.items()}
+            signature["input_signature"] = [
+                {key: keras.InputSpec(shape=shape, name=key) for key, shape in shapes.items()}
+            ]
+        path = tmp_path / f"{name}{ENDINGS[format]}"
+        model.export(path, format, batch_size=2, verbose=False, **signature)
+        found = RUNNERS[format](path, inputs)
+        assert np.abs(found - numpy(model(inputs))).max() <= 1e-4
 
 
 @pytest.mark.parametrize("format", [*COLUMNS, "coreml", None])

@@ -232,7 +232,7 @@ def _inside(
         (~inside, "outside of the frame, left out"),
     ):
         if which.any():
-            first = [keys[row] for row in np.flatnonzero(which)]
+            first = [keys[row] for row in np.flatnonzero(which).tolist()]
             _LOG.warning(
                 "%s: %s %s: %s",
                 *(source, counted(int(which.sum()), "box", "boxes"), said),
