@@ -38,7 +38,7 @@ class CompiledTask(keras.Model):
         """
         accumulation_steps = kwargs.pop("accumulation_steps", 1)
         check_whole(1, accumulation_steps=accumulation_steps)
-        loss = args[1] if len(args) > 1 else kwargs.get("loss")
+        loss = kwargs.get("loss", *args[1:2])
         self.accumulation_steps = accumulation_steps
         reduction = getattr(loss, "reduction", "sum_over_batch_size")
         if accumulation_steps > 1 and reduction not in ("mean", "sum_over_batch_size"):
