@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_vjepa.recipes import finetune, pretrain, probe, probe_table, supervised
+from keras_vjepa.recipes import decode, finetune, pretrain, probe, probe_table, supervised
 from keras_vjepa.tools import finetune_table, sweep
 from tests.support import lock_holder
 
@@ -16,8 +16,17 @@ COMMANDS = [
     (supervised, "labelled_clips", "--workdir"),
     (sweep, "run_all", ""),
     (finetune, "_is_finished", "--workdir"),
+    (decode, "make_samples", "--workdir"),
     (finetune_table, "Table", ""),
 ]
+
+
+# What would look for a preset before.
+_CHECKS = {
+    finetune: ["check"],
+    finetune_table: ["check_preset"],
+    decode: ["check_decode_files"],
+}
 
 
 class InsideTheLockError(OSError):
@@ -45,7 +54,7 @@ def test_the_second_is_refused_unless_the_first_is_dead(
 
     monkeypatch.setattr(command, work, inside)
     # Of a preset that a command cannot do without.
-    for name in {finetune: ["check"], finetune_table: ["check_preset"]}.get(command, []):
+    for name in _CHECKS.get(command, []):
         monkeypatch.setattr(command, name, lambda *arguments: None)
     # Nor does any of them do harm where another is at work.
     (tmp_path / "kept").write_text("")
