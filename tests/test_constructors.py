@@ -111,7 +111,7 @@ ZEROS = """context_loss_weight context_warmup_start context_warmup_end mask_toke
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
     final peak momentum learning_rate weight_decay num_operations magnitude magnitude_std
     sampling_ratio dropout probability drop_path_rate head_dropout num_register_tokens
-    interpolate_offset
+    interpolate_offset average
     """.split()
 # Any finite number: a loss that is not finite stops a training.
 LARGE = """epsilon variance_weight context_variance_weight context_covariance_weight start final

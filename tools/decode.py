@@ -49,7 +49,12 @@ def parser_of_samples(program: str) -> OneLineParser:
     parser.add_argument(
         "--output", type=Path, required=True, help="the .mp4, .gif, .png or .jpg to write"
     )
-    parser.add_argument("--seeds", type=int, default=4, help="number of seeds, a row each [4]")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=4,
+        help="number of seeds, a row each; 0 shows what is hidden [4]",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first seed, and the place's [0]")
     parser.add_argument("--steps", type=int, default=50, help="timesteps gone through [50]")
     parser.add_argument(
@@ -75,7 +80,7 @@ def check(options: Namespace) -> None:
         OSError: for files that do not exist.
         ValueError: for values out of range.
     """
-    check_whole(1, _MOST_SEEDS, seeds=options.seeds)
+    check_whole(0, _MOST_SEEDS, seeds=options.seeds)
     check_whole(0, MOST_SEED - options.seeds, seed=options.seed)
     check_whole(1, MOST_LONG, steps=options.steps)
     check_whole(0, start=options.start)

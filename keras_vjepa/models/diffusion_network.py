@@ -360,6 +360,10 @@ def check_network(
         raise ValueError(f"`multipliers` must name a level. Received: {shown(multipliers)}")
     for one in multipliers:
         check_whole(1, MOST_LONG, multipliers=one)
+    if not isinstance(attention_at, list | tuple):
+        raise ValueError(
+            f"`attention_at` must be a list of heights. Received: {shown(attention_at)}"
+        )
     for one in attention_at:
         check_whole(1, MOST_LONG, attention_at=one)
     check_choice(CONDITIONS, condition=condition)

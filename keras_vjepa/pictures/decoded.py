@@ -139,7 +139,6 @@ def decoded_rows(
     Returns:
         The clip, the clip with its region hidden, and a row for each seed.
     """
-    samples = decoder.sample(features, seeds, kind, steps, progress=progress)[0]
     frames = video.frames[video.clip_indices[0]]
     top, left, bottom, right = box = region.pixels(*frames.shape[1:3])
     masked = frames.copy()
@@ -148,6 +147,9 @@ def decoded_rows(
         FrameRow("input", boxed_region(frames, box)),
         FrameRow("hidden", boxed_region(masked, box)),
     ]
+    if not len(seeds):
+        return rows
+    samples = decoder.sample(features, seeds, kind, steps, progress=progress)[0]
     for seed, sample in zip(seeds, samples, strict=True):
         pasted = frames.copy()
         for frame, one in zip(pasted, sample, strict=True):

@@ -115,7 +115,7 @@ def test_a_video_has_a_row_for_each_seed(folder, trained, tmp_path, capsys):
         ([], {"preset": "other"}, "--decoder must be of this preset, whose tokens are 2 x 1 x 2"),
         ([], {"preset": "twin"}, "--decoder must be trained on the features of this preset"),
         (["--start", "6"], {}, "--start must be a frame of the video"),
-        (["--seeds", "0"], {}, "--seeds must be at least 1"),
+        (["--seeds", "-1"], {}, "--seeds must be at least 0"),
         (["--steps", "2000"], {}, "--steps must be at most 1,000"),
     ],
 )
