@@ -301,7 +301,7 @@ def make_decoder(
     size = config.decoded_size or config.region
     grid = (encoder.grid_shape[0], rows, columns)
     network = config.network.make(
-        clip_shape=(encoder.num_frames, *size), feature_dim=encoder.hidden_dim, grid_shape=grid
+        clip_shape=(encoder.num_frames, *size), feature_dim=features.width, grid_shape=grid
     )
     decoder = config.decoder.make(network=network, made_for=features.fingerprint)
     schedule = config.learning_rate.make(total_steps=config.run.steps)

@@ -83,6 +83,11 @@ class RegionFeatures(StepFunctions, keras.Model):
         return {name: np.asarray(ops.convert_to_numpy(x), "float32") for name, x in found.items()}
 
     @property
+    def width(self) -> int:
+        """Return the width of the features; of a V-JEPA 2.1, that of several levels."""
+        return int(self.pretrainer.predictor.output_dim)
+
+    @property
     def fingerprint(self) -> str:
         """Return a hash of all weights that the features come from."""
         return fingerprint_of_weights(self.pretrainer)
@@ -101,9 +106,9 @@ def check_made_for(decoder: FeatureDecoder, features: RegionFeatures, name: str)
     """
     encoder = features.pretrainer.encoder
     width, grid = decoder.network.feature_dim, decoder.network.grid_shape
-    if width != encoder.hidden_dim:
+    if width != features.width:
         raise ValueError(
-            f"`decoder` must be of this preset, whose features are {encoder.hidden_dim} wide. "
+            f"`decoder` must be of this preset, whose features are {features.width} wide. "
             f"Received: one for features of {width}"
         )
     own = encoder.grid_shape
