@@ -140,12 +140,13 @@ def awake(network):
     return network
 
 
+@slow_but_on("torch")
 @pytest.mark.parametrize(
     "given",
     [
-        pytest.param({}, marks=slow_but_on("torch")),
+        {},
         {"factorized": True, "condition": "grid", "multipliers": (2, 1)},
-        pytest.param({"condition": "tokens", "attention_at": (8,)}, marks=slow_but_on("torch")),
+        {"condition": "tokens", "attention_at": (8,)},
     ],
 )
 def test_a_network_counts_its_weights_and_returns(given):

@@ -98,6 +98,7 @@ def test_half_precision(dtype):
     assert decoder.sample(batch["features"], steps=2).shape[0] == 3
 
 
+@slow_but_on("torch")
 @pytest.mark.parametrize(
     ("given", "name"),
     [
@@ -115,6 +116,7 @@ def test_wrong_arguments_of_samples_are_named(given, name):
         make_decoder().sample(**{"features": np.zeros((1, 4, 6)), "steps": 1, **given})
 
 
+@slow_but_on("torch")
 def test_what_is_no_batch_is_named():
     decoder = make_decoder()
     batch = make_batch(decoder)
@@ -152,6 +154,7 @@ def test_predictions_know_nothing_of_the_region():
     assert np.abs(found["predicted"] - moved["predicted"]).max() > 1e-7
 
 
+@slow_but_on("torch")
 def test_a_decoder_of_another_preset_is_refused_in_one_line():
     features = make_features()
     fit = {"feature_dim": 8, "grid_shape": (2, 1, 2)}
