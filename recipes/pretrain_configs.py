@@ -84,7 +84,7 @@ def vjepa21_giant() -> PretrainConfig:
 
 
 def vjepa21_large() -> PretrainConfig:
-    """Distil V-JEPA 2.1's ViT-L/16 from its ViT-G/16, whose last level alone is predicted.
+    """Train V-JEPA 2.1's ViT-L/16 with its ViT-G/16 as teacher, whose last level is predicted.
 
     The paper says how, and no code is published (vjepa21 §5). It has two stages, of which this is
     the first; its teacher there was an earlier state of the released one.
@@ -104,7 +104,7 @@ def vjepa21_large() -> PretrainConfig:
 
 
 def vjepa21_base() -> PretrainConfig:
-    """Distil V-JEPA 2.1's ViT-B/16 from its ViT-G/16, as `vjepa21_large` distils ViT-L/16."""
+    """Train V-JEPA 2.1's ViT-B/16 with its ViT-G/16 as teacher, as `vjepa21_large` does."""
     return replace(
         vjepa21_large(),
         hidden_dim=768,
