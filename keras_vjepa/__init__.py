@@ -20,6 +20,7 @@ if not choice.is_deferred:
     from keras_vjepa.presets.preset import list_presets
     from keras_vjepa.presets.upload import upload_preset
     from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
+    from keras_vjepa.tasks.decoder import FeatureDecoder
     from keras_vjepa.tasks.detector import VJEPAActionDetector
     from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
     from keras_vjepa.tasks.probe import VJEPAProbe
@@ -37,6 +38,7 @@ __all__ = [
     "AdamW",
     "AttentivePooler",
     "CosineSchedule",
+    "FeatureDecoder",
     "FineTuningSchedule",
     "LinearSchedule",
     "VJEPAActionDetector",

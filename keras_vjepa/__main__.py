@@ -21,6 +21,7 @@ COMMANDS = {
     "detect-table": "keras_vjepa.tools.detect_table",
     "finetune-table": "keras_vjepa.tools.finetune_table",
     "detect": "keras_vjepa.recipes.detect",
+    "decode": "keras_vjepa.tools.decode",
     "knn": "keras_vjepa.tools.neighbors",
     "probe-table": "keras_vjepa.recipes.probe_table",
     "supervised": "keras_vjepa.recipes.supervised",

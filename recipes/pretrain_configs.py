@@ -31,6 +31,90 @@ def vith16_384() -> PretrainConfig:
     )
 
 
+def vjepa21_gigantic() -> PretrainConfig:
+    """Train V-JEPA 2.1's ViT-G/16 by its published first stage, of videos alone: 256 GPUs there.
+
+    The published run reads images on half of the devices; here all read videos. Its batch of videos
+    is 3,072 clips, and its learning rate stays at its peak (vjepa21 §4).
+    """
+    return replace(
+        vitl16(),
+        image_size=256,
+        hidden_dim=1664,
+        num_layers=48,
+        num_heads=26,
+        mlp_ratio=64 / 13,
+        position_embedding="rotary_pairs",
+        position_reach=15,
+        level_layers=(11, 23, 37, 47),
+        modalities=True,
+        predictor_num_layers=24,
+        predictor_num_heads=12,
+        predictor_num_mask_tokens=8,
+        predictor_num_levels=4,
+        predictor_predicts_context=True,
+        context_loss_weight=0.5,
+        context_warmup_start=15_000,
+        context_warmup_end=30_000,
+        mask_token=0,
+        steps=300_000,
+        start_learning_rate=1e-4,
+        learning_rate=6e-4,
+        final_learning_rate=6e-4,
+        final_weight_decay=0.04,
+        start_momentum=0.99925,
+        final_momentum=0.99925,
+        clip_norm=None,
+        # This is the number of clips on each device that reads videos.
+        budget_batch_size=24,
+    )
+
+
+def vjepa21_giant() -> PretrainConfig:
+    """Train V-JEPA 2.1's ViT-g/16 by its published first stage, of videos alone: 128 GPUs there."""
+    return replace(
+        vjepa21_gigantic(),
+        hidden_dim=1408,
+        num_layers=40,
+        num_heads=22,
+        mlp_ratio=48 / 11,
+        level_layers=(9, 19, 29, 39),
+        budget_batch_size=48,
+    )
+
+
+def vjepa21_large() -> PretrainConfig:
+    """Train V-JEPA 2.1's ViT-L/16 with its ViT-G/16 as teacher, whose last level is predicted.
+
+    The paper says how, and no code is published (vjepa21 §5). It has two stages, of which this is
+    the first; its teacher there was an earlier state of the released one.
+    """
+    return replace(
+        vjepa21_gigantic(),
+        teacher="vjepa21_gigantic_patch16_384",
+        hidden_dim=1024,
+        num_layers=24,
+        num_heads=16,
+        mlp_ratio=4.0,
+        level_layers=(5, 11, 17, 23),
+        predictor_num_layers=12,
+        predictor_num_levels=1,
+        budget_batch_size=48,
+    )
+
+
+def vjepa21_base() -> PretrainConfig:
+    """Train V-JEPA 2.1's ViT-B/16 with its ViT-G/16 as teacher, as `vjepa21_large` does."""
+    return replace(
+        vjepa21_large(),
+        hidden_dim=768,
+        num_layers=12,
+        num_heads=12,
+        level_layers=(2, 5, 8, 11),
+        budget_batch_size=96,
+    )
+
+
 def digit_motion() -> PretrainConfig:
     """Show that all works, in 3 minutes on 2 CPU cores (the default); digit_motion_long learns."""
     return replace(
@@ -148,5 +232,9 @@ CONFIGS: dict[str, Callable[[], PretrainConfig]] = {
         vitl16,
         vith16,
         vith16_384,
+        vjepa21_gigantic,
+        vjepa21_giant,
+        vjepa21_large,
+        vjepa21_base,
     )
 }

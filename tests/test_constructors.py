@@ -11,6 +11,7 @@ import keras_vjepa
 from keras_vjepa import (
     AdamW,
     CosineSchedule,
+    FeatureDecoder,
     FineTuningSchedule,
     LinearSchedule,
     VJEPAActionDetector,
@@ -40,9 +41,14 @@ from keras_vjepa.layers.roi_align import RoIAlign
 from keras_vjepa.layers.transformer import SelfAttention, TransformerBlock
 from keras_vjepa.layers.vision_block import VisionBlock
 from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OpenCLIPBackbone, VideoMAEBackbone
+from keras_vjepa.models.diffusion_network import DiffusionNetwork
 
 pytestmark = pytest.mark.data
 
+NETWORK = {
+    "clip_shape": (2, 4, 4), "feature_dim": 4, "grid_shape": (1, 1, 1), "width": 8,
+    "multipliers": (1,), "num_blocks": 1,
+}  # fmt: skip
 SMALL = {"hidden_dim": 24, "num_layers": 1, "num_heads": 2}
 
 
@@ -61,6 +67,8 @@ GIVEN = {
     VJEPAProbe: lambda: {"num_classes": 3, "num_heads": 2},
     VJEPAVideoClassifier: lambda: {"backbone": encoder(), "num_classes": 3},
     VJEPAActionDetector: lambda: {"backbone": encoder(), "num_classes": 3},
+    DiffusionNetwork: lambda: NETWORK,
+    FeatureDecoder: lambda: {"network": DiffusionNetwork(**NETWORK)},
     VJEPAVideoPreprocessor: lambda: {"image_size": 32, "num_frames": 4},
     AdamW: dict,
     WarmupCosine: lambda: {
@@ -103,7 +111,7 @@ ZEROS = """context_loss_weight context_warmup_start context_warmup_end mask_toke
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
     final peak momentum learning_rate weight_decay num_operations magnitude magnitude_std
     sampling_ratio dropout probability drop_path_rate head_dropout num_register_tokens
-    interpolate_offset
+    interpolate_offset average
     """.split()
 # Any finite number: a loss that is not finite stops a training.
 LARGE = """epsilon variance_weight context_variance_weight context_covariance_weight start final

@@ -17,10 +17,12 @@ VERBS = set(
 fine-tune pretrain
 accept adapt add answer apply ask assign augment average begin blend build call change check
 choose classify clip collect combine compare compile complete compute configure convert copy
-count cover crop cut decay decode define derive describe detect divide do download draw embed
+convolve count cover crop cut decay decode define derive describe detect divide do download draw
+embed
 encode end enlarge estimate evaluate exempt fetch fill find fit flush follow forget free freeze
 give go group hand handle hash have hide hold ignore import index inspect interpolate interpret
-join judge keep kill label lay learn leave lend let list load lock log look make manage map mark
+iterate join judge keep kill label lay learn leave lend let list load lock log look make manage map
+mark
 measure merge mix move multiply name normalise normalize note offer open optimize order parse
 pass pick pool predict print probe protect put quantize raise read receive record refuse
 register remember remove rename render reorder replace report reset resize restore return

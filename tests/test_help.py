@@ -20,6 +20,7 @@ NAMES = {*PRETRAIN_CONFIGS, *PROBE_CONFIGS, *command.COMMANDS}
 # Without these a command does something else; there is no value that would do the same.
 LEFT_OUT = {"--vary", "--probe"}
 REQUIRED = {
+    "decode": ["sample", "a.mp4", "--preset", "a", "--decoder", "a", "--output", "out.png"],
     "check-videos": ["here", "--output", "out"],
     "transcode": ["here", "out"],
     "videomix": ["--k400", "here", "--output", "out"],

@@ -63,6 +63,7 @@ FLOORS = (
     "pretraining_check",
     "fine_tuning_check",
     "fine_tuning",
+    "decoding",
     "conversion",
     "zoo",
     "zoo_rivals",
@@ -654,11 +655,11 @@ def test_long_files_and_few_tests_are_found():
 def oversized_recipes(counts: dict[str, int]) -> list[str]:
     """Recipes that are more than a page, and `recipes` when they are too much together.
 
-    1,600 lines were what pretraining and the frozen evaluations took after the move; fine-tuning
-    and detection came later, each with a page for the configs and one for the run.
+    1,600 lines were what pretraining and the frozen evaluations took after the move; fine-tuning,
+    detection and the decoder came later, each with a page for the configs and one for the run.
     """
     found = [recipe for recipe, count in counts.items() if count > 250]
-    return found + (["recipes"] if sum(counts.values()) > 2550 else [])
+    return found + (["recipes"] if sum(counts.values()) > 2740 else [])
 
 
 def test_a_recipe_is_a_page():
@@ -667,7 +668,7 @@ def test_a_recipe_is_a_page():
 
 def test_an_oversized_recipe_is_found():
     assert oversized_recipes({"a": 250, "b": 251}) == ["b"]
-    assert oversized_recipes({str(i): 235 for i in range(11)}) == ["recipes"]
+    assert oversized_recipes({str(i): 235 for i in range(12)}) == ["recipes"]
 
 
 # --- What is public ------------------------------------------------------------------------------
@@ -688,6 +689,7 @@ PUBLIC: dict[str, set[str]] = {
         "AdamW",
         "AttentivePooler",
         "CosineSchedule",
+        "FeatureDecoder",
         "FineTuningSchedule",
         "LinearSchedule",
         "VJEPAActionDetector",

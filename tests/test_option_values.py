@@ -24,6 +24,10 @@ COMMANDS = {
     "bench-finetune": ([], "bench_step"),
     "detect": (["--preset", "here"], "check_preset"),
     "detect-table": (["out", "--preset", "here"], "check_preset"),
+    "decode": (
+        ["sample", "here", "--preset", "here", "--decoder", "here", "--output", "out.png"],
+        "check_preset",
+    ),
     "check-videos": (["here", "--output", "out"], "samples_of"),
     "transcode": (["here", "out"], "samples_of"),
     "videomix": (["--k400", "here", "--output", "out"], "mix_videos"),

@@ -15,6 +15,7 @@ _FONT, _SCALE, _LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.45, 20
 _SMALLEST, _LARGEST = 128, 192
 # Opacity of a map that lies over a frame.
 _OPACITY = 0.65
+_BORDER = (0, 255, 120)
 
 
 def stretched(maps: NDArray[Any], height: int, width: int) -> NDArray[Any]:
@@ -70,8 +71,26 @@ def mark(
     )
     for number in shown:
         image = np.ascontiguousarray(frames[number])
-        cv2.rectangle(image, (left, top), (right, bottom), (0, 255, 120), max(1, height // 120))
+        cv2.rectangle(image, (left, top), (right, bottom), _BORDER, max(1, height // 120))
         frames[number] = image
+
+
+def boxed_region(frames: Picture, region: Sequence[int]) -> Picture:
+    """Draw a border around a region of frames, outside of it; frames are enlarged to hold it.
+
+    Args:
+        frames: uint8 `(frames, height, width, 3)`.
+        region: top, left, bottom and right in pixels.
+
+    Returns:
+        The frames, several times as large if they are small.
+    """
+    times = -(-_SMALLEST // max(frames.shape[1:3]))
+    drawn = frames.repeat(times, axis=1).repeat(times, axis=2)
+    top, left, bottom, right = (side * times for side in region)
+    for frame in drawn:
+        cv2.rectangle(frame, (left, top), (right - 1, bottom - 1), _BORDER, 1)
+    return drawn
 
 
 def sheet(

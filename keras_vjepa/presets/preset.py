@@ -50,8 +50,11 @@ PREPROCESSOR_FILE = "preprocessor.json"
 # before are removed.
 MODEL_FILES = {
     METADATA_FILE,
-    *(f"{name}.json" for name in ("config", "pretrainer", "predictor", "task")),
-    *(f"{name}.weights.h5" for name in ("model", "encoder", "predictor", "teacher", "task")),
+    *(f"{name}.json" for name in ("config", "pretrainer", "predictor", "task", "decoder")),
+    *(
+        f"{name}.weights.h5"
+        for name in ("model", "encoder", "predictor", "teacher", "task", "decoder")
+    ),
 }
 
 _REMEDY = "Copy the preset again, or have it made anew."

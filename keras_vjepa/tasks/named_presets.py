@@ -65,11 +65,20 @@ def load_encoder(config: Any, field: str) -> VJEPABackbone | None:
         return None
     try:
         # Pretraining never leaves blocks out, even if the preset was trained that way.
-        return VJEPABackbone.from_preset(preset, dtype=config.dtype, name=field, drop_path_rate=0.0)
+        return VJEPABackbone.from_preset(
+            preset, dtype=config.dtype, name=field, drop_path_rate=0.0, **_size_of(config, field)
+        )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"`{field}` must be a preset of a trained encoder: train it first. {error}"
         ) from None
+
+
+def _size_of(config: Any, field: str) -> dict[str, Any]:
+    """Return the clips that a teacher is made for: those of the encoder, if it has no table."""
+    if field != "teacher" or config.encoder.position_embedding == "sincos":
+        return {}
+    return {name: getattr(config.encoder, name) for name in ("image_size", "num_frames")}
 
 
 def weights_of_presets(config: Any, pretrainer: VJEPAPretrainer) -> dict[str, str]:

@@ -29,6 +29,13 @@ HEADS = {
 }
 SIZE = {"image_size": 64, "num_frames": 8}
 MODELS = pytest.mark.parametrize("model", list(HEADS))
+# One model and kind of input on each backend; the others are the same code.
+FEWER_MODELS = pytest.mark.parametrize(
+    "model", ["pretrain", pytest.param("distilled", marks=slow_but_on("torch"))]
+)
+FEWER_KINDS = pytest.mark.parametrize(
+    "kind", ["video", pytest.param("image", marks=slow_but_on("torch"))]
+)
 KINDS = pytest.mark.parametrize("kind", ["video", "image"])
 
 
@@ -62,6 +69,7 @@ def agree(model, found):
         assert np.abs(value - expected).max() <= tolerances[name]["tolerance"], name
 
 
+@slow_but_on("torch")
 @MODELS
 def test_features_of_videos_and_images(model):
     encoder = converted(model).target_encoder
@@ -83,7 +91,7 @@ def test_features_of_videos_and_images(model):
         assert np.abs(ops.convert_to_numpy(own) - level).max() <= 2e-5
 
 
-@MODELS
+@FEWER_MODELS
 def test_inside_the_blocks(model):
     encoder = converted(model).target_encoder
     blocks = [0, 1, 3] if model == "pretrain" else [0, 5]
@@ -108,8 +116,8 @@ def test_other_sizes_and_masked_tokens(model):
     agree(model, {**found, "video_rect_masked_final": masked})
 
 
-@KINDS
-@MODELS
+@FEWER_KINDS
+@FEWER_MODELS
 def test_predictions_and_losses(model, kind):
     pretrainer, batch = converted(model), batch_of(model, kind)
     names = list(batch)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_vjepa.recipes import detect, finetune, pretrain, probe, probe_table, supervised
+from keras_vjepa.recipes import decode, detect, finetune, pretrain, probe, probe_table, supervised
 from keras_vjepa.tools import detect_table, finetune_table, sweep
 from tests.support import lock_holder
 
@@ -17,6 +17,7 @@ COMMANDS = [
     (sweep, "run_all", ""),
     (finetune, "FineTuning.is_finished", "--workdir"),
     (detect, "Detection.is_finished", "--workdir"),
+    (decode, "make_samples", "--workdir"),
     (finetune_table, "SeedTable", ""),
     (detect_table, "SeedTable", ""),
 ]
@@ -26,6 +27,7 @@ COMMANDS = [
 TO_REPLACE = {
     finetune: ["check"],
     detect: ["check"],
+    decode: ["check_decode_files"],
     finetune_table: ["check_preset"],
     detect_table: ["check_preset"],
 }

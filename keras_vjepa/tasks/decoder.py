@@ -1,0 +1,324 @@
+"""Turn features into pixels by a conditional diffusion model (§6, App. F).
+
+The decoder learns what the predictor's features of a hidden region say: it sees those features,
+never what is around the region, and has to find the noise in a clip of the region. What samples
+from several seeds have in common is in the features; what varies is not (Fig. 6).
+
+Departures from RCDM, which the paper follows: the condition is told to be predicted, the target
+encoder's, or none, so that one network serves all three. Samples come from a moving average of the
+weights, as there; its momentum rises at the beginning, for short runs.
+
+One batch is a dictionary:
+
+    clips      float32 (batch, frames, height, width, 3), clean, in [-1, 1]
+    noise      float32, of the same shape, normal
+    timesteps  int32 (batch,)
+    features   float32 (batch, tokens, feature_dim)
+    kinds      int32 (batch,): what the features are, numbers of `KINDS`
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from keras_vjepa.arguments import MOST_SEED, arguments_of, check_choice, check_number, check_whole
+from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend.torch_modules import TorchModule
+from keras_vjepa.backend.train_step import TrainableModel
+from keras_vjepa.layers.layer_states import KeepsLayerStates
+from keras_vjepa.models.diffusion import NoiseModel, NoiseSchedule, Progress, denoise
+from keras_vjepa.models.diffusion_network import KINDS, DiffusionNetwork
+from keras_vjepa.presets.claims import described_class
+from keras_vjepa.presets.preset import Preset, PresetName
+from keras_vjepa.training.optimizer import AdamW
+from keras_vjepa.types import Tensor
+
+WEIGHTS_FILE = "decoder.weights.h5"
+_INPUTS = ("clips", "noise", "timesteps", "features", "kinds")
+_LEARNING_RATE = 1e-4
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
+    """Decodes the features of a hidden region of a clip to its pixels (§6, App. F).
+
+    Args:
+        network: a `DiffusionNetwork`, which predicts the noise.
+        schedule: noise of each timestep: `"cosine"` or `"linear"`.
+        num_steps: number of timesteps.
+        average: momentum of the moving average of the weights that samples come from, in [0, 1);
+            in early steps it is lower.
+        made_for: fingerprint of the predictor whose features the decoder knows; empty if unknown.
+
+    Call arguments:
+        inputs: a batch as described at the top of the module.
+
+    Returns:
+        The mean squared error of the noise of each sample, `(batch,)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa import FeatureDecoder
+    >>> from keras_vjepa.models.diffusion_network import DiffusionNetwork
+    >>> decoder = FeatureDecoder(DiffusionNetwork((2, 8, 8), 6, (2, 2, 2), 8, (1, 2), 1, ()))
+    >>> clips = decoder.sample(np.zeros((1, 8, 6), "float32"), seeds=(0, 1), steps=2)
+    >>> clips.shape, clips.dtype.name
+    ((1, 2, 2, 8, 8, 3), 'uint8')
+    """
+
+    config_file = "decoder.json"
+
+    def __init__(
+        self,
+        network: DiffusionNetwork,
+        schedule: str = "cosine",
+        num_steps: int = 1000,
+        average: float = 0.9999,
+        made_for: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.noise_schedule = check_decoder(schedule, num_steps, average)
+        self.network = network
+        self.average = average
+        self.made_for = made_for
+        self.averaged = _copy_of(network)
+        self.built = True
+
+    @property
+    def trainable(self) -> bool:
+        """Return whether the network learns; its moving average never does by itself."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        KeepsLayerStates.trainable.fset(self, value)
+        self.averaged.trainable = False
+
+    def described_elsewhere(self) -> list[keras.layers.Layer]:
+        """Return the network, which has a config of its own, and its moving average."""
+        return [self.network, self.averaged]
+
+    # --- Training --------------------------------------------------------------------------------
+
+    def call(self, inputs: Mapping[str, Tensor], training: bool = False) -> Tensor:
+        if not isinstance(inputs, Mapping) or set(inputs) != {*_INPUTS}:
+            found = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise ValueError(
+                f"`inputs` must be a dictionary of {', '.join(_INPUTS)}. Received: {found}"
+            )
+        timesteps = inputs["timesteps"]
+        noised = self.noise_schedule.noised(inputs["clips"], inputs["noise"], timesteps)
+        given = {"clips": noised, "timesteps": timesteps}
+        given |= {name: inputs[name] for name in ("features", "kinds")}
+        predicted = self.network(given, training=training)
+        noise = ops.cast(inputs["noise"], "float32")
+        return ops.mean(ops.square(predicted - noise), axis=(1, 2, 3, 4))
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Return the mean of the samples' errors."""
+        return collectives.loss_share(sum(self.losses, ops.mean(y_pred)))
+
+    def compile(self, optimizer: Any = None, **kwargs: Any) -> None:  # type: ignore[override]
+        """Configure training as `keras.Model.compile` does, without a loss.
+
+        Args:
+            optimizer: default: `AdamW`, with a learning rate of 1e-4 and no weight decay.
+            kwargs: as in Keras.
+        """
+        self.prepare_step()
+        optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW(_LEARNING_RATE, 0.0)
+        super().compile(optimizer=optimizer, **kwargs)
+        self.optimizer.build(self.trainable_variables)
+
+    def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
+        """Move the averaged weights towards the network's.
+
+        Args:
+            moved: bool scalar, whether there was an update; None for True.
+        """
+        done = ops.cast(ops.convert_to_tensor(self.optimizer.iterations), "float32")
+        # After n steps the average covers about the last tenth of them, until `average` is reached.
+        rate = ops.maximum(1.0 - self.average, 9.0 / (10.0 + done))
+        if moved is not None:
+            rate = rate * ops.cast(moved, "float32")
+        updates.move_towards(self.averaged.variables, self.network.variables, rate)
+        return {}
+
+    def compute_output_shape(self, input_shape: dict[str, Sequence[int | None]]) -> Any:
+        return (input_shape["clips"][0],)
+
+    def compute_output_spec(self, inputs: Any, training: bool = False) -> keras.KerasTensor:
+        return keras.KerasTensor((inputs["clips"].shape[0],), dtype="float32")
+
+    # --- Sampling --------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        features: Any,
+        seeds: Sequence[int] = (0,),
+        kind: str = "predicted",
+        steps: int = 50,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        progress: Progress = iter,
+    ) -> NDArray[np.uint8]:
+        """Decode features, once for each seed; all seeds and clips are one batch.
+
+        The noise of a seed is the same for every clip and on every backend, so that clips differ
+        only by their features.
+
+        Args:
+            features: float `(clips, tokens, feature_dim)`.
+            seeds: seeds of the noise.
+            kind: what the features are: `"predicted"`, `"target"`, or `"none"`, which does not
+                look at them.
+            steps: number of timesteps that are gone through.
+            sampler: `"ddim"` or `"ddpm"`.
+            eta: how much noise DDIM adds in each step, from 0 to 1.
+            guidance: 1 for the condition as it is. A larger number goes beyond it, away from what
+                the network predicts without a condition, at twice the cost.
+            progress: goes through the steps, and may show how far they are.
+
+        Returns:
+            uint8 `(clips, seeds, frames, height, width, 3)`, RGB.
+
+        Raises:
+            ValueError: for features of another width or number, and arguments out of range.
+        """
+        features = self._checked(features, seeds, kind, guidance)
+        count, each = len(features), len(seeds)
+        streams = [np.random.default_rng(seed) for seed in seeds]
+        shape = (*self.network.clip_shape, 3)
+
+        def draw() -> NDArray[np.float32]:
+            noise = np.stack([one.standard_normal(shape, dtype="float32") for one in streams])
+            return np.tile(noise, (count, 1, 1, 1, 1))
+
+        model = self._noise_model(np.repeat(features, each, axis=0), KINDS.index(kind), guidance)
+        found = denoise(
+            model, draw(), self.noise_schedule, steps, sampler, eta, draw, progress=progress
+        )
+        pixels = np.rint(127.5 * (ops.convert_to_numpy(found) + 1)).clip(0, 255).astype("uint8")
+        return pixels.reshape(count, each, *shape)
+
+    def _noise_model(self, features: NDArray[np.float32], kind: int, guidance: float) -> NoiseModel:
+        """Make the function that predicts noise for these features, in one compiled call."""
+        rows = len(features)
+
+        def predicted(x: Tensor, timestep: int, number: int) -> NDArray[np.float32]:
+            inputs = {
+                "clips": ops.convert_to_numpy(x),
+                "timesteps": np.full(rows, timestep, "int32"),
+                "features": features,
+                "kinds": np.full(rows, number, "int32"),
+            }
+            return np.asarray(self.averaged.predict_on_batch(inputs), "float32")
+
+        def model(x: Tensor, timestep: int) -> NDArray[np.float32]:
+            given = predicted(x, timestep, kind)
+            if guidance == 1:
+                return given
+            without = predicted(x, timestep, 0)
+            return without + guidance * (given - without)
+
+        return model
+
+    def _checked(
+        self, features: Any, seeds: Sequence[int], kind: str, guidance: float
+    ) -> NDArray[np.float32]:
+        check_choice(KINDS, kind=kind)
+        check_number("[0, inf)", guidance=guidance)
+        for seed in seeds:
+            check_whole(0, MOST_SEED, seeds=seed)
+        if not len(seeds):
+            raise ValueError("`seeds` must hold a seed. Received: none")
+        features = np.asarray(ops.convert_to_numpy(features), "float32")
+        wanted = (self.network.num_tokens, self.network.feature_dim)
+        if features.ndim != 3 or features.shape[1:] != wanted:
+            raise ValueError(
+                f"`features` must be (clips, {wanted[0]} tokens, {wanted[1]} wide), which the "
+                f"decoder was made for. Received shape: {features.shape}"
+            )
+        return features
+
+    # --- Configuration ---------------------------------------------------------------------------
+
+    def preset_files(self) -> dict[str, Any]:
+        return {self.config_file: self, WEIGHTS_FILE: self.averaged}
+
+    @classmethod
+    def from_preset(cls, preset: PresetName, *args: Any, **kwargs: Any) -> Self:
+        """Restore a decoder from a preset, as `VJEPABackbone.from_preset` does.
+
+        A preset holds the averaged weights, and the network begins with these too.
+
+        Args:
+            preset: a folder that `save_to_preset` wrote.
+            args: as in `VJEPABackbone.from_preset`.
+            kwargs: likewise.
+        """
+        decoder = super().from_preset(preset, *args, **kwargs)
+        decoder.network.set_weights(collectives.values(decoder.averaged.weights))
+        return decoder
+
+    @classmethod
+    def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """Count weights as `VJEPABackbone.weights_asked_for` does."""
+        own = arguments_of(cls, config)
+        check_decoder(own["schedule"], own["num_steps"], own["average"])
+        described_class(own["network"], DiffusionNetwork)
+        return {WEIGHTS_FILE: DiffusionNetwork.number_of_weights(**own["network"]["config"])}
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            "schedule": self.noise_schedule.kind,
+            "num_steps": self.noise_schedule.num_steps,
+            "average": self.average,
+            "made_for": self.made_for,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        network = keras.saving.deserialize_keras_object(
+            config["network"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "network": network})
+
+
+def check_decoder(schedule: str, num_steps: int, average: float) -> NoiseSchedule:
+    """Check those arguments of `FeatureDecoder` that are no model, and return its schedule.
+
+    Raises:
+        ValueError: for the first that is out of range.
+    """
+    check_number("[0, 1)", average=average)
+    check_whole(1, num_steps=num_steps)
+    return NoiseSchedule(schedule, num_steps)
+
+
+def _copy_of(network: DiffusionNetwork) -> DiffusionNetwork:
+    """Make a network that begins with the same weights, and is not trained."""
+    config = network.get_config()
+    if network.dtype_policy.variable_dtype in ("bfloat16", "float16"):
+        # In half precision the moving average would never move: its steps are rounded to nothing.
+        config["dtype"] = f"mixed_{network.dtype_policy.compute_dtype}"
+    averaged = DiffusionNetwork.from_config({**config, "name": f"averaged_{network.name}"})
+    averaged.trainable = False
+    averaged.set_weights(collectives.values(network.weights))
+    return averaged

@@ -1,0 +1,128 @@
+"""Compute the features of a hidden region, predicted and true, for the decoder (§6, Fig. 6a).
+
+The predictor sees what is around the region, and gives the features that it expects within. The
+decoder gets these alone, and never a feature or pixel of what is around.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from keras_vjepa.backend.step_functions import StepFunctions
+from keras_vjepa.layers.embedding import gather_tokens
+from keras_vjepa.presets.fingerprints import fingerprint_of_weights
+from keras_vjepa.tasks.decoder import FeatureDecoder
+from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
+from keras_vjepa.types import Batch, Tensor
+
+# The predictor is told the first kind of mask, which for the paper's masks is the one that hides
+# small blocks.
+_KIND = 0
+CONTEXT, TARGET = (f"{role}_indices_{_KIND}" for role in ("context", "target"))
+
+
+class RegionFeatures(StepFunctions, keras.Model):
+    """Computes features of hidden regions with a frozen encoder and predictor.
+
+    Args:
+        pretrainer: a pretrained model with features as targets; it is frozen.
+
+    Call arguments:
+        inputs: a batch as `VJEPAPretrainer` takes it, of one kind of mask, without padding.
+
+    Returns:
+        A dictionary of float32 `(batch, targets, dim)`: `predicted`, and `target`, the target
+        encoder's own features.
+
+    Raises:
+        ValueError: for a model that predicts pixels.
+
+    Example:
+
+    >>> from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+    >>> from keras_vjepa.tasks.region_features import RegionFeatures
+    >>> encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    >>> pretrainer = VJEPAPretrainer(encoder, VJEPAPredictor(24, (2, 2, 2), 12, 1, 2))
+    >>> batch = {"videos": np.zeros((1, 4, 32, 32, 3), "float32")}
+    >>> batch["context_indices_0"] = np.array([[0, 1, 2, 4, 5, 6]], "int32")
+    >>> batch["target_indices_0"] = np.array([[3, 7]], "int32")
+    >>> RegionFeatures(pretrainer).of(batch)["predicted"].shape
+    (1, 2, 24)
+    """
+
+    def __init__(self, pretrainer: VJEPAPretrainer, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if pretrainer.target != "features":
+            raise ValueError(
+                "`preset` must be of a model that was trained to predict features, with --target "
+                f"features. Received: one that predicts {pretrainer.target}"
+            )
+        pretrainer.trainable = False
+        self.pretrainer = pretrainer
+        self.built = True
+
+    def call(self, inputs: Batch) -> dict[str, Tensor]:
+        targets = self.pretrainer.targets(inputs["videos"])
+        return {
+            "predicted": self.pretrainer.predictions(inputs, _KIND),
+            "target": gather_tokens(targets, inputs[TARGET]),
+        }
+
+    def of(self, batch: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+        """Compute the features of a batch in one compiled call; see the call.
+
+        Args:
+            batch: arrays as in the call; others are left out.
+        """
+        given = {name: batch[name] for name in ("videos", CONTEXT, TARGET)}
+        found = self.predict_on_batch(given)
+        return {name: np.asarray(ops.convert_to_numpy(x), "float32") for name, x in found.items()}
+
+    @property
+    def width(self) -> int:
+        """Return the width of the features; of a V-JEPA 2.1, that of several levels."""
+        return int(self.pretrainer.predictor.output_dim)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a hash of all weights that the features come from."""
+        return fingerprint_of_weights(self.pretrainer)
+
+
+def check_made_for(decoder: FeatureDecoder, features: RegionFeatures, name: str) -> None:
+    """Check that a decoder was trained on the features of a preset.
+
+    Args:
+        decoder: the decoder.
+        features: the models of the preset.
+        name: name of the preset as the user gave it.
+
+    Raises:
+        ValueError: for a preset of other sizes, and for other weights.
+    """
+    encoder = features.pretrainer.encoder
+    width, grid = decoder.network.feature_dim, decoder.network.grid_shape
+    if width != features.width:
+        raise ValueError(
+            f"`decoder` must be of this preset, whose features are {features.width} wide. "
+            f"Received: one for features of {width}"
+        )
+    own = encoder.grid_shape
+    if grid[0] != own[0] or any(a > b for a, b in zip(grid, own, strict=True)):
+        raise ValueError(
+            f"`decoder` must be of this preset, whose tokens are {_by(own)}. Received: one for "
+            f"regions of {_by(grid)}"
+        )
+    if decoder.made_for and decoder.made_for != features.fingerprint:
+        raise ValueError(
+            "`decoder` must be trained on the features of this preset: train one with "
+            f"`decode train --preset {name}`. Received: one that was trained on other weights"
+        )
+
+
+def _by(grid: tuple[int, ...]) -> str:
+    return " x ".join(map(str, grid))

@@ -1,0 +1,75 @@
+"""Train a decoder, which turns the predictor's features into pixels (§6, App. F).
+
+    KERAS_BACKEND=jax python recipes/decode.py --preset PRESET
+    keras-vjepa decode train --preset PRESET
+
+The result is a preset for `decode sample`. If the run is stopped, the same command goes on.
+"""
+
+import json
+import logging
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from keras_vjepa import FeatureDecoder, command_line, files
+from keras_vjepa.backend import collectives, distribution
+from keras_vjepa.configuration import replace, values
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.decoding import check_decode_files, description_of, make_decoder
+from keras_vjepa.locks import locked
+from keras_vjepa.monitoring import LossCurve, StepLog
+from keras_vjepa.monitoring.report import write_report
+from keras_vjepa.pictures.loading import load_pictured
+from keras_vjepa.recipes.decode_configs import CONFIGS, DecodeConfig
+from keras_vjepa.recipes.pretrain_objects import make_samples
+from keras_vjepa.tasks.region_features import RegionFeatures
+from keras_vjepa.training.continuing import OPTIONS_FILE
+from keras_vjepa.training.resumable import writable_folder
+
+
+def run(config: DecodeConfig, workdir: Path) -> None:
+    """Train in the folder `workdir`, or go on where a run was stopped, and save a preset."""
+    parallel = distribution.setup()
+    writable_folder(workdir)
+    with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
+        samples = make_samples(config)  # first, because a model takes longer to load
+        model = load_pictured(config.preset, needs_predictor=True)
+        decoder, batches = make_decoder(config, samples, RegionFeatures(model.pretrainer), parallel)
+        if parallel.is_first:
+            files.write_text(workdir / OPTIONS_FILE, json.dumps(values(config), indent=1))
+        config.run.make(
+            model=decoder,
+            batches=batches,
+            workdir=workdir,
+            callbacks=[StepLog(workdir, config.run.log_every), LossCurve(workdir)],
+            description=description_of(config, decoder),
+            parallel=parallel,
+        )
+        weights = collectives.values(decoder.weights)
+        parallel.release()
+        if parallel.is_first:
+            decoder = FeatureDecoder.from_config(decoder.get_config())
+            decoder.set_weights(weights)
+            decoder.save_to_preset(workdir / "preset")
+            print(f"Saved {workdir}/preset and {write_report(workdir)}.", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None, program: str = "decode.py") -> None:
+    """Run the recipe as a command, with `program` in front of its messages."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    name, given, workdir = command_line.parse(
+        program, __doc__ or "", CONFIGS, arguments, prefix="decode_"
+    )
+    with command_line.refusing(program, CONFIGS, arguments):
+        config = replace(CONFIGS[name](), **given)
+        check_decode_files(config, workdir)
+    distribution.launch_on_all_devices()
+    try:
+        run(config, workdir)
+    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
+        collectives.exit_with_error(f"{program}: {command_line.explain(error, CONFIGS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Training a decoder and sampling from it, by the command."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vjepa import FeatureDecoder, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, training
+from keras_vjepa.configuration import replace
+from keras_vjepa.data.reading.video import video_info
+from keras_vjepa.data.sources.video_writing import write_motion_jpeg
+from keras_vjepa.decoding import Regions, region_in_tokens, region_sampler
+from keras_vjepa.pictures.decoded import HiddenRegion
+from keras_vjepa.recipes import decode as recipe
+from keras_vjepa.recipes.decode_configs import CONFIGS
+from keras_vjepa.tools import decode
+from keras_vjepa.training.resumable import RunCallback
+from tests.support import slow_but_on
+
+SMALL = {
+    "width": 8, "multipliers": (1,), "groups": 4, "batch_size": 2, "num_workers": 1,
+    "warmup_steps": 1, "steps": 4, "checkpoint_every": 2, "temporal_stride": 1,
+}  # fmt: skip
+
+
+def save_pretrained(folder, image_size=32, **arguments):
+    keras.utils.set_random_seed(0)
+    encoder = VJEPABackbone(image_size, 2, 8, 1, 8, 1, 2)
+    predictor = VJEPAPredictor(8, encoder.grid_shape, 8, 1, 2)
+    VJEPAPretrainer(encoder, predictor, **arguments).save_to_preset(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decode")
+    save_pretrained(folder / "pretrained")
+    (folder / "videos").mkdir()
+    for number in range(4):
+        frames = np.random.default_rng(number).integers(0, 256, (6, 32, 48, 3), np.uint8)
+        write_motion_jpeg(folder / "videos" / f"{number}.avi", frames, 12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    recipe.run(config(folder), folder / "run")
+    return folder / "run"
+
+
+def config(folder, **more):
+    given = {"preset": str(folder / "pretrained"), "data": str(folder / "videos")}
+    return replace(CONFIGS["digit_motion_black"](), **{**given, **SMALL, **more})
+
+
+@slow_but_on("torch")
+def test_training_leaves_a_preset_and_the_tables_of_a_run(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"preset", "report.html", "loss.csv", "steps.csv", "options.json"} <= names
+    network = FeatureDecoder.from_preset(trained / "preset").network
+    assert (network.clip_shape, network.grid_shape) == ((2, 16, 16), (2, 2, 2))
+
+
+class StopError(Exception):
+    """Raised in place of a kill."""
+
+
+class StopAfter(RunCallback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            raise StopError
+
+
+@slow_but_on("torch")
+def test_a_run_that_was_stopped_ends_with_the_same_weights(folder, trained, tmp_path, monkeypatch):
+    run = training.run
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "LossCurve", lambda workdir: StopAfter())
+        with pytest.raises(StopError):
+            recipe.run(config(folder), tmp_path)
+    assert run is training.run
+    recipe.run(config(folder), tmp_path)
+    whole, stopped = (FeatureDecoder.from_preset(one / "preset") for one in (trained, tmp_path))
+    for one, other in zip(whole.get_weights(), stopped.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    with pytest.raises(ValueError, match="another config: region"):
+        recipe.run(config(folder, region=(8, 16)), tmp_path)
+
+
+def arguments_of(folder, output, *more, decoder="run/preset", preset="pretrained"):
+    video = str(folder / "videos" / "0.avi")
+    named = {"--preset": preset, "--decoder": decoder}
+    paths = [part for name, path in named.items() for part in (name, str(folder / path))]
+    return ["sample", video, *paths, "--output", str(output), "--steps", "2", *more]
+
+
+@slow_but_on("torch")
+def test_a_video_has_a_row_for_each_seed(folder, trained, tmp_path, capsys):
+    pytest.importorskip("av")
+    output = tmp_path / "out.mp4"
+    assert decode.main(arguments_of(folder, output, "--seeds", "3")) == 0
+    made = video_info(output)
+    # The input, what is hidden, and the seeds; frames of 32 x 48 are enlarged three times.
+    assert (made.num_frames, made.height, made.width) == (2, 96, 5 * 144)
+    assert decode.main(arguments_of(folder, tmp_path / "out.png", "--kind", "target")) == 0
+    assert "step 2/2" in capsys.readouterr().err
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize(
+    ("more", "named", "words"),
+    [
+        (["--place", "3", "0"], {}, "--place must be a row from 0 to 2 and a column from 0 to 2"),
+        (["--place", "-1", "0"], {}, "--place must be at least 0"),
+        ([], {"decoder": "pretrained"}, "--decoder must be a folder that holds decoder.json"),
+        ([], {"decoder": "nothing"}, "--decoder must be"),
+        ([], {"preset": "other"}, "--decoder must be of this preset, whose tokens are 2 x 1 x 2"),
+        ([], {"preset": "twin"}, "--decoder must be trained on the features of this preset"),
+        (["--start", "6"], {}, "--start must be a frame of the video"),
+        (["--seeds", "-1"], {}, "--seeds must be at least 0"),
+        (["--steps", "2000"], {}, "--steps must be at most 1,000"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line(folder, trained, more, named, words, tmp_path, capsys):
+    if named.get("preset") == "other":
+        save_pretrained(folder / "other", (8, 16))
+    if named.get("preset") == "twin":
+        save_pretrained(folder / "twin")
+        twin = VJEPAPretrainer.from_preset(folder / "twin")
+        twin.predictor.weights[0].assign_add(1.0)
+        twin.predictor.weights[0].assign(np.ones(twin.predictor.weights[0].shape))
+        twin.save_to_preset(folder / "twin")
+    with pytest.raises(SystemExit) as ended:
+        decode.main(arguments_of(folder, tmp_path / "out.png", *more, **named), "decode")
+    assert ended.value.code == 2
+    [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("decode: ")]
+    assert words in line
+    assert not (tmp_path / "out.png").exists()
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"region": (12, 16)}, "`region` must be multiples of 8"),
+        ({"region": (32, 32)}, "`region` must leave something around it"),
+        ({"multipliers": (1, 1, 1, 1, 1, 1)}, "`clip_shape` must have sides that 32 divides"),
+    ],
+)
+def test_regions_that_do_not_fit_are_refused(folder, more, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        recipe.run(config(folder, **more), tmp_path)
+
+
+@pytest.mark.data
+def test_options_are_checked_before_anything_is_made(tmp_path, capsys):
+    for option, words in (
+        ("--kinds=0,0,0", "not all 0"),
+        ("--kinds=2,0,0", "--kinds must be in [0, 1]"),
+        ("--region=0,8", "--region must be at least 1"),
+        ("--noise_steps=0", "--noise_steps must be at least 1"),
+        ("--average=1", "--average must be in [0, 1)"),
+        ("--condition=mean", "--condition must be"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            decode.main(["train", "--preset", "here", option], "decode")
+        assert ended.value.code == 2 and words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        decode.main(["train"], "decode")
+    assert "--preset must be given" in capsys.readouterr().err
+    network = CONFIGS["paper"]().network
+    assert (network.width, network.num_blocks, network.multipliers) == (192, 3, (1, 2, 3, 4))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("grid", "rows", "columns"),
+    [((2, 4, 4), 2, 2), ((8, 14, 14), 6, 5), ((1, 3, 7), 1, 6), ((2, 24, 24), 23, 24)],
+)
+def test_one_box_is_hidden_over_all_time(grid, rows, columns):
+    drawn = region_sampler(grid, rows, columns)(step=3, batch_size=4)
+    assert drawn["target_indices_0"].shape == (4, grid[0] * rows * columns)
+    for around, within in zip(*drawn.values(), strict=True):
+        row, column = divmod(int(within[0]), grid[2])
+        expected = HiddenRegion(grid, rows, columns, row, column).tokens
+        np.testing.assert_array_equal(around, expected[0])
+        np.testing.assert_array_equal(within, expected[1])
+
+
+@pytest.mark.data
+def test_regions_are_cut_where_their_tokens_are():
+    videos = np.random.default_rng(0).uniform(size=(2, 2, 16, 24, 3)).astype("float32")
+    regions = Regions((2, 4, 6), 4, 2, 3, (8, 12), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    targets = region_sampler((2, 4, 6), 2, 3)(0, 2)["target_indices_0"]
+    found = regions.pixels(videos, targets)
+    top, left = regions.place(targets[1])
+    cut = videos[1, :, top : top + 8, left : left + 12]
+    np.testing.assert_allclose(found[1], (2 * (cut * 0.25 + 0.5) - 1).clip(-1, 1), atol=1e-6)
+    small = Regions((2, 4, 6), 4, 2, 3, (4, 6), (0, 0, 0), (1, 1, 1)).pixels(videos, targets)
+    assert small.shape == (2, 2, 4, 6, 3)
+    np.testing.assert_allclose(small[1].mean(), 2 * cut.mean() - 1, atol=1e-4)
+
+
+def test_a_region_of_pixels_in_tokens():
+    encoder = VJEPABackbone((16, 32), 2, 8, 1, 8, 1, 2)
+    assert region_in_tokens((8, 16), encoder) == (1, 2)
+    with pytest.raises(ValueError, match="`region` must be multiples of 8, the side of a patch"):
+        region_in_tokens((24, 8), encoder)
