@@ -1,10 +1,12 @@
-"""Evaluate one frozen encoder in many ways, and write a table (Tables 3, 8 and 15).
+"""Evaluate one frozen encoder in many ways, or several in one, and write a table (Tables 3, 8, 15).
 
     KERAS_BACKEND=jax python recipes/probe_table.py --preset workdir/digit_motion/preset
+    KERAS_BACKEND=jax python recipes/probe_table.py --presets PRESET PRESET ...
 
 The rows compare, on the built-in videos, attentive and average pooling, one clip and two, fewer
 labels, the same network untrained, and single frames, each with `--splits` seeds (default 3).
-Options are those of `recipes/probe.py`; each row sets the options that it is about.
+Options are those of `recipes/probe.py`; each row sets the options that it is about. With
+`--presets`, a row is an encoder, and all are evaluated alike; see `probe_table_presets.py`.
 """
 
 import logging
@@ -27,9 +29,10 @@ from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
-from keras_vjepa.recipes import probe
+from keras_vjepa.recipes import probe, probe_table_presets
 from keras_vjepa.recipes.probe_configs import ProbeConfig, digit_motion, digit_motion_black
 from keras_vjepa.training.resumable import writable_folder
 
@@ -86,6 +89,8 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
     config = probe.completed(config)
     train, test = probe.samples_of(config)
     encoder = probe.make_encoder(config)
+    if config.preset != probe.UNTRAINED:
+        config = seen_as_by_the_preset(config, config.preset)
     untrained = make_untrained(config, encoder)
     sweeps: dict[Any, ProbeSweep] = {}
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
@@ -148,24 +153,37 @@ def check(config: ProbeConfig, workdir: Path) -> None:
 
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "probe_table.py"
-) -> tuple[ProbeConfig, Path]:
-    """Read the config of the first row and the workdir that a command line asks for."""
+) -> tuple[list[str], ProbeConfig, Path]:
+    """Read from a command line the presets of `--presets`, the config of a row, and the workdir."""
+    help_text = "encoders to evaluate alike, a row each; their own sizes count"
     name, changes, workdir = command_line.parse(
-        program, __doc__ or "", CONFIGS, arguments, "probe_table_"
+        program, __doc__ or "", CONFIGS, arguments, "probe_table_", {"presets": help_text}
     )
-    return replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes}), workdir
+    presets = changes.pop("presets", [])
+    for option in ("preset", "image_size") if presets else ():
+        if option in changes:
+            raise ValueError(f"`{option}` must be left out with --presets. Received: one")
+    config = replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes})
+    return presets, config, workdir
 
 
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
     """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
-        config, workdir = parse_arguments(arguments, program)
-        check(config, workdir)
+        presets, config, workdir = parse_arguments(arguments, program)
+        if presets:
+            probe_table_presets.check(presets, config, workdir)
+        else:
+            check(config, workdir)
     try:
-        if config.preset == probe.UNTRAINED:
-            print("The encoder is untrained: the rows say what the data gives away.")
-        print(run(config, workdir), end="")
+        if presets:
+            table = probe_table_presets.run(presets, config, workdir)
+        else:
+            if config.preset == probe.UNTRAINED:
+                print("The encoder is untrained: the rows say what the data gives away.")
+            table = run(config, workdir)
+        print(table, end="")
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
 
