@@ -17,6 +17,7 @@ from keras_vjepa.models import (
     OpenCLIPBackbone,
     VideoMAEBackbone,
     VideoMAEv2Backbone,
+    adapters,
 )
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import finetune
@@ -127,6 +128,22 @@ def test_attention_of_all_tokens():
     np.testing.assert_allclose(sums, np.ones((2, 2, 2)), atol=1e-5)
     with pytest.raises(ValueError, match="`layers`"):
         backbone.attention_weights(clips, [2])
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize("family", ["ijepa", pytest.param("hiera images", marks=pytest.mark.slow)])
+def test_many_frames_are_encoded_part_by_part(family, monkeypatch):
+    backbone = MADE[family]()
+    side, seen = backbone.image_size, []
+    clips = np.random.default_rng(0).normal(size=(2, 3, side, side, 3)).astype("float32")
+    whole = ops.convert_to_numpy(backbone.clip_tokens(clips))
+    monkeypatch.setattr(adapters, "_PIXELS_AT_ONCE", 4 * side * side)
+    embed = backbone.embed
+    monkeypatch.setattr(backbone, "embed", lambda x: seen.append(x.shape[0]) or embed(x))
+    parts = ops.convert_to_numpy(backbone.clip_tokens(clips))
+    assert set(seen) == {3}
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    assert adapters.images_at_once(None, 6, 2 * side * side) == 2
 
 
 @pytest.mark.data

@@ -361,7 +361,9 @@ class HieraBackbone(
     def clip_tokens(self, clips: Tensor, training: bool = False, norm: bool = True) -> Tensor:
         """Do as `VisionBackbone.clip_tokens`."""
         encode = functools.partial(self, training=training, norm=norm)
-        return frame_by_frame(clips, encode) if self.is_image_model else encode(clips)
+        if not self.is_image_model:
+            return encode(clips)
+        return frame_by_frame(clips, encode, training)
 
     def intermediate_features(
         self, videos: Tensor, layers: Sequence[int], norm: bool = True

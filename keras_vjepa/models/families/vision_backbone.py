@@ -388,7 +388,9 @@ class VisionBackbone(
             `(batch, tokens, hidden_dim)`, ordered by time.
         """
         encode = functools.partial(self, training=training, norm=norm)
-        return frame_by_frame(clips, encode) if self.is_image_model else encode(clips)
+        if not self.is_image_model:
+            return encode(clips)
+        return frame_by_frame(clips, encode, training)
 
     def intermediate_features(
         self,
