@@ -1,12 +1,10 @@
-"""Evaluate one frozen encoder in many ways, or several in one, and write a table (Tables 3, 8, 15).
+"""Evaluate one frozen encoder in many ways, and write a table (Tables 3, 8 and 15).
 
     KERAS_BACKEND=jax python recipes/probe_table.py --preset workdir/digit_motion/preset
-    KERAS_BACKEND=jax python recipes/probe_table.py --presets PRESET PRESET ...
 
 The rows compare, on the built-in videos, attentive and average pooling, one clip and two, fewer
 labels, the same network untrained, and single frames, each with `--splits` seeds (default 3).
-Options are those of `recipes/probe.py`; each row sets the options that it is about. With
-`--presets`, a row is an encoder, and all are evaluated alike; see `probe_table_presets.py`.
+Options are those of `recipes/probe.py`; each row sets the options that it is about.
 """
 
 import logging
@@ -32,7 +30,7 @@ from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
-from keras_vjepa.recipes import probe, probe_table_presets
+from keras_vjepa.recipes import probe
 from keras_vjepa.recipes.probe_configs import ProbeConfig, digit_motion, digit_motion_black
 from keras_vjepa.training.resumable import writable_folder
 
@@ -153,37 +151,24 @@ def check(config: ProbeConfig, workdir: Path) -> None:
 
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "probe_table.py"
-) -> tuple[list[str], ProbeConfig, Path]:
-    """Read from a command line the presets of `--presets`, the config of a row, and the workdir."""
-    help_text = "encoders to evaluate alike, a row each; their own sizes count"
+) -> tuple[ProbeConfig, Path]:
+    """Read the config of the first row and the workdir that a command line asks for."""
     name, changes, workdir = command_line.parse(
-        program, __doc__ or "", CONFIGS, arguments, "probe_table_", {"presets": help_text}
+        program, __doc__ or "", CONFIGS, arguments, "probe_table_"
     )
-    presets = changes.pop("presets", [])
-    for option in ("preset", "image_size") if presets else ():
-        if option in changes:
-            raise ValueError(f"`{option}` must be left out with --presets. Received: one")
-    config = replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes})
-    return presets, config, workdir
+    return replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes}), workdir
 
 
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
     """Run the recipe as a command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
-        presets, config, workdir = parse_arguments(arguments, program)
-        if presets:
-            probe_table_presets.check(presets, config, workdir)
-        else:
-            check(config, workdir)
+        config, workdir = parse_arguments(arguments, program)
+        check(config, workdir)
     try:
-        if presets:
-            table = probe_table_presets.run(presets, config, workdir)
-        else:
-            if config.preset == probe.UNTRAINED:
-                print("The encoder is untrained: the rows say what the data gives away.")
-            table = run(config, workdir)
-        print(table, end="")
+        if config.preset == probe.UNTRAINED:
+            print("The encoder is untrained: the rows say what the data gives away.")
+        print(run(config, workdir), end="")
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
 

@@ -1,4 +1,10 @@
-"""Evaluate several frozen encoders in the same way, and write one table (Tables 5, 6 and 16).
+"""Evaluate several frozen encoders alike, or one in many ways, in one table (Tables 5, 6, 8, 16).
+
+    keras-vjepa probe-table --presets PRESET PRESET ...
+    keras-vjepa probe-table --preset PRESET
+
+With `--presets`, a row is an encoder; with `--preset`, a row is another way to evaluate one, and
+the table is that of `recipes/probe_table.py`. Options are those of `probe`.
 
 Each encoder gets clips of its own size and number of frames, which span the same time in all rows,
 and pixels as its preset's preprocessor makes them. An encoder of images sees as many frames as the
@@ -6,6 +12,7 @@ config has, one by one. A table that was stopped goes on with the first result t
 """
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -14,8 +21,9 @@ from typing import Any
 
 import keras
 
-from keras_vjepa import files
+from keras_vjepa import command_line, files
 from keras_vjepa.configuration import replace
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import mean_and_deviation
@@ -25,8 +33,9 @@ from keras_vjepa.models.adapters import as_token_encoder
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.monitoring.run_tables import read_run
 from keras_vjepa.presets.preset import check_preset
-from keras_vjepa.recipes import probe
+from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import ProbeConfig
+from keras_vjepa.recipes.probe_table import CONFIGS
 from keras_vjepa.tasks.checkpoint_presets import run_and_step
 from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import writable_folder
@@ -55,20 +64,25 @@ def run(presets: Sequence[str], config: ProbeConfig, workdir: Path) -> str:
         workdir: folder for all results: `table.md`, `table.json`, features and metrics.
     """
     with locked(writable_folder(workdir), "--workdir"):
-        keras.config.set_dtype_policy(config.dtype)
-        lines = [f"| {' | '.join(('frozen probe, top-1 in %', *_COLUMNS, *config.tasks))} | s |"]
-        lines.append("|---" * (2 + len(_COLUMNS) + len(config.tasks)) + "|")
-        rows = []
-        for preset in presets:
-            rows.append(_row(replace(config, preset=preset), workdir))
-            lines.append(f"| {' | '.join(_cells(rows[-1], config.tasks))} |")
-            print(lines[-1], file=sys.stderr, flush=True)
-            # What the encoder before held is not needed any longer.
-            keras.backend.clear_session()
-        table = "\n".join(lines) + "\n"
-        files.write_text(workdir / "table.json", json.dumps(rows, indent=1))
-        files.write_text(workdir / "table.md", table)
-        return table
+        return _table(presets, config, workdir)
+
+
+def _table(presets: Sequence[str], config: ProbeConfig, workdir: Path) -> str:
+    """Do as `run`, while no other run uses the folder."""
+    keras.config.set_dtype_policy(config.dtype)
+    lines = [f"| {' | '.join(('frozen probe, top-1 in %', *_COLUMNS, *config.tasks))} | s |"]
+    lines.append("|---" * (2 + len(_COLUMNS) + len(config.tasks)) + "|")
+    rows = []
+    for preset in presets:
+        rows.append(_row(replace(config, preset=preset), workdir))
+        lines.append(f"| {' | '.join(_cells(rows[-1], config.tasks))} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+        # What the encoder before held is not needed any longer.
+        keras.backend.clear_session()
+    table = "\n".join(lines) + "\n"
+    files.write_text(workdir / "table.json", json.dumps(rows, indent=1))
+    files.write_text(workdir / "table.md", table)
+    return table
 
 
 def _row(config: ProbeConfig, workdir: Path) -> dict[str, Any]:
@@ -166,3 +180,38 @@ def check(presets: Sequence[str], config: ProbeConfig, workdir: Path) -> None:
         if preset != probe.UNTRAINED:
             check_preset(preset, "presets")
     probe.check(replace(config, preset=probe.UNTRAINED), workdir)
+
+
+def parse_arguments(
+    arguments: list[str] | None = None, program: str = "probe_table.py"
+) -> tuple[list[str], ProbeConfig, Path]:
+    """Read from a command line the presets, which may be none, the config of a row, the workdir."""
+    help_text = "encoders to evaluate alike, in their own sizes [none: one, in many ways]"
+    name, changes, workdir = command_line.parse(
+        program, __doc__ or "", CONFIGS, arguments, "probe_table_", {"presets": help_text}
+    )
+    presets = changes.pop("presets", [])
+    for option in ("preset", "image_size") if presets else ():
+        if option in changes:
+            raise ValueError(f"`{option}` must be left out with --presets. Received: one")
+    config = replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes})
+    return presets, config, workdir
+
+
+def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
+    """Run the command, with `program` in front of its messages."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with command_line.refusing(program, CONFIGS, arguments):
+        presets, config, workdir = parse_arguments(arguments, program)
+        if presets:
+            check(presets, config, workdir)
+    if not presets:
+        return probe_table.main(arguments, program)
+    try:
+        print(run(presets, config, workdir), end="")
+    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
+        sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,8 +9,9 @@ from keras_vjepa import VJEPAVideoPreprocessor
 from keras_vjepa.configuration import replace
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OpenCLIPBackbone, VideoMAEBackbone
-from keras_vjepa.recipes import probe, probe_table, probe_table_presets
+from keras_vjepa.recipes import probe
 from keras_vjepa.recipes.probe_configs import digit_motion
+from keras_vjepa.tools import probe_table
 from tests.support import slow_but_on
 
 SMALL = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "patch_size": 8}
@@ -50,7 +51,7 @@ def built_in(digit_videos, monkeypatch):
 def check_table(tmp_path, names, expected, **changes):
     """Evaluate, look at the table, and read it again without computing anything."""
     given, config = presets(tmp_path, *names), small(tmp_path, **changes)
-    table = probe_table_presets.run(given, config, tmp_path / "run")
+    table = probe_table.run(given, config, tmp_path / "run")
     lines = table.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in given]
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
@@ -59,7 +60,7 @@ def check_table(tmp_path, names, expected, **changes):
     assert all(0 <= top1 <= 1 for row in rows for top1 in row["top1"]["motion"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "_metrics", None)
-        assert probe_table_presets.run(given, config, tmp_path / "run") == table
+        assert probe_table.run(given, config, tmp_path / "run") == table
     return rows
 
 
@@ -73,28 +74,28 @@ def test_encoders_of_clips_and_of_images(built_in, tmp_path):
 @pytest.mark.slow
 def test_other_families_and_what_is_untrained(built_in, tmp_path):
     check_table(tmp_path, ["openclip", "hiera"], [[4, 16, 16], [4, 32, 32]], splits=2)
-    table = probe_table_presets.run(["untrained"], small(tmp_path), tmp_path / "other")
+    table = probe_table.run(["untrained"], small(tmp_path), tmp_path / "other")
     assert table.splitlines()[2].startswith("| untrained | ")
 
 
 @pytest.mark.data
 def test_clips_span_the_same_time(tmp_path):
     config = small(tmp_path, num_frames=8, temporal_stride=8)
-    of_clips = probe_table_presets.fitted(config, VideoMAEBackbone(32, 16, **SMALL))
+    of_clips = probe_table.fitted(config, VideoMAEBackbone(32, 16, **SMALL))
     assert (of_clips.clip.frames_per_clip, of_clips.clip.frame_step) == (16, 4)
-    of_images = probe_table_presets.fitted(config, DINOv2Backbone(24, **SMALL))
+    of_images = probe_table.fitted(config, DINOv2Backbone(24, **SMALL))
     assert (of_images.clip.frames_per_clip, of_images.clip.frame_step) == (8, 8)
     assert (of_clips.image_size, of_images.image_size) == (32, 24)
 
 
 @pytest.mark.data
 def test_samples_seen(tmp_path):
-    assert probe_table_presets.samples_seen("vjepa_large_patch16_224") == 270_000_000
-    assert probe_table_presets.samples_seen(str(tmp_path)) is None
+    assert probe_table.samples_seen("vjepa_large_patch16_224") == 270_000_000
+    assert probe_table.samples_seen(str(tmp_path)) is None
     (tmp_path / "steps.jsonl").write_text('{"step": 7, "loss": 0.5}\n')
     (tmp_path / "config.json").write_text('{"batch_size": 6}')
-    assert probe_table_presets.samples_seen(str(tmp_path / "preset")) == 42
-    assert probe_table_presets.samples_seen(f"{tmp_path}@7") == 42
+    assert probe_table.samples_seen(str(tmp_path / "preset")) == 42
+    assert probe_table.samples_seen(f"{tmp_path}@7") == 42
 
 
 @pytest.mark.data
