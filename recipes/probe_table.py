@@ -1,6 +1,6 @@
 """Evaluate one frozen encoder in many ways, and write a table (Tables 3, 8 and 15).
 
-    KERAS_BACKEND=jax python recipes/probe_table.py --preset workdir/digit_motion/preset
+    KERAS_BACKEND=jax python tools/probe_table.py --preset workdir/digit_motion/preset
 
 The rows compare, on the built-in videos, attentive and average pooling, one clip and two, fewer
 labels, the same network untrained, and single frames, each with `--splits` seeds (default 3).
@@ -171,7 +171,3 @@ def main(arguments: list[str] | None = None, program: str = "probe_table.py") ->
         print(run(config, workdir), end="")
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
-
-
-if __name__ == "__main__":
-    main()
