@@ -23,7 +23,7 @@ COMMANDS = {
     "detect": "keras_vjepa.recipes.detect",
     "decode": "keras_vjepa.tools.decode",
     "knn": "keras_vjepa.tools.neighbors",
-    "probe-table": "keras_vjepa.recipes.probe_table",
+    "probe-table": "keras_vjepa.tools.probe_table",
     "supervised": "keras_vjepa.recipes.supervised",
     "check-videos": "keras_vjepa.tools.check_videos",
     "transcode": "keras_vjepa.tools.transcode",

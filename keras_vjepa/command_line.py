@@ -28,6 +28,7 @@ def parse(
     configs: Mapping[str, Callable[[], Any]],
     arguments: list[str] | None = None,
     prefix: str = "",
+    lists: Mapping[str, str] | None = None,
 ) -> tuple[str, dict[str, Any], Path]:
     """Read from a command line the name of a config, the options that it sets, and the workdir.
 
@@ -41,6 +42,7 @@ def parse(
             docstrings are shown.
         arguments: the words of the command line; None takes those of the process.
         prefix: stands in front of the config's name in the name of the workdir.
+        lists: help of further options that take several words and are no options of a config.
     """
     default = next(iter(configs))
     known = options(configs[default]())
@@ -65,6 +67,10 @@ def parse(
         "--workdir", type=_read_folder, metavar="FOLDER",
         help=f"for all results [workdir/{prefix}<config>]",
     )  # fmt: skip
+    for option, help_text in (lists or {}).items():
+        parser.add_argument(
+            f"--{option}", nargs="+", default=argparse.SUPPRESS, metavar="NAME", help=help_text
+        )
     _add_options(parser, known)
     given = vars(parser.parse_all(arguments))
     name, workdir = given.pop("config"), given.pop("workdir")
@@ -79,7 +85,8 @@ def explain(error: Exception, configs: Mapping[str, Callable[[], Any]]) -> str:
         configs: as in `parse`.
     """
     known = options(next(iter(configs.values()))())
-    return _with_dashes(error, {**{name: f"--{name}" for name in known}, "workdir": "--workdir"})
+    # The last two are options of recipes that no config has.
+    return _with_dashes(error, {name: f"--{name}" for name in (*known, "workdir", "presets")})
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -291,10 +291,16 @@ def _unless_damaged(preset: Path) -> files.Existing:
     return "replace" if preset.exists() else "keep"
 
 
-def convert_folder(folder: Path) -> Path:
-    """Make a preset in the cache from a V-JEPA 2 folder of the transformers package.
+def convert_folder(
+    folder: Path, make_preprocessor: Callable[[Path, Any], Any] | None = None
+) -> Path:
+    """Make a preset in the cache from a folder of the transformers package.
 
     A preset that is there is returned, unless a file of the folder or the conversion has changed.
+
+    Args:
+        folder: the folder.
+        make_preprocessor: makes the preprocessor from the folder and the model; None for V-JEPA's.
 
     Raises:
         CheckpointError: if anything in the folder does not fit.
@@ -306,8 +312,14 @@ def convert_folder(folder: Path) -> Path:
     if not _is_whole(preset):
         existing = _unless_damaged(preset)
         with files.unfinished_folder(preset, existing=existing) as unfinished, _float32():
-            convert(folder).save_to_preset(unfinished)
-            convert_preprocessor(folder).save_to_preset(unfinished)
+            model = convert(folder)
+            model.save_to_preset(unfinished)
+            preprocessor = (
+                convert_preprocessor(folder)
+                if make_preprocessor is None
+                else make_preprocessor(folder, model)
+            )
+            preprocessor.save_to_preset(unfinished)
     return preset
 
 

@@ -6,6 +6,7 @@ them and how to convert them. None of the files could be read where this package
 nobody has stated their hashes.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 from keras_vjepa.conversion import convert
 from keras_vjepa.conversion.families.layouts import LAYOUTS
+from keras_vjepa.conversion.families.official import preprocessor_of
+from keras_vjepa.conversion.families.transformers_names import FOLDERS
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 from keras_vjepa.presets.downloads import RemoteFile
-from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE
-from keras_vjepa.zoo import Configs, Entry, check, converted, described
+from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS
+from keras_vjepa.zoo import Configs, Entry, check, convert_folder, converted, described
 
 # What the converter is told, because no file tells it.
 _TOLD = ("image_size", "num_frames", "activation")
@@ -220,3 +223,15 @@ for _size, _repository, _width in _OPENCLIP:
         f"{_HUB}/{_repository}",
         arguments={"patch_size": 14, "projection_dim": _width},
     )
+
+
+# --- Folders of the transformers package ----------------------------------------------------------
+
+
+def _preprocessor(folder: Path, model: Any) -> VJEPAVideoPreprocessor:
+    return preprocessor_of(getattr(model, "backbone", model))
+
+
+for _folder in FOLDERS.values():
+    for _kind in _folder.model_types:
+        CONVERTERS[_kind] = functools.partial(convert_folder, make_preprocessor=_preprocessor)

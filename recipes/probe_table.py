@@ -1,6 +1,6 @@
 """Evaluate one frozen encoder in many ways, and write a table (Tables 3, 8 and 15).
 
-    KERAS_BACKEND=jax python recipes/probe_table.py --preset workdir/digit_motion/preset
+    KERAS_BACKEND=jax python tools/probe_table.py --preset workdir/digit_motion/preset
 
 The rows compare, on the built-in videos, attentive and average pooling, one clip and two, fewer
 labels, the same network untrained, and single frames, each with `--splits` seeds (default 3).
@@ -27,6 +27,7 @@ from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
+from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import probe
@@ -86,6 +87,8 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
     config = probe.completed(config)
     train, test = probe.samples_of(config)
     encoder = probe.make_encoder(config)
+    if config.preset != probe.UNTRAINED:
+        config = seen_as_by_the_preset(config, config.preset)
     untrained = make_untrained(config, encoder)
     sweeps: dict[Any, ProbeSweep] = {}
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
@@ -168,7 +171,3 @@ def main(arguments: list[str] | None = None, program: str = "probe_table.py") ->
         print(run(config, workdir), end="")
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ VALUES = ("0", "-1", "nan", "inf", "1e30", "")
 COMMANDS = {
     "pretrain": ([], "run"),
     "probe": ([], "run"),
-    "probe-table": ([], "run"),
+    "probe-table": (["--presets", "untrained"], "run"),
     "supervised": ([], "run"),
     "finetune": (["--preset", "here", "--data", "here"], "check_preset"),
     "finetune-table": (["out", "--preset", "here"], "check_preset"),

@@ -16,6 +16,7 @@ from keras_vjepa.arguments import check_flag, check_whole
 from keras_vjepa.backend.attention import attention
 from keras_vjepa.backend.token_ops import split_heads
 from keras_vjepa.layers.dense import dense, layer_norm
+from keras_vjepa.layers.stochastic_depth import scaled_branch
 from keras_vjepa.layers.transformer import TransformerBlock
 from keras_vjepa.types import Tensor
 
@@ -61,6 +62,7 @@ class HieraBlock(TransformerBlock):
 
     Call arguments:
         inputs: `(batch, tokens, dim)`, in the network's order.
+        branch_scales: as in `TransformerBlock`.
 
     Returns:
         `(batch, tokens or tokens / 4, hidden_dim)`.
@@ -109,14 +111,17 @@ class HieraBlock(TransformerBlock):
             layer.build(inner)
         self.mlp_output.build((None, None, self.mlp_dim))
 
-    def call(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
+    def call(  # type: ignore[override]
+        self, inputs: Tensor, branch_scales: Tensor | None = None
+    ) -> Tensor:
         normed = self.attention_norm(inputs)
         shortcut = inputs
         if self.shortcut is not None:
             # Of the normed tokens, unlike where the width stays.
             shortcut = self._pooled(self.shortcut(normed), axis=1)
-        x = shortcut + self.output_projection(self._attended(normed))
-        return x + self.mlp_branch(x)
+        branch = self.output_projection(self._attended(normed))
+        x = shortcut + scaled_branch(branch, branch_scales, 0)
+        return x + scaled_branch(self.mlp_branch(x), branch_scales, 1)
 
     def _attended(self, normed: Tensor) -> Tensor:
         packed = self.query_key_value(normed)
@@ -143,7 +148,9 @@ class HieraBlock(TransformerBlock):
         return ops.max(ops.reshape(x, parts), axis=axis)
 
     def compute_output_shape(  # type: ignore[override]
-        self, inputs_shape: Sequence[int | None]
+        self,
+        inputs_shape: Sequence[int | None],
+        branch_scales_shape: Sequence[int | None] | None = None,
     ) -> tuple[int | None, ...]:
         batch, tokens = inputs_shape[:2]
         if tokens is not None and self.pools:

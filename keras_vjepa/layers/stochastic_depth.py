@@ -37,6 +37,15 @@ def drop_path_rates(drop_path_rate: float, num_layers: int) -> list[float]:
     return [round(float(rate), 12) for rate in np.linspace(0.0, drop_path_rate, num_layers)]
 
 
+def drop_path_seed(drop_path_rate: float) -> keras.random.SeedGenerator | None:
+    """Make what `draw_branch_scales` draws with; None for a rate of 0, which draws nothing.
+
+    Args:
+        drop_path_rate: the rate of the last block.
+    """
+    return keras.random.SeedGenerator(name="drop_path_seed") if drop_path_rate else None
+
+
 def draw_branch_scales(
     drop_path_rate: float, num_layers: int, batch_size: Any, seed: Any
 ) -> Tensor:

@@ -18,6 +18,9 @@ from keras import ops
 
 from keras_vjepa.types import Tensor
 
+# Of frames that an image model encodes at once: 64 of 224 x 224.
+_PIXELS_AT_ONCE = 64 * 224 * 224
+
 Size = int | tuple[int, int]
 
 
@@ -128,19 +131,49 @@ def as_token_encoder(backbone: keras.Model) -> TokenEncoder:
     return next(adapter for adapter in _ADAPTERS if adapter.fits(backbone))(backbone)
 
 
-def frame_by_frame(clips: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+def frame_by_frame(
+    clips: Tensor, encode: Callable[[Tensor], Tensor], training: bool = False
+) -> Tensor:
     """Encode every frame by itself, and put the tokens of a clip one after the other.
+
+    Many frames are encoded part by part, so that memory does not grow with their number, but for
+    the tokens that come out.
 
     Args:
         clips: `(batch, frames, height, width, channels)`.
         encode: takes `(images, height, width, channels)`, returns `(images, tokens, dim)`.
+        training: whether all frames are encoded at once, as gradients need them all.
 
     Returns:
         `(batch, frames * tokens, dim)`.
     """
-    frames = clips.shape[1]
-    tokens = encode(ops.reshape(clips, (-1, *clips.shape[2:])))
-    return ops.reshape(tokens, (-1, frames * tokens.shape[1], tokens.shape[2]))
+    batch, frames, *image = clips.shape
+    images = ops.reshape(clips, (-1, *image))
+    size = (batch or 1) * frames if training else images_at_once(batch, frames, image[0] * image[1])
+    num_parts = (batch or 1) * frames // size
+    if num_parts == 1:
+        tokens = encode(images)
+    else:
+        tokens = ops.map(encode, ops.reshape(images, (num_parts, -1, *image)))
+    return ops.reshape(tokens, (-1, frames * tokens.shape[-2], tokens.shape[-1]))
+
+
+def images_at_once(batch: int | None, frames: int, pixels: int) -> int:
+    """Choose how many frames are encoded at once: a divisor of all that is not too many.
+
+    Args:
+        batch: clips; None if not known, and then the number is of each clip.
+        frames: frames of a clip.
+        pixels: of a frame.
+
+    Example:
+
+    >>> from keras_vjepa.models.adapters import images_at_once
+    >>> images_at_once(2, 16, 224 * 224), images_at_once(8, 16, 512 * 512)
+    (32, 8)
+    """
+    images, most = (batch or 1) * frames, max(1, _PIXELS_AT_ONCE // pixels)
+    return next(size for size in range(min(images, most), 0, -1) if images % size == 0)
 
 
 # --- Backbones from elsewhere --------------------------------------------------------------------
@@ -212,7 +245,7 @@ class DeclaredBackbone:
                 )
             return tokens
 
-        return frame_by_frame(clips, encode) if self.is_image_model else encode(clips)
+        return frame_by_frame(clips, encode, training) if self.is_image_model else encode(clips)
 
 
 @register_adapter

@@ -1,5 +1,6 @@
 """Compute what the probe's query and the encoder's heads attend to (§3.3, App. D.1)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,14 +10,14 @@ from numpy.typing import NDArray
 from keras_vjepa.arguments import places
 from keras_vjepa.backend.device import compiled_alone
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
-from keras_vjepa.models.backbone import VJEPABackbone
+from keras_vjepa.models.families import HieraBackbone
 from keras_vjepa.pictures.features import check_patch, grid_of
-from keras_vjepa.pictures.videos import WatchedVideo, whole_frame_size
+from keras_vjepa.pictures.videos import PicturedBackbone, WatchedVideo, whole_frame_size
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
 
 def encoder_attention(
-    backbone: VJEPABackbone,
+    backbone: PicturedBackbone,
     video: WatchedVideo,
     layer: int = -1,
     heads: Sequence[int] | None = None,
@@ -36,18 +37,26 @@ def encoder_attention(
         std: deviation of red, green and blue with which the encoder was trained.
 
     Returns:
-        float32 `(clips, heads, time, rows, columns)`; for each clip and head they sum to one.
+        float32 `(clips, heads, time, rows, columns)`; for each clip and head they sum to one. What
+        class and register tokens get, of a family that has them, is left out.
 
     Raises:
-        ValueError: for a block, head or patch that does not exist.
+        ValueError: for a block, head or patch that does not exist, and for Hiera, most of whose
+            blocks attend within windows.
     """
+    if isinstance(backbone, HieraBackbone):
+        raise ValueError(
+            "`backbone` must attend to all patches in its blocks. Received: a HieraBackbone, whose "
+            "blocks attend within windows and pool; a probe's attention can be drawn"
+        )
     places(backbone.num_layers, layer=[layer])
     chosen = None if heads is None else places(backbone.num_heads, heads=heads)
     size = whole_frame_size(backbone, *video.frames.shape[1:3])
     grid = grid_of(backbone, size)
-    queries = None
+    first = getattr(backbone, "num_prefix_tokens", 0)
+    queries = [*range(first, first + math.prod(grid))] if first else None
     if patch is not None:
-        queries = [int(np.ravel_multi_index(check_patch(patch, grid), grid))]
+        queries = [first + int(np.ravel_multi_index(check_patch(patch, grid), grid))]
     mean_attention = compiled_alone(
         lambda clip: ops.mean(backbone.attention_weights(clip, [layer], queries)[0], axis=2)
     )
@@ -55,7 +64,9 @@ def encoder_attention(
     for clip in video.clips(size, mean, std):
         mean_of_queries = ops.convert_to_numpy(
             mean_attention(ops.convert_to_tensor(clip[np.newaxis]))
-        )
+        )[..., first:]
+        if first:
+            mean_of_queries = mean_of_queries / mean_of_queries.sum(axis=-1, keepdims=True)
         kept = mean_of_queries.mean(axis=1, keepdims=True)
         found.append(kept if chosen is None else mean_of_queries[:, chosen])
     return np.concatenate(found).reshape(len(found), -1, *grid)
@@ -95,7 +106,8 @@ def probe_attention(
     found = []
     for clip in video.clips(size, mean, std):
         tokens = ops.convert_to_tensor(backbone.predict_on_batch(clip[np.newaxis]))
-        weights = ops.convert_to_numpy(attention(tokens))
+        grid = grid_of(backbone, size)
+        weights = ops.convert_to_numpy(attention(tokens))[..., -math.prod(grid) :]
         if heads is None:
             found.append(weights.mean(axis=1, keepdims=True))
         else:

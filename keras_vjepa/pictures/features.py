@@ -1,13 +1,14 @@
 """Compute features of a video's patches, and show them as colours or similarity (§4.3, App. D)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
-from keras_vjepa.models.backbone import VJEPABackbone
-from keras_vjepa.pictures.videos import WatchedVideo, whole_frame_size
+from keras_vjepa.models.families import HieraBackbone
+from keras_vjepa.pictures.videos import PicturedBackbone, WatchedVideo, whole_frame_size
 
 # Values beyond these percentiles get the extreme colours. Without this, a few outliers would make
 # all other patches look alike.
@@ -15,7 +16,7 @@ _PERCENTILES = (1, 99)
 
 
 def patch_features(
-    backbone: VJEPABackbone,
+    backbone: PicturedBackbone,
     video: WatchedVideo,
     mean: Colour = PIXEL_MEAN,
     std: Colour = PIXEL_STD,
@@ -37,15 +38,21 @@ def patch_features(
     size = whole_frame_size(backbone, *video.frames.shape[1:3])
     clips = video.clips(size, mean, std)
     grid = grid_of(backbone, size)
-    found = [np.asarray(backbone.predict_on_batch(clip[np.newaxis])) for clip in clips]
+    found = [
+        # A class token, which some families may return, stands before the patches.
+        np.asarray(backbone.predict_on_batch(clip[np.newaxis]))[:, -math.prod(grid) :]
+        for clip in clips
+    ]
     features = np.concatenate(found).astype("float32").reshape(len(clips), *grid, -1)
     if not np.isfinite(features).all():
         raise ValueError("`backbone` must give finite features. Received: NaN or infinity")
     return features
 
 
-def grid_of(backbone: VJEPABackbone, size: tuple[int, int]) -> tuple[int, int, int]:
+def grid_of(backbone: PicturedBackbone, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return the grid of tokens for clips of a given height and width."""
+    if isinstance(backbone, HieraBackbone):
+        return backbone.grid_shape
     shape = (None, backbone.num_frames, *size, backbone.num_channels)
     return backbone.tubelet_embedding.grid_shape(shape)
 

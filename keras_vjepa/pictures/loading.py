@@ -8,6 +8,7 @@ from pathlib import Path
 from keras_vjepa.data.transforms.crops import Colour
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.pictures.videos import PicturedBackbone
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 from keras_vjepa.presets.preset import PresetName, find_preset, load_backbone
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
@@ -27,20 +28,35 @@ class Pictured:
     folder: Path
 
     @functools.cached_property
-    def backbone(self) -> VJEPABackbone:
+    def backbone(self) -> PicturedBackbone:
         """Return the encoder.
 
         Raises:
-            ValueError: if it is not a `VJEPABackbone`.
+            ValueError: if it is of another package.
         """
         found = load_backbone(self.folder)
-        if not isinstance(found, VJEPABackbone):
+        if not isinstance(found, PicturedBackbone):
             raise ValueError(
-                f"`preset` must hold a VJEPABackbone, whose patches are known. Received: "
-                f"{self.preset}, of {type(found).__name__}"
+                f"`preset` must hold a backbone of keras_vjepa.models, whose patches are known. "
+                f"Received: {self.preset}, of {type(found).__name__}"
             )
         # Frozen, because gradients are not needed, and computing them would keep every activation.
         found.trainable = False
+        return found
+
+    @property
+    def encoder(self) -> VJEPABackbone:
+        """Return the encoder where a predictor belongs to it.
+
+        Raises:
+            ValueError: if it is of another family than V-JEPA's.
+        """
+        found = self.backbone
+        if not isinstance(found, VJEPABackbone):
+            raise ValueError(
+                f"`preset` must hold a VJEPABackbone, which masks and a predictor belong to. "
+                f"Received: {self.preset}, of {type(found).__name__}"
+            )
         return found
 
     @functools.cached_property
@@ -63,7 +79,7 @@ class Pictured:
             found = VJEPAPretrainer.from_preset(self.folder)
         else:
             predictor = VJEPAPredictor.from_preset(self.folder)
-            found = VJEPAPretrainer(self.backbone, predictor)
+            found = VJEPAPretrainer(self.encoder, predictor)
         found.trainable = False
         return found
 

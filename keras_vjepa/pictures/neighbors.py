@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.data.reading.video import open_video
-from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.pictures.drawing import boxed, sheet
+from keras_vjepa.pictures.videos import PicturedBackbone
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 
 # Number of frames of each video in a sheet, and the side of a frame in pixels.
@@ -18,7 +18,7 @@ _SHOWN, _SIDE = 3, 160
 
 
 def nearest_videos(
-    backbone: VJEPABackbone,
+    backbone: PicturedBackbone,
     preprocessor: VJEPAVideoPreprocessor,
     video: str | Path,
     others: Sequence[str | Path],
@@ -52,7 +52,7 @@ def nearest_videos(
 
 
 def _feature(
-    backbone: VJEPABackbone, preprocessor: VJEPAVideoPreprocessor, video: str | Path
+    backbone: PicturedBackbone, preprocessor: VJEPAVideoPreprocessor, video: str | Path
 ) -> NDArray[np.float64]:
     """Compute the mean of a video's tokens, scaled to length one."""
     tokens = np.asarray(backbone.predict_on_batch(preprocessor(video)), "float64")

@@ -17,6 +17,10 @@ from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.models.families import RivalBackbone
+
+# Backbones whose patches lie on a grid that is known.
+PicturedBackbone = VJEPABackbone | RivalBackbone
 
 # The most bytes of frames that are held at a time; nobody would look at a picture of more.
 MOST_BYTES = 2**31
@@ -118,7 +122,7 @@ class WatchedVideo:
 
 def read_watched(
     source: str | Path | Media,
-    backbone: VJEPABackbone | None = None,
+    backbone: PicturedBackbone | None = None,
     frame_step: int = 1,
     start: int = 0,
     num_frames: int | None = None,
@@ -167,16 +171,17 @@ def read_watched(
     return WatchedVideo(frames, fps, backbone.num_frames, frame_step, frames_of_a_token(backbone))
 
 
-def frames_of_a_token(backbone: VJEPABackbone) -> int:
+def frames_of_a_token(backbone: PicturedBackbone) -> int:
     """Return the number of frames of a clip that share their tokens."""
     return 1 if backbone.is_image_model else backbone.tubelet_size
 
 
-def whole_frame_size(backbone: VJEPABackbone, height: int, width: int) -> tuple[int, int]:
+def whole_frame_size(backbone: PicturedBackbone, height: int, width: int) -> tuple[int, int]:
     """Choose the height and width in which a backbone sees whole frames, hardly stretched.
 
     The number of tokens is about that for which the backbone was made. A video with the backbone's
-    own proportions gets the backbone's own size.
+    own proportions gets the backbone's own size. V-JEPA's rivals always see their own size, because
+    most have no positions for another shape; a video of another shape is stretched to it.
 
     Args:
         backbone: its patches must divide the size.
@@ -192,6 +197,8 @@ def whole_frame_size(backbone: VJEPABackbone, height: int, width: int) -> tuple[
     ((160, 304), (224, 224))
     """
     own = height_and_width(backbone.image_size)
+    if not isinstance(backbone, VJEPABackbone):
+        return own
     scale = math.sqrt(math.prod(own) / (height * width))
     patch = backbone.patch_size
     rows, columns = (max(1, round(side * scale / patch)) for side in (height, width))

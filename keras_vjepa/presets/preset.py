@@ -248,8 +248,9 @@ def _as_preset(folder: Path) -> Path:
     if kind not in CONVERTERS:
         raise ValueError(
             f"{folder / CONFIG_FILE} describes another package's model, {shown(kind)}. Of those, "
-            f"these can be read: {', '.join(CONVERTERS)}; another, as a Keras model, can be passed "
-            "to VJEPAVideoClassifier"
+            f"these can be read: {', '.join(CONVERTERS)}; of other encoders of docs/rivals.md the "
+            "official file can: keras-vjepa convert FILE FOLDER --family FAMILY; another, as a "
+            "Keras model, can be passed to VJEPAVideoClassifier"
         )
     return CONVERTERS[kind](folder)
 

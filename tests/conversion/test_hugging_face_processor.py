@@ -265,7 +265,8 @@ def test_a_folder_of_another_model_is_named(kind, load, tmp_path):
         load.from_preset(tmp_path)
     message = str(caught.value)
     assert f"{tmp_path}/config.json describes another package's model, '{kind}'" in message
-    assert "these can be read: vjepa2; another, as a Keras model, can be passed to" in message
+    assert "these can be read: vjepa2, videomae, dinov2" in message
+    assert "keras-vjepa convert FILE FOLDER --family FAMILY" in message
     with pytest.raises(CheckpointError, match=f"VJEPAVideoClassifier. Received: '{kind}'$"):
         convert(tmp_path)
 

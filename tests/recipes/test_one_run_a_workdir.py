@@ -4,6 +4,7 @@ import pytest
 
 from keras_vjepa.recipes import decode, detect, finetune, pretrain, probe, probe_table, supervised
 from keras_vjepa.tools import detect_table, finetune_table, sweep
+from keras_vjepa.tools import probe_table as table_of_several
 from tests.support import lock_holder
 
 pytestmark = pytest.mark.data
@@ -13,6 +14,7 @@ COMMANDS = [
     (pretrain, "_is_finished", "--workdir"),
     (probe, "_evaluate", "--workdir"),
     (probe_table, "_table", "--workdir"),
+    (table_of_several, "_table", "--workdir"),
     (supervised, "labelled_clips", "--workdir"),
     (sweep, "run_all", ""),
     (finetune, "FineTuning.is_finished", "--workdir"),
@@ -39,8 +41,12 @@ class InsideTheLockError(OSError):
 
 def message_of(command, option, workdir):
     program = f"{command.__name__.split('.')[-1]}.py"
-    further = {sweep: ["--vary", "learning_rate", "1e-3"]}
-    further |= {finetune_table: ["--preset", "here"], detect_table: ["--preset", "here"]}
+    further = {
+        sweep: ["--vary", "learning_rate", "1e-3"],
+        finetune_table: ["--preset", "here"],
+        detect_table: ["--preset", "here"],
+        table_of_several: ["--presets", "untrained"],
+    }
     varied = further.get(command, [])
     with pytest.raises(SystemExit) as exit_info:
         command.main([*([option] if option else []), str(workdir), *varied], program)

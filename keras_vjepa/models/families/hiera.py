@@ -17,6 +17,7 @@ from keras_vjepa.layers.dense import layer_norm, weight_initializer
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.hiera_block import HieraBlock, hiera_order
 from keras_vjepa.layers.rematerialization import Rematerializable
+from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_seed
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone import Size
 from keras_vjepa.models.backbone_preset import BackbonePreset
@@ -78,6 +79,7 @@ class HieraBackbone(
         features: `"last"` for the last stage, or `"fused"`.
         layer_norm_epsilon: of every norm.
         num_channels: colour channels.
+        drop_path_rate: as in `VJEPABackbone`.
 
     Call arguments:
         videos: float `(batch, frames, height, width, channels)`, normalised; models of images take
@@ -119,6 +121,7 @@ class HieraBackbone(
         features: str = "last",
         layer_norm_epsilon: float = 1e-6,
         num_channels: int = 3,
+        drop_path_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # All arguments, by their names.
@@ -135,6 +138,8 @@ class HieraBackbone(
         self.features = features
         self.layer_norm_epsilon = layer_norm_epsilon
         self.num_channels = num_channels
+        self.drop_path_rate = drop_path_rate
+        self.drop_path_seed = drop_path_seed(drop_path_rate)
         # What tasks ask of a backbone: of the last stage.
         self.hidden_dim = embed_dim * 2 ** (NUM_STAGES - 1)
         self.num_heads = embed_heads * 2 ** (NUM_STAGES - 1)
@@ -302,30 +307,38 @@ class HieraBackbone(
         order = hiera_order(self._grid(stage), _LEVELS - min(stage, self.num_pools))
         return ops.take(tokens, np.argsort(order).astype("int32"), axis=1)
 
-    def block_outputs(self, videos: Tensor) -> Iterator[Tensor]:
+    def block_outputs(self, videos: Tensor, training: bool = False) -> Iterator[Tensor]:
         """Yield what comes out of each block, in the network's order."""
         x = ops.take(self.embed(videos), hiera_order(self.patch_grid, _LEVELS), axis=1)
-        for block in self.blocks:
-            x = block(x)
+        scales: Any = [None] * self.num_layers
+        if training and self.drop_path_seed is not None:
+            scales = draw_branch_scales(
+                self.drop_path_rate, self.num_layers, ops.shape(x)[0], self.drop_path_seed
+            )
+        for number, block in enumerate(self.blocks):
+            x = block(x, scales[number])
             yield x
 
-    def stage_outputs(self, videos: Tensor) -> list[Tensor]:
+    def stage_outputs(self, videos: Tensor, training: bool = False) -> list[Tensor]:
         """Compute the outputs of the four stages.
 
         Args:
             videos: as in the call.
+            training: whether `drop_path_rate` takes effect.
 
         Returns:
             `(batch, tokens of the stage, its width)` each, ordered by time, row and column.
         """
         ends = np.cumsum(self.depths) - 1
-        outputs = [x for number, x in enumerate(self.block_outputs(videos)) if number in ends]
+        outputs = [
+            x for number, x in enumerate(self.block_outputs(videos, training)) if number in ends
+        ]
         return [self.in_order(x, stage) for stage, x in enumerate(outputs)]
 
     def call(self, videos: Tensor, training: bool = False, norm: bool = True) -> Tensor:
         if self.features == "fused":
-            return self.fused(self.stage_outputs(videos))
-        *_, x = self.block_outputs(videos)
+            return self.fused(self.stage_outputs(videos, training))
+        *_, x = self.block_outputs(videos, training)
         x = self.in_order(x, NUM_STAGES - 1)
         return self.norm(x) if norm and self.norm is not None else x
 
@@ -348,7 +361,9 @@ class HieraBackbone(
     def clip_tokens(self, clips: Tensor, training: bool = False, norm: bool = True) -> Tensor:
         """Do as `VisionBackbone.clip_tokens`."""
         encode = functools.partial(self, training=training, norm=norm)
-        return frame_by_frame(clips, encode) if self.is_image_model else encode(clips)
+        if not self.is_image_model:
+            return encode(clips)
+        return frame_by_frame(clips, encode, training)
 
     def intermediate_features(
         self, videos: Tensor, layers: Sequence[int], norm: bool = True
@@ -402,4 +417,5 @@ class HieraBackbone(
             "features": self.features,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "num_channels": self.num_channels,
+            "drop_path_rate": self.drop_path_rate,
         }

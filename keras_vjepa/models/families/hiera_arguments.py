@@ -61,6 +61,7 @@ def hiera_weights(arguments: Mapping[str, Any]) -> int:
     check_flag(fusion=arguments["fusion"], final_norm=arguments["final_norm"])
     check_choice(FEATURES, features=arguments["features"])
     check_number("(0, 1]", layer_norm_epsilon=arguments["layer_norm_epsilon"])
+    check_number("[0, 1)", drop_path_rate=arguments["drop_path_rate"])
     if arguments["features"] == "fused" and not arguments["fusion"]:
         raise ValueError("`features` must be 'last' without `fusion`. Received: 'fused'")
     if arguments["fusion"] and arguments["num_pools"] != 2:

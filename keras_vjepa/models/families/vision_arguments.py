@@ -89,6 +89,7 @@ def _check_numbers(arguments: Mapping[str, Any]) -> None:
     check_whole(1, MOST_LAYERS, num_layers=arguments["num_layers"])
     check_whole(0, MOST_LONG, num_register_tokens=arguments["num_register_tokens"])
     check_number("(0, 1]", layer_norm_epsilon=arguments["layer_norm_epsilon"])
+    check_number("[0, 1)", drop_path_rate=arguments["drop_path_rate"])
     check_whole(1, MOST_LONG, optional=True, projection_dim=arguments["projection_dim"])
     offset, antialias = arguments["interpolate_offset"], arguments["interpolate_antialias"]
     check_number("[0, 1)", optional=True, interpolate_offset=offset)

@@ -8,6 +8,7 @@ token; `norm=False` and `with_class_token=True` do.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm, weight_initializer
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.rematerialization import Rematerializable
+from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_seed
 from keras_vjepa.layers.transformer import apply_blocks
 from keras_vjepa.layers.vision_block import VisionBlock
 from keras_vjepa.models.adapters import frame_by_frame
@@ -111,6 +113,7 @@ class VisionBackbone(
         interpolate_antialias: of DINOv2: whether the table is stretched with antialiasing; None for
             False, or True with registers, as released.
         num_channels: colour channels.
+        drop_path_rate: as in `VJEPABackbone`.
         remat: as in `VJEPABackbone`.
 
     Call arguments:
@@ -147,6 +150,7 @@ class VisionBackbone(
         interpolate_offset: float | None = None,
         interpolate_antialias: bool | None = None,
         num_channels: int = 3,
+        drop_path_rate: float = 0.0,
         remat: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -170,6 +174,8 @@ class VisionBackbone(
         self.interpolate_offset = own["interpolate_offset"]
         self.interpolate_antialias = own["interpolate_antialias"]
         self.num_channels = num_channels
+        self.drop_path_rate = drop_path_rate
+        self.drop_path_seed = drop_path_seed(drop_path_rate)
         self.remat = remat
         self.build((None, *self.video_shape))
 
@@ -352,7 +358,12 @@ class VisionBackbone(
         x = self.embed(videos)
         if self.input_norm is not None:
             x = self.input_norm(x)
-        x = self._chosen(apply_blocks(self.blocks, x, remat=self.remat))
+        scales = None
+        if training and self.drop_path_seed is not None:
+            scales = draw_branch_scales(
+                self.drop_path_rate, self.num_layers, ops.shape(x)[0], self.drop_path_seed
+            )
+        x = self._chosen(apply_blocks(self.blocks, x, remat=self.remat, branch_scales=scales))
         return self.norm(x) if norm and self.norm is not None else x
 
     def _chosen(self, tokens: Tensor) -> Tensor:
@@ -377,7 +388,9 @@ class VisionBackbone(
             `(batch, tokens, hidden_dim)`, ordered by time.
         """
         encode = functools.partial(self, training=training, norm=norm)
-        return frame_by_frame(clips, encode) if self.is_image_model else encode(clips)
+        if not self.is_image_model:
+            return encode(clips)
+        return frame_by_frame(clips, encode, training)
 
     def intermediate_features(
         self,
@@ -409,12 +422,42 @@ class VisionBackbone(
                 outputs[number] = self.norm(x) if norm and self.norm is not None else x
         return [outputs[number] for number in wanted]
 
+    def attention_weights(
+        self, videos: Tensor, layers: Sequence[int] = (-1,), queries: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Return by how much tokens attend to each other in some blocks.
+
+        Args:
+            videos: as in the call.
+            layers: numbers of blocks, from 0, or backwards from -1, the last one; in any order.
+            queries: places of the tokens whose attention is wanted, counted from 0 with class token
+                and registers in front, or backwards from -1; None for all.
+
+        Returns:
+            One float32 `(batch, heads, queries, tokens)` per entry of `layers`, with class token
+            and registers; over the tokens they sum to one.
+
+        Raises:
+            ValueError: for a block or a token that does not exist, and pixels as in the call.
+        """
+        wanted, weights = places(self.num_layers, layers=layers), {}
+        for number, x in enumerate(self._inputs_of_blocks(videos, max(wanted, default=0))):
+            if number in wanted:
+                chosen = None if queries is None else places(x.shape[1], queries=queries)
+                weights[number] = self.blocks[number].attention_weights(x, queries=chosen)
+        return [weights[number] for number in wanted]
+
     def _states(self, videos: Tensor, num_layers: int) -> Iterator[Tensor]:
         """Yield all tokens as they come out of each of the first `num_layers` blocks."""
+        return itertools.islice(self._inputs_of_blocks(videos, num_layers), 1, None)
+
+    def _inputs_of_blocks(self, videos: Tensor, num_layers: int) -> Iterator[Tensor]:
+        """Yield all tokens before the first block, then after each of the first `num_layers`."""
         self.check_inputs(videos)
         x = self.embed(videos)
         if self.input_norm is not None:
             x = self.input_norm(x)
+        yield x
         for block in self.blocks[:num_layers]:
             x = apply_blocks([block], x, remat=self.remat)
             yield x
@@ -458,6 +501,7 @@ class VisionBackbone(
             "interpolate_offset": self.interpolate_offset,
             "interpolate_antialias": self.interpolate_antialias,
             "num_channels": self.num_channels,
+            "drop_path_rate": self.drop_path_rate,
             "remat": self.remat,
         }
 

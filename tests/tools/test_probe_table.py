@@ -1,0 +1,115 @@
+"""One table of several encoders, V-JEPA's and its rivals', evaluated alike."""
+
+import json
+
+import keras
+import pytest
+
+from keras_vjepa import VJEPAVideoPreprocessor
+from keras_vjepa.configuration import replace
+from keras_vjepa.evaluation.evaluator import Evaluator
+from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OpenCLIPBackbone, VideoMAEBackbone
+from keras_vjepa.recipes import probe
+from keras_vjepa.recipes.probe_configs import digit_motion
+from keras_vjepa.tools import probe_table
+from tests.support import slow_but_on
+
+SMALL = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "patch_size": 8}
+MADE = {
+    "videomae": lambda: VideoMAEBackbone(32, 8, **SMALL),
+    "dinov2": lambda: DINOv2Backbone(24, **SMALL),
+    "openclip": lambda: OpenCLIPBackbone(16, **SMALL),
+    "hiera": lambda: HieraBackbone(32, 4, embed_dim=4, embed_heads=1, depths=(1, 1, 1, 1)),
+}
+
+
+def small(tmp_path, **changes):
+    options = {"epochs": 1, "batch_size": 16, "learning_rates": (3e-3,), "feature_batch_size": 16}
+    options |= {"num_frames": 4, "temporal_stride": 4, "readouts": False, "image_size": 32}
+    return replace(digit_motion(), cache=str(tmp_path / "cache"), **{**options, **changes})
+
+
+def presets(tmp_path, *names):
+    for name in names:
+        backbone = MADE[name]()
+        backbone.save_to_preset(tmp_path / name)
+        facts = backbone.facts
+        frames = backbone.num_frames
+        preprocessor = VJEPAVideoPreprocessor(
+            backbone.image_size, frames, mean=facts.mean, std=facts.std
+        )
+        preprocessor.save_to_preset(tmp_path / name)
+    return [str(tmp_path / name) for name in names]
+
+
+@pytest.fixture
+def built_in(digit_videos, monkeypatch):
+    monkeypatch.setattr(probe, "samples_of", lambda config: digit_videos)
+    keras.utils.set_random_seed(0)
+
+
+def check_table(tmp_path, names, expected, **changes):
+    """Evaluate, look at the table, and read it again without computing anything."""
+    given, config = presets(tmp_path, *names), small(tmp_path, **changes)
+    table = probe_table.run(given, config, tmp_path / "run")
+    lines = table.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in given]
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    rows = json.loads((tmp_path / "run" / "table.json").read_text())
+    assert [row["input"] for row in rows] == expected
+    assert all(0 <= top1 <= 1 for row in rows for top1 in row["top1"]["motion"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "_metrics", None)
+        assert probe_table.run(given, config, tmp_path / "run") == table
+    return rows
+
+
+@slow_but_on("torch")
+def test_encoders_of_clips_and_of_images(built_in, tmp_path):
+    rows = check_table(tmp_path, ["videomae", "dinov2"], [[8, 32, 32], [4, 24, 24]])
+    assert [row["samples_seen"] for row in rows] == [None, None]
+    assert rows[0]["parameters"] == MADE["videomae"]().count_params()
+
+
+@pytest.mark.slow
+def test_other_families_and_what_is_untrained(built_in, tmp_path):
+    check_table(tmp_path, ["openclip", "hiera"], [[4, 16, 16], [4, 32, 32]], splits=2)
+    table = probe_table.run(["untrained"], small(tmp_path), tmp_path / "other")
+    assert table.splitlines()[2].startswith("| untrained | ")
+
+
+@pytest.mark.data
+def test_clips_span_the_same_time(tmp_path):
+    config = small(tmp_path, num_frames=8, temporal_stride=8)
+    of_clips = probe_table.fitted(config, VideoMAEBackbone(32, 16, **SMALL))
+    assert (of_clips.clip.frames_per_clip, of_clips.clip.frame_step) == (16, 4)
+    of_images = probe_table.fitted(config, DINOv2Backbone(24, **SMALL))
+    assert (of_images.clip.frames_per_clip, of_images.clip.frame_step) == (8, 8)
+    assert (of_clips.image_size, of_images.image_size) == (32, 24)
+
+
+@pytest.mark.data
+def test_samples_seen(tmp_path):
+    assert probe_table.samples_seen("vjepa_large_patch16_224") == 270_000_000
+    assert probe_table.samples_seen(str(tmp_path)) is None
+    (tmp_path / "steps.jsonl").write_text('{"step": 7, "loss": 0.5}\n')
+    (tmp_path / "config.json").write_text('{"batch_size": 6}')
+    assert probe_table.samples_seen(str(tmp_path / "preset")) == 42
+    assert probe_table.samples_seen(f"{tmp_path}@7") == 42
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a_preset_that_is_not"], "--presets must be a folder, hf://user/repo"),
+        (["untrained", "untrained"], "--presets must differ. Received: untrained twice"),
+        (["untrained", "--image_size", "32"], "--image_size must be left out with --presets"),
+        (["untrained", "--preset", "untrained"], "--preset must be left out with --presets"),
+    ],
+)
+def test_what_is_refused(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        probe_table.main(["--presets", *words, "--workdir", str(tmp_path / "run")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
