@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 functional = torch.nn.functional
 
 HEADS, PREDICTOR_HEADS, LEVELS = 2, 3, 4
-MOMENTUM, RATE, DECAY, CONTEXT_WEIGHT = 0.9, 1e-3, 0.04, 0.5
+# The published peak of the learning rate.
+MOMENTUM, RATE, DECAY, CONTEXT_WEIGHT = 0.9, 6e-4, 0.04, 0.5
 WARMUP = (1, 4)
 
 
