@@ -85,6 +85,20 @@ def kind_of(path: PathLike) -> str | None:
     return {**kinds, stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
 
 
+def check_is_file(path: PathLike) -> None:
+    """Check that a path is a file's or nobody's, before it is opened: a pipe may never answer.
+
+    Args:
+        path: any path; links are followed.
+
+    Raises:
+        OSError: if a folder, pipe, socket or device is there; one line names the path and which.
+    """
+    kind = kind_of(path)
+    if kind not in (None, "file"):
+        raise OSError(f"The path must be that of a file. Received: {path}, which is a {kind}")
+
+
 # --- A file --------------------------------------------------------------------------------------
 
 
@@ -117,8 +131,11 @@ def append_line(path: PathLike, line: str) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    with open(path, "ab", buffering=0) as file:
-        file.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+    check_is_file(path)
+    rest = f"{line}\n".encode("utf-8", "surrogateescape")
+    with _naming_when_full(Path(path)), open(path, "ab", buffering=0) as file:
+        while rest:  # on a disk that becomes full, a part is written without an error
+            rest = rest[file.write(rest) :]
 
 
 def write_picture(path: PathLike, pixels: NDArray[Any]) -> None:

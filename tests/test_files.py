@@ -350,3 +350,17 @@ def test_the_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", home)
     with pytest.raises(OSError, match="KERAS_VJEPA_CACHE must name a folder"):
         files.cache_folder()
+
+
+def test_a_line_for_which_there_is_no_room_is_an_error_that_names_the_file(tmp_path):
+    """The system writes the part that fits, and tells no error."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (25, limits[1]))
+    try:
+        files.append_line(tmp_path / "a.txt", "0123456789")
+        with pytest.raises(OSError, match="a.txt"):
+            files.append_line(tmp_path / "a.txt", "0123456789012345")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "a.txt").read_text() == "0123456789\n01234567890123"

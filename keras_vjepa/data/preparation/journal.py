@@ -72,7 +72,7 @@ class Journal:
         settings: what the results depend on beside the files; results of others are not used again.
 
     Raises:
-        OSError: if the file is there and cannot be read.
+        OSError: if something is there that is no file, or cannot be read.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -80,6 +80,7 @@ class Journal:
         # Through JSON, as those that are read from the file: a tuple becomes a list.
         self._settings = json.loads(json.dumps(settings))
         self._found: dict[str, Result] = {}
+        files.check_is_file(path)
         content = path.read_bytes() if path.exists() else b""
         *lines, rest = content.decode("utf-8", "surrogateescape").split("\n")
         self._begins_anew = bool(rest)

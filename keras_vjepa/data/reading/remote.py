@@ -13,6 +13,7 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,7 +154,8 @@ class RemoteFile(EncodedMedia):
         info = self.info()
         named = os.fsencode(f"{self.name}\0{info.size}\0{info.version}")
         name = hashlib.blake2b(named, digest_size=16).hexdigest()
-        ending = extension(self.name) if extension(self.name).isascii() else ""
+        ending = extension(without_query(self.name))
+        ending = ending if ending.isascii() else ""
         return files.cache_folder() / "remote" / name[:2] / f"{name}{ending}"
 
     def local_copy(self) -> str:
@@ -161,7 +163,7 @@ class RemoteFile(EncodedMedia):
         info, place = self.info(), self._place()
         if not _is_whole(place, info):
             store = store_of(self.name)
-            with files.unfinished_file(place) as unfinished:
+            with _naming_the_cache(place), files.unfinished_file(place) as unfinished:
                 with open(unfinished, "wb") as file:
                     self._fetch(store, info, file.write)
         return str(place)
@@ -175,6 +177,28 @@ class RemoteFile(EncodedMedia):
             if len(part) != stop - start:
                 raise ValueError(f"{len(part):,} of {stop - start:,} bytes came: it has changed")
             write(part)
+
+
+@contextmanager
+def _naming_the_cache(place: Path) -> Iterator[None]:
+    """Say that a copy cannot be written, and what to do, where a block fails to write one."""
+    try:
+        yield
+    except OSError as error:
+        if not str(error.filename or "").startswith(str(files.cache_folder())):
+            raise
+        reason = f"no copy can be kept in the cache folder ({error.strerror}), set another one by "
+        raise OSError(error.errno, reason + files.CACHE_VARIABLE, str(place)) from error
+
+
+def without_query(address: str) -> str:
+    """Return an address of the web up to its `?`, behind which keys for a file may stand.
+
+    Args:
+        address: any address or path; others are returned as they are.
+    """
+    is_web = re.match("https?://", address, re.IGNORECASE)
+    return address.partition("?")[0] if is_web else address
 
 
 class RangeFile(io.RawIOBase):
@@ -249,12 +273,23 @@ class _Web:
     """Reads files behind HTTP."""
 
     def info(self, address: str) -> RemoteInfo:
-        with self._opened(address, "HEAD") as answer:
-            size = answer.headers.get("Content-Length")
-            if size is None:
-                raise ValueError("its server does not say how large it is")
-            ranges = answer.headers.get("Accept-Ranges", "none") != "none"
-            return RemoteInfo(int(size), _version(answer.headers), ranges)
+        try:
+            with self._opened(address, "HEAD") as answer:
+                size = answer.headers.get("Content-Length", "")
+                ranges = answer.headers.get("Accept-Ranges", "none") != "none"
+                version = _version(answer.headers)
+        except OSError as error:
+            cause = error.__cause__ or error
+            if getattr(cause, "code", 0) not in (403, 405, 501):
+                raise
+            # Addresses with a key in them are often good for GET alone.
+            with self._opened(address, "GET", {"Range": "bytes=0-0"}) as answer:
+                ranges = answer.status == 206
+                said = answer.headers.get("Content-Range" if ranges else "Content-Length", "")
+                size, version = said.rpartition("/")[2], _version(answer.headers)
+        if not size.isdecimal():
+            raise ValueError("its server does not say how large it is")
+        return RemoteInfo(int(size), version, ranges)
 
     def read(self, address: str, start: int, stop: int) -> bytes:
         with self._opened(address, "GET", {"Range": f"bytes={start}-{stop - 1}"}) as answer:
@@ -270,7 +305,9 @@ class _Web:
     def _opened(
         self, address: str, method: str, headers: dict[str, str] | None = None
     ) -> Iterator[Any]:
-        request = urllib.request.Request(address, method=method, headers=headers or {})
+        # Spaces and letters of all languages, as they stand in lists; what is written as %20 stays.
+        quoted = urllib.parse.quote(address, safe="%/:?#[]@!$&'()*+,;=~")
+        request = urllib.request.Request(quoted, method=method, headers=headers or {})
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
                 yield answer

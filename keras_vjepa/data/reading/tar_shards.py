@@ -9,6 +9,8 @@ those of large tar files in the cache folder too, for as long as the tar file do
 import hashlib
 import io
 import os
+import posixpath
+import re
 import tarfile
 import threading
 from collections import OrderedDict
@@ -28,6 +30,7 @@ from keras_vjepa.data.reading.remote import ADDRESS, RangeFile, RemoteFile
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
+_INTO_A_SHARD = re.compile(r"\.tar/", re.IGNORECASE)
 # Tar files that are compressed as a whole have to be read from the start.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 # Bytes that are read at once, because the headers of small members, such as labels, lie close
@@ -131,12 +134,10 @@ def tar_member_at(path: str) -> TarMember | None:
     Returns:
         The member, which need not be there; None if no part of the path is a tar file.
     """
-    at = path.find(".tar/")
-    while at >= 0:
-        shard = path[: at + len(".tar")]
+    for found in _INTO_A_SHARD.finditer(path):
+        shard = path[: found.end() - 1]
         if ADDRESS.match(path) or os.path.isfile(shard):
             return TarMember(path, shard)
-        at = path.find(".tar/", at + 1)
     return None
 
 
@@ -149,7 +150,7 @@ def _shard(path: str) -> EncodedMedia:
 
 def _gone_through(content: Content) -> TarMembers:
     places: dict[str, tuple[int, int]] = {}
-    twice = ""
+    remark = ""
     if content.read_at(0, 6).startswith(_COMPRESSED):
         raise ValueError("it is a compressed tar file, whose members cannot be read singly")
     with io.BufferedReader(RangeFile(content), _READ_AHEAD) as file:
@@ -159,16 +160,32 @@ def _gone_through(content: Content) -> TarMembers:
             raise ValueError(f"it is no tar file, or damaged: {error}") from error
         for member in _members(tar):
             check_time()
-            # A member that is cut off is left out.
-            end = member.offset_data + member.size
-            if not member.isreg() or member.issparse() or end > content.size:
-                continue
-            if member.name in places:
-                twice = twice or f"it holds {printable(member.name)} twice, the first of which is"
-            places.setdefault(member.name, (member.offset_data, member.size))
+            place = _place_of(member, places)
+            if member.isdir() or (place and sum(place) > content.size):
+                continue  # a member that is cut off is left out
+            if place is None:
+                remark = remark or f"{printable(member.name)} in it is no file, and not read"
+            elif member.name in places:
+                name = printable(member.name)
+                remark = remark or f"it holds {name} twice, the first of which is read"
+            else:
+                places[member.name] = place
         # Python's reader takes anything that it cannot read for the end.
         problem = _problem_at(content, tar.offset)
-    return TarMembers(places, problem or (twice and f"{twice} read"))
+    return TarMembers(places, problem or remark)
+
+
+def _place_of(
+    member: tarfile.TarInfo, places: dict[str, tuple[int, int]]
+) -> tuple[int, int] | None:
+    """Find where the content of a member lies: for a link, that of an earlier member."""
+    if member.islnk():
+        return places.get(member.linkname)
+    if member.issym():
+        folder = posixpath.dirname(member.name)
+        return places.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+    is_plain = member.isreg() and not member.issparse()
+    return (member.offset_data, member.size) if is_plain else None
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -178,6 +178,7 @@ def _short(number: float) -> str:
 
 def csv_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Yield where a row stands, for messages, and its columns; empty lines are passed over."""
+    files.check_is_file(path)
     with named(path), open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         for row in reader:

@@ -67,7 +67,7 @@ def dataset_rows(source: Any, path_column: str, label_column: str, fps: float) -
     value = _value(first, column)
     labels = _labels(source, first, label_column)
     if isinstance(value, str | os.PathLike):
-        paths = (os.fspath(_value(source[i], column)) for i in range(len(source)))
+        paths = (_path_in(source, i, column) for i in range(len(source)))
         return [Row(path, labels[i], path) for i, path in enumerate(paths)]
     name = type(source).__name__
     row: DatasetBytes | DatasetFrames
@@ -239,6 +239,19 @@ def _value(row: Any, column: str) -> Any:
     return row[0] if is_pair else row
 
 
+def _path_in(source: Any, index: int, column: str) -> str:
+    """Return the path in a row of a data set whose first row holds one."""
+    row = source[index]
+    try:
+        path = os.fspath(_value(row, column))
+        if isinstance(path, str):
+            return path
+    except (KeyError, TypeError):
+        pass
+    where = f"{type(source).__name__}[{index}]"
+    raise ValueError(f"{where} must hold a path, as the first row does. Received: {shown(row)}")
+
+
 def _is_pictures(row: Sequence[Any]) -> bool:
     return all(hasattr(one, "getbands") or len(getattr(one, "shape", ())) in (2, 3) for one in row)
 
@@ -295,7 +308,7 @@ def _labels(source: Any, first: Any, label_column: str) -> list[int | str | None
     elif isinstance(first, Mapping):
         if label_column not in first:
             return [None] * len(source)
-        values = [source[i][label_column] for i in range(len(source))]
+        values = [source[i].get(label_column) for i in range(len(source))]
     elif isinstance(first, tuple | list) and len(first) == 2 and not _is_pictures(first):
         values = [source[i][1] for i in range(len(source))]
     else:
@@ -305,4 +318,9 @@ def _labels(source: Any, first: Any, label_column: str) -> list[int | str | None
 
 def _plain(value: Any) -> Any:
     """Return the number in an array or tensor of one; leave anything else as it is."""
-    return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    if isinstance(value, str) or not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (ValueError, RuntimeError):  # of more than one number, which is no label
+        return value

@@ -3,7 +3,7 @@
 Sources:
 
 * A folder, searched recursively for files with a fitting extension, in sorted order; the log says
-  in one line what else is in it (see `search_folder`).
+  in one line what else is in it (see `search_folder`). Or one such file.
 * A `.csv` or `.txt` list without a header, one row `path label` for each file or folder of frames,
   in the order of the list. Paths may contain spaces and be quoted; `path::label`, `path,label`,
   `path;label`, tabs and `label,path` are understood too. The label may be missing. For folders of
@@ -35,12 +35,13 @@ from typing import Any
 
 import numpy as np
 
+from keras_vjepa import files
 from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import MissingPackageError, printable
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
 from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.locating import media_is_there
-from keras_vjepa.data.reading.remote import ADDRESS, RemoteFile, store_of
+from keras_vjepa.data.reading.remote import ADDRESS, RemoteFile, store_of, without_query
 from keras_vjepa.data.sources.datasets import dataset_class_names, dataset_rows, is_dataset
 from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, check_kind, search_folder
 from keras_vjepa.data.sources.manifests import (
@@ -117,6 +118,7 @@ def list_samples(
     """
     check_kind(kind)
     check_fps(fps)
+    _check_source(source)
     if is_dataset(source):
         rows = dataset_rows(source, path_column, label_column, fps)
         return _labelled(rows, class_names)
@@ -168,6 +170,7 @@ def listed_class_names(
     ...     listed_class_names(manifest)
     ['juggling', 'playing guitar']
     """
+    _check_source(source)
     if is_dataset(source):
         names = dataset_class_names(source, label_column)
         rows = [] if names else dataset_rows(source, path_column, label_column, DEFAULT_FPS)
@@ -217,6 +220,20 @@ def _published(
     return something_something_samples(source, label_names or None, videos)
 
 
+def _check_source(source: str | Path | Any) -> None:
+    """Check that a path may be a source, without opening it: a pipe can be read only once."""
+    if is_dataset(source):
+        return
+    if not os.fspath(source):
+        raise ValueError("`source` must be a folder, a list or shards. Received: no name")
+    kind = files.kind_of(source)
+    if kind not in (None, "file", "folder"):
+        raise ValueError(
+            f"`source` must be a folder or a file. Received: {printable(str(source))}, which is a "
+            f"{kind}: write what it holds to a file"
+        )
+
+
 # --- Rows ----------------------------------------------------------------------------------------
 
 
@@ -226,10 +243,12 @@ def _rows_of(source: str | Path, kind: Kind, path_column: str, label_column: str
     if ADDRESS.match(os.fspath(source)):
         return _rows_elsewhere(os.fspath(source), kind, path_column, label_column)
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileNotFoundError(f"`source` must be an existing folder or list. Received: {source}")
-    if path.is_dir():
+    if os.path.isdir(path):
         return [Row(name, None, name) for name in search_folder(path, kind).paths]
+    if kind != "frames" and extension(path.name) in EXTENSIONS[kind]:
+        return [Row(str(source), None, str(source))]
     if is_table(path, path_column):
         return list(table_rows(path, path_column, label_column))
     if path.suffix.lower() in (".csv", ".txt"):
@@ -244,8 +263,8 @@ def _rows_of(source: str | Path, kind: Kind, path_column: str, label_column: str
 
 def _rows_elsewhere(source: str, kind: Kind, path_column: str, label_column: str) -> list[Row]:
     """Read the rows of a list at an address, or of a folder there."""
-    folder = f"{source.rpartition('/')[0]}/"
-    if extension(source) not in LISTS:
+    folder = f"{without_query(source).rpartition('/')[0]}/"
+    if extension(without_query(source)) not in LISTS:
         if kind == "frames":
             raise ValueError(f'`kind` must not be "frames" at an address. Received: {source}')
         store = store_of(source)
@@ -280,10 +299,10 @@ def _naming(address: str) -> Iterator[None]:
     except MissingPackageError:
         raise
     except (OSError, ValueError) as error:
-        text = str(error)
-        if address in text:
+        text, name = " ".join(str(error).split()), printable(address)
+        if name in text:
             raise
-        raise ValueError(f"`source` must be readable. Received: {address}: {text}") from error
+        raise ValueError(f"`source` must be readable. Received: {name}: {text}") from error
 
 
 def _labelled(rows: Sequence[Row], class_names: Sequence[str] | None) -> list[Sample]:
@@ -344,7 +363,8 @@ def _paths_of_array(source: Path) -> list[str]:
 
 
 def _remedy(source: str | Path, kind: Kind) -> str:
-    if os.path.isdir(source) or is_shards(source):
+    is_list = extension(without_query(os.fspath(source))) in LISTS
+    if os.path.isdir(source) or is_shards(source) or not is_list:
         endings = " ".join(sorted(EXTENSIONS[kind]))
         return f"Its files must end with one of {endings}, or `kind` must be another"
     return "Write one row `path label` for each video or image"

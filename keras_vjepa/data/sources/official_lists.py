@@ -17,6 +17,7 @@ from typing import Any
 from keras_vjepa.arguments import counted, shown
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.sources.folders import search_folder
+from keras_vjepa.files import check_is_file
 
 _LOG = logging.getLogger(__name__)
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -173,6 +174,7 @@ def load_json(path: str | Path, kind: type) -> Any:
     Raises:
         ValueError: if it does not; the message is one line that names the file.
     """
+    check_is_file(path)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -187,6 +189,7 @@ def load_json(path: str | Path, kind: type) -> Any:
 def _rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a csv with a header, each after the place where it stands."""
     count = 0
+    check_is_file(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from keras_vjepa.arguments import shown
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.frame_folder import FrameFolder
@@ -33,6 +35,9 @@ _OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE
 _TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
 # A row in VideoMAE's lists of folders of frames: a path and two numbers.
 _WITH_FRAMES = re.compile(r"(.+?)\s+(\d+)\s+(-?\d+)", re.DOTALL)
+_WHOLE = re.compile(r"\d+(\.0*)?")
+# Labels go to models as numbers of 32 bits.
+_LARGEST, _DIGITS = 2**31 - 1, 100
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -100,31 +105,35 @@ def as_label(value: Any, where: str) -> int | str | None:
     """Make a label of a value in a table or beside a video.
 
     Args:
-        value: a whole number, also as text or with a zero after the point; a name; or nothing.
+        value: a whole number, also as text or with zeros after the point, as pandas writes it; a
+            name; or nothing, for which tools write "nan" too.
         where: where the value stands, for messages.
 
     Returns:
         Number or name of the class, None for nothing.
 
     Raises:
-        ValueError: for anything else, and for numbers below 0.
+        ValueError: for anything else, and for numbers below 0 or above 2,147,483,647.
 
     Example:
 
     >>> as_label("3", "a.csv:1"), as_label("yoga", "a.csv:1"), as_label("", "a.csv:1")
     (3, 'yoga', None)
     """
-    if value is None or value == "" or value != value:  # NaN stands for an empty cell
-        return None
+    if value is None or (isinstance(value, float | np.floating) and value != value):
+        return None  # NaN stands for an empty cell
     if isinstance(value, str):
         text = value.strip()
-        if text.isdecimal():
-            return int(text)
-        if text and not _NUMBER.fullmatch(text):
+        if text.lower() == "nan" or not text:
+            return None
+        whole = text.partition(".")[0] if _WHOLE.fullmatch(text) else ""
+        if 0 < len(whole) < _DIGITS and int(whole) <= _LARGEST:
+            return int(whole)
+        if not whole and not _NUMBER.fullmatch(text):
             return text
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
-        if number >= 0 and number.is_integer():
+        number: Any = value
+        if 0 <= number <= _LARGEST and number == int(number):
             return int(number)
     raise ValueError(
         f"{where}: The label must be a whole number, at least 0, or the name of a class. "
@@ -229,8 +238,8 @@ def _label(rest: str) -> int | str | None:
     label = _unquoted(rest)
     if not label:
         return None
-    if label.isdecimal():
-        return int(label)
+    if label.isdecimal() or label.lower() == "nan":
+        return as_label(label, "Behind the path")
     if label != rest:
         return label  # quoted, so all of it is a name
     words = [word for word in re.split(_SEPARATOR, rest) if word]
@@ -272,7 +281,8 @@ def _label_first(path: str, label: int | str | None, folder: Path) -> tuple[str,
 def _not_a_label(found: str) -> str:
     return (
         f"The label of a row must be a whole number, at least 0, or the name of a class behind a "
-        f"path with a known extension (and a list has no header). Found {found!r}."
+        f"path with a known extension (and a list has no header: the name of a table's column of "
+        f"paths is given as `path_column`). Found {found!r}."
     )
 
 

@@ -9,6 +9,7 @@ Consecutive members that have the same name up to the first dot are a sample the
 import itertools
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -21,16 +22,17 @@ from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.locating import media_at
 from keras_vjepa.data.reading.media import Content, EncodedMedia
-from keras_vjepa.data.reading.remote import ADDRESS
+from keras_vjepa.data.reading.remote import ADDRESS, RemoteFile
 from keras_vjepa.data.reading.tar_shards import tar_members
 from keras_vjepa.data.sources.folders import EXTENSIONS, Kind
 from keras_vjepa.data.sources.rows import Row, as_label
+from keras_vjepa.files import kind_of
 
 _LOG = logging.getLogger(__name__)
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST_SHARDS = 2**20
+_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_MOST_SHARDS, _MOST_DIGITS = 2**20, 18
 _WIDS = "wids-shard-index-v1"
 # Larger members are not read as labels: a label, or what is known of a video, has a few kilobytes.
 _MOST_BYTES = 2**24
@@ -39,7 +41,7 @@ _MOST_BYTES = 2**24
 def is_shards(source: str | Path) -> bool:
     """Tell whether something names tar files: by its ending, or as an index by its content."""
     name = os.fspath(source)
-    if name.endswith(".tar"):
+    if extension(name) == ".tar":
         return True
     return name.endswith(".json") and _index_of(Path(name)) is not None
 
@@ -50,7 +52,7 @@ def is_folder_of_shards(source: str | Path, kind: Kind) -> bool:
         return False
     with os.scandir(source) as entries:
         visible = [entry for entry in entries if entry.name[0] != "."]
-    return any(entry.name.endswith(".tar") for entry in visible) and not any(
+    return any(extension(entry.name) == ".tar" for entry in visible) and not any(
         entry.is_dir() or extension(entry.name) in EXTENSIONS[kind] for entry in visible
     )
 
@@ -60,10 +62,10 @@ def expand_braces(text: str) -> list[str]:
 
     Args:
         text: a name with any number of `{first..last}`, whose numbers have the same number of
-            digits, or of `{one,other}`.
+            digits, of `{first..last..step}`, or of `{one,other}`.
 
     Raises:
-        ValueError: if a range is of more than a million numbers, or of none.
+        ValueError: if a range is of no number, or the names are more than a million.
 
     Example:
 
@@ -76,17 +78,35 @@ def expand_braces(text: str) -> list[str]:
         end = found.end()
         numbers = _RANGE.fullmatch(found[1])
         if numbers:
-            first, last, width = int(numbers[1]), int(numbers[2]), len(numbers[1])
-            if not first <= last < first + _MOST_SHARDS:
-                raise ValueError(f"{text} must have ranges from a number to a larger one.")
-            choices.append([f"{number:0{width}}" for number in range(first, last + 1)])
+            choices.append(_numbers_of(text, numbers))
         else:
             choices.append(found[1].split(","))
+        if math.prod(map(len, choices)) > _MOST_SHARDS:
+            raise _too_many(text)
     names = []
-    for chosen in itertools.islice(itertools.product(*choices), _MOST_SHARDS):
+    for chosen in itertools.product(*choices):
         between = itertools.chain.from_iterable(zip(parts, chosen, strict=True))
         names.append("".join(between) + text[end:])
     return names
+
+
+def _numbers_of(text: str, numbers: re.Match[str]) -> list[str]:
+    """List the numbers of a range within braces, with as many digits as its first one."""
+    if max(map(len, numbers.groups(""))) > _MOST_DIGITS:
+        raise _too_many(text)
+    first, last, step = int(numbers[1]), int(numbers[2]), int(numbers[3] or 1)
+    if first > last or not step:
+        raise ValueError(f"{text} must have ranges from a number to a larger one.")
+    if (last - first) // step >= _MOST_SHARDS:
+        raise _too_many(text)
+    return [f"{number:0{len(numbers[1])}}" for number in range(first, last + 1, step)]
+
+
+def _too_many(text: str) -> ValueError:
+    return ValueError(
+        f"The braces of {printable(text)} must stand for at most {_MOST_SHARDS:,} names. Name the "
+        "folder of the shards, or several runs of numbers."
+    )
 
 
 def shards_of(source: str | Path) -> list[str]:
@@ -99,8 +119,9 @@ def shards_of(source: str | Path) -> list[str]:
         FileNotFoundError: if one of them does not exist.
     """
     path = Path(source)
-    if path.is_dir():
-        return sorted(str(one) for one in path.glob("*.tar") if one.name[0] != ".")
+    if os.path.isdir(path):
+        names = [one for one in os.listdir(path) if extension(one) == ".tar" and one[0] != "."]
+        return sorted(str(path / one) for one in names)
     index = _index_of(path) if path.suffix == ".json" else None
     if index is not None:
         urls = [one["url"] for one in index]
@@ -114,8 +135,21 @@ def shards_of(source: str | Path) -> list[str]:
             f"`source` must name shards that exist. Received: {source}, of which "
             f"{counted(len(missing), 'shard')} of {len(shards):,} "
             f"{'is' if len(missing) == 1 else 'are'} missing, {printable(missing[0])} first"
+            f"{_why_missing(missing[0])}"
         )
     return shards
+
+
+def _why_missing(shard: str) -> str:
+    """Say why a shard at an address cannot be read; one on a disk is not there."""
+    media = media_at(shard)
+    if not isinstance(media, RemoteFile):
+        return ""
+    try:
+        media.info()
+    except (OSError, ValueError) as error:
+        return f": {' '.join(str(error).split())}"
+    return ""
 
 
 def shard_rows(source: str | Path, kind: Kind, label_field: str) -> list[Row]:
@@ -219,6 +253,8 @@ def _json(text: str, where: str) -> dict[str, Any]:
 
 def _index_of(path: Path) -> list[dict[str, Any]] | None:
     """Read the shards in an index that `wids` wrote; None if it is another file."""
+    if kind_of(path) != "file":
+        return None
     try:
         with open(path, encoding="utf-8") as file:
             if _WIDS not in file.read(4096):

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def is_table(source: Path, path_column: str) -> bool:
     names = _header(source)
     # A list has no header, and its first row may hold a class that is called as a column is.
     is_header = not any(os.path.splitext(name)[1] or "/" in name for name in names)
-    return is_header and bool({*PATH_COLUMNS} & {*names})
+    return is_header and any(_column(names, name) for name in PATH_COLUMNS)
 
 
 def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Row]:
@@ -63,6 +63,7 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
     for where, row in _read(source):
         if not column:
             column = _path_column(source, row, path_column)
+            label_column = label_column and (_column(row, label_column) or label_column)
         path = row.get(column)
         # Data sets of videos keep a path in a dictionary.
         path = path.get("path") if isinstance(path, dict) else path
@@ -98,13 +99,20 @@ def _frames(path: str, fps: Any, where: str) -> Media | None:
 
 def _path_column(source: Path, row: dict[str, Any], given: str) -> str:
     names = [given] if given else [*PATH_COLUMNS]
-    found = [name for name in names if name in row]
+    found = [column for name in names if (column := _column(row, name)) is not None]
     if not found:
         raise ValueError(
             f"`path_column` must be a column of {source}, which has {', '.join(map(repr, row))}. "
             f"Received: {given!r}"
         )
     return found[0]
+
+
+def _column(names: Iterable[str], name: str) -> str | None:
+    """Find a column by its name, or by its name in other cases of letters; None if it is none."""
+    names = [*names]
+    others = (other for other in names if other.lower() == name.lower())
+    return name if name in names else next(others, None)
 
 
 def _read(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,7 +135,10 @@ def _read_csv(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
     # Names of files need not be UTF-8, see `_check_is_utf8`.
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        # Whoever writes "path, label" writes "a.mp4, 3" too.
+        is_spaced = f"{delimiter} " in file.readline(_LONGEST)
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
         try:
             twice = [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1]
             if twice:
@@ -150,6 +161,8 @@ def _read_json_lines(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not line.strip():
                 continue
             where = f"{source}:{number}"
+            if len(line) == _LONGEST and line[-1] != "\n":
+                raise ValueError(f"{where}: A row must have at most {_LONGEST:,} characters.")
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -179,7 +192,8 @@ def _header(source: Path) -> list[str]:
     """Read the names in the first line of a csv file."""
     try:
         with open(source, newline="", encoding="utf-8-sig", errors="replace") as file:
-            return next(csv.reader([file.readline(_LONGEST)]), [])
+            line = file.readline(_LONGEST)
+            return next(csv.reader([line], skipinitialspace=", " in line), [])
     except (OSError, csv.Error):
         return []
 

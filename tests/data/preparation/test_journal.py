@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from keras_vjepa import files
 from keras_vjepa.data.preparation.journal import Journal, state_of, table
 
 pytestmark = pytest.mark.data
@@ -33,6 +34,15 @@ def test_results_are_found_again(tmp_path, paths):
     again = Journal(tmp_path / "results.jsonl", {"limits": (1, 2)})
     assert [again.get(path) for path in paths] == [{"number": n} for n in range(3)]
     assert again.get("another.mp4") is None
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("pipe", "pipe"), ("", "folder")):
+        with pytest.raises(OSError, match=f"must be that of a file.* which is a {kind}"):
+            Journal(tmp_path / name, SETTINGS)
+        with pytest.raises(OSError, match=f"must be that of a file.* which is a {kind}"):
+            files.append_line(tmp_path / name, "a line")
 
 
 def test_those_of_other_settings_are_not(tmp_path, paths):

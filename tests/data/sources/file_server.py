@@ -40,6 +40,8 @@ class Server(http.server.SimpleHTTPRequestHandler):
                 content = file.read(int(found[2]) - int(found[1]) + 1)
             self.send_response(206)
             self.send_header("Content-Length", str(len(content)))
+            place = f"{found[1]}-{int(found[1]) + len(content) - 1}"
+            self.send_header("Content-Range", f"bytes {place}/{os.path.getsize(path)}")
             self.end_headers()
             self.wfile.write(content)
 

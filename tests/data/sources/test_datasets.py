@@ -166,6 +166,11 @@ def test_bad_rows_are_named(paths, caplog):
         ([{"a": 1, "b": 2}], "`path_column` must be a column of `source`, which has 'a', 'b'"),
         ([np.zeros((3, 4, 5, 3), int)], "a row of list must be uint8"),
         ([["a", 3, 4]], "a row of list must be a video"),
+        ([{"path": "a.mp4"}, {"bytes": b""}], r"list\[1\] must hold a path, as the first row does"),
+        ([{"path": "a.mp4"}, {"path": None}], r"list\[1\] must hold a path, as the first row does"),
+        (["a.mp4", b"content"], r"list\[1\] must hold a path, as the first row does"),
+        ([("a.mp4", np.array([0, 1]))], r"list\[0\]: The label must be a whole number"),
+        ([("a.mp4", 2**40)], r"list\[0\]: The label must be a whole number"),
     ],
 )
 def test_what_is_no_data_set(source, message):

@@ -1,12 +1,20 @@
 """One entrance lists whatever videos are kept in."""
 
+import os
+
 import numpy as np
 import pytest
 
 from keras_vjepa.data import ClipBatches, Sample
 from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.video import video_info
-from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.data.sources.ava_files import csv_rows
+from keras_vjepa.data.sources.listing import list_samples, listed_class_names
+from keras_vjepa.data.sources.official_lists import (
+    howto100m_videos,
+    kinetics_videos,
+    something_something_videos,
+)
 from keras_vjepa.data.sources.samples import class_folders, list_class_folders
 from tests.data.reading.stamped import stamps
 from tests.data.reading.test_frame_folder import write_frames
@@ -99,3 +107,43 @@ def test_images_beside_videos(tmp_path):
     assert videos.shape == (2, 4, 64, 96, 3)
     assert all(np.array_equal(videos[:, 0], videos[:, i]) for i in range(4))
     assert {*stamps(videos[:, 0])} == {5, 9}
+
+
+@pytest.mark.parametrize(
+    "ending", [".csv", ".txt", ".npy", ".tsv", ".jsonl", ".parquet", ".tar", ".json", ".mp4", ""]
+)
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path, ending):
+    """Nor is a device read, which may have no end."""
+    os.mkfifo(tmp_path / f"pipe{ending}")
+    os.symlink("/dev/zero", tmp_path / f"zero{ending}")
+    for name, kind in (("pipe", "pipe"), ("zero", "device")):
+        source = tmp_path / f"{name}{ending}"
+        for listed in (list_samples, listed_class_names):
+            with pytest.raises(ValueError, match=f"{source}, which is a {kind}: write what it"):
+                listed(source)
+
+
+def test_a_published_list_or_its_labels_may_be_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "s.json").write_text('[{"id": "1", "template": "Holding [something]"}]')
+    with pytest.raises(OSError, match="which is a pipe"):
+        list_samples(tmp_path / "s.json", videos=tmp_path, label_names=tmp_path / "pipe")
+    for read in (kinetics_videos, howto100m_videos, something_something_videos, csv_rows):
+        with pytest.raises(OSError, match="which is a pipe"):
+            list(read(tmp_path / "pipe"))
+
+
+def test_no_name_is_not_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must be a folder, a list or shards. Received: no name"):
+        list_samples("")
+
+
+def test_one_file_is_a_source(tmp_path):
+    for name, kind in (("a.MP4", "video"), ("a.png", "image"), ("a.png", "any")):
+        (tmp_path / name).touch()
+        assert list_samples(tmp_path / name, kind) == [Sample(str(tmp_path / name))]
+    for kind in ("video", "frames"):
+        with pytest.raises(ValueError, match="`source` must be a folder"):
+            list_samples(tmp_path / "a.png", kind)

@@ -228,3 +228,50 @@ def test_a_list_that_does_not_come_is_named(served):
         else:
             with pytest.raises(ValueError, match=f"{address}/list.csv: "):
                 list_samples(f"{address}/list.csv")
+
+
+def test_names_with_spaces_and_letters_of_all_languages(served, video):
+    folder, address, _ = served
+    for name in ("a b.avi", "\u00e9.avi", "c%d.avi"):
+        (folder / name).write_bytes(video)
+    (folder / "l.csv").write_text("a b.avi 0\n\u00e9.avi 1\nc%25d.avi 2\n")
+    samples = list_samples(f"{address}/l.csv")
+    assert [open_video(sample.source).num_frames for sample in samples] == [12, 12, 12]
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+@pytest.mark.parametrize("code", [403, 405])
+def test_an_address_that_is_good_for_get_alone(served, video, monkeypatch, code, has_ranges):
+    """As those with a key behind a question mark."""
+    folder, address, handler = served
+    handler.has_ranges = has_ranges
+    handler.do_HEAD = lambda self: self.send_error(code)
+    (folder / "a.avi").write_bytes(video)
+    (folder / "l.csv").write_text("a.avi 3\n")
+    assert size_of(f"{address}/a.avi?key=a/b") == len(video)
+    assert open_video(f"{address}/a.avi?key=a/b").num_frames == 12
+    assert list_samples(f"{address}/l.csv?key=a/b") == [Sample(f"{address}/a.avi", 3)]
+
+
+def test_an_error_of_a_server_is_one_line_and_no_missing_shard(served):
+    _, address, handler = served
+    handler.do_GET = handler.do_HEAD = lambda self: (
+        self.send_response(302),
+        self.send_header("Location", self.path),
+        self.end_headers(),
+    )
+    for name in ("a.csv", "a.tar", "n\nl.csv"):
+        with pytest.raises((ValueError, OSError), match="HTTP Error 302|InvalidURL|302") as caught:
+            list_samples(f"{address}/{name}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_a_remedy(
+    served, video, tmp_path, monkeypatch
+):
+    folder, address, _ = served
+    (folder / "a.avi").write_bytes(video)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    with pytest.raises(UnreadableVideoError, match=f"no copy .* set .* by {files.CACHE_VARIABLE}"):
+        open_video(f"{address}/a.avi")

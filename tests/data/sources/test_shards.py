@@ -157,8 +157,48 @@ def test_braces():
     assert expand_braces("a-{8..11}.tar") == ["a-8.tar", "a-9.tar", "a-10.tar", "a-11.tar"]
     assert expand_braces("{b,a}/{00..01}") == ["b/00", "b/01", "a/00", "a/01"]
     assert expand_braces("plain.tar") == ["plain.tar"]
-    with pytest.raises(ValueError, match="ranges from a number to a larger one"):
-        expand_braces("{3..1}.tar")
+    assert expand_braces("a-{08..13..2}.tar") == ["a-08.tar", "a-10.tar", "a-12.tar"]
+    for wrong in ("{3..1}.tar", "{1..3..0}.tar"):
+        with pytest.raises(ValueError, match="ranges from a number to a larger one"):
+            expand_braces(wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["{0..9999}-{0..9999}.tar", "{0..1048576}.tar", "{1.." + 30 * "9" + "}.tar"]
+)
+def test_more_names_than_there_is_room_for_are_refused_and_not_cut(name):
+    with pytest.raises(ValueError, match="must stand for at most 1,048,576 names") as caught:
+        list_samples(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_longer_than_systems_have_is_missing():
+    for ending in ("", ".tar", ".csv"):
+        with pytest.raises(FileNotFoundError, match="`source` must"):
+            list_samples(5000 * "a" + ending)
+
+
+def test_links_and_what_is_no_file_in_a_shard(tmp_path, video, caplog):
+    with tarfile.open(tmp_path / "x.TAR", "w") as tar:
+        info = tarfile.TarInfo("v/a.avi")
+        info.size = len(video)
+        tar.addfile(info, io.BytesIO(video))
+        for name, kind, target in (
+            ("v/soft.avi", tarfile.SYMTYPE, "../v/a.avi"),
+            ("hard.avi", tarfile.LNKTYPE, "v/a.avi"),
+            ("folder", tarfile.DIRTYPE, ""),
+            ("pipe.avi", tarfile.FIFOTYPE, ""),
+            ("lost.avi", tarfile.SYMTYPE, "nowhere.avi"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    samples = list_samples(tmp_path)  # the ending in upper case too, by file and by folder
+    assert samples == list_samples(tmp_path / "x.TAR")
+    names = [os.path.relpath(sample.path, tmp_path / "x.TAR") for sample in samples]
+    assert names == ["v/a.avi", "v/soft.avi", "hard.avi"]
+    assert len({content_hash(sample.path) for sample in samples} - {NO_CONTENT}) == 1
+    assert f"{tmp_path}/x.TAR: pipe.avi in it is no file, and not read" in caplog.messages
 
 
 def test_missing_shards_are_counted(tmp_path, video):

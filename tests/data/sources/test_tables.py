@@ -53,6 +53,33 @@ def test_columns_of_other_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "Path,Label\n/v/a.mp4,3.0\n/v/b.mp4,NaN\n"),
+        ("t.csv", 'path, label\n/v/a.mp4, 3\n"/v/b.mp4", nan\n'),
+        ("t.tsv", "VIDEO\tLABEL\n/v/a.mp4\t3.\n/v/b.mp4\t\n"),
+        ("t.jsonl", '{"File": "/v/a.mp4", "Label": "3.00"}\n{"File": "/v/b.mp4", "Label": NaN}'),
+    ],
+)
+def test_as_other_tools_write_names_numbers_and_empty_cells(tmp_path, name, text):
+    table = write(tmp_path, name, text)
+    assert list_samples(table) == [Sample("/v/a.mp4", 3), Sample("/v/b.mp4")]
+    assert listed_class_names(table) == []
+
+
+@pytest.mark.parametrize("label", ["2147483648", "9" * 30, "9" * 5000])
+def test_a_label_that_no_model_takes_is_refused(tmp_path, label):
+    for name, text in (
+        ("t.csv", f"path,label\n/v/a.mp4,{label}\n"),
+        ("t.jsonl", f'{{"path": "/v/a.mp4", "label": {label[:30]}}}\n'),
+        ("t.txt", f"/v/a.mp4 {label}\n"),
+    ):
+        with pytest.raises(ValueError, match="The label must be a whole number") as caught:
+            list_samples(write(tmp_path, name, text))
+        assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
         ("t.csv", "path,label\n/v/a.mp4\n", "t.csv:2: A row must have 2 columns"),
@@ -62,6 +89,7 @@ def test_columns_of_other_names(tmp_path):
         ("t.csv", "path,label\n,3\n", "t.csv:2: `path` must be a path"),
         ("t.csv", 'path,label\n"/v/a.mp4,3\n', "t.csv:.: unexpected end"),
         ("t.tsv", "path\tlabel\n", "No videos in"),
+        ("t.jsonl", '{"path": "' + 2**20 * "x", "t.jsonl:1: A row must have at most 1,048,576 ch"),
         ("t.jsonl", "[1]\n", "t.jsonl:1: A row must be a JSON object. Received: "),
         ("t.jsonl", '{"path": "/v/a.mp4"\n', "t.jsonl:1: A row must be a JSON object"),
         ("t.jsonl", '{"path": 3}\n', "t.jsonl:1: `path` must be a path. Received: 3"),
