@@ -42,7 +42,7 @@ def is_shards(source: str | Path) -> bool:
     """Tell whether something names tar files: by its ending, or as an index by its content."""
     name = os.fspath(source)
     if extension(name) == ".tar":
-        return True
+        return not os.path.isdir(source)
     return name.endswith(".json") and _index_of(Path(name)) is not None
 
 
@@ -195,7 +195,7 @@ def _rows_of_shard(
     assert isinstance(media, EncodedMedia)
     with media.content() as content:
         for _, group in itertools.groupby(places, _key):
-            members = list(group)
+            members = [name for name in group if not _is_hidden(name)]
             fitting = [name for name in members if extension(name) in EXTENSIONS[kind]]
             label = None
             if fitting and label_field:
@@ -203,11 +203,16 @@ def _rows_of_shard(
             for name in fitting:
                 yield Row(f"{shard}/{name}", label, f"{shard}/{name}")
             rest = [extension(name) for name in members if name not in fitting]
-            others.update(end for end in rest if end not in _BESIDE)
+            others.update(end for end in rest if end not in _BESIDE or not fitting)
 
 
 # Extensions of members that describe a sample.
 _BESIDE = {".cls", ".json", ".txt"}
+
+
+def _is_hidden(name: str) -> bool:
+    """Tell whether a member would be passed over in a folder, as the "._a.mp4" of macOS."""
+    return any(part[:1] == "." and part not in (".", "..") for part in name.split("/"))
 
 
 def _key(name: str) -> str:

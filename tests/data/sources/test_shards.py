@@ -118,6 +118,20 @@ def test_labels_and_what_is_left_out(tmp_path, video, caplog):
     assert all(max(numbers) < 12 for _, numbers in seen)
 
 
+def test_labels_that_lie_apart_are_named_and_hidden_members_passed_over(tmp_path, video, caplog):
+    members = {"a.avi": video, "b/b.avi": video, "._a.avi": b"x", "b/.c/d.avi": b"x"}
+    shard = write_tar(tmp_path / "x.tar", members | {"a.cls": "1", "b/b.cls": "2"})
+    assert list_samples(shard) == [Sample(f"{shard}/{name}") for name in ("a.avi", "b/b.avi")]
+    assert caplog.messages == [f"Left out of {shard}: members of other types: .cls (2)"]
+
+
+def test_a_folder_that_is_called_as_a_shard(tmp_path, video):
+    (tmp_path / "x.tar").mkdir()
+    (tmp_path / "x.tar" / "a.avi").write_bytes(video)
+    (sample,) = list_samples(tmp_path / "x.tar")
+    assert open_video(sample.source).num_frames == 12
+
+
 def test_names_of_classes_in_json(tmp_path, video):
     members = {f"{i}.{end}": content for i in range(3) for end, content in
                (("avi", video), ("json", json.dumps({"style": f"s{2 - i}"})))}  # fmt: skip
