@@ -69,7 +69,3 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> None
         run(config, workdir)
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         collectives.exit_with_error(f"{program}: {command_line.explain(error, CONFIGS)}")
-
-
-if __name__ == "__main__":
-    main()

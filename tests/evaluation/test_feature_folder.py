@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_vjepa.data.sources.content_hashes import content_hash
 from keras_vjepa.evaluation.feature_folder import FeatureFolder
 from keras_vjepa.evaluation.feature_settings import hash_of_settings
 
@@ -35,10 +36,11 @@ def make(root, contents):
     return root
 
 
-def rows_of(path):
-    """In place of a model: the bytes of the file."""
+def read(path):
+    """In place of a model: what is known of a file that is open, and its bytes as features."""
+    content = content_hash(path).hex()
     letters = np.frombuffer(path.read_bytes(), np.uint8).astype(np.float32)
-    return 2, iter([letters[np.newaxis], letters[np.newaxis]])
+    return content, 2, iter([letters[np.newaxis], letters[np.newaxis]])
 
 
 def text_of(path):
@@ -52,7 +54,7 @@ def extract(root, output, settings=SETTINGS):
     folder = FeatureFolder(output, settings, root.parent / "preset")
     plan = folder.plan(root, sorted(p for p in root.rglob("*") if not p.is_dir()))
     for path in plan.missing:
-        folder.write(path, plan.outputs[path], rows_of)
+        folder.write(path, plan.outputs[path], *read(path))
     assert folder.problems(plan, {}) == []
     return plan, [plan.outputs[path] for path in plan.missing]
 
@@ -118,15 +120,12 @@ def test_a_file_that_cannot_be_read_now_keeps_its_features(output, videos):
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_noticed_next_time(preset, videos, tmp_path):
-    def replaced(path):
-        features = rows_of(path)
-        path.write_text("new")
-        return features
-
     (tmp_path / "out").mkdir()
     folder = FeatureFolder(tmp_path / "out", SETTINGS, preset)
     plan = folder.plan(videos, [videos / "a.mp4"])
-    folder.write(videos / "a.mp4", plan.outputs[videos / "a.mp4"], replaced)
+    before = read(videos / "a.mp4")
+    (videos / "a.mp4").write_text("new")
+    folder.write(videos / "a.mp4", plan.outputs[videos / "a.mp4"], *before)
     assert contents(tmp_path / "out") == {"a.mp4.npy": "one"}
     assert "a.mp4.npy" in extract(videos, tmp_path / "out")[1]
     assert contents(tmp_path / "out")["a.mp4.npy"] == "new"

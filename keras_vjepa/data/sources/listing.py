@@ -124,8 +124,7 @@ def list_samples(
         return _labelled(rows, class_names)
     samples = _published(source, class_names, videos, label_names)
     if samples is None:
-        rows = _rows_of(source, kind, path_column, label_column)
-        samples = _labelled(rows, class_names)
+        samples = _labelled(_rows_of(source, kind, path_column, label_column), class_names)
     if not samples:
         raise ValueError(f"No {IN_WORDS[kind]} in {source}. {_remedy(source, kind)}.")
     if not os.path.isdir(source) and not is_shards(source):
