@@ -656,10 +656,11 @@ def oversized_recipes(counts: dict[str, int]) -> list[str]:
     """Recipes that are more than a page, and `recipes` when they are too much together.
 
     1,600 lines were what pretraining and the frozen evaluations took after the move; fine-tuning,
-    detection and the decoder came later, each with a page for the configs and one for the run.
+    detection and the decoder came later, each with a page for the configs and one for the run, and
+    V-JEPA 2.1 with its configs.
     """
     found = [recipe for recipe, count in counts.items() if count > 250]
-    return found + (["recipes"] if sum(counts.values()) > 2740 else [])
+    return found + (["recipes"] if sum(counts.values()) > 2800 else [])
 
 
 def test_a_recipe_is_a_page():

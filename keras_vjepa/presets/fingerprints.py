@@ -10,11 +10,18 @@ from keras_vjepa.backend import collectives
 
 # Arguments that do not change an encoder's features. The last one matters only in training.
 _OF_NO_FEATURE = {"name", "trainable", "drop_path_rate"}
+# Arguments that came later, with the values that mean what encoders did before. At these they are
+# left out, so that features which were kept before are still found.
+_OF_BEFORE = {"position_reach": None, "level_layers": None, "modalities": False}
 
 
 def fingerprint(encoder: keras.Model) -> str:
     """Hash everything that an encoder's features depend on; all processes must call it together."""
-    config = {k: v for k, v in encoder.get_config().items() if k not in _OF_NO_FEATURE}
+    config = {
+        name: value
+        for name, value in encoder.get_config().items()
+        if name not in _OF_NO_FEATURE and not (name in _OF_BEFORE and value == _OF_BEFORE[name])
+    }
     return _hash_of(json.dumps(config, sort_keys=True, default=str), encoder)
 
 
