@@ -206,13 +206,11 @@ class VJEPAActionDetector(
         """Compute the tokens of each layer; for an image model, those of all frames of a clip."""
         if not isinstance(self.backbone, VJEPABackbone | VisionBackbone):
             return [self.token_encoder().clip_tokens(videos, training)]
-        # Other families have no drop path.
-        mode = {"training": training} if isinstance(self.backbone, VJEPABackbone) else {}
         layers = self.chosen_layers
         if not self.backbone.is_image_model:
-            return self.backbone.intermediate_features(videos, layers, **mode)
+            return self.backbone.intermediate_features(videos, layers, training=training)
         images = ops.reshape(videos, (-1, *videos.shape[2:]))
-        outputs = self.backbone.intermediate_features(images, layers, **mode)
+        outputs = self.backbone.intermediate_features(images, layers, training=training)
         return [ops.reshape(x, (-1, videos.shape[1] * x.shape[1], x.shape[2])) for x in outputs]
 
     def _grid(self, num_tokens: int, frames: int, height: int, width: int) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from keras import ops
 from keras_vjepa import VJEPAActionDetector, VJEPABackbone, VJEPAVideoPreprocessor
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.layers import RoIAlign
+from keras_vjepa.models import VideoMAEBackbone
 from keras_vjepa.tasks.detection_head import DetectionHead
 from keras_vjepa.training.optimizer import AdamW
 from tests.support import compiled, slow_but_on
@@ -113,6 +114,21 @@ def test_it_learns(trained):
     other[0, 2] = 1
     pair = [model.test_on_batch(INPUTS, y, sample_weight=weights) for y in (targets, other)]
     assert pair[0] == pair[1]
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize("family", [VJEPABackbone, VideoMAEBackbone])
+def test_branches_are_left_out_in_training_alone(family):
+    sizes = {"hidden_dim": 8, "num_layers": 3, "num_heads": 2, "mlp_ratio": 2.0}
+    if family is VideoMAEBackbone:
+        sizes = {"hidden_dim": 8, "num_layers": 3, "num_heads": 2, "mlp_dim": 16}
+    encoder = family(16, 4, patch_size=8, drop_path_rate=0.9, **sizes)
+    model = detector(backbone=encoder, trainable_backbone=True, layers=[0, 2])
+    inputs = {name: ops.convert_to_tensor(array) for name, array in INPUTS.items()}
+    still = [numpy(model(inputs)) for _ in range(2)]
+    moving = [numpy(model(inputs, training=True)) for _ in range(8)]
+    np.testing.assert_array_equal(*still)
+    assert max(np.abs(moving[0] - other).max() for other in moving) > 0
 
 
 @slow_but_on("torch")

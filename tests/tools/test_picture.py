@@ -74,7 +74,10 @@ def test_a_video_has_frames_size_and_rate_of_the_input(folder, tmp_path):
         (["attention", "clip.avi", "encoder", "out.png", "--layer", "1"], "--layer must be"),
         (["attention", "clip.avi", "encoder", "out.png", "--heads", "2"], "--heads must be"),
         (["similarity", "clip.avi", "encoder", "out.png", "--patch", "0", "2", "9"], "row 0 to 2"),
-        (["pca", "clip.avi", "encoder", "out.png", "--patch", "0", "0", "0"], "--patch is an option of"),
+        (
+            ["pca", "clip.avi", "encoder", "out.png", "--patch", "0", "0", "0"],
+            "--patch is an option",
+        ),
         (["pca", "clip.avi", "encoder", "out.png", "--start", "9"], "--start must be a frame"),
         (["pca", "clip.avi", "encoder", "out.png", "--num-frames", "0"], "--num-frames must be"),
         (["pca", "clip.avi", "encoder", "out.png", "--frame-step", "0"], "--frame-step must be"),

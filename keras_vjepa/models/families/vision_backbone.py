@@ -358,13 +358,17 @@ class VisionBackbone(
         x = self.embed(videos)
         if self.input_norm is not None:
             x = self.input_norm(x)
-        scales = None
-        if training and self.drop_path_seed is not None:
-            scales = draw_branch_scales(
-                self.drop_path_rate, self.num_layers, ops.shape(x)[0], self.drop_path_seed
-            )
+        scales = self._branch_scales(x, training)
         x = self._chosen(apply_blocks(self.blocks, x, remat=self.remat, branch_scales=scales))
         return self.norm(x) if norm and self.norm is not None else x
+
+    def _branch_scales(self, tokens: Tensor, training: bool) -> Tensor | None:
+        """Draw which branches of which blocks are left out; None for none."""
+        if not training or self.drop_path_seed is None:
+            return None
+        return draw_branch_scales(
+            self.drop_path_rate, self.num_layers, ops.shape(tokens)[0], self.drop_path_seed
+        )
 
     def _chosen(self, tokens: Tensor) -> Tensor:
         """Take what is returned of all tokens."""
@@ -398,6 +402,7 @@ class VisionBackbone(
         layers: Sequence[int],
         norm: bool = True,
         all_tokens: bool = False,
+        training: bool = False,
     ) -> list[Tensor]:
         """Return the outputs of some blocks (App. D.2); no later block is computed.
 
@@ -406,6 +411,7 @@ class VisionBackbone(
             layers: block numbers from 0, or from -1 for the last one backwards, in any order.
             norm: pass each through the final norm, if there is one.
             all_tokens: with class token and registers, whatever the call returns.
+            training: as in the call.
 
         Returns:
             One `(batch, tokens, hidden_dim)` per entry of `layers`.
@@ -415,8 +421,8 @@ class VisionBackbone(
         """
         wanted = places(self.num_layers, layers=layers)
         check_flag(norm=norm, all_tokens=all_tokens)
-        outputs = {}
-        for number, x in enumerate(self._states(videos, max(wanted, default=-1) + 1)):
+        outputs, count = {}, max(wanted, default=-1) + 1
+        for number, x in enumerate(self._states(videos, count, training)):
             if number in wanted:
                 x = x if all_tokens else self._chosen(x)
                 outputs[number] = self.norm(x) if norm and self.norm is not None else x
@@ -447,19 +453,23 @@ class VisionBackbone(
                 weights[number] = self.blocks[number].attention_weights(x, queries=chosen)
         return [weights[number] for number in wanted]
 
-    def _states(self, videos: Tensor, num_layers: int) -> Iterator[Tensor]:
+    def _states(self, videos: Tensor, num_layers: int, training: bool) -> Iterator[Tensor]:
         """Yield all tokens as they come out of each of the first `num_layers` blocks."""
-        return itertools.islice(self._inputs_of_blocks(videos, num_layers), 1, None)
+        return itertools.islice(self._inputs_of_blocks(videos, num_layers, training), 1, None)
 
-    def _inputs_of_blocks(self, videos: Tensor, num_layers: int) -> Iterator[Tensor]:
+    def _inputs_of_blocks(
+        self, videos: Tensor, num_layers: int, training: bool = False
+    ) -> Iterator[Tensor]:
         """Yield all tokens before the first block, then after each of the first `num_layers`."""
         self.check_inputs(videos)
         x = self.embed(videos)
         if self.input_norm is not None:
             x = self.input_norm(x)
         yield x
-        for block in self.blocks[:num_layers]:
-            x = apply_blocks([block], x, remat=self.remat)
+        scales = self._branch_scales(x, training)
+        for number, block in enumerate(self.blocks[:num_layers]):
+            own = None if scales is None else scales[number : number + 1]
+            x = apply_blocks([block], x, remat=self.remat, branch_scales=own)
             yield x
 
     def layer_variables(self) -> list[list[keras.Variable]]:
