@@ -1,6 +1,5 @@
 """Train a decoder, which turns the predictor's features into pixels (§6, App. F).
 
-    KERAS_BACKEND=jax python recipes/decode.py --preset PRESET
     keras-vjepa decode train --preset PRESET
 
 The result is a preset for `decode sample`. If the run is stopped, the same command goes on.
