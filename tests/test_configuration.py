@@ -106,7 +106,7 @@ def test_several_constructors_and_several_objects():
     assert [one.slots for one in racks.make_each(Rack, depth=3)] == [7, 7]
     assert [one.size[:2] for one in racks.make_each(Shelf, depth=3)] == [(40.0, 3), (50.0, 3)]
     both = Part(Shelf, each=("width", "depth"), arguments={"width": (1.0,), "depth": (1, 2)})
-    with pytest.raises(ValueError, match=r"as many .* `depth`=\(1, 2\), `width`=\(1.0,\)"):
+    with pytest.raises(ValueError, match=r"equally many .*: `depth`=\(1, 2\), `width`=\(1.0,\)"):
         both.make_each()
 
 

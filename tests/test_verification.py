@@ -308,7 +308,7 @@ def test_without_a_name_all_of_the_zoo_is_looked_at(monkeypatch, capsys):
 def test_what_lies_in_the_package_is_no_file_to_verify(capsys):
     with pytest.raises(SystemExit):
         command.main(["vjepa_tiny_digits_pixels"], "keras-vjepa verify")
-    assert "its own lie in the package. Received: vjepa_tiny" in capsys.readouterr().err
+    assert "this one lies in the package. Received: vjepa_tiny" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_refused_before_anything_is_fetched(server, capsys):

@@ -160,7 +160,7 @@ def test_a_program_of_sizes_that_are_not_known_works_or_is_refused():
         videos = np.ones((1, num_frames, 16, 16, 3), "float32")
         if keras.config.backend() == "tensorflow" and num_frames == 4:
             # Its second program is made for any size.
-            with pytest.raises(ValueError, match="`num_frames` of the videos must be known"):
+            with pytest.raises(ValueError, match="`num_frames` of the videos must be a number"):
                 model.predict(videos, verbose=0)
             continue
         expected = keras.ops.convert_to_numpy(backbone(videos))

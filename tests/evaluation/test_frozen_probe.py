@@ -179,9 +179,9 @@ def test_settings_that_do_not_fit_are_named(options, message, small_encoder):
 def test_sizes_that_nobody_says_are_asked_for(digit_videos):
     inputs = keras.Input((None, None, None, 3))
     encoder = keras.Model(inputs, keras.layers.Reshape((-1, 8))(inputs))
-    with pytest.raises(ValueError, match="`image_size` must be given for an encoder that takes"):
+    with pytest.raises(ValueError, match="`image_size` must be given for this"):
         FrozenProbe(encoder, num_heads=1)
-    with pytest.raises(ValueError, match="`num_frames` must be given for an encoder that takes"):
+    with pytest.raises(ValueError, match="`num_frames` must be given for this"):
         FrozenProbe(encoder, num_heads=1, image_size=32)
 
 

@@ -293,8 +293,11 @@ def test_what_is_no_preset_is_one_line(cls, tmp_path):
     (tmp_path / "m.keras").touch()
     with pytest.raises(FileNotFoundError, match="is loaded by keras.models.load_model"):
         cls.from_preset(tmp_path / "m.keras", **arguments)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "timesformer"}))
+    with pytest.raises(ValueError, match="another package's model, 'timesformer'.*vjepa2"):
+        cls.from_preset(tmp_path, **arguments)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "videomae"}))
-    with pytest.raises(ValueError, match="another package's model, 'videomae'. Of those, .*vjepa2"):
+    with pytest.raises(ValueError, match="must hold model.safetensors, or several"):
         cls.from_preset(tmp_path, **arguments)
 
 
