@@ -9,7 +9,6 @@ from keras_vjepa.configuration import replace
 from keras_vjepa.recipes.detect_configs import CONFIGS, digit_scene
 from keras_vjepa.tools import detect_table
 from tests.data.sources.ava_layout import write_ava
-from tests.support import slow_but_on
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@slow_but_on("torch")
+@pytest.mark.slow
 def test_a_small_table(folder, capsys):
     command = [str(folder / "table"), "--preset", str(folder / "encoder"), "--epochs", "1"]
     detect_table.main([*command, "--seeds", "0"])
