@@ -30,6 +30,7 @@ from keras_vjepa.backend import collectives, updates
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
+from keras_vjepa.models.averaged import averaged_copy
 from keras_vjepa.models.diffusion import NoiseModel, NoiseSchedule, Progress, denoise
 from keras_vjepa.models.diffusion_network import KINDS, DiffusionNetwork
 from keras_vjepa.presets.claims import described_class
@@ -87,7 +88,7 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         self.network = network
         self.average = average
         self.made_for = made_for
-        self.averaged = _copy_of(network)
+        self.averaged = averaged_copy(network, f"averaged_{network.name}")
         self.built = True
 
     @property
@@ -310,15 +311,3 @@ def check_decoder(schedule: str, num_steps: int, average: float) -> NoiseSchedul
     check_number("[0, 1)", average=average)
     check_whole(1, num_steps=num_steps)
     return NoiseSchedule(schedule, num_steps)
-
-
-def _copy_of(network: DiffusionNetwork) -> DiffusionNetwork:
-    """Make a network that begins with the same weights, and is not trained."""
-    config = network.get_config()
-    if network.dtype_policy.variable_dtype in ("bfloat16", "float16"):
-        # In half precision the moving average would never move: its steps are rounded to nothing.
-        config["dtype"] = f"mixed_{network.dtype_policy.compute_dtype}"
-    averaged = DiffusionNetwork.from_config({**config, "name": f"averaged_{network.name}"})
-    averaged.trainable = False
-    averaged.set_weights(collectives.values(network.weights))
-    return averaged

@@ -40,6 +40,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.layers.layer_states import KeepsLayerStates
+from keras_vjepa.models.averaged import averaged_copy
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import MOST_LAYERS
 from keras_vjepa.models.pixels import PixelModel, is_in_memory
@@ -187,7 +188,7 @@ class VJEPAPretrainer(
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
-        self.target_encoder = _copy_of(encoder)
+        self.target_encoder = averaged_copy(encoder, f"target_{encoder.name}")
         self.built = True
 
     @property
@@ -726,16 +727,3 @@ def _steps(given: Mapping[str, Any], name: str) -> int:
         raise ValueError(f"`{name}` must be given with endless batches. Received: None")
     check_whole(1, **{name: steps})
     return int(steps)
-
-
-def _copy_of(encoder: VJEPABackbone) -> VJEPABackbone:
-    config = encoder.get_config()
-    if encoder.dtype_policy.variable_dtype in ("bfloat16", "float16"):
-        # In half precision the moving average would never move: its steps are rounded to nothing.
-        config["dtype"] = f"mixed_{encoder.dtype_policy.compute_dtype}"
-    target = VJEPABackbone.from_config({**config, "name": f"target_{encoder.name}"})
-    target.trainable = False
-    # The weights are copied by way of NumPy, because JAX could not donate the training state if two
-    # variables shared a buffer.
-    target.set_weights(collectives.values(encoder.weights))
-    return target
