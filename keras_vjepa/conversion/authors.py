@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_vjepa.configuration import renamed
 from keras_vjepa.conversion import authors_21
-from keras_vjepa.conversion.authors_21 import averaged_name, is_version_21
+from keras_vjepa.conversion.authors_21 import averaged_name, has_version_21
 from keras_vjepa.conversion.entries import (
     PATCH_KERNEL,
     SAME,
@@ -89,7 +89,7 @@ def networks(
 ) -> tuple[list[Tensors], str]:
     """Return the tensors that the model uses of some networks, and its `position_embedding`."""
     found = [state_dict(checkpoint, averaged_name(checkpoint, name)) for name in names]
-    if is_version_21(found):
+    if has_version_21(found):
         return found, authors_21.check_positions(position_embedding)
     if position_embedding == authors_21.POSITIONS:
         raise CheckpointError(

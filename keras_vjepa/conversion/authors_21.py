@@ -13,6 +13,7 @@ from keras_vjepa.conversion.errors import CheckpointError
 from keras_vjepa.conversion.network_shapes import Tensors, count, required
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.presets.recognition import OWN_TENSORS
 
 DISTILLED_AVERAGE = "ema_encoder"
 # The blocks after which the levels are taken, by the number of blocks; no other number is known.
@@ -28,13 +29,11 @@ _COUNTED_SIDE = 256
 _INPUT = {"image_size": 384, "num_frames": 64}
 # Weight of the loss at the context tokens.
 CONTEXT_LOSS_WEIGHT = 0.5
-_OWN = ("norms_block.", "patch_embed_img.", "img_mod_embed", "video_mod_embed")
-_OWN_OF_PREDICTOR = ("predictor_proj_context.",)
 
 
-def is_version_21(networks: Iterable[Tensors]) -> bool:
+def has_version_21(networks: Iterable[Tensors]) -> bool:
     """Tell whether any of some networks has tensors that only V-JEPA 2.1 has."""
-    return any(key.startswith(_OWN + _OWN_OF_PREDICTOR) for tensors in networks for key in tensors)
+    return any(key.startswith(OWN_TENSORS) for tensors in networks for key in tensors)
 
 
 def averaged_name(checkpoint: Mapping[str, Any], name: str) -> str:

@@ -5,10 +5,17 @@ from pathlib import Path
 
 from keras_vjepa import files
 
-# How the names of its files begin, and names in them that no other file has. A file of torch begins
-# with its index, which is not compressed, so that a damaged one shows them as well.
+# How names of tensors begin that no other model has.
+OWN_TENSORS = (
+    "norms_block.",
+    "patch_embed_img.",
+    "img_mod_embed",
+    "video_mod_embed",
+    "predictor_proj_context.",
+)
+# How the names of its files begin. A file of torch begins with its index, which is not compressed,
+# so that a damaged one shows the names of its tensors as well.
 _NAME = "vjepa2_1"
-_MARKS = (b"norms_block.", b"patch_embed_img.", b"predictor_proj_context.", b"video_mod_embed")
 _LOOKED_AT = 2**23
 
 
@@ -25,4 +32,4 @@ def is_version_21(path: Path) -> bool:
     start = b""
     with suppress(OSError), open(path, "rb") as file:
         start = file.read(_LOOKED_AT)
-    return any(mark in start for mark in _MARKS)
+    return any(own.encode() in start for own in OWN_TENSORS)
