@@ -130,16 +130,16 @@ class RoIAlign(keras.layers.Layer):
         start = low + ops.reshape(ops.arange(bins, dtype="float32"), (-1, 1, 1)) * bin_size
         cell = ops.reshape(ops.arange(cells, dtype="float32"), (-1, 1))
         if self.sampling_ratio:
-            count = self.sampling_ratio * ops.ones_like(bin_size)
+            count = divisor = self.sampling_ratio * ops.ones_like(bin_size)
             sample: Any = ops.arange(self.sampling_ratio, dtype="float32")
         else:
             count = ops.ceil(bin_size)
+            divisor = _at_least(count, 1.0)
             # Only samples that can reach a cell are taken, beginning with one before the first.
-            spacing = _at_least(bin_size / _at_least(count, 1.0), 1e-6)
+            spacing = _at_least(bin_size / divisor, 1e-6)
             first = ops.floor((cell - 1.0 - start) / spacing - 0.75)
-            sample = ops.minimum(_at_least(first, 0.0), _at_least(count - 1.0, 0.0))
+            sample = ops.minimum(_at_least(first, 0.0), divisor - 1.0)
             sample = sample + ops.arange(_REACHING, dtype="float32")
-        divisor = _at_least(count, 1.0)
         position = start + (sample + 0.5) * bin_size / divisor
         inside = _at_least(-_at_least(-position, 1.0 - cells), 0.0)
         counts = (position >= -1.0) & (position <= float(cells)) & (sample < count)
