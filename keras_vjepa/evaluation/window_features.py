@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,15 @@ class WindowReader:
         return Opened(content, count, repeats, windows)
 
 
+@dataclass
+class _Progress:
+    """Holds the rows of a file that nobody has taken, and whether more will come."""
+
+    rows: deque[Rows] = field(default_factory=deque)
+    is_read: bool = False
+    error: Exception | None = None
+
+
 class WindowFeatures:
     """Computes the features of files in their order, from batches that windows of several fill.
 
@@ -82,25 +93,20 @@ class WindowFeatures:
         self.backbone = backbone
         self.batch_size = batch_size
         self.tokens = tokens
-        self._known: deque[FileAhead] = deque()
-        self._found: dict[FileAhead, deque[Rows]] = {}
-        self._errors: dict[FileAhead, Exception] = {}
-        self._read: set[FileAhead] = set()
-        self._windows = self._one_by_one(files)
-        self._next: tuple[FileAhead, Window] | None = None
+        # In the order of the files; one is forgotten when the next one is asked for.
+        self._progress: dict[FileAhead, _Progress] = {}
+        self._batches = self._in_batches(files)
         self._compiled_for: tuple[int, ...] | None = None
 
     def files(self) -> Iterator[FileAhead]:
         """Yield each file once, when it is open or cannot be opened."""
         while True:
-            while not self._known:
-                if not self._compute():
+            while not self._progress:
+                if not self._compute() and not self._progress:
                     return
-            file = self._known.popleft()
+            file = next(iter(self._progress))
             yield file
-            self._found.pop(file)
-            self._errors.pop(file, None)
-            self._read.discard(file)
+            del self._progress[file]
 
     def rows(self, file: FileAhead) -> Iterator[Rows]:
         """Yield the features of the windows of a file that `files` yielded last, in batches.
@@ -108,50 +114,43 @@ class WindowFeatures:
         Raises:
             UnreadableVideoError: if the file cannot be read to its end.
         """
-        found = self._found[file]
+        progress = self._progress[file]
         while True:
-            while found:
-                yield found.popleft()
-            if file in self._errors:
-                raise self._errors[file]
-            if file in self._read:
+            while progress.rows:
+                yield progress.rows.popleft()
+            if progress.error is not None:
+                raise progress.error
+            if progress.is_read:
                 return
             self._compute()
 
-    def _one_by_one(self, files: FilesAhead) -> Iterator[tuple[FileAhead, Window]]:
+    def _one_by_one(self, files: FilesAhead) -> Iterator[tuple[_Progress, Window]]:
         for file in files:
-            self._known.append(file)
-            self._found[file] = deque()
+            progress = self._progress[file] = _Progress()
             try:
                 for window in file.windows():
-                    yield file, window
+                    yield progress, window
             except Exception as error:
-                self._errors[file] = error
-            self._read.add(file)
+                progress.error = error
+            progress.is_read = True
+
+    def _in_batches(self, files: FilesAhead) -> Iterator[list[tuple[_Progress, Window]]]:
+        # An image may have fewer frames than a window of a video.
+        for _, alike in groupby(self._one_by_one(files), key=lambda one: one[1].shape):
+            while batch := list(islice(alike, self.batch_size)):
+                yield batch
 
     def _compute(self) -> bool:
-        """Compute the next batch; return whether there was one, or a file that has no windows."""
-        before = len(self._read)
-        batch = self._next_batch()
+        """Compute the next batch; return whether there was one."""
+        batch = next(self._batches, [])
         # Windows that do not fill a batch follow one by one. There are then only two shapes of
         # batches, and the model is compiled only twice.
         whole = len(batch) == self.batch_size
         for part in [batch] if whole else [[one] for one in batch]:
             features = self._features(np.stack([window for _, window in part]))
-            for (file, _), row in zip(part, features, strict=True):
-                self._found[file].append(row[np.newaxis])
-        return bool(batch) or len(self._read) > before
-
-    def _next_batch(self) -> list[tuple[FileAhead, Window]]:
-        batch: list[tuple[FileAhead, Window]] = []
-        while len(batch) < self.batch_size:
-            self._next = self._next or next(self._windows, None)
-            # An image may have fewer frames than a window of a video.
-            if self._next is None or (batch and batch[0][1].shape != self._next[1].shape):
-                break
-            batch.append(self._next)
-            self._next = None
-        return batch
+            for (progress, _), row in zip(part, features, strict=True):
+                progress.rows.append(row[np.newaxis])
+        return bool(batch)
 
     def _features(self, windows: NDArray[np.float32]) -> Rows:
         if windows.shape[1:] != self._compiled_for:
