@@ -7,13 +7,16 @@ the accelerator if there is one, else of the process), and useful FLOP/s as a sh
 large matrix products of the same type, measured in the same process. With `--attention`, it times
 the ways to compute attention instead; with `--eager-einsum`, it trains with the plainest of them,
 not compiled; with `--no-padding`, it leaves the key masks out. With `--precision`, it compares
-features for random weights and a random clip with those in float32. Several devices or processes
-work together as in the recipe, for example under `torchrun`. This is not a test, because machines
-differ.
+features for random weights and a random clip with those in float32. With `--growth`, it times steps
+of many sizes of clip and batch, each in a process of its own, and prints how time grows with the
+FLOPs and memory with the tokens. Several devices or processes work together as in the recipe, for
+example under `torchrun`. This is not a test, because machines differ.
 """
 
 import argparse
 import itertools
+import json
+import math
 import resource
 import tempfile
 import time
@@ -33,6 +36,8 @@ from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import device, distribution
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.models.backbone import SIZES
+from keras_vjepa.models.dimensions import token_grid
+from keras_vjepa.tools.bench_growth import StepCost, print_growth
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state
 
@@ -41,6 +46,7 @@ from keras_vjepa.training.run_state import Checkpoints, copy_training_state
 CONTEXT_TOKENS = (368, 104)
 TARGET_TOKENS = (752, 1104)
 TOKENS = 1568
+PATCH = {"patch_size": 16, "tubelet_size": 2}
 
 
 def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
@@ -53,8 +59,9 @@ def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
 
     kernel = encoder.tubelet_embedding.kernel
     patch = 2.0 * np.prod(kernel.shape)
-    total = transformer(encoder, TOKENS) + TOKENS * patch
-    for context, target in zip(CONTEXT_TOKENS, TARGET_TOKENS, strict=True):
+    tokens = int(np.prod(encoder.grid_shape))
+    total = transformer(encoder, tokens) + tokens * patch
+    for context, target in _mask_tokens(tokens):
         projections = 2 * predictor.hidden_dim * encoder.hidden_dim * (context + target)
         trained = transformer(encoder, context) + transformer(predictor, context + target)
         # No gradient flows into the pixels, so that the patches' backward pass costs one product.
@@ -82,9 +89,13 @@ def _wait_for(scalar: Any) -> None:
     float(ops.convert_to_numpy(ops.cast(scalar, "float32")))
 
 
-def make_pretrainer(size: str, padding: bool, remat: bool = False) -> VJEPAPretrainer:
+def make_pretrainer(
+    size: str, padding: bool, remat: bool = False, image_size: int = 224, num_frames: int = 16
+) -> VJEPAPretrainer:
     """Make a pretrainer with an encoder of a named size and random weights."""
-    encoder = VJEPABackbone.from_size(size, remat=remat)
+    encoder = VJEPABackbone.from_size(
+        size, remat=remat, image_size=image_size, num_frames=num_frames
+    )
     predictor = VJEPAPredictor(
         encoder.hidden_dim,
         encoder.position_axes,
@@ -95,15 +106,27 @@ def make_pretrainer(size: str, padding: bool, remat: bool = False) -> VJEPAPretr
     return VJEPAPretrainer(encoder, predictor, padding=padding)
 
 
-def make_batch(batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Make a batch of noise, with as many tokens as the reference's masks have on average."""
+def make_batch(
+    batch_size: int, seed: int = 0, image_size: int = 224, num_frames: int = 16
+) -> dict[str, np.ndarray]:
+    """Make a batch of noise, with as many tokens as the reference's masks have on average.
+
+    For clips of another size than the paper's, the masks keep their shares of the tokens.
+    """
     rng = np.random.default_rng(seed)
-    batch = {"videos": rng.normal(size=(batch_size, 16, 224, 224, 3)).astype("float32")}
-    order = np.argsort(rng.random((batch_size, TOKENS)), axis=1).astype("int32")
-    for i, (context, target) in enumerate(zip(CONTEXT_TOKENS, TARGET_TOKENS, strict=True)):
+    shape = (batch_size, num_frames, image_size, image_size, 3)
+    batch = {"videos": rng.normal(size=shape).astype("float32")}
+    tokens = math.prod(token_grid({**PATCH, "image_size": image_size, "num_frames": num_frames}))
+    order = np.argsort(rng.random((batch_size, tokens)), axis=1).astype("int32")
+    for i, (context, target) in enumerate(_mask_tokens(tokens)):
         batch[f"context_indices_{i}"] = np.sort(order[:, :context], axis=1)
         batch[f"target_indices_{i}"] = np.sort(order[:, -target:], axis=1)
     return batch
+
+
+def _mask_tokens(tokens: int) -> list[tuple[int, int]]:
+    pairs = zip(CONTEXT_TOKENS, TARGET_TOKENS, strict=True)
+    return [(round(a * tokens / TOKENS), round(b * tokens / TOKENS)) for a, b in pairs]
 
 
 class _StepTimes(keras.callbacks.Callback):
@@ -141,7 +164,8 @@ class _StepTimes(keras.callbacks.Callback):
 def bench_training(arguments: argparse.Namespace) -> None:
     """Time training steps, and print the results."""
     parallel = distribution.setup()
-    pretrainer = make_pretrainer(arguments.size, not arguments.no_padding, arguments.remat)
+    clip = {"image_size": arguments.image_size, "num_frames": arguments.num_frames}
+    pretrainer = make_pretrainer(arguments.size, not arguments.no_padding, arguments.remat, **clip)
     if arguments.eager_einsum:
         attention_module._PREFERRED_ON_CPU.clear()
         attention_module.fused_attention = attention_module.plain_attention
@@ -151,7 +175,8 @@ def bench_training(arguments: argparse.Namespace) -> None:
     # On a GPU, torch records the third step, which therefore takes longer.
     times = _StepTimes(warm_up=3 if device.has_accelerator() else 2, block=block)
     num_steps = times.warm_up + arguments.steps * block
-    data = parallel.feed(itertools.repeat(make_batch(arguments.batch_size), num_steps))
+    batch = make_batch(arguments.batch_size, **clip)
+    data = parallel.feed(itertools.repeat(batch, num_steps))
     peak = matmul_peak()
     pretrainer.fit(data, steps_per_epoch=num_steps, verbose=0, shuffle=False, callbacks=[times])
     if not parallel.is_first:
@@ -162,6 +187,10 @@ def bench_training(arguments: argparse.Namespace) -> None:
     memory = device.peak_device_memory()
     if memory is None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    if arguments.json:
+        tokens = arguments.batch_size * int(np.prod(pretrainer.encoder.grid_shape))
+        print(json.dumps(StepCost(float(times.steps.min()), memory, flops, tokens)._asdict()))
+        return
     print(
         f"{parallel}; {arguments.size}, batch {arguments.batch_size} a process: "
         f"compile {times.first - step:6.1f} s, step {step:7.3f} s "
@@ -265,20 +294,30 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
         choices=["float32", "mixed_bfloat16"],
         help="precision",
     )
+    parser.add_argument("--image-size", type=int, default=224, help="pixels of a side")
+    parser.add_argument("--num-frames", type=int, default=16, help="frames of a clip")
     parser.add_argument("--remat", action="store_true", help="activations computed twice")
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
     parser.add_argument("--checkpoint", action="store_true", help="time a checkpoint too")
     parser.add_argument("--attention", action="store_true", help="time attention alone")
     parser.add_argument("--precision", action="store_true", help="features in other types")
+    parser.add_argument("--growth", action="store_true", help="a table by size of clip and batch")
+    parser.add_argument("--json", action="store_true", help="numbers only")
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
+        clip = {"image_size": options.image_size, "num_frames": options.num_frames}
+        check_whole(1, MOST_LONG, **clip)
+        token_grid({**PATCH, **clip})
     keras.config.set_dtype_policy(options.dtype)
     if options.attention:
         bench_attention(options)
     elif options.precision:
         bench_precision(options)
+    elif options.growth:
+        given = ["--size", options.size, "--steps", str(options.steps), "--dtype", options.dtype]
+        print_growth(given + ["--remat"] * options.remat)
     else:
         bench_training(options)
 

@@ -1,0 +1,81 @@
+"""The table of growth: costs as theory has them give 1.00; what cannot be measured is said."""
+
+import json
+
+import pytest
+
+from keras_vjepa.tools import bench, bench_growth
+from keras_vjepa.tools.bench_growth import StepCost
+
+pytestmark = pytest.mark.data
+
+
+def as_theory_has_it(point, slower=1.0, heavier=1.0):
+    image_size, num_frames, batch_size = point
+    tokens = batch_size * image_size**2 * num_frames // 512
+    flops = 1e6 * tokens + tokens**2
+    return StepCost(slower * flops / 1e9, heavier * (2e9 + 1e5 * tokens), flops, tokens)
+
+
+def test_costs_in_theory_are_one_times_theory():
+    lines = bench_growth.growth_lines({p: as_theory_has_it(p) for p in bench_growth.points()})
+    assert len(lines) == 1 + 9 + 6 + 1
+    for line in lines[1:-1]:
+        *_, time, _, memory = line.split()
+        assert time == memory == "1.00"
+    assert lines[-1].startswith("at most 1.00 x the time and 1.00 x the memory in theory (1 GFLOP")
+
+
+def test_a_slow_and_a_heavy_line_are_found():
+    costs = {point: as_theory_has_it(point) for point in bench_growth.points()}
+    costs[112, 16, 64] = as_theory_has_it((112, 16, 64), slower=1.5, heavier=1.4)
+    lines = bench_growth.growth_lines(costs)
+    *_, time, _, memory = lines[-2].split()
+    assert time == "1.50" and 1.1 < float(memory) <= 1.4
+    assert lines[-1].startswith(f"at most 1.50 x the time and {memory} x")
+
+
+def test_a_line_that_cannot_be_measured_is_left_out_and_said(monkeypatch, capsys):
+    def fake(arguments, point):
+        assert arguments == ["--size", "tiny", "--steps", "2", "--dtype", "float32", "--remat"]
+        return as_theory_has_it(point) if point[1] < 64 else "it was killed"
+
+    monkeypatch.setattr(bench_growth, "measure", fake)
+    bench.main(["--growth", "--size", "tiny", "--steps", "2", "--remat"])
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1 + 6 + 6 + 1
+    assert "7 of 15: 112 pixels, 64 frames, batch 1: left out: it was killed\n" in said.err
+
+
+def test_a_point_is_measured_in_a_process_of_its_own(monkeypatch):
+    cost = as_theory_has_it((32, 4, 1))
+
+    def run(line, **options):
+        assert line[1:5] == ["-m", "keras_vjepa", "bench", "--remat"]
+        assert line[5:] == "--json --image-size 32 --num-frames 4 --batch-size 3".split()
+        return type("Done", (), done)
+
+    monkeypatch.setattr(bench_growth.subprocess, "run", run)
+    done = {"returncode": 0, "stdout": f"said by Keras\n{json.dumps(cost._asdict())}\n"}
+    assert bench_growth.measure(["--remat"], (32, 4, 3)) == cost
+    done = {"returncode": 1, "stderr": "Traceback\nMemoryError: too much\n"}
+    assert bench_growth.measure(["--remat"], (32, 4, 3)) == "MemoryError: too much"
+    done = {"returncode": -9, "stderr": ""}
+    assert bench_growth.measure(["--remat"], (32, 4, 3)).startswith("the system ended it")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--image-size", "33"],
+            "--image-size must be a multiple of `patch_size`=16. Received: 33",
+        ),
+        (["--num-frames", "3"], "--num-frames must be a multiple of `tubelet_size`=2. Received: 3"),
+        (["--num-frames", "0"], "--num-frames must be at least 1. Received: 0"),
+    ],
+)
+def test_a_clip_that_no_patch_divides_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(arguments)
+    assert capsys.readouterr().err == f"bench.py: {message}\n"

@@ -1,0 +1,136 @@
+"""Show how time and memory of a training step grow with its clips (App. C).
+
+`keras-vjepa bench --growth` prints the table. Each line is measured in a process of its own, so
+that its peak of memory is its own.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Clips of these sizes, one at a time, and then batches of the smallest.
+IMAGE_SIZES = (112, 224, 384)
+NUM_FRAMES = (16, 32, 64)
+BATCH_SIZES = (2, 4, 8, 16, 32, 64)
+# The line whose rate is the yardstick: the paper's clip.
+PAPER = (224, 16, 1)
+
+
+class StepCost(NamedTuple):
+    """Holds what a training step costs.
+
+    Attributes:
+        seconds: of the fastest of the timed steps.
+        memory: bytes that the process or the device held at most.
+        flops: of the step, counted.
+        tokens: of all clips of the batch, before masks.
+    """
+
+    seconds: float
+    memory: float
+    flops: float
+    tokens: int
+
+
+def points() -> list[tuple[int, int, int]]:
+    """List the image size, the number of frames and the batch size of each line."""
+    clips = [(size, frames, 1) for frames in NUM_FRAMES for size in IMAGE_SIZES]
+    return clips + [(IMAGE_SIZES[0], NUM_FRAMES[0], batch) for batch in BATCH_SIZES]
+
+
+def measure(arguments: Sequence[str], point: tuple[int, int, int]) -> StepCost | str:
+    """Measure a step of `keras-vjepa bench` in a process of its own.
+
+    Args:
+        arguments: of `keras-vjepa bench`.
+        point: image size, number of frames, batch size.
+
+    Returns:
+        What it costs, or, if the process failed, the last line that it wrote.
+    """
+    image_size, num_frames, batch_size = map(str, point)
+    line = [sys.executable, "-m", "keras_vjepa", "bench", *arguments, "--json"]
+    line += ["--image-size", image_size, "--num-frames", num_frames, "--batch-size", batch_size]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode == 0:
+        return StepCost(**json.loads(done.stdout.splitlines()[-1]))
+    # The system ends a process that takes too much memory without a word.
+    return (done.stderr.strip().splitlines() or ["the system ended it: too little memory"])[-1]
+
+
+def memory_by_tokens(costs: Iterable[StepCost]) -> tuple[float, float]:
+    """Fit the memory of steps by a constant and a share of each token.
+
+    Relative errors count alike, so that a small step weighs as much as a large one.
+
+    Args:
+        costs: of at least two steps with different numbers of tokens.
+
+    Returns:
+        Bytes of a step without tokens (weights, moments, programs), and bytes of a token.
+
+    Example:
+
+    >>> from keras_vjepa.tools.bench_growth import StepCost, memory_by_tokens
+    >>> steps = [StepCost(1.0, 100.0 + 3.0 * tokens, 1.0, tokens) for tokens in (10, 20, 80)]
+    >>> [round(value, 6) for value in memory_by_tokens(steps)]
+    [100.0, 3.0]
+    """
+    pairs = np.array([(cost.memory, cost.tokens) for cost in costs], "float64")
+    memory, tokens = pairs.T
+    rows = np.stack([1 / memory, tokens / memory], axis=1)
+    constant, slope = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]
+    return float(constant), float(slope)
+
+
+def growth_lines(costs: dict[tuple[int, int, int], StepCost]) -> list[str]:
+    """Write each step's cost beside what theory expects.
+
+    In theory time grows as FLOPs do, from the paper's clip, or from the first line if that one is
+    missing; and memory is a constant plus a share of each token.
+
+    Args:
+        costs: of steps, by image size, number of frames and batch size.
+    """
+    yardstick = costs.get(PAPER, next(iter(costs.values())))
+    rate = yardstick.flops / yardstick.seconds
+    constant, slope = memory_by_tokens(costs.values())
+    lines = ["pixels frames batch   tokens   TFLOP        s  of theory     GiB  of theory"]
+    times, memories = [], []
+    for (image_size, num_frames, batch_size), cost in costs.items():
+        times.append(cost.seconds / (cost.flops / rate))
+        memories.append(cost.memory / (constant + slope * cost.tokens))
+        lines.append(
+            f"{image_size:6d} {num_frames:6d} {batch_size:5d} {cost.tokens:8d} "
+            f"{cost.flops / 1e12:7.3f} {cost.seconds:8.3f} {times[-1]:10.2f} "
+            f"{cost.memory / 2**30:7.2f} {memories[-1]:10.2f}"
+        )
+    lines.append(
+        f"at most {max(times):.2f} x the time and {max(memories):.2f} x the memory in theory "
+        f"({rate / 1e9:.0f} GFLOP/s; {constant / 2**30:.2f} GiB and {slope / 2**10:.0f} KiB a "
+        "token)"
+    )
+    return lines
+
+
+def print_growth(arguments: Sequence[str]) -> None:
+    """Measure steps of all sizes, and print a table of what they cost.
+
+    Args:
+        arguments: of `keras-vjepa bench`, without sizes of clips and batches.
+    """
+    costs: dict[tuple[int, int, int], StepCost] = {}
+    for number, point in enumerate(points(), 1):
+        cost = measure(arguments, point)
+        name = "{} pixels, {} frames, batch {}".format(*point)
+        if isinstance(cost, StepCost):
+            costs[point] = cost
+        said = f"{cost.seconds:.3f} s" if isinstance(cost, StepCost) else f"left out: {cost}"
+        print(f"{number} of {len(points())}: {name}: {said}", file=sys.stderr, flush=True)
+    if len({cost.tokens for cost in costs.values()}) < 2:
+        sys.exit("bench: fewer than two sizes could be measured; take a smaller --size")
+    print("\n".join(growth_lines(costs)))
