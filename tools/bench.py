@@ -20,6 +20,7 @@ import math
 import resource
 import tempfile
 import time
+from dataclasses import asdict
 from typing import Any
 
 # This comes before Keras is imported, because it chooses Keras' backend.
@@ -189,7 +190,8 @@ def bench_training(arguments: argparse.Namespace) -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     if arguments.json:
         tokens = arguments.batch_size * int(np.prod(pretrainer.encoder.grid_shape))
-        print(json.dumps(StepCost(float(times.steps.min()), memory, flops, tokens)._asdict()))
+        cost = StepCost(float(times.steps.min()), memory, flops, tokens)
+        print(json.dumps(asdict(cost)))
         return
     print(
         f"{parallel}; {arguments.size}, batch {arguments.batch_size} a process: "

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +20,8 @@ BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 PAPER = (224, 16, 1)
 
 
-class StepCost(NamedTuple):
+@dataclass(frozen=True)
+class StepCost:
     """Holds what a training step costs.
 
     Attributes:

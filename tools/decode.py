@@ -2,12 +2,14 @@
 
     keras-vjepa decode train --preset PRESET
     keras-vjepa decode sample clip.mp4 --preset PRESET --decoder DECODER --output decoded.mp4
+    keras-vjepa decode evaluate --preset PRESET --decoder DECODER
 
-`decode train --help` lists the options of the training. Sampling hides a region of the clip over
-all time; from what is around it the predictor gives features of the region, and the decoder turns
-these alone into pixels, once for each seed. What all seeds show is in the prediction; what varies
-is not. The ending of the output determines the format: .mp4 (needs PyAV) and .gif show all frames;
-.png and .jpg show eight with their times.
+`decode train --help` and `decode evaluate --help` list the options of the others; these are those
+of `decode sample`. Sampling hides a region of the clip over all time; from what is around it the
+predictor gives features of the region, and the decoder turns these alone into pixels, once for each
+seed. What all seeds show is in the prediction; what varies is not. The ending of the output
+determines the format: .mp4 (needs PyAV) and .gif show all frames; .png and .jpg show eight with
+their times.
 """
 
 import sys
@@ -32,9 +34,10 @@ from keras_vjepa.pictures.loading import load_pictured
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes import decode as training_recipe
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures, check_made_for
+from keras_vjepa.tools import decode_evaluate
 from keras_vjepa.tools.picture import run_of, step_of
 
-ACTIONS = ("train", "sample")
+ACTIONS = ("train", "sample", "evaluate")
 # More rows than anybody would look at.
 _MOST_SEEDS = 64
 
@@ -171,6 +174,8 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> int:
     if words[:1] == ["train"]:
         training_recipe.main(words[1:], f"{program} train")
         return 0
+    if words[:1] == ["evaluate"]:
+        return decode_evaluate.main(words[1:], f"{program} evaluate")
     parser = parser_of_samples(program)
     options = parser.parse_all(words)
     with parser.refusing():

@@ -1,6 +1,7 @@
 """The table of growth: costs as theory has them give 1.00; what cannot be measured is said."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_a_point_is_measured_in_a_process_of_its_own(monkeypatch):
         return type("Done", (), done)
 
     monkeypatch.setattr(bench_growth.subprocess, "run", run)
-    done = {"returncode": 0, "stdout": f"said by Keras\n{json.dumps(cost._asdict())}\n"}
+    done = {"returncode": 0, "stdout": f"said by Keras\n{json.dumps(asdict(cost))}\n"}
     assert bench_growth.measure(["--remat"], (32, 4, 3)) == cost
     done = {"returncode": 1, "stderr": "Traceback\nMemoryError: too much\n"}
     assert bench_growth.measure(["--remat"], (32, 4, 3)) == "MemoryError: too much"

@@ -1,5 +1,7 @@
 """Training a decoder and sampling from it, by the command."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -204,3 +206,45 @@ def test_a_region_of_pixels_in_tokens():
     assert region_in_tokens((8, 16), encoder) == (1, 2)
     with pytest.raises(ValueError, match="`region` must be multiples of 8, the side of a patch"):
         region_in_tokens((24, 8), encoder)
+
+
+@pytest.mark.slow
+def test_an_evaluation_says_what_is_seen_of_each_kind(tmp_path, capsys):
+    keras.utils.set_random_seed(0)
+    encoder = VJEPABackbone(32, 4, 8, 2, 8, 1, 2)
+    predictor = VJEPAPredictor(8, encoder.grid_shape, 8, 1, 2)
+    VJEPAPretrainer(encoder, predictor).save_to_preset(tmp_path / "pretrained")
+    given = config(tmp_path, data="digit_motion_black", steps=2, temporal_stride=2)
+    recipe.run(given, tmp_path / "run")
+    line = ["evaluate", "--preset", str(tmp_path / "pretrained"), "--clips", "60", "--steps", "2"]
+    line += ["--decoder", str(tmp_path / "run" / "preset"), "--seeds", "2", "--epochs", "6"]
+    line += ["--train-clips", "4000", "--output", str(tmp_path / "evaluation.json")]
+    assert decode.main(line) == 0
+    said = capsys.readouterr()
+    assert "none: 100 of 100 clips decoded" in said.err and len(said.out.splitlines()) == 7
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["num_clips"] == 100 and found["options"]["seeds"] == 2
+    shown = found["found"]
+    assert list(shown) == ["real", "target", "predicted", "predicted of another clip", "none"]
+    # The classifier reads real regions. A decoder of two steps draws nothing that it could read.
+    assert shown["real"]["motion"]["accuracy"] > 0.2 > shown["none"]["motion"]["accuracy"]
+    assert shown["real"]["direction"] > 0.99 and abs(shown["none"]["direction"]) < 0.2
+    # The noise of a seed is that of every clip, so that without features clips are all alike.
+    assert shown["none"]["varying_share"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1. Received: 0"),
+        (["--clips", "0"], "--clips must be at least 1. Received: 0"),
+        (["--preset", "nowhere"], "--preset"),
+    ],
+)
+def test_an_evaluation_refuses_in_one_line(folder, more, message, capsys):
+    line = ["evaluate", "--preset", str(folder / "pretrained"), "--decoder", "nowhere", *more]
+    with pytest.raises(SystemExit):
+        decode.main(line)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -1,0 +1,251 @@
+"""Measure what a decoder draws, on held-out clips of a built-in set (§6, Fig. 6, App. F).
+
+    keras-vjepa decode evaluate --preset PRESET --decoder DECODER --output evaluation.json
+
+A classifier learns digit and motion from the real pixels of hidden regions, and then names what it
+sees in decoded ones: from the features that the predictor gives, from the target encoder's own,
+from none, and from predicted features of another clip. Beside its accuracy stand how often two
+seeds show the same class, which share of the variance of pixels the seeds make, and how well the
+directions agree in which real and decoded regions move.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# This comes before Keras is imported, because it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
+
+# isort: split
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from keras_vjepa import files
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
+from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.configuration import replace
+from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.labelled_sets import train_and_test
+from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.decoding import Regions, region_sampler
+from keras_vjepa.evaluation.decoded_regions import (
+    Pixels,
+    RegionClassifier,
+    agreement,
+    direction_cosine,
+    varying_share,
+)
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, split_labels
+from keras_vjepa.pictures.loading import load_pictured
+from keras_vjepa.presets.preset import check_preset
+from keras_vjepa.recipes.decode_configs import DecodeConfig
+from keras_vjepa.tasks.decoder import FeatureDecoder
+from keras_vjepa.tasks.region_features import TARGET, RegionFeatures, check_made_for
+from keras_vjepa.tools.picture import step_of
+
+# Clips that features are computed of, and decoded, at a time.
+_AT_ONCE = 50
+KINDS = ("target", "predicted", "predicted of another clip", "none")
+
+
+class HiddenRegions(NamedTuple):
+    """Holds hidden regions of clips.
+
+    Attributes:
+        pixels: uint8 `(clips, frames, height, width, 3)`.
+        labels: class of each clip, by task.
+        features: float32 `(clips, tokens, dim)`, `predicted` and `target`; empty if not asked for.
+    """
+
+    pixels: Pixels
+    labels: dict[str, NDArray[np.int32]]
+    features: dict[str, NDArray[np.float32]]
+
+
+def regions_of(
+    clips: ClipBatches, regions: Regions, count: int, features: RegionFeatures | None = None
+) -> HiddenRegions:
+    """Draw clips and regions, and cut the pixels out.
+
+    Args:
+        clips: batches of clips, masked by `region_sampler`.
+        regions: cuts the regions out.
+        count: number of clips, rounded up to whole batches.
+        features: computes features of the regions, if they are asked for.
+    """
+    labels_by_path = {sample.path: sample.label for sample in clips.samples}
+    pixels, labels, found = [], [], []
+    steps = -(-count // clips.batch_size)
+    for step, batch in enumerate(clips.stream(0, steps)):
+        cut = regions.pixels(np.asarray(batch["videos"]), np.asarray(batch[TARGET]))
+        pixels.append(np.rint(127.5 * (cut + 1)).astype("uint8"))
+        labels += [labels_by_path[path] for path in clips.paths(step)]
+        if features is not None:
+            found.append(features.of(batch))
+    names = found[0] if found else ()
+    return HiddenRegions(
+        np.concatenate(pixels),
+        split_labels(np.asarray(labels, "int32"), DIGIT_MOTION_TASKS),
+        {name: np.concatenate([one[name] for one in found]) for name in names},
+    )
+
+
+def measured(
+    classifier: RegionClassifier, real: HiddenRegions, samples: Pixels
+) -> dict[str, dict[str, float] | float | int]:
+    """Measure decoded regions.
+
+    Args:
+        classifier: a classifier that learnt from real regions.
+        real: the regions that were hidden.
+        samples: uint8 `(clips, seeds, frames, height, width, 3)`.
+
+    Returns:
+        For each task `accuracy`, its `error` (standard error over clips) and `agreement`; and of
+        all `varying_share`, `direction` and `num_directions`. With one seed, what compares seeds is
+        left out.
+    """
+    result: dict[str, Any] = {}
+    several = samples.shape[1] > 1
+    for task, classes in classifier.classes(samples).items():
+        right = (classes == real.labels[task][:, np.newaxis]).mean(axis=1)
+        error = float(right.std() / np.sqrt(len(right)))
+        result[task] = {"accuracy": float(right.mean()), "error": error}
+        if several:
+            result[task]["agreement"] = agreement(classes)
+    if several:
+        result["varying_share"] = varying_share(samples)
+    result["direction"], result["num_directions"] = direction_cosine(real.pixels, samples)
+    return result
+
+
+def sampled(decoder: FeatureDecoder, real: HiddenRegions, kind: str, options: Namespace) -> Pixels:
+    """Decode the features of one kind, for all clips and seeds, and show the progress."""
+    given = real.features["target" if kind == "target" else "predicted"]
+    if kind == KINDS[2]:
+        given = np.roll(given, len(given) // 2, axis=0)
+    seeds = range(options.seed, options.seed + options.seeds)
+    told = kind.split()[0]
+    parts = []
+    for start in range(0, len(given), _AT_ONCE):
+        part = given[start : start + _AT_ONCE]
+        parts.append(decoder.sample(part, seeds, told, options.steps))
+        done = min(start + _AT_ONCE, len(given))
+        print(f"{kind}: {done} of {len(given)} clips decoded", file=sys.stderr, flush=True)
+    return np.concatenate(parts)
+
+
+def batches_of(
+    samples: Sequence[Sample], features: RegionFeatures, decoder: FeatureDecoder, options: Namespace
+) -> tuple[ClipBatches, Regions]:
+    """Make batches of clips as the decoder's training reads them, and what cuts regions out."""
+    encoder = features.pretrainer.encoder
+    _, rows, columns = decoder.network.grid_shape
+    given = {"batch_size": min(_AT_ONCE, len(samples))}
+    if stride := step_of(options.preset):
+        given["temporal_stride"] = stride
+    config = replace(DecodeConfig(), **given)
+    transform = config.transform.make(crop_size=encoder.image_size)
+    clips = config.batches.make(
+        samples=samples,
+        transform=transform,
+        masks=region_sampler(encoder.grid_shape, rows, columns, options.seed),
+        clip=config.clip.make(frames_per_clip=encoder.num_frames),
+        seed=options.seed,
+    )
+    _, height, width = decoder.network.clip_shape
+    return clips, Regions(
+        encoder.grid_shape, encoder.patch_size, rows, columns, (height, width),
+        transform.mean, transform.std,
+    )  # fmt: skip
+
+
+def evaluate(options: Namespace) -> dict[str, Any]:
+    """Train the classifier, decode, and measure.
+
+    Raises:
+        ValueError: for a decoder of another preset.
+    """
+    keras.utils.set_random_seed(options.seed)
+    features = RegionFeatures(load_pictured(options.preset, needs_predictor=True).pretrainer)
+    decoder = FeatureDecoder.from_preset(options.decoder)
+    check_made_for(decoder, features, options.preset)
+    train, test = train_and_test(options.data)
+    clips, regions = batches_of(train, features, decoder, options)
+    known = regions_of(clips, regions, options.train_clips)
+    classifier = RegionClassifier(DIGIT_MOTION_TASKS, known.pixels.shape[1:4])
+    classifier.learn(known.pixels, known.labels, options.epochs)
+    clips, regions = batches_of(test, features, decoder, options)
+    real = regions_of(clips, regions, options.clips, features)
+    result = {"real": measured(classifier, real, real.pixels[:, np.newaxis])}
+    for kind in KINDS:
+        result[kind] = measured(classifier, real, sampled(decoder, real, kind, options))
+    asked = {name: value for name, value in vars(options).items() if name not in _PLACES}
+    return {"options": asked, "num_clips": len(real.pixels), "found": result}
+
+
+_PLACES = {"action", "output"}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Write the measurements as a table, a row for each kind of features."""
+    lines = ["region               digit         motion        same class   variance    direction"]
+    lines.append(
+        "                                                by the seed  of seeds    (cosine)"
+    )
+    for kind, one in found.items():
+        tasks = [one[task] for task in DIGIT_MOTION_TASKS]
+        shares = [f"{100 * t['accuracy']:5.1f} ± {100 * t['error']:3.1f}  " for t in tasks]
+        same = "/".join(f"{100 * t['agreement']:.0f}" for t in tasks if "agreement" in t)
+        varying = f"{100 * one['varying_share']:.0f} %" if "varying_share" in one else ""
+        lines.append(
+            f"{kind[:21]:21s}{shares[0]:14s}{shares[1]:14s}{same:13s}{varying:12s}"
+            f"{one['direction']:.2f}"
+        )
+    return "\n".join(lines)
+
+
+def parser_of_evaluation(program: str) -> OneLineParser:
+    """Make the parser of `decode evaluate`."""
+    parser = OneLineParser(prog=program, description=__doc__)
+    parser.add_argument("--preset", required=True, help="of a pretraining run, or RUN@STEP")
+    parser.add_argument("--decoder", required=True, help="preset of a decoder of these features")
+    parser.add_argument("--output", type=Path, help="JSON file to write [none]")
+    parser.add_argument(
+        "--data", default="digit_motion_black", choices=list(SETS), help="built-in set"
+    )
+    parser.add_argument("--clips", type=int, default=200, help="held-out clips [200]")
+    parser.add_argument("--seeds", type=int, default=4, help="samples of each clip [4]")
+    parser.add_argument("--steps", type=int, default=20, help="timesteps gone through [20]")
+    parser.add_argument(
+        "--train-clips", type=int, default=16_000, help="clips the classifier learns from [16000]"
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="passes over these [10]")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random [0]")
+    return parser
+
+
+def main(arguments: list[str] | None = None, program: str = "decode_evaluate.py") -> int:
+    """Run the command, with `program` in front of its messages, and return the exit code."""
+    parser = parser_of_evaluation(program)
+    options = parser.parse_all(arguments)
+    with parser.refusing():
+        check_whole(1, MOST_LONG, clips=options.clips, steps=options.steps, seeds=options.seeds)
+        check_whole(1, MOST_LONG, train_clips=options.train_clips, epochs=options.epochs)
+        check_whole(0, MOST_SEED - options.seeds, seed=options.seed)
+        check_preset(options.preset)
+        check_preset(options.decoder, "decoder")
+        found = evaluate(options)
+    print(table(found["found"]))
+    if options.output:
+        files.write_text(options.output, json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
