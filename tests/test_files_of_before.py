@@ -16,7 +16,7 @@ from keras_vjepa import (
     VJEPAVideoClassifier,
     VJEPAVideoPreprocessor,
 )
-from tests.support import BEFORE_THE_HOUSE, compiled
+from tests.support import BEFORE_THE_HOUSE, compiled, slow_but_on
 
 PRESETS = BEFORE_THE_HOUSE / "presets"
 KERAS_FILES = BEFORE_THE_HOUSE / "keras_files"
@@ -174,7 +174,10 @@ def loss_of_step(model, batches, i):
     return float(logs["loss"])
 
 
-@pytest.mark.parametrize("name", ["pretrainer", "classifier"])
+@pytest.mark.parametrize(
+    "name",
+    ["pretrainer", pytest.param("classifier", marks=slow_but_on("torch", "tensorflow"))],
+)
 def test_a_compiled_model_goes_on(name, batches):
     stored = json.loads((BEFORE_THE_HOUSE / "numbers.json").read_text())
     expected = stored["keras_files"][keras.config.backend()][name]

@@ -60,7 +60,7 @@ class RoIAlign(keras.layers.Layer):
     >>> from keras_vjepa.layers import RoIAlign
     >>> features = np.arange(4.0, dtype="float32").reshape(1, 1, 4, 1)
     >>> boxes = np.array([[[16, 0, 48, 16]]], "float32")
-    >>> RoIAlign(output_size=(1, 2))(features, boxes)[0, 0, 0, :, 0].tolist()
+    >>> ops.convert_to_numpy(RoIAlign(output_size=(1, 2))(features, boxes))[0, 0, 0, :, 0].tolist()
     [1.0, 2.0]
     """
 

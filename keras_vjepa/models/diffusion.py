@@ -138,7 +138,7 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
     >>> import numpy as np
     >>> from keras_vjepa.models.diffusion import timestep_embedding
-    >>> timestep_embedding(np.array([0, 1]), 4).tolist()[0]
+    >>> ops.convert_to_numpy(timestep_embedding(np.array([0, 1]), 4)).tolist()[0]
     [1.0, 1.0, 0.0, 0.0]
     """
     half = width // 2

@@ -22,7 +22,7 @@ from keras_vjepa.recipes import pretrain, probe
 from keras_vjepa.recipes.pretrain_configs import digit_motion
 from tests.backend import data_parallel_worker as worker
 from tests.recipes.test_pretrain_recipe import SHRUNK
-from tests.support import ROOT, WITHOUT_TENSORFLOW
+from tests.support import ROOT, WITHOUT_TENSORFLOW, slow_but_on
 
 BACKEND = keras.config.backend()
 WORKER = ["-m", "tests.backend.data_parallel_worker"]
@@ -205,6 +205,7 @@ def test_a_classifier_with_an_optimizer_of_keras_equals_one_process(two_processe
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="torch has a process per device")
+@slow_but_on("jax")
 def test_four_devices_equal_one(alone, tmp_path):
     dump = tmp_path / "programs"
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_module_re=jit_train_step.*"

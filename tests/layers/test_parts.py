@@ -16,6 +16,7 @@ from tests.layers.small import (
     outputs_of,
     part_of,
 )
+from tests.support import slow_but_on
 
 
 @pytest.mark.parametrize("name", OWNERS)
@@ -144,7 +145,9 @@ def test_a_part_may_have_a_policy_of_its_own(path, policy, own):
     np.testing.assert_allclose(in_float32(actual), expected, atol=0.05)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("float32", marks=slow_but_on("torch")), "mixed_bfloat16"]
+)
 def test_quantized_parts(policy):
     owner = block(dtype=policy)
     for path in ("attention.query_key_value", "mlp_hidden"):

@@ -96,6 +96,7 @@ def whole(config, tmp_path_factory):
     return workdir
 
 
+@slow_but_on("torch", "tensorflow")
 def test_a_shrunk_run_from_official_files(folder, config, whole):
     result = json.loads((whole / "result.json").read_text())["test"]
     assert result.keys() == {"true", "detected"}

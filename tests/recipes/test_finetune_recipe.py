@@ -155,6 +155,7 @@ class StopInTheSecondEpoch(RunCallback):
             raise Stop
 
 
+@slow_but_on("torch")
 def test_a_run_that_was_stopped_ends_with_the_same_weights(config, whole, tmp_path):
     stopped = replace(config, callbacks=(f"{__name__}:StopInTheSecondEpoch",))
     with pytest.raises(Stop):

@@ -78,6 +78,7 @@ def at_step(monkeypatch, step, action):
     monkeypatch.setattr(loss_log.LossLog, "on_train_batch_end", on_train_batch_end)
 
 
+@slow_but_on("torch", "jax")
 def test_a_signal_saves_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch, capsys):
     # Not at steps that would be saved anyway.
     for number, step in ((signal.SIGTERM, 3), (signal.SIGINT, 5)):

@@ -11,7 +11,7 @@ from keras_vjepa import VJEPABackbone
 from keras_vjepa.monitoring import feature_statistics
 from keras_vjepa.recipes import pretrain, pretrain_objects
 from keras_vjepa.training import Checkpoints
-from tests.support import BEFORE_THE_HOUSE
+from tests.support import BEFORE_THE_HOUSE, slow_but_on
 
 # The command line that began them.
 OPTIONS = (
@@ -49,6 +49,7 @@ def features_at(workdir):
     return [found.std, found.effective_rank]
 
 
+@slow_but_on("torch", "tensorflow")
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys):
     backend = keras.config.backend()
     shutil.copytree(BEFORE_THE_HOUSE / "runs" / backend / "stopped", tmp_path / "run")

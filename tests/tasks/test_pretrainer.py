@@ -270,7 +270,8 @@ def test_float16_steps_are_as_long_as_those_of_float32():
         return np.concatenate([(b - a).ravel() for a, b in zip(before, after, strict=True)])
 
     expected = change("float32")
-    for accumulation_steps in (1, 2):
+    # Where a step is compiled, the harder of the two.
+    for accumulation_steps in (1, 2) if keras.config.backend() == "torch" else (2,):
         actual = change("mixed_float16", accumulation_steps)
         assert np.linalg.norm(actual - expected) < 0.05 * np.linalg.norm(expected)
 

@@ -60,7 +60,7 @@ OF_THE_BACKBONE = {"whole": 28, "last": 12, "all_but_first": 14, "nothing": 0}
     "part,order,optimizer",
     [
         ("last", "compile fit set compile fit", "ours"),
-        ("whole", "compile set fit", "ours"),
+        pytest.param("whole", "compile set fit", "ours", marks=slow_but_on("torch", "jax")),
         pytest.param("last", "set compile fit", "ours", marks=slow_but_on("torch")),
         pytest.param("all_but_first", "set compile fit", "ours", marks=slow_but_on("torch")),
         pytest.param("nothing", "compile set fit", "ours", marks=slow_but_on("torch")),

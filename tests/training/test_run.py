@@ -87,6 +87,7 @@ def test_a_run_returns_its_losses_and_tells_its_callbacks(whole):
     assert training.Checkpoints(workdir / "checkpoints").steps() == [3, 4]
 
 
+@slow_but_on("torch", "jax")
 def test_the_same_call_goes_on_after_a_crash(samples, whole, tmp_path, capsys):
     pretrainer = make_pretrainer()
     batches = batches_for(pretrainer, samples)
