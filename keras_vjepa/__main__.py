@@ -86,7 +86,8 @@ def _load(name: str) -> Callable[[list[str], str], Any]:
     if chosen:
         print(chosen, file=sys.stderr)
     if not hasattr(keras_vjepa, "VJEPABackbone"):
-        # The package was left empty for a command that needs no backend, but this one needs it.
+        # The package was imported without its public names, for commands that need no backend; this
+        # command needs them.
         choice.is_deferred = False
         importlib.reload(keras_vjepa)
     return importlib.import_module(COMMANDS[name]).main

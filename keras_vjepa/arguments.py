@@ -31,7 +31,7 @@ def shown(value: Any) -> str:
     """Write a value for a message, on one line and not too long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, or nested too deep
+    except (ValueError, RecursionError):  # thousands of digits, or deep nesting
         text = f"a {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
@@ -273,7 +273,7 @@ def _as_float(value: Any) -> float:
         return math.nan
     try:
         number = float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # the text is a number of hundreds of digits
         return math.nan
     return number if abs(number) <= _MOST_REAL else math.nan
 

@@ -71,7 +71,7 @@ class LabelledRun(abc.ABC):
         self.data = data
         self.parallel = distribution.ALONE
 
-    # --- What a recipe says ----------------------------------------------------------------------
+    # --- What a recipe defines -------------------------------------------------------------------
 
     @property
     def rate_scale(self) -> float:

@@ -76,7 +76,8 @@ def locked(
     finally:
         _held.set(before)
         if descriptor is not None:
-            # Removed while the lock is held, so no other run can lock a file that is about to go.
+            # The file is removed while the lock is held, so that no other run can lock a file that
+            # is about to disappear.
             with suppress(OSError):
                 os.unlink(path)
             os.close(descriptor)

@@ -70,7 +70,7 @@ def configured(original: ConfigT, given: Mapping[str, Any], say: bool = True) ->
     return replace(config, **{name: value for name, (value, _) in changes.items()})
 
 
-# By the name of an option: a value that fits, and words for what the config's own does not fit.
+# For each option, a value that fits, and words for what the config's own value does not fit.
 _Changes = dict[str, tuple[int, str]]
 
 

@@ -91,7 +91,7 @@ class FileReport:
             yield
         except _Failed:
             raise
-        except Exception as error:  # Whatever is wrong with one file, the others are checked too.
+        except Exception as error:  # the other files are still checked
             self.add(what, f"{type(error).__name__}: {one_line(error)}", False)
             raise _Failed from error
         finally:
@@ -201,7 +201,7 @@ def _of(stated: object) -> str:
     return "" if stated is None else f"; it must be {stated}"
 
 
-# --- What is in them -----------------------------------------------------------------------------
+# --- Their contents ------------------------------------------------------------------------------
 
 
 def _look_into(report: FileReport, name: str, path: Path) -> None:

@@ -351,10 +351,10 @@ _JEPA_2 = "https://dl.fbaipublicfiles.com/vjepa2"
 _CONFIRMED = "two or more unrelated public projects (confirmed)"
 _REPORTED = "one public project (reported; nobody has confirmed it)"
 
-# Hashes and lengths of files, and who has stated them; for files that are not here, nobody has. The
-# list that these come from contradicts itself. It says that Meta publishes no hash, and also that
-# the one of `vitl.pt` is that of `original/model.pth` in Meta's own repository
-# facebook/vjepa2-vitl-fpc64-256, which shows hashes of its files. It gives no exact length of
+# Hashes and lengths of files, and who states them. Nobody states those of files that are not
+# listed. The list that these come from contradicts itself: it says that Meta publishes no hashes,
+# but also that `vitl.pt` has the hash of `original/model.pth` in Meta's own repository
+# facebook/vjepa2-vitl-fpc64-256, which shows hashes of its files. It gives no exact length for
 # `vitl16.pth.tar` (about 5.1 GB).
 _STATED: dict[str, dict[str, Any]] = {
     f"{_JEPA}/vitl16/vitl16.pth.tar": {

@@ -21,7 +21,7 @@ from keras_vjepa.presets.downloads import RemoteFile
 from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, CONVERTERS
 from keras_vjepa.zoo import Configs, Entry, check, convert_folder, converted, described
 
-# What the converter is told, because no file tells it.
+# Arguments of the converter that no file contains.
 _TOLD = ("image_size", "num_frames", "activation")
 
 
@@ -83,7 +83,7 @@ class RivalEntry(Entry):
 
     def preprocessor(self) -> VJEPAVideoPreprocessor:
         facts = self.backbone.facts
-        if not hasattr(facts, "mean"):  # a Hiera's depend on whether it is of images
+        if not hasattr(facts, "mean"):  # a Hiera's depend on its kind of input
             facts = self.backbone.facts_of(self.encoder.get("num_frames", 16))
         frames = 1 if facts.is_image_model else 16
         return VJEPAVideoPreprocessor(self.pixels, frames, mean=facts.mean, std=facts.std)

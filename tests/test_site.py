@@ -125,7 +125,9 @@ def test_the_changelog_has_its_form():
         v for v in versions[1:] if not re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", v)
     ] == []
     kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
-    assert set(re.findall(r"^### (.*)$", text, re.M)) <= set(kinds)
+    for version in text.split("\n## ")[1:]:
+        found = re.findall(r"^### (.*)$", version, re.M)
+        assert found == [kind for kind in kinds if kind in found]
     entries = text[text.index("\n### ") :]
     assert [
         line for line in entries.splitlines() if line and not line.startswith(("- ", "  ", "#"))

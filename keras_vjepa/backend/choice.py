@@ -119,7 +119,8 @@ def choose() -> str:
 def installed() -> list[str]:
     """List the backends that can be imported, without importing them."""
     specs = {name: importlib.util.find_spec(name) for name in BACKENDS}
-    # A folder of that name in the current folder has a spec too, but no origin and nothing to run.
+    # A folder of that name in the current directory has a spec as well, but no origin, and contains
+    # nothing to run.
     return [name for name, spec in specs.items() if spec is not None and spec.origin is not None]
 
 

@@ -102,8 +102,9 @@ class _CudaGraph:
         self._memory = [(variable, stored_value(variable)) for variable in variables]
         for _, value in self._memory:
             value.grad = None
-        # Keras leaves the graphs of earlier backward passes in reference cycles. Freeing them while
-        # the step is recorded would run in their own streams, which cannot be recorded.
+        # Keras leaves the graphs of earlier backward passes in reference cycles. If Python freed
+        # them while a step is recorded, this would run on their own streams, which a recording does
+        # not allow.
         gc.collect()
         self._batch = {name: value.clone() for name, value in batch.items()}
         self._graph = torch.cuda.CUDAGraph()

@@ -83,7 +83,7 @@ def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> T
 
     mesh, axis = current.device_mesh.backend_mesh, current.batch_dim_name
     given = [array for array in arrays if array is not None]
-    # Outside of a compiled step, arrays may lie on any device and have any number of rows.
+    # Outside of a compiled step, arrays may be on any device and have any number of rows.
     if not isinstance(given[0], jax.core.Tracer) or given[0].shape[0] % mesh.shape[axis]:
         return function(*arrays)
 

@@ -67,7 +67,7 @@ def host_array(tensor: Any) -> Any:
         return tensor
     try:
         return np.asarray(tensor)
-    except Exception:  # Libraries have errors of their own, for a traced tensor, say.
+    except Exception:  # Libraries raise errors of their own, for example for a traced tensor.
         return tensor
 
 

@@ -104,7 +104,7 @@ def _jax_forward(model: keras.Model) -> Forward:
         outputs, _ = model.stateless_call(trainable, non_trainable, inputs)
         return _only_rows_with_weight(outputs, weight)
 
-    # The outputs lie whole on every device, so that each process can fetch them.
+    # Every device gets the complete outputs, so that each process can fetch them.
     compiled = jax.jit(forward, out_shardings=whole)
 
     def on_all_devices(array: Any) -> Any:

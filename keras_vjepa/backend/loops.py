@@ -55,7 +55,7 @@ def values_kept(model: keras.Model) -> Iterator[None]:
     with lock:
         outer = _before.get(model)
         if outer is not None:
-            # A callback has called this within a loop that holds the weights.
+            # A callback has called this inside a loop that holds the weights.
             model.jax_state_sync()
         optimizer = getattr(model, "optimizer", None)
         variables = [*model.variables, *getattr(optimizer, "variables", ())]

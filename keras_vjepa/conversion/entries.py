@@ -25,8 +25,8 @@ class Rearrangement:
 SAME = Rearrangement(lambda x: x, lambda x: x)
 TRANSPOSED = Rearrangement(np.transpose, np.transpose)
 WITHOUT_BATCH = Rearrangement(lambda x: x[0], lambda x: x[None])
-# Both kernels are changed from [out, channel, (time,) row, column] to (time, row, column, channel,
-# out).
+# Both kernels are transposed from [out, channel, (time,) row, column] to (time, row, column,
+# channel, out).
 TUBELET_KERNEL = Rearrangement(
     lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)
 )

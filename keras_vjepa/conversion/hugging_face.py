@@ -75,7 +75,8 @@ DEFAULTS = {
 MODEL_PREFIX = "vjepa2."
 MASK_TOKENS = "predictor.embeddings.mask_tokens"
 
-# The largest size of the list of tensors; the list of the largest model takes a hundredth of it.
+# The largest size allowed for the list of tensors. That of the largest model is a hundredth of
+# this.
 _MOST_HEADER_BYTES = 2**24
 
 Tensors = dict[str, LazyTensor]

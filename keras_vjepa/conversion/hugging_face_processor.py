@@ -20,11 +20,11 @@ from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 
 PROCESSOR_FILE = "video_preprocessor_config.json"
 PROCESSOR_FILES = ("processor_config.json", PROCESSOR_FILE, "preprocessor_config.json")
-# The first of these files holds the arguments under this name, if it holds them at all.
+# If the first of these files has the arguments, they are under this name.
 _NESTED = "video_processor"
 _CLASS = "VJEPA2VideoProcessor"
 _USUAL_CROP = 256
-# The package numbers ways of interpolation as Pillow does.
+# The transformers package uses Pillow's numbers for methods of interpolation.
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 _REMEDY = f"change or remove the file: without one, the usual {_CLASS} is meant"
 _LOG = logging.getLogger(__name__)

@@ -38,10 +38,10 @@ _SAFE_WAY = (
     "state dictionaries again: `torch.save({name: checkpoint[name] for name in ('encoder', "
     "'predictor', 'target_encoder')}, path)`."
 )
-# The most instructions of an index. The authors' largest file, which includes the state of an
-# optimizer, has a fifth of that.
+# The largest number of instructions allowed in an index. The authors' largest file, which includes
+# the state of an optimizer, has a fifth of that.
 _MOST_INSTRUCTIONS = 2**20
-# The most levels of containers in each other; the authors' files have four.
+# The deepest nesting of containers allowed. The authors' files have four levels.
 _DEEPEST = 32
 _MOST_AXES = 8
 # Python spreads smaller numbers evenly over a dictionary. Among larger ones, a file could choose
@@ -213,7 +213,7 @@ class IndexReader:
         return self._stack[-1]
 
     def _do_build(self, _: Any) -> None:
-        # PyTorch notes versions in a state dictionary in this way; they are no data.
+        # PyTorch stores versions in a state dictionary in this way. They are not needed.
         self._stack.pop()
         if not self._is_placeholder():
             self._plain(dict)
@@ -283,7 +283,7 @@ class IndexReader:
                 data = np.frombuffer(self._read_bytes(storage.key), dtype=storage.dtype)
             except (KeyError, ValueError, OSError, EOFError, RuntimeError, BadZipFile) as error:
                 raise CheckpointError(f"storage {storage.key} is damaged ({error})") from None
-            # For an axis of length 1, the stride that PyTorch notes has no meaning.
+            # For an axis of length 1, the stride that PyTorch stores has no meaning.
             axes = zip(shape, stride, strict=True)
             steps = [s * storage.dtype.itemsize if n > 1 else 0 for n, s in axes]
             return np.lib.stride_tricks.as_strided(data[offset:], shape, steps, writeable=False)
@@ -333,7 +333,7 @@ def _check_depth(item: Any, level: int, depths: dict[int, int | None]) -> int:
     return depth
 
 
-# What trainers write beside the tensors, and nobody reads: options of a command line.
+# Trainers store the options of their command line beside the tensors; nothing reads them.
 HARMLESS = {"argparse.Namespace"}
 _KNOWN_CALLS = {
     "collections.OrderedDict",

@@ -199,7 +199,7 @@ class FeatureFolder:
 
     def _outputs_of_nothing(self, root: Name, plan: FeaturePlan) -> list[str]:
         if ADDRESS.match(os.fspath(root)) or not os.fspath(root):
-            return []  # at an address, looking for each file would take as long as reading it
+            return []  # at an address, checking each file would take as long as reading it
         inside, listed = os.path.join(os.path.abspath(root), ""), {*plan.outputs.values()}
         return [
             output

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 Name = Path | str
 Window = NDArray[np.float32]
 
-# Windows of one file that wait for the model.
+# The number of windows of one file that may wait for the model.
 WAITING = 2
-# Seconds after which a thread that waits looks whether it is still wanted.
+# A waiting thread checks after this many seconds whether it is still needed.
 _LOOK = 0.1
 
 
@@ -134,8 +134,8 @@ class FilesAhead:
         self._open_file = open_file
         self._next = iter(self._files)
         self._taking = threading.Lock()
-        # A thread takes the next file only in turn, so the file that is wanted first is always
-        # among those that are read, and no thread waits for a later one.
+        # Threads take files in order. The file that is needed first is therefore always among those
+        # being read, and no thread waits for a later one.
         self._room = threading.Semaphore(most_ahead)
         workers = min(num_workers, most_ahead, max(1, len(paths)))
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
@@ -168,7 +168,7 @@ class FilesAhead:
                 self._room.acquire()
                 file = None if self._closed.is_set() else next(self._next, None)
             if file is None:
-                # Another thread may wait for the room that this one does not need.
+                # Another thread may be waiting for the room that this one does not need.
                 self._room.release()
                 return
             file.read(self._open_file)

@@ -93,7 +93,7 @@ class WindowFeatures:
         self.backbone = backbone
         self.batch_size = batch_size
         self.tokens = tokens
-        # In the order of the files; one is forgotten when the next one is asked for.
+        # In the order of the files. An entry is removed when the next file is asked for.
         self._progress: dict[FileAhead, _Progress] = {}
         self._batches = self._in_batches(files)
         self._compiled_for: tuple[int, ...] | None = None

@@ -72,7 +72,7 @@ class RoIAlign(keras.layers.Layer):
         aligned: bool = True,
         **kwargs: Any,
     ) -> None:
-        # Positions in half precision would be off by pixels.
+        # In half precision, the positions of boxes would be wrong by pixels.
         super().__init__(autocast=False, **kwargs)
         check_size(MOST_SIDE, output_size=output_size)
         check_number("(0, 64]", spatial_scale=spatial_scale)

@@ -53,17 +53,18 @@ def make_rotations(
     indices = ops.cast(token_indices, "int32")
     positions = (indices // (rows * columns), indices // columns % rows, indices % columns)
     angles: Tensor = 0.0
-    # Multiplied one by one: some devices round the factors of a matrix product to fewer bits.
+    # The numbers are multiplied elementwise, because some devices compute matrix products with
+    # fewer bits.
     frequencies = _rotary_frequencies(head_dim, pairs_together)
     for position, frequency, length in zip(
         positions, frequencies, (None, rows, columns), strict=True
     ):
         steps = ops.expand_dims(ops.cast(position, "float32"), -1)
         if reach is not None and length is not None:
-            # A single row or column already has number 0, and 0 / 0 would be no number.
+            # A single row or column already has the number 0, and 0 / 0 would be NaN.
             steps = ops.multiply(steps, np.float32(reach / max(length - 1, 1)))
         angles = angles + ops.multiply(steps, frequency)
-    # Cosines and sines are returned, not the angles: a layer in half precision rounds its
+    # Cosines and sines are returned instead of angles. A layer in half precision rounds its
     # arguments, and rounding large angles would change the result far more.
     return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
 
@@ -93,7 +94,8 @@ def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
     rotations = ops.cast(ops.expand_dims(rotations, 2), heads.dtype)
     head_dim = heads.shape[-1]
     cosine, sine = rotations[..., :head_dim], rotations[..., head_dim:]
-    # -1 in place of the number of samples, which an exported program would otherwise be tied to.
+    # The shape has -1 for the number of samples, to which an exported program would otherwise be
+    # tied.
     shape = (-1, *ops.shape(heads)[1:])
     pairs = ops.reshape(heads, (*shape[:-1], head_dim // 2, 2))
     partners = ops.reshape(ops.flip(pairs, axis=-1), shape)

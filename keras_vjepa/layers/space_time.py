@@ -76,7 +76,7 @@ class SpaceTimeConvolution(keras.layers.Layer):
                 self.filters, 3, padding="same", name="space", dtype=policy
             )
             self.space.build((None, None, None, channels))
-            # The three taps over time as one linear map of neighbouring frames.
+            # The three taps over time are one linear map of three neighbouring frames.
             self.time = keras.layers.Dense(
                 self.filters, kernel_initializer=last, name="time", dtype=policy
             )

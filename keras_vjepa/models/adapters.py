@@ -18,7 +18,7 @@ from keras import ops
 
 from keras_vjepa.types import Tensor
 
-# Of frames that an image model encodes at once: 64 of 224 x 224.
+# The most pixels that an image model encodes at once: 64 frames of 224 x 224.
 _PIXELS_AT_ONCE = 64 * 224 * 224
 
 Size = int | tuple[int, int]

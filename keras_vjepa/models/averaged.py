@@ -29,11 +29,12 @@ def averaged_copy(network: NetworkT, name: str) -> NetworkT:
     """
     config = network.get_config()
     if network.dtype_policy.variable_dtype in ("bfloat16", "float16"):
-        # In half precision the moving average would never move: its steps are rounded to nothing.
+        # In half precision the moving average would never change, because its steps are rounded to
+        # zero.
         config["dtype"] = f"mixed_{network.dtype_policy.compute_dtype}"
     averaged = type(network).from_config({**config, "name": name})
     averaged.trainable = False
-    # The weights are copied by way of NumPy, because JAX could not donate the training state if two
+    # The weights are copied through NumPy, because JAX could not donate the training state if two
     # variables shared a buffer.
     averaged.set_weights(collectives.values(network.weights))
     return averaged

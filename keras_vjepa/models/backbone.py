@@ -204,8 +204,8 @@ class VJEPABackbone(
         self.modalities = modalities
         if drop_path_rate:
             self.drop_path_seed = keras.random.SeedGenerator(name="drop_path_seed")
-        # Built here, so that a backbone has its weights from the start. They are made in `build`
-        # because there Keras gives every variable a path of its own.
+        # The backbone is built here, so that it has its weights from the start. They are made in
+        # `build`, because only there does Keras give every variable a path of its own.
         self.build((None, *self.video_shape))
 
     def build(self, videos_shape: Sequence[int | None]) -> None:
@@ -236,7 +236,7 @@ class VJEPABackbone(
         )
         self.norm = layer_norm(self.layer_norm_epsilon, "norm", policy)
         self.norm.build(tokens_shape)
-        # The last level's norm is `norm`.
+        # The norm of the last level is `norm`.
         self.lower_norms = [
             layer_norm(self.layer_norm_epsilon, f"norm_of_block_{layer}", policy)
             for layer in (self.level_layers or ())[:-1]

@@ -19,13 +19,13 @@ from keras_vjepa.types import Tensor
 
 SCHEDULES = ("cosine", "linear")
 SAMPLERS = ("ddim", "ddpm")
-# The linear schedule is that of 1,000 steps, stretched.
+# The linear schedule was made for 1,000 steps; for another number it is stretched.
 _LINEAR_STEPS, _LINEAR_BETAS = 1000, (1e-4, 0.02)
 _COSINE_OFFSET, _LARGEST_BETA = 0.008, 0.999
 _MAX_PERIOD = 10_000
 
 NoiseModel = Callable[[Tensor, int], Tensor]
-# Shows the progress of a loop over its steps.
+# Wraps the steps of a loop to show its progress.
 Progress = Callable[[Sequence[int]], Iterator[int]]
 
 
@@ -52,7 +52,7 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         check_choice(SCHEDULES, schedule=self.kind)
-        # With fewer steps the linear schedule would add more noise than there can be.
+        # With fewer steps, the stretched linear schedule would have shares of noise above 1.
         check_whole(1 + round(_LINEAR_STEPS * _LINEAR_BETAS[1]), MOST_LONG, steps=self.num_steps)
 
     @property
@@ -142,8 +142,8 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     [1.0, 1.0, 0.0, 0.0]
     """
     half = width // 2
-    # The exponents are rounded to float32 as in guided-diffusion: at timestep 1000 the last bit of
-    # a frequency is 6e-5 of an angle.
+    # The exponents are rounded to float32 as in guided-diffusion, because at timestep 1000 the last
+    # bit of a frequency changes an angle by 6e-5.
     steps = np.arange(half, dtype="float32")
     exponents = np.float32(-np.log(_MAX_PERIOD)) * steps / np.float32(max(half, 1))
     frequencies = np.exp(exponents.astype("float64")).astype("float32")
@@ -202,7 +202,7 @@ def denoise(
         if clip:
             clean = ops.clip(clean, -1.0, 1.0)
         if sampler == "ddim":
-            # The noise that belongs to the clipped clip.
+            # After clipping, the noise is computed again so that it matches the clean clip.
             noise = (x - share**0.5 * clean) / (1 - share) ** 0.5
             deviation = eta * ((1 - last) / (1 - share) * (1 - share / last)) ** 0.5
             x = last**0.5 * clean + (1 - last - deviation**2) ** 0.5 * noise

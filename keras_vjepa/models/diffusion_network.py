@@ -36,7 +36,7 @@ from keras_vjepa.models.diffusion import timestep_embedding
 from keras_vjepa.types import Tensor
 
 CONDITIONS = ("pooled", "tokens", "grid")
-# What a clip's features are, by their number: nothing, what was predicted, or what is there.
+# Numbers for the origin of a clip's features: none, predicted, or those of the target encoder.
 KINDS = ("none", "predicted", "target")
 
 

@@ -23,9 +23,10 @@ from keras_vjepa.arguments import (
 
 POSITION_EMBEDDINGS = ("sincos", "rotary", "rotary_pairs")
 MOST_LAYERS = 1024
-# Deviation of the first values of a modality's vector (vjepa21 §1).
+# Standard deviation of the initial values of a modality's vector (vjepa21 §1).
 MODALITY_STDDEV = 1e-6
-# 550 GB in float32: more than any model of this kind has. Larger numbers are a slip or an attack.
+# 550 GB in float32, which is more than any model of this kind has. A larger number is a mistake or
+# an attack.
 MOST_WEIGHTS = 2**37
 
 
@@ -124,10 +125,11 @@ def predictor_weights(arguments: Mapping[str, Any]) -> int:
     Raises:
         ValueError: for the first argument that is out of range.
     """
-    # A predictor without layers stands in where a file has no weights of one.
+    # A predictor without layers is allowed: it takes the place of one whose weights a file does not
+    # contain.
     _check_transformer(arguments, least_layers=0)
     check_whole(1, MOST_LONG, encoder_dim=arguments["encoder_dim"])
-    # At the most, as many as there are numbers in a tubelet of pixels.
+    # The limit is as large as the number of values in a tubelet of pixels may be.
     check_whole(1, MOST, optional=True, output_dim=arguments["output_dim"])
     check_whole(1, MOST_LAYERS, num_mask_tokens=arguments["num_mask_tokens"])
     grid, dim = arguments["grid_shape"], arguments["hidden_dim"]

@@ -12,7 +12,7 @@ from keras_vjepa.files import PathLike
 
 # Relative to the largest number. Devices differ by less than this, and a wrong file by far more.
 _TOLERANCE = 1e-3
-# Numbers of samples that a file for any batch size is tried with.
+# The numbers of samples for which a file with any batch size is tested.
 _BATCH_SIZES = (1, 3)
 
 
@@ -81,7 +81,7 @@ def _inputs(signature: Any, batch_size: int | None) -> Any:
     rng = np.random.default_rng(0)
 
     def array(spec: Any) -> NDArray[Any]:
-        # Free axes other than the batch are lengths, of tokens or of lists of indices.
+        # Other free axes than the batch are lengths of tokens or of lists of indices.
         shape = (spec.shape[0] or batch_size or 1, *(axis or 2 for axis in spec.shape[1:]))
         if "float" in str(spec.dtype):
             return rng.normal(size=shape).astype(str(spec.dtype))

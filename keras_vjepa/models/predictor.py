@@ -146,7 +146,8 @@ class VJEPAPredictor(
         self.num_levels = num_levels
         self.predicts_context = predicts_context
         self.modalities = modalities
-        # In `build`, because there Keras gives every variable a path of its own.
+        # The weights are made in `build`, because only there does Keras give every variable a path
+        # of its own.
         self.build((None, None, num_levels * encoder_dim))
 
     def build(self, context_shape: Sequence[int | None]) -> None:

@@ -43,7 +43,7 @@ OF_EPOCHS = (
     ("Accuracy on test videos", ("validation_accuracy", "validation_top5"), False),
     ("Loss of an epoch", ("training_loss", "validation_loss"), False),
 )
-# By which the results of a detector are told apart.
+# A detector has results for each of these kinds of boxes.
 KINDS_OF_BOXES = ("true", "detected")
 Curves = dict[str, Sequence[tuple[float, float]]]
 

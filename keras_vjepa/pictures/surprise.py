@@ -88,8 +88,8 @@ def prediction_errors(
     grid = pretrainer.encoder.grid_shape
     clips = video.clips(height_and_width(pretrainer.encoder.image_size), mean, std)
     errors = np.zeros((len(clips), int(np.prod(grid))), "float32")
-    # The predictor is told the most similar kind of mask: for "past" the last kind, which hides the
-    # most.
+    # The predictor gets the index of the most similar kind of mask: for "past" the last kind, which
+    # hides the most.
     kind = pretrainer.predictor.num_mask_tokens - 1 if known == "past" else 0
     boxes = hidden_boxes(grid, known)
     names = ("videos", f"context_indices_{kind}", f"target_indices_{kind}")

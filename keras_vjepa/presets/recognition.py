@@ -5,7 +5,7 @@ from pathlib import Path
 
 from keras_vjepa import files
 
-# How names of tensors begin that no other model has.
+# Prefixes of names of tensors that only this model has.
 OWN_TENSORS = (
     "norms_block.",
     "patch_embed_img.",
@@ -13,8 +13,8 @@ OWN_TENSORS = (
     "video_mod_embed",
     "predictor_proj_context.",
 )
-# How the names of its files begin. A file of torch begins with its index, which is not compressed,
-# so that a damaged one shows the names of its tensors as well.
+# Prefixes of the names of its files. A file of torch begins with its index, which is not
+# compressed, so that even a damaged one shows the names of its tensors.
 _NAME = "vjepa2_1"
 _LOOKED_AT = 2**23
 

@@ -15,7 +15,7 @@ from keras_vjepa.presets.preset import BUILT_IN, CONFIG_FILE, PREPROCESSOR_FILE
 SHIPPED = Path(__file__).with_name("shipped")
 CARD_FILE = "card.json"
 
-# By the file that describes it.
+# The class of a model, by the file that describes it.
 _CLASSES = {
     CONFIG_FILE: "VJEPABackbone",
     "predictor.json": "VJEPAPredictor",

@@ -135,7 +135,8 @@ class _Transfer:
         self._display = TransferDisplay(address.rsplit("/", 1)[-1])
         self._hash = hashlib.sha256()
         self._part = self._found()
-        # The furthest byte so far, where it was when breaks began to be counted, and their number.
+        # The furthest byte received so far, where that was when the current breaks began, and how
+        # many breaks there were.
         self._furthest = self._headway_from = self._part.num_bytes
         self._num_breaks, self._was_answered = 0, False
 
@@ -179,7 +180,7 @@ class _Transfer:
         self._unfinished.unlink(missing_ok=True)
         self.forget()
 
-    # --- What is here --------------------------------------------------------------------------
+    # --- What is on the disk ---------------------------------------------------------------------
 
     def _found(self) -> Part:
         """Find and hash the part that an earlier process left; an empty part if it is useless."""
@@ -221,7 +222,7 @@ class _Transfer:
         files.write_text(self._described, json.dumps(noted))
         return file
 
-    # --- What comes ----------------------------------------------------------------------------
+    # --- What the server sends -------------------------------------------------------------------
 
     def _receive(self, answer: Answer) -> None:
         self._check_length(answer.total)
@@ -290,7 +291,7 @@ class _Transfer:
                     raise BrokenError(f"the connection was slower than {amount(least)} a second")
                 since, num_bytes = time.monotonic(), 0
 
-    # --- What breaks ---------------------------------------------------------------------------
+    # --- Interruptions ---------------------------------------------------------------------------
 
     def _wait_after(self, error: BrokenError) -> None:
         """Wait before the next attempt, or give up after too many breaks without progress."""

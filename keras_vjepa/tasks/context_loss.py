@@ -63,7 +63,8 @@ class ContextLoss(keras.Model):
         self.context_warmup_start = warmup_start
         self.context_warmup_end = warmup_end
         if self.context_warmup_end:
-            # A forward pass cannot read the optimizer's steps on every engine.
+            # This is a variable, because a forward pass cannot read the optimizer's step on every
+            # engine.
             self.context_warmup = self.add_weight(
                 shape=(), initializer="ones", trainable=False, name="context_warmup"
             )

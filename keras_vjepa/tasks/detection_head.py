@@ -99,7 +99,8 @@ class DetectionHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
             self.num_classes,
             kernel_initializer=weight_initializer(),
             name="linear",
-            # Logits in half precision would cost the loss its small differences.
+            # Half precision would round the logits, and small differences would be lost to the
+            # loss.
             dtype=self.dtype_policy.variable_dtype,
         )
         self.linear.build((None, None, dim))

@@ -39,9 +39,9 @@ from keras_vjepa.types import Tensor
 # The paper's layers for ViT-L and ViT-H, by the number of the encoder's layers.
 _LAYERS = {24: (17, 19, 21, 23), 32: (25, 27, 29, 31)}
 _NUM_LAYERS = 4
-# The patch size of a backbone that does not say it.
+# The patch size if a backbone does not state one.
 _PATCH_SIZE = 16
-# The default, of a frozen backbone and of a trained one (Table 11).
+# The default learning rate, for a frozen backbone as for a trained one (Table 11).
 _LEARNING_RATE = 1e-4
 _HEAD_ARGUMENTS = (
     "num_classes", "output_size", "sampling_ratio", "aligned", "pooling", "dropout",
@@ -128,7 +128,7 @@ class VJEPAActionDetector(
         preprocessor: Preprocessor | None = None,
         **kwargs: Any,
     ) -> None:
-        # Positions of boxes in half precision would be off by pixels.
+        # In half precision, the positions of boxes would be wrong by pixels.
         super().__init__(autocast=False, **kwargs)
         if trainable_backbone is not None:
             check_flag(trainable_backbone=trainable_backbone)
@@ -242,7 +242,7 @@ class VJEPAActionDetector(
         features = self.feature_map(videos, training)
         height, width = videos.shape[2:4]
         rows, columns = features.shape[1:3]
-        # A multiplication by a list would copy it to the device in each step.
+        # Multiplying by a list would copy it to the device in each step.
         ends = boxes[..., 0::2] * (columns / width), boxes[..., 1::2] * (rows / height)
         cells = ops.reshape(ops.stack(ends, axis=-1), (-1, *ops.shape(boxes)[1:]))
         return self.head(features, cells, training=training)

@@ -85,7 +85,8 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
             self.num_classes,
             kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02 * _FIRST_WEIGHTS),
             name="linear",
-            # Logits in half precision would cost the loss its small differences.
+            # Half precision would round the logits, and small differences would be lost to the
+            # loss.
             dtype=self.dtype_policy.variable_dtype,
         )
         self.linear.build((None, dim))
@@ -104,7 +105,7 @@ class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     def compute_output_spec(
         self, tokens: keras.KerasTensor, training: bool = False
     ) -> keras.KerasTensor:
-        # Logits have the type of the weights, as a probe's.
+        # Logits have the dtype of the weights, as those of a probe.
         shape = self.compute_output_shape(tokens.shape)
         return keras.KerasTensor(shape, dtype=self.variable_dtype)
 

@@ -13,7 +13,7 @@ from keras_vjepa.presets.fingerprints import fingerprint_of_weights
 from keras_vjepa.presets.preset import CONFIG_FILE, check_preset, find_preset, read_config
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
-# Arguments of an encoder that change how it computes, and not what it computes.
+# Arguments of an encoder that change how it computes, but not the result.
 _FREE = {"remat"}
 
 

@@ -100,10 +100,11 @@ def nearest_target_distances(
     [[1.414, 1.0]]
     """
     rows, columns = grid_shape[-2:]
-    # A target that is none lies farther away than any token of a grid.
+    # An absent target (padding) gets a distance larger than any within the grid.
     absent = ops.cast(target_indices < 0, "float32") * _FAR
     squares: Tensor = ops.expand_dims(absent, 1)
-    # One axis after the other: some devices would round the factors of a matrix product.
+    # The axes are added one by one, because some devices would round the factors of a matrix
+    # product.
     for size, step in ((None, rows * columns), (rows, columns), (columns, 1)):
         places = [
             ops.cast(place if size is None else place % size, "float32")

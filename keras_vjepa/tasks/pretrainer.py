@@ -281,7 +281,8 @@ class VJEPAPretrainer(
             tokens_mask = ops.concatenate([context_indices >= 0, target_indices >= 0], axis=1)
             context_indices = without_padding(context_indices)
             target_indices = without_padding(target_indices)
-        # By keyword only if it matters: a predictor of another package knows no images.
+        # The argument is passed only if it matters, because predictors of other packages may not
+        # have it.
         kind = {"is_image": batch["videos"].shape[1] == 1} if self.predictor.modalities else {}
         predictions = self.predictor(
             context,
@@ -332,7 +333,7 @@ class VJEPAPretrainer(
 
     def observes(self, inputs: Batch) -> tuple[str, ...]:
         """Name the prediction losses, one for each kind of mask, that a step writes to its logs."""
-        # If this is no batch, the call itself says what is wrong with it.
+        # If this is not a batch, the call itself reports what is wrong.
         names = inputs if isinstance(inputs, Mapping) else ()
         kinds = sum(name.startswith("target_indices_") for name in names)
         return tuple(f"loss_mask_{i}" for i in range(kinds))

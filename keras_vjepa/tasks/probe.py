@@ -139,7 +139,8 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
             kernel_initializer=uniform,
             bias_initializer=uniform.clone(),
             name="linear",
-            # Logits in half precision would cost the loss its small differences.
+            # Half precision would round the logits, and small differences would be lost to the
+            # loss.
             dtype=self.dtype_policy.variable_dtype,
         )
         self.linear.build((None, dim))

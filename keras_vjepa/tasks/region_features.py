@@ -19,8 +19,8 @@ from keras_vjepa.tasks.decoder import FeatureDecoder
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 from keras_vjepa.types import Batch, Tensor
 
-# The predictor is told the first kind of mask, which for the paper's masks is the one that hides
-# small blocks.
+# The predictor gets the index of the first kind of mask. With the paper's masks, that is the kind
+# that hides small blocks.
 _KIND = 0
 CONTEXT, TARGET = (f"{role}_indices_{_KIND}" for role in ("context", "target"))
 

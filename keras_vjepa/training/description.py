@@ -32,7 +32,7 @@ _NOT_DESCRIBED = {
     "process_count",
 }
 
-# What an older run did before an argument of this name existed, as a value of the argument.
+# For an argument that older runs did not have, the value that corresponds to what they did.
 _BEFORE = {
     f"training.optimizer.{wrapped}{argument}": None
     for wrapped in ("", "inner_optimizer.")
@@ -99,7 +99,8 @@ def check_same_run(
     Raises:
         ValueError: if the runs differ; the message lists all differences in one line.
     """
-    # Before defaults are filled in: a description that has no weights compares the path instead.
+    # This is before defaults are filled in: a description without weights compares the path
+    # instead.
     by_weights = {name for name in stored if f"{name}_weights" in stored.keys() & current.keys()}
     defaults = {**_BEFORE, **(defaults or {})}
     stored = {**{k: v for k, v in defaults.items() if k in current}, **stored}

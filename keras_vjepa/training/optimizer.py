@@ -327,7 +327,7 @@ class AdamW(keras.optimizers.Optimizer):
             gradients = self._mean_of_batches(gradients, variables, due)
         for name, network in self._logged.items():
             own = [g for g, v in zip(gradients, variables, strict=True) if id(v) in network]
-            if own:  # not all of it is frozen
+            if own:  # it is empty if all of them are frozen
                 observe(f"gradient_norm_{name}", functools.partial(updates.norm, own))
         if self.clip_norm is not None:
             gradients = self._clip(gradients, variables)

@@ -20,7 +20,7 @@ from keras_vjepa.models.families import HieraBackbone
 from keras_vjepa.models.families.hiera_arguments import NUM_STAGES, PATCH_STRIDE
 
 Tensors = dict[str, LazyTensor]
-# Of a masked autoencoder alone.
+# Prefixes of tensors that only a masked autoencoder has.
 _FUSION = ("encoder_norm.", "multi_scale_fusion_heads.")
 
 

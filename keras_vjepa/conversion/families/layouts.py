@@ -20,7 +20,7 @@ from keras_vjepa.models.families import (
     VideoMAEv2Backbone,
 )
 
-# What wrappers of a model put in front of its names, in this order.
+# Prefixes that wrappers of a model add to its names, from the outermost to the innermost.
 WRAPPERS = ("_orig_mod.", "module.", "backbone.")
 
 

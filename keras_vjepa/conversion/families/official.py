@@ -53,7 +53,7 @@ def find_family(path: str | Path) -> str | None:
     """
     try:
         content = read_file(path)
-    except CheckpointError:  # which who reads all of it says better
+    except CheckpointError:  # reading the whole file gives a better message
         return None
     with named(path):
         return family_of(content)
@@ -173,7 +173,7 @@ def preprocessor_of(backbone: RivalBackbone) -> VJEPAVideoPreprocessor:
     )
 
 
-# --- The way back --------------------------------------------------------------------------------
+# --- Writing official files -----------------------------------------------------------------------
 
 
 def family_of_backbone(backbone: RivalBackbone) -> str:

@@ -24,7 +24,7 @@ from keras_vjepa.json_files import read_json_object
 from keras_vjepa.models.families import VisionBackbone
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
-# Their values where config.json does not give them.
+# Values of settings that config.json does not contain.
 _DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "hidden_act": "gelu",
@@ -38,7 +38,7 @@ def find_family(folder: str | Path) -> str | None:
     """Name the family of a folder; None for one of V-JEPA 2, others, and none at all."""
     try:
         kind = read_json_object(Path(folder) / hugging_face.CONFIG_FILE).get("model_type")
-    except (OSError, ValueError):  # which who reads all of it says better
+    except (OSError, ValueError):  # reading the whole folder gives a better message
         return None
     return next((name for name, one in FOLDERS.items() if kind in one.model_types), None)
 
@@ -101,7 +101,7 @@ def _arguments(layout: Layout, one: Folder, config: dict[str, Any]) -> dict[str,
     return {**given, "activation": activation}
 
 
-# --- The way back --------------------------------------------------------------------------------
+# --- Writing folders -----------------------------------------------------------------------------
 
 
 def export(backbone: VisionBackbone, folder: Path) -> None:

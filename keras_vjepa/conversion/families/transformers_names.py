@@ -165,7 +165,7 @@ FOLDERS = {
             patch="embeddings.patch_embedding",
             table="embeddings.position_embedding.weight",
             class_token="embeddings.class_embedding",
-            # Spelled so in that package.
+            # The transformers package spells the name like this.
             input_norm="pre_layrnorm",
             norm="post_layernorm",
             projection="visual_projection.weight",

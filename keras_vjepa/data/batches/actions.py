@@ -254,8 +254,8 @@ def predicted(
         Each clip, and the probabilities of its boxes, `(boxes, actions)`.
     """
     for group in clips.of_one_size():
-        # Every group is filled up to the same number of clips, since the model would be compiled
-        # again for another number.
+        # Every group gets the same number of clips, because the model would be compiled again for a
+        # different number.
         filled = [*group, *[group[-1]] * (clips.batch_size - len(group))]
         batch = {name: np.stack([getattr(c, name) for c in filled]) for name in ("videos", "boxes")}
         probabilities = predict(batch)

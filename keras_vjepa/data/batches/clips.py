@@ -188,7 +188,8 @@ def read_clips(
 
 
 def _transformed(video: VideoReader, indices: Indices, transform: Transform) -> Floats:
-    # In one go, so that a frame which several clips share is not decoded or kept twice.
+    # All clips are read in one call, so that a frame which several of them share is decoded and
+    # stored only once.
     distinct, places = np.unique(indices, return_inverse=True)
     with lent_frames((len(distinct), video.info.height, video.info.width, 3)) as memory:
         frames = video.read(distinct, memory)
@@ -197,7 +198,7 @@ def _transformed(video: VideoReader, indices: Indices, transform: Transform) -> 
         else:
             clips = [transform(frames[row]) for row in places.reshape(indices.shape)]
         if len(clips) == 1 and not np.may_share_memory(clips[0], frames):
-            return clips[0][np.newaxis]  # which costs a tenth of a clip to copy
+            return clips[0][np.newaxis]  # copying takes a tenth of the time of a clip
         return stacked(clips)
 
 

@@ -59,7 +59,8 @@ class EpochOrder:
     ) -> None:
         check_label_weights(label_weights)
         self._count = len(labels)
-        # Of each label: its samples, how often each of them comes, and how many come once more.
+        # For each label: its samples, how often all of them are drawn, and how many are drawn once
+        # more.
         self._groups: list[tuple[Indices, int, int]] = []
         self.length = self._count
         if label_weights is None:

@@ -90,7 +90,8 @@ Received: 3
         own = super()._positions(step)
         if self.process_count == 1 or not self.mixing.mixes:
             return own
-        # As many from the beginning of the batch as from its end: what is mixed is here.
+        # A clip at the beginning of the batch is mixed with the one at the same distance from its
+        # end. This process takes as many from both sides, so that it has both clips of each pair.
         half, first = len(own) // 2, step * self.batch_size
         front = [first + self.process_index * half + i for i in range(half)]
         back = [2 * first + self.batch_size - 1 - position for position in reversed(front)]

@@ -34,7 +34,7 @@ ContentT = TypeVar("ContentT")
 
 _LOG = logging.getLogger(__name__)
 
-# Files that are tried for one place in a batch before the run stops.
+# The number of files that are tried for one place in a batch before the run stops.
 _MAX_SUBSTITUTES = 16
 # "clip" and "shuf" in ASCII: keep these draws apart from others made from the same seed.
 _CLIP_STREAM, _SHUFFLE_STREAM = 0x636C6970, 0x73687566
@@ -215,7 +215,8 @@ class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
                     self._note_bad_file(
                         sample.path, str(error), "Skipped, another clip takes its place"
                     )
-        # Another thread may have found the file that was one too many: give the same message here.
+        # Another thread may have found the unreadable file that exceeded the limit: give the same
+        # message here.
         self._stop_at_too_many_bad_files()
         raise TooManyBadFilesError(
             f"{_MAX_SUBSTITUTES} files in a row could not be read, the last one: {sample.path}. "

@@ -63,7 +63,7 @@ class ClipPlaces:
         return random_stream(self.seed, _EVALUATION_STREAM, position)
 
 
-# --- What all labelled batches have in common ----------------------------------------------------
+# --- What all labelled batches share -------------------------------------------------------------
 
 
 @dataclass
@@ -196,7 +196,7 @@ class OrderedBatches(IndexedBatches[ContentT | None, tuple[Inputs, Labels, Sampl
         return self._inputs(contents), labels, sample_weight
 
 
-# --- Of clips ------------------------------------------------------------------------------------
+# --- Clips ---------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -11,11 +11,11 @@ from keras_vjepa.data.batches.mask_kinds import Grid, Mask
 from keras_vjepa.data.batches.mask_sampler import MaskSampler, default_budgets, mean_counts
 
 BUDGETS = ("context_budgets", "target_budgets")
-# A budget is usual if it is the mean length of lists that are cut to the shortest of a batch of
-# clips, of one clip or more, up to this number.
+# A usual budget is the mean length that lists have when they are cut to the shortest one in a
+# batch, for a batch of any number of clips up to this one.
 LARGEST_BATCH = 128
-# Budgets of so many patches less or more are usual too, because small grids have few budgets, and
-# means of few batches vary.
+# A budget that differs by so many patches is usual too, because small grids allow few budgets, and
+# means over few batches vary.
 ROOM = 2
 
 
@@ -42,7 +42,7 @@ def usual_budgets(masks: Sequence[Mask], grid: Grid) -> tuple[list[range], list[
     """
     most, room = math.prod(grid), ROOM * grid[0]
     one = mean_counts(masks, grid, 1)
-    # About as many samples as the means of batches of 24 clips take.
+    # About as many samples as batches of 24 clips need for a mean.
     many = mean_counts(masks, grid, LARGEST_BATCH, 200)
     contexts, targets = (
         [

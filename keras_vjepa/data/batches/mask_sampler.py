@@ -41,10 +41,11 @@ PADDING = -1
 # "mask" in ASCII: keeps these draws apart from others made from the same seed and step.
 MASK_STREAM = 0x6D61736B
 
-# Tokens of this number of last time steps are called late.
+# Tokens in this many last time steps count as late.
 _LATE_STEPS = 2
-# Budgets come as close as the first factor says to the share of late targets in lists that are cut
-# to the batch minimum, but exceed their mean length by at most the second factor.
+# A budget is chosen so that the share of late targets is close to that in lists which are cut to
+# the batch minimum: at least this factor of it. But it exceeds the mean length of such lists by at
+# most the second factor.
 _LATE_TOLERANCE = 0.04
 _MOST_FROM_MEAN = 1.05
 
@@ -88,8 +89,8 @@ class MaskSampler:
     context_budgets: Sequence[int | None] | None = None
     target_budgets: Sequence[int | None] | None = None
     seed: int = 0
-    # Not in the representation, which describes a run: the budgets say it all, and so the
-    # descriptions of runs that are older than this argument still hold.
+    # `repr` leaves this out. It is used to describe a run, for which the budgets are enough, and
+    # descriptions of runs that are older than this argument must still match.
     budget_batch_size: int = field(default=24, repr=False)
 
     def __post_init__(self) -> None:
@@ -168,8 +169,8 @@ class MaskSampler:
         mask = self.masks[kind]
         size_draws = np.random.Generator(self._random(step, BLOCK_SIZE_STREAM, 0)).random(3)
         num_draws = mask.num_draws(self.grid)
-        # Philox jumps to any place of its stream, in units of four draws: each sample owns such
-        # units, so that its draws depend on its position in the global batch alone.
+        # Philox can jump to any place in its stream, in units of four draws. Each sample has such
+        # units of its own, so that its draws depend only on its position in the global batch.
         num_units = -(-num_draws // 4)
         visible = np.zeros((batch_size, *self.grid), np.bool_)
         pending = np.arange(batch_size)
@@ -369,7 +370,7 @@ def _drawn(
     num_early = math.prod(grid[1:]) * max(0, grid[0] - _LATE_STEPS)
     counts = np.empty((len(masks), 2, num_batches, batch_size), np.int64)
     for kind, mask in enumerate(masks):
-        # All samples of a kind whose count is always the same are alike.
+        # If a kind of mask always gives the same count, all of its samples have equal lengths.
         alike = mask.token_counts(grid) is not None
         for step in range(1 if alike else num_batches):
             visible = sampler.draw_visible(kind, step, batch_size)
@@ -393,8 +394,8 @@ def _as_late(hidden: NDArray[np.int64], early: NDArray[np.int64], mean: int, rou
     wanted = _late_share(hidden, early, hidden.min(axis=1, keepdims=True))
     longest = max(mean, min(int(_MOST_FROM_MEAN * mean), int(hidden.max())))
     best, distance = mean, abs(_late_share(hidden, early, mean) - wanted)
-    # Only longer lists are tried: those of the mean length have too few late tokens, and shorter
-    # ones would have still fewer.
+    # Only longer lists are tried, because those of the mean length have too few late tokens, and
+    # shorter ones would have even fewer.
     for length in range(mean + rounding, longest + 1, rounding):
         if distance <= _LATE_TOLERANCE * wanted:
             break

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from keras_vjepa.arguments import check_number, check_whole
 
 Floats = NDArray[np.float32]
-# First row, the row after the last, first column, the column after the last.
+# The box's first row, the row after its last, its first column, and the column after its last.
 Box = tuple[int, int, int, int]
 
 

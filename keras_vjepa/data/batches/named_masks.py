@@ -17,7 +17,8 @@ MASKS: dict[str, Callable[..., MultiBlockMask | RandomTubeMask]] = {
     "random_tube": RandomTubeMask,
     "random_tokens": RandomTokenMask,
 }
-# How many sets of masks a clip has, of kinds without blocks (§4.4; the second kind is ours).
+# How many sets of masks each clip gets, for kinds of masks that are not made of blocks (§4.4; the
+# second kind is not in the paper).
 MASK_SETS = {"random_tube": 2, "random_tokens": 1}
 
 

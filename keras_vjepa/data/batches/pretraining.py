@@ -93,7 +93,7 @@ class ClipBatches(OfClips, ShuffledBatches[Clips, Batch]):
     def _substitute(self, position: int, place: int) -> int:
         if self.label_weights is None:
             return place
-        # Taken from the epoch's order, because a place among all samples could be of weight 0.
+        # The sample is taken from the order of the epoch, because a random one could have weight 0.
         first = position // self._epoch.length * self._epoch.length
         return self._sample_index(first + place)
 

@@ -21,7 +21,8 @@ from keras_vjepa.data.reading.remote import is_of_one_process
 Source = str | Media
 Reader = Callable[[tuple[Source, np.random.Generator]], Any]
 
-# What a decoder ends a process with; others come from elsewhere, such as for want of memory.
+# Signals that end a process when a decoder crashes. Others have another cause, such as a lack of
+# memory.
 _CRASHES = {
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# More threads would wait for Python's lock, which every clip takes for a part of its time.
+# More threads would wait for Python's lock, which reading a clip holds for part of the time.
 _MOST = 32
 _FEWEST = 2
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")

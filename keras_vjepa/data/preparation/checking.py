@@ -26,9 +26,9 @@ RESULTS, CLEAN, REASONS, VIDEOS = "results.jsonl", "clean.csv", "reasons.csv", "
 # Kinds of problems with which a file can still be read, so that it may be kept.
 READABLE: tuple[Problem, ...] = ("truncated", "damaged", "duplicate")
 
-# Version of the results' layout: results of other versions are not used.
+# Version of the layout of results. Results of other versions are not used.
 _VERSION = 1
-# A file is read in many steps that each keep the limit of time; it is given up after this many.
+# A file is read in many steps, each within the time limit. After this many limits it is given up.
 _STEPS = 60
 _COLUMNS = [
     *("path", "codec", "width", "height", "fps", "seconds", "num_frames", "keyframe_distance"),
@@ -98,12 +98,13 @@ def check_videos(
     journal = Journal(folder / RESULTS, settings)
     sources = {sample.path: sample.source for sample in samples}
     kept = {p: VideoReport(**found) for p, s in sources.items() if (found := journal.get(s))}
-    # Files that crashed a process are tried again: there may have been too little memory then.
+    # Files that crashed a process are tried again, because the cause may have been a lack of
+    # memory.
     known = {path: report for path, report in kept.items() if report.problem != "crash"}
     ahead = [source for path, source in sources.items() if path not in known]
     new = _inspected(ahead, journal, inspection, num_processes, lambda n: progress(n, len(ahead)))
     for sample in samples:
-        # The user gives the rate of a folder's frames, and may give another one than before.
+        # The rate of a folder of frames is an argument, which may have changed since.
         if isinstance(sample.media, FrameFolder) and sample.path in known:
             fps, report = sample.media.fps, known[sample.path]
             known[sample.path] = replace(report, fps=fps, seconds=round(report.num_frames / fps, 3))

@@ -27,7 +27,7 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.training import PretrainTransform
 
 RESULTS, COPIES, REASONS = "results.jsonl", "copies.csv", "reasons.csv"
-# A copy is made in many steps that each keep the limit of time; it is given up after this many.
+# A copy is made in many steps, each within the time limit. After this many limits it is given up.
 _STEPS = 240
 _VERSION = 1
 
@@ -230,7 +230,7 @@ def measured_gain(
     seconds = []
     for number in order.tolist():
         try:
-            # The first turn is not counted, because a file that is new is inspected as well.
+            # The first round is not counted, because in it new files are inspected too.
             turns = [
                 [_seconds(sample.source, seed, number, turn) for sample in pairs[number]]
                 for turn in range(3)

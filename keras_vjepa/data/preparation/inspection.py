@@ -20,11 +20,11 @@ Problem = Literal[
     "", "missing", "unreadable", "crash", "truncated", "damaged", "short", "duplicate", "unnameable"
 ]
 
-# Frames decoded at a time, each time within the limit of seconds.
+# Number of frames that are decoded at a time, each time within the limit of seconds.
 _AT_ONCE = 256
 _BLOCK = 2**22
-# Distances between frames that differ by no more than this, in seconds, are taken for equal,
-# because containers round times.
+# Distances between frames that differ by no more than this, in seconds, count as equal, because
+# containers round times.
 _SAME_DISTANCE = 0.002
 
 
@@ -156,7 +156,7 @@ def _facts(video: VideoReader) -> dict[str, Any]:
 def _seconds(num_frames: int, fps: float, times: NDArray[np.float64] | None) -> float:
     if times is None or len(times) < 2:
         return num_frames / fps if fps else 0.0
-    # The last frame is shown as long as the others on average.
+    # The last frame is taken to last as long as the others on average.
     return float(times[-1] - times[0]) * len(times) / (len(times) - 1)
 
 

@@ -54,7 +54,8 @@ def each_with_state(
     states = dict[str, list[int]]()
 
     def noted(item: ItemT) -> ItemT:
-        # Before the file is read, so that a file which changes meanwhile is looked at again.
+        # This is noted before the file is read, so that a file which changes in the meantime is
+        # inspected again.
         source = source_of(item)
         states[name_of(source)] = state_of(source)
         return item
@@ -77,7 +78,8 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        # Through JSON, as those that are read from the file: a tuple becomes a list.
+        # The result is converted to JSON and back, so that it is equal to one read from the file: a
+        # tuple becomes a list.
         self._settings = json.loads(json.dumps(settings))
         self._found: dict[str, Result] = {}
         files.check_is_file(path)
@@ -115,7 +117,7 @@ class Journal:
         """
         self._found[path] = {"state": state, "result": result}
         entry = {"path": path, "state": state, "settings": self._settings, "result": result}
-        # If the last line was cut off, the new one must not be added to it.
+        # If the last line was cut off, the new line must not be appended to it.
         start = "\n" if self._begins_anew else ""
         # In ASCII, because names of files need not be UTF-8.
         files.append_line(self.path, start + json.dumps(entry))

@@ -15,7 +15,7 @@ from keras_vjepa.types import Batch
 BATCH_SIZE = 4
 _ROUNDS = 3
 
-# Seconds by the clock, and of processor time.
+# Elapsed seconds, and seconds of processor time.
 Seconds = tuple[float, float]
 
 
@@ -64,7 +64,7 @@ def pipeline_share(
         max_bad_share=0.0,
     )
     steps = -(-clips // BATCH_SIZE)
-    # Until as much is read ahead as ever will be, and every file is known.
+    # Timing starts once reading ahead is as far as it will ever be, and every file has been opened.
     first = max(2 * batches.read_ahead, -(-len(paths) // BATCH_SIZE))
     rows = []
     for _ in range(_ROUNDS):

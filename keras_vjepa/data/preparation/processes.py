@@ -61,7 +61,8 @@ class _Work(Generic[ItemT, ResultT]):
     ) -> None:
         self._function, self._items, self._max_seconds = function, items, max_seconds
         self._lock, self._is_stopped = threading.Lock(), False
-        # Bounded, because results may be large: with a slow caller they would fill the memory.
+        # The queue is bounded, because results may be large, and would fill the memory if the
+        # caller is slow.
         self._results: queue.Queue[Any] = queue.Queue(2 * num_processes)
         self._processes: set[WorkerProcess] = set()
         self._threads = [

@@ -22,10 +22,10 @@ from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.data.transforms.training import PretrainTransform
 
-# A file, and the number of a clip, from which the clip's place in the file follows.
+# A file and the number of a clip, which determines where in the file the clip begins.
 Item = tuple[str, int]
 
-# A clip that takes longer than this many seconds is no measurement.
+# If a clip takes longer than this many seconds, the measurement is given up.
 _SECONDS = 600.0
 
 

@@ -32,7 +32,8 @@ from keras_vjepa.data.sources.samples import Sample
 
 Reader = Callable[[Path], Iterator[ListedVideo]]
 
-# The reader of each source's list. The order is that of the labels in the list that is written.
+# The function that reads the list of each source. Their order is the order of the labels in the
+# list that is written.
 SOURCES: dict[str, Reader] = {
     "k400": kinetics_videos,
     "k600": kinetics_videos,
@@ -43,7 +44,7 @@ SOURCES: dict[str, Reader] = {
 _KINETICS = ("k400", "k600", "k700")
 # Sources whose validation sets the paper removes.
 WITH_VALIDATION = (*_KINETICS, "ssv2")
-# The mixes of Table 2, by the sources that they are made of.
+# The mixes of Table 2, as the sources that they consist of.
 SUBSETS: dict[str, tuple[str, ...]] = {
     "videomix2m": tuple(SOURCES),
     "k710": _KINETICS,
@@ -162,7 +163,7 @@ def mix_videos(
     check_number("(0, 1]", share=share)
     held = _held_out(held_out)
     counts, left_out, samples = dict[str, SourceCount](), list[tuple[str, str, str]](), []
-    # The source that has a video, by its id, for Something-Something (True) and YouTube (False).
+    # The source of each video by its id, for Something-Something (True) and for YouTube (False).
     taken: dict[bool, dict[str, str]] = {True: {}, False: {}}
     classes, class_of = dict[str, set[str]](), dict[str, str]()
     for number, (name, read) in enumerate(SOURCES.items()):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from keras_vjepa.data.processes.shared_memory import SharedMemory
 
-# Smaller arrays go with the rest.
+# Smaller arrays are sent with the rest of the answer.
 _SHARED_FROM = 2**16
 
 Record = tuple[str, int, str]
@@ -82,7 +82,7 @@ class _Unpickler(pickle.Unpickler):
 def serve() -> None:
     """Answer what comes in on the standard input, in a process that `WorkerProcess` started."""
     questions: BinaryIO = sys.stdin.buffer
-    # What a library prints must not get between the answers.
+    # Output of libraries must not get between the answers.
     answers = os.dup(1)
     os.dup2(2, 1)
     shared, start = pickle.load(questions)
@@ -109,7 +109,7 @@ def serve() -> None:
 def _failure(error: Exception) -> ProcessFailure:
     words = " ".join(str(error).split())
     try:
-        # Some errors can be written, and not read again.
+        # Some errors can be pickled, but not unpickled.
         sent = pickle.loads(pickle.dumps(error))
     except Exception:
         sent = None

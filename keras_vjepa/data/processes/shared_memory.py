@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from keras_vjepa.data.reading.frame_memory import reused_array
 
-# Size and start of each array.
+# For each array, where it starts in the shared memory, and its size.
 Places = list[tuple[int, int]]
 
 
@@ -70,7 +70,8 @@ class SharedMemory:
         assert self.descriptor is not None
         end = max(start + size for size, start in places)
         if self._mapped is None or len(self._mapped) < end:
-            # It stays mapped: to do so for each clip costs more than to copy it.
+            # The memory stays mapped, because mapping it for each clip takes longer than copying
+            # the clip.
             if os.fstat(self.descriptor).st_size < end:
                 os.ftruncate(self.descriptor, end)
             self._mapped = mmap.mmap(self.descriptor, 0)

@@ -25,7 +25,7 @@ from typing import Any
 from keras_vjepa.data.processes.serving import HoldingPickler, ProcessFailure
 from keras_vjepa.data.processes.shared_memory import SharedMemory, memory_without_name
 
-# What a process runs. The name keeps it from loading a backend, which no reader needs.
+# The program of a worker process. The name keeps it from loading a backend, which no reader needs.
 _START = """
 import pickle, sys
 sys.argv = ["keras-vjepa"]
@@ -37,7 +37,8 @@ if len(program) > 1:
 from keras_vjepa.data.processes.serving import serve
 serve()
 """
-# Tells a program that it is imported by such a process, and is not to start others.
+# This variable is set in worker processes. A program that they import must not start workers
+# itself.
 _VARIABLE = "KERAS_VJEPA_WORKER_PROCESS"
 
 
@@ -55,11 +56,13 @@ class WorkerProcess:
 
     def __init__(self, function: Callable[[Any], Any], held: Any = None) -> None:
         start = sendable(function, "What worker processes do")
-        # By their number in memory, which nothing else has while they are here.
+        # Objects are known by their address in memory, which is unique while they are referred to
+        # here.
         self._held: dict[int, Any] = {}
         self._not_sent: dict[int, bytes] = {}
         self._hold(held)
-        # What libraries print goes here: of a process that ends, the last line may say why.
+        # The output of libraries goes to this file. If the process is killed, its last line may say
+        # why.
         self._errors = tempfile.TemporaryFile()
         self._memory = SharedMemory(memory_without_name())
         descriptor = self._memory.descriptor
@@ -68,7 +71,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            # Ctrl-C is for the one that started it, which ends it.
+            # Ctrl-C must not reach the worker. The process that started the worker ends it.
             start_new_session=os.name != "nt",
             pass_fds=[] if descriptor is None else [descriptor],
             env={**os.environ, _VARIABLE: "1"},
@@ -119,7 +122,7 @@ class WorkerProcess:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None and not stream.closed:
-                with suppress(OSError):  # what was not read any more
+                with suppress(OSError):  # the last answer was not read
                     stream.close()
         self._memory.close()
 
@@ -138,7 +141,7 @@ class WorkerProcess:
 
     def _send(self, message: bytes) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, which the answer tells
+        with suppress(BrokenPipeError):  # the process has ended, which `_receive` reports
             self._process.stdin.write(message)
             self._process.stdin.flush()
 
@@ -184,7 +187,7 @@ def sendable(item: Any, what: str) -> bytes:
         )
     try:
         written = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # of any class that cannot be written
+    except Exception as error:  # pickling can raise any error
         words = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{what} must be a function or class of a module to be sent to a worker process; "

@@ -24,8 +24,8 @@ from keras_vjepa.data.reading.decoders import (
 from keras_vjepa.data.reading.gate import check_time
 from keras_vjepa.data.reading.limits import MAX_ASPECT, ReadingLimits
 
-# FFmpeg's formats of files that hold their video themselves. Its other formats list other files, or
-# are still images and text, which FFmpeg shows as a video of one frame.
+# FFmpeg's names of formats whose files contain the video. Its other formats refer to other files,
+# or are images or text, which FFmpeg shows as a video of one frame.
 _FORMATS = (
     "apng,asf,asf_o,av1,avi,avs2,avs3,bink,cavsvideo,dirac,dnxhd,dv,evc,flic,flv,gif,"
     "gxf,h261,h263,h264,hevc,ivf,ivr,kux,live_flv,lxf,m4v,matroska,mjpeg,mjpeg_2000,mov,mp4,"
@@ -33,8 +33,8 @@ _FORMATS = (
     "smk,swf,ty,vc1,vc1test,vivo,vvc,webm,wtv,yuv4mpegpipe"
 )
 
-# Codecs whose decoders, if told so, leave out frames that no other one needs, and nothing else. The
-# decoder of AV1 leaves out wanted frames too, those of VP8 and VP9 leave out none.
+# Codecs whose decoders can be told to skip frames that no other frame needs, and skip nothing else.
+# The decoder of AV1 skips wanted frames too, and those of VP8 and VP9 skip none.
 _CODECS_THAT_SKIP = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 
 
@@ -43,7 +43,8 @@ _lock = threading.Lock()
 
 def has_av() -> bool:
     """Tell whether PyAV is installed."""
-    # With a lock, because a thread takes an import for one that worked while it fails in another.
+    # Without the lock, a thread could take the import for successful while it is failing in
+    # another.
     with _lock:
         try:
             import av  # noqa: F401
@@ -64,7 +65,7 @@ class AVDecoder:
         self._av = av
         self._path = path
         self._limits = limits
-        # FFmpeg counts with each row the pixels that fill it up to a multiple of 64.
+        # FFmpeg counts the padding of each row, up to a multiple of 64 pixels.
         most_rows = math.isqrt(MAX_ASPECT * limits.max_frame_pixels)
         self._max_pixels = str(limits.max_frame_pixels + 64 * most_rows)
         # One scaler for the whole file, because a new one for each frame takes 11 times as long.
@@ -79,7 +80,8 @@ class AVDecoder:
         try:
             container = self._av.open(
                 os.path.abspath(self._path),
-                # `max_pixels` limits the frames that are decoded to find out what is in the file.
+                # `max_pixels` also limits the frames that are decoded to find out what the file
+                # contains.
                 options={**options, "max_pixels": self._max_pixels},
                 # Titles are not used, so their encoding must not matter.
                 metadata_errors="replace",
@@ -113,7 +115,8 @@ class AVDecoder:
             self._limits.check_size(self._context.height, self._context.width)
         options = {"max_pixels": self._max_pixels}
         if self._context.name == "mjpeg":
-            # Else a picture that is cut off is filled up with pixels of another, without an error.
+            # Without this, a truncated picture is filled with pixels of another one, and no error
+            # is raised.
             options["err_detect"] = "explode"
         self._context.options = options
         # One thread, because a loader runs many readers, and more threads would only compete.
@@ -155,7 +158,7 @@ class AVDecoder:
                 check_frames_of_avi(self._path, len(timestamps))
             in_order = all(one < next for one, next in itertools.pairwise(timestamps))
             if self._context.has_b_frames and in_order:
-                return None  # frames are shown in another order, so these times are made up
+                return None  # frames are not shown in this order, so the times are invented
             if is_avi and not _agrees(stream, places):
                 is_keyframe = [False] * len(is_keyframe)
         return PacketIndex.from_packets(timestamps, is_keyframe)
@@ -168,13 +171,13 @@ class AVDecoder:
             self._container.seek(int(timestamp), stream=self._stream)
         except self._av.FFmpegError as error:
             self._check_resources(error)
-            self._frames = iter(())  # as if the file ended here, so that it is read in order
+            self._frames = iter(())  # pretend that the file ends here, so that it is read in order
 
     def _decode(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
         while True:
             check_time()
-            # A damaged packet is passed over; each packet is tried once, so this ends.
+            # A damaged packet is skipped. Each packet is tried once, so the loop ends.
             try:
                 packet = next(packets, None)
                 frames = [] if packet is None else self._decoded(packet)
@@ -192,7 +195,7 @@ class AVDecoder:
         if is_needless and self._is_intra_only:
             return []
         if is_needless != self._skips and self._can_skip:
-            # A frame that is not needed is still decoded if another one is predicted from it.
+            # A frame that is not wanted must be decoded if another frame is predicted from it.
             self._context.skip_frame = "NONREF" if is_needless else "DEFAULT"
             self._skips = is_needless
         return packet.decode()
@@ -207,7 +210,7 @@ class AVDecoder:
         frame = next(self._frames, None)
         if frame is None:
             return None
-        # A frame that an index wrongly calls a keyframe would begin a row of broken frames.
+        # If an index wrongly calls a frame a keyframe, the frames from there on would be broken.
         is_astray = self._is_sought and not frame.key_frame
         self._frame, self._is_sought = frame, False
         self.num_damaged += frame.is_corrupt
@@ -221,23 +224,23 @@ class AVDecoder:
     def write_frame(self, out: Frames) -> None:
         """Write the frame last decoded, RGB and upright, to uint8 (height, width, 3)."""
         rgb = self._reformatter.reformat(self._frame, format="rgb24", threads=1)
-        # Rows are filled up to a multiple of some bytes.
+        # Rows are padded to a multiple of some bytes.
         rows = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(rgb.height, -1)
         pixels = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
-        # OpenCV turns a phone's video upright by itself, PyAV does not.
+        # OpenCV rotates a phone's video upright automatically, but PyAV does not.
         upright = np.rot90(pixels, self._frame.rotation // 90)
         check_same_size(upright, out)
         out[...] = upright
 
     def close(self) -> None:
         """Free the file and the frames."""
-        # The iterator and this decoder refer to each other: its frames would stay in memory until
-        # Python collects such circles.
+        # The iterator and this decoder refer to each other. Without this, their frames would stay
+        # in memory until Python collects reference cycles.
         self._frames = iter(())
         self._container.close()
 
 
 def _agrees(stream: Any, places: list[int]) -> bool:
     """Tell whether the index of an AVI file names the places of the packets that are there."""
-    header = 8  # bytes of kind and size, in front of each packet
+    header = 8  # the header of a packet, with its kind and size
     return places == [entry.pos + header for entry in stream.index_entries]

@@ -72,7 +72,7 @@ def _count_video_chunks(path: str) -> int | None:
                 if not video and _read(file, place, 4) == b"vids":
                     video = b"%02dd" % streams
                 streams += 1
-            # An empty chunk says that the last frame stays, and is not a frame of its own.
+            # An empty chunk repeats the last frame, and is not a frame itself.
             elif video and kind[:3] == video and length:
                 count += 1
     return count if video else None

@@ -14,8 +14,8 @@ from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.matroska_elements import frame_sizes_of_matroska
 from keras_vjepa.data.reading.mp4_boxes import mp4_claims
 
-# Bytes in which the header of an image is looked for: some images are videos too, or may be taken
-# for one.
+# The header of an image is searched in this many bytes of any file, because some images are also
+# videos, or may be taken for one.
 _START_OF_IMAGE = 2**16
 
 
@@ -35,7 +35,7 @@ def check_claims(path: str, limits: ReadingLimits) -> None:
         raise ValueError(f"it claims to hold {num_samples} frames in {num_bytes} bytes")
     sizes += frame_sizes_of_avi(path) + frame_sizes_of_matroska(path) + _size_of_image(path)
     for height, width in sizes:
-        # A size of zero is passed over, because the frames may state a better one.
+        # A size of zero is ignored, because the frames may state a real one.
         if height * width > limits.max_frame_pixels:
             limits.check_size(height, width)
 

@@ -11,7 +11,7 @@ from keras_vjepa.data.reading.decoders import PacketIndex
 # Number of files that are remembered, which takes 80 MB if they have 300 frames each.
 MAX_REMEMBERED = 32_768
 
-# The most recently used is the last.
+# The most recently used entry is the last.
 _remembered: OrderedDict[tuple[Any, ...], "VideoContents"] = OrderedDict()
 _lock = threading.Lock()
 

@@ -62,9 +62,11 @@ class Decoder(Protocol):
     codec: str
     # Seconds of one unit of a timestamp.
     time_unit: float
-    # Frames decoded so far that the library knows to be damaged, and packets that it refused.
+    # The number of decoded frames that the library knows to be damaged, and of packets that it
+    # refused.
     num_damaged: int
-    # How many frames before the wanted one a seek begins, so that only an earlier keyframe helps.
+    # A seek begins this many frames before the wanted one, so that only a keyframe before that
+    # point helps.
     seek_margin: int
     # Whether frames that are not wanted may be missing.
     passes_over: bool

@@ -49,6 +49,6 @@ def printable(path: str | Path) -> str:
     """
     try:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # it cannot be the name of a file, but it may stand in a list
+    except UnicodeEncodeError:  # no file can have this name, but it may be in a list
         shown = str(path).encode("utf-8", "backslashreplace").decode()
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in shown)

@@ -26,7 +26,7 @@ from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.media import HASH_BYTES, NO_CONTENT, File, FrameMedia
 from keras_vjepa.data.reading.picture_decoder import PictureDecoder
 
-# The rate where nobody gives another: that of AVA's frames, and of most copies of Kinetics.
+# The default rate, which AVA's frames and most copies of Kinetics have.
 DEFAULT_FPS = 30.0
 
 _LOG = logging.getLogger(__name__)
@@ -174,7 +174,8 @@ class FrameFolderDecoder(PictureDecoder):
 
     def packet_index(self) -> PacketIndex | None:
         """Return the index, and name missing frames in the log."""
-        # Named here, because the index is asked for only when a folder is new or has changed.
+        # The error names the folder here, because the index is only read for a folder that is new
+        # or has changed.
         missing = self._frames.missing
         if missing:
             shown = ", ".join(map(str, missing[:_MOST_NAMED]))

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from keras_vjepa.data.reading.decoders import Frames
 
-# More memory than this, 80 frames of 1080p, is given back at once.
+# A buffer larger than this (80 frames of 1080p) is freed at once.
 _MOST_BYTES = 2**29
 
 
@@ -56,11 +56,11 @@ def lent_frames(shape: tuple[int, ...]) -> Iterator[Frames]:
         _own.spare = memory
 
 
-# --- Memory of what is handed on -----------------------------------------------------------------
+# --- Memory of arrays that are returned ----------------------------------------------------------
 
-# Less comes from what the process already has.
+# Smaller arrays are not reused: the process has memory for them already.
 _REUSED_FROM = 2**20
-# In all; what is beyond it is given back as ever.
+# The most bytes that are kept in all. Arrays beyond this are freed as usual.
 _MOST_REUSED = 2**31
 
 _buffers: list[Frames] = []
@@ -71,9 +71,10 @@ def _references(buffers: list[Frames], place: int) -> int:
     return sys.getrefcount(buffers[place])
 
 
-# To a buffer that nobody has but the list; how this is counted is Python's own business.
+# The number of references to a buffer that only the list refers to. It depends on how Python
+# counts.
 _UNUSED = _references([np.empty(1, np.uint8)], 0)
-# Where references are not counted one by one, nobody can tell what is in use.
+# Without exact reference counts, it is not known which buffers are in use.
 _is_counted = sys.implementation.name == "cpython" and not sysconfig.get_config_var(
     "Py_GIL_DISABLED"
 )

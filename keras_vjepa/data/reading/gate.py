@@ -33,8 +33,8 @@ from keras_vjepa.data.reading.errors import UnreadableVideoError, printable
 
 ResultT = TypeVar("ResultT")
 
-# Seconds beyond the limit in which a thread may notice, between two calls of a library, that it is
-# late.
+# Seconds beyond the limit within which a thread may notice, between two calls of a library, that it
+# is late.
 _GRACE_SECONDS = 1.0
 _MOST_LETTERS = 200
 _UNREADABLE = {
@@ -126,7 +126,7 @@ def check_file(path: str | Path) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
-        # Opening a pipe would wait for someone who writes.
+        # Opening a pipe would wait until some process writes to it.
         raise ValueError("it is not a regular file but a pipe, a socket or a device")
     if not os.access(path, os.R_OK):
         raise ValueError("no permission to read it")
@@ -175,7 +175,7 @@ class _Worker(threading.Thread):
         try:
             ended = self._end.acquire(timeout=seconds + _GRACE_SECONDS)
         finally:
-            # In `finally`, because the caller may also be interrupted while it waits.
+            # This is in `finally`, because the caller may also be interrupted while it waits.
             if not ended:
                 self._is_left = True
                 self._begin.release()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from keras_vjepa.data.reading.image_headers import FORMATS, image_header, with_plain_transparency
 from keras_vjepa.data.reading.limits import ReadingLimits
 
-# Those of four channels of 16 bits. A file with more bytes than its pixels can fill is not read
-# into memory.
+# The bytes of a pixel with four channels of 16 bits. A file with more bytes than its pixels can
+# need is not read into memory.
 _MOST_BYTES_PER_PIXEL = 8
 
 

@@ -11,7 +11,7 @@ FORMATS = "PNG, JPEG, BMP, WebP, TIFF and GIF"
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TRANSPARENCY = 256, 257, 338
-# Whether colours have been multiplied by their transparency: done, or still to come.
+# Whether colours are already multiplied by their transparency, or still have to be.
 _DONE, _TO_COME = 1, 2
 
 
@@ -118,7 +118,7 @@ def _jpeg(content: bytes) -> tuple[int, int]:
         place = content.find(b"\xff", place)
         if place < 0:
             raise IndexError
-        while content[place] == 0xFF:  # markers may be filled up with any number of these
+        while content[place] == 0xFF:  # any number of these bytes may stand before a marker
             place += 1
         marker = content[place]
         place += 1
@@ -151,7 +151,7 @@ def _tiff(content: bytes) -> tuple[int, int]:
     for tag, layout, place in _tiff_entries(content):
         if tag in sizes:
             (size,) = struct.unpack_from(layout, content, place)
-            sizes[tag] = max(sizes[tag], size)  # of several, the decoder could choose any
+            sizes[tag] = max(sizes[tag], size)  # the decoder may choose any of several
     return sizes[_TIFF_HEIGHT], sizes[_TIFF_WIDTH]
 
 

@@ -16,7 +16,8 @@ Frames = NDArray[np.uint8]
 _CHANNELS = (1, 3, 4)
 # Floats may leave [0, 1] by this much, because resizing may overshoot.
 _SLACK = 1e-3
-# Modes of PIL that hold 8 bits of colour; others would be cut off, not scaled.
+# Modes of PIL with 8 bits for each colour. Values of other modes would be clipped instead of
+# scaled.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "La", "RGBa", "RGBX")
 _ACCEPTED = "(frames, height, width, 3) or (frames, 3, height, width)"
 
@@ -41,7 +42,7 @@ def as_array(value: Any) -> NDArray[Any] | None:
         return _of_pil(value)
     if isinstance(value, np.generic) or not hasattr(value, "shape"):
         return None
-    for step in ("detach", "cpu"):  # torch: without gradient, off the accelerator
+    for step in ("detach", "cpu"):  # a torch tensor may need gradients or be on a GPU
         value = getattr(value, step)() if hasattr(value, step) else value
     if "bfloat16" in str(getattr(value, "dtype", "")) and hasattr(value, "float"):
         value = value.float()
@@ -54,11 +55,11 @@ def as_array(value: Any) -> NDArray[Any] | None:
             array = np.from_dlpack(value)
         else:
             return None
-    except Exception as error:  # an error of the library, as for a tensor of a traced function
+    except Exception as error:  # libraries raise errors of their own for traced tensors
         raise ValueError(
             f"`inputs` must hold values. Received: a {type(value).__name__} without any"
         ) from error
-    # NumPy itself does not know this half precision.
+    # NumPy has no bfloat16 of its own.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
@@ -74,7 +75,7 @@ def _of_pil(picture: Any) -> NDArray[Any]:
         )
     from PIL import ImageOps
 
-    # Upright, as files are read.
+    # The picture is rotated upright, as in reading files.
     return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from keras_vjepa.data.reading.gate import check_time
 
-# Larger files are not held in memory, where there may be one for each thread that reads.
+# Larger files are not loaded into memory, because each thread that reads may hold one.
 _MOST_IN_MEMORY = 2**28
 _AT_ONCE = 2**22
 
@@ -63,7 +63,7 @@ def lent_copy(
     if size == 0:
         raise ValueError("the file is empty")
     if size <= _MOST_IN_MEMORY and hasattr(os, "memfd_create"):
-        # A Python object, which closes the file by itself when it is forgotten.
+        # This is a Python object, which closes the file by itself when it is freed.
         memory = open(os.memfd_create("keras_vjepa"), "rb", buffering=0)
         path = f"/proc/self/fd/{memory.fileno()}"
         lent = LentFile(path, identity, memory.close)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from keras_vjepa.arguments import check_number, check_whole
 
-# How many times as long as its shorter side a frame's longer side may be. A frame that is more
-# oblong is no picture, and would take gigabytes when its shorter side is resized to 256 pixels.
+# The largest ratio of the longer to the shorter side of a frame. A more elongated frame is not a
+# picture, and resizing its shorter side to 256 pixels would need gigabytes.
 MAX_ASPECT = 100
-# A month, which is below the centuries that a thread can wait at most.
+# A month. A thread can wait for centuries at most, which this stays below.
 _MOST_SECONDS = 2_592_000
 _MOST_PIXELS = 2**40
 

@@ -12,7 +12,7 @@ from keras_vjepa.data.reading.gate import check_time
 
 _EBML, _CLUSTER, _WIDTH, _HEIGHT = 0x1A45DFA3, 0x1F43B675, 0xB0, 0xBA
 _SEGMENT = 0x18538067
-# Segment, Tracks, TrackEntry, Video: the way to a size.
+# Segment, Tracks, TrackEntry, Video: the elements that lead to a frame's size.
 _LISTS = frozenset({_SEGMENT, 0x1654AE6B, 0xAE, 0xE0})
 _LONGEST = 8
 

@@ -24,7 +24,7 @@ from keras_vjepa.data.reading.lent_files import LentFile, lent_copy
 from keras_vjepa.data.reading.limits import ReadingLimits
 
 HASH_BYTES = 16
-# The hash of what is not there, or cannot be read.
+# Stands for the hash of a file that is missing or cannot be read.
 NO_CONTENT = bytes(HASH_BYTES)
 
 _BLOCK, _NUM_BLOCKS = 32 * 1024, 5
@@ -145,7 +145,8 @@ class File(EncodedMedia):
         if not any((size, *others)):
             return NO_CONTENT
         try:
-            # Opened here, because `content` refuses an empty file, which is not a missing one.
+            # The file is opened here, because `content` refuses an empty file, which is not the
+            # same as a missing one.
             with open(self.name, "rb", buffering=0) as file:
                 number = file.fileno()
                 return Content(size, lambda place, length: read_at(number, place, length)).digest()

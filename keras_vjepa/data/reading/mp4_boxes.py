@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from keras_vjepa.data.reading.gate import check_time
 
-# Boxes that hold others, on the way to tables.
+# Boxes that contain other boxes, on the way to the tables.
 _LISTS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"})
 
 
@@ -57,7 +57,7 @@ def mp4_claims(path: str) -> tuple[list[tuple[int, int]], int]:
         for kind, start, end in _all_boxes(file, 0, os.path.getsize(path)):
             if kind == b"hdlr":
                 component, handler_or_data = _read(file, start + 4, "4s4s")
-                # QuickTime names a handler of the data too, between that of the track and the
+                # QuickTime has a second handler, of the data, between that of the track and the
                 # tables.
                 handler = handler if component == b"dhlr" else handler_or_data
             elif kind == b"stsd" and handler == b"vide" and end - start >= 44:

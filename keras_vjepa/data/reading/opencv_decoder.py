@@ -24,11 +24,11 @@ from keras_vjepa.data.reading.gate import check_time
 from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.reading.mp4_boxes import edit_list_seconds
 
-# A damaged packet makes a grab fail although good frames follow, as the end of the file does. The
-# file is taken to have ended after this many failures.
+# A grab fails at the end of the file, but also at a damaged packet, after which good frames may
+# follow. After this many failures, the file counts as ended.
 MAX_FAILED_GRABS = 32
 
-# FFmpeg shows the cover picture of a file of sound as a stream of one frame at this rate.
+# FFmpeg shows the cover picture of an audio file as a video stream of one frame, at this rate.
 _FPS_OF_COVERS = 90_000
 
 _NAMES_OF_CODECS = {
@@ -51,7 +51,7 @@ class OpenCVDecoder:
     seek_margin = 16
     passes_over = False
     time_unit = 0.001
-    # OpenCV conceals damage, and does not count it.
+    # OpenCV hides damage and does not count it.
     num_damaged = 0
 
     def __init__(self, path: str, limits: ReadingLimits) -> None:
@@ -65,8 +65,8 @@ class OpenCVDecoder:
             os.symlink(self._path, link)
             self._path = link
         self._is_still = False
-        # The frame converted last, in BGR, and memory for the next one, because making it anew
-        # takes as long as filling it.
+        # The last converted frame, in BGR, and memory for the next one. Allocating it each time
+        # would take as long as filling it.
         self._shown: Frames | None = None
         self._spare: Frames | None = None
         self.rewind()
@@ -81,8 +81,8 @@ class OpenCVDecoder:
         if not self._capture.isOpened():
             raise ValueError(why_not_opened(self._path))
         self._limits.check_size(*self.size())
-        # The first frame is decoded now, because seeking would decode it anyway, and because once
-        # it is known, what is left of it in memory is not taken for another frame.
+        # The first frame is decoded now. Seeking would decode it anyway, and once it is known, its
+        # remains in memory are not mistaken for another frame.
         self._is_ahead = self._is_shown = _grabbed(self._capture)
         self._shown = self._retrieved() if self._is_shown else None
 
@@ -107,9 +107,11 @@ class OpenCVDecoder:
             raise ValueError("it has no video stream, but a picture of its cover")
         if is_avi(self._path):
             check_frames_of_avi(self._path, len(timestamps))
-            # No seeks, because after one the frame is taken for the one that the index says.
+            # No seeks are used, because after a seek OpenCV believes the index about which frame it
+            # is at.
             is_keyframe = [False] * len(is_keyframe)
-        # Both counts differ if packets are damaged or missing, or VP8 has hidden reference frames.
+        # The two counts differ if packets are damaged or missing, or if VP8 has hidden reference
+        # frames.
         if self._capture.get(cv2.CAP_PROP_FRAME_COUNT) != len(timestamps):
             return None
         shown = edit_list_seconds(self._path)
@@ -124,9 +126,9 @@ class OpenCVDecoder:
             frame = _retrieved(capture)
             if frame is not None and not _same(frame, self._shown):
                 return
-        # All frames look the same. Either the scene is still, or they show memory, which holds
-        # something else in another place, or is black. A frame that is black by itself has a
-        # brightness that is not zero, in any codec but Motion JPEG.
+        # All frames look the same. Either the scene is still, or the frames are memory that was not
+        # written to, which is black or has another content in another place. A frame that is really
+        # black has a brightness that is not zero, with any codec but Motion JPEG.
         looks, again = self._shown, self._first_frame([])
         if looks is not None and np.mean(looks > 0) < 0.01 and not self._is_motion_jpeg():
             looks = again = self._first_frame([cv2.CAP_PROP_CONVERT_RGB, 0])
@@ -188,7 +190,7 @@ class OpenCVDecoder:
             pass
         if not _same(_retrieved(capture), frame):
             raise ValueError(_INTERLACED)
-        self._is_still = True  # so that the next frames may look the same too
+        self._is_still = True  # the next frames may look the same too
 
     def close(self) -> None:
         """Free the file."""
@@ -215,8 +217,8 @@ def _retrieved(capture: cv2.VideoCapture, out: Frames | None = None) -> Frames |
 def _same(frame: Frames | None, other: Frames | None) -> bool:
     if frame is None or other is None or frame.shape != other.shape:
         return False
-    # A few rows are compared first, because most frames differ in them, and a row lies in memory in
-    # one piece.
+    # A few rows are compared first, because most frames differ in them, and a row is contiguous in
+    # memory.
     step = -(-len(frame) // 4)
     few = (
         row.tobytes() == same.tobytes()
@@ -237,7 +239,7 @@ def _is_plain(name: str) -> bool:
         name.encode()
     except UnicodeEncodeError:
         return False  # such a name makes OpenCV 5.0 end the process
-    return "%" not in name  # FFmpeg reads all files of a pattern, as a%03d.gif
+    return "%" not in name  # FFmpeg reads all files of a pattern, such as a%03d.gif
 
 
 def _plain_extension(path: str) -> str:

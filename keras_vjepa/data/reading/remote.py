@@ -35,9 +35,9 @@ ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 _AT_ONCE = 2**24
 _SECONDS = 30
-# A connection that fails is tried again after these seconds.
+# After a failed connection, the next attempts are made after these numbers of seconds.
 _PAUSES = (0.5, 2.0)
-# Fields that tell one version of a file from another, as several stores name them.
+# Fields that identify the version of a file, as several stores name them.
 _VERSIONS = (
     "ETag etag md5Hash md5 crc32c generation sha256 blob_id mtime created updated LastModified "
     "last_modified Last-Modified"
@@ -282,7 +282,7 @@ class _Web:
             cause = error.__cause__ or error
             if getattr(cause, "code", 0) not in (403, 405, 501):
                 raise
-            # Addresses with a key in them are often good for GET alone.
+            # Addresses that contain a key often allow only GET.
             with self._opened(address, "GET", {"Range": "bytes=0-0"}) as answer:
                 ranges = answer.status == 206
                 said = answer.headers.get("Content-Range" if ranges else "Content-Length", "")
@@ -293,7 +293,7 @@ class _Web:
 
     def read(self, address: str, start: int, stop: int) -> bytes:
         with self._opened(address, "GET", {"Range": f"bytes={start}-{stop - 1}"}) as answer:
-            # A server that does not know of ranges sends the whole file.
+            # A server that does not support ranges sends the whole file.
             skipped = start if answer.status == 200 else 0
             answer.read(skipped)
             return bytes(answer.read(stop - start))
@@ -305,7 +305,8 @@ class _Web:
     def _opened(
         self, address: str, method: str, headers: dict[str, str] | None = None
     ) -> Iterator[Any]:
-        # Spaces and letters of all languages, as they stand in lists; what is written as %20 stays.
+        # Spaces and letters of all languages are escaped, since lists contain them as they are.
+        # What is already escaped, such as %20, stays.
         quoted = urllib.parse.quote(address, safe="%/:?#[]@!$&'()*+,;=~")
         request = urllib.request.Request(quoted, method=method, headers=headers or {})
         try:

@@ -14,7 +14,7 @@ from keras_vjepa.data.reading.decoders import Indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import VideoReader
 
-# How many seconds a key frame may lie outside of the video.
+# The most seconds by which a key frame may lie outside of the video.
 _TOLERANCE = 0.5
 
 
@@ -69,7 +69,7 @@ def frames_at(video: VideoReader, seconds: NDArray[np.float64]) -> Indices:
     if len(times) == 1:
         return np.zeros(len(seconds), np.int64)
     after = np.searchsorted(times, seconds).clip(1, len(times) - 1)
-    # Files hold rounded times, so that frames that are nearly as near count as equally near.
+    # Files contain rounded times, so frames that are almost as near count as equally near.
     earlier = seconds - times[after - 1] <= times[after] - seconds + 1e-6
     return np.asarray(after - earlier, np.int64)
 

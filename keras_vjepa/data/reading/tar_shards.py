@@ -31,15 +31,15 @@ from keras_vjepa.data.reading.remote import ADDRESS, RangeFile, RemoteFile
 _BLOCK = 512
 _END = bytes(_BLOCK)
 _INTO_A_SHARD = re.compile(r"\.tar/", re.IGNORECASE)
-# Tar files that are compressed as a whole have to be read from the start.
+# Tar files that are compressed as a whole can only be read from the start.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-# Bytes that are read at once, because the headers of small members, such as labels, lie close
+# The number of bytes read at once. The headers of small members, such as labels, are close
 # together.
 _READ_AHEAD = 2**13
-# Places are kept in the cache folder of files with so many members or more; smaller files are gone
-# through in a few hundredths of a second.
+# For files with at least this many members, their places are stored in the cache folder. Smaller
+# files are scanned in a few hundredths of a second.
 _KEPT_FROM = 1000
-# Members whose places are held in memory.
+# The most members whose places are kept in memory.
 _MOST_MEMBERS = 2**21
 
 
@@ -162,7 +162,7 @@ def _gone_through(content: Content) -> TarMembers:
             check_time()
             place = _place_of(member, places)
             if member.isdir() or (place and sum(place) > content.size):
-                continue  # a member that is cut off is left out
+                continue  # a truncated member is left out
             if place is None:
                 remark = remark or f"{printable(member.name)} in it is no file, and not read"
             elif member.name in places:
@@ -170,7 +170,7 @@ def _gone_through(content: Content) -> TarMembers:
                 remark = remark or f"it holds {name} twice, the first of which is read"
             else:
                 places[member.name] = place
-        # Python's reader takes anything that it cannot read for the end.
+        # Python's reader takes anything that it cannot read for the end of the file.
         problem = _problem_at(content, tar.offset)
     return TarMembers(places, problem or remark)
 
@@ -190,7 +190,7 @@ def _place_of(
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield all members up to the end, or to one that cannot be read."""
-    # Less than any place: opening the file has read the first member, and is past it already.
+    # This is less than any real offset, because opening the file has already read the first member.
     end = -1
     while True:
         try:
@@ -213,9 +213,10 @@ def _problem_at(content: Content, end: int) -> str:
     return "" if block == _END else f"it is damaged at byte {end:,}, and not read from there on"
 
 
-# --- What is remembered --------------------------------------------------------------------------
+# --- Stored places -------------------------------------------------------------------------------
 
-# Places in each tar file, with its status then; the most recently used file is the last.
+# For each tar file, its status when it was read and the places of its members. The most recently
+# used file is the last.
 _remembered: OrderedDict[str, tuple[tuple[int, ...], dict[str, tuple[int, int]]]] = OrderedDict()
 _lock = threading.Lock()
 
@@ -274,4 +275,4 @@ def _keep(path: str, status: tuple[int, ...], members: TarMembers) -> None:
                 problem=members.problem,
             )
     except OSError:
-        pass  # the next process goes through the tar file again
+        pass  # the next process scans the tar file again

@@ -39,7 +39,8 @@ def missing_bytes(path: str) -> int:
         if head[4:8] in _FIRST_BOXES:
             end = _end_of_boxes(file, size)
         elif head[:4] == b"RIFF" and len(head) >= 8:
-            # Files of several gigabytes are several such chunks; only the first is looked at.
+            # A file of several gigabytes consists of several such chunks; only the first is
+            # inspected.
             end = 8 + int.from_bytes(head[4:8], "little")
         else:
             end = segment_end(file, size)
@@ -55,7 +56,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         length, kind = struct.unpack(">I4s", head[:8])
         if length == 1 and len(head) == 16:
             (length,) = struct.unpack(">Q", head[8:])
-        # The last box may give no length and reach to the end; bytes without a name are no box.
+        # The last box may have no length and extend to the end. Bytes without a name are not a box.
         if length < 8 or not kind.isalnum():
             break
         start += length

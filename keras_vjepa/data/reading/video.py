@@ -98,9 +98,9 @@ class VideoReader:
         self._lent = LentFile(path, file_status(path)) if lent is None else lent
         self._limits = limits
         self._is_busy, self._is_closed = False, False
-        # Whether to read without seeks and pass over nothing, because timestamps proved wrong.
+        # Whether to read without seeking or skipping, because timestamps turned out to be wrong.
         self._in_order = False
-        # Place in the order of decoding, and timestamp, of the frame last decoded.
+        # Position in decoding order, and timestamp, of the frame that was decoded last.
         self._position, self._time = -1, -math.inf
         self._key = (type(decoder), path, *self._lent.identity)
         contents = remembered(self._key, self._look)
@@ -219,8 +219,9 @@ class VideoReader:
         """Decode up to a frame that is known by its timestamp; seek where it helps."""
         target = index.timestamps[position]
         if (keyframe := self._nearest_keyframe(position, index)) is not None:
-            # OpenCV goes back from the frame by itself. Other decoders are sent to the keyframe:
-            # they may else miss one that is shown later than it is decoded.
+            # OpenCV goes back from the given frame to a keyframe by itself. Other decoders are sent
+            # to the keyframe itself, because otherwise they may miss a keyframe that is shown later
+            # than it is decoded.
             self._decoder.seek(target if self._decoder.seek_margin else keyframe)
             if not self._advance():
                 return False
@@ -228,7 +229,7 @@ class VideoReader:
         elif not self._time <= target:
             self._rewind()
         while self._time < target and self._advance():
-            # If nothing is passed over, each frame must be the next one.
+            # If nothing is skipped, each frame must be the one that the index has next.
             is_strict = self._in_order or not self._decoder.passes_over
             if is_strict and not index.has(self._time, self._position):
                 return False
@@ -248,7 +249,7 @@ class VideoReader:
             return None
         keyframe = float(index.timestamps[index.keyframes[nearest]])
         is_ahead = self._time <= index.timestamps[position]
-        # A video that was just opened comes to its first frame without a seek.
+        # A video that has just been opened reaches its first frame without a seek.
         reached = max(self._time, float(index.timestamps[0]))
         return None if is_ahead and keyframe <= reached else keyframe
 
@@ -263,7 +264,8 @@ class VideoReader:
             self._in_order = True
             self._index = replace(self._index, keyframes=self._index.keyframes[:0])
         else:
-            # Find out whether all frames decode, so that they can be counted, or one is damaged.
+            # Find out whether all frames can be decoded, and can thus be counted, or whether one is
+            # damaged.
             self._index = None
             self._rewind()
             while self._advance():
@@ -296,7 +298,7 @@ class VideoReader:
         height, width = self._decoder.size()
         self._limits.check_size(height, width)
         index = self._decoder.packet_index()
-        # If the index cannot be believed, frames are counted by decoding them.
+        # If the index is wrong, frames are counted by decoding them.
         if index is None or index.timestamps[0] != self._time:
             index = None
             while self._advance():
@@ -323,7 +325,7 @@ class VideoReader:
     def close(self) -> None:
         """Free the file; reading afterwards is an error."""
         if self._is_busy:
-            self._is_closed = True  # the call that is still at work then frees the file
+            self._is_closed = True  # the call that is still running frees the file when it ends
         else:
             self._through_gate(self._give_back)
 

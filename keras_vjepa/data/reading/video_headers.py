@@ -5,13 +5,14 @@ their frames, whatever the text's own name is, and such a list may name any file
 begins as text, or with the words by which FFmpeg knows a list, is refused here.
 """
 
-# Words of lists: concat, HLS, DASH, IMF and SDP. FFmpeg looks for them up to the first zero byte.
+# Words at the beginning of files that list other files: concat, HLS, DASH, IMF and SDP. FFmpeg
+# looks for them up to the first zero byte.
 _WORDS_OF_LISTS = (b"ffconcat", b"#extm3u", b"<mpd", b"<compositionplaylist", b"c=in ip")
-# A raw video whose header is in words.
+# A raw video whose header is text.
 _IN_WORDS = b"YUV4MPEG2 "
 _TEXT = bytes({*range(32, 256), *b"\t\n\r\f\x1b"} - {127})
 _LOOKED_AT = 4096
-# Bytes that FFmpeg looks at to find out what a file is.
+# The number of bytes that FFmpeg inspects to determine the type of a file.
 _PROBED = 2**20
 
 

@@ -164,7 +164,7 @@ def detected_key_frames(
     }
     keys = [key for key, (boxes, _) in counting.items() for _ in boxes]
     every = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in counting.values())])
-    # The size of a frame is not known before it is read.
+    # The size of a frame is only known once it has been read.
     farthest = np.inf if detected.in_pixels else 1.0
     inside = _inside(every, keys, detected.source, max_bad_share, farthest)
     samples, first = [], 0

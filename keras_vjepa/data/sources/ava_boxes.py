@@ -19,7 +19,7 @@ from keras_vjepa.arguments import shown
 from keras_vjepa.data.sources.ava_files import KeyFrame, csv_rows, number_in
 from keras_vjepa.data.sources.official_lists import load_json
 
-# Matches a video and a second, with any of the usual signs between the two.
+# Matches the name of a video and a second, separated by any of the usual signs.
 _IMAGE = re.compile(r"(.+?)[,/_ ](\d+)(?:\.\w+)?", re.DOTALL)
 
 

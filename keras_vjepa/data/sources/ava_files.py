@@ -24,7 +24,7 @@ from keras_vjepa import files
 from keras_vjepa.arguments import shown
 from keras_vjepa.named_errors import named
 
-# A video and a second of it, as a file writes the two.
+# The name of a video and a second in it, both as they are written in a file.
 KeyFrame = tuple[str, str]
 
 _ITEM = re.compile(r"(?:item|label)\s*\{(.*?)\}", re.DOTALL)

@@ -32,10 +32,11 @@ Source = str | Path | Media
 
 # Many threads help, because reading waits for the disk or the network, not for Python.
 _THREADS, _FILES_AT_ONCE = 16, 64
-# Hashes are kept of lists of this length or more; shorter ones are read in a second or two.
+# The hashes of lists with at least this many files are stored. Shorter lists are read in a second
+# or two.
 _KEPT_FROM = 1000
-# A hash is trusted if the file's last change was this much earlier, because a file that changes
-# twice within the resolution of the clock keeps its times.
+# A stored hash is trusted if the file had last changed at least this long before it was hashed,
+# because two changes within the resolution of the clock have the same time.
 _CLOCK_NS = 2_000_000_000
 
 _LOG = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def as_text(hashes: Hashes) -> list[str]:
     return [bytes(row).hex() for row in hashes]
 
 
-# --- One of them ---------------------------------------------------------------------------------
+# --- A single hash -------------------------------------------------------------------------------
 
 
 def _statuses(sources: Sequence[Source]) -> NDArray[np.int64]:
@@ -126,7 +127,7 @@ def _hashes(sources: Sequence[Source]) -> Hashes:
     return np.frombuffer(b"".join(map(_hash_of, sources)), np.uint8).reshape(-1, HASH_BYTES)
 
 
-# --- What is kept --------------------------------------------------------------------------------
+# --- Stored hashes -------------------------------------------------------------------------------
 
 
 class _Kept:

@@ -147,7 +147,7 @@ class DatasetBytes(_DatasetRow, EncodedMedia):
         """Hash the content; give `NO_CONTENT` if the row cannot be read."""
         try:
             return super().content_hash()
-        except Exception:  # whatever the data set raises; reading the row will name it
+        except Exception:  # a data set may raise anything; reading the row reports it
             return NO_CONTENT
 
 
@@ -322,5 +322,5 @@ def _plain(value: Any) -> Any:
         return value
     try:
         return value.item()
-    except (ValueError, RuntimeError):  # of more than one number, which is no label
+    except (ValueError, RuntimeError):  # it has several numbers, and so is not a label
         return value

@@ -33,7 +33,7 @@ from keras_vjepa.data.sources.ava_files import (
 from keras_vjepa.data.sources.digit_scene import SCENES, prepare_digit_scenes
 
 EVALUATED, ALL = "60", "80"
-# Names of the lists of actions, the newest first.
+# Names of the lists of actions, the most recent first.
 _LISTS = {
     EVALUATED: "ava_action_list_*for_activitynet*.pbtxt",
     ALL: "ava_action_list_v[0-9].[0-9].pbtxt",

@@ -30,7 +30,8 @@ from keras_vjepa.data.sources.rendered_sets import (
 SCENES = {"digit_scene": DigitSceneConfig()}
 # AVA's names of the two splits.
 _NAMES: dict[Split, str] = {"train": "train", "test": "val"}
-# For detected boxes: how far edges move, as a share; how many boxes are missed; how many are added.
+# Detected boxes are made by moving the edges of true ones by at most this share, leaving some out,
+# and adding others.
 _MOVED, _MISSED, _INVENTED = 0.12, 0.1, 0.15
 
 

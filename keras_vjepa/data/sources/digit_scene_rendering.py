@@ -30,7 +30,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import (
 
 Integers = npt.NDArray[np.integer[Any]]
 
-# The two turning motions are left out, because only a whole video shows them.
+# The two turning motions are left out, because they can only be seen in a whole video.
 SCENE_MOTIONS = MOTIONS[:8]
 # Numbers of actions begin at 1, as in AVA.
 ACTIONS = {
@@ -40,7 +40,7 @@ ACTIONS = {
 SCENE_VERSION = 1
 _FEWEST, _MOST = 2, 4
 _TRIES = 40
-# Share of a digit that another may hide in a key frame.
+# The largest share of a digit that another digit may hide in a key frame.
 _MOST_HIDDEN = 0.25
 
 

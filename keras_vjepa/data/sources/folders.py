@@ -11,7 +11,7 @@ from keras_vjepa.arguments import counted
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.data.reading.kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, extension
 
-# With "frames", each folder that holds pictures is one video; "any" takes videos and images.
+# With "frames", each folder that contains pictures is one video; "any" accepts videos and images.
 Kind = Literal["video", "image", "any", "frames"]
 EXTENSIONS: dict[str, frozenset[str]] = {
     "video": VIDEO_EXTENSIONS,
@@ -27,7 +27,7 @@ IN_WORDS: dict[str, str] = {
 }
 
 _LOG = logging.getLogger(__name__)
-# The log of a listing names this many types of files, and of folders that cannot be read.
+# The log names at most this many types of files, and of folders that cannot be read.
 _MOST_NAMED = 5
 
 
@@ -92,7 +92,8 @@ def search_folder(folder: str | Path, kind: Kind = "video") -> FolderContents:
     paths: dict[str, None] = {}
     ahead = [str(folder)]
     while ahead or links:
-        # Links last, because a folder to which one leads may also be found under its own name.
+        # Links come last, because a folder that a link leads to may also be found under its own
+        # name.
         parent = ahead.pop() if ahead else links.pop(0)
         try:
             status = os.stat(parent)

@@ -35,8 +35,8 @@ from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_f
 from keras_vjepa.data.sources.shards import is_folder_of_shards
 
 BUILT_IN = "digit_motion"
-# Share of each class that is held out where no test data is given. Which samples these are does not
-# depend on the seed of a run.
+# The share of each class that is held out if no test data is given. Which samples these are does
+# not depend on the seed of a run.
 HELD_OUT = 0.2
 
 _LOG = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from keras_vjepa.data.sources.rows import read_rows
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.sources.tables import FPS_COLUMN, table_rows
 
-# A path that needs no quotes in a row, as in the lists of the authors' code.
+# Matches a path that needs no quotes in a row of the authors' lists.
 _PLAIN = re.compile(r"[\w/.\-+@%=~]+")
 _HEADER = f"path,label,{FPS_COLUMN}"
 

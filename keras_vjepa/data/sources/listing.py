@@ -62,7 +62,7 @@ from keras_vjepa.data.sources.shards import (
 )
 from keras_vjepa.data.sources.tables import ENDINGS, is_kinetics, is_table, table_rows
 
-# How the names of lists end.
+# Extensions of lists.
 LISTS = {".csv", ".txt", ".npy", *ENDINGS}
 # Many threads help, because looking for files waits for the disk or the network, not for Python.
 _THREADS, _AT_ONCE = 16, 256
@@ -374,7 +374,8 @@ def _say_what_is_missing(source: str | Path, samples: Sequence[Sample]) -> None:
     paths = [sample.path for sample in samples if not ADDRESS.match(sample.path)]
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        # Many at once, because handing a path to a thread takes longer than looking for the file.
+        # Many are handled at once, because handing a single path to a thread takes longer than
+        # looking for the file.
         found = pool.map(lambda part: [path for path in part if not media_is_there(path)], parts)
         missing = [path for part in found for path in part]
     if missing:

@@ -21,8 +21,8 @@ def absolute_name(name: str | Path) -> str:
     text = os.fspath(name)
     if ADDRESS.match(text):
         return text
-    # A member of a tar file may have any name, even with "..", and a shortened one would name a
-    # file outside of the tar file.
+    # A member of a tar file may have any name, even one with "..". Shortening it could give the
+    # name of a file outside of the tar file.
     is_plain = not {"..", ""} & {*text.lstrip("/").split("/")} or os.path.lexists(text)
     return os.path.abspath(text) if is_plain else os.path.join(os.getcwd(), text)
 
@@ -44,7 +44,7 @@ def shared_root(names: Sequence[str | Path]) -> str:
     '/videos/a'
     """
     folders = sorted({absolute_name(name).rpartition("/")[0] for name in names})
-    # All of a sorted list begins with what its first and its last have in common.
+    # In a sorted list, the prefix that the first and the last entry share is shared by all.
     first, last = folders[0].split("/"), folders[-1].split("/")
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     shared = [part for part, _ in pairs]

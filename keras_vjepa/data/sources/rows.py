@@ -23,26 +23,28 @@ from keras_vjepa.data.reading.remote import ADDRESS
 
 _SEPARATOR = r"(?:\s|,|;|::)"
 _EXTENSION = "|".join(re.escape(name) for name in sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
-# A path: up to the last known extension that is followed by a separator or the end of the row.
+# Matches a path: everything up to the last known extension that is followed by a separator or the
+# end of the row.
 _PATH = re.compile(rf"(.*(?:{_EXTENSION}))(?=$|{_SEPARATOR})", re.IGNORECASE | re.DOTALL)
 _QUOTED = re.compile(rf"""(["'])((?:(?!\1).|\1\1)+)\1(?=$|{_SEPARATOR})""", re.DOTALL)
 _QUOTED_LAST = re.compile(rf"""([^"']+?){_SEPARATOR}+(["'])(.*(?:{_EXTENSION}))\2""", re.IGNORECASE)
-# A label before a path. It may hold spaces if something else separates the two.
+# Matches a label before a path. The label may contain spaces if another separator stands between
+# the two.
 _FIRST_OF_COLUMNS = re.compile(r"([^/\\,;\t]+?)\s*(?:,|;|\t|::)\s*(.+)", re.DOTALL)
 _FIRST_WORD = re.compile(r"([^/\\\s]+)\s+(.+)", re.DOTALL)
-# Separators between path and label that other tools use, and that are not read here.
+# Other tools separate path and label by these; they are not read here.
 _OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE)
 _TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
-# A row in VideoMAE's lists of folders of frames: a path and two numbers.
+# Matches a row of VideoMAE's lists of folders of frames: a path and two numbers.
 _WITH_FRAMES = re.compile(r"(.+?)\s+(\d+)\s+(-?\d+)", re.DOTALL)
 _WHOLE = re.compile(r"\d+(\.0*)?")
-# Labels go to models as numbers of 32 bits.
+# Models take labels as 32-bit integers.
 _LARGEST, _DIGITS = 2**31 - 1, 100
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
-# Characters of a row: twice those of the longest path that systems know. And characters of it that
-# a message shows, which fit on a screen.
+# The longest row, in characters: twice the longest path that operating systems allow. The second
+# number is how many characters a message shows, which fit on a screen.
 _LONGEST_ROW, _LONGEST_SHOWN = 8192, 200
 
 
@@ -80,7 +82,7 @@ def read_rows(source: Path) -> Iterator[Row]:
             message begins with the file and the line.
     """
     try:
-        # Names of files need not be UTF-8. A row that is not is read if such a file exists.
+        # Names of files need not be UTF-8. A row that is not UTF-8 is accepted if the file exists.
         text = source.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}.") from error
@@ -88,7 +90,8 @@ def read_rows(source: Path) -> Iterator[Row]:
         raise ValueError(f"{source} is not a text file. Save the list as UTF-8 text.")
     # Not splitlines(), which would also cut a path at rarer separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
-        # Files with a byte order mark that were put together into one have it within the text.
+        # If files that start with a byte order mark were concatenated, the mark is also inside the
+        # text.
         row = line.strip().removeprefix("\ufeff").strip()
         if row:
             where = f"{source}:{number}"
@@ -176,7 +179,7 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
         path, rest = known[1], row[known.end() :]
     else:
         path, rest = _split_at_last_separator(row)
-    # VideoMAE's lists of videos without labels have 0 and -1 behind the path.
+    # VideoMAE's lists of videos without labels have 0 and -1 after the path.
     label = None if rest.split() == ["0", "-1"] else _label(rest)
     if not quoted:
         path, label = _label_first(path, label, folder)
@@ -222,7 +225,7 @@ def _split_at_last_separator(row: str) -> tuple[str, str]:
     candidates = [parts for parts in splits if len(parts) == 2]
     for path, label in candidates:
         if _unquoted(label).isdecimal():
-            # A comma followed by a space was split at the space.
+            # A row with a comma and a space was split at the space.
             path = _unquoted(path.rstrip(", ;"))
             if re.search(rf"{_SEPARATOR}\d+$", path):
                 raise ValueError("Two numbers follow the path. Write rows `path label`.")
@@ -241,7 +244,7 @@ def _label(rest: str) -> int | str | None:
     if label.isdecimal() or label.lower() == "nan":
         return as_label(label, "Behind the path")
     if label != rest:
-        return label  # quoted, so all of it is a name
+        return label  # it is quoted, so all of it is the name
     words = [word for word in re.split(_SEPARATOR, rest) if word]
     if len(words) == 1 and _NUMBER.fullmatch(label):
         raise ValueError(_not_a_label(label))
@@ -263,7 +266,7 @@ def _label_first(path: str, label: int | str | None, folder: Path) -> tuple[str,
     is_number = bool(_NUMBER.fullmatch(first))
     if not _exists(rest, folder):
         if not columns:
-            return path, label  # "7 wonders.mp4", a file that is missing
+            return path, label  # for example "7 wonders.mp4" if the file is missing
         if not is_number:
             raise ValueError(
                 f"Is {first!r} a label or a part of the name? There is neither file. "
@@ -290,7 +293,7 @@ def _unquoted(text: str) -> str:
     text = text.strip()
     for quote in "\"'":
         inner = text[1:-1]
-        # With another such quote inside, it is not one thing that is quoted but several.
+        # If there are more of these quotes inside, several things are quoted and not one.
         is_one = quote not in inner.replace(quote * 2, "")
         if len(text) > 1 and text[0] == text[-1] == quote and is_one:
             return inner.replace(quote * 2, quote)

@@ -34,7 +34,8 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 _MOST_SHARDS, _MOST_DIGITS = 2**20, 18
 _WIDS = "wids-shard-index-v1"
-# Larger members are not read as labels: a label, or what is known of a video, has a few kilobytes.
+# Larger members are not read as labels. A label, or the description of a video, has a few
+# kilobytes.
 _MOST_BYTES = 2**24
 
 

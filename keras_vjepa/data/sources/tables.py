@@ -14,9 +14,9 @@ from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.media import Media
 from keras_vjepa.data.sources.rows import Row, as_label, is_utf8, path_from_list
 
-# Columns in which other tools put the path of a file; the first of them that is there counts.
+# Names of the column of paths that other tools use. The first one that a table has is taken.
 PATH_COLUMNS = ("path", "video_path", "file_name", "filename", "filepath", "file", "video", "image")
-# Read for folders of frames only, which do not say how many frames make a second, as files do.
+# This column is read only for folders of frames, which do not contain their rate as video files do.
 FPS_COLUMN = "fps"
 ENDINGS = (".jsonl", ".ndjson", ".parquet", ".tsv")
 
@@ -35,9 +35,9 @@ def is_table(source: Path, path_column: str) -> bool:
     if source.suffix.lower() != ".csv":
         return False
     if path_column:
-        return True  # else a table that lacks the column would be read as a list
+        return True  # so that a missing column is an error, and the table is not read as a list
     names = _header(source)
-    # A list has no header, and its first row may hold a class that is called as a column is.
+    # A list has no header, but in its first row the name of a class may be that of a column.
     is_header = not any(os.path.splitext(name)[1] or "/" in name for name in names)
     return is_header and any(_column(names, name) for name in PATH_COLUMNS)
 
@@ -65,7 +65,7 @@ def table_rows(source: Path, path_column: str, label_column: str) -> Iterator[Ro
             column = _path_column(source, row, path_column)
             label_column = label_column and (_column(row, label_column) or label_column)
         path = row.get(column)
-        # Data sets of videos keep a path in a dictionary.
+        # Data sets of videos store a path in a dictionary.
         path = path.get("path") if isinstance(path, dict) else path
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"{where}: `{column}` must be a path. Received: {shown(path)}")
@@ -135,7 +135,7 @@ def _read_csv(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
     # Names of files need not be UTF-8, see `_check_is_utf8`.
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        # Whoever writes "path, label" writes "a.mp4, 3" too.
+        # If the header is "path, label" with a space, the rows are written like "a.mp4, 3".
         is_spaced = f"{delimiter} " in file.readline(_LONGEST)
         file.seek(0)
         reader = csv.DictReader(file, delimiter=delimiter, strict=True, skipinitialspace=is_spaced)

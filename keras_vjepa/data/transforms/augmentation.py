@@ -86,7 +86,7 @@ def original_argument(name: str, magnitude: float, sign: int) -> float:
     return sign * share * _REACH[name] if name in _REACH else 0.0
 
 
-# Arguments at the largest magnitude.
+# The arguments at the largest magnitude.
 _REACH = {
     "rotate": 30.0,
     "shear_x": 0.3,
@@ -193,7 +193,7 @@ class RandAugment:
         return apply_operations(frames, self.draw(rng), self.fill)
 
 
-# A row of AutoAugment's Table 9 (ImageNet): two of (operation, probability, magnitude).
+# A row of AutoAugment's Table 9 (ImageNet) has two entries of (operation, probability, magnitude).
 _SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
 IMAGENET_POLICY: tuple[_SubPolicy, ...] = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),

@@ -26,7 +26,7 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 _NUM_TRIES = 10
-# Rows of pixels that are normalised at once, where their number divides the height.
+# The number of rows that are normalised at once, if it divides the height.
 _MOST_ROWS = 16
 
 
@@ -78,8 +78,8 @@ def moving_boxes(first: Box, last: Box, num_frames: int) -> NDArray[np.int64]:
     >>> moving_boxes((6, 25, 38, 39), (2, 4, 45, 60), 3).tolist()
     [[6, 25, 38, 39], [4, 14, 41, 49], [2, 4, 45, 60]]
     """
-    # In integers, because a float step may fall just short of a whole pixel, which truncation
-    # would lose.
+    # Computed in integers, because a float step may be slightly less than a whole pixel, which
+    # truncation would lose.
     num_steps = max(1, num_frames - 1)
     steps = np.arange(num_frames)[:, np.newaxis]
     total = np.array(first, np.int64) * (num_steps - steps) + np.array(last, np.int64) * steps
@@ -133,7 +133,7 @@ def resized_crop(
         crop = frame[top : top + height, left : left + width]
         if flip:
             crop = cv2.flip(crop, 1)
-        # In float32, because OpenCV rounds its 8-bit results to whole grey levels.
+        # Computed in float32, because OpenCV rounds its 8-bit results to whole grey levels.
         cv2.resize(crop.astype(np.float32), (out_width, out_height), out)
         if normalized:
             _normalize(out, out, mean, std)
@@ -161,7 +161,7 @@ def normalize(
     [[[-2.12 -2.04 -1.8 ]]]
     """
     result = reused_array(clip.shape, np.float32)
-    # Frame by frame, because one frame stays in the processor's cache between the operations.
+    # Done frame by frame, because one frame stays in the processor's cache between the operations.
     for place in np.ndindex(clip.shape[:-3]):
         _normalize(clip[place], result[place], mean, std)
     return result
@@ -176,7 +176,7 @@ def _normalize(
     """Normalise one frame, (height, width, 3); `result` may be the frame itself."""
     height, width, _ = frame.shape
     scale, shift = _scale_and_shift(math.gcd(height, _MOST_ROWS) * width, mean, std)
-    # Several rows at once, because NumPy is several times slower on an inner axis of three
+    # Several rows are done at once, because NumPy is several times slower on an inner axis of three
     # channels, and still slower on an inner axis of a single row.
     rows = result.reshape(-1, len(scale))
     np.multiply(frame.reshape(rows.shape), scale, out=rows)

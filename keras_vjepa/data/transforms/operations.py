@@ -25,9 +25,9 @@ Colour = tuple[int, int, int]
 MAX_MAGNITUDE = 10.0
 
 _IDENTITY = np.arange(256)
-# Added where OpenCV rounds, so that fractions are cut off as Pillow does it. It is a little less
-# than a half, because float arithmetic may leave a value just below a whole number, to which it
-# must still be rounded.
+# This is added where OpenCV rounds, so that fractions are cut off as in Pillow. It is a little less
+# than a half, because float arithmetic may give a value just below a whole number, which must still
+# be rounded up to it.
 _CUT_OFF = -0.499
 
 
@@ -180,7 +180,7 @@ def _color(frames: Frames, argument: float, fill: Colour) -> Frames:
 def _sharpness(frames: Frames, argument: float, fill: Colour) -> Frames:
     kernel = np.ones((3, 3), np.float32)
     kernel[1, 1] = 5
-    # The border keeps its pixels, so that frames one above the other do not mix.
+    # The border keeps its pixels, so that frames that are stacked vertically do not mix.
     smooth = frames.copy()
     for frame, out in zip(frames, smooth, strict=True):
         out[1:-1, 1:-1] = cv2.filter2D(frame, -1, kernel / kernel.sum())[1:-1, 1:-1]
@@ -255,7 +255,7 @@ def _rotate(frames: Frames, argument: float, fill: Colour) -> Frames:
     cos, sin = math.cos(math.radians(argument)), math.sin(math.radians(argument))
     turn = np.array([[cos, -sin], [sin, cos]])
     center = np.array([width, height]) / 2
-    # From a pixel of the result to its place in the frame, both counted from pixel centres.
+    # Maps a pixel of the result to its place in the frame, both measured from pixel centres.
     offset = center - 0.5 - turn @ (center - 0.5)
     matrix = np.column_stack([turn, offset])
     # The fill colour is written below, because OpenCV's constant border blends it into the edge.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Kernel = Literal["bilinear", "bicubic"]
 
-_PRECISION = 22  # bits of a weight behind the point
+_PRECISION = 22  # fractional bits of a weight
 
 
 def resize_antialiased(

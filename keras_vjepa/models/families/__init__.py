@@ -14,5 +14,5 @@ from keras_vjepa.models.families.videomae import VideoMAEv2Backbone as VideoMAEv
 from keras_vjepa.models.families.vision_backbone import Facts as Facts
 from keras_vjepa.models.families.vision_backbone import VisionBackbone as VisionBackbone
 
-# Any of them.
+# A backbone of any of these families.
 RivalBackbone = VisionBackbone | HieraBackbone

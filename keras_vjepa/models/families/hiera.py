@@ -35,7 +35,7 @@ from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.types import Tensor
 
-# Levels of 2 x 2 cells in a mask unit, however many of them are pooled.
+# The number of levels of 2 x 2 cells in a mask unit, however many of them are pooled.
 _LEVELS = NUM_STAGES - 1
 _VIDEO_PIXELS = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
@@ -124,7 +124,7 @@ class HieraBackbone(
         drop_path_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        # All arguments, by their names.
+        # This copies all arguments by their names.
         hiera_weights(locals())
         super().__init__(**kwargs)
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
@@ -140,7 +140,7 @@ class HieraBackbone(
         self.num_channels = num_channels
         self.drop_path_rate = drop_path_rate
         self.drop_path_seed = drop_path_seed(drop_path_rate)
-        # What tasks ask of a backbone: of the last stage.
+        # Tasks read these attributes of a backbone; they describe the last stage.
         self.hidden_dim = embed_dim * 2 ** (NUM_STAGES - 1)
         self.num_heads = embed_heads * 2 ** (NUM_STAGES - 1)
         self.num_layers = sum(depths)
@@ -181,7 +181,7 @@ class HieraBackbone(
             width = self.embed_dim * 2**stage
             for number in range(depth):
                 is_first = stage > 0 and number == 0
-                # The first block of a stage attends as the stage before it.
+                # The first block of a stage attends in the same way as the stage before.
                 is_local = stage - is_first < 2
                 block = HieraBlock(
                     width,
@@ -286,7 +286,7 @@ class HieraBackbone(
         x = ops.expand_dims(x, 1) if len(x.shape) == 4 else x
         x = ops.cast(x, self.compute_dtype)
         kernel, strides = stem(self.num_frames)
-        # Explicitly: "same" would pad otherwise at this stride.
+        # The margins are padded explicitly, because "same" pads differently with this stride.
         margins = [(0, 0), *((n // 2, n // 2) for n in kernel), (0, 0)]
         weights = ops.cast(ops.convert_to_tensor(self.patch_kernel), x.dtype)
         x = ops.conv(ops.pad(x, margins), weights, strides=strides, padding="valid")

@@ -19,7 +19,7 @@ from keras_vjepa.arguments import (
 )
 from keras_vjepa.models.dimensions import MOST_LAYERS, MOST_WEIGHTS, token_grid
 
-# What DINOv2 adds to a number of patches, against a rounding error.
+# DINOv2 adds this to the number of patches, to be safe from rounding errors.
 _OFFSET = 0.1
 
 

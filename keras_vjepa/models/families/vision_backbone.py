@@ -154,7 +154,7 @@ class VisionBackbone(
         remat: bool = False,
         **kwargs: Any,
     ) -> None:
-        # All arguments, by their names.
+        # This copies all arguments by their names.
         own = self.checked(locals())
         super().__init__(**kwargs)
         self.image_size = image_size if isinstance(image_size, int) else (*image_size,)
