@@ -3,8 +3,8 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Programs that run for a moment are compiled without the optimisations, which are more than half of
-# the suite's time on JAX. `tests/run.py all` leaves them on, as users have them.
+# Programs that run only for a moment are compiled without optimisations, which take more than half
+# of the suite's time on JAX. `tests/run.py all` leaves them on, as users have them.
 QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false"

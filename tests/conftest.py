@@ -45,7 +45,7 @@ def digit_videos(tmp_path_factory: Any) -> Any:
     from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
     from keras_vjepa.data.sources.listing import list_samples
 
-    # 16 frames in all: a clip of 4 x 4 has one place only.
+    # The video has 16 frames, so that there is only one place for a clip of 4 frames with stride 4.
     config = DigitMotionConfig(
         canvas_size=32, digit_size=12, num_frames=16, num_training_videos=60, num_test_videos=20
     )

@@ -17,7 +17,7 @@ COLUMNS = {
 }
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "torch"}
 ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite", "torch": ".pt2"}
-# What programs that read the file compute in, whatever the model does.
+# Programs that read these formats compute in float32, whatever the model computes in.
 IN_FLOAT32 = ("onnx", "litert")
 
 
@@ -96,7 +96,7 @@ def installed_formats(backend: str) -> tuple[str, ...]:
 def _run_tf_saved_model(path: Path, inputs: Any) -> np.ndarray:
     import tensorflow as tf
 
-    # Held: its variables go with it.
+    # The model is kept, because its variables are freed with it.
     loaded = tf.saved_model.load(str(path))
     return np.asarray(loaded.serve(inputs))
 
@@ -122,7 +122,8 @@ def _run_litert(path: Path, inputs: Any) -> np.ndarray:
     arrays = inputs if isinstance(inputs, dict) else {"": inputs}
     found = {}
     for name, array in arrays.items():
-        # The shortest: one input's name may begin another's.
+        # The shortest match is taken, since the name of one input may be the beginning of
+        # another's.
         place = min((p for p in places if name in p["name"]), key=lambda p: len(p["name"]))
         found[place["index"]] = array
         interpreter.resize_tensor_input(place["index"], array.shape, strict=True)
@@ -141,7 +142,7 @@ def _run_torch(path: Path, inputs: Any) -> np.ndarray:
     return outputs.detach().double().numpy()
 
 
-# What runs a file of each format on arrays.
+# The function that runs a file of each format on arrays.
 RUNNERS: dict[str, Callable[[Path, Any], np.ndarray]] = {
     "tf_saved_model": _run_tf_saved_model,
     "onnx": _run_onnx,

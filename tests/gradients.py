@@ -58,7 +58,7 @@ def _on_jax(layer: Any, inputs: Any) -> Any:
 
     values = [v.value for v in layer.trainable_variables]
     traced = jax.jit(jax.value_and_grad(loss)).trace(values)
-    # Small and run once: compiling is all the time that it takes.
+    # The program is small and runs once, so compiling takes nearly all of the time.
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return *traced.lower().compile(options)(values), str(traced.jaxpr)
 

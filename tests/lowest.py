@@ -15,17 +15,17 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# TensorFlow's wheel for machines without a GPU; the same code.
+# TensorFlow's wheel for machines without a GPU, which has the same code.
 OTHER_NAMES = {"tensorflow": "tensorflow-cpu"}
-# Brings TensorFlow of its own choice, and is not run by the suite.
+# This package installs its own TensorFlow, and the suite does not run it.
 LEFT_OUT = ("keras-hub",)
-# What the tests need beside the package. Newer transformers ask for a newer huggingface_hub.
-# TensorFlow of that age has a protobuf that newer files of onnx refuse.
+# The tests need these beside the package. Newer versions of transformers need a newer
+# huggingface_hub. This old TensorFlow comes with a protobuf that cannot read newer files of onnx.
 FOR_TESTS = (
     *("pytest", "pillow", "setuptools>=77", "transformers==5.0.0"),
     *("onnx<1.19", "onnxruntime", "onnxscript", "tf2onnx"),
 )
-# Checks of the sources do not depend on versions.
+# The other steps check sources, which does not depend on versions.
 STEPS = ("jax", "tensorflow", "torch", "data")
 
 

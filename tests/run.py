@@ -14,19 +14,19 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# A folder that stands in for TensorFlow and cannot be imported: on torch the suite runs without it,
-# which Keras would import where it finds it.
+# A folder with a TensorFlow that cannot be imported. On torch the suite runs with it, because Keras
+# would otherwise import TensorFlow where it is installed.
 BLOCKED = str(ROOT / "tests" / "without_tensorflow")
 # The same for PyAV.
 WITHOUT_AV = str(ROOT / "tests" / "without_av")
 
-# Environment, program and arguments of each step, the longest first.
+# The environment, program and arguments of each step, longest first.
 STEPS: dict[str, tuple[dict[str, str], str, list[str]]] = {
     "jax": ({"KERAS_BACKEND": "jax"}, "pytest", ["-m", "not data"]),
     "tensorflow": ({"KERAS_BACKEND": "tensorflow"}, "pytest", ["-m", "not data"]),
     "torch": ({"KERAS_BACKEND": "torch", "PYTHONPATH": BLOCKED}, "pytest", ["-m", "not data"]),
     "data": ({"KERAS_BACKEND": "torch"}, "pytest", ["-m", "data"]),
-    # Files are read by OpenCV alone then.
+    # Without PyAV, files are read by OpenCV.
     "without_av": (
         {"KERAS_BACKEND": "torch", "PYTHONPATH": WITHOUT_AV},
         "pytest",
@@ -55,10 +55,11 @@ def run(step: str, slow: bool) -> tuple[str, int, float, str]:
     """One step: its name, exit code, seconds and output."""
     environment, line = command(step, slow)
     start = time.perf_counter()
-    # The suite's processes on JAX compile many programs more than once: a fifth of their time.
+    # The suite's processes on JAX compile many programs more than once, which takes a fifth of
+    # their time.
     with tempfile.TemporaryDirectory() as cache:
         shared = {
-            # Two steps at a time: threads that wait for each other would take the other's core.
+            # Two steps run at a time, so more threads would only take each other's cores.
             "OMP_NUM_THREADS": "1",
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -83,7 +84,7 @@ def main() -> None:
     if unknown:
         sys.exit(f"run.py: steps must be among {', '.join(STEPS)}. Received: {unknown[0]}")
     failed = []
-    # Two at a time: compilation and Python leave a core idle otherwise.
+    # Two steps run at a time, because compilation and Python would otherwise leave a core idle.
     with ThreadPoolExecutor(2) as pool:
         for done in as_completed([pool.submit(run, name, slow) for name in names]):
             name, code, seconds, output = done.result()

@@ -4,9 +4,9 @@ import ast
 from collections.abc import Iterable, Iterator
 
 BACKENDS = {"jax", "torch", "tensorflow"}
-# What the tensors of one engine alone have.
+# Attributes that only tensors of one engine have.
 _OF_ONE_ENGINE = {"detach", "requires_grad", "is_cuda", "block_until_ready", "at"}
-# Python's own, as its documentation says.
+# Private names of Python's own that its documentation describes.
 _OF_PYTHON = {"os._exit", "self._actions"}
 
 
@@ -218,7 +218,7 @@ def _counted_arguments(tree: ast.AST) -> list[str]:
                 found.append(f"line {node.lineno}: {ast.unparse(node)}")
         if not function.name.endswith("_step"):
             continue
-        # In a step, whatever follows from how many there are.
+        # In a step, everything that depends on the number of arguments.
         names = {function.args.vararg.arg}
         for node in ast.walk(function):
             if isinstance(node, ast.Assign) and names & _names_in(node.value):

@@ -17,10 +17,10 @@ from keras_vjepa import locks
 from keras_vjepa.backend import device
 
 ROOT = Path(__file__).parent.parent
-# First on the path of a process, TensorFlow is as good as not installed.
+# With this folder first on its path, a process runs as if TensorFlow were not installed.
 WITHOUT_TENSORFLOW = ROOT / "tests" / "without_tensorflow"
 GOLDEN = Path(__file__).parent / "golden"
-# Files of older code; its README.md says what is there. Tests that write work in a copy.
+# Files written by older code, described in the README.md beside them. Tests that write use a copy.
 BEFORE_THE_HOUSE = GOLDEN / "before_the_house"
 
 
@@ -138,14 +138,14 @@ def random_batch(
 
 def left_over(folder: Path) -> Path:
     """What a killed process leaves in a folder, as `keras_vjepa.files` would have written it."""
-    # No Linux has a process of this number.
+    # Linux never gives a process this number.
     path = folder / f".unfinished-{2**22 + 1}-0-{socket.gethostname()}"
     path.mkdir(parents=True)
     (path / "half").write_text("half of a file")
     return path
 
 
-# The module alone: a process that imports Keras takes seconds to begin.
+# Only this module is loaded, because importing Keras takes seconds.
 _HOLDER = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("locks", sys.argv[1])

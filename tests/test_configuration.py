@@ -87,7 +87,7 @@ def test_replace_reaches_into_parts_and_leaves_the_original():
         "colour": "green", "shelf_width": 80.0, "deep": 30, "shelf_height": None,
         "rack_width": (40.0, 50.0), "rack_slots": 7,
     }  # fmt: skip
-    # What nobody set, as the constructor has it and not as the config.
+    # Values that nobody has set are those of the constructor, not of the config.
     assert defaults(other)["rack_width"] is None and defaults(other)["rack_slots"] == 4
     with pytest.raises(ValueError, match="no option `shelf_widht`; did you mean shelf_width?"):
         replace(room, shelf_widht=3)

@@ -56,7 +56,7 @@ def encoder():
     return VJEPABackbone(32, 4, **SMALL)
 
 
-# What each constructor cannot do without, made when it is asked for.
+# The required arguments of each constructor, made when they are needed.
 GIVEN = {
     VJEPABackbone: lambda: {"image_size": 32, "num_frames": 4, **SMALL},
     VJEPAPredictor: lambda: {"encoder_dim": 24, "grid_shape": (2, 2, 2), **SMALL},
@@ -105,7 +105,7 @@ GIVEN = {
 
 VALUES = (0, -1, 1.5, math.nan, math.inf, 10**30, 1e39, "7", True)
 
-# What some constructor has a use for: zeros that leave something out, or begin there.
+# Zeros that a constructor accepts, to leave something out or as a start.
 ZEROS = """context_loss_weight context_warmup_start context_warmup_end mask_token
     seed clip_after warmup_steps epsilon layer_norm_epsilon beta_1 beta_2 max_bad_share
     erasing horizontal_flip variance_weight context_variance_weight context_covariance_weight start
@@ -113,14 +113,14 @@ ZEROS = """context_loss_weight context_warmup_start context_warmup_end mask_toke
     sampling_ratio dropout probability drop_path_rate head_dropout num_register_tokens
     interpolate_offset average
     """.split()
-# Any finite number: a loss that is not finite stops a training.
+# Any finite number is accepted, because a loss that is not finite stops the training.
 LARGE = """epsilon variance_weight context_variance_weight context_covariance_weight start final
     peak learning_rate weight_decay clip_norm loss_scale_factor magnitude_std total_steps""".split()
 
 
 def has_a_use(constructor, name, value, is_whole):
     if value == 0 and not isinstance(value, bool):
-        # A predictor without layers is a place for weights that a file does not have.
+        # A predictor without layers stands for weights that a file does not contain.
         return name in ZEROS or (constructor, name) == (VJEPAPredictor, "num_layers")
     return name in LARGE if value == 10**30 else value == 1.5 and not is_whole
 

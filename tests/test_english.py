@@ -11,7 +11,8 @@ from tests.support import ROOT
 pytestmark = pytest.mark.data
 
 CODE = [p for room in ("keras_vjepa", "recipes", "tools") for p in (ROOT / room).rglob("*.py")]
-# A good verb that is missing may be added; nouns that are verbs too must be looked at by eye.
+# Verbs that are missing here may be added. If a word is also a noun, check by eye that it is used
+# as a verb.
 VERBS = set(
     """
 fine-tune pretrain
@@ -31,7 +32,7 @@ stand start stop stretch subtract sum take tell test tile time train transform t
 upload view wait warm warn wrap write yield
 """.split()
 )
-# Methods that Keras, torch or a protocol of ours documents.
+# Methods that are documented by Keras, torch or a protocol of this package.
 OF_A_PARENT = set(
     """
 build call compile_from_config compute_loss compute_output_shape compute_output_spec forward

@@ -29,7 +29,7 @@ def names(folder):
 def test_a_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "made" / "on the way" / "name.weights.h5"
     with files.unfinished_file(path) as unfinished:
-        # Libraries look at the ending.
+        # Libraries look at the extension.
         assert unfinished.name == path.name
         unfinished.write_text("content")
         assert not path.exists()
@@ -144,7 +144,7 @@ def test_a_picture_in_a_folder_whose_name_is_not_utf_8(tmp_path):
     """In a process of its own: OpenCV 5.0 would end it."""
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
-    # The module alone: a process that imports Keras takes seconds to begin.
+    # Only this module is loaded, because importing Keras takes seconds.
     code = (
         "import importlib.util, sys; import numpy as np;"
         "spec = importlib.util.spec_from_file_location('files', sys.argv[1]);"
@@ -230,7 +230,7 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
 def test_what_happens_to_a_folder_of_that_name(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()
-    # An empty one is none.
+    # An empty folder counts as none.
     with files.unfinished_folder(path) as unfinished:
         (unfinished / "old").touch()
     with pytest.raises(FileExistsError, match="must not exist, or be empty"):

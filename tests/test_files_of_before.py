@@ -20,7 +20,7 @@ from tests.support import BEFORE_THE_HOUSE, compiled, slow_but_on
 
 PRESETS = BEFORE_THE_HOUSE / "presets"
 KERAS_FILES = BEFORE_THE_HOUSE / "keras_files"
-# The old code itself differs between backends by up to 2.3e-6.
+# The outputs of the old code differ between backends by up to 2.3e-6.
 ACROSS_BACKENDS = 2e-5
 
 
@@ -115,7 +115,7 @@ def test_a_pretrainer_with_a_teacher(expected, inputs):
             "encoder_features": model.encoder(videos),
             "target_encoder_features": model.target_encoder(videos),
             "teacher_features": model.teacher(videos),
-            # Without the rows of padding, which hold no meaning.
+            # Rows of padding have no meaning, so they are left out.
             "predictions_0": model.predictions(batch, 0)[:, :8],
             "predictions_1": model.predictions(batch, 1)[:, :8],
             "sample_losses": losses,

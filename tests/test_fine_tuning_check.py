@@ -20,7 +20,7 @@ ALONE, EIGHT = (DataParallel(0, 1, count, "an engine") for count in (1, 8))
 @pytest.mark.parametrize(
     ("num_videos", "parallel", "expected"),
     [
-        # Batch, epochs, warm-up.
+        # Batch size, epochs, and warm-up epochs.
         (3, ALONE, (3, 100, 10)),
         (40, ALONE, (8, 100, 10)),
         (200, ALONE, (8, 30, 3)),
@@ -37,7 +37,7 @@ def test_what_suits_the_number_of_videos(num_videos, parallel, expected):
 def test_what_is_given_counts():
     given = replace(own(), batch_size=6, epochs=5, warmup_epochs=2, schedule_epochs=9)
     assert settled(given, 40, ALONE) == given
-    # Clips that are mixed need partners on each device.
+    # Clips that are mixed need a partner on the same device.
     assert values(settled(replace(own(), mixup=0.8), 5, ALONE))["batch_size"] == 4
     with pytest.raises(ValueError, match="`batch_size` must be at most the 5 training videos"):
         settled(given, 5, ALONE)

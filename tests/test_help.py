@@ -15,9 +15,9 @@ from tests.test_option_values import parser_of
 
 pytestmark = pytest.mark.data
 
-# What help may speak of beside options: configs, values, other commands, and files by their paths.
+# Besides options, help may name configs, values, other commands, and files by their paths.
 NAMES = {*PRETRAIN_CONFIGS, *PROBE_CONFIGS, *command.COMMANDS}
-# Without these a command does something else; there is no value that would do the same.
+# Without these, a command does something else, so no default would be the same.
 LEFT_OUT = {"--vary", "--probe"}
 REQUIRED = {
     "decode": ["sample", "a.mp4", "--preset", "a", "--decoder", "a", "--output", "out.png"],
@@ -71,7 +71,7 @@ def test_nothing_is_named_that_cannot_be_typed(parser):
         for name in re.findall(r"`([^`]+)`", text):
             is_path = re.search(r"[./* ]", name)
             assert is_path or name in options | choices | NAMES, (name, text)
-    # Names of Python's without backticks, which only options are described with.
+    # Names in Python without backticks. Only options have such descriptions.
     for action in parser._actions:
         for name in re.findall(r"(?<![\w/.-])[a-z]+(?:_[a-z]+)+\d*", help_of(action, parser)):
             known = NAMES | choices | {"mixed_bfloat16", "mixed_float16", "random_tokens"}

@@ -17,7 +17,8 @@ import keras_vjepa
 from tests import seam
 from tests.support import ROOT
 
-# Once: the rules read source, and examples in docstrings are the same on each backend.
+# These run once, because the rules read source code, and examples in docstrings are the same on
+# each backend.
 pytestmark = pytest.mark.data
 
 PACKAGE = ROOT / "keras_vjepa"
@@ -27,8 +28,8 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 CODE = MODULES + RECIPES + TOOLS
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-# Lowest first. A module belongs to the longest name here that its own begins with; it imports from
-# floors below its own, and from its own folder.
+# The floors, lowest first. A module belongs to the longest name here that its own name begins with.
+# It may import from lower floors and from its own folder.
 FLOORS = (
     "types",
     "arguments",
@@ -73,7 +74,7 @@ FLOORS = (
     "tools",
     "__main__",
 )
-# What the model side knows of data is the batch, and nothing else.
+# The model side knows nothing of data but the batch.
 KNOW_NO_DATA = ("backend", "layers", "presets", "models", "tasks")
 
 
@@ -99,7 +100,7 @@ def imports(source: str) -> set[str]:
             assert node.level == 0, "relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif seam.dotted(node).startswith("keras_vjepa."):
-            names.add(seam.dotted(node))  # what somebody else imported
+            names.add(seam.dotted(node))  # an attribute of an imported module
     return names
 
 
@@ -111,7 +112,7 @@ def imported_modules(source: str) -> set[str]:
         if name.split(".")[0] != "keras_vjepa":
             continue
         inner = name.removeprefix("keras_vjepa").lstrip(".")
-        # The module itself, or the module that holds the name.
+        # The name may be a module, or something that a module contains.
         found.add(inner if inner in known else inner.rpartition(".")[0])
     return found
 
@@ -184,7 +185,7 @@ def test_the_model_side_knows_no_data(path):
     assert not {m for m in imported_modules(path.read_text()) if m.split(".")[0] == "data"}
 
 
-# Times plain torch beside the package.
+# This file times plain torch beside the package.
 OUTSIDE_THE_SEAM = [
     p for p in CODE if p.parent.name != "backend" and p.name != "plain_torch_step.py"
 ]
@@ -272,7 +273,8 @@ def norm(x):
         assert not seam.engine_questions(allowed, told), allowed
 
 
-# What runs where it is installed, beside Python's own modules; the engines are not among it.
+# Packages that the code may import where they are installed, besides Python's own modules and the
+# engines.
 PACKAGES = {
     *("keras", "keras_vjepa", "numpy", "cv2", "h5py", "av", "ml_dtypes", "PIL", "decord", "grain"),
     *("huggingface_hub", "kagglehub", "safetensors", "onnxruntime", "matplotlib"),
@@ -411,8 +413,9 @@ def test_a_shortcut_is_found(planted):
     assert len(shortcuts(planted)) == 1
 
 
-# What writes, and which of its arguments (0: the first) it writes to. "self" is the object before
-# the dot. A second argument such as "w" writes to the first, whatever the function is called.
+# Functions that write, and the argument that they write to (0 is the first). "self" is the object
+# before the dot. With a second argument such as "w", any function counts as writing to its first
+# argument.
 WRITES = {
     "write_text": "self",
     "write_bytes": "self",
@@ -452,16 +455,16 @@ WRITES = {
     "tempfile.mkstemp": 0,
     "tempfile.NamedTemporaryFile": 0,
 }
-# What `files.py` lends paths under, and who does.
+# Functions of `files.py` that lend a path, and functions that do so with it.
 LENT, LENDERS = (
     {"unfinished", "scratch"},
     {"unfinished_file", "unfinished_folder", "scratch_folder", "continued_file"},
 )
-# A log that is read while another process writes it; a lock, which is an open file.
+# A log that is read while another process writes it, and a lock, which is an open file.
 WRITTEN_OPENLY = {
     ("tools.check_resume", "self.output"),
     ("locks", "path"),
-    # In the system's temporary folder, and gone with it.
+    # These are in the system's temporary folder, and are deleted with it.
     ("data.reading.opencv_decoder", "link"),
     ("data.reading.lent_files", "path"),
 }
@@ -476,11 +479,11 @@ def target_of(call: ast.Call) -> ast.expr | None:
     mode = positional.get(1, next((k.value for k in call.keywords if k.arg == "mode"), None))
     method = isinstance(call.func, ast.Attribute)
     if method and call.func.attr == "open" and called != "os.open" and len(call.args) == 1:
-        mode = mode or call.args[0]  # path.open("w")
+        mode = mode or call.args[0]  # as in path.open("w")
         positional = {0: call.func.value}
     place = WRITES.get(called, WRITES.get(called.rpartition(".")[2]) if method else None)
     if method and call.func.attr == "replace" and len(call.args) == 1 and not call.keywords:
-        place = 0  # of a path; a text's and a dataclass's have more arguments
+        place = 0  # of a path; those of a text or dataclass have more arguments
     if called == "tempfile.TemporaryDirectory" and any(k.arg == "dir" for k in call.keywords):
         return call
     if isinstance(mode, ast.Constant) and re.fullmatch(
@@ -684,7 +687,7 @@ def test_modules_name_their_sections(path):
         assert "§" in " ".join(head) or "App." in " ".join(head), path
 
 
-# Of the package ("") and of each of its folders; what is not here is private.
+# Public names of the package ("") and of each of its folders. All others are private.
 PUBLIC: dict[str, set[str]] = {
     "": {
         "AdamW",

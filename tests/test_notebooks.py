@@ -13,7 +13,7 @@ import pytest
 from tests.support import ROOT
 from website import notebooks, run_notebook
 
-# The backend on which a notebook is run: all are used, and none is run twice.
+# The backend on which each notebook is run: every backend is used, and no notebook is run twice.
 BACKENDS = {
     "features": "torch",
     "pretraining": "torch",
@@ -58,7 +58,7 @@ def test_its_outputs_are_kept(name):
     assert any("image/png" in output.get("data", ()) for output in outputs)
     text = "".join(line for output in outputs for line in output.get("text", ()))
     assert words(text) and not re.search(r"/(tmp|home|root|work)/", text)
-    # A thought in each cell: what is longer than a screen is none.
+    # A cell holds one thought, so it must fit on a screen.
     assert max(len(cell["source"]) for cell in codes(notebook)) <= 30
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.data
 
 VALUES = ("0", "-1", "nan", "inf", "1e30", "")
 
-# The arguments that a command cannot do without, and the first that it does with what is checked.
+# The required arguments of each command, and the first function that it calls with checked options.
 COMMANDS = {
     "pretrain": ([], "run"),
     "probe": ([], "run"),
@@ -43,7 +43,7 @@ COMMANDS = {
     "check-resume": (["out"], "reference_run"),
 }
 WITHOUT_NUMBERS = {"compare", "export", "export-checkpoint", "report", "upload", "verify"}
-# Read their command lines as `probe` and `pretrain` do.
+# These parse their command lines as `probe` and `pretrain` do.
 AS_OTHERS = {"knn", "find-batch"}
 
 _RATES = """learning_rate start_learning_rate final_learning_rate learning_rates start_weight_decay
@@ -62,9 +62,9 @@ ACCEPTED = {
         "layers", "sampling_ratio", "dropout", "context_loss_weight", "context_warmup_start",
         "context_warmup_end", "mask_token",
     },
-    # Layers are counted from the last one, too.
+    # Layers can be counted from the last one.
     "-1": {"layers"},
-    # Any finite number: a loss that is not finite stops the training.
+    # Any finite number is accepted, because a loss that is not finite stops the training.
     "1e30": {
         *_RATES, *_WEIGHTS, "epsilon", "clip_norm", "loss_scale_factor", "augment_magnitude_std",
         "warmup_learning_rate", "weight_decay", "mixup", "cutmix",
@@ -100,7 +100,7 @@ def numbers_of(action):
     for text in ("3", "3,3"):
         try:
             value = action.type(text)
-        except Exception:  # not of this kind
+        except Exception:  # it is not of this kind
             continue
         if isinstance(value, int | float | tuple):
             return text.count("3")

@@ -18,7 +18,7 @@ from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.data.transforms.crops import normalize
 from keras_vjepa.data.transforms.views import center_view, three_views
 
-# NumPy makes clips of files; what a backbone makes of clips of any size is tests/models'.
+# NumPy makes clips of files. tests/models tests what a backbone makes of clips of any size.
 pytestmark = pytest.mark.data
 
 NUM_FRAMES = 150
@@ -78,7 +78,7 @@ def test_arrays_and_lists(folder):
     frames = read_frames(folder / "long.avi", range(NUM_FRAMES))
     from_file = small()(folder / "long.avi")
     np.testing.assert_array_equal(small()(frames), from_file)
-    # As many frames as a clip has are the clip.
+    # A video with as many frames as a clip is used as it is.
     np.testing.assert_array_equal(small()(frames[:8]), center_view(frames[:8], 28)[None])
     batch = small()([folder / "long.avi", frames, folder / "image.png"])
     assert batch.shape == (3, 8, 28, 28, 3)
@@ -88,7 +88,7 @@ def test_arrays_and_lists(folder):
 def test_rectangles_keep_their_proportions(folder):
     clips = small(image_size=(28, 42))(folder / "image.png")
     assert clips.shape == (1, 8, 28, 42, 3)
-    # 96 x 160 shrinks to 32 x 53, which holds 32 x 48.
+    # The picture of 96 x 160 is resized to 32 x 53, which contains 32 x 48.
     expected = center_view(read_image(folder / "image.png")[None], (28, 42), 32, antialias=True)
     np.testing.assert_array_equal(clips[0, :1], expected)
 
@@ -221,7 +221,7 @@ def test_colours_and_resizing_are_as_said(folder):
         with pytest.raises(ValueError) as caught:
             small(**wrong)
         assert message in str(caught.value)
-    # A random crop of what has one colour has this colour.
+    # A random crop of a picture with one colour has this colour.
     grey = np.full((40, 40, 3), 255, np.uint8)
     cv2.imwrite(str(folder / "grey.png"), grey)
     grey_file = [Sample(str(folder / "grey.png"), 0)]

@@ -19,7 +19,7 @@ def parsed(line, capsys):
 @pytest.mark.parametrize(
     ("line", "expected", "said"),
     [
-        # As many of the steps as in the config: 15 of 100, 12,000 of 90,000.
+        # The warm-up has the same share of the steps as in the config: 15 of 100, 12,000 of 90,000.
         ("--steps 12", {"warmup_steps": 2, "clip_after": 2}, "--warmup_steps is 2 in place of"),
         ("--steps 1", {"warmup_steps": 0}, "the config's 15, which does not fit into 1 step."),
         ("--schedule_scale 0.1", {"warmup_steps": 1}, "--warmup_steps is 1 in"),
@@ -27,7 +27,7 @@ def parsed(line, capsys):
         ("--steps 12 --clip_after 5", {"warmup_steps": 2, "clip_after": 5}, "--warmup_steps is 2"),
         ("--masks causal_multi_block", {"max_context_frames": 6}, "12, which does not fit 8 fra"),
         ("--learning_rate 1e-5", {"start_learning_rate": 1e-4}, "1e-04|0.0001, which is more than"),
-        # Nothing is touched, and nothing said, where it fits: runs of before go on.
+        # If the value fits, nothing is changed or printed, so that earlier runs continue.
         ("--steps 13", {"warmup_steps": 15, "clip_after": 15}, None),
         ("--steps 12 --warmup_steps 14", {"warmup_steps": 14, "clip_after": 15}, None),
         ("--max_context_frames 12", {"max_context_frames": 12}, "^--max_.* has no effect with .*$"),
@@ -77,7 +77,7 @@ def refused(module, line, capsys):
             "--masks causal_multi_block --max_context_frames 9",
             r"\[1, --num_frames=8\]. Received: 9$",
         ),
-        # The option that is named is one that was given.
+        # The message names an option that the user has given.
         ("--image_size 100", "must be a multiple of --patch_size=8. Received: 100$"),
         ("--tubelet_size 3", "--num_frames must be a multiple of --tubelet_size=3. Received: 8$"),
     ],

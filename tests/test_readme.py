@@ -87,7 +87,7 @@ def at_home(tmp_path, monkeypatch):
 @slow_but_on("torch")
 def test_the_python_of_the_readme_runs(at_home):
     names = {}
-    # In this order: the second goes on with what the first has made.
+    # The order matters: the second document continues with the variables of the first.
     in_order = ["README.md", "docs/python.md"]
     others = [guide for guide in GUIDES if guide not in in_order]
     assert len(blocks(in_order[1], "python")) >= 5
@@ -146,7 +146,7 @@ def wrong_options(text, capsys):
             main([command, "--help"])
         known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
         options = {word.split("=")[0] for word in arguments if word.startswith("--")}
-        # These two hand on what they do not know.
+        # These two commands pass unknown options on.
         if command in ("sweep", "check-resume"):
             with pytest.raises(SystemExit):
                 main(["pretrain", "--help"])

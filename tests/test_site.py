@@ -46,7 +46,7 @@ def test_every_public_name_has_a_place_in_the_reference():
     for package in (keras_vjepa, data, pictures):
         described = set(package.__all__) - reference.NOT_DESCRIBED
         if package is keras_vjepa:
-            described -= {"data", "evaluation", "training"}  # packages, with a page each
+            described -= {"data", "evaluation", "training"}  # these are packages with a page each
         for name in described:
             page, dotted = reference.places()[name]
             assert f"::: {dotted}\n" in texts[page], name
@@ -136,7 +136,7 @@ def test_the_changelog_has_its_form():
 
 # --- With it -------------------------------------------------------------------------------------
 
-# Builds, and says which engines were imported for it.
+# Builds the site, and prints which engines were imported while doing so.
 BUILD = """
 import sys
 from mkdocs.__main__ import cli
@@ -182,7 +182,7 @@ def test_the_site_builds_without_a_warning_and_opens_without_network(tmp_path):
     pages = {path.resolve(): Addresses(path) for path in tmp_path.rglob("*.html")}
     assert len(pages) > 30
     for path, page in pages.items():
-        if path.name == "404.html":  # its addresses begin at the root of a server
+        if path.name == "404.html":  # its addresses start at the root of a server
             continue
         for address in [*page.links, *page.fetched]:
             assert lies_there(path, address, pages, page.fetched), f"{path.name}: {address}"

@@ -21,7 +21,7 @@ from keras_vjepa.zoo import ClassifierEntry, PretrainedEntry
 from tests.presets.web_server import serving, well
 from tests.support import GOLDEN
 
-# Files are looked into in the same way on each backend.
+# Files are checked in the same way on each backend.
 pytestmark = pytest.mark.data
 
 ENCODER = {
@@ -68,7 +68,7 @@ def test_a_file_that_is_what_it_must_be(server, tmp_path):
     assert found["strict load"][1] and found["architecture"] == ("as the zoo has it", True)
     assert found["parameters"] == ("300,240", True)
     assert set(report.seconds) == {"download", "index", "strict load", "features"}
-    # The features are those of the converted model, on a clip that everybody can make.
+    # The features are those of the converted model, for a clip that anybody can make.
     backbone = verification.convert(GOLDEN / "tiny.pth.tar", num_heads=4).target_encoder
     mean = float(keras.ops.convert_to_numpy(backbone(fixed_clip((8, 64, 64, 3)))).mean())
     written = re.search(r"mean (-?[\d.]+), std", found["features of target_encoder"][0])
@@ -113,7 +113,7 @@ def test_a_hash_that_nobody_stated_is_told_and_not_judged(server, monkeypatch):
     assert report.passed
     assert rows(report)["SHA-256"] == (f"{SHA256}, nobody has stated it", None)
     assert rows(report)["bytes"] == (f"{len(CHECKPOINT):,}", None)
-    # To look is not to trust.
+    # Checking a file does not mean trusting it.
     assert not BUILT_IN["tiny"].checkpoint.pin.exists()
 
 
@@ -174,7 +174,8 @@ def test_a_local_file_is_taken_for_the_one_of_its_name_or_hash(server, tmp_path,
         assert report.passed and rows(report)["taken for"] == ("the file of tiny", None)
         assert rows(report)["architecture"][1] is True
     assert server.asked == []
-    # Of another content, the name counts; of another name too, nothing is known.
+    # For an unknown content, the name of the file counts. If the name is unknown too, nothing is
+    # known.
     (tmp_path / "weights.pt").write_bytes(CHECKPOINT + b"x")
     assert rows(verify(str(tmp_path / "weights.pt")))["SHA-256"][1] is False
     (tmp_path / "unknown.pt").write_bytes((GOLDEN / "probe.pth.tar").read_bytes())
@@ -240,7 +241,7 @@ def test_the_twin_is_compared_number_by_number(tiny_2):
     found = rows(verify("tiny_2"))
     assert tiny_2 == ["hf://facebook/tiny"]
     value, is_right = found["encoder of hf://facebook/tiny"]
-    # Which of the two encoders the hub has is what nobody here knows of the official ones.
+    # The hub may have either of the two encoders; which one is not known for the official files.
     assert is_right and value.startswith("equal to encoder (largest difference to encoder 0, to ")
     assert found["predictor of hf://facebook/tiny"] == ("largest difference 0", True)
     assert "shape (1, 32, 48)" in found["features of encoder"][0]  # 16 of 64 frames
@@ -289,9 +290,9 @@ def test_the_report_is_to_be_pasted_and_a_failure_is_in_the_exit_code(server, tm
         "1 passed, 1 failed: damaged.pt.",
     ):
         assert text in out, text
-    # Nor do names of folders, in which people's names are.
+    # Names of folders are not printed either, because they may contain the names of people.
     assert str(tmp_path) not in out
-    # How far it is does not stand in the report.
+    # Progress is not part of the report.
     assert "downloading" in err and "downloading" not in out
     assert command.main(["tiny"], "keras-vjepa verify") == 0
 

@@ -32,7 +32,7 @@ from keras_vjepa.verification import verifiable
 from keras_vjepa.zoo import _CONFIRMED, _REPORTED, ClassifierEntry, PretrainedEntry
 from tests.support import GOLDEN, ROOT, channels_last, golden
 
-# Files are fetched, converted and kept in the same way on each backend.
+# Files are downloaded, converted and stored in the same way on each backend.
 pytestmark = pytest.mark.data
 
 CHECKPOINT, PROBE = "tiny/tiny.pth.tar", "tiny/probe.pth.tar"
@@ -126,7 +126,7 @@ def test_a_name_is_downloaded_once_and_then_needs_no_network(zoo, server):
     server.shutdown()
     assert server.requested == [f"/{CHECKPOINT}"]
     assert numpy(VJEPABackbone.from_preset("tiny")(videos)).shape == (2, 64, 72)
-    # The other networks of the checkpoint: the encoder that was trained, and the predictor.
+    # The other networks of the checkpoint are the trained encoder and the predictor.
     pretrainer = VJEPAPretrainer.from_preset("tiny")
     assert np.abs(numpy(pretrainer.encoder(videos)) - arrays["encoder_full"]).max() <= 2e-5
     for part in ("target_encoder", "encoder"):
@@ -174,7 +174,7 @@ def test_the_architecture_alone_needs_no_download(zoo, server):
     assert VJEPABackbone.from_preset("tiny", load_weights=False, num_layers=1).num_layers == 1
     assert VJEPAVideoPreprocessor.from_preset("tiny").num_frames == 8
     assert server.requested == []
-    # What the table describes is what the file holds.
+    # The file contains what the table describes.
     loaded = VJEPAPretrainer.from_preset("tiny")
     for part in ("encoder", "predictor"):
         expected, found = (getattr(m, part).get_config() for m in (loaded, described))
@@ -204,7 +204,7 @@ def test_an_unknown_hash_must_be_trusted_and_is_then_pinned(zoo, server, tmp_pat
     VJEPABackbone.from_preset("tiny", trust_on_first_use=True)
     [pin] = (tmp_path / "cache" / "trusted").iterdir()
     assert pin.read_text() == f"{zoo[CHECKPOINT]}  {server.address}/{CHECKPOINT}\n"
-    # The same file is no question any more, another one is an error.
+    # The same file is accepted without asking, and another one is an error.
     (tmp_path / "cache" / "presets" / "tiny").rename(tmp_path / "away")
     VJEPABackbone.from_preset("tiny")
     (tmp_path / "cache" / "presets" / "tiny").rename(tmp_path / "away too")
@@ -314,7 +314,7 @@ def test_a_bad_download_leaves_nothing_behind(
     with pytest.raises(ValueError, match=message) as raised:
         VJEPABackbone.from_preset("tiny", trust_on_first_use=trusted)
     assert "\n" not in str(raised.value) and str(tmp_path) not in str(raised.value)
-    # Nor do the errors below it stand above it on the screen.
+    # The errors that caused this one are not shown above it.
     assert "".join(traceback.format_exception(raised.value)).count("Traceback") == 1
     assert left_in_cache(tmp_path) == []
     if how == "truncated archive":
@@ -433,7 +433,8 @@ def test_every_released_model_is_listed():
 @pytest.mark.parametrize("name", [n for n in verifiable() if n in VJEPABackbone.presets])
 def test_every_listed_model_has_its_number_of_parameters(name):
     """From models of one and of two blocks: the others are alike."""
-    # With levels, at least one block for each: what a level has does not depend on its place.
+    # A network with levels needs at least one block for each. What a level has does not depend on
+    # its place.
     levels = BUILT_IN[name].encoder.get("level_layers")
     least = len(levels or (0,))
     counts = []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Not of `tests.support`, which loads Keras.
+# `tests.support` is not imported, because it imports Keras.
 ROOT = Path(__file__).parents[1]
 _READY, _DONE = "ready", "done\t"
 
@@ -59,7 +59,7 @@ class WatchedProcess:
     def _listen(self, process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            # Libraries may write here too.
+            # Libraries may write to this stream too.
             if line.startswith((_READY, _DONE)):
                 lines.put(line.rstrip("\n"))
         lines.put("")

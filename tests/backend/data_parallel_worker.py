@@ -106,7 +106,7 @@ def train_classifier(parallel, seed=0):
     keras.utils.set_random_seed(seed)
     backbone = VJEPABackbone(16, 4, patch_size=8, hidden_dim=16, num_layers=1, num_heads=2)
     classifier = VJEPAVideoClassifier(backbone, num_classes=3, trainable_backbone=True)
-    # Its step is as long as the gradient: half a gradient, or two of them, would show.
+    # A step of SGD is as long as the gradient, so half a gradient or two of them would show.
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     classifier.compile(keras.optimizers.SGD(0.1), loss)
     index, count = parallel.process_index, parallel.process_count
@@ -151,7 +151,7 @@ def main():
         options.pop(name, None) for name in ("dying_process", "evaluation", "classifier")
     )
     print(f"drawn: {float(keras.random.uniform(())):.9f}")
-    # The first process's weights are everyone's; JAX takes no others.
+    # All processes get the weights of the first one; on JAX they must have made the same.
     seed = 0 if keras.config.backend() == "jax" else parallel.process_index
     pretrainer = make_pretrainer(**options, seed=seed)
     start = time.perf_counter()
@@ -168,7 +168,7 @@ def main():
             values = {f"state:{i}": weight for i, weight in enumerate(weights)}
             np.savez(Path(output).with_name("classifier.npz"), losses=losses, **values)
     if evaluation is not None:
-        # As if it had not ended: the processes stay together for what follows.
+        # The first run must not release the processes, because they stay together for what follows.
         distribution.DataParallel.release = lambda self: None
         probe.run(*probe.parse_arguments(evaluation))
     if dying is not None:

@@ -60,7 +60,7 @@ def test_any_keys_may_be_left_out(function):
     np.testing.assert_allclose(numpy(actual), reference(query, key, value, mask), atol=2e-6)
 
 
-# An even number of tokens, as JAX's kernel on a GPU asks for.
+# JAX's kernel on a GPU needs an even number of tokens.
 MASKS = np.array(
     [[False, True, True, False, True, False, True, False], [True] * 8, [True] + [False] * 7]
 )
@@ -74,7 +74,7 @@ def test_tokens_that_take_part_come_first_and_go_back():
     np.testing.assert_array_equal(np.take_along_axis(order, inverse, 1), [range(8)] * 3)
     assert numpy(keys.count).tolist() == [4, 8, 1]
     assert {keras.backend.standardize_dtype(x.dtype) for x in keys[1:]} == {"int32"}
-    # Token 8 * i + j of all is token j of sample i.
+    # Token j of sample i is number 8 * i + j of all tokens.
     assert numpy(keys.edges).tolist() == [0, 4, 8, 16, 16, 17, 24]
 
 

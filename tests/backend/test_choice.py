@@ -47,7 +47,7 @@ def test_the_only_one_installed_is_taken_and_named(choose):
     for backend in ("jax", "torch"):
         said, variable = choose(backend)
         assert variable == backend and f"runs on {backend}, the only backend" in said
-        # What Keras writes by itself is nobody's choice, nor is a file that cannot be read.
+        # What Keras writes by itself is not a user's choice, nor is a file that cannot be read.
         assert choose(backend, file=written("tensorflow")) == (said, backend)
         assert choose(backend, file="{") == choose(backend, file="[]") == (said, backend)
         assert choose(backend, variable="") == (said, backend)

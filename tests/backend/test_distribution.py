@@ -26,10 +26,10 @@ from tests.support import ROOT, WITHOUT_TENSORFLOW, slow_but_on
 
 BACKEND = keras.config.backend()
 WORKER = ["-m", "tests.backend.data_parallel_worker"]
-# How each backend's own machinery names process 1.
+# How the launcher or runtime of each backend names process 1 when it dies.
 DEATH_NOTICE = {
     "torch": "rank      : 1",
-    "jax": r"(Task |task:)1 heartbeat timeout",  # JAX 0.10, 0.7
+    "jax": r"(Task |task:)1 heartbeat timeout",  # JAX 0.10 and JAX 0.7
     "tensorflow": "task:1",
 }
 RECIPE = ROOT / "recipes" / "pretrain.py"
@@ -149,7 +149,7 @@ def two_processes(tmp_path_factory):
     On torch as a user starts them.
     """
     folder = tmp_path_factory.mktemp("two_processes")
-    # Neither the batch nor a process's share of it is divided by 3.
+    # Neither the whole batch nor a process's share of it is divisible by 3.
     options = {"accumulation_steps": 3, "dying_process": 1, "heartbeat": 10}
     options |= {
         "classifier": BACKEND != "tensorflow",
@@ -173,10 +173,10 @@ def test_two_processes_equal_one(alone, two_processes):
     _, outputs, folder = two_processes
     arrays = np.load(folder / "run.npz")
     assert_equal(arrays["losses"], states_in(arrays), alone)
-    # Of both before they train, and of the first before it evaluates.
+    # Both processes print the line before training, and the first one again before evaluating.
     assert "\n".join(outputs).count(f"2 processes, 2 devices on {BACKEND}") == 3
     if BACKEND == "jax":
-        # Neither process was seeded, yet both make the same weights.
+        # Neither process has set a seed, but both draw the same weights.
         drawn = [re.search(r"drawn: (\S+)", output).group(1) for output in outputs]
         assert drawn[0] == drawn[1]
 
@@ -215,7 +215,7 @@ def test_four_devices_equal_one(alone, tmp_path):
     assert_equal(losses, state, alone)
     assert f"1 process, 4 devices on {BACKEND}" in output
     if BACKEND == "jax":
-        # A device that gathers others' rows does their work again.
+        # A device that gathers the rows of others would repeat their work.
         [program] = dump.glob("*after_optimizations.txt")
         assert "all-reduce(" in program.read_text()
         assert "all-gather(" not in program.read_text()
@@ -232,7 +232,8 @@ def test_sharded_parameters_give_the_same_numbers(alone, tmp_path):
     losses, state, outputs = run(tmp_path, count=2, virtual_devices=2, shard_parameters=True)
     assert_equal(losses, state, alone)
     assert all("2 processes, 4 devices on jax (ModelParallel" in output for output in outputs)
-    # A quarter of the blocks' kernels and of what goes with them, all of the rest.
+    # A device holds a quarter of the blocks' kernels and of their optimizer state, and all of the
+    # rest.
     kernels = sum(v.size for name, v in state.items() if re.search(r"block_\d+.*kernel", name))
     expected = 1 - 0.75 * kernels / sum(v.size for v in state.values())
     shares = [float(output.split("share held: ")[1].split()[0]) for output in outputs]
@@ -299,7 +300,7 @@ def test_torch_starts_a_process_for_each_device(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     distribution.launch_on_all_devices()
     monkeypatch.delenv("WORLD_SIZE")
-    # As `python -m keras_vjepa` leaves it.
+    # `python -m keras_vjepa` leaves `__main__` like this.
     main = types.ModuleType("__main__")
     main.__spec__ = importlib.util.find_spec("keras_vjepa.__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)

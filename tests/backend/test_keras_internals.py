@@ -24,7 +24,7 @@ def renamed(monkeypatch, private):
     for holder in [owner, *kind.__mro__] if inspect.ismodule(owner) else kind.__mro__:
         if private.name in vars(holder):
             monkeypatch.delattr(holder, private.name)
-    # An attribute of instances, or one that is made when it is asked for.
+    # An attribute may belong to instances only, or be created when it is read.
     for method in ("__getattribute__", "__getattr__"):
         original = getattr(kind, method, None)
         if hasattr(owner, private.name) and original is not None:

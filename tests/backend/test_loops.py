@@ -39,7 +39,7 @@ def use(model, name, *data):
 
 
 def batches(labelled, error):
-    # Some engines draw ahead of the step.
+    # Some engines read batches ahead of the step.
     for _ in range(3):
         yield (X, Y) if labelled else (X,)
     raise error
@@ -56,7 +56,7 @@ def test_an_error_leaves_the_weights(name):
             use(model, name, *given[: 1 + labelled])
         after = model.get_weights()
         moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
-        # What was learned before the error is kept.
+        # Updates from before the error are kept.
         assert moved == [name == "fit" and data is not given and i < 2 for i in range(4)]
         assert use(model, "predict", X).shape == (4, 1)
 

@@ -50,7 +50,7 @@ def test_a_step_tells_losses_of_masks_and_norms_of_gradients(accumulation_steps)
     assert NAMES <= set(logs)
     assert [logs["loss_mask_0"], logs["loss_mask_1"]] == pytest.approx(expected, rel=1e-4)
     assert np.mean(expected) == pytest.approx(logs["step_loss"], rel=1e-4)
-    # Before they are clipped.
+    # The norms are those before clipping.
     assert min(logs["gradient_norm_encoder"], logs["gradient_norm_predictor"]) > 1e-6
 
 

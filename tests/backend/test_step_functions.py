@@ -27,7 +27,7 @@ class Counted(StepFunctions, keras.Model):
 
     def call(self, videos):
         self.calls += 1
-        # As a token grid needs them: numbers.
+        # A token grid needs the sizes as plain numbers.
         tokens = keras.ops.reshape(videos, (-1, int(np.prod(videos.shape[1:]))))
         return keras.ops.mean(tokens, axis=1, keepdims=True) * self.scale
 
@@ -56,8 +56,9 @@ def test_sizes_take_turns_and_each_has_one_program(method):
     first = model.calls
     for num_frames, size in ((3, 8), (2, 8), (2, 4)):
         getattr(model, method)(videos(num_frames, size, 9), *given, batch_size=4, verbose=0)
-    # Sizes that were seen; torch runs the code on each batch. To begin with, programs are of one
-    # number of samples on JAX, and Keras runs the code once to see the loss.
+    # Sizes that were seen before need no new program, except that torch runs the code on every
+    # batch. At first, JAX compiles one program for each number of samples, and Keras runs the code
+    # once to see the loss.
     assert model.calls - first == (9 if BACKEND == "torch" else 0)
     assert first <= {"torch": 10, "jax": 7, "tensorflow": 6}[BACKEND]
 
@@ -159,7 +160,7 @@ def test_a_program_of_sizes_that_are_not_known_works_or_is_refused():
     for num_frames in (2, 4):
         videos = np.ones((1, num_frames, 16, 16, 3), "float32")
         if keras.config.backend() == "tensorflow" and num_frames == 4:
-            # Its second program is made for any size.
+            # TensorFlow makes its second program for any size.
             with pytest.raises(ValueError, match="`num_frames` of the videos must be a number"):
                 model.predict(videos, verbose=0)
             continue
@@ -173,7 +174,7 @@ def test_a_program_of_sizes_that_are_not_known_works_or_is_refused():
 def test_models_predict_two_sizes():
     for model, inputs, first, second in models():
         if isinstance(model, VJEPAPredictor):
-            # Keras' `predict` hands over one argument.
+            # Keras' `predict` passes only one argument.
             found = [model(**inputs(n)) for n in (2, 4)]
         else:
             found = [model.predict(inputs(n), verbose=0) for n in (2, 4)]

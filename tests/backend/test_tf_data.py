@@ -7,7 +7,7 @@ import pytest
 
 from keras_vjepa import VJEPAVideoPreprocessor
 
-# The same code on each engine; where it is not TensorFlow, importing that takes seconds.
+# The code is the same on each engine, and importing TensorFlow beside another one takes seconds.
 pytestmark = pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="tf.data")
 
 

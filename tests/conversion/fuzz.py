@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.watched import WatchedProcess, answer, environment_with
 
-# What an artefact of 100 kB may take at the most, in seconds and in MiB beyond what was there.
+# The most that a file of 100 kB may need, in seconds and in additional MiB.
 HANG_SECONDS, MOST_MIB = 10.0, 1024
 
 

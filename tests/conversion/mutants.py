@@ -27,7 +27,7 @@ from keras_vjepa.conversion import export_checkpoint, export_hugging_face, expor
 from keras_vjepa.training.run_state import Checkpoints
 from tests.data.reading import mutants
 
-# Files by their names in a folder.
+# The files of a folder by their names.
 Artefact = dict[str, bytes]
 
 # ------------------------------------------------------------------------------------- sound files
@@ -173,7 +173,7 @@ def change_json(item: Any, rng: random.Random) -> None:
             for _ in range(rng.choice((10, 90, 2000))):
                 nested = [nested] if rng.random() < 0.5 else {"a": nested}
             container[key] = nested
-            return  # too deep to look for another place
+            return  # it is too deep to look for another place
 
 
 def _json_text(item: Any, rng: random.Random) -> bytes:
@@ -202,7 +202,7 @@ def damage_safetensors(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", length) + text + rest
 
 
-# Whole pieces of a pickle: what nests, repeats itself, names, calls, or is huge.
+# Complete pieces of a pickle, which nest, repeat, name or call something, or are huge.
 PIECES = (
     b"}",
     b"]",
@@ -312,7 +312,7 @@ def _put_something_else(group: h5py.Group, name: str, rng: random.Random) -> Non
     elif kind == 5:
         group.create_dataset(name, data="text" * 100)
     elif kind == 6:
-        group[name] = group.file["/"]  # a circle
+        group[name] = group.file["/"]  # a reference to itself
     elif kind == 7:
         inner = group.create_group(name)
         for _ in range(rng.choice((3, 200))):
@@ -353,12 +353,12 @@ def damaged(sound: dict[str, Artefact], count: int, seed: int) -> Iterator[tuple
         rng = random.Random(f"{seed} {i}")
         kind = kinds[i % len(kinds)]
         made = dict(sound[kind])
-        # The files that describe something as often as those that hold it.
+        # Files that describe something are chosen as often as files that contain it.
         suffix = rng.choice(sorted({Path(name).suffix for name in made}))
         name = rng.choice([name for name in sorted(made) if name.endswith(suffix)])
         made[name] = _damaged_file(name, made[name], rng)
         if kind == "state":
-            # Whoever changes a state can also give it the name that fits.
+            # An attacker who changes a state can also give the file the matching name.
             digest = hashlib.sha256(made[name]).hexdigest()[:32]
             made = {f"step-00000003-{digest}.npz": made[name]}
         yield kind, made

@@ -12,18 +12,18 @@ import torch
 
 try:
     import torchvision
-except ModuleNotFoundError:  # with the lowest versions, see tests/lowest.py
+except ModuleNotFoundError:  # as with the lowest versions, see tests/lowest.py
     torchvision = None
 except RuntimeError as error:
     assert "torchvision::" in str(error), error
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
-    # Kept: what it declares ends with it.
+    # The library is kept, because its declarations end with it.
     _operators = torch.library.Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
         _operators.define(f"{_name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 
-import transformers  # Loads a model's code when it is asked for.
+import transformers  # it imports a model's code when that is first used
 
 __all__ = ["torchvision", "transformers"]

@@ -25,7 +25,8 @@ from keras_vjepa.layers.positions import position_table
 from keras_vjepa.tools import convert_checkpoint
 from tests.support import GOLDEN
 
-# Weights go through NumPy, the same on each backend; tests/tasks/test_parity.py has the numbers.
+# Weights pass through NumPy, which is the same on each backend; tests/tasks/test_parity.py compares
+# features.
 pytestmark = pytest.mark.data
 
 
@@ -123,7 +124,7 @@ def test_other_architectures_are_detected_and_loaded(name, tmp_path):
     encoder_arguments, predictor_arguments = ARCHITECTURES[name]
     expected = random_pretrainer(1, encoder_arguments, predictor_arguments)
     write_checkpoint(tmp_path / "checkpoint.pth.tar", authors_layout(expected))
-    # What a V-JEPA 2 file does not tell.
+    # Arguments that a V-JEPA 2 file does not contain.
     told = {"image_size": 32, "num_frames": 8} if name == "rotary" else {}
     actual = convert(
         tmp_path / "checkpoint.pth.tar", num_heads=encoder_arguments["num_heads"], **told
@@ -149,7 +150,7 @@ def test_a_vjepa2_file_with_tables_that_its_model_does_not_use(tmp_path):
             256,
             64,
         )
-    # The other way round: a V-JEPA file that lost a table is no V-JEPA 2 file.
+    # Conversely, a V-JEPA file that has lost a table is not a V-JEPA 2 file.
     tables = convert_backbone(path, num_heads=2, position_embedding="sincos")
     assert (tables.position_embedding, tables.image_size, tables.num_frames) == ("sincos", 32, 8)
     for name in [key for key in layout["predictor"] if "mask_tokens" in key][2:]:

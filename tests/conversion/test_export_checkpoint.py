@@ -26,7 +26,7 @@ from tests.conversion.oracle import transformers
 from tests.conversion.test_hugging_face import channels_second, clips, oracle
 from tests.support import GOLDEN
 
-# Weights go through NumPy, the same on each backend.
+# Weights pass through NumPy, which is the same on each backend.
 pytestmark = pytest.mark.data
 
 
@@ -70,7 +70,7 @@ def test_the_authors_probes(name, tmp_path):
     expected = load(GOLDEN / f"{name}.pth.tar")["classifier"]
     assert actual.keys() == expected.keys()
     for key, tensor in expected.items():
-        # Used by nothing, and not kept.
+        # Nothing uses this tensor, so it is not kept.
         assert "xattn.proj" in key or torch.equal(actual[key], tensor), key
 
 

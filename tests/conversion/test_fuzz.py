@@ -33,13 +33,13 @@ def test_damaged_artefacts(sound, tmp_path):
     for i, (kind, artefact) in enumerate(mutants.damaged(sound, 90, seed=1)):
         outcomes.append(fuzz.load(kind, write(tmp_path / str(i), artefact)))
         assert outcomes[-1] in ("loaded", "named"), (i, kind)
-    # Both are seen often enough to say something.
+    # Both outcomes occur often enough for the test to mean something.
     assert outcomes.count("named") > 40 and outcomes.count("loaded") > 5
 
 
 def test_the_same_seed_makes_the_same_artefacts(sound):
     extremes = copy.deepcopy(mutants.EXTREMES)
-    # HDF5 files hold the time at which they were written.
+    # HDF5 files contain the time at which they were written.
     kinds = {kind: sound[kind] for kind in ("authors", "hugging_face", "probe")}
     first, second = (list(mutants.damaged(kinds, 30, seed=2)) for _ in "ab")
     assert mutants.EXTREMES == extremes

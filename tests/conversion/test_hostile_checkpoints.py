@@ -29,7 +29,7 @@ from tests.conversion.test_torch_archive import REBUILD, tensor, text, write
 
 pytestmark = pytest.mark.data
 
-# Sixteen bytes for the storage "0".
+# The storage "0" has sixteen bytes.
 SIXTEEN = [("0", bytes(16))]
 STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ"
 
@@ -85,13 +85,13 @@ DEEP = 200_000
         (b"\x80\x02}NK\x00s.", "as keys"),
         (b"\x80\x02}\x88K\x00s.", "as keys"),
         (b"\x80\x02}G" + bytes(8) + b"K\x00s.", "as keys"),
-        # Numbers that all have one place in a dictionary of Python.
+        # These numbers all have the same place in a Python dictionary.
         (b"\x80\x02}\x8a\x09" + (2**61 - 1 << 4).to_bytes(9, "little") + b"K\x00s.", "as keys"),
         (b"\x80\x02}ctorch\nFloatStorage\nK\x00s.", "as keys"),
         (b"\x80\x04}(\x8f\x90K\x00s.", "the instruction EMPTY_SET"),
         (b"\x80\x04}(\x91K\x00s.", "the instruction FROZENSET"),
         (b"\x80\x02" + b"N" * 2**20 + b".", "at most 1,048,576 instructions"),
-        # The same list to make a dictionary of, again and again.
+        # The same list is turned into a dictionary again and again.
         (b"\x80\x02}" + text("x") + b"ccollections\nOrderedDict\n]\x85Rs.", "nothing was run"),
         (b"\x80\x04}(K\x01" + b"\x85" * 20_000 + text("x") + b"\x93.", "what has no name"),
         (b"\x80\x02}(" + text("x" * 10**6) + b"NNNNtQ.", "that is not a tensor"),
@@ -153,7 +153,7 @@ def test_tensors_that_claim_what_is_not_there(index, message, path):
 
 def test_odd_tensors_that_are_sound(path):
     write(path, built(b"K\x01K\x04\x86", b"\x8a\x08" + b"\xff" * 7 + b"\x7fK\x01\x86"), SIXTEEN)
-    # Along an axis of one number PyTorch may note any stride.
+    # For an axis of length 1, PyTorch may store any stride.
     assert read_checkpoint(path)["x"].read().shape == (1, 4)
     write(path, built(b"K\x00\x85", b"K\x01\x85"), SIXTEEN)
     assert read_checkpoint(path)["x"].read().shape == (0,)
@@ -169,13 +169,13 @@ def test_archives_that_claim_what_is_not_there(path):
     assert "two members of the name 'archive/data/0'" in refused(read_checkpoint, path)
     write(path, index, SIXTEEN)
     whole = path.read_bytes()
-    # The sizes of the last member in the list of members.
+    # This changes the sizes of the last member in the list of members.
     place = whole.rfind(b"PK\x01\x02") + 20
     path.write_bytes(whole[:place] + struct.pack("<II", 10**9, 10**9) + whole[place + 8 :])
     assert "its members claim 1,000,000," in refused(read_checkpoint, path)
     path.write_bytes(whole[:place] + struct.pack("<II", 16, 10**9) + whole[place + 8 :])
     assert "compressed" in refused(read_checkpoint, path)
-    # A method of the sizes of what is stored, but with a memory of gigabytes for it (LZMA).
+    # LZMA keeps the sizes of what is stored, but allocates gigabytes of memory.
     path.write_bytes(whole[: place - 10] + b"\x0e" + whole[place - 9 :])
     assert "compressed" in refused(read_checkpoint, path)
     end = whole.rfind(b"PK\x05\x06")

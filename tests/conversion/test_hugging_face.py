@@ -16,13 +16,14 @@ from keras_vjepa import (
 from keras_vjepa.conversion import CheckpointError, convert, convert_backbone
 from tests.conversion.oracle import transformers
 
-# Weights go through NumPy, the same on each backend; tests/test_files_of_before.py has a rotary
-# model with weights and outputs that every backend must give.
+# Weights pass through NumPy, which is the same on each backend. tests/test_files_of_before.py has a
+# rotary model with weights and outputs that every backend must reproduce.
 pytestmark = pytest.mark.data
 
 TOLERANCE = 2e-5
 
-# Heads of 24, 22 (of which 4 do not rotate) and 64 channels; other patches, an MLP of 48/11.
+# Heads of 24, 22 (of which 4 are not rotated) and 64 channels; other patches; an MLP ratio of
+# 48/11.
 CONFIGS = {
     "square": dict(
         hidden_size=48,
@@ -110,7 +111,7 @@ def test_features_and_predictions(name, tmp_path):
         assert_close(features, expected.last_hidden_state)
     picked = np.take_along_axis(ops.convert_to_numpy(features), context[:, :, None], axis=1)
     inputs = picked, context.astype("int32"), target.astype("int32")
-    # That package's default, where nothing is said, is the second mask token.
+    # If no mask is named, the transformers package uses the second mask token.
     predictions = pretrainer.predictor(*inputs, mask_index=1)
     assert_close(predictions, expected.predictor_output.last_hidden_state)
     of_the_first = ops.convert_to_numpy(pretrainer.predictor(*inputs))
@@ -183,7 +184,7 @@ def test_attention_and_hidden_states(name, shape, tmp_path):
     backbone, layers = classifier.backbone, range(-classifier.backbone.num_layers, 0)
     raw = [backbone.embed(videos), *backbone.intermediate_features(videos, layers, norm=False)]
     for actual, expected in zip(raw, found.hidden_states, strict=True):
-        largest = expected.abs().max()  # Before the norm, 11 to 30.
+        largest = expected.abs().max()  # values before the norm, between 11 and 30
         assert_close(actual / float(largest), expected / largest)
     for actual, expected in zip(
         backbone.intermediate_features(videos, layers), normed[1:], strict=True
@@ -284,7 +285,8 @@ def test_from_preset_takes_such_a_folder(tmp_path, monkeypatch):
     videos = clips(8, 48, 48)
     expected = model.get_vision_features(channels_second(videos))
     assert_close(backbone(videos), expected)
-    # Another size: of the clips alone, and as an argument, in which that package says `crop_size`.
+    # Another size, once of the clips alone, and once as an argument, which transformers calls
+    # `crop_size`.
     large = clips(4, 64, 64)
     assert_close(backbone(large), model.get_vision_features(channels_second(large)))
     made_for_it = transformers.VJEPA2Model.from_pretrained(tmp_path / "folder", crop_size=64)
@@ -294,7 +296,7 @@ def test_from_preset_takes_such_a_folder(tmp_path, monkeypatch):
     assert VJEPAPredictor.from_preset(tmp_path / "folder").num_layers == 1
     preprocessor = VJEPAVideoPreprocessor.from_preset(tmp_path / "folder")
     assert (preprocessor.image_size, preprocessor.num_frames) == (48, 8)
-    # What it does not hold is told with the name that the user knows it by.
+    # If something is missing, the message uses the user's name for the folder.
     for load, message in (
         (VJEPAVideoClassifier.from_preset, "`num_classes` must be given for a preset that holds"),
         (VJEPAPlain.from_preset, "a folder that holds plain.json, for VJEPAPlain"),
@@ -303,7 +305,7 @@ def test_from_preset_takes_such_a_folder(tmp_path, monkeypatch):
             load(tmp_path / "folder")
         assert str(caught.value).endswith(f"Received: {tmp_path / 'folder'}")
     assert sorted((tmp_path / "cache" / "converted").iterdir()) == converted
-    # Another model in the same folder is another preset.
+    # If the folder holds another model, a new preset is made.
     oracle("square", seed=1).save_pretrained(tmp_path / "folder")
     other = ops.convert_to_numpy(VJEPABackbone.from_preset(tmp_path / "folder")(videos))
     assert np.abs(other - expected.detach().numpy()).max() > 0.1

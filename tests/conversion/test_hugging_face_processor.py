@@ -19,7 +19,7 @@ from keras_vjepa.conversion import (
 from tests.conversion.oracle import torchvision, transformers
 from tests.conversion.test_hugging_face import assert_close, channels_second, oracle
 
-# NumPy makes the pixels; weights are the same on each backend.
+# NumPy makes the pixels, and weights are the same on each backend.
 pytestmark = pytest.mark.data
 with_torchvision = pytest.mark.skipif(torchvision is None, reason="torchvision is not installed")
 
@@ -107,7 +107,7 @@ def test_what_its_processor_says_is_taken(config, tmp_path):
     usual = VJEPAVideoPreprocessor(48, 2, antialias=True, crop_rounding="down")
     assert grey_levels(usual(frames), expected).max() > 0.5
 
-    # And back: a file that the package reads, and that gives the same pixels again.
+    # The export gives a file that transformers reads, and with which it makes the same pixels.
     backbone = VJEPABackbone.from_preset(tmp_path)
     export_hugging_face(backbone, tmp_path / "back", ours)
     again = transformers.VJEPA2VideoProcessor.from_pretrained(tmp_path / "back")
@@ -214,7 +214,7 @@ def test_a_classifier_keeps_names_and_processor(tmp_path):
 
 def test_odd_names(tmp_path, caplog):
     model_folder(tmp_path, "VJEPA2ForVideoClassification")
-    assert convert(tmp_path).class_names is None  # LABEL_0 to LABEL_4
+    assert convert(tmp_path).class_names is None  # the default names LABEL_0 to LABEL_4
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
 
@@ -297,5 +297,5 @@ def test_features_of_a_video_at_the_size_of_a_folder_and_at_another(size, tmp_pa
     ours = VJEPAVideoPreprocessor.from_preset(folder)
     assert ours.image_size == size
     actual = ops.convert_to_numpy(backbone(ours(frames)))
-    # Pixels are at most a grey level apart, .017 of a deviation.
+    # Pixels differ by at most one grey level, which is .017 after normalisation.
     assert np.abs(actual - expected.numpy()).mean() < 0.02

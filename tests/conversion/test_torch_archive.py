@@ -106,7 +106,7 @@ def test_code_in_a_checkpoint_is_not_run(name, tmp_path, extension):
         assert "save only the state dictionaries again: `torch.save(" in message
     assert not trap.exists()
 
-    # The layout before PyTorch 1.6, which is the pickle itself.
+    # Before PyTorch 1.6, a file was the pickle itself.
     for old in (payload, pickle.dumps(0x1950A86A20F9469CFC6C) + payload):
         path.write_bytes(old)
         with pytest.raises(CheckpointError, match="nothing was run; load it with PyTorch's"):
@@ -158,7 +158,7 @@ def test_a_tensor_by_hand(path):
         {"shape": -4},
         {"stride": -1},
         {"stride": 2},
-        # One number, repeated: 4 TB.
+        # One number is repeated to 4 TB.
         {"shape": 10**12, "stride": 0},
     ],
 )
@@ -188,7 +188,7 @@ def test_a_small_file_does_not_fill_the_memory(path):
     tracemalloc.start()
     with pytest.raises(CheckpointError, match="it is compressed, which such archives never are"):
         read_checkpoint(path)
-    # A place far out in Python's table of what was seen, which would be filled up to there.
+    # Python's unpickler would fill its table of objects up to this distant entry.
     write(path, b"\x80\x02}r\xff\xff\xff\x7f.")
     assert read_checkpoint(path) == {}
     assert tracemalloc.get_traced_memory()[1] < 10**7

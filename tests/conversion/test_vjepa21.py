@@ -29,7 +29,7 @@ HEADS = {
 }
 SIZE = {"image_size": 64, "num_frames": 8}
 MODELS = pytest.mark.parametrize("model", list(HEADS))
-# One model and kind of input on each backend; the others are the same code.
+# Each backend tests one model and one kind of input; the code is the same for the others.
 FEWER_MODELS = pytest.mark.parametrize(
     "model", ["pretrain", pytest.param("distilled", marks=slow_but_on("torch"))]
 )
@@ -204,7 +204,7 @@ GRADIENTS = {
 @MODELS
 def test_gradients(model, kind):
     pretrainer, optimizer = converted(model), RecordGradients()
-    # So that the step changes nothing: the model is shared with other tests.
+    # The step must change nothing, because the model is shared with other tests.
     pretrainer.momentum = 1.0
     pretrainer.compile(optimizer)
     pretrainer.train_on_batch(batch_of(model, kind))

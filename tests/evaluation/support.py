@@ -7,7 +7,7 @@ import numpy as np
 from keras_vjepa.configuration import replace
 from keras_vjepa.evaluation.settings import ProbeSettings
 
-# For the fixtures `digit_videos` and `small_encoder`.
+# Settings for the fixtures `digit_videos` and `small_encoder`.
 SMALL = {
     "tasks": ("digit", "motion"),
     "num_classes": (10, 10),

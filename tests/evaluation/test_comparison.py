@@ -33,7 +33,8 @@ def test_the_probes_rate_is_chosen_on_held_out_training_clips(small_encoder):
     result = EncoderComparison(small_encoder, settings, train, test)(small_encoder)
     assert result.learning_rate == {"digit": 1e-2, "motion": 1e-2}
     assert result.accuracy == {"digit": 1.0, "motion": 1.0}
-    # On these the rate that teaches nothing would be the better one, if they were asked.
+    # With these wrong labels, the learning rate that teaches nothing would be better if the test
+    # set decided.
     wrong = LabelledClips([Sample(s.path, 11 - s.label) for s in test.samples], test.videos, {})
     result = EncoderComparison(small_encoder, settings, train, wrong)(small_encoder)
     assert result.learning_rate == {"digit": 1e-2, "motion": 1e-2}

@@ -20,7 +20,8 @@ from tests.support import GOLDEN, ROOT
 
 pytestmark = pytest.mark.data
 
-# All cases where the project's shared folder lies beside the checkout, else the small ones.
+# All cases are used if the project's shared folder is beside the checkout, otherwise only the small
+# ones.
 SHARED = ROOT.parent / "shared" / "reference" / "parts" / "ava" / "map"
 CASES = {p.name: p for folder in (GOLDEN / "detection" / "map", SHARED) for p in folder.glob("*")}
 

@@ -51,7 +51,7 @@ def test_it_goes_on_with_the_split_that_was_stopped(
     again = evaluator(small_encoder, digit_videos, tmp_path, **settings)
     assert not again.is_finished(2) and again.is_finished(1)
     assert again(2) == expected and calls == [0, 1, 1] and again.is_finished(2)
-    # Finished: nothing is computed, and nothing but the metrics is left.
+    # A finished evaluation computes nothing, and leaves only its metrics.
     assert again(2) == expected and calls == [0, 1, 1]
     assert all(path.suffix == ".json" for path in tmp_path.iterdir())
     with pytest.raises(ValueError, match="`splits` must be at least 1. Received: 0"):
@@ -94,7 +94,7 @@ def test_what_an_earlier_version_left_is_named(left, digit_videos, small_encoder
     )
     caplog.clear()
     assert one() == results and not caplog.records
-    # Files of today are not taken for such.
+    # Files of the current version are not mistaken for old ones.
     (tmp_path / left).unlink()
     evaluator(small_encoder, digit_videos, tmp_path / "splits", seed=1)()
     assert not caplog.records
@@ -124,9 +124,9 @@ def test_an_online_training_goes_on_after_its_last_epoch(
             evaluator(small_encoder, digit_videos, tmp_path / "b", **settings)()
     [progress] = (tmp_path / "b").iterdir()
     [step] = Checkpoints(progress).steps()
-    # 60 videos in batches of 8, twice.
+    # 60 videos in batches of 8 are 8 steps.
     assert step == 8
-    # The encoder is not in it: it has its preset.
+    # The checkpoint does not contain the encoder, which has its own preset.
     arrays = Checkpoints(progress).latest().arrays
     assert sum(array.size for array in arrays.values()) < 4 * sum(
         weights.size for weights in weights_of(straight.probe.sweep)

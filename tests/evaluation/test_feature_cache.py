@@ -27,7 +27,7 @@ from tests.support import slow_but_on
 def test_kept_features_give_the_online_path_s_numbers(
     clips, attend, digit_videos, small_encoder, tmp_path
 ):
-    # A window shorter than its part of the video: a clip could lie in several places.
+    # The window is shorter than its segment of the video, so a clip could be in several places.
     settings = small(
         num_clips=clips, num_frames=4, temporal_stride=2 // clips, attend_across_clips=attend
     )
@@ -38,7 +38,7 @@ def test_kept_features_give_the_online_path_s_numbers(
     assert cached.batches.extractor is not None and online.batches.extractor is None
     assert_close(weights_of(cached.sweep), weights_of(online.sweep), 1e-6)
     assert results[0]["motion"]["predictions"] == results[1]["motion"]["predictions"]
-    # The quick checks, from the same features.
+    # The checks without training use the same features.
     kept = [cached.batches.features(train), cached.batches.features(test, is_test=True)]
     pooled = [everything(features).mean(axis=(1, 2)) for features in kept]
     labels = [np.array([sample.label for sample in part]) % 10 for part in digit_videos]
@@ -114,7 +114,7 @@ def test_memory_holds_what_the_disk_holds(digit_videos, small_encoder, tmp_path)
 def test_other_features_have_another_folder(
     digit_videos, small_encoder, tmp_path, monkeypatch, caplog
 ):
-    # TensorFlow says things of its own.
+    # TensorFlow logs messages of its own.
     monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", False)
     samples = digit_videos[0][:9]
     other = VJEPABackbone.from_config(small_encoder.get_config())
@@ -187,7 +187,7 @@ def test_a_replaced_file_has_its_features_computed_anew(
         f"Features are computed anew: {replaced[0].path} has another content than when its "
         "features were computed."
     )
-    # Its shard alone, of two batches.
+    # Only its shard of two batches is computed again.
     assert len(seen) == 2
     changed = (found != before).any(axis=(1, 2, 3))
     assert np.flatnonzero(changed).tolist() == [row]
@@ -220,7 +220,7 @@ def test_what_could_not_be_read_is_tried_again_in_another_way(
     assert not found.unreadable and everything(found).any(axis=(1, 2, 3)).all()
     assert "could not be read, and files are read in another way now" in caplog.text
     seen.clear()
-    # What was read once is not read again for that.
+    # Files that could be read are not read again.
     features(small_encoder, copies[:9], tmp_path / "a", **small_limit)
     assert not seen
 
@@ -332,15 +332,15 @@ def test_shards_of_before_hold_unless_a_file_is_newer(
     os.utime(copies[20].path)
     features(small_encoder, copies, tmp_path / "a")
     assert len(seen) == 2 and f"{copies[20].path} is newer than the features" in caplog.text
-    # From then on, they know what was in the files.
+    # From then on, the contents of the files are stored.
     assert all("contents" in json.loads(path.read_text()) for path in folder.glob("0*.json"))
     replace_by_another(*replaced)
     features(small_encoder, copies, tmp_path / "a")
     assert len(seen) == 4 and f"{replaced[0].path} has another content" in caplog.text
 
 
-# The folder's name that the code before the first release gave to features of this encoder: it is
-# a hash of the manifest.
+# Before the first release, features of this encoder were in a folder of this name, which is a hash
+# of the manifest.
 @pytest.mark.parametrize(
     ("changes", "short_side"),
     [({}, "crop"), ({"short_side": None}, "256/224"), ({"short_side": 40}, 40)],

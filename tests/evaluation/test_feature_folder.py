@@ -98,7 +98,7 @@ def test_features_of_a_replaced_file_are_made_anew(output, videos, caplog):
     times = (videos / "a.mp4").stat().st_mtime_ns
     (videos / "a.mp4").write_text("eno")
     os.utime(videos / "a.mp4", ns=(times, times))
-    # The stale one goes at once, whatever becomes of the run.
+    # The outdated file is removed at once, even if the run then fails.
     FeatureFolder(output, SETTINGS, videos).plan(videos, [videos / "a.mp4"])
     assert not (output / "a.mp4.npy").exists()
     (output / "a.mp4.npy").write_bytes((output / "b.mp4.npy").read_bytes())
@@ -159,7 +159,8 @@ def test_files_of_one_name_from_two_folders_keep_both_outputs(output, videos, tm
     assert contents(output) == both
     assert f"sources.jsonl lists both: {hashed}" in caplog.text
     caplog.clear()
-    # Found again, whichever goes on, and replaced without a change of name.
+    # They are found again, whichever folder comes first, and keep their names when they are
+    # replaced.
     for root in (videos, others):
         assert extract(root, output)[1] == [] and contents(output) == both
     assert caplog.text == ""
@@ -291,7 +292,7 @@ def test_damaged_settings_are_made_anew_where_the_records_agree(text, output, vi
         ({"stride": 4}, "features with stride = 8. Received: 4"),
         ({"model": "12345678" * 4, "preset": "q"}, r"model = 0{8} \(p\). Received: 12345678 \(q\)"),
         ({"backend": "other", "stride": 1}, "backend = none, stride = 8. Received: other, 1"),
-        # In another precision the same weights are others.
+        # In another precision, the same weights have other values.
         ({"dtype": "float16", "model": "1" * 32}, "with dtype = float32. Received: float16"),
     ],
 )
@@ -336,7 +337,7 @@ def test_features_of_an_earlier_version_are_taken_over(of_before, videos, caplog
     [line] = [m for m in caplog.messages if "earlier version" in m]
     assert "1 file of features kept" in line and len(line.splitlines()) == 1
     assert contents(of_before) == ALL
-    # From then on as any other.
+    # From then on, it is like any other folder.
     caplog.clear()
     assert extract(videos, of_before)[1] == [] and caplog.text == ""
     assert {line["settings"] for line in lines(of_before)} == {hash_of_settings(SETTINGS)}

@@ -28,7 +28,7 @@ def test_long_names_are_cut_and_stay_apart(letter):
     assert len({*names}) == 2
     for name in names:
         assert length(name) <= 255 and name.startswith(letter * 70) and name.endswith(".npy")
-    # Of folders too, and where a hash comes to a name that just fits.
+    # This holds for folders too, and for a name that just fits until a hash is appended.
     folder = features_name(PurePath(letter * (count - 1), "a.mp4"))
     assert folder == letter * (count - 1) + "/a.mp4.npy"
     longest = features_name(PurePath("a" * 251))

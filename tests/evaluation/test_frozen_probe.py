@@ -26,7 +26,7 @@ def test_a_few_lines(digit_videos, small_encoder, tmp_path):
     assert metrics["num_counted"] == len(metrics["predictions"]) == 20
     right = np.mean(np.array(metrics["predictions"]) == [sample.label for sample in test])
     assert metrics["top1"] == pytest.approx(right) and metrics["top5"] >= metrics["top1"]
-    # The classifier says what was counted.
+    # The classifier has the number of classes that was counted.
     classifier = probe.classifier("action")
     assert (classifier.num_classes, classifier.num_views) == (10, 3)
     batches = evaluation_clips(probe.settings, test, 3, 10)
@@ -48,7 +48,7 @@ def test_fit_begins_anew(digit_videos, small_encoder):
     assert other["motion"]["labels"] == first["motion"]["labels"]
     assert probe.fit(train).score(test) == first
     assert_close(weights_of(probe.sweep), weights, 0)
-    # Compiled probes serve another encoder of the same width.
+    # The compiled probes also work for another encoder of the same width.
     twin = VJEPABackbone.from_config(small_encoder.get_config())
     twin.set_weights(small_encoder.get_weights())
     again = FrozenProbe(twin, small(fraction=1.0), sweep=probe.sweep)
@@ -135,7 +135,7 @@ def test_an_encoder_of_rectangles_with_frame_positions(digit_videos, tmp_path):
         )
         results.append(probe.fit(train).score(test)["motion"]["predictions"])
     assert results[0] == results[1]
-    # Other features than those without positions.
+    # The features differ from those without positions.
     plain = FrozenProbe(encoder, small(image_size=None, temporal_stride=2), tmp_path)
     positions = probe.settings.classifier.make(backbone=encoder, num_classes=10)
     assert positions.frame_table.shape == (16, 24)

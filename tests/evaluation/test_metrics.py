@@ -15,7 +15,7 @@ LABELS = np.array([0, 1, 2, 1, 2])
 
 def test_accuracies():
     found = accuracies(LOGITS, LABELS, 4, 5)
-    # The unreadable one is wrong, and so is one whose classes are all alike.
+    # The unreadable sample counts as wrong, and so does one whose logits are all equal.
     assert found["top1"] == 2 / 5 and found["top5"] == 4 / 5
     assert found["per_class"] == [1.0, 0.0, 0.5, None]
     assert found["predictions"] == [0, 0, 2, None, 0]

@@ -30,10 +30,11 @@ def test_neighbors_by_hand(monkeypatch):
     angles = np.deg2rad([0, 120, 240])
     train = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     votes = nearest_neighbors(train, np.arange(3), 2 * train, 3, 2, temperature=1.0)
-    # Itself at similarity 1, and one of the others at -1/2; the third has no vote.
+    # Each sample has itself as a neighbour with similarity 1, and one other with -1/2; the third
+    # does not vote.
     np.testing.assert_allclose(votes.diagonal(), np.exp(1.0))
     assert ((votes > 0).sum(axis=1) == 2).all() and np.isclose(votes, np.exp(-0.5)).sum() == 3
-    # More neighbours than samples: all vote.
+    # With more neighbours than samples, all samples vote.
     assert (nearest_neighbors(train, np.arange(3), train, 3) > 0).all()
 
 

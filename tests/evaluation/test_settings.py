@@ -25,7 +25,7 @@ from keras_vjepa.evaluation.views import (
     training_transform,
 )
 
-# Arguments that are no options, and where their values come from.
+# Constructor arguments that are not options, and what determines them.
 SUPPLIED = {
     "backbone": "the encoder that is evaluated",
     "num_classes": "the tasks",
@@ -55,9 +55,9 @@ CONSTRUCTORS = {
 def test_every_argument_of_every_constructor_can_be_set():
     known = options(ProbeSettings())
     reachable = {(option.field, option.argument) for option in known.values()}
-    # One number for both.
+    # One option sets both.
     reachable.add(("clip", "num_clips"))
-    # As the view, in training and testing.
+    # Training and testing use the mean and deviation of the view.
     reachable |= {("transform", "mean"), ("transform", "std")}
     for field, constructors in CONSTRUCTORS.items():
         for constructor in constructors:
@@ -125,7 +125,7 @@ def test_views():
     assert np.abs(whole - view).max() > 0.1
     wide = evaluation_transform(replace(settings, image_size=(16, 32)), 1)(frames)
     assert wide.shape == (4, 16, 32, 3)
-    # Without augmentation a training clip is the central view.
+    # Without augmentation, a training clip is the central view.
     plain = training_transform(settings)(frames, np.random.default_rng(0))
     np.testing.assert_array_equal(plain, view)
     moving = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones_like(frames)

@@ -55,7 +55,7 @@ def train(sweep, steps=6, seed=3, predictions=1):
 )
 def test_each_probe_gets_what_it_would_get_alone(options):
     together = train(make_sweep({"a": 12, "b": 1}, CANDIDATES[:2], **options))
-    # On its own: one task, one candidate.
+    # The reference is one task and one candidate alone.
     alone = train(make_sweep({"a": 12}, CANDIDATES[1:2], **options))
     assert_close(
         together.probes_of("a")[1].get_weights(), alone.probes_of("a")[0].get_weights(), 1e-5
@@ -99,7 +99,8 @@ def test_probes_have_all_arguments_of_the_one_given():
     for probe in sweep.probes:
         found = probe.get_config()
         assert {name: found[name] for name in arguments} == arguments
-    # What a saved training finds its place by does not depend on what was made before.
+    # A saved training finds its variables by paths, which do not depend on models that were made
+    # before.
     again = make_sweep({"a": 3, "b": 4}, CANDIDATES[:2], arguments)
     paths = [[v.path for v in one.trainable_variables] for one in (sweep, again)]
     assert paths[0] == paths[1] and len(set(paths[0])) == len(paths[0])
@@ -140,7 +141,7 @@ def test_a_second_training_starts_afresh_and_compiles_nothing(monkeypatch):
     assert max(np.abs(x - y).max() for x, y in zip(first, weights_of(sweep), strict=True)) > 1e-4
     train(sweep)
     assert_close(weights_of(sweep), first, 0)
-    # Torch has no compiled step: there it is called once for each.
+    # Torch has no compiled step, so the function is called for each batch.
     assert len(traced) == (9 if keras.config.backend() == "torch" else 0)
 
 

@@ -77,7 +77,7 @@ def test_an_image_between_videos_has_batches_of_its_own(backbone):
         noting,
         lambda p: Opened("", COUNTS[p], False, iter(windows(p, COUNTS[p], frames.get(p, 4)))),
     )
-    # Three windows, one image, and eight windows.
+    # The files have three windows, one image, and eight windows.
     assert noting.sizes == [1, 1, 1, 1, 4, 4]
 
 

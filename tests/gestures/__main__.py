@@ -21,7 +21,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["KERAS_BACKEND"] = options.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Keras is imported with these.
+    # These imports import Keras.
     from tests.gestures.report import report
     from tests.gestures.table import read_results, run
 

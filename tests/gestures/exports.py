@@ -10,7 +10,7 @@ from tests.exports import ENDINGS, RUNNERS, installed_formats
 from tests.gestures.gestures import Cell
 from tests.gestures.outcome import is_clear
 
-# Models that cannot know the shape of their inputs: it must be given.
+# Models whose inputs have no fixed shape, so that it must be given.
 OF_ANY_LENGTH = ("predictor", "probe")
 
 

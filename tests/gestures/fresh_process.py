@@ -98,7 +98,7 @@ def _answer(request: dict[str, str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    # What libraries print must not come between the answers.
+    # Output of libraries must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -13,7 +13,8 @@ from keras import ops
 from tests.gestures.fresh_process import FreshProcess, facts
 from tests.gestures.models import Kind
 
-# How far two ways to the same numbers may be apart, relative to the greatest of them.
+# The largest difference between two ways of computing the same numbers, relative to the largest of
+# them.
 TOLERANCES = {
     "float32": 2e-5,
     "float64": 2e-5,
@@ -102,7 +103,7 @@ def assert_trained(before: dict[str, np.ndarray], model: Any, precision: str) ->
     followed = {path for path in moved - trainable if path.startswith("target_")}
     assert moved <= trainable | followed, f"moved, not trainable: {sorted(moved - trainable)[:2]}"
     still = trainable - moved
-    # Gradients that are too small for float16 are zero there.
+    # Gradients that are too small for float16 become zero.
     allowed = len(trainable) // 2 if "float16" in precision.split("_") else 0
     assert len(still) <= allowed, f"did not move: {sorted(still)[:3]} of {len(still)}"
     assert all(np.isfinite(value).all() for value in values(model).values()), "not finite"
@@ -197,7 +198,7 @@ def fit_after_a_second_shape(cell: Cell) -> None:
     labels, before = cell.kind.labels(numpy(model(inputs))), values(model)
     model.fit(inputs, labels, batch_size=3, verbose=0)
     assert_trained(before, model, cell.precision)
-    # A classifier of several views sees one of them in training.
+    # In training, a classifier of several views uses only one of them.
     assert np.isfinite(model.predict(inputs, verbose=0)).all()
 
 
@@ -207,7 +208,7 @@ def train_on_batch(cell: Cell) -> None:
     before = values(model)
     expected = model.evaluate(inputs, labels, batch_size=3, verbose=0, return_dict=True)["loss"]
     found = model.train_on_batch(inputs, labels, return_dict=True)["loss"]
-    if cell.kind.name != "classifier 2x2":  # in training, the mean of its predictions' losses
+    if cell.kind.name != "classifier 2x2":  # in training, its loss is the mean over its predictions
         cell.assert_close(found, expected, factor=3)
     if cell.precision != "mixed_float16":
         assert int(model.optimizer.iterations) == 1
@@ -265,7 +266,7 @@ def assert_survives(cell: Cell, model: Any, inputs: Any, preset: bool = False) -
     cell.assert_close(found.pop("outputs"), model(inputs), factor=0.1)
     expected = as_json(facts(model))
     if preset:
-        # A preset is a model to begin with: not compiled, and a classifier has a preprocessor.
+        # A preset is a starting point: it is not compiled, and a classifier has a preprocessor.
         for facts_of in (found, expected):
             del facts_of["iterations"]
             facts_of["config"].pop("preprocessor", None)
@@ -370,7 +371,7 @@ def nested_in_sequential(cell: Cell) -> None:
     """A layer of a sequential model."""
     model, inputs = cell.make(), cell.kind.inputs()
     symbolic = cell.kind.symbolic(cell.kind.shapes)
-    # Keras' `Sequential` has no symbolic input of several arrays.
+    # Keras' `Sequential` cannot have a symbolic input of several arrays.
     begin = [] if isinstance(symbolic, dict) else [symbolic]
     sequential = keras.Sequential([*begin, model])
     cell.assert_close(sequential.predict(inputs, batch_size=2, verbose=0), model(inputs))

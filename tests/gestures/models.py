@@ -17,7 +17,7 @@ from keras_vjepa import (
     VJEPAVideoClassifier,
 )
 
-# Names of arrays that hold numbers of tokens.
+# Names of arrays that contain token indices.
 INDICES = ("context_indices", "target_indices", "context_indices_0", "target_indices_0")
 CLASSES = 3
 TOKENS = 8
@@ -118,7 +118,7 @@ class Kind:
 
 def _backbone(precision: str, **arguments: Any) -> VJEPABackbone:
     defaults = {"image_size": 16, "num_frames": 4, "patch_size": 8, "hidden_dim": 8}
-    # One head: three axes cannot be told apart by the rotations of narrower ones.
+    # There is one head, because narrower heads have too few rotations for three axes.
     return VJEPABackbone(
         **{**defaults, "num_layers": 1, "num_heads": 1, "dtype": precision, **arguments}
     )

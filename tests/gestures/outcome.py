@@ -17,7 +17,7 @@ import keras_vjepa
 LONGEST = 200
 _KINDS = (ValueError, TypeError, NotImplementedError)
 _FOLDERS = tuple(str(Path(module.__file__).parent) for module in (keras, keras_vjepa))
-# What Keras puts around the message of an error within a call.
+# Matches what Keras adds around the message of an error within a call.
 _AROUND = re.compile(
     r"^Exception encountered when calling [^\n]*\n\n(.*?)\n\nArguments received by .*$", re.DOTALL
 )

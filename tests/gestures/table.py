@@ -29,11 +29,11 @@ PRECISIONS = (
     "float16",
     "float64",
 )
-# Where programs are compiled first: the whole table in these precisions, and a few gestures in the
-# others. What is the same code on each backend is seen on torch.
+# On backends that compile programs first, the whole table is made in these precisions, and a few
+# gestures in the others. Code that is the same on each backend is tested on torch.
 WHOLE = ("float32", "mixed_bfloat16")
 IN_ALL_PRECISIONS = ("call", "fit", "save and load")
-# A gesture that takes longer hangs.
+# A gesture that takes longer counts as hanging.
 SECONDS = 180
 
 
@@ -85,7 +85,7 @@ def run_cell(place: Place, fresh: FreshProcess) -> Outcome:
             gesture(Cell(KINDS[place.model], place.precision, folder, fresh))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also what a library raises to end a process
+    except BaseException as error:  # libraries may raise even what ends a process
         return outcome_of(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,7 +126,7 @@ def run(path: Path, only: Sequence[str] = ()) -> None:
     backend, begun = keras.config.backend(), path.with_name(path.name + ".begun")
     done = {place for engine, place in map(key_of, read_results(path)) if engine == backend}
     wanted = [p for p in places(backend) if p not in done and all(w in str(p) for w in only)]
-    # What a process that was killed has left.
+    # A process that was killed has left this file.
     last = begun.read_text() if begun.exists() else ""
     fresh, start = FreshProcess(), time.perf_counter()
     with path.open("a") as file:

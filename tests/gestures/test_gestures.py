@@ -12,7 +12,8 @@ from tests.gestures.table import Place, places, run_cell
 
 BACKEND = keras.config.backend()
 
-# Every gesture and every model once; on torch, where nothing is compiled, more of both.
+# Every gesture and every model occurs once; on torch, where nothing is compiled, there are more
+# combinations.
 SAMPLE = [
     Place("float32", "backbone rotary", "call"),
     Place("mixed_bfloat16", "backbone sincos", "stateless_call"),
@@ -35,12 +36,12 @@ ON_TORCH = [
     Place("float32", "pretrainer", "export onnx"),
     Place("mixed_bfloat16", "backbone sincos", "export onnx"),
 ]
-# tf2onnx saves transposes there that it needs.
+# tf2onnx removes transposes here that the model needs.
 ON_TENSORFLOW = [
     pytest.param(Place("float32", "classifier", "export onnx, any batch"), marks=pytest.mark.slow)
 ]
 OF_BACKEND = {"torch": ON_TORCH, "tensorflow": ON_TENSORFLOW}
-# What cannot work, and says so.
+# Combinations that cannot work, and are refused with a message.
 REFUSED = {
     ("probe", "preset"),
     ("pretrainer", "export onnx"),

@@ -46,7 +46,7 @@ def test_who_raises_counts():
         raise ValueError("`a` must be b")
 
     assert caught(of_another).word == FAILS
-    assert caught(of_keras).word == FAILS  # not a line with a name and a remedy
+    assert caught(of_keras).word == FAILS  # the message is not one line with a name and a remedy
     from keras_vjepa import VJEPABackbone
 
     refused = caught(lambda: VJEPABackbone(image_size=33))
@@ -86,7 +86,7 @@ def test_a_run_goes_on_where_it_was_stopped(made, tmp_path):
         run(path)
     assert made == CELLS[:2] and len(read_results(path)) == 1
     del outcomes["predict"]
-    # What a process leaves that is killed while it writes a line.
+    # A process that is killed while it writes a line leaves this.
     with path.open("a") as file:
         file.write('{"backend": "to')
     run(path)

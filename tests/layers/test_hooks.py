@@ -57,7 +57,8 @@ def test_hooks_of_all_modules_are_called(hook, name):
         owner(*with_gradient(owner)).sum().backward()
     finally:
         handle.remove()
-        # torch forbids the two kinds of backward hooks together, and remembers which it had.
+        # torch does not allow both kinds of backward hooks in one process, and remembers which it
+        # had.
         torch_module._global_is_full_backward_hook = None
     for part in [part_of(owner, path) for path in PARTS] + getattr(owner, "blocks", []):
         assert sum(module is part for module in seen) == 1, part.name

@@ -86,7 +86,7 @@ def test_an_overridden_call_is_called(name, remat, monkeypatch):
     parts = [part_of(owner, path) for path in PARTS]
     counted = [part for part in parts if isinstance(part, CountedDense)]
     assert [part.num_calls for part in counted] == [1] * 4
-    # Keras hands it down to whoever asks for it.
+    # Keras passes `training` on to every layer whose call has this argument.
     assert [part.training for part in counted] == [True] * 4
 
 
@@ -139,7 +139,7 @@ def test_a_part_may_have_a_policy_of_its_own(path, policy, own):
     outputs = outputs_of(part)
     actual = owner(*inputs_of(owner))
     assert keras.backend.standardize_dtype(actual.dtype) == owner.compute_dtype
-    # What attention gives has the type of its own last part.
+    # The output of attention has the dtype of its own last part.
     of_type = part if path != "attention" else owner.attention.output_projection
     assert keras.backend.standardize_dtype(outputs[0].dtype) == of_type.compute_dtype
     np.testing.assert_allclose(in_float32(actual), expected, atol=0.05)

@@ -34,10 +34,11 @@ def computed(name, scope, policy):
     owner = made(name, scope, policy)
     part, calls = part_of(owner, "mlp_hidden"), []
     call = part.call
-    # Counted as it begins: torch breaks off once it has what the backward pass needs.
+    # Calls are counted when they begin, because torch aborts one as soon as it has what the
+    # backward pass needs.
     part.call = lambda *args, **kwargs: calls.append(part) or call(*args, **kwargs)
     loss, gradients, program = loss_and_gradients(owner, *inputs_of(owner))
-    # JAX traces a part once. What is computed again is a program within the program.
+    # JAX traces each part once. What is computed again is a program within the program.
     return loss, gradients, len(calls) + program.count("remat2[")
 
 

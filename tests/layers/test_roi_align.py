@@ -56,12 +56,12 @@ def sampled(features, box, bins, scale, sampling, aligned):
 BOXES = [
     (3.0, 5.0, 70.0, 33.0),  # inside
     (-400.0, -900.0, 700.0, 1300.0),  # far beyond the map, on all sides
-    (-8.0, -8.0, 0.5, 0.5),  # a corner
-    (200.0, 200.0, 260.0, 260.0),  # nothing of it inside
+    (-8.0, -8.0, 0.5, 0.5),  # covering a corner
+    (200.0, 200.0, 260.0, 260.0),  # completely outside
     (20.0, 9.0, 20.1, 9.2),  # smaller than a sample
-    (50.0, 20.0, 30.0, 40.0),  # its ends exchanged
-    (0.0, 0.0, 80.0, 40.0),  # all of the map
-    (-24.0, -24.0, 88.0, 56.0),  # ends on what still counts
+    (50.0, 20.0, 30.0, 40.0),  # with its ends exchanged
+    (0.0, 0.0, 80.0, 40.0),  # the whole map
+    (-24.0, -24.0, 88.0, 56.0),  # up to the last place that counts
 ]
 
 
@@ -92,7 +92,7 @@ def test_features_have_their_gradient():
     layer.build(boxes.shape)
     loss, (gradient,), _ = loss_and_gradients(layer, boxes)
     assert np.abs(gradient).max() > 1e-3
-    # The loss is of second degree, so that the middle of two steps is exact.
+    # The loss is quadratic, so that a central difference is exact.
     values, direction = numpy(layer.map.value), np.random.default_rng(0).normal(size=(1, 4, 6, 2))
     around = []
     for sign in (1, -1):
@@ -107,7 +107,7 @@ def test_round_trip_in_half_precision(tmp_path):
     inputs = [keras.Input(shape) for shape in shapes]
     model = keras.Model(inputs, layer(*inputs))
     assert model.output.shape == (None, 2, 2, 3, 2)
-    # Positions that half precision does not have.
+    # Half precision cannot represent these positions.
     values = [np.linspace(0, 1, 48, dtype="float32").reshape(1, 4, 6, 2)]
     values.append(np.array([[[17.3, 1.1, 30.7, 9.9], [0.3, 0.1, 40.9, 20.3]]], "float32"))
     values = [ops.convert_to_tensor(value) for value in values]

@@ -106,7 +106,7 @@ def test_other_models_say_what_they_are():
     np.testing.assert_allclose(numpy(encoder.clip_tokens(videos)), expected, atol=1e-6)
     classifier = VJEPAVideoClassifier(backbone, 5)
     assert tuple(classifier(videos).shape) == (2, 5)
-    # Refused before, by an AttributeError from within.
+    # Before, this was refused by an AttributeError from the inside.
     video_model = Patches(hidden_dim=6, is_image_model=False, num_heads=3)
     assert tuple(VJEPAVideoClassifier(video_model, 5)(videos).shape) == (2, 5)
 

@@ -37,14 +37,14 @@ def test_they_are_what_the_block_weighs_values_with(position_embedding):
     np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
-@pytest.mark.data  # which blocks and tokens, not what they compute
+@pytest.mark.data  # it tests blocks and tokens, and not their values
 def test_some_queries_and_blocks_alone(monkeypatch):
     backbone, clips = small_backbone(), videos(1, 4, 32, 32, 3)
     [all_of_them] = backbone.attention_weights(clips)
     attention = backbone.blocks[0].attention
     monkeypatch.setattr(type(attention), "_heads", counting(type(attention)._heads, calls := []))
     [some] = backbone.attention_weights(clips, [-1], queries=[6, -8])
-    assert calls == ["block_0", "block_1"]  # the last block's weights, and no outputs of it
+    assert calls == ["block_0", "block_1"]  # the last block computes weights only
     np.testing.assert_allclose(numpy(some), numpy(all_of_them)[:, :, [6, 0]], atol=1e-6)
     assert backbone.attention_weights(clips, []) == []
     with pytest.raises(ValueError, match="`layers` must be between -2 and 1. Received: .2."):
@@ -82,7 +82,7 @@ def test_the_query_of_a_probe(self_attention):
     weights, normed, query = map(numpy, compiled(found)(tokens))
     assert weights.shape == (3, 2, 5)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
-    # Queries, keys and softmax as the paper writes them.
+    # Queries, keys and softmax are computed as the paper writes them.
     keys = normed @ numpy(pooler.key_value.kernel)[:, :8] + numpy(pooler.key_value.bias)[:8]
     keys, query = keys.reshape(3, 5, 2, 4), query.reshape(2, 4)
     logits = np.einsum("bnhc,hc->bhn", keys, query) / 2

@@ -169,7 +169,7 @@ def test_features_count_unless_their_kind_is_none(condition):
     before, after = (numpy(network(one)) for one in (given, other))
     np.testing.assert_allclose(before[0], after[0], atol=1e-5)
     assert np.abs(before[1] - after[1]).max() > 1e-3
-    # The places of tokens count, but not where only their mean does.
+    # The order of tokens matters, except if only their mean is used.
     moved = {**given, "features": given["features"][:, ::-1].copy()}
     assert (np.abs(numpy(network(moved))[1] - before[1]).max() > 1e-4) == (condition != "pooled")
 

@@ -221,7 +221,7 @@ def test_mixed_precision_is_left_for_a_while():
 
 
 @pytest.mark.parametrize("format", IN_FLOAT32)
-# JAX has no float64 unless it is told to.
+# JAX has float64 only if it is configured to.
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", *["float64"][: BACKEND != "jax"]])
 def test_weights_that_such_a_file_cannot_hold_are_refused(dtype, format):
     model = VJEPAVideoClassifier(backbone(dtype=dtype), 3)

@@ -114,7 +114,7 @@ def test_a_classifier_keeps_what_was_set_on_its_backbone(state, tmp_path):
     model.save_to_preset(tmp_path / "preset")
     restored = VJEPAVideoClassifier.from_preset(tmp_path / "preset", preprocessor=None)
     assert_alike(restored, model)
-    # What a caller asks for counts more than what was.
+    # The caller's argument takes precedence over the saved state.
     frozen = VJEPAVideoClassifier.from_preset(tmp_path / "preset", trainable_backbone=False)
     assert not any(variable.trainable for variable in frozen.backbone.variables)
 

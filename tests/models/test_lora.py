@@ -86,7 +86,7 @@ def test_mask_tokens_of_a_predictor_stay_as_they_are(tmp_path):
     for copy in (
         keras.saving.load_model(tmp_path / "model.keras"),
         keras.models.clone_model(model),
-        # What it is put into sets `trainable` again.
+        # The pretrainer sets `trainable` of its predictor again.
         VJEPAPretrainer(backbone(num_layers=1), model).predictor,
     ):
         assert names(copy) == OF_LORA and len(copy.trainable_variables) == 3
@@ -144,7 +144,7 @@ def test_files_of_models_with_and_without_it(tmp_path):
     plain = backbone()
     plain.load_weights(tmp_path / "lora.weights.h5")
     np.testing.assert_allclose(numpy(plain(VIDEOS)), numpy(model(VIDEOS)), atol=1e-5)
-    # Its matrices begin anew, where they can learn.
+    # LoRA's matrices start anew, in a state in which they can learn.
     model.load_weights(tmp_path / "plain.weights.h5")
     plain.load_weights(tmp_path / "plain.weights.h5")
     np.testing.assert_allclose(numpy(model(VIDEOS)), numpy(plain(VIDEOS)), atol=1e-6)

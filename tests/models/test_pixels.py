@@ -246,7 +246,7 @@ def test_few_pixels_are_looked_at():
 
 def test_a_constant_of_a_compiled_program_is_taken():
     """A tensor with values, whose parts have none while the program is made."""
-    # Weights drawn anew in each process differ by more than rounding now and then.
+    # The weights are fixed, because with some random ones the difference exceeds rounding.
     keras.utils.set_random_seed(0)
     model, clips = backbone(), ops.convert_to_tensor(CLIPS)
     outputs = compiled(lambda: model(clips))()

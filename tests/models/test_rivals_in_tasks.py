@@ -122,7 +122,7 @@ def test_attention_of_all_tokens():
     backbone = MADE["dinov2"]()
     clips = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
     last, first = backbone.attention_weights(clips, [-1, 0], queries=[0, -1])
-    # A class token, two registers, sixteen patches.
+    # The tokens are a class token, two registers and sixteen patches.
     assert tuple(last.shape) == tuple(first.shape) == (2, 2, 2, 19)
     sums = ops.convert_to_numpy(ops.sum(first, axis=-1))
     np.testing.assert_allclose(sums, np.ones((2, 2, 2)), atol=1e-5)

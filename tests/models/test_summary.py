@@ -13,7 +13,7 @@ from keras_vjepa import (
     VJEPAVideoClassifier,
 )
 
-# Once: names and shapes are the same on each backend.
+# This runs once, because names and shapes are the same on each backend.
 pytestmark = pytest.mark.data
 
 
@@ -95,7 +95,7 @@ def models():
     }
 
 
-# A part of each, what comes out of it, and how many numbers it holds.
+# For each model, one of its parts with its output shape and its number of weights.
 ROWS = {
     "backbone": ("tubelet_embedding", "(None, 8, 24)", 36888),
     "predictor": ("output_projection", "(None, None, 24)", 312),
@@ -116,5 +116,5 @@ def test_summary(name, monkeypatch):
     if count is not None:
         assert f"{count:,}" in row
     assert f"Total params: {model.count_params():,}" in lines[0]
-    # Nothing that has weights is of an unknown shape.
+    # No layer that has weights has an unknown shape.
     assert "│ ?" not in lines[0]

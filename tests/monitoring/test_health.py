@@ -49,7 +49,8 @@ def test_numbers_say_of_how_many():
 
 
 def test_neighbours_are_of_other_videos():
-    # Each video lies by itself: its own clips would name its class, and no other's can.
+    # Each video is far from all others. Only clips of the same video, which are not allowed, could
+    # name its class.
     alone = np.eye(16, dtype="float32")[VIDEOS]
     assert neighbors_right(alone, VIDEOS, VIDEOS) == 0.0
     of_class = np.eye(4, dtype="float32")[CLASSES]
@@ -73,7 +74,7 @@ def test_lost_spread_is_collapse_at_the_second_look_whatever_the_loss_does(lost,
         assert (verdict.state, verdict.is_bad) == ("collapse", True)
         assert words in verdict.words
         assert "Raise the momentum, lower the learning rate" in verdict.words
-        # One look is noise.
+        # A single look may be noise.
         assert not judge(rows[:3]).is_bad and not judge([*rows, row(4)]).is_bad
 
 
@@ -116,7 +117,7 @@ def test_the_checkpoint_to_keep_is_the_best_by_labels_else_by_lidar():
     scores = [0.1, 0.3, 0.9, 0.6, 0.7, 0.65, 0.2]
     labelled = [{"step": 10 * i, "neighbors_a": score} for i, score in enumerate(scores)]
     step, why = checkpoint_to_keep(labelled)
-    # 0.9 with its neighbours is less than 0.7 with its own... no single look decides.
+    # A look counts together with its neighbours, so that a single 0.9 does not decide.
     assert step == 30 and "neighbours name most clips right there: neighbours' a 0.10" in why
     without = [{"step": i, "target_lidar": lidar} for i, lidar in enumerate([2.0, 5.0, None, 5.0])]
     step, why = checkpoint_to_keep(without)

@@ -21,7 +21,7 @@ def test_a_checkpoint_writes_table_and_picture(tmp_path):
 def test_the_curve_falls_where_the_loss_does(tmp_path):
     draw_loss(np.linspace(2.0, 1.0, 5000).tolist(), tmp_path / "a.png")
     picture = cv2.imread(str(tmp_path / "a.png"))
-    # The line is the only thing that is neither grey nor white.
+    # Only the curve is neither grey nor white.
     coloured = np.ptp(picture.astype(int), axis=2) > 60
     rows, columns = np.nonzero(coloured)
     assert np.corrcoef(rows, columns)[0, 1] > 0.99

@@ -56,7 +56,7 @@ def test_rows_and_words_of_the_first_the_regular_and_the_last_step(tmp_path, cap
     rows = read_rows(tmp_path / "monitor.jsonl")
     assert [row["step"] for row in rows] == [0, 2, 3]
     assert [(row["clips"], row["tokens"]) for row in rows] == [(6, 96)] * 3
-    # The moving average begins as a copy, and then follows.
+    # The moving average starts as a copy of the encoder, and then follows it.
     assert rows[0]["encoder_distance"] == 0 < rows[1]["encoder_distance"]
     assert rows[0]["loss"] is None and rows[1]["loss"] > 0
     printed = capsys.readouterr().err.splitlines()
@@ -82,7 +82,7 @@ def test_a_run_stops_on_collapse_if_it_is_to(tmp_path):
 def test_views_of_a_video_lie_beside_each_other(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(5):
-        # Told apart by brightness.
+        # Videos differ in brightness.
         frames = np.full((12, 32, 32, 3), 40 * i, np.uint8) + rng.integers(
             9, size=(12, 32, 32, 3), dtype=np.uint8
         )

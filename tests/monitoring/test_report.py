@@ -95,7 +95,7 @@ def test_one_file_with_everything(run):
         and "word 1 &amp; &lt;b&gt;" in text
     )
     assert "0.0005432" in text and "0.3125" in text
-    # A curve of the loss, of ranks and of neighbours.
+    # There are curves of the loss, of ranks and of neighbours.
     assert text.count("<svg") == 3
 
 
@@ -111,7 +111,7 @@ def test_what_was_known_after_a_step(run):
     text = path.read_text()
     assert path.name == "report_step_1.html"
     assert "1 of 8 steps are done" in text and "word 1" in text and "word 2" not in text
-    # The probe is of the end of the run.
+    # The probe's results belong to the end of the run.
     assert "Frozen probe" not in Page(text).headings
     with pytest.raises(FileNotFoundError, match="must have come to step 5. Received: 4 steps"):
         report.write_report(run, step=5)
@@ -151,7 +151,7 @@ def test_a_browser_has_nothing_to_say_and_asks_for_nothing(several, run, other, 
     browse = (
         f"{CHROMIUM} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
         "--disable-background-networking --disable-component-update --disable-sync "
-        # What the browser asks for itself stays here; it has no page as its initiator.
+        # Requests of the browser itself are blocked. They have no page as their initiator.
         "--host-resolver-rules=MAP,*,~NOTFOUND "
         f"--user-data-dir={tmp_path / 'user'} --enable-logging=stderr --log-net-log={log} "
         f"--window-size=1340,3000 --screenshot={tmp_path / 'page.png'}"
@@ -166,7 +166,8 @@ def test_a_browser_has_nothing_to_say_and_asks_for_nothing(several, run, other, 
     assert said() == ([], 0)
     picture = cv2.imread(str(tmp_path / "page.png"))
     assert picture.shape == (3000, 1340, 3) and len(np.unique(picture)) > 20
-    # Else nothing would ever be found: a page that asks, which its policy forbids, and without one.
+    # This shows that the test can fail: the page now asks for something, first with a policy that
+    # forbids it, and then without.
     asking = path.read_text().replace("</body>", "<script src='https://a.b/c.js'></script>")
     path.write_text(asking)
     console, asked = said()
@@ -203,7 +204,8 @@ def test_runs_side_by_side(run, other, tmp_path, capsys):
         "What they learn",
     ]
     assert "5 of 8 steps are done" in text and "step 2" in text
-    # The loss of both, and what the looks of one show; not the losses of masks that one has.
+    # The curves are the losses of both and what one of them measured; losses of masks that only one
+    # has are left out.
     assert text.count("<svg") == 3
     assert "1 of 3 are the same." in text
     assert "<td>learning_rate</td><td>0.0005432</td><td>0.001</td>" in text

@@ -92,7 +92,7 @@ def test_cosine_is_the_mean_over_pairs():
 
 def test_retrieval_counts_the_nearest_of_the_same_video():
     clips = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, 0.1], [0.9, 0.05]])
-    # The last one lies with those of the first video.
+    # The last clip is close to those of the first video.
     assert monitoring.same_video_retrieval(clips, [0, 0, 1, 1, 2, 2]) < 1
     assert monitoring.same_video_retrieval(clips[:4], [0, 0, 1, 1]) == 1.0
     assert monitoring.same_video_retrieval(clips[:4], [0, 1, 0, 1]) == 0.0

@@ -88,7 +88,7 @@ def test_a_row_a_step_with_what_was_used_in_it(samples, tmp_path):
         assert [row[name] for row in rows] == pytest.approx(expected, rel=1e-6), name
     masks = np.array([[row["loss_mask_0"], row["loss_mask_1"]] for row in rows])
     np.testing.assert_allclose(masks.mean(axis=1), losses, rtol=1e-4)
-    # All are larger than the norm that is allowed, from the step after the third on.
+    # From the fourth step on, all gradients exceed the limit.
     assert [row["clipped_encoder"] for row in rows] == [0, 0, 0, 1, 1]
     assert all(row["gradient_norm_predictor"] > 1e-7 for row in rows)
     assert all(row["clips_per_second"] > 0 and row["memory_bytes"] > 1e6 for row in rows)
@@ -103,7 +103,7 @@ def test_rows_are_written_as_it_goes_and_once(samples, tmp_path):
     with pytest.raises(RuntimeError, match="crashed"):
         run(samples, tmp_path, 6, crash)
     assert crash.seen == [1, 2, 3, 4]
-    # The checkpoint is of step 3, and the row of step 4 is of weights that are lost.
+    # The checkpoint is that of step 3, so the row of step 4 belongs to weights that are lost.
     run(samples, tmp_path, 6)
     lines = (tmp_path / "steps.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -34,7 +34,7 @@ def values(folder):
 def writer(tmp_path):
     pytest.importorskip("tensorboardX")
     picture = np.zeros((4, 6, 3), np.uint8)
-    picture[..., 2] = 200  # Red, in OpenCV's order.
+    picture[..., 2] = 200  # red, as OpenCV orders colours
     cv2.imwrite(str(tmp_path / "masks.png"), picture)
     pictures = {"masks": tmp_path / "masks.png", "gone": tmp_path / "gone.png"}
     return TensorBoardWriter(tmp_path / "board", {"steps": 4, "data": "a|b"}, pictures)

@@ -89,7 +89,7 @@ def test_the_hidden_share_of_pixels_is_the_masks():
     video = WatchedVideo(np.full((12, 64, 96, 3), 255, np.uint8), 24.0, clip_frames=4)
     drawn = hide(video.frames, video.of_frames(states))
     assert (drawn != 255).any(axis=-1).mean() == 0.75
-    # In the right places: a token of the second clip, by hand.
+    # The place of one token of the second clip is computed by hand.
     time, row, column = np.argwhere(states[1] == TokenState.TARGET)[0]
     assert (
         drawn[4 + 2 * time, 16 * row : 16 * row + 16, 12 * column : 12 * column + 12] < 255

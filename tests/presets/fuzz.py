@@ -24,7 +24,7 @@ def main() -> None:
         start = time.perf_counter()
         try:
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-                # Of a fourth, nobody knows the hash.
+                # The hash of every fourth file is unknown.
                 ended = attack(seed, Path(folder), with_hash=seed % 4 != 0)
         except Exception as error:
             wrong[seed] = repr(error)

@@ -20,7 +20,7 @@ from keras_vjepa.presets import claims
 from keras_vjepa.presets.integrity import damage
 from keras_vjepa.presets.preset import load_backbone
 
-# Refused before a backend is asked for anything.
+# All of this is refused before any backend is used.
 pytestmark = pytest.mark.data
 
 
@@ -93,7 +93,7 @@ def test_a_backbone_larger_than_its_file(values, message, folder):
     change(folder / "backbone" / "config.json", "config", **values)
     for load in (load_backbone, VJEPABackbone.from_preset):
         assert message in refused(load, folder / "backbone", "config.json")
-    # The backbone of a classifier's preset is made of a file of its own.
+    # A classifier's preset has a file of its own for the backbone.
     change(folder / "classifier" / "config.json", "config", **values)
     load = VJEPAVideoClassifier.from_preset
     assert message in refused(load, folder / "classifier", "config.json")
@@ -134,7 +134,7 @@ def test_a_predictor_larger_than_its_file(values, folder):
 )
 def test_a_probe_larger_than_its_file(values, message, folder, monkeypatch):
     if message is None:
-        # What is a table of a few GB at real widths.
+        # The limit stands for a table of a few GB at real widths.
         monkeypatch.setattr("keras_vjepa.tasks.classifier._MOST_TABLE", 2**26)
         message = "`max_frames` must give a table of at most 67,108,864 numbers"
     change(folder / "classifier" / "task.json", "config", **values)
@@ -314,7 +314,7 @@ def test_what_is_no_file_is_not_opened(name, folder):
         for load in (load_backbone, VJEPABackbone.from_preset):
             assert f"must be a file. Received: a {kind}" in refused(load, preset, name)
         assert damage(preset).startswith(f"{preset / name} is ")
-        # Presets of older versions do not say what was written.
+        # Presets of older versions do not contain sizes.
         (preset / "metadata.json").write_text("{}")
         if name.endswith(".h5"):
             assert "is no HDF5" in damage(preset)

@@ -108,7 +108,8 @@ def attack(seed, path, with_hash=True):
                 assert not path.exists()
         server.answers = []
         if not path.exists():
-            # Whatever it left, one honest answer more makes it whole; a false part costs one try.
+            # Whatever the attack has left, one more honest answer completes the file. A wrong part
+            # costs one attempt.
             try:
                 fetch(server.address, path, expected, PATIENCE)
             except WrongContentError:

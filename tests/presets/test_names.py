@@ -53,7 +53,7 @@ def test_one_line_that_points_to_what_was_meant(load, preset, error, message):
         load(preset)
     [line] = str(raised.value).splitlines()
     assert line.startswith("`preset` must be ") and line.endswith(message)
-    # Not a list of two dozen names.
+    # The message is not a list of two dozen names.
     assert len(line) < 250
 
 

@@ -19,7 +19,8 @@ from keras_vjepa import (
 )
 from tests.support import ROOT, random_batch, slow_but_on
 
-# In a ring, so that the suite on all backends writes and reads once with each.
+# The backends form a ring, so that each writes once and reads once when the suite runs on all of
+# them.
 WRITER = {"jax": "torch", "torch": "tensorflow", "tensorflow": "jax"}
 
 

@@ -55,7 +55,7 @@ def test_a_classifier_is_as_good_as_its_card_says(name, monkeypatch):
     found = np.asarray(model.predict(clips, batch_size=50, verbose=0)).argmax(axis=-1)
     share = np.mean(found == [video.motion for video in videos])
     [stated] = keras_vjepa.list_presets()[name]["scores"].values()
-    # Two standard errors of so many videos.
+    # The tolerance is two standard errors for this number of videos.
     assert abs(share - stated / 100) < 0.08, (share, stated)
     [(best, _)] = model.classify(videos[0].frames, top=1)
     assert best == MOTIONS[found[0]]

@@ -63,7 +63,7 @@ def leave_part(server, path, content=CONTENT[:50_000], **changes):
 
 # --- Resuming ------------------------------------------------------------------------------------
 
-# The modules alone: a process that imports Keras takes seconds to begin.
+# Only these modules are loaded, because importing Keras takes seconds.
 CHILD = """
 import sys, types
 package = types.ModuleType("keras_vjepa")
@@ -391,7 +391,7 @@ def test_a_refusal_is_one_line_and_keeps_the_part(answer, message, server, path)
     if swells:
         assert list(path.parent.iterdir()) == [] and "nothing was kept" in text
     else:
-        # What is here already is not thrown away for a page or an error.
+        # Received data is kept even if the server answers with a page or an error.
         assert len(set(server.asked)) == 1 and "50 kB of 200 kB are kept in " in text
         assert part.read_bytes() == CONTENT[:50_000]
     server.answers = []
@@ -521,7 +521,7 @@ def test_a_server_that_never_ends(server, path):
         WrongContentError, match="exactly 200,000 bytes. Received: at least "
     ) as refused:
         download(server, path, num_bytes=len(CONTENT))
-    # What a fast server had sent by then, which is read in pieces.
+    # A fast server may have sent more by then. The data is read in pieces.
     received = int(str(refused.value).rsplit(" ", 1)[1].replace(",", ""))
     assert len(CONTENT) < received < 50 * len(CONTENT)
     assert list(path.parent.iterdir()) == [] and server.num_sent < 100 * len(CONTENT)
@@ -539,7 +539,7 @@ def test_a_full_disk_is_noticed_before(server, path, monkeypatch):
     with pytest.raises(OSError, match="must be 200 kB free in .* for http.*: 120 kB. Make room"):
         download(server, path)
     assert server.num_sent <= len(CONTENT) and not path.with_name("weights.pt.part").exists()
-    # What is here already needs no room.
+    # Data that has been received needs no more space.
     leave_part(server, path.parent / "b" / "weights.pt", CONTENT[:90_000])
     assert download(server, path.parent / "b" / "weights.pt") == SHA256
 

@@ -35,7 +35,7 @@ def test_lines_are_few(capsys):
     assert lines[1] == "vitl.pt: 10%, 506 MB of 5 GB, 25 MB/s, 3:00 left"
     assert lines[-1] == "vitl.pt: downloaded 5 GB in 3:20, 25 MB/s"
     assert len(lines) in (11, 12)
-    # Nor are there more of a fast one.
+    # A fast download does not print more lines either.
     assert len(run(capsys, 5_000_000_000, 4).splitlines()) == 2
 
 
@@ -57,7 +57,7 @@ def test_a_bar_fits_the_terminal(total, capsys, monkeypatch):
     assert 50 <= len(bars) <= 110 and max(map(len, bars)) == (59 if total else 26)
     if total:
         assert "[##########          ] 5" in err and "of 5 GB" in err
-    # What follows stands on a line of its own.
+    # Later output starts on a new line.
     assert err.splitlines()[-1].endswith("downloaded 5 GB in 0:20, 250 MB/s")
 
 

@@ -41,7 +41,7 @@ def test_a_finished_run_goes_on_as_one_that_was_longer(config, short, tmp_path, 
     assert "Schedules stay those of 2 steps" in said and "Going on from step 2" in said
     assert "--schedule_steps 4 stretches them" in said
     pretrain.run(replace(config, steps=4, schedule_steps=2), tmp_path / "whole")
-    # The name of the last checkpoint holds the hash of all that is in it.
+    # The name of the last checkpoint contains a hash of its contents.
     assert result_of(tmp_path / "longer") == result_of(tmp_path / "whole")
     assert len(result_of(tmp_path / "longer")[0]) == 1 + 4
     steps = [row["step"] for row in read_rows(tmp_path / "longer" / "steps.jsonl")]
@@ -57,7 +57,8 @@ def test_schedules_are_stretched_when_that_is_asked_for(config, short, tmp_path,
     pretrain.run(replace(config, steps=3, schedule_steps=30), tmp_path / "run")
     assert "Schedules are of 30 steps from here on, and were of 2 so" in capsys.readouterr().err
     rates = [row["learning_rate"] for row in read_rows(tmp_path / "run" / "steps.jsonl")]
-    # Two steps of the short schedule fall; then the long one is still near its top.
+    # During two steps of the short schedule the rate falls; then it is near the peak of the long
+    # one.
     assert rates[1] < rates[0] < 5.1e-4 and rates[2] > 4.9e-4
 
 
@@ -68,7 +69,7 @@ def test_a_checkpoint_is_measured_as_it_was_while_it_was_trained(short, capsys):
     lines = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert len(lines) > 30 and lines.keys() == online.keys() - {"loss", "state", "words"}
     for name, value in lines.items():
-        # Not a number is none in JSON.
+        # NaN is written as null in JSON.
         expected = float("nan") if online[name] is None else online[name]
         assert float(value) == pytest.approx(expected, rel=1e-5, abs=1e-7, nan_ok=True), name
 

@@ -77,7 +77,7 @@ def test_open_choices_are_options():
     assert wanted <= options(CONFIGS["ava"]()).keys()
 
 
-# Two steps an epoch. With all that is drawn.
+# An epoch has two steps. All random parts of the training are on.
 TRAINED = {"trainable_backbone": True, "layer_decay": 0.75, "dropout": 0.3, "drop_path_rate": 0.2}
 STEPS = 6
 
@@ -101,7 +101,7 @@ def test_a_shrunk_run_from_official_files(folder, config, whole):
     result = json.loads((whole / "result.json").read_text())["test"]
     assert result.keys() == {"true", "detected"}
     annotations = folder / "ava" / "annotations"
-    # What is written gives the same number to whoever reads it.
+    # Reading the written files gives the same number.
     truth = read_actions(annotations / "ava_val_v2.2.csv")
     excluded = read_key_frames(annotations / "ava_val_excluded_timestamps_v2.2.csv")
     for kind, found in result.items():

@@ -13,7 +13,7 @@ from keras_vjepa.recipes import probe
 from tests.support import BEFORE_THE_HOUSE
 
 BACKEND = keras.config.backend()
-# As `README.md` beside the files has them.
+# The `README.md` beside the files has these options.
 OPTIONS = """--preset runs/torch/finished/preset --data data/train.csv --test_data data/test.csv
     --tasks action --num_classes 2 --image_size 16 --num_frames 4 --temporal_stride 2 --num_clips 1
     --batch_size 4 --feature_batch_size 4 --epochs 4 --learning_rates 1e-3,1e-2
@@ -73,6 +73,6 @@ def test_a_stopped_evaluation_begins_anew_and_says_so(copied, caplog):
         [found] = evaluated(workdir, *options, "--num_views", "1")
     assert caplog.text.count("was written by an earlier version and is not used") == 1
     assert_same_metrics(found["action"], expected[0]["action"])
-    # Nothing is thrown away.
+    # Nothing is deleted.
     [left] = (workdir / "unfinished").iterdir()
     assert np.load(left)["done"] == 4

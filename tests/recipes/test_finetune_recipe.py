@@ -30,7 +30,7 @@ SMALL = {
     "epochs": 3,
     "warmup_epochs": 1,
 }
-# Of ten training videos; with all that is drawn.
+# There are ten training videos. All random parts of the training are on.
 STEPS_PER_EPOCH, STEPS = 2, 6
 DRAWN = {"mixup": 0.8, "cutmix": 1.0, "head_dropout": 0.5, "auto_augment": "rand-m7-n4-inc1"}
 
@@ -109,13 +109,13 @@ def test_what_other_programs_leave_to_this_one_is_an_option():
 @slow_but_on("torch")
 def test_a_folder_of_classes_is_all_that_is_needed(videos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    # What nobody would give, for a test's time.
+    # Users would not give these options; they make the test shorter.
     given = ["--epochs", "4", "--temporal_stride", "1"]
     finetune.main(["--preset", f"{videos}/encoder", "--data", f"{videos}/videos", *given])
     folder = tmp_path / "workdir" / "finetune_own"
     result = json.loads((folder / "result.json").read_text())
     assert result["test_videos"] == 2 and 0 <= result["accuracy"] <= 1
-    # Of ten videos no batch of 8 leaves two out.
+    # With ten videos, a batch of 8 would leave two out.
     assert result["config"]["batch_size"] == 8
     classifier = VJEPAVideoClassifier.from_preset(folder / "preset")
     assert classifier.head == "fine_tuning"
@@ -175,7 +175,7 @@ def test_what_is_written_of_a_run(whole):
     for row in rows:
         assert row["gradient_norm_head"] > 0 and row["gradient_norm_encoder"] >= 0
         assert row["weight_decay"] == pytest.approx(0.05) and "clips_per_second" in row
-    # Of a batch of 4: both ends of the warm-up.
+    # The rates at both ends of the warm-up, for a batch of 4.
     rates = [row["learning_rate"] for row in rows]
     np.testing.assert_allclose(rates[:3], [1e-6 / 64, 8e-3 / 64, 8e-3 / 64], rtol=1e-4)
     epochs = read_rows(whole / "epochs.jsonl")
@@ -183,7 +183,7 @@ def test_what_is_written_of_a_run(whole):
     losses = [row["loss"] for row in rows]
     assert epochs[1]["training_loss"] == pytest.approx(np.mean(losses[2:4]), rel=1e-5)
     result = json.loads((whole / "result.json").read_text())
-    # The same videos, of which one clip and view are all.
+    # Validation uses the test videos, and the test has only one clip and one view.
     assert epochs[-1]["validation_accuracy"] == result["accuracy"] == result["test"]["top1"]
     assert epochs[-1]["validation_loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
 

@@ -9,7 +9,7 @@ from tests.support import lock_holder
 
 pytestmark = pytest.mark.data
 
-# Each command, and what it does inside its lock.
+# Each command, with a function that it calls inside its lock.
 COMMANDS = [
     (pretrain, "_is_finished", "--workdir"),
     (probe, "_evaluate", "--workdir"),
@@ -25,7 +25,7 @@ COMMANDS = [
 ]
 
 
-# What each of them checks before.
+# Checks before the lock, which are left out here.
 TO_REPLACE = {
     finetune: ["check"],
     detect: ["check"],
@@ -65,10 +65,10 @@ def test_the_second_is_refused_unless_the_first_is_dead(
 
     *owner, name = work.split(".")
     monkeypatch.setattr(getattr(command, owner[0]) if owner else command, name, inside)
-    # Of a preset that a command cannot do without.
+    # These would need a preset.
     for name in TO_REPLACE.get(command, []):
         monkeypatch.setattr(command, name, lambda *arguments: None)
-    # Nor does any of them do harm where another is at work.
+    # None of the commands changes the folder of a running one.
     (tmp_path / "kept").write_text("")
     with lock_holder(tmp_path) as holder:
         line = message_of(command, option, tmp_path)
@@ -76,7 +76,7 @@ def test_the_second_is_refused_unless_the_first_is_dead(
         assert f"{tmp_path}, where process {holder.pid} on " in line
         holder.kill()
         holder.wait()
-        # What the kill left is nothing but a file.
+        # The killed process has left only its lock file, which does not block the next run.
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "kept"]
         assert message_of(command, option, tmp_path).endswith(": inside the lock")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]

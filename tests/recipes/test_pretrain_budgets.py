@@ -18,12 +18,13 @@ from tests.support import GOLDEN
 pytestmark = pytest.mark.data
 
 CASES = json.loads((GOLDEN / "mask_reach.json").read_text())["cases"]
-# mask_reach.json is an estimate, which is off by more than the tolerance here and there. The same
-# generator in 1,000 batches of 24 (official-behaviour §6, masks_stats.json) has a mean context of
-# 100.2 ± 1.3 and 318.1 ± 4.2 tokens on 8 x 14 x 14 and 8 x 24 x 24, not 107 and 281. Blocks are as
-# long as the clip, so 32 frames have twice the first. For the built-in set, ours in 1,000 batches
-# of 32 whose block sizes are drawn from the authors' seeds; the late targets of short range at 32
-# frames, ours in 2,000 batches of 24: .0130 ± .0002.
+# mask_reach.json is an estimate, which is wrong by more than the tolerance in a few places. With
+# 1,000 batches of 24 (official-behaviour §6, masks_stats.json), the same generator has a mean
+# context of 100.2 ± 1.3 and 318.1 ± 4.2 tokens on 8 x 14 x 14 and 8 x 24 x 24, instead of 107 and
+# 281. Blocks are as long as the clip, so 32 frames have twice as many as the first. For the
+# built-in set, the values are ours, from 1,000 batches of 32 whose block sizes are drawn from the
+# authors' seeds. The late targets of short range at 32 frames are ours too, from 2,000 batches of
+# 24: .0130 ± .0002.
 IN_1000_BATCHES = {
     "8x24x24-long": {"context": 318.1, "reach": 3.71, "target": 3264.5, "late": 0.146},
     "16x14x14-long": {"context": 200.4, "reach": 7.0, "target": 2203.6, "late": 0.032},
@@ -31,7 +32,7 @@ IN_1000_BATCHES = {
     "4x16x16-short": {"context": 462.1, "target": 301.9, "late": 0.274},
     "4x16x16-long": {"context": 59.9, "reach": 1.84, "target": 718.1, "late": 0.422},
 }
-# What an earlier state of the package had written into the configs, and then took from the means.
+# Budgets that an earlier version stored in configs, and later computed from the means.
 OF_VITL16 = {"context_budgets": (368, 104), "target_budgets": (752, 1104)}
 OF_CONFIGS = {
     "vitl16": ((368, 104), (768, 1104)),
@@ -95,7 +96,7 @@ def test_masks_of_a_grid_are_those_of_the_authors_code(index):
     }
     expected = {n: value for n, value in case.items() if n in found}
     expected |= IN_1000_BATCHES.get(name_of(index), {})
-    # Three standard errors of the smallest shares.
+    # The tolerance is three standard errors of the smallest shares.
     assert found["late"] == pytest.approx(expected.pop("late"), rel=0.05, abs=0.003)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=0.05)
 
@@ -151,7 +152,7 @@ def parsed(text):
         "--config vitl16 --image_size 384 --truncation batch_min",
         "--config vith16_384 --image_size 224 --context_budgets 368,104 --target_budgets 752,1104",
         "--config vitl16 --num_frames 32 --context_budgets 760,216",
-        # Twice the frames in twice the tubelet: the same grid.
+        # Twice the frames with twice the tubelet give the same grid.
         "--config vitl16 --num_frames 32 --tubelet_size 4 --context_budgets 9,9",
     ],
 )
@@ -250,15 +251,15 @@ def test_clipping_begins_an_epoch_after_the_warm_up():
 @pytest.mark.parametrize(
     ("changes", "stored", "same"),
     [
-        # As the configs had them.
+        # The budgets of the configs are accepted.
         ({}, OF_VITL16, True),
-        # Those for 224 pixels at 384, unless they are given.
+        # At 384 pixels, budgets for 224 are accepted only if they are given.
         ({"image_size": 384}, OF_VITL16, False),
         ({"image_size": 384, **OF_VITL16}, OF_VITL16, True),
-        # Means of 24 clips.
+        # The means were those of 24 clips.
         ({}, dict.fromkeys(OF_VITL16), True),
         ({"budget_batch_size": 10}, dict.fromkeys(OF_VITL16), False),
-        # Then in multiples of the eight time steps: of context steps, six or three, they fit none.
+        # Budgets were multiples of the eight time steps, and fit no context of six or three steps.
         *(
             ({"masks": "causal_multi_block", "max_context_frames": frames, **given}, none, same)
             for frames, before in (
@@ -268,10 +269,10 @@ def test_clipping_begins_an_epoch_after_the_warm_up():
             for none in (dict.fromkeys(OF_VITL16),)
             for given, same in (({}, False), (before, True))
         ),
-        # Of no use there.
+        # With these options, budgets have no effect.
         ({"truncation": "batch_min"}, OF_VITL16, True),
         ({"masks": "random_tokens"}, OF_VITL16, True),
-        # One set of them.
+        # Random tubes had one set of masks.
         ({"masks": "random_tube"}, OF_VITL16, False),
         ({"masks": "random_tube", "mask_sets": 1}, OF_VITL16, True),
     ],
@@ -279,7 +280,7 @@ def test_clipping_begins_an_epoch_after_the_warm_up():
 def test_a_run_of_before_is_known_again(changes, stored, same, tmp_path):
     config = replace(vitl16(), **changes)
     grid = pretrain_derived.token_grid(config)
-    # Clipping, too, was written into the configs.
+    # The configs contained clipping too.
     before = {**pretrain_derived.resolved(config, grid), "clip_after": 12_300, **stored}
     del before["mask_sets"]
     (tmp_path / "config.json").write_text(json.dumps(before))
@@ -293,10 +294,11 @@ def test_a_run_of_before_is_known_again(changes, stored, same, tmp_path):
 @pytest.mark.parametrize(
     ("stored", "given", "targets"),
     [
-        # Those of a run that began when they were the means, which its checkpoint names.
+        # A run that began when budgets were means continues with those that its checkpoint names.
         ((752, 1104), {}, (752, 1104)),
         ((752, 1104), {"target_budgets": (752, None)}, (752, 1104)),
-        # Those of today, those that were given, those of another batch, those of no run.
+        # Budgets of the current version, given ones, those of another batch size, and those of no
+        # run.
         ((768, 1104), {}, (768, 1104)),
         ((700, 1104), {}, (768, 1104)),
         ((752, 1104), {"target_budgets": (None, 1200)}, (768, 1200)),

@@ -18,9 +18,9 @@ from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion
 from keras_vjepa.tasks.named_presets import load_encoder
 from tests.support import slow_but_on
 
-# What the recipe knows itself, or has a part or a field of its own for, by the options for it.
+# Constructor arguments that are not options by themselves, and the options that determine them.
 KNOWN = {
-    # Options of `finetune`.
+    # This is an option of `finetune`.
     VJEPABackbone: {"drop_path_rate": []},
     VJEPAPredictor: {"encoder_dim": ["hidden_dim"], "grid_shape": ["image_size", "patch_size"]},
     VJEPAPretrainer: {
@@ -33,9 +33,9 @@ KNOWN = {
         "learning_rate": ["learning_rate", "start_learning_rate", "warmup_steps"],
         "weight_decay": ["start_weight_decay", "final_weight_decay"],
         "name": [],
-        # A step of the recipe stays a step.
+        # The recipe counts optimizer steps, so it has `accumulation_steps` instead.
         "gradient_accumulation_steps": ["accumulation_steps"],
-        # An option of `finetune`.
+        # This is an option of `finetune`.
         "layer_decay": [],
     },
     data.CausalMultiBlockMask: {"num_frames": ["num_frames"]},
@@ -90,7 +90,7 @@ def test_every_argument_is_an_option_with_its_description(constructor, capsys, m
             assert set(known[argument]) <= options(digit_motion()).keys()
             continue
         option = found[argument]
-        # Of an argument that several kinds have, the first one's is shown.
+        # If several kinds of masks have an argument, the description of the first one is shown.
         assert descriptions(constructor)[argument]
         assert f"--{option.name} VALUE {as_typed(option, options(digit_motion()))} (" in help_text
     assert not set(known) - set(arguments_of(constructor))
@@ -210,7 +210,7 @@ def test_a_preset_to_begin_with_says_what_encoder_it_is(tmp_path, capsys):
         **encoder.get_config(),
         "dtype": made.get_config()["dtype"],
     }
-    # What is left out in fine-tuning alone is no part of what an encoder is.
+    # An argument that only matters in fine-tuning does not change the identity of an encoder.
     tuned = VJEPABackbone.from_config({**encoder.get_config(), "drop_path_rate": 0.5})
     tuned.save_to_preset(tmp_path / "tuned")
     begun_with = load_encoder(replace(config, start_from=str(tmp_path / "tuned")), "start_from")

@@ -76,7 +76,7 @@ def test_start_from_a_preset(tmp_path):
     other = replace(config, num_layers=2)
     with pytest.raises(ValueError, match="architecture, with `num_layers`=2. Received: 1 in"):
         pretrain_objects.make_pretrainer(other)
-    # What the probe compares with is still what random weights give.
+    # The probe still compares with random weights.
     pairs = zip(
         pretrain_objects.make_encoder(config).get_weights(), encoder.get_weights(), strict=True
     )
@@ -89,7 +89,7 @@ def test_the_long_run_sees_digits_on_black(small_set):
     batches = pretrain_objects.make_batches(config, pretrainer.encoder.grid_shape)
     batch = next(batches.stream(0, 1))
     assert batch["videos"].shape == (2, 8, 32, 32, 3)
-    # A quarter of 8 x 4 x 4 tokens, one frame each.
+    # The context is a quarter of the 8 x 4 x 4 tokens, which have one frame each.
     assert batch["context_indices_0"].shape == (2, 32)
     black = (0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert np.abs(np.median(batch["videos"], axis=(0, 1, 2, 3)) - black).max() < 0.1
@@ -104,7 +104,7 @@ def test_trained_with_labels(small_set, tmp_path, capsys):
         learning_rate=1e-2,
         clip_norm=1.0,
     )
-    # Of the videos that it was trained on, an encoder that learns knows more than chance.
+    # An encoder that learns is better than chance on the videos that it was trained on.
     clips, _ = pretrain_evaluation.labelled_clips(config)
     assert supervised.train(config, "motion", clips, clips) > 0.7
     supervised.run(replace(config, probe_epochs=1), tmp_path / "run")
@@ -183,7 +183,7 @@ def test_masks_of_the_config(masks, kinds, context):
     )
     pretrainer = pretrain_objects.make_pretrainer(config)
     assert pretrainer.predictor.num_mask_tokens == kinds
-    # Lists of one length need no padding, unless a longer one is given.
+    # If all lists have the same length there is no padding, unless longer ones are asked for.
     assert pretrainer.padding == (masks == "causal_multi_block")
     longer = replace(config, context_budgets=(70,) * kinds)
     assert pretrain_objects.make_pretrainer(longer).padding
@@ -326,7 +326,7 @@ def test_bad_settings_are_named(tmp_path):
     assert message == f"pretrain.py: --workdir must be a folder. Received: {tmp_path / 'file'}"
     with pytest.raises(SystemExit) as exit_info:
         pretrain.main(["--workdir", str(tmp_path / "file")])
-    # Before there are devices, models or videos.
+    # The error comes before any device, model or video is used.
     assert exit_info.value.code == 2
 
 
@@ -338,7 +338,7 @@ def test_bad_settings_are_named(tmp_path):
         ("--masks random_tokens --mask_aspect_ratio 1,2", ["mask_aspect_ratio"]),
         ("--masks causal_multi_block --max_context_frames 4 --mask_ratio 0.5", ["mask_ratio"]),
         ("--config digit_motion_long --masks random_tube --mask_ratio 0.5", []),
-        # Its own ratio has no effect then, but nobody asked for it.
+        # The ratio in the config then has no effect, but the user did not ask for it.
         ("--config digit_motion_long --masks multi_block", []),
     ],
 )

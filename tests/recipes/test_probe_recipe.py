@@ -29,7 +29,7 @@ from keras_vjepa.tools import neighbors
 from tests.evaluation.support import assert_close
 from tests.support import BEFORE_THE_HOUSE, slow_but_on
 
-# For the fixtures `digit_videos` and `small_encoder`.
+# Settings for the fixtures `digit_videos` and `small_encoder`.
 SMALL = {
     "image_size": 32,
     "num_frames": 4,
@@ -226,7 +226,7 @@ def test_pixels_are_those_of_the_preset_unless_an_option_says_otherwise(tmp_path
     view = seen_as_by_the_preset(config, tmp_path).view
     assert (view.mean, view.std, view.interpolation) == (half, (1.0, 1.0, 1.0), "bicubic")
     assert view.antialias and view.short_side == 40
-    # In training and in testing, whatever is augmented.
+    # Training and testing see the same pixels, with any augmentation.
     grey = np.full((4, 60, 80, 3), 255, np.uint8)
     config = replace(config, mean=half, auto_augment=False, erasing=0.0)
     trained = training_transform(config)(grey, np.random.default_rng(0))
@@ -247,7 +247,7 @@ def test_a_folder_of_classes_and_a_preset_say_all_that_is_needed(
     VJEPABackbone(16, 4, 8, hidden_dim=8, num_layers=1, num_heads=1).save_to_preset("preset")
     rng = np.random.default_rng(0)
     for number in range(10):
-        # Told apart by brightness.
+        # Classes differ in brightness.
         dark = rng.integers(60, size=(12, 20, 30, 3), dtype=np.uint8)
         path = tmp_path / "mine" / ("bright", "dark")[number % 2] / f"{number}.avi"
         write_motion_jpeg(path, dark if number % 2 else 255 - dark, 24)
@@ -279,7 +279,7 @@ def test_what_is_found_out_of_own_data(tmp_path):
         assert config.classes
     samples = [Sample("a", 4), Sample("b", 0)]
     assert config.for_samples(samples).classes == {"class": 5}
-    # A config that is named is that one, whatever the data.
+    # A config that the user names is used, whatever the data.
     config, workdir = probe.parse_arguments(
         ["--config", "digit_motion", "--data", str(tmp_path), "--workdir", "here"]
     )
@@ -320,7 +320,7 @@ def test_run_is_saved_stopped_continued_and_repeated(
     assert (tmp_path / "b" / "classifier_motion").is_dir()
     assert probe.run(config, tmp_path / "b") == expected
     assert calls == [0, 1, 1]
-    # A finished one is found, another is said to take its place.
+    # A finished evaluation is found, and the log says if another one takes its place.
     capsys.readouterr()
     assert probe.run(config, tmp_path / "b") == expected and calls == [0, 1, 1]
     said = capsys.readouterr()

@@ -80,7 +80,7 @@ def at_step(monkeypatch, step, action):
 
 @slow_but_on("torch", "jax")
 def test_a_signal_saves_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch, capsys):
-    # Not at steps that would be saved anyway.
+    # These are not steps at which a checkpoint is written anyway.
     for number, step in ((signal.SIGTERM, 3), (signal.SIGINT, 5)):
         handler = signal.getsignal(number)
         at_step(monkeypatch, step, functools.partial(os.kill, os.getpid(), number))
@@ -90,7 +90,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(config, whole, tmp_path, mo
         assert f"Stopped by {number.name}. Step {step} is saved" in capsys.readouterr().err
         assert signal.getsignal(number) == handler
         assert not (tmp_path / "preset").exists()
-    # What does not change the numbers may change.
+    # Options that do not change the results may change.
     pretrain.run(replace(config, num_workers=1, keep_last=3), tmp_path)
     assert "Going on from step 5" in capsys.readouterr().err
     assert_same_result(tmp_path, whole)
@@ -281,7 +281,7 @@ def test_another_model_in_a_preset_s_place_is_another_run(field, config, tmp_pat
     config = replace(config, steps=2, **{field: str(preset)})
     pretrain_objects.make_encoder(replace(config, seed=7)).save_to_preset(preset)
     pretrain.run(config, workdir)
-    # The same weights may lie elsewhere, and results stay without the preset.
+    # The same weights may be in another folder, and results stay valid without the preset.
     shutil.move(preset, away)
     for config_now in (config, replace(config, **{field: str(away)})):
         pretrain.run(config_now, workdir)
@@ -319,7 +319,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
         write(*arguments)
 
     monkeypatch.setattr(pretrain, "make_batches", spoiled)
-    # The message counts with a checkpoint that is still being written.
+    # The message takes into account a checkpoint that is still being written.
     monkeypatch.setattr(Checkpoints, "_write", slowly)
     with pytest.raises(FloatingPointError, match="loss is nan at step 4: .*step 2 is kept") as e:
         pretrain.run(config, tmp_path)
@@ -355,10 +355,10 @@ def test_killed_at_random_moments(videos, tmp_path, monkeypatch, capsys):
     """At length: `tools/check_resume.py`."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     if keras.config.backend() != "tensorflow":
-        # Keras would import it where it finds it, in every process.
+        # Keras imports TensorFlow if it is installed, which would take seconds in every process.
         without = str(ROOT / "tests" / "without_tensorflow")
         monkeypatch.setenv("PYTHONPATH", without, prepend=os.pathsep)
-    # Four processes, one compilation.
+    # Four processes share one compilation.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     options = [

@@ -13,7 +13,7 @@ from keras_vjepa.recipes import pretrain, pretrain_objects
 from keras_vjepa.training import Checkpoints
 from tests.support import BEFORE_THE_HOUSE, slow_but_on
 
-# The command line that began them.
+# The options of the command that began these runs.
 OPTIONS = (
     "--data data/train --image_size 16 --num_frames 4 --temporal_stride 2 --patch_size 4 "
     "--hidden_dim 8 --num_layers 1 --num_heads 2 --predictor_hidden_dim 6 "
@@ -62,7 +62,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, capsys):
     assert features_at(tmp_path / "run") == pytest.approx(
         rows(expected["features.csv"])[-1, 1:], rel=1e-4
     )
-    # It has its new description from here on.
+    # From here on, the run has a description of the current version.
     described = Checkpoints(tmp_path / "run" / "checkpoints").latest().description["run"]
     assert (described["hidden_dim"], described["beta_2"]) == (8, 0.999)
 

@@ -67,7 +67,7 @@ def test_options_that_do_not_fit_are_named(changes, message):
 def test_shrunk_configs_make_a_step(name, tmp_path):
     changes = {**SMALL}
     if name == "vjepa21_base":
-        # Of another width and size, as the released teacher is.
+        # Like the released teacher, it has another width and size.
         teacher = VJEPABackbone(
             64,
             8,

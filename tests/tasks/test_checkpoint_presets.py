@@ -53,7 +53,7 @@ def test_a_checkpoint_is_a_preset_by_its_step(run, capsys):
     last = VJEPABackbone.from_preset(f"{folder}@last")
     assert_equal(last, pretrainer.target_encoder)
     assert_equal(load_backbone(f"{folder}@4"), pretrainer.target_encoder)
-    # Made once.
+    # The preset is made only once.
     assert capsys.readouterr().err.count("the preset of step 4") == 1
     assert_equal(VJEPAPretrainer.from_preset(f"{folder}@2").encoder, pretrainer.encoder, less=4)
 

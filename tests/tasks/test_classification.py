@@ -66,7 +66,7 @@ def test_one_video_is_one_list_and_several_are_as_many(model):
     same = [list(VIDEO), VIDEO / 255, ops.convert_to_tensor(VIDEO), VIDEO.transpose(0, 3, 1, 2)]
     for given in same:
         assert dict(model.classify(given)) == pytest.approx(dict(one), abs=1e-5)
-    # In two batches, the second of them not full.
+    # There are two batches, and the second is not full.
     several = model.classify([VIDEO, VIDEO[0], *same], batch_size=4)
     assert (
         len(several) == 6
@@ -139,7 +139,7 @@ def test_compile_keeps_defaults_for_what_is_not_given():
     made.compile(keras.optimizers.SGD(0.5), "categorical_crossentropy")
     assert float(made.optimizer.learning_rate) == 0.5
     assert type(made.loss) is keras.losses.CategoricalCrossentropy and made.loss.from_logits
-    # The accuracy of one-hot labels is another one: nothing of the defaults is left.
+    # One-hot labels need another accuracy, so the default metrics must be gone.
     labels = np.eye(3, dtype="float32")
     history = made.fit(np.zeros((3, 2, 16, 16, 3), "float32"), labels, verbose=0).history
     assert set(history) == {"loss"}
@@ -234,7 +234,7 @@ def test_other_classes_get_a_new_head_and_one_line(model, preset, caplog):
 def test_classes_without_names_can_be_named(tmp_path, caplog):
     plain = classifier(class_names=None, num_classes=3)
     plain.save_to_preset(tmp_path / "preset")
-    # As presets of before there were names.
+    # Presets from before there were class names look like this.
     described = json.loads((tmp_path / "preset" / "task.json").read_text())
     del described["config"]["class_names"]
     (tmp_path / "preset" / "task.json").write_text(json.dumps(described))
@@ -252,7 +252,7 @@ def test_a_backbone_of_another_size_keeps_its_weights(kind, tmp_path, caplog):
     large = VJEPABackbone.from_preset(tmp_path / "preset", **sizes)
     assert large.video_shape == (4, 32, 32, 3)
     clips = np.random.default_rng(0).normal(size=(1, 4, 32, 32, 3)).astype("float32")
-    # As the small one stretches its table for a clip of that size.
+    # The small model stretches its table for clips of that size in the same way.
     np.testing.assert_allclose(
         ops.convert_to_numpy(large(clips)), ops.convert_to_numpy(small(clips)), atol=1e-5
     )

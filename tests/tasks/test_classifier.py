@@ -129,7 +129,7 @@ def test_fit_with_a_frozen_backbone(dtype):
     classifier = compiled(VJEPAVideoClassifier(backbone, 3, num_views=2, dtype=dtype))
     before = backbone.get_weights()
     videos, labels = clips(6, 1, 1, 4), np.array([0, 1, 2, 0, 1, 2])
-    # A colour cast is the class.
+    # The class is a tint of the colours.
     videos[np.arange(6), ..., labels] += 2.0
     validation = clips(4, 1, 2, 4, seed=1), labels[:4]
     history = classifier.fit(
@@ -141,7 +141,8 @@ def test_fit_with_a_frozen_backbone(dtype):
     assert {id(v) for v in classifier.trainable_variables} == {
         id(v) for v in classifier.probe.trainable_variables
     }
-    # Iteration, learning rate and two moments of every weight of the probe.
+    # The optimizer has its iteration, its learning rate, and two moments for every weight of the
+    # probe.
     assert len(classifier.optimizer.variables) == 2 + 2 * len(classifier.probe.variables)
     predictions = numpy(classifier(validation[0]))
     assert predictions.dtype == np.float32
@@ -315,7 +316,7 @@ def test_other_presets_get_a_fresh_probe(kind, tmp_path):
         classifier.backbone.get_weights(), backbone.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(actual, expected)
-    # Also a target encoder can be fine-tuned.
+    # A target encoder can be fine-tuned too.
     assert len(classifier.trainable_variables) > len(classifier.probe.trainable_variables)
     assert tuple(classifier(clips(1, 2, 4)).shape) == (1, 4)
     with pytest.raises(ValueError, match="`num_classes` must be given for a preset that holds no"):

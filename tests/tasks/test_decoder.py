@@ -44,7 +44,7 @@ def trained():
 
 def test_training_lowers_the_loss_and_moves_the_average(trained):
     decoder, batch, first, losses = trained
-    # The last layer begins as zero, so that the first error is that of predicting no noise.
+    # The last layer starts at zero, so the first error is that of predicting no noise.
     np.testing.assert_allclose(losses[0], np.square(batch["noise"]).mean(), rtol=1e-5)
     assert losses[-1] < losses[0]
     now, averaged = decoder.network.get_weights(), decoder.averaged.get_weights()

@@ -109,7 +109,7 @@ def test_it_learns(trained):
     assert losses[-1] < 0.6 * losses[0]
     moved = [np.abs(a - b).max() for a, b in zip(before, model.backbone.get_weights(), strict=True)]
     assert (max(moved) > 0) == trained
-    # What has no weight has no part in the loss.
+    # Boxes with weight 0 do not affect the loss.
     other = targets.copy()
     other[0, 2] = 1
     pair = [model.test_on_batch(INPUTS, y, sample_weight=weights) for y in (targets, other)]

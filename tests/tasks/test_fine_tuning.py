@@ -132,7 +132,7 @@ def test_branches_are_left_out_per_sample():
     assert (scales[0] == 1).all()
     assert sorted(set(scales[2].ravel().tolist())) == [0.0, 2.0]
     np.testing.assert_allclose(scales.mean(axis=1), 1.0, atol=0.1)
-    # Attention and MLP are drawn each by itself.
+    # Attention and MLP are dropped independently.
     assert abs(np.corrcoef(scales[2, :, 0], scales[2, :, 1])[0, 1]) < 0.1
 
 
@@ -311,7 +311,7 @@ def test_steps_are_those_of_plain_torch():
         for name, variable in trained.items()
     }
     positions = torch.tensor(numpy(model.backbone.position_table))
-    # Neither the package's: layer ids by name.
+    # The reference finds layer ids by name, without code of the package.
     number = {name: 3 for name in weights}
     number |= {n: 0 for n in weights if n.startswith("tubelet")}
     number |= {n: int(n[6]) + 1 for n in weights if n.startswith("block_")}

@@ -59,14 +59,15 @@ def data_loader(batches, num_steps):
 
 def data_loader_with_processes(batches, num_steps):
     torch = pytest.importorskip("torch")
-    # Workers that are forked from a process with threads of JAX or TensorFlow may wait for ever.
+    # If a process has threads of JAX or TensorFlow, workers that are forked from it may wait for
+    # ever.
     start = "fork" if keras.config.backend() == "torch" else "spawn"
     return torch.utils.data.DataLoader(
         Steps(batches, num_steps),
         batch_size=None,
         num_workers=2,
         multiprocessing_context=start,
-        # Keras looks at a first batch and starts anew: once is enough for the workers.
+        # Keras reads a first batch and starts again. The workers are started only once.
         persistent_workers=True,
     )
 
@@ -89,7 +90,7 @@ def samples(tmp_path_factory):
         path = str(folder / f"{i}.avi")
         writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 24, (24, 16))
         for _ in range(6):
-            # Class 1 is brighter.
+            # Videos of class 1 are brighter.
             writer.write(np.full((16, 24, 3), 60 + 20 * i + 60 * (i % 2), np.uint8))
         writer.release()
         samples.append(Sample(path, i % 2))
@@ -116,32 +117,32 @@ def classifier():
         py_dataset,
         data_loader,
         pytest.param(data_loader_with_processes, marks=slow_but_on("torch")),
-        # On torch the suite runs without TensorFlow, but for the tests that run once.
+        # On torch the suite runs without TensorFlow, except for tests that run only once.
         pytest.param(tf_data, marks=pytest.mark.data if keras.config.backend() == "torch" else ()),
     ],
 )
 def test_fit_and_evaluate(samples, source, monkeypatch):
-    # Spawned workers import Keras, and have no use for a backend that takes long to start.
+    # Spawned workers import Keras, and do not need a backend that takes long to start.
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     clip = ClipSettings(2, 2)
     train = LabelledBatches(samples, 4, VideoProbeTransform(8), num_classes=2, clip=clip)
     model = classifier()
-    # Without it Keras builds the model on the first batch of a PyDataset and then trains from the
-    # second one on.
+    # Without this, Keras would build the model on the first batch of a PyDataset, and train from
+    # the second one on.
     model.test_on_batch(*train.batch(0))
     history = model.fit(
         source(train, STEPS), steps_per_epoch=STEPS, epochs=1, shuffle=False, verbose=0
     )
     assert int(model.optimizer.iterations) == STEPS and np.isfinite(history.history["loss"][0])
 
-    # The same numbers as batch by batch: the same clips in the same order.
+    # The numbers are those of training batch by batch, with the same clips in the same order.
     manual = classifier()
     losses = [manual.train_on_batch(*train.batch(step)) for step in range(STEPS)]
     assert len(losses) == STEPS
     for fitted, expected in zip(model.get_weights(), manual.get_weights(), strict=True):
         np.testing.assert_allclose(fitted, expected, atol=1e-6)
 
-    # Six samples in batches of four: two rows without weight.
+    # Six samples in batches of four leave two rows without weight.
     test = EvaluationBatches(
         samples, 4, partial(center_view, crop_size=8), num_classes=2, clip=clip
     )

@@ -153,7 +153,7 @@ class History(keras.callbacks.Callback):
         self.losses.append(float(logs["step_loss"]))
 
 
-# As they are, the five batches have four shapes, and each is compiled by itself.
+# Unpadded, the five batches have four different shapes, each of which is compiled.
 AS_THEY_ARE = pytest.param(False, marks=slow_but_on("torch"))
 
 
@@ -188,10 +188,10 @@ def _assert_trajectory_ends_as(pretrainer, reference):
     ):
         value = numpy(variable)
         tolerance = 1e-4 if name == "patch_embed.proj.weight" else 5e-5
-        # Key biases have no true gradient: Adam turns their rounding noise into steps.
+        # The true gradient of key biases is zero, but Adam turns its rounding noise into steps.
         if name.endswith("qkv.bias"):
             continue
-        # Checksums cover every parameter; some are there in full.
+        # There are checksums for every parameter, and complete values for some.
         expected_sum = checksums[network][name]["abs_sum"]
         assert abs(np.abs(value.astype("float64")).sum() - expected_sum) <= (
             tolerance * value.size

@@ -155,8 +155,8 @@ def test_one_compilation_in_200_batches():
     lengths = {tuple((sampler(s, 2)["context_indices_0"] >= 0).sum(axis=1)) for s in range(200)}
     assert len(lengths) > 5
     pretrainer.fit(Stream(sampler, 200), epochs=1, verbose=0)
-    # Torch runs the code in every step; compiled backends once, and once more for shapes alone, and
-    # torch on a GPU twice, and once more to record it.
+    # Torch runs the code in every step. Compiled backends run it once for the program and once for
+    # the shapes. Torch on a GPU runs it twice, and once more to record it.
     if keras.config.backend() == "torch":
         assert len(traces) == (3 if device.has_accelerator() else 200)
     else:
@@ -239,7 +239,7 @@ def test_a_wrapped_optimizer_clips_each_network(scaled):
     """And by the norm of gradients that are scaled back: a step is as long as without a wrapper."""
 
     def moved(wrapped):
-        # A large epsilon: a step is as long as the gradient.
+        # With a large epsilon, a step is proportional to the gradient.
         optimizer = AdamW(1.0, 0.0, epsilon=1.0, clip_norm=1e-3)
         if wrapped and scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**10)
@@ -261,7 +261,8 @@ def test_float16_steps_are_as_long_as_those_of_float32():
     """Keras scales the loss for float16, and the gradients back; a part must do so too."""
 
     def change(dtype, accumulation_steps=1):
-        # Not the mean of sizes: a prediction close to its target would pull the other way.
+        # It is not the mean of sizes: then a prediction close to its target would be pulled the
+        # other way.
         pretrainer = small_pretrainer(dtype=dtype, loss_exponent=2.0)
         pretrainer.compile(keras.optimizers.SGD(1.0), accumulation_steps)
         before = pretrainer.encoder.get_weights()
@@ -397,7 +398,7 @@ def test_pixel_targets_are_normalised_patches():
     pretrainer = VJEPAPretrainer(encoder, predictor, target="pixels", loss_exponent=2.0)
     batch = random_batch(0, pretrainer)
     targets = numpy(compiled(pretrainer.targets)(batch["videos"]))
-    # Token 7 of the grid (2, 2, 2): second tubelet, second row, second column.
+    # In the grid (2, 2, 2), token 7 is in the second tubelet, second row and second column.
     patch = batch["videos"][0, 2:4, 16:, 16:].reshape(-1)
     expected = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-5)
     np.testing.assert_allclose(np.sort(targets[0, 7]), np.sort(expected), atol=1e-4)
@@ -418,7 +419,7 @@ def test_terms_on_the_context_keep_features_apart():
     weights = {"context_variance_weight": 0.3, "context_covariance_weight": 2.0}
     pretrainer = VJEPAPretrainer(encoder, predictor, **weights)
     batch = random_batch(1, pretrainer, batch_size=3)
-    # Padding has no part in the statistics.
+    # Padding does not enter the statistics.
     batch["context_indices_0"][0, -1] = -1
     features = numpy(compiled(lambda batch: pretrainer.encode_context(batch, 0))(batch))
     features = features[batch["context_indices_0"] >= 0]
@@ -463,7 +464,7 @@ def test_a_teacher_is_predicted_and_stays_as_it_is(tmp_path):
     assert losses[-1] < 0.9 * losses[0]
     for one, other in zip(teacher.get_weights(), before[0], strict=True):
         np.testing.assert_array_equal(one, other)
-    # What is kept of the run is the moving average, as without a teacher.
+    # The run keeps the moving average, as it does without a teacher.
     changes = zip(pretrainer.target_encoder.get_weights(), before[1], strict=True)
     assert max(np.abs(one - other).max() for one, other in changes) > 1e-3
     pretrainer.save_to_preset(tmp_path / "preset")

@@ -81,7 +81,7 @@ def test_evaluate_and_predict_take_endless_batches(pretrainer, batches):
     losses = [pretrainer.predict_on_batch(batches.batch(step)) for step in range(3)]
     predicted = pretrainer.predict(batches, steps=3, verbose=0)
     np.testing.assert_allclose(predicted, np.concatenate(losses), rtol=1e-5)
-    for _ in range(2):  # not where the last evaluation ended
+    for _ in range(2):  # it does not continue where the last evaluation ended
         found = pretrainer.evaluate(batches, steps=3, verbose=0, return_dict=True)
         assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     for method in ("evaluate", "predict"):

@@ -142,7 +142,7 @@ def test_three_training_steps(by):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     probe.compile(_reference_optimizer(), loss=loss, metrics=["accuracy"])
     if by == "fit":
-        # An epoch a step: its mean loss is then the step's.
+        # An epoch has one step, so that its mean loss is the loss of the step.
         history = probe.fit(
             (batch for batch in batches), steps_per_epoch=1, epochs=3, shuffle=False, verbose=0
         )
@@ -160,7 +160,7 @@ def test_three_training_steps(by):
     for name, (variable, rearrange) in found.items():
         value, compared = numpy(variable).astype("float64"), slice(None)
         if name.endswith("kv.bias"):
-            # Key biases have no true gradient: Adam turns their rounding noise into steps.
+            # The true gradient of key biases is zero, but Adam turns its rounding noise into steps.
             compared = slice(len(value) // 2, None)
         else:
             error = abs(np.abs(value).sum() - checksums[name]["abs_sum"])

@@ -70,10 +70,10 @@ def test_a_step_is_compiled_once(make):
     model.compute_loss = lambda *args, **kwargs: traces.append(1) or compute(*args, **kwargs)
     model.fit(batches(), steps_per_epoch=STEPS, verbose=0)
     if keras.config.backend() == "torch":
-        # There the code runs in each step.
+        # On torch the code runs in each step.
         assert len(traces) >= STEPS
     else:
-        # Once for the shapes alone, and once for the program.
+        # It runs once for the shapes, and once for the program.
         assert 1 <= len(traces) <= 2
 
 
@@ -85,7 +85,7 @@ def test_a_step_neither_waits_nor_copies_from_the_host(make, monkeypatch):
     model.fit(batches(), steps_per_epoch=STEPS, verbose=0)
     waits = waits_of_a_step(model, next(batches()), monkeypatch)
     assert [wait for wait in waits if " by keras_vjepa/" in wait] == []
-    # A loss, a metric, and two draws of a copy and a number each.
+    # These are a loss, a metric, and two draws, each of which copies a number and reads one back.
     assert len(waits) <= 7
 
 

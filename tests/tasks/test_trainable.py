@@ -21,7 +21,7 @@ def classifier(num_layers=2, **arguments):
 
 def compiled(model, optimizer=None):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # A decay that shows at once where there is no gradient.
+    # The decay is so large that it shows at once in weights without a gradient.
     optimizer = optimizer or AdamW(1e-2, weight_decay=10.0)
     model.compile(optimizer, loss, jit_compile=keras.config.backend() == "jax")
     return model
@@ -42,7 +42,7 @@ def trained(model):
     return {v.path for v in model.trainable_variables}
 
 
-# What to set, and the layers of the backbone that are trained then.
+# What is set to trainable, and the layers of the backbone that are then trained.
 PARTS = {
     "whole": lambda b: setattr(b, "trainable", True),
     "last": lambda b: (setattr(b, "trainable", False), setattr(b.blocks[1], "trainable", True)),
@@ -95,7 +95,7 @@ def test_an_optimizer_of_other_weights_is_refused(before, optimizer):
     """Not trained silently with what was trainable before, as a program that is kept would do."""
     model = classifier(1, trainable_backbone=before)
     compiled(model, keras.optimizers.AdamW(1e-2) if optimizer == "keras" else None)
-    # As the first step does.
+    # The first step does the same.
     model.optimizer.build(model.trainable_variables)
     model.make_train_function()
     model.backbone.trainable = not before
@@ -251,7 +251,7 @@ def test_no_backward_pass_where_nothing_is_trained():
     partly = [products_in_a_step(model) for model in (last_only(1), last_only(2))]
     forward = counts[1] - counts[0]
     assert partly[1] - partly[0] == forward > 0
-    # And it is seen where there is one.
+    # With a gradient, the test does see it.
     assert partly[0] >= counts[0] + forward
 
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 functional = torch.nn.functional
 
 HEADS, PREDICTOR_HEADS, LEVELS = 2, 3, 4
-# The published peak of the learning rate.
+# The peak of the learning rate in the published configs.
 MOMENTUM, RATE, DECAY, CONTEXT_WEIGHT = 0.9, 6e-4, 0.04, 0.5
 WARMUP = (1, 4)
 
@@ -161,8 +161,8 @@ def tensors_of(path):
     }
 
 
-# Not of both in turn: torch's AdamW counts a step only for the weights that it reaches, and Keras'
-# optimizers have one count for all.
+# Images and videos do not take turns here: torch's AdamW counts steps only for weights that get a
+# gradient, and Keras' optimizers have one count for all.
 @slow_but_on("torch")
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_five_steps(kind, tmp_path):
@@ -194,7 +194,7 @@ def test_five_steps(kind, tmp_path):
     export_checkpoint(pretrainer, tmp_path / "after.pt")
     for name, tensors in tensors_of(tmp_path / "after.pt").items():
         for key, tensor in tensors.items():
-            # Key biases have no true gradient: Adam turns their rounding noise into steps.
+            # The true gradient of key biases is zero, but Adam turns its rounding noise into steps.
             if not key.endswith("qkv.bias"):
                 apart = (tensor - networks[name][key].detach()).abs().max().item()
                 assert apart <= 5e-5, (name, key, apart)

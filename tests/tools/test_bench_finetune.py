@@ -21,7 +21,8 @@ def test_ratio_and_rates(monkeypatch, capsys):
     variables = classifier.trainable_variables
     scales = classifier.optimizer.scales(variables)
     plain = bench_finetune.make_plain("tiny")
-    # As many weights at each rate, three of blocks and head and one of the patches.
+    # There are four rates, each for the same number of weights: three of blocks and head, one of
+    # the patches.
     assert len(set(scales)) == 4
     for rate in set(scales):
         count = sum(np.prod(v.shape) for s, v in zip(scales, variables, strict=True) if s == rate)

@@ -100,7 +100,8 @@ def test_a_video_has_a_row_for_each_seed(folder, trained, tmp_path, capsys):
     output = tmp_path / "out.mp4"
     assert decode.main(arguments_of(folder, output, "--seeds", "3")) == 0
     made = video_info(output)
-    # The input, what is hidden, and the seeds; frames of 32 x 48 are enlarged three times.
+    # The columns are the input, the hidden part, and the seeds. Frames of 32 x 48 are enlarged
+    # three times.
     assert (made.num_frames, made.height, made.width) == (2, 96, 5 * 144)
     assert decode.main(arguments_of(folder, tmp_path / "out.png", "--kind", "target")) == 0
     assert "step 2/2" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_a_small_table(folder, capsys):
     detect_table.main([*command, "--seeds", "0"])
     detect_table.main([*command, "--seeds", "0", "1"])
     said = capsys.readouterr()
-    # Four detectors, two kinds of boxes and two seeds, of which the first call made one.
+    # The table has four detectors, two kinds of boxes and two seeds; the first call has made one.
     assert said.err.count(", seed ") == 16
     numbers = json.loads((folder / "table" / "table.json").read_text())["mAP in %, boxes"]
     assert numbers.keys() == detect_table.METHODS.keys()

@@ -84,7 +84,7 @@ def test_a_folder(preset, videos, tmp_path, capsys):
         assert any(name in line for line in errors)
     backbone = VJEPABackbone.from_preset(preset)
     preprocessor = VJEPAVideoPreprocessor.from_preset(preset)
-    # 90 frames: windows of 16 begin at 0, 16, ... 80.
+    # A video of 90 frames has windows of 16 that begin at 0, 16, ... 80.
     expected = {"image.png.npy": 1, "inner/short.avi.npy": 1, "long.avi.npy": 6}
     for name, rows in expected.items():
         features = np.load(tmp_path / "out" / name)
@@ -117,7 +117,7 @@ def test_tokens_of_overlapping_windows_and_images_of_one_tubelet(preset, videos,
 def test_frames_that_a_long_stride_leaves_out_are_said(preset, videos, tmp_path, capsys):
     assert run(preset, videos / "long.avi", tmp_path / "out", "--stride", 37) == 0
     said = capsys.readouterr().err
-    # Windows of 16 begin at 0, 37 and 74, and the last ends with the video.
+    # Windows of 16 begin at 0, 37 and 74, and the last one ends with the video.
     assert said == "--stride leaves out 21 frames between two windows of 16.\n"
 
 
@@ -130,7 +130,7 @@ def test_finished_files_are_not_repeated(preset, videos, tmp_path, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.avi.npy")}
     assert np.load(tmp_path / "out" / "image.png.npy").shape == (1, 24)
     assert not killed.exists()
-    # Other settings would mix with what is there.
+    # Other settings would mix with the features that are there.
     capsys.readouterr()
     assert run(preset, videos, tmp_path / "out", "--stride", 3) == 2
     error = capsys.readouterr().err
@@ -243,7 +243,7 @@ def test_another_model_at_the_same_place_is_refused(preset, two_presets, videos,
     assert run(preset, videos, tmp_path / "out") == 2
     [line] = capsys.readouterr().err.splitlines()
     assert f"must be another folder: {tmp_path / 'out'} holds features with model = " in line
-    # The same model from elsewhere makes the same features.
+    # The same model in another folder gives the same features.
     assert run(moved, videos, tmp_path / "out") == 0
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
 
@@ -334,7 +334,7 @@ def test_one_run_a_folder(preset, videos, tmp_path, monkeypatch, capsys):
         assert "--output must be a folder in which no other run is at work." in line
         assert files_in(tmp_path / name) == [LOCK_FILE]
     monkeypatch.undo()
-    # What a killed process left is in nobody's way.
+    # Files that a killed process has left do no harm.
     assert run(preset, videos, tmp_path / "out") == 1
     assert LOCK_FILE not in files_in(tmp_path / "out")
 
@@ -384,7 +384,7 @@ def test_shards_lists_and_folders_of_frames(preset, videos, tmp_path, capsys):
         found.append(np.load(output / name))
     for features in found[1:]:
         np.testing.assert_array_equal(features, found[0])
-    # Members of any names, none of which leads out of the folder of the features.
+    # Members may have any names, and none of them leads out of the folder of features.
     content = (videos / "inner" / "short.avi").read_bytes()
     write_tar(tmp_path / "z.tar", {"../../a.avi": content, "/b.avi": content})
     assert run(preset, tmp_path / "z.tar", tmp_path / "odd") == 0
@@ -428,7 +428,7 @@ def test_addresses_tables_and_published_lists(preset, videos, tmp_path, monkeypa
             found.append(np.load(output / "short.avi.npy"))
         for features in found[1:]:
             np.testing.assert_array_equal(features, found[0])
-        # Nothing is made again while an address says the same.
+        # As long as an address reports no change, nothing is computed again.
         before = (tmp_path / "out1" / "short.avi.npy").stat().st_mtime_ns
         assert run(preset, f"{address}/short.avi", tmp_path / "out1") == 0
         assert (tmp_path / "out1" / "short.avi.npy").stat().st_mtime_ns == before

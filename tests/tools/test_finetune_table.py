@@ -26,7 +26,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     finetune_table.main([*command, "--seeds", "0", "--fractions", "0.5"])
     finetune_table.main([*command, "--seeds", "0", "1", "--fractions", "0.5", "1"])
     said = capsys.readouterr()
-    # Two shares and seeds of three methods, of which the first call made three.
+    # The table has two shares, two seeds and three methods; the first call has made three.
     assert said.err.count(", seed ") == 12
     numbers = json.loads((tmp_path / "table" / "table.json").read_text())
     numbers = numbers["digit, top-1 in %, labels"]

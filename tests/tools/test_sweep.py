@@ -57,7 +57,7 @@ def test_table_is_ranked_and_names_failures(tmp_path, recipe, capsys):
         "learning_rate=0.1",
         "learning_rate=9",
     ]
-    # Digit gains 0.2 and 0.4 over the two seeds.
+    # The gains on the digit are 0.2 and 0.4 for the two seeds.
     assert "0.300 ± 0.141" in lines[2]
     assert "0; pretrain: too high" in lines[4]
     assert capsys.readouterr().out.splitlines() == lines
@@ -67,7 +67,7 @@ def test_table_is_ranked_and_names_failures(tmp_path, recipe, capsys):
 def test_goes_on_where_it_was(tmp_path, recipe):
     sweep.main(arguments(tmp_path, "0.1"))
     assert len(recipe.commands) == 2
-    # A folder without a result is what an interruption leaves.
+    # An interruption leaves a folder without a result.
     (tmp_path / "learning_rate=0.3" / "1").mkdir(parents=True)
     sweep.main(arguments(tmp_path, "0.1", "0.3"))
     assert len(recipe.commands) == 4

@@ -76,7 +76,7 @@ def test_another_number_of_files_is_refused(samples, workdir):
 def test_a_file_that_is_gone_is_left_to_the_reading(samples, workdir):
     os.remove(samples[2].path)
     check_input_files(workdir, samples)
-    # Nor is anything known of the files of a finished run that are all gone.
+    # If the files of a finished run are all gone, nothing is known of them, which is no error.
     check_input_files(workdir, [])
 
 

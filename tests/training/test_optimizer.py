@@ -98,7 +98,7 @@ def test_amsgrad_is_keras_own():
         optimizer.build([variable])
         for gradient in (4.0, 0.1, 0.1, 0.1):
             optimizer.apply([keras.ops.full((1, 1), gradient)], [variable])
-        # The first step is the same for both: the learning rate.
+        # The first step of both is as long as the learning rate.
         return -0.1 - float(keras.ops.convert_to_numpy(variable)[0, 0])
 
     assert 0.0 < moved(True) < 0.6 * moved(False)
@@ -124,7 +124,7 @@ def test_all_variables_are_updated_at_once(amsgrad):
         gradients = [keras.ops.ones((2, 3)) for _ in variables]
         with Calls():
             optimizer.apply(gradients, variables)
-        # A norm is one call, but gives each tensor's.
+        # A norm is one call, which returns the norm of each tensor.
         counts.append(len([name for name in names if not name.startswith("detach")]))
     assert counts[0] == counts[1]
 
@@ -191,7 +191,7 @@ def test_accumulation_is_that_of_keras():
     batches = [[rng.normal(size=(2, 3)).astype("float32")] for _ in range(10)]
 
     def start(kind):
-        # The same weight decay; Keras adds its epsilon elsewhere.
+        # Weight decay is the same; only Keras' place of epsilon differs.
         optimizer = kind(0.1, weight_decay=0.01, gradient_accumulation_steps=4)
         return optimizer, [keras.Variable(np.ones((2, 3), "float32"))]
 

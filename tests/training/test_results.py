@@ -67,5 +67,5 @@ def test_a_damaged_preset_is_named(name, workdir):
     cut(workdir / "preset" / name)
     problem = damaged_result(workdir, ["config.json"], ["preset", "untrained"])
     assert problem.startswith(f"{workdir / 'preset' / name} is ")
-    # One that was never made is no damage.
+    # A result that was never written is not damaged.
     assert damaged_result(workdir, ["config.json"], ["untrained"]) is None

@@ -93,7 +93,7 @@ def test_the_same_call_goes_on_after_a_crash(samples, whole, tmp_path, capsys):
     batches = batches_for(pretrainer, samples)
     with pytest.raises(RuntimeError, match="crashed"):
         training.run(pretrainer, batches, tmp_path, STEPS, [Losses(3)], checkpoint_every=2)
-    # As in a process of its own: other weights, which the checkpoint replaces.
+    # A new process would have other weights, which the checkpoint replaces.
     keras.utils.set_random_seed(1)
     pretrainer = make_pretrainer()
     pretrainer.encoder.set_weights([np.zeros_like(w) for w in pretrainer.encoder.get_weights()])
@@ -190,7 +190,7 @@ def test_names_that_are_new_have_been_at_their_default(samples, tmp_path):
         go_on({"width": 3, "depth": 5}, {"width": 1, "depth": 2})
     with pytest.raises(ValueError, match="another config: depth absent -> 2. Take"):
         go_on({"width": 3, "depth": 2})
-    # A name that is another now.
+    # This argument has a new name.
     renamed = {"breadth": 3, "depth": 2}
 
     def upgrade(stored):
@@ -213,7 +213,7 @@ def test_fit_takes_the_batches_and_continues_their_stream(samples, whole):
     assert len(history.history["loss"]) == 3
     pretrainer.fit(batches, steps_per_epoch=1, verbose=0, callbacks=[seen])
     np.testing.assert_allclose(seen.steps, whole[1], rtol=1e-5)
-    # Those that read ahead have ended; a backend may keep its own.
+    # The threads that read ahead have ended. Those of a backend may stay.
     left = [t for t in set(threading.enumerate()) - threads if "ThreadPoolExecutor" in t.name]
     assert not [thread for thread in left if thread.is_alive()]
     with pytest.raises(ValueError, match="`steps_per_epoch` must be given with endless batches"):

@@ -61,7 +61,7 @@ def test_the_last_and_every_nth_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_every=10)
     save(checkpoints, 5, 10, 15, 20, 25, 30, 35)
     assert checkpoints.steps() == [10, 20, 30, 35]
-    # And what somebody has use for, as long as that is so.
+    # A protected checkpoint is kept as long as something needs it.
     checkpoints.protected = frozenset({35})
     save(checkpoints, 36, 37)
     assert checkpoints.steps() == [10, 20, 30, 35, 36, 37]
@@ -94,7 +94,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(damage, tmp_path, cap
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest().step == 3
     assert str(file_of(tmp_path, 6)) in caplog.text
-    # It does not count among the last two.
+    # The damaged checkpoint does not count among the last two.
     save(checkpoints, 9)
     assert checkpoints.steps() == [3, 9]
 
@@ -113,7 +113,7 @@ def test_a_folder_with_a_checkpoint_s_name_is_in_nobody_s_way(tmp_path, caplog):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest().step == 3
     assert f"{blocked}: it is no file" in caplog.text
-    # The run comes to the same step with the same state, whose file has this very name.
+    # The run reaches the same step with the same state, so its file has exactly this name.
     save(checkpoints, 6)
     assert blocked.is_file() and Checkpoints(tmp_path).latest().step == 6
     moved = blocked.with_name(f"{blocked.name}.folder")
@@ -158,7 +158,8 @@ def small_disk(tmp_path):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a file system is not allowed here")
     yield folder
-    # Lazily: NumPy 2.0 leaves a file open that it could not write to its end.
+    # The folder is unmounted lazily, because NumPy 2.0 leaves a file open if it could not write all
+    # of it.
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
@@ -241,7 +242,7 @@ def test_training_goes_on_bit_by_bit(tiny_pretrainer, tmp_path):
     whole, resumed = compiled(), compiled()
     saved = SaveOnce(after=2)
     train(whole, range(4), [saved])
-    # The copy is not a view of what training changed afterwards.
+    # The stored state is a copy, and not a view of arrays that training changes afterwards.
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, saved.state, {})
     checkpoints.wait()
@@ -283,7 +284,7 @@ def test_a_model_that_was_made_a_second_time_is_the_same(tmp_path):
     first, second = made(), made()
     state = copy_training_state(first)
     assert state.keys() != copy_training_state(second).keys()
-    # In a file they have the same order.
+    # A file stores them in the same order.
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state, {})
     checkpoints.wait()

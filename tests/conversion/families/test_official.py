@@ -25,7 +25,7 @@ from keras_vjepa.tools import convert_checkpoint
 from keras_vjepa.tools import export_checkpoint as export_command
 from tests.conversion.families.golden_cases import OWN
 
-# Weights go through NumPy, the same on each backend; test_golden.py has the numbers.
+# Weights pass through NumPy, which is the same on each backend; test_golden.py compares features.
 pytestmark = pytest.mark.data
 
 SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "patch_size": 4}

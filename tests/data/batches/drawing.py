@@ -28,12 +28,12 @@ from tests.data.batches.stamped_sources import (
 )
 
 KINDS = ("folder", "frames", "shards")
-# Steps between two states.
+# Number of steps between two saved states.
 STATE_EVERY = 3
-# Steps take so long that a kill meets one of many.
+# A step takes this long, so that a kill may come at any of many steps.
 SECONDS_OF_A_STEP = 0.002
 
-# Without a backend, which takes seconds to load.
+# The program does without a backend, which takes seconds to load.
 _DRAW = """
 import sys
 sys.argv[0] = "keras-vjepa"

@@ -48,7 +48,7 @@ def test_a_batch(samples):
     there = weights > 0
     assert (targets[~there] == 0).all() and (inputs["boxes"][~there] == 0).all()
     assert (targets[there].sum(axis=-1) >= 1).all()
-    # On average the weights are ones, so that the mean over the room is that over the boxes.
+    # The mean weight is 1, so that the mean over all places is the mean over the boxes.
     assert np.unique(weights[there]).tolist() == [pytest.approx(3 / 2)]
 
 
@@ -106,7 +106,7 @@ def test_clips_of_one_size_are_tested_together(samples, tmp_path):
     def predict(batch):
         shapes.append(batch["videos"].shape)
         assert batch["boxes"].shape == (2, 2, 4)
-        # Something of each box alone.
+        # The output depends on each box alone.
         return batch["boxes"][..., 2:3] * np.ones(4)
 
     found = list(predicted(clips, predict))

@@ -37,7 +37,7 @@ def test_frames_of_clips(tmp_path, monkeypatch, num_frames, settings):
 
     def transform(frames):
         seen.append(stamps(frames))
-        frames[:] = 0  # what one clip does to its frames is not seen by another
+        frames[:] = 0  # changing one clip must not change another
         return np.zeros((len(frames), 2, 2, 3), np.float32)
 
     clips = read_clips(str(path), settings, transform, np.random.default_rng(0))

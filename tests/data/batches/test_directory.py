@@ -12,7 +12,7 @@ from keras_vjepa import VJEPAVideoPreprocessor
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 
-# NumPy makes the batches; that `fit` takes them on each backend is tests/test_readme.py's.
+# NumPy makes the batches. tests/test_readme.py tests that `fit` takes them on each backend.
 pytestmark = pytest.mark.data
 
 CLASSES = {"ball": 5, "cat": 5, "dog": 10}
@@ -71,7 +71,7 @@ def test_an_epoch_sees_each_file_in_an_order_of_its_own(videos, preprocessor):
     assert x.shape == (20, 2, 16, 16, 3) and x.dtype == np.float32 and y.dtype == np.int32
     assert sorted(y) == sorted(second) == sorted([0] * 5 + [1] * 5 + [2] * 10)
     assert y.tolist() != second.tolist()
-    # Videos and labels belong together.
+    # Each video comes with its own label.
     red = x.mean(axis=(1, 2, 3))[:, 0]
     assert all(np.ptp(red[y == label]) < 0.3 for label in range(3))
     assert red[y == 0].mean() + 0.5 < red[y == 1].mean() < red[y == 2].mean() - 0.5
@@ -107,7 +107,7 @@ def test_files_that_cannot_be_read_are_named(videos, preprocessor, tmp_path, cap
     assert [len(y) for _, y in validation] == [4, 4, 3, 3] and len(validation) == 4
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("Left out: Cannot read the video")
-    # A batch of nothing but such files borrows the next one.
+    # If all files of a batch are unreadable, the files of the next one take their places.
     alone = preprocessor.dataset(data.train.batches.samples, 3, batch_size=1, max_bad_share=0.5)
     assert [len(y) for _, y in alone] == [1] * 15
     with pytest.raises(TooManyBadFilesError, match="1 of 15 videos cannot be read, more than"):
@@ -160,7 +160,7 @@ def test_training_may_be_augmented(videos, num_clips, shape):
     np.testing.assert_array_equal(y, epoch_of(plain.train)[1])
     again = read(videos, preprocessor, validation_split=0.2, augment=True)
     np.testing.assert_array_equal(epoch_of(again.train)[0], x)
-    # Here with an axis of views, which there is none of in training.
+    # Validation has an axis of views, which training does not have.
     for made, wanted in zip(epoch_of(data.validation), epoch_of(plain.validation), strict=True):
         np.testing.assert_array_equal(made, wanted)
 

@@ -32,7 +32,7 @@ def test_each_sample_comes_as_often_as_its_weight_says():
         assert [counts[i] for i in range(5)] == [1] * 5 and not {9, 10, 11} & counts.keys()
         assert sorted(counts[i] for i in range(5, 9)) == [2, 2, 3, 3]
         total += counts
-    # Which ones come once more, each epoch says anew.
+    # Which samples come once more is drawn anew in each epoch.
     assert all(450 < total[i] < 550 for i in range(5, 9))
 
 
@@ -85,7 +85,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped():
     assert list(stream) == whole[7:]
     halves = [batches(process_index=i, process_count=2) for i in range(2)]
     assert [halves[0].batch(step) + halves[1].batch(step) for step in range(30)] == whole
-    counts = Counter(path for step in whole for path in step)  # 120: eight epochs of 15
+    counts = Counter(path for step in whole for path in step)  # 120 draws are eight epochs of 15
     assert [counts[name] for name in "abcde"] == [8] * 5
     assert sum(counts[name] for name in "fghi") == 80 and not counts["j"]
 

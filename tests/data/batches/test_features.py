@@ -99,7 +99,7 @@ def test_evaluation_counts_as_it_would_count_clips(samples, features, skip, capl
         [1, 0],
     ]
     assert stored.num_counted == clips.num_counted == (4 if skip else 5)
-    # The same words, and the reason once.
+    # Both lines are the same, and the reason is given once.
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2 and lines[0] == lines[1]
     assert lines[0].count(samples[MISSING].path) == lines[0].count("Cannot read the video") == 1

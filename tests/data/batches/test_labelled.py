@@ -93,7 +93,7 @@ def test_the_clips_are_the_segments_of_the_video(samples):
     settings = ClipSettings(3, 2, 2)
     pipeline = evaluation(samples, clip=settings, with_frame_indices=True)
     inputs, labels, _ = pipeline.batch(0)
-    # Segments of 6 frames hold a window of 6: no choice.
+    # A segment of 6 frames holds only one window of 6.
     expected = clip_frame_indices(NUM_FRAMES, 3, 2, 2)
     for row in range(4):
         np.testing.assert_array_equal(inputs["frame_indices"][row], expected)
@@ -114,7 +114,7 @@ def test_training_is_a_function_of_the_step(samples):
 
 
 def test_labels_stay_with_their_videos(tmp_path, samples):
-    # Videos of one grey level each, which is ten times the label.
+    # All pixels of a video have the same grey level, ten times its label.
     greys = []
     for label in range(3):
         path = str(tmp_path / f"grey{label}.avi")
@@ -171,7 +171,7 @@ def test_every_test_sample_exactly_once_on_any_number_of_processes(
 def test_counts_of_any_number_of_processes_add_up(samples, skip):
     """One accuracy, whatever the number of processes, with a file that cannot be read."""
     spoil(samples[5])
-    # What a model would say: it is right for the samples 0, 3 and 4, and would be for 5.
+    # The predictions of a model, which is right for samples 0, 3 and 4, and would be right for 5.
     answers = dict(zip(range(NUM_VIDEOS), [0, 2, 0, 0, 1, 2, 1], strict=True))
     accuracies = []
     for process_count in (1, 2, 3):
@@ -186,7 +186,7 @@ def test_counts_of_any_number_of_processes_add_up(samples, skip):
                 skip_unreadable=skip,
             )
             for step, (_, labels, weight) in enumerate(pipeline.stream()):
-                # Rows that only fill a batch are answered as well, and rightly.
+                # Rows that only fill a batch get correct predictions too.
                 rows = [answers.get(p, 0) for p in pipeline._positions(step)]
                 correct += (weight * (np.array(rows) == labels)).sum()
             unreadable |= set(pipeline.bad_files)
@@ -222,7 +222,7 @@ def test_more_clips_than_frames(samples):
     clip = ClipSettings(4, 2, NUM_FRAMES + 1, allow_clip_overlap=True)
     pipeline = evaluation(samples, 1, clip=clip, max_bad_share=1.0)
     videos, _, weight = pipeline.batch(0)
-    # Nothing could be read, and the shape is right all the same.
+    # No file could be read, but the shape is still right.
     assert videos.shape == (1, NUM_FRAMES + 1, 4, 16, 16, 3) and weight.tolist() == [0]
     [reason] = pipeline.bad_files.values()
     assert reason.endswith("12 frames are not enough for 13 clips")

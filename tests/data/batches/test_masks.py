@@ -111,7 +111,7 @@ def test_block_shape_histogram(run):
 def test_counts_before_truncation(run):
     reference, _, counts, _ = run
     expected = reference["num_context_before_truncation_per_sample"]
-    # Samples of a batch share their block size, so the batches are the independent draws.
+    # Samples of a batch have blocks of the same size, so only batches are independent draws.
     assert_same_mean(np.mean(counts, axis=1), expected["mean"], reference["num_batches"])
     mean_squares = np.mean((np.array(counts) - expected["mean"]) ** 2, axis=1)
     assert_same_mean(mean_squares, expected["std"] ** 2, reference["num_batches"])
@@ -280,7 +280,7 @@ def test_random_tokens():
     contexts, targets = batch["context_indices_0"], batch["target_indices_0"]
     tokens = np.concatenate([contexts, targets], axis=1)
     assert contexts.shape == (200, 36) and (np.sort(tokens, axis=1) == np.arange(144)).all()
-    # Unlike tubes: no time step shows as much as another, nor the same places.
+    # Unlike with tubes, time steps show different numbers of tokens in different places.
     per_step = np.stack([(contexts // 36 == step).sum(axis=1) for step in range(4)])
     assert (per_step != 9).mean() > 0.5
     frequency = np.bincount(contexts.ravel(), minlength=144) / 200
@@ -341,7 +341,7 @@ def test_budgets_have_as_many_late_targets_as_lists_of_a_batch(kind, mean):
     assert mean_counts([kind], (8, 14, 14), 24)[1] == (mean,) and mean <= budget <= 1.05 * mean
     wanted, found, of_mean = late_shares(kind, (budget, mean))
     assert found == pytest.approx(wanted, rel=0.05)
-    # Longer than the mean only where that has too few.
+    # The budget exceeds the mean only if lists of the mean length have too few late tokens.
     assert (budget > mean) == (of_mean < 0.95 * wanted) == (kind == SHORT_RANGE)
 
 
@@ -366,7 +366,7 @@ def test_budgets_that_are_not_given_are_the_means():
     assert sampler.target_budgets == targets
     fewer = MaskSampler(kinds, (4, 8, 8), budget_batch_size=1)
     assert fewer.context_budgets == mean_counts(kinds, (4, 8, 8), 1)[0] != contexts
-    # A description of a run shows the budgets, as it did before they could be left out.
+    # The description of a run contains the budgets, as it did when they had to be given.
     assert "budget_batch_size" not in str(fewer) and str(fewer.context_budgets) in str(fewer)
 
 

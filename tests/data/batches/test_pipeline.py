@@ -92,7 +92,7 @@ def test_a_bad_file_is_named_and_its_place_is_filled(samples, caplog):
     assert all(len(batch["videos"]) == 4 for batch in found)
     assert list(pipeline.bad_files) == [samples[2].path]
     assert len(caplog.records) == 1 and samples[2].path in caplog.text
-    # Another run fills the same places alike, whatever it has seen before.
+    # Another run replaces the same files by the same others, whatever it has read before.
     assert_same(batches(samples, max_bad_share=0.2).batch(2), found[2])
 
 

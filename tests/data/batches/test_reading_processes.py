@@ -36,7 +36,7 @@ IN_PROCESSES = {"use_multiprocessing": True, "num_workers": 1}
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("sources")
     write_sources(root)
-    (root / "frames" / "v05" / "1.png").unlink()  # a gap, which the log names
+    (root / "frames" / "v05" / "1.png").unlink()  # a missing frame, which the log names
     (root / "folder" / "05.avi").write_bytes(b"RIFF" + bytes(200))
     return root
 
@@ -76,10 +76,10 @@ def test_batches_are_those_of_threads_from_every_source(root, caplog):
     with caplog.at_level(logging.WARNING):
         caplog.clear()
         assert [seen(batch) for batch in found.stream(0, 13)] == whole[:13]
-        # As of a run that goes on.
+        # A run that continues starts in the middle.
         assert [seen(batch) for batch in found.stream(13, 20)] == whole[13:]
     assert found.bad_files == expected.bad_files and len(found.bad_files) == 1
-    # What is logged in a process is logged here.
+    # Log messages of a worker process appear here.
     assert "v05 lacks frames between others" in caplog.text
     assert rows.times_sent <= 4  # once for each process of both streams
 
@@ -129,7 +129,7 @@ def test_a_process_that_is_ended_is_one_error(three, monkeypatch):
         list(batches.stream(0, 2))
     assert threading.active_count() <= before + 1
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # none is left
+        os.waitpid(-1, os.WNOHANG)  # no child process is left
 
 
 def fails(frames, rng):

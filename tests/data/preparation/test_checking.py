@@ -86,7 +86,7 @@ def test_nothing_is_read_twice_but_what_changed(folder, tmp_path, alone):
     again = check_videos(samples, tmp_path / "out", Inspection())
     assert again.known == 4 and alone.read[str(folder / "text.mp4")] == 2
     assert kinds(again)["text.mp4"] == ""
-    # Another depth is another question.
+    # Results of another depth of inspection are not used.
     assert check_videos(samples, tmp_path / "out", Inspection(decodes_all=False)).known == 0
 
 
@@ -159,7 +159,7 @@ def test_killed_it_goes_on(folder, tmp_path):
     before = results.read_text().count("\n")
     assert 0 < before < 45
     subprocess.run(command, check=True)
-    assert results.read_text().count('{"path"') in (45, 46)  # at most one was cut off
+    assert results.read_text().count('{"path"') in (45, 46)  # at most one line was cut off
     assert [os.path.basename(s.path) for s in list_samples(tmp_path / "out/clean.csv")] == [
         "00.avi",
         "a good one.avi",

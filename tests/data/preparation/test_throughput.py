@@ -39,7 +39,7 @@ def test_all_workers_give_the_same_clips(kind, paths):
     expected = [reading(item).clip for item in items]
     assert len({clip.tobytes() for clip in expected}) > 2 and len(found) == 6
     assert expected[0].shape == (4, 32, 32, 3)
-    # Processes give them as they are finished.
+    # Processes return clips in the order in which they finish.
     assert sorted(c.tobytes() for c in found) == sorted(c.tobytes() for c in expected)
 
 
@@ -59,7 +59,7 @@ def test_rates_are_counted_once_all_are_at_work():
 
     found = throughput(slow_start, None, ["a", "b"], 2, 20)
     assert found.seconds_per_clip == 0.5
-    assert 5 < found.clips_per_second < 100  # 20 clips of 10 ms, and not those of the start
+    assert 5 < found.clips_per_second < 100  # 20 clips of 10 ms, without those of the start
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
@@ -104,6 +104,6 @@ def test_the_share_of_batches_is_that_of_the_same_clips(paths, monkeypatch):
     )
     share = pipeline_share(paths, CLIP, 32, 6)
     assert share.plain > 0 and share.batched > 0 and -1 < share.added_by_the_clock < 100
-    # Of each of three turns, what the loop read the batches read too.
+    # In each of three rounds, the batches read the same clips as the loop.
     loop = read[: 4 * (8 + 2)]
     assert loop == read[len(loop) : 2 * len(loop)] and len(set(loop)) == len(loop)

@@ -18,7 +18,7 @@ from tests.data.reading.stamped import write_with_opencv
 
 pytestmark = pytest.mark.data
 
-# As in the published lists, some ids begin with "-" and differ by a capital alone.
+# As in the published lists, some ids begin with "-", and some differ only in the case of a letter.
 IDS = {name: f"{name}-_kNp9Zq"[:11] for name in ("both", "Both", "val4", "val6", "test", "only")}
 IDS |= {name: f"-{name}0aBcDeFg"[:11] for name in ("four", "six1", "sev1", "how1", "gone")}
 
@@ -100,8 +100,8 @@ def test_the_whole_mix(root, tmp_path, capsys):
         (f"{IDS['four']}.avi", 0),
         (f"{IDS['both']}_000003_000013.avi", 0),
         (f"{IDS['six1']}_000003_000013.avi", 1),
-        (f"{IDS['Both']}_000003_000013.avi", 1),  # another video than "both"
-        (f"{IDS['gone']}_000003_000013.avi", 1),  # of which K400 has no file
+        (f"{IDS['Both']}_000003_000013.avi", 1),  # not the same video as "both"
+        (f"{IDS['gone']}_000003_000013.avi", 1),  # a video that K400's folder lacks
         (f"{IDS['sev1']}_000003_000013.avi", 2),
         (f"{IDS['test']}_000003_000013.avi", 2),
         *((f"{number}.avi", 3) for number in range(3)),

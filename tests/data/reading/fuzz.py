@@ -30,10 +30,10 @@ from tests.data.reading.stamped import stamps
 from tests.watched import ROOT, WatchedProcess, answer, environment_with, num_open_files
 
 WITHOUT_AV = ROOT / "tests" / "without_av"
-# A file that keeps its process busy for longer counts as a hang; the reader's own limit is lower.
+# A file that keeps its process busy for longer counts as a hang. The reader's own limit is lower.
 HANG_SECONDS = 90.0
 READER_SECONDS = 20.0
-# More than any of these small files may take.
+# The limit of memory, which is more than any of these small files may need.
 MOST_MIB = 2048
 FOLDER_SIZE = 100
 

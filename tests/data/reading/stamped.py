@@ -50,7 +50,7 @@ def write_with_av(
     rate: Fraction | int = 30,
 ) -> Path:
     """Write a video with PyAV; the test is skipped where it has no such codec."""
-    import pytest  # here, for a process that draws batches needs only the rest
+    import pytest  # imported here, because processes that draw batches do not need it
 
     av = pytest.importorskip("av")
     if codec not in av.codecs_available:

@@ -23,7 +23,7 @@ both_decoders = pytest.mark.parametrize("decoder", ["opencv", "av"])
 def most_mib_more(action):
     """How much more memory than before this process has had at a time, in MiB."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets what was the most so far
+        Path("/proc/self/clear_refs").write_text("5")  # this resets the peak of memory
     except OSError:
         pytest.skip("this system does not say")
     before, _ = _memory()
@@ -150,7 +150,7 @@ def test_more_frames_than_bytes(tmp_path, decoder, claimed):
     path = write_with_opencv(tmp_path / "a.mp4", "mp4v", 5)
     content = path.read_bytes()
     assert len(content) < 2**20
-    content = replaced(content, b"stsz", 8, ">II", 1, claimed)  # a byte each
+    content = replaced(content, b"stsz", 8, ">II", 1, claimed)  # each of one byte
     content = replaced(content, b"stts", 12, ">I", claimed)
     path.write_bytes(replaced(content, b"stsc", 16, ">I", claimed))
 
@@ -167,7 +167,7 @@ def test_more_frames_than_bytes_in_a_fragment(tmp_path, decoder):
     path = write_with_av(tmp_path / "a.mp4", "mpeg4", num_frames=5, options=flags)
     with open_video(path, decoder) as opened:
         assert stamps(opened.read([4])) == [4]
-    # No numbers for each of them, so none is missed.
+    # The table claims many samples without listing anything for them, so nothing is missing.
     path.write_bytes(replaced(path.read_bytes(), b"trun", 4, ">II", 0, 2**26))
 
     def read():

@@ -58,7 +58,7 @@ def test_fps_is_what_is_given(tmp_path):
     folder = FrameFolder(str(write_frames(tmp_path / "a.jpg", [1, 2])), fps=12.5)
     assert video_info(folder).fps == 12.5
     assert pickle.loads(pickle.dumps(folder)) == folder
-    # A name that looks like an image's does not make an image of it.
+    # A folder is not an image, even if its name looks like that of one.
     assert not is_image(folder)
 
 
@@ -90,7 +90,7 @@ def test_gaps_are_named_once(tmp_path, caplog):
 def test_every_fifth_frame_is_no_gap(tmp_path):
     assert numbered_frames([f"{5 * i}.jpg" for i in range(9)]).missing == []
     assert numbered_frames(["0.jpg", "5.jpg", "15.jpg"]).missing == [10]
-    # Times in nanoseconds.
+    # Names may be times in nanoseconds.
     assert numbered_frames([f"{10**18 + i}.png" for i in (0, 33, 67, 100)]).missing == []
 
 

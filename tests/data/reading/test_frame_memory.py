@@ -86,7 +86,7 @@ def test_there_is_a_most(monkeypatch):
     held = [reused_array((2**21,), np.uint8) for _ in range(4)]
     assert len(frame_memory._buffers) == 2 and len({address(one) for one in held}) == 4
     del held
-    reused_array((2**22,), np.uint8)  # of another size, for which the unused ones go
+    reused_array((2**22,), np.uint8)  # an array of another size replaces unused ones
     assert [one.nbytes for one in frame_memory._buffers] == [2**22]
     give_back_unused()
     assert not frame_memory._buffers

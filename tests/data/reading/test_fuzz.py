@@ -24,7 +24,7 @@ def test_damaged_videos(tmp_path, monkeypatch, sound, has_av):
         pytest.importorskip("av")
     monkeypatch.setattr(video, "has_av", lambda: has_av)
     outcomes = read(tmp_path, sound, damaged(sound_videos(), 57, seed=1))
-    # Both are seen often enough to say something.
+    # Both outcomes occur often enough for the test to mean something.
     assert min(outcomes.count("frames"), outcomes.count("named")) > 9
 
 

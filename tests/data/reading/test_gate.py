@@ -45,7 +45,7 @@ def test_any_error_names_the_file_in_one_line(error, reason):
     message = str(caught.value)
     assert message.startswith(f"Cannot read the image a.jpg: {reason}") and "\n" not in message
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
-    # And the next one is served.
+    # The next call works as usual.
     assert through_gate("a.jpg", UnreadableImageError, 9.0, lambda: 5) == 5
 
 
@@ -68,7 +68,7 @@ def test_a_hang_ends_at_the_limit(monkeypatch):
     with pytest.raises(UnreadableVideoError, match="a.mp4: it takes longer than 0.1 seconds"):
         through_gate("a.mp4", UnreadableVideoError, 0.1, release.wait)
     assert time.monotonic() - start < 5
-    # Its thread is not used for anything else, and ends when its call returns.
+    # The thread is not used for anything else, and ends when its call returns.
     stuck = [t for t in threading.enumerate() if t.name == "reads-files" and t._is_left]
     assert len(stuck) == 1
     others = [through_gate("a", UnreadableVideoError, 9.0, threading.current_thread) for _ in "ab"]
@@ -85,13 +85,13 @@ def test_a_loop_over_parts_of_a_file_ends_at_the_limit():
 
     with pytest.raises(UnreadableVideoError, match="it takes longer than 0.05 seconds"):
         through_gate("a.mp4", UnreadableVideoError, 0.05, loop)
-    check_time()  # nothing is late where nothing is read
+    check_time()  # there is no limit outside of a read
 
 
 def test_an_interrupt_while_waiting_leaves_the_work_alone():
     release = threading.Event()
     main = threading.main_thread().ident
-    # A shell starts what runs in its background without a handler.
+    # A shell starts background processes without a handler for this signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()

@@ -170,7 +170,7 @@ def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path,
         assert stamps(video.read([4])) == [4]
     with pytest.raises(UnreadableVideoError, match="96x64 pixels are more than .*=6143"):
         open_video(path, decoder, ReadingLimits(max_frame_pixels=HEIGHT * WIDTH - 1))
-    # Twelve million by hand: 96 and 64 become 12000 in the header and in every frame.
+    # This changes the sizes 96 and 64 to 12000 in the header and in every frame.
     content = path.read_bytes()
     content = content.replace(struct.pack("<II", 96, 64), struct.pack("<II", 12000, 12000))
     frame_header = struct.pack(">HH", 64, 96)
@@ -267,7 +267,7 @@ def test_a_file_that_hangs_is_named_and_left_alone(tmp_path, monkeypatch):
     with pytest.raises(UnreadableVideoError, match="a.mp4: it takes longer than 0.1 seconds"):
         with VideoReader(str(path), decoder, ReadingLimits(max_file_seconds=0.1)) as video:
             video.read([1])
-    # The thread that hangs in it still uses it.
+    # The thread that hangs still uses the decoder.
     assert not decoder.is_closed
     with pytest.raises(UnreadableVideoError, match="an earlier call has not returned"):
         video.read([1])
@@ -304,11 +304,11 @@ def test_errors_of_pyav_while_seeking_reading_and_closing(tmp_path, monkeypatch,
         sound = video._decoder._container
         video._decoder._container = Failing(sound)
         if where == "seek":
-            # It is read in order instead.
+            # The video is read in order instead.
             assert stamps(video.read([100])) == [100]
             return
         if where == "demux":
-            # Going back opens the file anew: from then on it fails.
+            # Going back opens the file again, which fails from now on.
             monkeypatch.setattr(av, "open", lambda *arguments, **settings: Failing(sound))
         with pytest.raises(UnreadableVideoError, match="PermissionError|only 0 can be decoded"):
             video.close() if where == "close" else video.read([0])
@@ -328,7 +328,7 @@ def test_flipped_bits_in_the_index_of_an_avi_file(tmp_path, codec, pixels, decod
     rng = np.random.default_rng(0)
     outcomes = {"right": 0, "named": 0}
     for i in range(150):
-        # Most in the first entries, to which the frames read below belong.
+        # Most damage is in the first entries, which describe the frames that are read below.
         place = start + int(rng.integers(8 + 16 * (40 if i % 3 else 8)))
         damaged = bytearray(content)
         damaged[place] ^= 1 << int(rng.integers(8))

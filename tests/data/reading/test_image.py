@@ -27,7 +27,7 @@ def test_jpeg_as_pillow_decodes_it(tmp_path):
     smooth = cv2.resize(RGB, (90, 60), interpolation=cv2.INTER_CUBIC)
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=90)
     theirs = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
-    # The same pixels up to the rounding of two builds of one codec.
+    # The pixels are the same up to the rounding of two builds of one codec.
     assert np.abs(read_image(tmp_path / "a.jpg") - theirs).max() <= 2
 
 
@@ -53,7 +53,7 @@ def test_colours_of_a_transparent_tiff_are_not_multiplied(tmp_path, compression,
 
 def test_upright(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    exif[0x0112] = 6  # the picture must be turned clockwise by 90 degrees
     Image.fromarray(np.full((40, 80, 3), 128, np.uint8)).save(tmp_path / "a.jpg", exif=exif)
     assert read_image(tmp_path / "a.jpg").shape == (80, 40, 3)
 

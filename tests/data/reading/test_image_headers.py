@@ -38,7 +38,7 @@ def test_sizes(tmp_path, name, settings):
     content = (tmp_path / name).read_bytes()
     assert image_header(content)[1:] == (37, 53)
     assert read_image(tmp_path / name).shape == RGB.shape
-    # Every shorter one is damaged, or says the same.
+    # Any shorter content is damaged, or states the same size.
     for length in range(0, len(content), 7):
         try:
             assert image_header(content[:length])[1:] == (37, 53)
@@ -88,7 +88,7 @@ def test_limits_can_be_set(tmp_path):
     assert read_image(path, ReadingLimits(max_frame_pixels=37 * 53)).shape == RGB.shape
     with pytest.raises(UnreadableImageError, match="53x37 pixels are more than .*=1960"):
         read_image(path, ReadingLimits(max_frame_pixels=37 * 53 - 1))
-    # What has no header that is understood is bounded too.
+    # Files whose header is not understood are limited too.
     path.write_bytes(bytes(1000))
     with pytest.raises(
         UnreadableImageError, match="larger than any image of `max_frame_pixels`=100"

@@ -190,7 +190,7 @@ def test_times_that_are_negative_or_huge(tmp_path, name, first, decoder):
     except (OSError, ValueError):
         pytest.skip("this container has no room for such times")
     found = read_right_or_named(path, decoder)
-    # What lies before the beginning may be hidden.
+    # Frames before the beginning may be hidden.
     assert found == list(range(found[0], 30) if found else [])
 
 

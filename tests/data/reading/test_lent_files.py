@@ -31,7 +31,7 @@ def test_bytes_are_the_same(kind, monkeypatch, tmp_path):
     monkeypatch.setattr(lent_files, "_AT_ONCE", 7)
     content = os.urandom(1000)
     lent = lend(content)
-    for _ in range(2):  # each opening begins at the beginning
+    for _ in range(2):  # each time it is opened, reading starts at the beginning
         with open(lent.path, "rb") as file:
             assert file.read() == content
     assert os.path.isfile(lent.path) and os.path.getsize(lent.path) == 1000

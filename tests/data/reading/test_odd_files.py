@@ -81,7 +81,8 @@ KINDS = [
     kind("words.y4m", "rawvideo", container_format="yuv4mpegpipe"),
     kind("dv.dv", "dvvideo", size=(720, 576), rate=25, num_frames=20, container_format="dv"),
 ]
-# What OpenCV names: it lacks a decoder, or converts no interlaced frames (from 4.13 on).
+# Files that OpenCV cannot read, for want of a decoder, or because it does not convert interlaced
+# frames (from 4.13 on).
 NAMED_BY_OPENCV = {"av1.webm", "interlaced.mp4", "dv.dv"}
 
 
@@ -156,5 +157,5 @@ def test_both_decoders_give_the_same_pixels(tmp_path):
         for decoder in ("opencv", "av"):
             with open_video(path, decoder) as video:
                 frames.append(video.read([0, 5, 11]).astype(int))
-        # Two builds of one library; measured: equal, with OpenCV 4.10 to 5.0.
+        # The frames come from two builds of one library. With OpenCV 4.10 to 5.0 they were equal.
         assert np.abs(frames[0] - frames[1]).max() <= 2

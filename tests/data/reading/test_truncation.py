@@ -19,7 +19,7 @@ def test_what_is_cut_off_is_counted(name, tmp_path):
         write_with_av(path, codec, options=options, num_frames=30)
     content = path.read_bytes()
     assert missing_bytes(str(path)) == 0
-    path.write_bytes(content + b"\0" * 100)  # what somebody added is not missing
+    path.write_bytes(content + b"\0" * 100)  # bytes that were appended are not a truncation
     assert missing_bytes(str(path)) == 0
     path.write_bytes(content[:-1000])
     assert missing_bytes(str(path)) == 1000

@@ -70,7 +70,7 @@ def test_clips_are_the_authors(case):
         allow_clip_overlap=case["allow_clip_overlap"],
         rng=ends if case["random_clip_sampling"] else None,
     )
-    expected = np.maximum(case["clip_indices"], 0)  # theirs has -1 for one frame with overlap
+    expected = np.maximum(case["clip_indices"], 0)  # the authors have -1 for one frame with overlap
     np.testing.assert_array_equal(indices, expected)
     assert indices.dtype == np.int64
     assert not ends.ends, "a window end was not drawn"
@@ -128,7 +128,7 @@ def assert_exact(path: Path, decoder: str, expected: list[int] | range = range(N
         assert video.num_frames == len(expected)
         assert (video.info.height, video.info.width) == (HEIGHT, WIDTH)
         for indices in (
-            rng.integers(0, len(expected), 9),  # any order
+            rng.integers(0, len(expected), 9),  # in any order
             [len(expected) - 1] * 3 + [0],
             clip_frame_indices(len(expected), 16, 2, rng=rng)[0],
             range(len(expected)),
@@ -246,7 +246,7 @@ def test_hidden_reference_frames_are_not_counted(tmp_path):
                 packet.stream = target
                 copy.mux(packet)
                 if not packet.is_keyframe and time % 100 == 0:
-                    content[0] &= ~0x10  # the bit "show this frame"
+                    content[0] &= ~0x10  # the bit that says "show this frame"
                     hidden = av.Packet(bytes(content))
                     hidden.pts = hidden.dts = time + 1
                     hidden.time_base, hidden.stream = stream.time_base, target
@@ -311,12 +311,12 @@ def test_a_file_that_is_known_is_read_from_its_start_without_a_seek(tmp_path, mo
     path = write_with_opencv(tmp_path / "a.mp4", "mp4v")
     open_video(path, decoder).close()
     with open_video(path, decoder) as video:
-        # Its contents are remembered, so that nothing has been decoded yet.
+        # The contents of the file are remembered, so no frame has been decoded yet.
         assert video._position == -1
         seeks = count_calls(monkeypatch, video._decoder, "seek")
         assert stamps(video.read([2, 7])) == [2, 7]
         assert not seeks
-        # The first keyframe is where the way back leads.
+        # Going back leads to the first keyframe.
         assert stamps(video.read([1])) == [1]
 
 
@@ -402,7 +402,7 @@ def test_packets_are_looked_at_once_a_file(tmp_path, monkeypatch):
         with open_video(path, "opencv") as video:
             assert video.num_frames == 20
     assert len(looks) == 1
-    # Another file in its place is not taken for it.
+    # Another file that replaces this one is not mistaken for it.
     write_with_opencv(path, "mp4v", num_frames=30)
     with open_video(path, "opencv") as video:
         assert video.num_frames == 30
@@ -558,7 +558,7 @@ def test_what_is_no_video_is_named_in_one_line(tmp_path, make, reason):
         open_video(path)
     message = str(caught.value)
     assert reason in message and str(path) in message and "\n" not in message
-    copy = pickle.loads(pickle.dumps(caught.value))  # it must cross processes
+    copy = pickle.loads(pickle.dumps(caught.value))  # it is sent between processes
     assert (str(copy), copy.path) == (message, str(path))
 
 
@@ -608,7 +608,7 @@ def test_frames_in_memory_that_is_lent(tmp_path):
             assert np.shares_memory(again, first)
             with pytest.raises(ValueError, match=r"`out` must have the shape \(2, 64, 96, 3\)"):
                 video.read([1, 2], again)
-    # Whoever came too late may still write to it.
+    # A thread that is too late may still write to the memory.
     with pytest.raises(KeyError), lent_frames(first.shape) as late:
         raise KeyError
     with lent_frames(first.shape) as other:

@@ -7,7 +7,7 @@ from tests.data.reading.stamped import write_with_opencv
 
 ACTIONS = {1: "bend", 4: "dance", 17: "ride", 80: "watch"}
 VIDEOS = ("-5KQ66BBWC4", "1j20qq1JyX4", "Ov0za6Xb1LM")
-# Persons of each key frame: a box and its actions.
+# The people in each key frame, each with a box and actions.
 PEOPLE = (
     ((0.1, 0.1, 0.4, 0.9), (1, 17)),
     ((0.5, 0.2, 0.8, 0.95), (4,)),

@@ -31,7 +31,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
         if type(self).failures:
             type(self).failures -= 1
-            self.close_connection = True  # in the middle of it
+            self.close_connection = True  # the connection ends in the middle of the answer
         elif not self.has_ranges or not found or not os.path.isfile(path):
             super().do_GET()
         else:

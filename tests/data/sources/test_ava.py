@@ -38,13 +38,13 @@ def known(root):
 def test_rows_of_one_box_are_one_person(known):
     samples = annotated_key_frames(**known)
     keys = [sample.key for sample in samples]
-    # One second of the first video is excluded; the second person's action does not count.
+    # One second of the first video is excluded, and the second person's action is not evaluated.
     expected = [(VIDEOS[0], "0001"), (VIDEOS[0], "0002")]
     expected += [(VIDEOS[1], f"000{n}") for n in (1, 2, 3)]
     assert keys == expected
     two = samples[1]
     np.testing.assert_allclose(two.boxes, [PEOPLE[0][0], PEOPLE[2][0]])
-    # Places among 1, 17 and 80; action 2 is not evaluated.
+    # The numbers are places among the actions 1, 17 and 80; action 2 is not evaluated.
     assert two.actions == ((0, 1), (0, 2))
     assert two.second == 2.0 and two.source.endswith(f"{VIDEOS[0]}.avi")
     assert len({sample.path for sample in samples}) == len(samples)

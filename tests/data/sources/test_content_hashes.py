@@ -75,7 +75,7 @@ def test_a_long_list_is_read_once(many, tmp_path):
     read.clear()
     np.testing.assert_array_equal(content_hashes.content_hashes(paths), first)
     assert read == []
-    # The same size, and the times of before: the system's own time tells.
+    # Size and modification time are the same as before; only the time of change (ctime) shows it.
     status = os.stat(paths[1])
     (tmp_path / "b").write_text("VIDEO b")
     os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -118,7 +118,7 @@ def test_a_damaged_list_costs_time_alone(content, many, tmp_path, caplog):
     read.clear()
     np.testing.assert_array_equal(content_hashes.content_hashes(paths), first)
     assert sorted(read) == paths
-    # Nor does a cache that cannot be written.
+    # A cache that cannot be written does no harm either.
     kept.unlink()
     kept.mkdir()
     np.testing.assert_array_equal(content_hashes.content_hashes(paths), first)

@@ -107,7 +107,7 @@ def test_rows_that_hold_frames(change):
     assert {name: min(numbers) // 20 for name, numbers in seen.items()} == {
         f"Rows[{i}]": i for i in range(3)
     }
-    # To hash them is to decode all.
+    # There is no hash, because hashing all videos would decode them.
     assert content_hash(samples[0].source) == NO_CONTENT
 
 

@@ -21,7 +21,7 @@ from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.video_writing import write_h264, write_motion_jpeg
 
 pytestmark = pytest.mark.data
-# Which writes H.264.
+# Only PyAV can write H.264.
 needs_av = pytest.mark.skipif(not has_av(), reason="PyAV is not installed")
 
 SMALL = DigitMotionConfig(num_frames=12, num_training_videos=20, num_test_videos=10)

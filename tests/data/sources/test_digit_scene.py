@@ -40,7 +40,7 @@ def test_digits_stay_within_their_boxes():
                 assert outside[top:bottom, left:right].max() > 90
                 outside[top:bottom, left:right] = 0
                 seen.add(digit.motion)
-            # Nothing but noise is left.
+            # Only noise is left.
             assert outside.max() < 20
     assert len(seen) >= 6
 

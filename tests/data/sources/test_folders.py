@@ -34,9 +34,10 @@ def test_linked_folders_are_followed_once(tmp_path):
     (data / "self").symlink_to(data / "self")
     (data / "dangling.mp4").symlink_to(tmp_path / "nowhere.mp4")
     (data / "copy.mp4").symlink_to(tmp_path / "elsewhere" / "far.mp4")
-    # The file that is reached with and without a link has its own name; the linked folder has one.
+    # A file that is reached both directly and by a link has its own name, and a linked folder is
+    # listed once.
     assert found(data) == ["again/far.mp4", "copy.mp4", "dangling.mp4", "z/near.mp4"]
-    # Each starts anew.
+    # Each listing starts anew.
     assert found(data) == found(data)
 
 
@@ -46,7 +47,7 @@ def test_hidden_files_and_folders_are_skipped(tmp_path, caplog):
     touch(tmp_path / ".data", "c.mp4")
     assert found(tmp_path) == ["a.mp4"]
     assert not caplog.messages
-    # A folder that is named is not passed over.
+    # A hidden folder is searched if it is named.
     assert found(tmp_path / ".data") == ["c.mp4"]
 
 
@@ -78,7 +79,7 @@ def test_unreadable_folders_are_said(tmp_path, caplog, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    # root may read anything, and tests often run as root.
+    # Refusal is simulated, because root may read anything and tests often run as root.
     monkeypatch.setattr(os, "scandir", refuse)
     assert [os.path.basename(sample.path) for sample in list_samples(tmp_path)] == ["a.mp4"]
     assert caplog.messages == [

@@ -153,7 +153,7 @@ def test_pictures_of_pil():
     assert as_sources(picture.convert("L"))[0].shape == FRAME.shape
     np.testing.assert_array_equal(as_sources(picture.convert("RGBA"))[0], FRAME)
     lying = image.fromarray(FRAME)
-    lying.getexif()[0x0112] = 6  # to be turned by a quarter
+    lying.getexif()[0x0112] = 6  # the picture must be turned by a quarter
     assert as_sources(lying)[0].shape == (30, 20, 3)
     with pytest.raises(ValueError, match="pictures of 8 bits. Received: a PIL image of mode 'I;16"):
         as_sources(image.fromarray(FRAME[..., 0].astype("uint16")))

@@ -34,7 +34,7 @@ def test_sources_of_data(tmp_path):
     assert names(f"{folder}/set", kind="image") == ["cat", "cow"]
     assert names(f"{folder}/kinetics_train.csv") == ["a", "b"]
     assert names(f"{folder}/train.csv") is None
-    # A number without a name, and all with one.
+    # First one number lacks a name, then none does.
     labels = f"{folder}/labels.json"
     assert names(f"{folder}/ssv2_train.json", label_names=labels) is None
     (tmp_path / "labels.json").write_text('{"Do it": "1", "Rest": "0"}')
@@ -55,7 +55,7 @@ def test_a_fifth_of_each_class_is_held_out_where_nothing_is_given_for_testing(tm
     train, test = labelled_sets.train_and_test(str(tmp_path))
     assert [[s.label for s in part].count(0) for part in (train, test)] == [8, 2]
     assert [[s.label for s in part].count(1) for part in (train, test)] == [4, 1]
-    # A single one is not held out: nothing would be left to learn from.
+    # A class with a single video keeps it for training, because otherwise nothing would be left.
     assert [s.label for s in test].count(2) == 0 and len(train) + len(test) == 16
     assert not {s.path for s in train} & {s.path for s in test}
     assert caplog.messages == [

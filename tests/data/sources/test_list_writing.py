@@ -65,7 +65,7 @@ def test_frames_per_second_of_folders_come_back(tmp_path):
     ]
     write_list(tmp_path / "list.csv", samples)
     for fps in (30.0, 25.0):
-        # What the list says counts, and for what it does not say it of, what is given.
+        # The list takes precedence, and the argument is used for what the list does not say.
         found = list_samples(tmp_path / "list.csv", fps=fps)
         assert found == samples
         assert [getattr(s.media, "fps", 30.0) for s in found] == [12.5, fps, 30.0]
@@ -82,7 +82,7 @@ def test_names_that_are_not_utf8_come_back_beside_frames_per_second(tmp_path):
     write_list(tmp_path / "list.csv", samples)
     found = list_samples(tmp_path / "list.csv")
     assert found == samples and found[0].media.fps == 12.5
-    # As in a list: what names no file, and a label, is text.
+    # As in a list, labels and names of missing files must be text.
     for row in (b"gone\xe9.mp4,0", b"v.mp4,dan\xe9e"):
         (tmp_path / "table.csv").write_bytes(b"path,label\n" + row + b"\n")
         with pytest.raises(ValueError, match=r"table.csv must be UTF-8 text. Received: '.*xe9"):

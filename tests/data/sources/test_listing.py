@@ -49,9 +49,9 @@ def test_folders_of_frames(tmp_path):
     assert samples == [Sample(name) for name in names]
     assert samples[0].source == FrameFolder(names[0], 12)
     assert video_info(samples[0].source).fps == 12
-    # A single one.
+    # A single folder of frames can be listed too.
     assert list_samples(names[0], kind="frames") == samples[:1]
-    # Every clip is of the folder that the batches name.
+    # Every clip comes from the folder that the batches name.
     first = dict(zip(names, (100, 200, 0), strict=True))
     for path, numbers in shown_frames(samples, 3):
         assert [number // 100 * 100 for number in numbers] == 2 * [first[path]]

@@ -32,7 +32,7 @@ def test_kinetics(tmp_path):
     assert kinetics_samples(train, videos) == [
         Sample(str(videos / "xyz.mkv"), 1),
         Sample(str(videos / "train/abseiling/-4w_000118_000128.mp4"), 0),
-        # Not there: kept, so that reading names it and an evaluation counts it.
+        # The file is missing. It is kept, so that reading reports it and an evaluation counts it.
         Sample(str(videos / "gone_000005_000015.mp4"), 0),
     ]
     labels = [s.label for s in kinetics_samples(train, videos, ["x", "yoga, hot", "abseiling"])]

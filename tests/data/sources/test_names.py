@@ -31,7 +31,7 @@ pytestmark = pytest.mark.data
 def test_names_below_what_they_share(names, root, expected):
     assert shared_root(names) == root
     assert [below(root, name) for name in names] == [PurePath(name) for name in expected]
-    # Nothing in them leads out of the folder of the outputs.
+    # No name leads out of the folder of outputs.
     assert all(".." not in below(root, name).parts for name in names)
 
 
@@ -42,7 +42,7 @@ def test_relative_paths_and_what_lies_elsewhere(tmp_path, monkeypatch):
     assert absolute_name("a/../b.mp4") == str(tmp_path / "b.mp4")
     assert absolute_name("gs://bucket//b.mp4") == "gs://bucket//b.mp4"
     assert shared_root(["b.mp4"]) == os.getcwd()
-    # Members of a tar file, which are called as they are.
+    # Names of members of a tar file are not changed.
     for member in ("x.tar//b.png", "x.tar/a/../b.png"):
         assert absolute_name(member) == f"{tmp_path}/{member}"
     with pytest.raises(ValueError, match="b.mp4 must lie below /videos"):

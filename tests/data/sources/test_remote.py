@@ -71,7 +71,7 @@ def test_a_file_at_https_is_fetched_once(served, video, cache, has_ranges):
     assert handler.asked == ["/a.avi"]
     (copy,) = kept(cache)
     assert copy.read_bytes() == video
-    # A copy that is cut is fetched again.
+    # A truncated copy is downloaded again.
     copy.write_bytes(video[:100])
     assert open_video(f"{address}/a.avi").num_frames == 12
     assert len(handler.asked) == 2 and copy.read_bytes() == video
@@ -155,13 +155,13 @@ def test_a_folder_of_a_store(memory, video, cache):
     samples = list_samples("memory://set")
     assert samples == [Sample(f"memory:///set/{name}") for name in ("a/1.avi", "b/2.avi")]
     assert len(list_samples("memory://set", "any")) == 3
-    # What the listing has told is not asked for again.
+    # The size is known from the listing, so the server is not asked again.
     assert [s.source.status()[0] for s in samples] == [len(video)] * 2
     assert remote._info.cache_info().misses == 0
     assert len(shown_frames(samples, 2)) == 4
     assert len(kept(cache)) == 2
     before = content_hash("memory://set/a/1.avi")
-    memory.pipe_file("/set/a/1.avi", video)  # another time
+    memory.pipe_file("/set/a/1.avi", video)  # the same file with another time
     remote._info.cache_clear()
     assert content_hash("memory://set/a/1.avi") != before != NO_CONTENT
     with pytest.raises(ValueError, match="No videos in memory://empty"):
@@ -191,7 +191,7 @@ def test_errors_of_a_store_are_named(memory, monkeypatch):
     for address in ("memory://a.avi", "memory://x.tar/a.avi"):
         with pytest.raises(UnreadableVideoError, match=f"{address}: RuntimeError: quota exceeded"):
             open_video(address)
-        # A run that begins asks for all of them.
+        # A run asks for the hash and size of all files when it begins.
         assert (content_hash(address), size_of(address)) == (NO_CONTENT, -1)
 
 
@@ -217,7 +217,7 @@ def test_a_list_that_does_not_come_is_named(served):
     nobody = "http://127.0.0.1:9/list.csv"
     with pytest.raises(ValueError, match=f"`source` must be readable.*{nobody}: .*refused"):
         list_samples(nobody)
-    # A connection that breaks is tried again, and then the list is named.
+    # After a broken connection it is tried again, and if that fails too, the error names the list.
     (folder / "list.csv").write_text("a.avi 1\n")
     for failures, works in ((2, True), (9, False)):
         handler.failures = failures

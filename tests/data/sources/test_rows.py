@@ -132,7 +132,7 @@ def test_class_names(tmp_path):
     numbered = write(tmp_path, "e.mp4 1", name="numbers.csv")
     with pytest.raises(ValueError, match="numbers.csv:1: .*`class_names`.*Received: 1"):
         list_samples(numbered, class_names=names)
-    # No names where the training list has numbers.
+    # Names are refused if the training list has numbers.
     with pytest.raises(ValueError, match="test.csv:1: .*Received: 'playing guitar'"):
         list_samples(test, class_names=listed_class_names(numbered))
 

@@ -53,7 +53,7 @@ def test_a_member_is_the_file_that_it_was(tmp_path, video, decoder):
     with open_video(path, decoder) as member, open_video(tmp_path / "a.avi", decoder) as file:
         assert member.info == file.info
         np.testing.assert_array_equal(member.read([0, 11, 5]), file.read([0, 11, 5]))
-    # Twice, for what was found of it is remembered.
+    # It is read twice, because the second time uses the remembered places.
     with open_video(path, decoder) as member:
         assert stamps(member.read(range(12))) == [*range(12)]
     assert content_hash(path) == content_hash(tmp_path / "a.avi") != NO_CONTENT
@@ -85,7 +85,7 @@ def test_errors_name_the_member(tmp_path, video):
                 opened.read([11])
         assert "/proc" not in str(caught.value) and "\n" not in str(caught.value)
     assert content_hash(f"{shard}/nowhere.avi") == NO_CONTENT
-    # A folder of such a name holds files.
+    # A folder with such a name may contain videos.
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "folder.tar" / "a.avi").write_bytes(video)
     assert open_video(tmp_path / "folder.tar/a.avi").num_frames == 12
@@ -111,7 +111,7 @@ def test_labels_and_what_is_left_out(tmp_path, video, caplog):
     first = f"{tmp_path}/set/t-00.tar/v/000.left.avi"
     assert samples[0] == Sample(first, 0) and len(samples) == 12
     assert [sample.label for sample in samples] == [number % 3 for number in range(12)]
-    assert list_samples(tmp_path / "set") == samples  # the folder of the shards
+    assert list_samples(tmp_path / "set") == samples  # the folder that holds the shards
     assert [s.label for s in list_samples(source, label_column="")] == 12 * [None]
     seen = shown_frames(samples, 6)
     assert {path for path, _ in seen} == {sample.path for sample in samples}
@@ -207,7 +207,7 @@ def test_links_and_what_is_no_file_in_a_shard(tmp_path, video, caplog):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
             tar.addfile(info)
-    samples = list_samples(tmp_path)  # the ending in upper case too, by file and by folder
+    samples = list_samples(tmp_path)  # upper-case extensions work for files and folders
     assert samples == list_samples(tmp_path / "x.TAR")
     names = [os.path.relpath(sample.path, tmp_path / "x.TAR") for sample in samples]
     assert names == ["v/a.avi", "v/soft.avi", "hard.avi"]
@@ -244,7 +244,7 @@ def test_a_cut_shard_keeps_what_is_whole(tmp_path, video, caplog):
         if problem:
             assert tar_members(str(shard)).problem
             assert problem.split(":")[0] in caplog.text and str(shard) in caplog.text
-    # Damage in the middle hides what is behind it.
+    # Damage in the middle hides everything after it.
     header = starts[1] - 512
     shard.write_bytes(content[:header] + b"\xff" * 512 + content[header + 512 :])
     assert len(list_samples(shard)) == 1

@@ -91,15 +91,16 @@ def test_pillows_pixels(name):
 def test_pillows_pixels_within_a_grey_level(name):
     for frames in (noise(3, 61, 47), smooth(2, 64, 80)):
         for difference in differences(name, frames):
-            # Measured: 0.2 % of the values.
+            # 0.2 % of the values were measured to differ.
             assert difference.max() <= 1 and np.mean(difference > 0) < 0.01
 
 
 def test_rotation():
-    # Measured: 0.36 on average, 2 at most; OpenCV rounds, Pillow cuts off, and kernels differ.
+    # Differences of 0.36 on average and 2 at most were measured. OpenCV rounds, Pillow truncates,
+    # and their kernels differ.
     for difference in differences("rotate", smooth(2, 128, 170)):
         assert difference.mean() < 0.6 and difference.max() <= 4
-    # What lies outside is the same to the pixel, also in other shapes.
+    # The area that comes into view is the same to the pixel, for other shapes too.
     for height, width in ((61, 47), (20, 50)):
         white = np.full((1, height, width, 3), 255, np.uint8)
         for difference in differences("rotate", white):
@@ -115,7 +116,7 @@ def test_tiny_and_flat_frames(name, shape):
 
 
 def test_two_levels_and_few_pixels():
-    # Pillow leaves a frame alone whose most frequent level has nearly all of it.
+    # Pillow does not change a frame if nearly all of its pixels have the same level.
     frames = np.zeros((1, 20, 20, 3), np.uint8)
     frames[0, :3] = 255
     for name in ("equalize", "auto_contrast"):
@@ -181,7 +182,7 @@ def test_draws_of_rand_augment():
     assert names.keys() == OPERATIONS.keys()
     for count in names.values():
         assert abs(count - 2 * clips / 15) < SIGMAS * np.sqrt(2 * clips / 15)
-    # With replacement: the same operation twice in a clip.
+    # Operations are drawn with replacement, so a clip may have the same one twice.
     assert any(len({o.name for o in operations}) < len(operations) for operations in drawn)
     angles = [o.argument for operations in drawn for o in operations if o.name == "rotate"]
     sizes = np.abs(angles)

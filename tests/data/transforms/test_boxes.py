@@ -69,7 +69,7 @@ def test_a_box_outside_of_the_crop_is_told():
 def test_the_whole_frame_is_viewed():
     box = (0.25, 0.2, 0.5, 0.8)
     clip, boxes = BoxView(60, multiple=16)(frames_with(box), np.array([box]))
-    # 60 x 106 and what is missing to whole patches.
+    # The frame has 60 x 106 pixels and is padded to whole patches.
     assert clip.shape == (2, 64, 112, 3)
     assert (clip[:, 60:] == 0).all() and (clip[:, :, 106:] == 0).all()
     assert np.abs(boxes[0] - seen(clip[:, :60, :106])).max() <= 1.0

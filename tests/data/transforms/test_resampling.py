@@ -25,7 +25,7 @@ PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BIC
 )
 def test_to_the_bit(source, size, kernel):
     rng = np.random.default_rng(0)
-    # Black and white pixels make the bicubic filter leave [0, 255].
+    # Black and white pixels make the bicubic filter exceed [0, 255].
     for levels in (np.arange(256), np.array([0, 255])):
         image = rng.choice(levels, (*source, 3)).astype(np.uint8)
         expected = np.asarray(Image.fromarray(image).resize(size[::-1], PILLOW[kernel]))

@@ -55,7 +55,7 @@ def test_pretraining_transform(arrays, record):
         arrays[record["input"]], record["crop_top_left_height_width"], record["flip"]
     )
     assert clip.dtype == np.float32
-    # Measured: 3.0e-6.
+    # Measured difference: 3.0e-6.
     np.testing.assert_allclose(clip, channels_last(arrays[record["output"]]), atol=1e-5, rtol=0)
 
 
@@ -66,14 +66,15 @@ def test_pretraining_transform_with_moving_crop(arrays, record):
     frames = arrays[record["input"]]
     boxes = moving_boxes(record["first_box"], record["last_box"], len(frames))
     clip = PretrainTransform(CROP_SIZE).apply(frames, boxes, record["flip"])
-    # Measured: 2.1e-6.
+    # Measured difference: 2.1e-6.
     np.testing.assert_allclose(clip, channels_last(arrays[record["output"]]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("record", RECORDS["eval_center"], ids=lambda record: record["output"])
 def test_center_view(arrays, record):
     frames, expected = arrays[record["input"]], channels_last(arrays[record["output"]])
-    # Measured: 5e-7. One grey level would be 0.017: OpenCV's 8-bit resize is met exactly.
+    # Measured difference: 5e-7. One grey level would be 0.017, so OpenCV's 8-bit resize is
+    # reproduced exactly.
     for short_side in (record["short_side"], None):
         clip = center_view(frames, CROP_SIZE, short_side)
         np.testing.assert_allclose(clip, expected, atol=1e-5, rtol=0)
@@ -83,7 +84,7 @@ def test_center_view(arrays, record):
 def test_three_views(arrays, record):
     clips = three_views(arrays[record["input"]], CROP_SIZE)
     expected = np.stack([channels_last(view) for view in arrays[record["output"]]])
-    # Measured: 5e-7.
+    # Measured difference: 5e-7.
     np.testing.assert_allclose(clips, expected, atol=1e-5, rtol=0)
 
 
@@ -92,7 +93,7 @@ def test_image_view(arrays, record):
     name, frame = record["input"].rstrip("]").split("[")
     frames = arrays[name][int(frame)][None]
     expected = channels_last(arrays[record["output"]][:, None])
-    # Measured: 5e-7. Pillow's antialiased 8-bit resize is met exactly.
+    # Measured difference: 5e-7. Pillow's antialiased 8-bit resize is reproduced exactly.
     for short_side in (record["short_side"], None):
         view = center_view(frames, CROP_SIZE, short_side, antialias=True)
         np.testing.assert_allclose(view, expected, atol=1e-5, rtol=0)
@@ -147,7 +148,7 @@ def test_crop_distribution(record):
 def test_crop_positions_are_uniform_up_to_the_border():
     rng = np.random.default_rng(0)
     boxes = [random_resized_crop_box(10, 9, (0.7, 0.7), (1.0, 1.0), rng) for _ in range(3000)]
-    # sqrt(0.7 * 10 * 9) = 7.94 pixels, rounded.
+    # The side is sqrt(0.7 * 10 * 9) = 7.94 pixels, rounded.
     assert {box[2:] for box in boxes} == {(8, 8)}
     corners, counts = np.unique([box[:2] for box in boxes], axis=0, return_counts=True)
     assert corners.tolist() == [[top, left] for top in range(3) for left in range(2)]
@@ -258,7 +259,7 @@ def test_video_probe_transform_follows_the_authors_code():
     clips = [transform(frames, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(clips[0], clips[1])
     assert not np.array_equal(clips[0], clips[2])
-    # Erased pixels leave the range of normalised grey levels in about a quarter of the clips.
+    # In about a quarter of the clips, erased pixels exceed the range of normalised grey levels.
     rng = np.random.default_rng(0)
     erased = np.mean([transform(frames, rng).max() > 2.641 for _ in range(300)])
     assert abs(erased - 0.25) < SIGMAS * np.sqrt(0.25 * 0.75 / 300)
@@ -281,7 +282,7 @@ def test_image_probe_transform():
     )
     crop = plain(image, np.random.default_rng(0))
     np.testing.assert_array_equal(crop[0], normalize(expected))
-    # All frames of a clip are treated alike, by AutoAugment too.
+    # All frames of a clip are changed in the same way, by AutoAugment too.
     clip = ImageProbeTransform((24, 32), erasing=0.0)(image.repeat(3, 0), np.random.default_rng(5))
     assert clip.shape == (3, 24, 32, 3)
     np.testing.assert_array_equal(clip, clip[:1].repeat(3, axis=0))
