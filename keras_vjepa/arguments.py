@@ -1,7 +1,7 @@
 """Check arguments, with errors of one line: name, what it must be, what was received (App. C).
 
 Constructors call these functions first. So a value that is out of range, of another type or not
-finite is refused before anything is made of it, wherever it comes from: code, a command line, or a
+finite is refused before it is used, wherever it comes from: code, a command line, or a
 config file that someone else wrote. Each function takes the arguments by their names:
 
     check_whole(num_layers=num_layers, num_heads=num_heads)

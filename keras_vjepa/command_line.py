@@ -41,7 +41,7 @@ def parse(
         configs: functions that return a config, by name; the first is the default. Their
             docstrings are shown.
         arguments: the words of the command line; None takes those of the process.
-        prefix: stands in front of the config's name in the name of the workdir.
+        prefix: prefix of the config's name in the name of the workdir.
         lists: help of further options that take several words and are no options of a config.
     """
     default = next(iter(configs))

@@ -32,7 +32,7 @@ class Part:
         constructors: a class or function; or several, such as kinds of masks, of which one is
             chosen when the object is made. The part then has the arguments of all of them, and
             each constructor gets those that it takes.
-        prefix: stands in front of the arguments' names in the names of their options.
+        prefix: prefix of the arguments' names in the names of their options.
         names: names of options that differ from the prefix and the argument's name, by argument.
         supplied: arguments that are no options, because the code that makes the object knows them.
         derived: arguments that follow from the rest of the config unless they are given, each with
@@ -218,7 +218,7 @@ class Part:
 
 
 def renamed(message: str, names: Mapping[str, str]) -> str:
-    """Replace names that stand in backticks in a message.
+    """Replace names in backticks in a message.
 
     Args:
         message: such as "`every` must be at least 1".

@@ -2,7 +2,7 @@
 
 Everything is first written to a folder of its own, `.unfinished-...`, beside its final place, and
 then moved there in one step. So a reader, another process or a run that resumes after a power cut
-finds either all of a file or none of it. A process that was killed leaves such a folder behind; the
+finds a complete file or no file. A process that was killed leaves such a folder behind; the
 next one that writes to the same place removes it.
 
 Code outside this module writes only to the paths that the functions here lend. It calls them
@@ -68,7 +68,7 @@ def cache_folder() -> Path:
 
 
 def kind_of(path: PathLike) -> str | None:
-    """Tell what kind of thing lies at a path, without opening it: opening a pipe may never end.
+    """Tell the kind of the file at a path, without opening it: opening a pipe may never end.
 
     Args:
         path: any path; links are followed.

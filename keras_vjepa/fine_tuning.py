@@ -50,7 +50,7 @@ def introduction(
 
 
 def weights_of_encoder(config: Any, stored: dict[str, Any]) -> dict[str, str]:
-    """Hash the encoder's weights, by which a preset is recognised wherever it lies.
+    """Hash the encoder's weights, by which a preset is recognised in any folder.
 
     Args:
         config: config of the recipe.

@@ -1,8 +1,8 @@
 """Run a training with labels from its preset to its results (App. D.2, App. D.3, Tables 11, 12).
 
-A classifier's fine-tuning and a detector's training are such runs. What is the same for both stands
-here: one folder, one process at a time, checkpoints, a run that goes on or is made longer, results
-that are checked before they count. A recipe says what is listed, made and tested.
+A classifier's fine-tuning and a detector's training are such runs. This module has what both
+share: one folder, one process at a time, checkpoints, a run that continues or is made longer,
+results that are checked before they count. A recipe defines what is listed, made and tested.
 """
 
 import abc
@@ -50,12 +50,12 @@ class LabelledRun(abc.ABC):
 
     Args:
         config: config of the recipe.
-        workdir: folder of the run. A run that was stopped there goes on.
+        workdir: folder of the run. A run that was stopped there continues.
         data: what is trained and tested on, as `list_data` gives it; None for what the config
             names.
 
     Attributes:
-        free: options that may change when a run goes on, beside those of every run.
+        free: options that may change when a run continues, beside those of every run.
         of_test: those of them that change the test; with other values it is made again.
         noun: what is counted in messages.
         parallel: the devices and processes.
@@ -204,7 +204,7 @@ class LabelledRun(abc.ABC):
         return need_no_remaking(self.workdir, problem, self.parallel.is_first)
 
     def _another_test(self, stored: Mapping[str, Any]) -> str | None:
-        """Say which option of the test is not what it was; None if there is none."""
+        """Name an option of the test that has changed; None if there is none."""
         current = defining(values(self.config), set())
         for name in sorted(self.of_test):
             if current[name] != stored.get(name, current[name]):

@@ -97,13 +97,11 @@ class VJEPAVideoPreprocessor:
             a path (text or `pathlib`) of a video or an image;
             an array, or a tensor of torch, JAX or TensorFlow on any device, uint8 from 0 to 255 or
             floats from 0 to 1: a video `(frames, height, width, channels)` of any number of frames,
-            or an image `(height, width, channels)`; the channels may stand in front of height and
-            width where that cannot mean something else;
-            a PIL image;
-            a tensor of paths or of frames within `dataset.map` of TensorFlow;
-            a list of pictures, arrays or PIL images, which are the frames of **one** video. For
-            `num_frames=1`, that of an image model, they are as many images.
-            Grey becomes RGB, and transparency is left out. Five axes are a list of videos.
+            or an image `(height, width, channels)`; the channels may precede height and width if
+            this is unambiguous; a PIL image; a tensor of paths or of frames within `dataset.map` of
+            TensorFlow; a list of pictures, arrays or PIL images, which are the frames of **one**
+            video. For `num_frames=1`, that of an image model, they are as many images. Grey becomes
+            RGB, and transparency is left out. Five axes are a list of videos.
         limits: time and pixels that a file may take.
 
     Returns:

@@ -2,7 +2,7 @@
 
     keras-vjepa decode train --preset PRESET
 
-The result is a preset for `decode sample`. If the run is stopped, the same command goes on.
+The result is a preset for `decode sample`. If the run is stopped, the same command continues.
 """
 
 import json

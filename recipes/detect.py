@@ -5,7 +5,7 @@
         --data ava/ --boxes detected.csv
 
 The results are a preset that `detect` takes, the detected actions as AVA's evaluation reads them,
-and their mean average precision. If the run is stopped, the same command goes on.
+and their mean average precision. If the run is stopped, the same command continues.
 """
 
 import json

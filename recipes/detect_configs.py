@@ -57,7 +57,7 @@ class DetectConfig:
         epochs: passes over the key frames.
         warmup_epochs: passes at the beginning with a rising rate.
         schedule_epochs: number of passes that the rate is made for; by default that of the run, and
-            if a run goes on, the number that it began with.
+            if a run continues, the number that it began with.
         learning_rate: the highest rate.
         warmup_learning_rate: rate of the first step.
         final_learning_rate: rate that the last steps approach.

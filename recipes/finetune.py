@@ -5,7 +5,7 @@
         --data train.csv --test_data validation.csv
 
 The results are a preset that `classify` takes, and the accuracy on the test videos. If the run is
-stopped, the same command goes on.
+stopped, the same command continues.
 """
 
 import json

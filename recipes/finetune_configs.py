@@ -43,7 +43,7 @@ class FineTuneConfig:
         epochs: passes over the training videos; None for a number that suits how many there are.
         warmup_epochs: passes at the beginning with a rising rate; None for a tenth of all.
         schedule_epochs: number of passes that the rate is made for; by default that of the run, and
-            if a run goes on, the number that it began with.
+            if a run continues, the number that it began with.
         learning_rate: the highest rate, for 256 videos in a batch.
         warmup_learning_rate: rate of the first step, for 256 videos in a batch.
         final_learning_rate: rate that the last steps approach, for 256 videos in a batch.

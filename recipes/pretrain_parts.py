@@ -66,7 +66,7 @@ class PretrainConfig:
         weight_decay: schedule of the weight decay.
         schedule_scale: schedules are made for the steps times this factor.
         schedule_steps: number of steps that schedules are made for; by default that of the run, and
-            if a run goes on, the number that it began with.
+            if a run continues, the number that it began with.
         accumulation_steps: parts of a step, made one after the other: less memory, same results.
         shard_parameters: split parameters over the devices (JAX only).
         run: the run and its checkpoints; the reference saves once an epoch, which is 300 steps.

@@ -7,7 +7,7 @@
 `checked/reasons.csv` says for each other file why it is not usable: it cannot be read, is cut,
 damaged, or the same as another one. `checked/videos.csv` has codec, size, frame rate, length and
 distance of key frames of each file. Files are read in separate processes, so that a file that
-crashes a decoder does not end the check. After an interruption, the same command goes on, and
+crashes a decoder does not end the check. After an interruption, the same command continues, and
 checks files again that have changed. The exit code is 1 if no file is usable.
 """
 

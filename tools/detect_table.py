@@ -5,7 +5,7 @@
 On a built-in set, it trains detectors on the pretrained encoder and on one like it that has learnt
 nothing, with the encoder frozen and trained, for each seed. Each is tested with true boxes and with
 detected ones. Detectors are runs of `detect` in folders of their own. Numbers that are there are
-not computed again, so that the same command goes on after an interruption. `table.md` is written
+not computed again, so that the same command continues after an interruption. `table.md` is written
 again after each number, and `table.json` has all numbers.
 """
 

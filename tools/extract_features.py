@@ -9,7 +9,7 @@ video: (windows, dim), or with `--tokens` (windows, tokens, dim). Row i begins a
 `i * stride`; an image has one row. Files are read and features written window by window, so that
 memory does not grow with the length of a video.
 
-After an interruption, the same command goes on. `features/sources.jsonl` names the source of each
+After an interruption, the same command continues. `features/sources.jsonl` names the source of each
 output. Features that are damaged, or whose source was replaced, are made again; features of another
 model or with other options need a folder of their own. Files of the same name from several folders
 have an output each. A file that cannot be read does not stop the others; all such files are named

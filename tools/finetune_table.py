@@ -1,11 +1,12 @@
-"""Compare fine-tuning, frozen probes and training anew by share of labels (Tables 1, 5, 7, 8).
+"""Compare fine-tuning, frozen probes and training from scratch by share of labels (Tables 1, 5, 7,
+8).
 
     keras-vjepa finetune-table workdir/table --preset workdir/digit_motion_long/preset
 
 On a built-in set, it fine-tunes the encoder, trains a frozen probe on it, and trains the same
 network from its initial weights, each with the same labels and number of steps, for each seed.
 Fine-tunings are runs of `finetune` in folders of their own. Numbers that are there are not computed
-again, so that the same command goes on after an interruption. `table.md` is written again after
+again, so that the same command continues after an interruption. `table.md` is written again after
 each number, and `table.json` has all numbers.
 """
 

@@ -8,7 +8,7 @@ the table is that of `recipes/probe_table.py`. Options are those of `probe`.
 
 Each encoder gets clips of its own size and number of frames, which span the same time in all rows,
 and pixels as its preset's preprocessor makes them. An encoder of images sees as many frames as the
-config has, one by one. A table that was stopped goes on with the first result that is missing.
+config has, one by one. A table that was stopped continues with the first result that is missing.
 """
 
 import json

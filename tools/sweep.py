@@ -4,10 +4,10 @@
         --vary learning_rate 3e-4 1e-3 --vary start_momentum 0.99 0.999 --seeds 0 1 2
 
 Every combination is a run of `recipes/pretrain.py` in a folder of its own. A folder with a result
-is not run again. Therefore the same command goes on after an interruption, and a command with more
-values adds to the results. At the end it writes `table.md`, with the mean and standard deviation
-over the seeds. The table is sorted by the sum of the gains in motion and digit over the untrained
-encoder, and names the reasons of runs that failed.
+is not run again. Therefore the same command continues after an interruption, and a command with
+more values adds to the results. At the end it writes `table.md`, with the mean and standard
+deviation over the seeds. The table is sorted by the sum of the gains in motion and digit over the
+untrained encoder, and names the reasons of runs that failed.
 """
 
 import itertools

@@ -7,9 +7,9 @@ Copies are H.264 with key frames close together and a shorter side of 256 pixels
 They have the same frames at the same times. Each copy is read and compared with its original before
 it gets its name; originals are left as they are. `small_videos/copies.csv` lists the copies with
 their labels, for every recipe, and `small_videos/reasons.csv` the files that could not be copied.
-After an interruption, the same command goes on. At the end, the same clips are read from originals
-and copies in turn, and the gain in speed is printed. The command needs PyAV (pip install av). The
-exit code is 1 if a file could not be copied.
+After an interruption, the same command continues. At the end, the same clips are read from
+originals and copies in turn, and the gain in speed is printed. The command needs PyAV (pip install
+av). The exit code is 1 if a file could not be copied.
 """
 
 import argparse

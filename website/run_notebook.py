@@ -64,7 +64,7 @@ def run_cell(source: str, names: dict[str, Any], count: int = 1) -> list[Output]
 
 
 def _lines(text: str) -> list[str]:
-    """Return lines as a terminal shows them: a carriage return begins the line anew."""
+    """Return lines as a terminal shows them: a carriage return begins the line again."""
     lines = text.removesuffix("\n").split("\n")
     return [line.rstrip("\r").rpartition("\r")[2] + "\n" for line in lines]
 

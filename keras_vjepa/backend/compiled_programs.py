@@ -2,7 +2,7 @@
 
 JAX compiles a training step in half a minute and more. Its own cache on disk gives the next process
 of the same model, on the same kind of machine, the finished program. Only commands use it by
-themselves: who imports the package in a program of their own decides about JAX's settings.
+themselves: a program that imports the package decides about JAX's settings itself.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
 
     Returns:
         The folder; None if nothing was changed, because the user decided or because the folder
-        cannot be made. Then programs are compiled anew in each process.
+        cannot be made. Then programs are compiled again in each process.
     """
     if FOLDER in environment or _SWITCH in environment:
         return None

@@ -282,7 +282,7 @@ def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def launch_on_all_devices() -> None:
-    """Start the running program anew under `torchrun`, on torch with several devices.
+    """Start the running program again under `torchrun`, on torch with several devices.
 
     On other backends one process drives all devices of a machine. Under a launcher, this does
     nothing.

@@ -300,7 +300,7 @@ def flash_attention(rows: Sequence[Tensor], edges: Tensor, most_tokens: int) -> 
 class Overrides:
     """Replaces methods of `keras.Model`, for the models that this package trains.
 
-    It is a mixin, and stands before `keras.Model` among the bases of a model whose own step
+    It is a mixin, which must precede `keras.Model` among the bases of a model whose own step
     averages the gradients of all processes.
 
     Attributes:
@@ -323,7 +323,7 @@ class Overrides:
 class ExportedAsAsked:
     """Makes a SavedModel of a model with several inputs hold only the signature asked for.
 
-    It is a mixin, and stands before `keras.Model` among the bases. Keras would add a signature for
+    It is a mixin, which must precede `keras.Model` among the bases. Keras would add a signature for
     the shape that `build` was given, which would call the model with its first input alone.
     """
 

@@ -23,7 +23,7 @@ Run = Callable[[Any], Any]
 class StepFunctions:
     """Lets a model run on videos of any size in `fit`, `evaluate` and `predict`.
 
-    It is a mixin, and stands before `keras.Model` among the bases.
+    It is a mixin, which must precede `keras.Model` among the bases.
 
     Attributes:
         batch_size_matters: whether a training step must know the number of samples as well.
@@ -90,7 +90,7 @@ class StepFunctions:
 
 
 class _ProgramForEachSize:
-    """Makes a function of batches anew for each size of videos in them; TensorFlow only."""
+    """Makes a new function of batches for each size of videos in them; TensorFlow only."""
 
     batch_size_matters = False
     batches_a_call = 1

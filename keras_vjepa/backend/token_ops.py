@@ -25,7 +25,7 @@ def runs_op_by_op() -> bool:
 class WeightCopies:
     """Keeps copies of weights in the dtype of the computation, made at first use; torch only.
 
-    A step uses a weight once for each kind of mask. Casting it anew each time would take hundreds
+    A step uses a weight once for each kind of mask. Casting it again each time would take hundreds
     of calls, and as many in the backward pass.
 
     Example:

@@ -60,7 +60,7 @@ if TYPE_CHECKING or keras.config.backend() == "torch":
     class TorchModule(keras.layers.Layer):
         """Makes a Keras model behave as a module that users of torch know.
 
-        It is a mixin, and stands before `keras.Model` among the bases.
+        It is a mixin, which must precede `keras.Model` among the bases.
 
         Example:
 

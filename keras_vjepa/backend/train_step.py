@@ -2,7 +2,7 @@
 
 A step computes the gradient of the mean loss over the whole batch, hands it to the optimizer, calls
 the model's `after_step`, and returns the logs. On JAX and TensorFlow all of it is one compiled
-program. On torch it never waits for the device, so that a GPU never stands still.
+program. On torch it never waits for the device, so that a GPU is never idle.
 
 A batch that does not fit on a device at once (App. C: 3,072 clips a step) is worked through in
 parts. Their gradients are added and applied once, so schedules, clipping, moving average and logs

@@ -115,7 +115,7 @@ def all_finite(values: Sequence[Tensor]) -> Tensor:
 def mean_of_batches(
     sums: Variables, gradients: Sequence[Tensor], num_batches: int, due: Tensor
 ) -> list[Tensor]:
-    """Add a batch's gradients to the sums so far, and start the sums anew if an update is due.
+    """Add a batch's gradients to the sums so far, and start the sums again if an update is due.
 
     Args:
         sums: variables of the shapes of the gradients.

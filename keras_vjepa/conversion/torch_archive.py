@@ -90,7 +90,7 @@ def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     Args:
         path: the file to write.
         content: nested dictionaries and lists of numbers and float32 `LazyTensor`s; a tensor that
-            stands in two places is written once.
+            occurs in two places is written once.
     """
     index = _Index(content)
     with files.unfinished_file(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:

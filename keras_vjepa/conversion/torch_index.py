@@ -93,8 +93,8 @@ class IndexReader:
         size_of: a function that returns the number of bytes of a storage; 0 if the archive does not
             have the storage.
         read_bytes: a function that reads the bytes of a storage.
-        placeholders: whether any object that is no tensor becomes a `Placeholder`, for a caller who
-            looks at what it wants of the content; else those of `HARMLESS` alone.
+        placeholders: whether any object that is no tensor becomes a `Placeholder`, for a caller
+            that checks the content itself; else those of `HARMLESS` alone.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class IndexReader:
             self._plain(list).extend(items)
 
     def _is_placeholder(self) -> bool:
-        """Tell whether what is filled is none of our objects: what goes in is dropped."""
+        """Tell whether an object that is filled is not one of ours: what goes in is dropped."""
         return type(self._stack[-1]) is Placeholder
 
     def _do_setitem(self, _: Any) -> None:

@@ -9,7 +9,7 @@ of the mean.
 
 This is not COCO's rule, which lets a detection take another box and samples 101 recalls.
 
-Equal scores are ordered as follows. Within a key frame, the row that stands first in the file comes
+Equal scores are ordered as follows. Within a key frame, the row that is first in the file comes
 first. Over all key frames, it comes last: rows are listed by key frame, in the order in which key
 frames first occur in the file, then sorted by rising score with a stable sort, and read from the
 end. The authors' scripts use an unstable sort here; for 16 rows or less it is stable, and the

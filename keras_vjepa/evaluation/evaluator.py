@@ -54,7 +54,7 @@ class Evaluator:
     """Evaluates a probe on several splits; one call trains, tests and returns all metrics.
 
     The metrics of each finished split are kept in a file. If features are not kept, the training of
-    a split is saved after each epoch as well. The same evaluation in the same folder goes on from
+    a split is saved after each epoch as well. The same evaluation in the same folder continues from
     there, and a finished one computes nothing. Different evaluations can share a folder.
 
     Args:

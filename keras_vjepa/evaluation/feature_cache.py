@@ -9,7 +9,7 @@ A cache on disk is a folder:
 
 The name of the folder ends with a hash of the manifest, so that features of another encoder or of
 other clips have a folder of their own. A shard (an .npy file) appears complete or not at all: a run
-that was stopped goes on with the first one that is missing. A shard that is damaged, or whose
+that was stopped continues with the first one that is missing. A shard that is damaged, or whose
 samples' files have changed since, is named in the log and computed again. The arrays are
 memory-mapped.
 """
@@ -68,7 +68,7 @@ def cached_features(
 
     Args:
         folder: the folder that holds all caches.
-        name: name of this cache, which stands before its hash for people to read.
+        name: readable name of this cache, which precedes its hash.
         extractor: computes the features.
         batches: the samples, and how their clips are read.
         description: what else the features depend on, as JSON; each description has its own cache.

@@ -2,7 +2,7 @@
 
 The names follow the path below the folder that is listed: `a/clip.mp4` has its features in
 `a/clip.mp4.npy`. A name that is too long or cannot be written is cut and escaped, and a hash keeps
-it apart from others. Names depend on nothing but the path, so that a run that goes on finds them.
+it apart from others. Names depend only on the path, so that a run that continues finds them.
 """
 
 import hashlib

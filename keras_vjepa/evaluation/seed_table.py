@@ -1,7 +1,7 @@
 """Hold a table of measured shares with a number for each seed, in files (App. D, Tables 5 to 8).
 
-A table has a row for each condition and a column for each method. What a file holds already is not
-computed again, so that a command that fills a table goes on where it was stopped.
+A table has a row for each condition and a column for each method. Results that are in the file are
+not computed again, so that a command that fills a table can be interrupted and repeated.
 """
 
 import json

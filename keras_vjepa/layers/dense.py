@@ -90,7 +90,7 @@ class TokenDense(Rematerializable, keras.layers.Dense):
         """Read the weights, and LoRA's matrices where the file has them.
 
         The file's matrices become those of the layer, or are added to the kernel of a layer without
-        LoRA. A layer with LoRA whose file has no matrices begins LoRA anew.
+        LoRA. A layer with LoRA whose file has no matrices starts LoRA from the beginning.
 
         Raises:
             ValueError: if the matrices cannot be added to the kernel, because it is quantized.

@@ -25,7 +25,7 @@ POOLED = 4
 
 
 def hiera_order(grid_shape: Sequence[int], num_levels: int) -> np.ndarray:
-    """Compute which token of a grid, in spatial order, stands at each place of the network's order.
+    """Compute which token of a grid, in spatial order, is at each place of the network's order.
 
     Args:
         grid_shape: tokens along time, row and column; the latter multiples of `2**num_levels`.

@@ -25,8 +25,8 @@ ACTIVATIONS = ("gelu", "quick_gelu", "swiglu")
 class KeyBiasFreeAttention(SelfAttention):
     """Let each token attend to the others, with biases of queries and values alone.
 
-    The weights `query_bias` and `value_bias` stand beside `query_key_value`, which has none.
-    Arguments, call arguments and results are those of `SelfAttention`.
+    The weights `query_bias` and `value_bias` are separate from `query_key_value`, which has no
+    bias. Arguments, call arguments and results are those of `SelfAttention`.
 
     Example:
 

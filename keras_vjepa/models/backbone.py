@@ -525,7 +525,7 @@ class VJEPABackbone(
     ) -> Callable[..., Tensor]:
         """Make `layer_call` compute again in the backward pass, as `Rematerializable` does.
 
-        Drop path is refused: the backward pass would draw anew which branches are left out.
+        Drop path is refused: the backward pass would draw again which branches are left out.
         """
         if self.drop_path_rate:
             raise ValueError(

@@ -60,7 +60,7 @@ class BackbonePreset(Preset):
         Args:
             preset, load_weights, trust_on_first_use: as in `Preset.from_preset`.
             overrides: constructor arguments to change. For another `image_size` or `num_frames` the
-                position table is stretched once, or, with `position_mode="fresh"`, made anew; the
+                position table is stretched once, or, with `position_mode="fresh"`, made again; the
                 log says so. Rotary positions need neither.
 
         Raises:

@@ -108,7 +108,7 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
         head_dim: width of an attention head; one head where it does not divide the channels.
         condition: how the features come in, beside their mean: `"pooled"` for not at all;
             `"tokens"`: attention attends to them, with learnt positions; `"grid"`: each token is
-            turned into `grid_channels` further channels of the pixels that it stands for.
+            turned into `grid_channels` further channels of the pixels of its patch.
         grid_channels: see `condition`; these are channels of the noisy clip.
         factorized: as in `SpaceTimeConvolution`; the paper's kernels are 3 x 3 x 3.
         groups: the most groups of channels of a norm.
@@ -304,7 +304,7 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
         return ops.cast(self.last(ops.silu(self.norm(x))), "float32")
 
     def _laid_out(self, features: Tensor) -> Tensor:
-        """Turn each token into channels of the pixels that it stands for."""
+        """Turn each token into channels of the pixels of its patch."""
         (frames, height, width), (steps, rows, columns) = self.clip_shape, self.grid_shape
         sides = (frames // steps, height // rows, width // columns)
         x = self.laid_out(features)

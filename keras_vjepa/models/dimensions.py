@@ -109,7 +109,7 @@ def token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return a size as height and width; one number stands for both."""
+    """Return a size as height and width; one number is used for both."""
     if isinstance(size, int):
         return size, size
     height, width = size

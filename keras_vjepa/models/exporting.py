@@ -54,7 +54,7 @@ class Exportable(keras.Model):
             ValueError: for a format that the backend or the model's precision does not offer, for a
                 file that does not compute what the model does, and if neither an `input_signature`
                 is given nor the shapes are known.
-            FileExistsError: if something else lies in the place of the file.
+            FileExistsError: if there is something else in the place of the file.
             ImportError: if the package that writes the format is not installed.
         """
         check_whole(1, optional=True, batch_size=batch_size)

@@ -95,7 +95,7 @@ def _known_shape(array: Any) -> tuple[int | None, ...] | None:
 class PixelModel(keras.Model):
     """Adds a check of pixels to a model, and one of labels if a subclass knows what they must be.
 
-    It is a mixin, and stands before the other bases that derive from `keras.Model`. Within a
+    It is a mixin, which must precede the other bases that derive from `keras.Model`. Within a
     `keras.Sequential` or a functional model, Keras turns integers into floats before this model
     sees them, and on JAX and TensorFlow no values can be read in a compiled step. Check the input
     of such a model with `check_inputs`.

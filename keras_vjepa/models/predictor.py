@@ -82,7 +82,7 @@ class VJEPAPredictor(
         context: `(batch, context, num_levels * encoder_dim)`, the encoder's output; or a dictionary
             of this and the next three by their names, which is how `fit` and `predict` pass several
             inputs.
-        context_indices: int `(batch, context)`, where each context token stands in the clip.
+        context_indices: int `(batch, context)`, position of each context token in the clip.
         target_indices: int `(batch, targets)`, the positions to predict.
         padding_mask: optional bool `(batch, context + targets)`; False entries are not attended to.
         mask_index: which kind of mask, and so which mask token; taken modulo `num_mask_tokens`.

@@ -20,7 +20,7 @@ def check_token_numbers(num_tokens: int, numbers: Mapping[str, Any], least: int 
     Args:
         num_tokens: number of tokens of a clip.
         numbers: arrays or tensors by their names; None is skipped.
-        least: the smallest number allowed; -1 if that stands for no token.
+        least: the smallest number allowed; -1 if that marks a missing token.
 
     Raises:
         ValueError: for numbers that are not whole, or that are no token's.

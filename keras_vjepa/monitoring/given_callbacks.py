@@ -15,14 +15,14 @@ from keras_vjepa.named_errors import one_line
 
 
 def given_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
-    """Make the callbacks that names stand for.
+    """Make callbacks from their names.
 
     Args:
         names: each of the form `package.module:Name`.
 
     Raises:
-        ValueError: for a name of another form, one that cannot be imported, and one that stands for
-            no callback.
+        ValueError: for a name of another form, one that cannot be imported, and one that is not
+            a callback.
 
     Example:
 
@@ -40,7 +40,7 @@ def given_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
 
 
 def check_callbacks(names: Sequence[str]) -> dict[str, Callable[[], object]]:
-    """Find the objects that names stand for, without making callbacks yet.
+    """Find objects by their names, without making callbacks yet.
 
     Args:
         names: as in `given_callbacks`.

@@ -30,7 +30,7 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
     Args:
         path: path of the page.
         title: title of the page, which is also its heading.
-        parts: pieces of HTML, which stand one below the other.
+        parts: pieces of HTML, one below the other.
 
     Raises:
         OSError: if the page cannot be written.
@@ -47,7 +47,7 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
 
 
 def text(value: Any) -> str:
-    """Convert any value to text for a page, safe to stand in HTML.
+    """Convert any value to text for a page, safe for HTML.
 
     Args:
         value: the value; numbers are shortened, and values other than strings become JSON.

@@ -92,7 +92,7 @@ class RunTables:
         return checkpoint_to_keep(self.looks, self.saved) if self.looks else None
 
     def curves_of(self, names: Sequence[str]) -> Curves:
-        """Take the columns that some names stand for, from steps and looks.
+        """Select columns by their names, from steps and looks.
 
         Args:
             names: as in `OF_STEPS`.

@@ -59,7 +59,7 @@ class TensorBoardWriter:
         """Write rows of a table.
 
         Args:
-            table: name of the table, which stands before the names of columns.
+            table: name of the table, as a prefix of the names of columns.
             rows: rows with a `step`; numbers become curves, and text is shown as text.
 
         Raises:

@@ -94,7 +94,7 @@ def patch_colours(features: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def check_patch(patch: Sequence[int], grid: Sequence[int]) -> tuple[int, int, int]:
-    """Check that a patch lies in the grid.
+    """Check that a patch is in the grid.
 
     Args:
         patch: time, row and column, from 0.

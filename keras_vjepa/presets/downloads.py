@@ -55,7 +55,7 @@ class RemoteFile:
 
     @property
     def path(self) -> Path:
-        """Return where the file lies in the cache while it is needed."""
+        """Return where the file is in the cache while it is needed."""
         return files.cache_folder() / "downloads" / self._readable
 
     @property

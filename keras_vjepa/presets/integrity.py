@@ -1,6 +1,6 @@
 """Check that a preset folder is as it was written: no file missing, cut or changed (App. C).
 
-Size and checksum of each file stand in the preset's `metadata.json`, under `written`. Presets of
+The preset's `metadata.json` has the size and checksum of each file, under `written`. Presets of
 older versions have no such entry; for them it is only checked that files are valid JSON or HDF5.
 """
 

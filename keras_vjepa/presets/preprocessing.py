@@ -1,6 +1,6 @@
 """Make the preprocessor that a preset holds beside a model (App. D.1).
 
-This module may not import the preprocessor's class, which stands on a higher floor of the package.
+This module may not import the preprocessor's class, which is on a higher floor of the package.
 The class is therefore found by the name under which it is registered in Keras.
 """
 

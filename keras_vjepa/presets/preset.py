@@ -71,7 +71,7 @@ AT_STEP = "@"
 
 
 class BuiltInPreset(Protocol):
-    """Makes the preset that a built-in name stands for; `zoo.py` lists all of these."""
+    """Makes the preset of a built-in name; `zoo.py` lists all of these."""
 
     def classes(self) -> tuple[str, ...]:
         """List the names of the classes that have it among their `presets`."""
@@ -139,7 +139,7 @@ class PresetNames:
 def find_preset(
     preset: PresetName, load_weights: bool = True, trust_on_first_use: bool = False
 ) -> Path:
-    """Find the folder that a preset's name stands for; download or make it if it is missing.
+    """Find the folder of a preset by its name; download or make it if it is missing.
 
     Args:
         preset: a name of `list_presets`, a folder, `hf://user/repo` (or `hf://user/repo@revision`),

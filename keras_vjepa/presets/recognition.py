@@ -23,7 +23,7 @@ def is_version_21(path: Path) -> bool:
     """Tell whether a file is one of V-JEPA 2.1, by its name or its first bytes, even if damaged.
 
     Args:
-        path: any path; what cannot be read is none.
+        path: any path; a file that cannot be read is not one.
     """
     if path.name.startswith(_NAME):
         return True

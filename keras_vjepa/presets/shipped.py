@@ -1,7 +1,7 @@
 """Lists the small models that lie in the package itself, for a first look without a download (§4).
 
 Each has a folder in `shipped/`: a preset, and `card.json`, which says what it was trained on, by
-which command, and what its features were measured to be worth. They are this package's own.
+which command, and how good its features were measured to be. They are this package's own.
 """
 
 from collections.abc import Iterator

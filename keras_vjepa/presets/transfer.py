@@ -37,7 +37,7 @@ _MOST_BYTES = 2**38
 
 @dataclass(frozen=True)
 class Patience:
-    """Says how long a download goes on with a bad connection.
+    """Says how long a download continues with a bad connection.
 
     Attributes:
         timeout: seconds without a byte after which an attempt is broken off.
@@ -60,7 +60,7 @@ PATIENCE = Patience()
 
 
 class TransferError(ValueError):
-    """Says that a file cannot be downloaded, why, and what was kept of it."""
+    """Says why a file cannot be downloaded, and how much of it was kept."""
 
 
 class WrongContentError(ValueError):
@@ -100,7 +100,7 @@ def fetch(
         address: address of the file.
         path: path to write to; the file appears there once it is complete and correct.
         expected: what is known of the file.
-        patience: how long to go on with a bad connection; None for `PATIENCE`.
+        patience: how long to continue with a bad connection; None for `PATIENCE`.
 
     Returns:
         SHA-256 of the file.

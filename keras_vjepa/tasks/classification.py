@@ -144,7 +144,7 @@ class Classification(PixelModel, CompiledTask):
 
         Returns:
             A list of `(name, probability)`, the likeliest first; for a list of videos, one such
-            list for each. Without `class_names`, class numbers stand in place of names.
+            list for each. Without `class_names`, class numbers are used instead of names.
 
         Raises:
             ValueError: without a preprocessor, for a model that needs `frame_indices`, and for
@@ -219,7 +219,7 @@ class Classification(PixelModel, CompiledTask):
             optimizer: default: `AdamW`, with a learning rate of 1e-3, or 1e-4 if the backbone is
                 trained.
             loss: default: cross-entropy between the logits and class numbers. The names of Keras'
-                cross-entropies stand for those on logits, because the model returns logits; a
+                cross-entropies mean those on logits, because the model returns logits; a
                 loss object that takes probabilities causes a warning.
             loss_weights: as in Keras.
             metrics: default: the accuracy if the loss is the default one too, otherwise none.

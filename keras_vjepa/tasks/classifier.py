@@ -81,7 +81,7 @@ class VJEPAVideoClassifier(
             without this table.
         trainable_backbone: False freezes the backbone, True leaves it as it is, or unfreezes it if
             its `trainable` is False. None freezes a backbone without LoRA. From then on its own
-            `trainable`, and that of its layers, says what is trained, as anywhere in Keras.
+            `trainable`, and that of its layers, determines what is trained, as anywhere in Keras.
         class_names: names of the classes in the order of their numbers; `classify` returns them.
         preprocessor: a `VJEPAVideoPreprocessor` with as many clips and views, through which
             `classify` takes files; saved and loaded with the model. `from_preset` finds it.

@@ -297,7 +297,7 @@ class VJEPAActionDetector(
 
         Returns:
             For each box a list of `(name, probability)`, the likeliest first. Without
-            `class_names`, numbers stand in place of names.
+            `class_names`, numbers are used instead of names.
 
         Raises:
             ValueError: without a preprocessor, and for inputs that it does not take.

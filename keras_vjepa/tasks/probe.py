@@ -1,8 +1,8 @@
 """Probe frozen features by attentive or average pooling and a linear layer (§4.3, App. D.1).
 
-Departures from the paper's text, as in the authors' code: those of `layers/pooling.py`; nothing
-stands between the pooler and the linear layer. The probe on average-pooled features (Tables 3 and
-13) is not in the authors' code; here it is a mean and then a linear layer.
+Departures from the paper's text, as in the authors' code: those of `layers/pooling.py`; there
+is nothing between the pooler and the linear layer. The probe on average-pooled features (Tables 3
+and 13) is not in the authors' code; here it is a mean and then a linear layer.
 """
 
 import math

@@ -97,7 +97,7 @@ class Waiting:
     seconds: float = 0.0
 
     def timed(self, source: Iterator[Any]) -> Iterator[Any]:
-        """Hand batches on, and add up the time until each of them is there.
+        """Pass batches on, and add up the time spent waiting for them.
 
         Args:
             source: the batches.

@@ -26,7 +26,7 @@ def stored_options(workdir: Path) -> dict[str, Any]:
 def with_its_schedule(
     config: ConfigT, workdir: Path, says: bool = True, unit: str = "steps"
 ) -> ConfigT:
-    """Keep the schedules of a run that goes on, unless others are asked for, and say so.
+    """Keep the schedules of a run that continues, unless others are asked for, and say so.
 
     Args:
         config: the config asked for.

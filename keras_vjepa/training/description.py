@@ -1,7 +1,7 @@
 """Describe what defines a run, and tell whether two runs are the same (App. C).
 
 A description is JSON. Its part `run` holds names with values, which must all be the same when a run
-goes on. Its part `versions` may change, and the log then says so.
+continues. Its part `versions` may change, and the log then says so.
 """
 
 import dataclasses

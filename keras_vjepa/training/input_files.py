@@ -1,4 +1,4 @@
-"""Check that a run goes on with the files that it began with (App. C, 90,000 steps).
+"""Check that a run continues with the files that it began with (App. C, 90,000 steps).
 
 The run's description holds the names of the files. A hash of the content of each is kept in
 `input_files.npz`, beside the checkpoints, so a folder may be moved, copied or touched.
@@ -42,9 +42,9 @@ def knows_input_files(workdir: Path) -> bool:
 
 
 def keep_input_files(workdir: Path, samples: Sequence[Named], goes_on: bool) -> None:
-    """Record hashes of the files when a run begins; compare the files with them when it goes on.
+    """Record hashes of the files when a run begins; compare the files with them when it continues.
 
-    If a run goes on and its folder has no record, or a damaged one, the files are taken as they
+    If a run continues and its folder has no record, or a damaged one, the files are taken as they
     are, and the log says so.
 
     Args:

@@ -210,7 +210,7 @@ class AdamW(keras.optimizers.Optimizer):
         """Have each step log the gradient's norm of some variables, as it is before clipping.
 
         Args:
-            networks: the variables by the name that stands in the logs, after `gradient_norm_`.
+            networks: the variables by their name in the logs, after `gradient_norm_`.
         """
         self._logged = {
             name: {id(variable) for variable in network} for name, network in networks.items()

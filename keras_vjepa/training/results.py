@@ -49,7 +49,7 @@ def damaged_result(workdir: Path, names: Sequence[str], presets: Sequence[str]) 
 
 
 def need_no_remaking(workdir: Path, problem: str | None, says: bool = True) -> bool:
-    """Tell whether results are undamaged; if they are not, print that they are made anew.
+    """Tell whether results are undamaged; if they are not, print that they are made again.
 
     Args:
         workdir: the folder of the run.
@@ -57,7 +57,7 @@ def need_no_remaking(workdir: Path, problem: str | None, says: bool = True) -> b
         says: whether this process is the one that prints.
 
     Raises:
-        ValueError: if there is no checkpoint to make the results anew from.
+        ValueError: if there is no checkpoint to make the results again from.
     """
     if problem is not None and not (workdir / CHECKPOINTS).is_dir():
         raise ValueError(

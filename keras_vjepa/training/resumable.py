@@ -101,9 +101,9 @@ def run(
 ) -> list[float]:
     """Train a model up to a step, from the last checkpoint in its folder if there is one.
 
-    If a signal, a crash or a power cut stops it, the same call goes on from the last checkpoint and
-    ends with the same numbers as without the stop. SIGTERM and SIGINT (Ctrl-C, a notebook's stop
-    button) save first, then end the process with exit code 75.
+    If a signal, a crash or a power cut stops it, the same call continues from the last checkpoint
+    and ends with the same numbers as without the stop. SIGTERM and SIGINT (Ctrl-C, a notebook's
+    stop button) save first, then end the process with exit code 75.
 
     Args:
         model: compiled, its optimizer built: a pretrainer, classifier, or other `TrainableModel`.

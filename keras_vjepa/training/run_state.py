@@ -1,11 +1,11 @@
-"""Save checkpoints from which a long run goes on as if never stopped (App. C, 90,000 steps).
+"""Save checkpoints from which a long run continues as if never stopped (App. C, 90,000 steps).
 
 A checkpoint is one file, `step-00000300-<hash>.npz`. It holds every variable that training reads,
 by its path, and a description. The name holds a hash of the content, so one rename publishes both,
 any damage shows, and two runs that agree bit for bit have files of the same name.
 
 What Keras offers was not enough: it writes weight files from the live model, so not while training
-continues; `BackupAndRestore` begins an epoch anew; Orbax needs JAX whatever the backend is.
+continues; `BackupAndRestore` begins an epoch again; Orbax needs JAX whatever the backend is.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ def training_variables(model: keras.Model, non_trainable: bool = True) -> dict[s
     """Return all variables that the next training step depends on, by path.
 
     These are weights, position tables, random seeds, the optimizer's slots and its iteration, which
-    determines the schedules. Metrics are left out: each epoch starts them anew.
+    determines the schedules. Metrics are left out: each epoch starts them again.
 
     Args:
         model: the model, compiled.
         non_trainable: whether to include variables that are not trained. Pass False if they are a
-            frozen part of the model that is loaded from elsewhere when training goes on.
+            frozen part of the model that is loaded from elsewhere when training continues.
 
     Raises:
         ValueError: if the optimizer is not built, or two variables have the same path.

@@ -23,7 +23,7 @@ _AS_ROW = Rearrangement(lambda x: x[None], lambda x: x[0])
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """Names in a layout; those of a block stand after `block` and its number.
+    """Names in a layout; those of a block follow `block` and its number.
 
     Attributes:
         patch: the projection of patches.

@@ -35,7 +35,7 @@ _SIZES = ("image_size", "num_frames")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Read a PyTorch archive or a safetensors file, whatever stands in it beside tensors.
+    """Read a PyTorch archive or a safetensors file, whatever it contains besides tensors.
 
     Raises:
         CheckpointError: if it is neither, or damaged.
@@ -62,7 +62,7 @@ def find_family(path: str | Path) -> str | None:
 def convert(
     path: str | Path, family: str, network: str | None = None, **arguments: Any
 ) -> RivalBackbone | VJEPAVideoClassifier:
-    """Make a backbone, or the classifier that was made of it, from an official file.
+    """Make a backbone, or a fine-tuned classifier, from an official file.
 
     Args:
         path: the file.
@@ -121,7 +121,7 @@ def assemble(
 def entries_of(names: Names, backbone: RivalBackbone) -> list[Entry]:
     """List the tensors that a backbone has in a layout.
 
-    Fine-tuned models of MVD have their table made anew, as those without a final norm are.
+    Fine-tuned models of MVD compute their table, as those without a final norm are.
     """
     if isinstance(backbone, HieraBackbone):
         return [*hiera.entries(backbone)]

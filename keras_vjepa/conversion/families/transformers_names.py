@@ -24,13 +24,13 @@ class Folder:
         model_types: of config.json, the usual one first.
         architecture: class that is written.
         names: of the tensors.
-        prefixes: what may stand before the names of an encoder.
+        prefixes: prefixes that the names of an encoder may have.
         others: pattern of names that are not converted.
         arguments: of the backbone by theirs in config.json.
         describe: what else config.json has of a backbone.
         head: of a fine-tuned model, its norm of the mean and its linear layer.
-        written_prefix: what stands before names that are written.
-        unprefixed: what begins a name that it does not stand before.
+        written_prefix: prefix of names that are written.
+        unprefixed: beginnings of names that do not get this prefix.
     """
 
     model_types: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 The paper draws from its three sources in proportion to their sizes, which is every video once an
 epoch. With a weight w, each sample of a source comes w times on average: as often as the whole
-number below w says, and once more if it is in a share of the samples that each epoch chooses anew.
+number below w says, and once more if it is in a share of the samples that each epoch chooses again.
 So all epochs have the same length, and the sample at a position follows from the seed and the
 position alone.
 """

@@ -48,7 +48,7 @@ class FineTuningBatches(LabelledBatches):
 
     Args:
         mixing: how clips and labels are mixed.
-        num_repeats: how often the clip of a video is augmented; these clips stand side by side, and
+        num_repeats: how often the clip of a video is augmented; these clips are adjacent, and
             a batch holds that many times more clips than videos.
 
     Raises:

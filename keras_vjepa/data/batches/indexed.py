@@ -187,7 +187,7 @@ class IndexedBatches(Generic[ItemT, BatchT]):
 class ShuffledBatches(IndexedBatches[tuple[Sample, ContentT], BatchT]):
     """Makes endless training batches: every epoch is a new permutation of the samples.
 
-    A batch may go on across the end of an epoch, so none is partial. With several processes each
+    A batch may continue across the end of an epoch, so none is partial. With several processes each
     makes its own slice of the global batch. A subclass says what the content of a sample is: its
     clips, or their features.
     """

@@ -9,7 +9,7 @@ The shape of `videos` follows from the settings:
 The paper's 16x8x3 is `ClipSettings(16, 4, 8, allow_clip_overlap=True)` and `three_views`, 16x2x3
 has 2 clips, and 16x1x1 has 1 and `center_view`. Images are repeated to a clip (`is_image`).
 
-Departures: the authors' code draws the clips' places anew in each evaluation, while here they
+Departures: the authors' code draws the clips' places again in each evaluation, while here they
 follow from the seed and the place in the list. It pads the test set with duplicates that count,
 while here rows that fill the last batch have no weight. It puts another video in the place of one
 that cannot be read, while here the row has no weight.
@@ -234,7 +234,7 @@ class LabelledBatches(_LabelledClips, TrainingBatches[Clips]):
         num_classes: number of classes; labels, int32 (batch,), are below it.
         with_frame_indices: `videos` becomes a dictionary of `videos` and `frame_indices`, int32
             (batch, clips, frames), the frames of the source that they are.
-        places: where the clips lie in every epoch; None places them anew in each.
+        places: where the clips lie in every epoch; None places them again in each.
         allow_absent_classes: train although a class has no sample.
 
     Raises:

@@ -298,7 +298,7 @@ def mean_counts(
     """Estimate the mean context and target counts after truncation to the batch minimum.
 
     They are what the authors' code gives on average. They depend on the arguments alone, so that
-    every process finds the same, and so does a run that goes on. The second call with the same
+    every process finds the same, and so does a run that continues. The second call with the same
     arguments takes no time.
 
     Args:

@@ -1,6 +1,6 @@
 """Mix the clips of a batch by mixup or CutMix, and smooth their labels (App. D.3, Table 12).
 
-Both mix each clip with the one that stands as far from the end of the batch as it does from the
+Both mix each clip with the one that is as far from the end of the batch as it is from the
 beginning. The same draws hold for all clips of a batch.
 """
 

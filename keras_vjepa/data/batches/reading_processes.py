@@ -1,7 +1,7 @@
 """Worker processes that read clips for batches, one for each reading thread (§3.4, App. C).
 
 A thread hands what it is to read to its process, and waits; which clips a batch holds, which file
-takes the place of another, and where a clip lies stays with the batches. So they are the same.
+takes the place of another, and where a clip begins is decided by the batches. So they are the same.
 """
 
 import signal

@@ -68,7 +68,7 @@ def check_videos(
     """Check the files of samples, and write a list of the usable ones and a table of the others.
 
     `folder` gets `clean.csv`, `reasons.csv`, `videos.csv` with what is in each file, and
-    `results.jsonl`, from which a check that was stopped goes on.
+    `results.jsonl`, from which a check that was stopped continues.
 
     Args:
         samples: what to check.

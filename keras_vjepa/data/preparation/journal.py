@@ -1,4 +1,4 @@
-"""Keep what was found of each of many files, so that a stopped work goes on (2 M videos, §3.4).
+"""Store results for many files, so that interrupted work can continue (2 M videos, §3.4).
 
 A journal has one JSON object in each line, appended as results come. A process that is killed
 leaves at most a part of the last line. That part is passed over, and its file done again.

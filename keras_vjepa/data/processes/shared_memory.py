@@ -1,6 +1,6 @@
 """Arrays that one process writes and another reads, through memory that both have open (§3.4).
 
-The memory has no name, so nothing of it is left when both processes are gone, however they end.
+The memory has no name, so it disappears with both processes, however they end.
 """
 
 import mmap
@@ -18,7 +18,7 @@ Places = list[tuple[int, int]]
 
 
 def memory_without_name() -> int | None:
-    """Open memory that is gone with the last process that has it; None where there is none such."""
+    """Open memory that disappears with the last process that has it; None without support."""
     if not hasattr(os, "memfd_create"):
         return None
     with suppress(OSError):

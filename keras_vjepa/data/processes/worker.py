@@ -1,11 +1,11 @@
-"""A process of its own that reads files, for whoever asks it (§3.4).
+"""Run a process that reads files when asked to (§3.4).
 
-It is started anew, not forked, so it knows nothing of a backend, and begins in about a second. It
-does not import the program that starts it, unless what it is to do is defined there. It ends with
+It is a new process and not a fork, so it knows nothing of a backend, and begins in about a second.
+It imports the program that starts it only if the function to call is defined there. It ends with
 the process that started it, however that ends, since nobody holds its input open any more.
 
-Arrays come back through memory that both processes share where the system lends such memory to
-nobody else, so that nothing of it is left when both are gone; elsewhere through a pipe.
+Arrays come back through memory that the two processes share, if the system has memory without
+a name, which disappears with them; elsewhere through a pipe.
 """
 
 import io
@@ -43,7 +43,7 @@ _VARIABLE = "KERAS_VJEPA_WORKER_PROCESS"
 
 
 class WorkerProcess:
-    """Starts a process that calls a function with what it is sent.
+    """Starts a process that calls a function with each object that it is sent.
 
     Args:
         function: of a module, or an object that `pickle` can send.

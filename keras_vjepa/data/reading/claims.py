@@ -2,7 +2,7 @@
 
 While OpenCV opens a file, it decodes the first frame, however large. And FFmpeg, in both libraries,
 makes an entry for every frame that the tables of an MP4 file claim, which can take 2 GiB for a file
-of a kilobyte. So the claims are read here first. Those that stand nowhere but in the frames are
+of a kilobyte. So the claims are read here first. Claims that are found only in the frames are
 left to the decoders: PyAV takes a limit for them.
 """
 

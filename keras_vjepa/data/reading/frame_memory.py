@@ -83,7 +83,7 @@ _is_counted = sys.implementation.name == "cpython" and not sysconfig.get_config_
 def reused_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Make an array as `np.empty` does, of memory that an earlier one had that nobody has now.
 
-    It can be kept for as long as one likes, and so can views of it. A clip of 9.6 MB took 0.3 ms to
+    The array and views of it can be kept for any time. A clip of 9.6 MB took 0.3 ms to
     copy to such memory, and 17 ms to new memory, on a virtual machine.
 
     Args:

@@ -5,7 +5,7 @@ the file, and a call that does not return in time is left behind. Names, kinds o
 are checked before a decoder sees them.
 
 A hang inside a C library cannot be ended from outside. So the work is done by another thread, and
-the caller waits for its result for a limited time. A thread that is left behind goes on until its
+the caller waits for its result for a limited time. A thread that is left behind continues until its
 call returns, and holds up nothing else. Handing over costs less than can be measured: 4.7 ms of
 processor time for a clip of a 64x64 video with it, 4.7 ms without.
 
@@ -145,7 +145,7 @@ def _reason(cause: Exception) -> str:
 
 
 class _Worker(threading.Thread):
-    """Runs a thread that does one thing after another for whoever takes it."""
+    """Runs a thread that executes one call after another."""
 
     _idle: "ClassVar[list[_Worker]]" = []
 

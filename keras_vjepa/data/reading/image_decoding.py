@@ -1,6 +1,6 @@
 """Decode an image that is in memory (App. D.1: images as clips).
 
-Departure: an image whose EXIF data say that it lies on its side is turned upright, as videos are;
+Departure: an image that its EXIF data describe as rotated is turned upright, as videos are;
 the authors' reader leaves it on its side.
 """
 

@@ -55,7 +55,7 @@ class Content:
 
 
 class Media(ABC):
-    """Stands for one video or image, wherever it lies.
+    """Describes one video or image, wherever it is stored.
 
     Attributes:
         name: its name in messages, logs and tables, which is there once in a list of samples.

@@ -23,7 +23,7 @@ def kinds_of_boxes(path: str) -> list[bytes]:
 def edit_list_seconds(path: str) -> float | None:
     """Return the seconds of its video track that an MP4 shows; `None` without an edit list.
 
-    A file cut without encoding it anew (`ffmpeg -ss ... -c copy`, as many Kinetics copies are)
+    A file cut without encoding it again (`ffmpeg -ss ... -c copy`, as many Kinetics copies are)
     keeps the packets since the last keyframe and hides them with an edit list. Neither the count
     in the header nor OpenCV's packets take the edit list into account.
     """

@@ -192,7 +192,7 @@ def _naming_the_cache(place: Path) -> Iterator[None]:
 
 
 def without_query(address: str) -> str:
-    """Return an address of the web up to its `?`, behind which keys for a file may stand.
+    """Return an address of the web up to its `?`, which may be followed by keys for the file.
 
     Args:
         address: any address or path; others are returned as they are.

@@ -178,7 +178,7 @@ def _gone_through(content: Content) -> TarMembers:
 def _place_of(
     member: tarfile.TarInfo, places: dict[str, tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """Find where the content of a member lies: for a link, that of an earlier member."""
+    """Find where the content of a member is: for a link, that of an earlier member."""
     if member.islnk():
         return places.get(member.linkname)
     if member.issym():

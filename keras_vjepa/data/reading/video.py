@@ -256,7 +256,7 @@ class VideoReader:
     def _trust_less(self) -> None:
         """Give up what misled: first seeks and passing over frames, then timestamps.
 
-        They are given up for good, or a reader of many windows would begin anew at each of them.
+        They are given up for good, or a reader of many windows would begin again at each of them.
         """
         if self._index is None or (self._in_order and self._time == math.inf):
             self._complain(self._position + 1)

@@ -52,7 +52,7 @@ class ActionSample(Sample):
 
     @property
     def source(self) -> str | Media:
-        """Return the video to read: a path, or the object that stands for it."""
+        """Return the video to read: a path, or the object that represents it."""
         return self.file if self.media is None else self.media
 
     @property

@@ -62,7 +62,7 @@ def read_actions(path: str | Path) -> ActionRows:
         path: of a csv file with rows of 7 or 8 columns, and of two for key frames without a box.
 
     Raises:
-        ValueError: for a file that is none, in one line that names the row.
+        ValueError: for a file of another format, in one line that names the row.
 
     Example:
 
@@ -105,7 +105,7 @@ def read_key_frames(path: str | Path) -> list[KeyFrame]:
         path: of a csv file with rows `video,second`.
 
     Raises:
-        ValueError: for a file that is none, in one line that names the row.
+        ValueError: for a file of another format, in one line that names the row.
     """
     found = []
     for where, row in csv_rows(path):
@@ -177,7 +177,7 @@ def _short(number: float) -> str:
 
 
 def csv_rows(path: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield where a row stands, for messages, and its columns; empty lines are passed over."""
+    """Yield the place of a row, for messages, and its columns; empty lines are passed over."""
     files.check_is_file(path)
     with named(path), open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)

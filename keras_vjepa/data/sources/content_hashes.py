@@ -6,7 +6,7 @@ times, holds the same files. A file that took the place of another is a differen
 size and times are the same.
 
 Departure from reading all bytes: a change of a large file that leaves its size and all of the
-blocks as they were is not seen. A video that is encoded or cut anew changes everywhere.
+blocks as they were is not seen. A video that is encoded or cut again changes everywhere.
 
 Hashes of long lists are kept in the cache folder, with size, times and number of each file. The
 next start then asks the file system for these alone.
@@ -113,7 +113,7 @@ def as_text(hashes: Hashes) -> list[str]:
 
 
 def _statuses(sources: Sequence[Source]) -> NDArray[np.int64]:
-    """Return size, times and number of each; zeros where there is none or it has none."""
+    """Return size, times and number of each; zeros if it is missing or has no content."""
     found = map(media_at, sources)
     encoded = (isinstance(one, EncodedMedia) and one.status() or (0, 0, 0, 0) for one in found)
     return np.array([*encoded], np.int64)

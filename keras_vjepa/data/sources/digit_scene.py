@@ -1,6 +1,6 @@
 """Write the built-in set for action detection as files in the layout of AVA v2.2 (App. D.2).
 
-What the videos show stands in `digit_scene_rendering.py`. Beside the true boxes there are
+`digit_scene_rendering.py` describes what the videos show. Beside the true boxes there are
 "detected" ones, as a detector would find them: moved at the edges, some missing, some where nothing
 is.
 """

@@ -88,8 +88,8 @@ def list_samples(
             `"frames"`: folders whose pictures are the frames of a video, in the order of their
             numbers.
         class_names: names of the classes in the order of their numbers, where labels are names.
-            Give `listed_class_names` of the training list for every other list. `None` stands for
-            the names in `source` itself.
+            Give `listed_class_names` of the training list for every other list. `None` uses the
+            names in `source` itself.
         fps: frames per second of folders of frames; in a table, a column of this name counts first.
         videos: folder of the videos, for published lists.
         label_names: `labels.json` of Something-Something v2.

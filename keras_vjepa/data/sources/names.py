@@ -1,7 +1,7 @@
 """Name samples, also those at addresses, by paths below a folder that they share (§3.4, App. D).
 
-So the features or the copy of a sample can lie below an output folder as the sample lies below its
-root.
+So the features or the copy of a sample have the same place below an output folder as the sample has
+below its root.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def shared_root(names: Sequence[str | Path]) -> str:
 
 
 def below(root: str | Path, name: str | Path) -> PurePath:
-    """Name a file as it lies below a folder.
+    """Return the path of a file below a folder.
 
     Args:
         root: the folder, also at an address; empty for one that holds all paths and addresses.

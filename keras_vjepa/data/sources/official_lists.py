@@ -28,7 +28,7 @@ class ListedVideo:
     """Holds one row of an official list.
 
     Attributes:
-        id: id of the video, in upper and lower case as it stands in the list.
+        id: id of the video, in upper and lower case as in the list.
         names: names that its file may have, without extension, in the order in which to look.
         is_valid: whether `id` can be an id at all.
         label: name of the class, or template; None if the list has none.
@@ -187,7 +187,7 @@ def load_json(path: str | Path, kind: type) -> Any:
 
 
 def _rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a csv with a header, each after the place where it stands."""
+    """Yield the rows of a csv with a header, each after its place in the file."""
     count = 0
     check_is_file(path)
     try:

@@ -52,7 +52,7 @@ def rendered_folder(
     Args:
         kind: name of the folder that all sets of this kind lie in.
         version: number that changes whenever the rendering does.
-        config: dataclass that says what is rendered.
+        config: dataclass that describes what is rendered.
         cache_dir: root of the cache; None for the usual one.
         write: writes the set into an unfinished folder, as H.264 or else as Motion JPEG.
 

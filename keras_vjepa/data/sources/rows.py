@@ -110,7 +110,7 @@ def as_label(value: Any, where: str) -> int | str | None:
     Args:
         value: a whole number, also as text or with zeros after the point, as pandas writes it; a
             name; or nothing, for which tools write "nan" too.
-        where: where the value stands, for messages.
+        where: the place of the value, for messages.
 
     Returns:
         Number or name of the class, None for nothing.
@@ -308,7 +308,7 @@ def path_from_list(path: str, folder: Path) -> str:
     """Return the path of a file that a list names, from the working directory or list's folder.
 
     Args:
-        path: the path as it stands in the list.
+        path: the path as written in the list.
         folder: the folder of the list.
     """
     if os.path.isabs(path) or ADDRESS.match(path) or os.path.exists(path):

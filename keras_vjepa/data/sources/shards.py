@@ -59,7 +59,7 @@ def is_folder_of_shards(source: str | Path, kind: Kind) -> bool:
 
 
 def expand_braces(text: str) -> list[str]:
-    """List the names for which a name with braces stands.
+    """List the names that a name with braces expands to.
 
     Args:
         text: a name with any number of `{first..last}`, whose numbers have the same number of

@@ -109,14 +109,14 @@ def _path_column(source: Path, row: dict[str, Any], given: str) -> str:
 
 
 def _column(names: Iterable[str], name: str) -> str | None:
-    """Find a column by its name, or by its name in other cases of letters; None if it is none."""
+    """Find a column by its name, in upper or lower case; None if it is missing."""
     names = [*names]
     others = (other for other in names if other.lower() == name.lower())
     return name if name in names else next(others, None)
 
 
 def _read(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each row by its columns, after the file and the line where it stands."""
+    """Yield each row by its columns, after its file and line."""
     ending = source.suffix.lower()
     try:
         if ending == ".parquet":

@@ -196,7 +196,7 @@ def _sample_rows(padded: Frames, shift: float, out: Frames) -> None:
     Args:
         padded: (n, 1 + width, 3), the rows with their first pixel repeated in front.
         shift: distance in pixels.
-        out: (n, width, 3); pixels whose place lies outside the row keep their values.
+        out: (n, width, 3); pixels whose place is outside the row keep their values.
     """
     width = out.shape[1]
     whole = math.floor(shift)

@@ -48,9 +48,9 @@ class Facts:
         activations: of its MLPs, the usual one first.
         layer_norm_epsilon: of every norm.
         patch_bias: whether the projection of patches has a bias.
-        class_token: whether a learned token stands in front of the patches.
+        class_token: whether a learned token precedes the patches.
         registers: whether there may be register tokens behind it.
-        input_norm: whether a norm stands before the blocks.
+        input_norm: whether a norm precedes the blocks.
         key_bias: whether the keys have a bias.
         layer_scale: whether the branches of blocks are scaled.
         may_lack_norm: whether there are weights without a final norm.
