@@ -173,6 +173,9 @@ def check_parts(config: Any) -> None:
         VJEPABackbone.number_of_weights(**config.encoder.arguments)
     config.clip.make(frames_per_clip=config.encoder.num_frames)
     config.transform.make(crop_size=config.encoder.image_size)
+    config.images.make()
+    if config.images.data and not config.encoder.modalities:
+        raise ValueError("`modalities` must be True with `image_data`. Received: False")
 
 
 def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
@@ -189,6 +192,9 @@ def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:
     with config.mask.renaming():
         for kind in kinds:
             kind.check_grid(grid)
+    if config.images.data:
+        with config.images.renaming():
+            config.images.make().mask().check_grid((1, *grid[1:]))
     for name in BUDGETS:
         budgets = getattr(config.sampler, name)
         for budget in budgets or ():

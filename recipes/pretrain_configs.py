@@ -32,10 +32,10 @@ def vith16_384() -> PretrainConfig:
 
 
 def vjepa21_gigantic() -> PretrainConfig:
-    """Train V-JEPA 2.1's ViT-G/16 by its published first stage, of videos alone: 256 GPUs there.
+    """Train V-JEPA 2.1's ViT-G/16 by its published first stage: 256 GPUs there.
 
-    The published run reads images on half of the devices; here all read videos. Its batch of videos
-    is 3,072 clips, and its learning rate stays at its peak (vjepa21 §4).
+    Give it images by `--image_data`, which the published run reads on half of the devices. A step
+    there has 3,072 clips and 4,608 images, and the learning rate stays at its peak (vjepa21 §4).
     """
     return replace(
         vitl16(),
@@ -48,6 +48,7 @@ def vjepa21_gigantic() -> PretrainConfig:
         position_reach=15,
         level_layers=(11, 23, 37, 47),
         modalities=True,
+        image_batch_size=4608,
         predictor_num_layers=24,
         predictor_num_heads=12,
         predictor_num_mask_tokens=8,
@@ -71,7 +72,7 @@ def vjepa21_gigantic() -> PretrainConfig:
 
 
 def vjepa21_giant() -> PretrainConfig:
-    """Train V-JEPA 2.1's ViT-g/16 by its published first stage, of videos alone: 128 GPUs there."""
+    """Train V-JEPA 2.1's ViT-g/16 by its published first stage: 128 GPUs there."""
     return replace(
         vjepa21_gigantic(),
         hidden_dim=1408,

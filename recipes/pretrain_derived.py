@@ -21,6 +21,7 @@ from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.mask_sampler import counts_after_truncation, mean_counts
 from keras_vjepa.data.batches.named_masks import MASK_SETS, mask_kinds
 from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.batches.videos_and_images import VideosAndImages
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.digit_scene import SCENES
 from keras_vjepa.data.sources.listing import source_exists
@@ -41,8 +42,8 @@ from keras_vjepa.training.resumable import check_folder
 # Options that may change when a run goes on. In place of the paths of samples, the samples are
 # compared; in place of the batch that budgets are made for, the budgets.
 MAY_DIFFER = {
-    "data", "kind", "fps", "videos", "label_names", "path_column", "budget_batch_size",
-    "num_workers", "use_multiprocessing", "read_ahead",
+    "data", "image_data", "kind", "fps", "videos", "label_names", "path_column",
+    "budget_batch_size", "num_workers", "use_multiprocessing", "read_ahead",
     "max_bad_share", "max_file_seconds", "max_frame_pixels",
     "shard_parameters", "steps", "accumulation_steps", "remat",
     "monitor_every", "monitor_clips", "stop_on_collapse", "tensorboard", "callbacks",
@@ -122,12 +123,13 @@ def check_files(config: PretrainConfig, workdir: Path) -> None:
     """Check that data, presets and folder exist or can be made, without making anything."""
     check_folder(workdir)
     # A finished run needs no videos, so that data that it names may be gone.
-    known = (read_result(workdir / "config.json") or {}).get("data")
-    if config.data not in {known, *SETS, *SCENES} and not source_exists(config.data):
-        raise FileNotFoundError(
-            f"`data` must be a folder, a list, shards or one of {', '.join([*SETS, *SCENES])}. "
-            f"Received: {config.data}"
-        )
+    known = read_result(workdir / "config.json") or {}
+    for name, data in (("data", config.data), ("image_data", config.images.data)):
+        if data not in {known.get(name, ""), *SETS, *SCENES} and not source_exists(data):
+            raise FileNotFoundError(
+                f"`{name}` must be a folder, a list, shards or one of "
+                f"{', '.join([*SETS, *SCENES])}. Received: {data}"
+            )
     for name in ("start_from", "teacher"):
         if getattr(config, name):
             check_preset(getattr(config, name), name)
@@ -151,13 +153,19 @@ def check_budgets(config: PretrainConfig, original: PretrainConfig) -> None:
 
 
 def introduction(
-    config: PretrainConfig, pretrainer: VJEPAPretrainer, batches: ClipBatches, devices: DataParallel
+    config: PretrainConfig,
+    pretrainer: VJEPAPretrainer,
+    batches: ClipBatches | VideosAndImages,
+    devices: DataParallel,
 ) -> str:
     """Say what a run is about to do, and point out what users may not expect."""
+    mixed = batches if isinstance(batches, VideosAndImages) else None
+    videos = batches if mixed is None else mixed.videos
     lines = [
         f"Encoder of {pretrainer.encoder.count_params():,} parameters, predictor of "
-        f"{pretrainer.predictor.count_params():,}; {counted(len(batches.samples), 'video')}, "
-        f"{counted(config.run.steps, 'step')} of {counted(batches.batch_size, 'clip')}; {devices}",
+        f"{pretrainer.predictor.count_params():,}; {counted(len(videos.samples), 'video')}, "
+        f"{counted(config.run.steps, 'step')} of {counted(videos.batch_size, 'clip')}; {devices}",
+        mixed.in_words() if mixed else None,
         masks_in_words(config.masks, make_masks(config, pretrainer.encoder.grid_shape)),
         batch_in_words(config),
     ]

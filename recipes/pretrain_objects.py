@@ -7,7 +7,8 @@ import keras
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.backend.distribution import ALONE, DataParallel
-from keras_vjepa.data import ClipBatches, MaskSampler, Sample
+from keras_vjepa.configuration import values
+from keras_vjepa.data import ClipBatches, MaskSampler, Sample, VideosAndImages
 from keras_vjepa.data.batches.mask_budgets import are_exact
 from keras_vjepa.data.batches.named_masks import mask_kinds
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
@@ -27,35 +28,38 @@ def make_masks(config: PretrainConfig, grid_shape: tuple[int, int, int]) -> Mask
     return config.sampler.make(masks=kinds, grid=grid_shape, seed=config.seed)
 
 
-def make_samples(config: PretrainConfig) -> list[Sample]:
-    """List the samples to train on."""
-    source: str | Path = config.data
-    if config.data in SETS:
-        source = prepare_digit_motion(config=SETS[config.data]).train
-    elif config.data in SCENES:
-        source = prepare_digit_scenes(config=SCENES[config.data]).train
+def make_samples(config: PretrainConfig, option: str = "data") -> list[Sample]:
+    """List the samples to train on, which an option names."""
+    data = values(config)[option]
+    source: str | Path = data
+    if data in SETS:
+        source = prepare_digit_motion(config=SETS[data]).train
+    elif data in SCENES:
+        source = prepare_digit_scenes(config=SCENES[data]).train
     try:
         return config.source.make(source=source, label_column="")
     except FileNotFoundError as error:
-        raise FileNotFoundError(str(error).replace("`source`", "`data`")) from error
+        raise FileNotFoundError(str(error).replace("`source`", f"`{option}`")) from error
     except ValueError as error:
-        raise ValueError(str(error).replace("`source`", "`data`")) from error
+        raise ValueError(str(error).replace("`source`", f"`{option}`")) from error
 
 
 def samples_if_there(config: PretrainConfig) -> list[Sample]:
     """List the samples of a run; none for a built-in set, or if they cannot be read any more."""
     if config.data not in {*SETS, *SCENES}:
         with suppress(OSError, ValueError):
-            return make_samples(config)
+            images = make_samples(config, "image_data") if config.images.data else []
+            return [*make_samples(config), *images]
     return []
 
 
 def make_batches(
     config: PretrainConfig, grid_shape: tuple[int, int, int], parallel: DataParallel = ALONE
-) -> ClipBatches:
+) -> ClipBatches | VideosAndImages:
     """Make the training batches; each process makes its own slice of every batch."""
-    parallel.check_batch_size(config.batches.batch_size, config.accumulation_steps)
-    batches = config.batches.make(
+    if not config.images.data:
+        parallel.check_batch_size(config.batches.batch_size, config.accumulation_steps)
+    videos = config.batches.make(
         samples=make_samples(config),
         transform=config.transform.make(crop_size=config.encoder.image_size),
         masks=make_masks(config, grid_shape),
@@ -63,7 +67,10 @@ def make_batches(
         limits=config.limits.make(),
         seed=config.seed,
     )
-    return parallel.share(batches)
+    if not config.images.data:
+        return parallel.share(videos)
+    mixed = config.images.make().beside(videos, make_samples(config, "image_data"))
+    return parallel.share_of_kinds(mixed, config.accumulation_steps)
 
 
 # --- Model ---------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from keras_vjepa.data import (
     list_samples,
 )
 from keras_vjepa.data.batches.named_masks import MASKS
+from keras_vjepa.data.batches.videos_and_images import ImageSettings
 from keras_vjepa.layers.dense import INITIALIZER_STDDEV
 from keras_vjepa.monitoring import Monitor
 from keras_vjepa.pretraining_check import check_fields
@@ -48,6 +49,7 @@ class PretrainConfig:
             9, "masking": short range, long range).
         mask_sets: sets of masks for each clip, of a kind without blocks; by default two of
             random_tube (§4.4) and one of random_tokens.
+        images: images that are mixed with the videos, as V-JEPA 2.1 has it.
         sampler: budgets follow from the grid and the masks, not the batch (official-behaviour §6).
             With batch_min, which is exactly the reference, every batch has a shape of its own.
         encoder: the encoder (App. C).
@@ -118,6 +120,7 @@ class PretrainConfig:
         },
     )
     mask_sets: int | None = None
+    images: Part = Part(ImageSettings, prefix="image_")
     sampler: Part = Part(
         MaskSampler,
         supplied=("masks", "grid", "seed"),

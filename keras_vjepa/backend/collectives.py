@@ -144,22 +144,41 @@ def loss_share(loss: Tensor) -> Tensor:
     return loss / replicas_in_sync()
 
 
-def average_gradients(gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Average gradients over torch's processes; on the other engines, return them as they are.
+def average_gradients(weights: Sequence[Any]) -> Sequence[Tensor | None]:
+    """Return the gradients of torch's weights, averaged over the processes.
 
     A training step calls this before the optimizer sees the gradients. So the optimizer clips by
     the norm of the whole batch's gradient, and all processes make the same step, whatever the
-    optimizer is.
+    optimizer is. A weight that the loss of one process does not depend on, such as the tokenizer of
+    images where it reads videos, has a gradient of zeros there if another process reaches it.
+
+    Args:
+        weights: torch's tensors, each with its `grad`, or None for one that is not reached.
     """
+    own = [weight.grad for weight in weights]
     processes = joined_torch_processes()
     if processes is None:
-        return gradients
-    there = [gradient for gradient in gradients if gradient is not None]
-    waiting = [processes.all_reduce(gradient, async_op=True) for gradient in there]
-    for gradient, work in zip(there, waiting, strict=True):
+        return own
+    reached = _flags(tuple(gradient is not None for gradient in own), weights[0].device).clone()
+    gradients = [
+        ops.zeros_like(weight) if gradient is None else gradient
+        for weight, gradient in zip(weights, own, strict=True)
+    ]
+    waiting = [processes.all_reduce(one, async_op=True) for one in (reached, *gradients)]
+    for work in waiting:
         work.wait()
+    for gradient in gradients:
         gradient.div_(processes.get_world_size())
-    return gradients
+    if all(gradient is not None for gradient in own):
+        return gradients
+    # Only here the host waits for the device: in models of which a step reaches a part.
+    return [g if count else None for g, count in zip(gradients, reached.tolist(), strict=True)]
+
+
+@functools.cache
+def _flags(values: tuple[bool, ...], device: Any) -> Tensor:
+    """Return 1 and 0 on a device, which are copied there only once."""
+    return ops.cast(ops.convert_to_tensor(values, "bool"), "float32").to(device)
 
 
 def sum_over_replicas(gradients: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -95,10 +95,32 @@ class DataParallel:
             )
 
     def share(self, batches: BatchesT) -> BatchesT:
-        """Return the same `IndexedBatches`, of which this process makes only its slice."""
+        """Return the same batches by step, of which this process makes only its slice."""
         return dataclasses.replace(
             batches, process_index=self.process_index, process_count=self.process_count
         )
+
+    def share_of_kinds(self, batches: BatchesT, accumulation_steps: int = 1) -> BatchesT:
+        """Return `VideosAndImages` of which this process makes its slice, or one kind alone.
+
+        Raises:
+            ValueError: if the processes or devices do not divide a batch, and on TensorFlow with
+                several devices.
+        """
+        if self.device_count > 1 and keras.config.backend() == "tensorflow":
+            raise ValueError(
+                "`image_data` must be left out on TensorFlow with several devices, whose program "
+                f"knows one size of clips. Received: {self.device_count} devices"
+            )
+        apart = self.process_count > 1 and keras.config.backend() == "torch"
+        images = batches.image_processes(self.process_count) if apart else 0
+        for name, one, others in (
+            ("batch_size", batches.videos, images),
+            ("image_batch_size", batches.images, self.process_count - images if apart else 0),
+        ):
+            own = dataclasses.replace(self, device_count=self.device_count - others)
+            own.check_batch_size(one.batch_size, accumulation_steps, name)
+        return self.share(dataclasses.replace(batches, apart=apart))
 
     def feed(self, batches: Iterator[Batch]) -> Any:
         """Turn this process's batches into what `fit` takes.

@@ -308,7 +308,7 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
                 labelled.append(outputs)
     with torch.no_grad():
         # Keras' own step would wait for the device here, to read the loss.
-        gradients = collectives.average_gradients([weight.grad for weight in weights])
+        gradients = collectives.average_gradients(weights)
         with _observed_update(model.optimizer) as norms:
             model.optimizer.apply(gradients, variables)
         if num_parts > 1:

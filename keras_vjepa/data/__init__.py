@@ -11,6 +11,7 @@ from keras_vjepa.data.batches.mask_kinds import (
 )
 from keras_vjepa.data.batches.mask_sampler import MaskSampler, mean_counts, paper_masks
 from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.batches.videos_and_images import VideosAndImages
 from keras_vjepa.data.reading.limits import ReadingLimits
 from keras_vjepa.data.sources.listing import list_samples
 from keras_vjepa.data.sources.samples import Sample
@@ -40,6 +41,7 @@ __all__ = [
     "ReadingLimits",
     "Sample",
     "VideoProbeTransform",
+    "VideosAndImages",
     "center_view",
     "from_directory",
     "list_samples",

@@ -12,6 +12,7 @@ from keras_vjepa import files
 from keras_vjepa.configuration import values
 from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.pretraining import ClipBatches
+from keras_vjepa.data.batches.videos_and_images import VideosAndImages
 from keras_vjepa.monitoring.epoch_log import FILE_NAME as EPOCHS
 from keras_vjepa.monitoring.epoch_log import EpochLog
 from keras_vjepa.monitoring.given_callbacks import given_callbacks
@@ -32,7 +33,7 @@ SHOWN = 4
 
 
 def callbacks_of_a_run(
-    config: Any, batches: ClipBatches, grid: Grid, workdir: Path, is_first: bool
+    config: Any, batches: ClipBatches | VideosAndImages, grid: Grid, workdir: Path, is_first: bool
 ) -> list[keras.callbacks.Callback]:
     """Make the callbacks of a run.
 
@@ -98,16 +99,18 @@ def _writers(
     return {name: [functools.partial(board.write, name)] for name in names}
 
 
-def watched_clips(config: Any, batches: ClipBatches) -> HeldOut | None:
+def watched_clips(config: Any, batches: ClipBatches | VideosAndImages) -> HeldOut | None:
     """Read the clips that the monitor of a run looks at, which are always the same.
 
     Args:
         config: config of the pretraining recipe.
-        batches: batches of the training.
+        batches: batches of the training; of those with images, the videos are taken.
 
     Returns:
         The clips; None if there are too few videos.
     """
+    if isinstance(batches, VideosAndImages):
+        batches = batches.videos
     return held_out_of(config.data, batches, max(config.monitor_clips // VIEWS, 2))
 
 

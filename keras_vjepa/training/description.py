@@ -30,6 +30,7 @@ _NOT_DESCRIBED = {
     "limits",
     "process_index",
     "process_count",
+    "apart",
 }
 
 # For an argument that older runs did not have, the value that corresponds to what they did.
@@ -162,6 +163,10 @@ def _settings_of(batches: Batches) -> dict[str, Any]:
     for field in dataclasses.fields(batches):
         if field.init and field.name not in _NOT_DESCRIBED:
             value = getattr(batches, field.name)
+            if hasattr(value, "samples"):  # batches that are mixed with others
+                own = _settings_of(value)
+                found |= {f"batches.{field.name}{k.removeprefix('batches')}": own[k] for k in own}
+                continue
             plain = value is None or isinstance(value, bool | int | float | str)
             if not plain and not dataclasses.is_dataclass(value) and not isinstance(value, tuple):
                 value = getattr(value, "__qualname__", type(value).__qualname__)
