@@ -24,6 +24,7 @@ COMMANDS = {
     "decode": "keras_vjepa.tools.decode",
     "knn": "keras_vjepa.tools.neighbors",
     "probe-table": "keras_vjepa.tools.probe_table",
+    "dense-probe": "keras_vjepa.tools.dense_probe",
     "supervised": "keras_vjepa.recipes.supervised",
     "check-videos": "keras_vjepa.tools.check_videos",
     "transcode": "keras_vjepa.tools.transcode",

@@ -24,6 +24,7 @@ COMMANDS = {
     "bench-finetune": ([], "bench_step"),
     "detect": (["--preset", "here"], "check_preset"),
     "detect-table": (["out", "--preset", "here"], "check_preset"),
+    "dense-probe": (["here"], "check_preset"),
     "decode": (
         ["sample", "here", "--preset", "here", "--decoder", "here", "--output", "out.png"],
         "check_preset",

@@ -3,7 +3,7 @@
 import pytest
 
 from keras_vjepa.recipes import decode, detect, finetune, pretrain, probe, probe_table, supervised
-from keras_vjepa.tools import detect_table, finetune_table, sweep
+from keras_vjepa.tools import dense_probe, detect_table, finetune_table, sweep
 from keras_vjepa.tools import probe_table as table_of_several
 from tests.support import lock_holder
 
@@ -22,6 +22,7 @@ COMMANDS = [
     (decode, "make_samples", "--workdir"),
     (finetune_table, "SeedTable", ""),
     (detect_table, "SeedTable", ""),
+    (dense_probe, "run", "--output"),
 ]
 
 
@@ -32,6 +33,7 @@ TO_REPLACE = {
     decode: ["check_decode_files"],
     finetune_table: ["check_preset"],
     detect_table: ["check_preset"],
+    dense_probe: ["check_preset"],
 }
 
 
@@ -45,6 +47,7 @@ def message_of(command, option, workdir):
         sweep: ["--vary", "learning_rate", "1e-3"],
         finetune_table: ["--preset", "here"],
         detect_table: ["--preset", "here"],
+        dense_probe: ["here"],
         table_of_several: ["--presets", "untrained"],
     }
     varied = further.get(command, [])

@@ -200,17 +200,63 @@ def render_digit_motion(
     >>> video.frames.shape, video.digit, MOTIONS[video.motion]
     ((72, 64, 64, 3), 7, 'shake vertically')
     """
+    scene = _drawn(split, index, config or DigitMotionConfig())
+    config, alpha, path = scene.config, scene.alpha, scene.path
+    frames = _paste(scene.background, alpha, scene.colour, path)
+    frames = with_noise(frames, config.noise, scene.rng)[:: config.frame_step]
+    return DigitMotionVideo(_shrink(frames, config.shrink), scene.digit, scene.motion)
+
+
+def render_digit_masks(
+    split: Split, index: int, config: DigitMotionConfig | None = None
+) -> npt.NDArray[np.bool_]:
+    """Say which pixels of a video of `render_digit_motion` show more of the digit than not.
+
+    Args:
+        split: as in `render_digit_motion`, like the other arguments.
+
+    Returns:
+        As many frames, rows and columns as the video has.
+
+    Raises:
+        ValueError: as `render_digit_motion`.
+
+    Example:
+
+    >>> render_digit_masks("train", 7).shape
+    (72, 64, 64)
+    """
+    scene = _drawn(split, index, config or DigitMotionConfig())
+    config = scene.config
+    black, white = np.zeros_like(scene.background), np.full(3, 255)
+    frames = _paste(black, scene.alpha, white, scene.path)[:: config.frame_step]
+    return np.asarray(_shrink(frames, config.shrink)[..., 0] >= 128)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Holds what is drawn for a video before its frames are made; `rng` draws the noise next."""
+
+    config: DigitMotionConfig
+    digit: int
+    motion: int
+    alpha: Integers
+    colour: Integers
+    background: Integers
+    path: Integers
+    rng: np.random.Generator
+
+
+def _drawn(split: Split, index: int, config: DigitMotionConfig) -> _Scene:
     if split not in ("train", "test"):
         raise ValueError(f'`split` must be "train" or "test". Received: {split!r}')
     if index < 0:
         raise ValueError(f"`index` must be at least 0. Received: {index}")
-    config = config or DigitMotionConfig()
     rng = np.random.default_rng([config.seed, ("train", "test").index(split), index])
     motion = index % len(MOTIONS)
     images, labels = digit_images()
     bounds = (0, NUM_TRAINING_IMAGES) if split == "train" else (NUM_TRAINING_IMAGES, len(images))
     chosen = int(rng.integers(*bounds))
-    digit, image = int(labels[chosen]), images[chosen]
 
     colour = rng.integers(128, 256, size=3)
     cells = (BACKGROUND_CELLS, BACKGROUND_CELLS, 3)
@@ -221,9 +267,8 @@ def render_digit_motion(
     # tells the motion, whatever its path.
     start = rng.integers(config.canvas_size, size=2)
     path = start + displacements(motion, config.num_frames, phase=int(rng.integers(CIRCLE_PERIOD)))
-    frames = _paste(background, enlarged(image[..., None] * 16, config.digit_size), colour, path)
-    frames = with_noise(frames, config.noise, rng)[:: config.frame_step]
-    return DigitMotionVideo(_shrink(frames, config.shrink), digit, motion)
+    alpha = enlarged(images[chosen][..., None] * 16, config.digit_size)
+    return _Scene(config, int(labels[chosen]), motion, alpha, colour, background, path, rng)
 
 
 @functools.cache
