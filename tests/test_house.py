@@ -741,6 +741,7 @@ PUBLIC: dict[str, set[str]] = {
         "ReadingLimits",
         "Sample",
         "VideoProbeTransform",
+        "VideosAndImages",
         "center_view",
         "from_directory",
         "list_samples",

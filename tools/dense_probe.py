@@ -81,14 +81,14 @@ def main(arguments: Sequence[str] | None = None, program: str = "dense_probe.py"
     parser.add_argument("--epochs", type=int, default=20, help="passes over the videos")
     parser.add_argument("--learning-rate", type=float, default=1e-2, help="of AdamW, at the start")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the linear layer")
-    parser.add_argument("--output", type=Path, help="folder of the table and all numbers")
+    parser.add_argument("--output", type=Path, help="folder of the table [no folder]")
     options = parser.parse_all(arguments)
     with parser.refusing():
         for seed in options.seeds:
             check_whole(0, MOST_SEED, seeds=seed)
         check_whole(1, num_videos=options.num_videos, num_test_videos=options.num_test_videos)
         check_whole(1, epochs=options.epochs)
-        check_number("(0, inf)", learning_rate=options.learning_rate)
+        check_number("[0, inf)", learning_rate=options.learning_rate)
         if options.output is not None:
             check_folder(options.output, "--output")
         for preset in options.presets:

@@ -120,7 +120,7 @@ def dense_probe(
         FloatingPointError: if the loss is not finite.
     """
     check_whole(1, epochs=epochs, batch_size=batch_size)
-    check_number("(0, inf)", learning_rate=learning_rate)
+    check_number("[0, inf)", learning_rate=learning_rate)
     keras.utils.set_random_seed(seed)
     axes = tuple(range(train.features.ndim - 1))
     mean, deviation = train.features.mean(axes), train.features.std(axes) + 1e-6
