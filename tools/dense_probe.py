@@ -10,7 +10,6 @@ share of pixels that are right. `--output` names a folder that gets the table an
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,15 @@ def measure(preset: str, options: Any) -> list[dict[str, float]]:
     backbone = VJEPABackbone.from_preset(preset)
     backbone.trainable = False
     pixels = VJEPAVideoPreprocessor.from_preset(preset)
-    samples = [
-        digit_samples(
-            *(backbone, split, count, SETS[options.data]),
-            *(pixels.mean, pixels.std, options.layers),
-        )
-        for split, count in (("train", options.num_videos), ("test", options.num_test_videos))
+    of_preset = pixels.mean, pixels.std, options.layers
+    config = SETS[options.data]
+    train = digit_samples(backbone, "train", options.num_videos, config, *of_preset)
+    test = digit_samples(backbone, "test", options.num_test_videos, config, *of_preset)
+    rate = options.learning_rate
+    return [
+        dense_probe(train, test, options.epochs, learning_rate=rate, seed=seed)
+        for seed in options.seeds
     ]
-    given = {"epochs": options.epochs, "learning_rate": options.learning_rate}
-    return [dense_probe(*samples, seed=seed, **given) for seed in options.seeds]
 
 
 def table_of(numbers: dict[str, list[dict[str, float]]]) -> str:
@@ -70,7 +69,7 @@ def run(options: Any) -> str:
     return table_of(numbers)
 
 
-def main(arguments: Sequence[str] | None = None, program: str = "dense_probe.py") -> None:
+def main(arguments: list[str] | None = None, program: str = "dense_probe.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("presets", nargs="+", metavar="preset", help="of the encoders")

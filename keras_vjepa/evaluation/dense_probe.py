@@ -193,7 +193,7 @@ def _pixels(
 ) -> NDArray[np.float32]:
     how = cv2.INTER_AREA if size[0] < frames.shape[1] else cv2.INTER_LINEAR
     resized = _resized(frames, size, how).astype("float32") / 255
-    return np.asarray((resized - np.float32(mean)) / np.float32(std), "float32")
+    return np.asarray((resized - np.array(mean)) / np.array(std), "float32")
 
 
 def _resized(

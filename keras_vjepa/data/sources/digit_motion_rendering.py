@@ -230,7 +230,7 @@ def render_digit_masks(
     config = scene.config
     black, white = np.zeros_like(scene.background), np.full(3, 255)
     frames = _paste(black, scene.alpha, white, scene.path)[:: config.frame_step]
-    return np.asarray(_shrink(frames, config.shrink)[..., 0] >= 128)
+    return np.asarray(_shrink(frames.astype(np.uint8), config.shrink)[..., 0] >= 128)
 
 
 @dataclass(frozen=True)
