@@ -145,11 +145,9 @@ class FrozenProbe:
         steps = settings.epochs * math.ceil(num_samples / settings.batch_size)
         self.sweep.restart(seed, steps)
         if self.parallel.is_first:
-            print(
-                f"Training {len(self.sweep.probes)} probes side by side: {steps:,} steps.",
-                file=sys.stderr,
-                flush=True,
-            )
+            count = len(self.sweep.probes)
+            which = "1 probe" if count == 1 else f"{count} probes side by side"
+            print(f"Training {which}: {steps:,} steps.", file=sys.stderr, flush=True)
         if checkpoints is None or settings.keeps_features:
             self.sweep.train_on(batches, 0, steps, self.parallel)
         else:

@@ -315,7 +315,7 @@ class _Transfer:
         kept = "nothing was kept"
         if num_bytes:
             share = amount(num_bytes) + (f" of {amount(total)}" if total else "")
-            kept = f"{share} are kept in {self._unfinished}, and the next try goes on there"
+            kept = f"{share} are kept in {self._unfinished}, and the next attempt continues there"
         else:
             self._remove()
         return TransferError(f"{self._address} cannot be downloaded, and {kept}: {reason}")

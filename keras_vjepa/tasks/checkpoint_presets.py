@@ -86,7 +86,7 @@ def model_at(run: Path, step: int | None = None) -> tuple[Any, Checkpoint]:
     else:
         raise ValueError(
             f"`run` must hold {kept_model.FILE_NAME}, which says what its checkpoints are of. "
-            f"Received: {run}, of an earlier version; go on with it, and it is written"
+            f"Received: {run}, of an earlier version; continue the run, and it is written"
         )
     restore_weights(model, checkpoint.arrays)
     return model, checkpoint
@@ -107,11 +107,18 @@ class PresetsOfCheckpoints:
             argument: the argument that the user gave the name for; used in messages.
 
         Raises:
-            FileNotFoundError: if the name means a checkpoint that is not there, or is the folder of
-                a run that has no presets yet.
+            FileNotFoundError: if the name means a checkpoint that is not there, the folder of a run
+                that has no presets yet, or the preset of a run that has not ended.
         """
         run, step = run_and_step(name)
         if not run.is_dir():
+            of_its_end = run.parent if run.name == "preset" else run
+            if steps := Checkpoints(of_its_end / CHECKPOINTS).steps():
+                raise FileNotFoundError(
+                    f"`{argument}` must be the folder of a preset. Received: {name}, which a run "
+                    f"writes at its end; {of_its_end}{AT_STEP}{LAST} is its last checkpoint, of "
+                    f"step {steps[-1]:,}"
+                )
             return False
         steps = Checkpoints(run / CHECKPOINTS).steps()
         if AT_STEP not in name or run == Path(name).expanduser():

@@ -85,7 +85,7 @@ def _read(workdir: Path) -> Hashes | None:
         hashes = np.zeros(0)
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != HASH_BYTES:
         _LOG.warning(
-            "Damaged, so that nobody can tell whether the files have changed: %s",
+            "It is not known whether the files have changed, because this record is damaged: %s",
             path,
         )
         return None
@@ -95,7 +95,7 @@ def _read(workdir: Path) -> Hashes | None:
 def _check(workdir: Path, samples: Sequence[Named], known: Hashes, found: Hashes) -> None:
     remedy = (
         "Put them back, take another --workdir, or remove "
-        f"{workdir / _FILE} to go on with the files as they are."
+        f"{workdir / _FILE} to continue with the files as they are."
     )
     if len(known) != len(found):
         raise ValueError(

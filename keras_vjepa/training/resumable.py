@@ -212,7 +212,7 @@ def _train(
                 signals.exit("The first process has saved and left.")
             raise
         if signals.received:
-            signals.exit("Training is done; the same command goes on with what follows it.")
+            signals.exit("Training is done; repeat the command to continue with what follows.")
     return log.losses
 
 
@@ -286,7 +286,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         if stop and step < self.log.steps:
             self.checkpoints.wait()
             saved = max(self.checkpoints.steps(), default=0)
-            self.signals.exit(f"Step {saved} is saved; the same command goes on from there.")
+            self.signals.exit(f"Step {saved} is saved; repeat the command to continue.")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.checkpoints.wait()

@@ -30,7 +30,7 @@ class StopSignals:
         signal.signal(number, signal.SIG_DFL)
         self.received = signal.Signals(number).name
         if not self.deferred:
-            self.exit("The same command goes on from the last checkpoint.")
+            self.exit("Repeat the command to continue from the last checkpoint.")
 
     def exit(self, what_now: str) -> None:
         """Print which signal stopped the run and what to do now, and raise SystemExit."""

@@ -74,6 +74,7 @@ def test_a_preset_outlives_its_checkpoint(run):
     [
         ("run@3", "`encoder` must be RUN@STEP .* of .*run there are those of 2, 4. Received: .*@3"),
         ("run", "run without one; .*run@last is its last checkpoint, of step 4"),
+        ("run/preset", "a run writes at its end; .*run@last is its last checkpoint, of step 4"),
         ("other@3", "`encoder` must be the folder of a preset. Received: .*other@3"),
     ],
 )
@@ -105,7 +106,7 @@ def test_the_command(run, tmp_path, capsys):
 def test_a_run_of_before_is_known_by_the_preset_that_it_left(run):
     folder, pretrainer = run
     (folder / "model.json").unlink()
-    with pytest.raises(ValueError, match="must hold model.json.*go on with it"):
+    with pytest.raises(ValueError, match="must hold model.json.*continue the run"):
         model_at(folder)
     pretrainer.save_to_preset(folder / "preset")
     assert_equal(model_at(folder, 2)[0].predictor, pretrainer.predictor, less=4)

@@ -44,7 +44,7 @@ def test_a_replaced_file_is_refused_and_named(samples, workdir):
         [line] = str(error.value).splitlines()
         assert f"{workdir} holds a run whose data has changed since it began" in line
         assert f"Received: other content in 1 of 3 files, {samples[1].path} among them." in line
-        assert f"remove {workdir / 'input_files.npz'} to go on" in line
+        assert f"remove {workdir / 'input_files.npz'} to continue" in line
 
 
 def test_what_the_message_advises_works(samples, workdir, caplog):
@@ -110,7 +110,7 @@ def test_a_damaged_record_is_named_and_made_anew(damage, samples, workdir, caplo
     damage(record)
     keep_input_files(workdir, samples, goes_on=True)
     messages = caplog.messages
-    assert messages[0].startswith("Damaged, so that nobody") and str(record) in messages[0]
+    assert messages[0].startswith("It is not known whether") and str(record) in messages[0]
     assert "is written now" in messages[1]
     replace_by_another(samples[1].path)
     with pytest.raises(ValueError, match="whose data has changed since it began"):
