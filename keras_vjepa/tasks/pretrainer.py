@@ -73,12 +73,14 @@ class VJEPAPretrainer(
 ):
     """Trains an encoder and a predictor against a moving-average target encoder (§3.1, App. B).
 
-    Compile it with an optimizer (no loss) and call `fit` on batches as described at the top of
-    this module. The target encoder starts as a copy of the encoder and follows it after every
-    optimizer step, inside the compiled step.
+    Compile it with an optimizer (no loss), and call `fit` with batches, such as those of
+    `keras_vjepa.data.ClipBatches`. A batch is a dictionary of `videos`, float32 `(batch, frames,
+    height, width, channels)`, and, for each kind of mask i, of `context_indices_i` and
+    `target_indices_i`, int32 `(batch, tokens)`, in which -1 is padding. The target encoder starts
+    as a copy of the encoder and follows it after every optimizer step, inside the compiled step.
 
     Args:
-        encoder: the x-encoder.
+        encoder: the encoder that is trained.
         predictor: its `encoder_dim` must be the encoder's `hidden_dim`.
         momentum: schedule of the moving average, or a float. It counts batches, as the optimizer's
             schedules do.
