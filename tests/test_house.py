@@ -838,6 +838,7 @@ PUBLIC: dict[str, set[str]] = {
         "patch_colours",
         "patch_features",
         "patch_similarity",
+        "prediction_changes",
         "prediction_errors",
         "probe_attention",
         "read_watched",

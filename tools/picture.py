@@ -10,7 +10,8 @@
 The ending of the output determines the format: .mp4 (needs PyAV) and .gif show all frames at the
 rate of the video, with the input at the left; .png and .jpg show eight frames with their times. If
 a preset has a probe, attention is that of the probe's query unless `--layer` or `--patch` is given.
-Surprise is the error of a pretrained model's predictor; its mean is printed for each clip.
+Surprise is where the video changes into what its past does not tell a pretrained model's predictor;
+with `--known past` or `--known around`, it is the predictor's error, whose mean is printed too.
 """
 
 import sys
@@ -38,6 +39,8 @@ from keras_vjepa.pictures import (
     patch_colours,
     patch_features,
     patch_similarity,
+    prediction_changes,
+    prediction_errors,
     read_watched,
     surprise,
     token_states,
@@ -49,7 +52,6 @@ from keras_vjepa.pictures.features import grid_of
 from keras_vjepa.pictures.loading import Pictured, load_pictured
 from keras_vjepa.pictures.masks import hidden_share, hide
 from keras_vjepa.pictures.neighbors import neighbor_sheet
-from keras_vjepa.pictures.surprise import prediction_errors
 from keras_vjepa.pictures.videos import whole_frame_size
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.pretrain_objects import make_masks
@@ -110,21 +112,31 @@ def draw_attention(options: Namespace, model: Pictured, video: WatchedVideo) -> 
 
 
 def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
-    """Draw where the predictor errs, and print how much."""
-    errors = prediction_errors(model.pretrainer, video, options.known, *model.colour)
-    for clip, (value, of_clip) in enumerate(zip(surprise(errors), errors, strict=True)):
+    """Draw where the predictor errs or finds a change, and print how much."""
+    if options.known == "both_sides":
+        found = prediction_changes(model.pretrainer, video, *model.colour, options.seed)
+        numbers = [f"change {of_clip.max():.4f}" for of_clip in found]
+        words = "Change: what is before fits less well than what follows"
+    else:
+        found = prediction_errors(model.pretrainer, video, options.known, *model.colour)
+        numbers = [f"surprise {value:.4f}" for value in surprise(found)]
+        side = "was before" if options.known == "past" else "is around"
+        words = f"Error of predictions from what {side}"
+    for clip, (number, of_clip) in enumerate(zip(numbers, found, strict=True)):
         time, row, column = np.unravel_index(of_clip.argmax(), of_clip.shape)
         second = (options.start + video.frames_of_token(clip, int(time))[0]) / video.fps
         print(
-            f"clip {clip}: surprise {value:.4f}; most, {of_clip.max():.4f}, at {second:.2f} s in "
+            f"clip {clip}: {number}; most, {of_clip.max():.4f}, at {second:.2f} s in "
             f"row {row} and column {column} of {of_clip.shape[1]} x {of_clip.shape[2]}"
         )
-    drawn = heat(video.frames, video.of_frames(errors))
-    words = "from what was before" if options.known == "past" else "from what is around"
+    # Steps that fit what was before are not less than unchanged: nothing below 0 is drawn.
+    low = max(0.0, float(found.min()))
+    drawn = heat(video.frames, video.of_frames(found), low=low)
+    label = "change" if options.known == "both_sides" else "error"
     return [
         FrameRow("input", video.frames),
-        FrameRow("error", drawn),
-    ], f"Error of predictions {words}: dark {errors.min():.2f}, yellow {errors.max():.2f}"
+        FrameRow(label, drawn),
+    ], f"{words}: dark {low:.2f}, yellow {found.max():.2f}"
 
 
 def draw_masks(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
@@ -174,7 +186,7 @@ OWN = {
     "patch": ("attention", "similarity"),
     "known": ("surprise",),
     "mask": ("masks",),
-    "seed": ("masks",),
+    "seed": ("masks", "surprise"),
     "folder": ("neighbors",),
     "count": ("neighbors",),
 }
@@ -205,13 +217,14 @@ def parse(arguments: list[str] | None, program: str) -> tuple[Namespace, OneLine
         help="which patch attends, or is compared with all; from 0 [mean of all, or the middle]",
     )  # fmt: skip
     parser.add_argument(
-        "--known", choices=("past", "around"),
-        help="predict time steps from those before, or blocks from what is around [past]",
+        "--known", choices=("both_sides", "past", "around"),
+        help="predict half steps from those before and after, to find changes; or time steps from "
+        "those before, or blocks from what is around, to find errors [both_sides]",
     )  # fmt: skip
     parser.add_argument(
         "--mask", nargs="+", choices=MASKS, help="kinds of masks [the run's, else short and long]"
     )
-    parser.add_argument("--seed", type=int, help="of the masks that --mask names [0]")
+    parser.add_argument("--seed", type=int, help="of what is hidden at random [0]")
     parser.add_argument("--folder", type=Path, help="where neighbours are searched [the video's]")
     parser.add_argument("--count", type=int, help="neighbours [7]")
     options = parser.parse_all(arguments)
@@ -234,7 +247,7 @@ def check(options: Namespace) -> None:
     """
     options.output = check_picture_path(options.output, "output", options.kind != "neighbors")
     options.video = options.video.expanduser()
-    options.known = options.known or "past"
+    options.known = options.known or "both_sides"
     options.seed = 0 if options.seed is None else options.seed
     options.count = 7 if options.count is None else options.count
     check_whole(0, MOST_SEED, seed=options.seed)

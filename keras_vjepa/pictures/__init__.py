@@ -1,6 +1,7 @@
 """Draw pictures and videos of what a model sees, finds alike, attends to and does not expect."""
 
 from keras_vjepa.pictures.attention import encoder_attention, probe_attention
+from keras_vjepa.pictures.changes import prediction_changes
 from keras_vjepa.pictures.features import patch_colours, patch_features, patch_similarity
 from keras_vjepa.pictures.masks import TokenState, token_states
 from keras_vjepa.pictures.neighbors import nearest_videos
@@ -18,6 +19,7 @@ __all__ = [
     "patch_colours",
     "patch_features",
     "patch_similarity",
+    "prediction_changes",
     "prediction_errors",
     "probe_attention",
     "read_watched",
