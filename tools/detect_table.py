@@ -63,7 +63,9 @@ def configured(options: Any, untrained: bool, trained: bool, seed: int) -> Detec
         trainable_backbone=trained,
         epochs=options.epochs,
         warmup_epochs=min(1, options.epochs - 1),
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate if trained else options.frozen_learning_rate,
+        # A test after each epoch would cost as much as the training.
+        validate_every=options.epochs,
         seed=seed,
     )
     # Where there is nothing to keep, all layers have the same rate.
@@ -79,7 +81,8 @@ def run(options: Any) -> str:
             CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames
         )
         for seed in options.seeds:
-            for method, (untrained, trained) in METHODS.items():
+            for method in options.methods:
+                untrained, trained = METHODS[method]
                 folder = workdir / f"{method.replace(',', '')} {seed}"
                 config = configured(options, untrained, trained, seed)
                 scores = functools.cache(functools.partial(detect.run, config, folder, found))
@@ -96,8 +99,16 @@ def main(arguments: list[str] | None = None, program: str = "detect_table.py") -
     parser.add_argument("--preset", required=True, help="of the encoder")
     parser.add_argument("--data", choices=[*SCENES], default="digit_scene", help="built-in set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each number")
+    parser.add_argument(
+        "--methods", choices=[*METHODS], nargs="+", default=[*METHODS], help="columns to fill"
+    )
     parser.add_argument("--epochs", type=int, default=8, help="passes over the key frames")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="the highest rate")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, help="the highest, of a trained encoder"
+    )
+    parser.add_argument(
+        "--frozen-learning-rate", type=float, default=3e-2, help="the highest, of a layer alone"
+    )
     parser.add_argument("--num-key-frames", type=int, default=1200, help="to train on, at most")
     parser.add_argument("--num-test-key-frames", type=int, default=300, help="to test on, at most")
     options = parser.parse_all(arguments)
@@ -107,6 +118,7 @@ def main(arguments: list[str] | None = None, program: str = "detect_table.py") -
         check_whole(1, epochs=options.epochs, num_test_key_frames=options.num_test_key_frames)
         check_whole(1, num_key_frames=options.num_key_frames)
         check_number("[0, inf)", learning_rate=options.learning_rate)
+        check_number("[0, inf)", frozen_learning_rate=options.frozen_learning_rate)
         check_folder(options.workdir)
         check_preset(options.preset)
     try:

@@ -1,5 +1,6 @@
 """The table of detectors: every number once, and what is there stays."""
 
+import argparse
 import json
 
 import pytest
@@ -50,6 +51,21 @@ def test_a_small_table(folder, capsys):
         assert {kind: len(cell) for kind, cell in cells.items()} == {"true": 2, "detected": 2}
     assert (folder / "table" / "table.md").read_text() in said.out
     assert "| true |" in said.out and " (2) |" in said.out
+
+
+def test_rates_of_a_layer_alone_and_of_an_encoder(folder):
+    """A linear layer learns at a higher rate than an encoder, and a run is tested once."""
+    options = argparse.Namespace(
+        data="digit_scene", preset="p", epochs=3, learning_rate=1e-3, frozen_learning_rate=1e-2
+    )
+    made = {
+        method: detect_table.configured(options, *switches, seed=0)
+        for method, switches in detect_table.METHODS.items()
+    }
+    rates = {method: config.learning_rate for method, config in made.items()}
+    assert [*rates.values()] == [1e-2, 1e-2, 1e-3, 1e-3]
+    assert {config.validate_every for config in made.values()} == {3}
+    assert made["pretrained, fine-tuned"].layer_decay == 0.75
 
 
 @pytest.mark.data
