@@ -48,7 +48,7 @@ WITHOUT_NUMBERS = {"compare", "export", "export-checkpoint", "report", "upload",
 AS_OTHERS = {"knn", "find-batch"}
 
 _RATES = """learning_rate start_learning_rate final_learning_rate learning_rates start_weight_decay
-    final_weight_decay weight_decays""".split()
+    final_weight_decay weight_decays frozen_learning_rate""".split()
 _WEIGHTS = "variance_weight context_variance_weight context_covariance_weight".split()
 ACCEPTED = {
     # Zeros that leave something out, and seeds.
