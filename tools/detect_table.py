@@ -39,8 +39,6 @@ METHODS = {
     "untrained, fine-tuned": (True, True),
     "pretrained, fine-tuned": (False, True),
 }
-# Pretrained layers keep the more of what they have learnt, the lower they lie.
-_LAYER_DECAY = 0.75
 
 
 def shortened(found: DetectionSet, num_train: int, num_test: int) -> DetectionSet:
@@ -56,7 +54,7 @@ def shortened(found: DetectionSet, num_train: int, num_test: int) -> DetectionSe
 
 def configured(options: Any, untrained: bool, trained: bool, seed: int) -> DetectConfig:
     """Make the config of a detector of the table."""
-    config: DetectConfig = replace(
+    return replace(
         CONFIGS[options.data](),
         preset=options.preset,
         untrained=untrained,
@@ -64,12 +62,11 @@ def configured(options: Any, untrained: bool, trained: bool, seed: int) -> Detec
         epochs=options.epochs,
         warmup_epochs=min(1, options.epochs - 1),
         learning_rate=options.learning_rate if trained else options.frozen_learning_rate,
+        layer_decay=options.layer_decay if trained else None,
         # A test after each epoch would cost as much as the training.
         validate_every=options.epochs,
         seed=seed,
     )
-    # Where there is nothing to keep, all layers have the same rate.
-    return replace(config, layer_decay=_LAYER_DECAY) if trained and not untrained else config
 
 
 def run(options: Any) -> str:
@@ -104,7 +101,10 @@ def main(arguments: list[str] | None = None, program: str = "detect_table.py") -
     )
     parser.add_argument("--epochs", type=int, default=8, help="passes over the key frames")
     parser.add_argument(
-        "--learning-rate", type=float, default=1e-3, help="the highest, of a trained encoder"
+        "--learning-rate", type=float, default=1e-2, help="the highest, with a trained encoder"
+    )
+    parser.add_argument(
+        "--layer-decay", type=float, default=0.35, help="of the rates of a trained encoder's layers"
     )
     parser.add_argument(
         "--frozen-learning-rate", type=float, default=3e-2, help="the highest, of a layer alone"
@@ -119,6 +119,7 @@ def main(arguments: list[str] | None = None, program: str = "detect_table.py") -
         check_whole(1, num_key_frames=options.num_key_frames)
         check_number("[0, inf)", learning_rate=options.learning_rate)
         check_number("[0, inf)", frozen_learning_rate=options.frozen_learning_rate)
+        check_number("(0, 1]", layer_decay=options.layer_decay)
         check_folder(options.workdir)
         check_preset(options.preset)
     try:

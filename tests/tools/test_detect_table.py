@@ -56,8 +56,9 @@ def test_a_small_table(folder, capsys):
 def test_rates_of_a_layer_alone_and_of_an_encoder(folder):
     """A linear layer learns at a higher rate than an encoder, and a run is tested once."""
     options = argparse.Namespace(
-        data="digit_scene", preset="p", epochs=3, learning_rate=1e-3, frozen_learning_rate=1e-2
-    )
+        data="digit_scene", preset="p", epochs=3, learning_rate=1e-3, frozen_learning_rate=1e-2,
+        layer_decay=0.5,
+    )  # fmt: skip
     made = {
         method: detect_table.configured(options, *switches, seed=0)
         for method, switches in detect_table.METHODS.items()
@@ -65,7 +66,7 @@ def test_rates_of_a_layer_alone_and_of_an_encoder(folder):
     rates = {method: config.learning_rate for method, config in made.items()}
     assert [*rates.values()] == [1e-2, 1e-2, 1e-3, 1e-3]
     assert {config.validate_every for config in made.values()} == {3}
-    assert made["pretrained, fine-tuned"].layer_decay == 0.75
+    assert [config.layer_decay for config in made.values()] == [None, None, 0.5, 0.5]
 
 
 @pytest.mark.data
