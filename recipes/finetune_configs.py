@@ -223,8 +223,7 @@ def digit_motion() -> FineTuneConfig:
         data="digit_motion",
         temporal_stride=8,
         batch_size=32,
-        # Clips are not cropped, because the digit may be anywhere.
-        random_resize_scale=(1.0, 1.0),
+        random_resize_scale=(1.0, 1.0),  # clips are not cropped: the digit may be anywhere
         random_resize_aspect_ratio=(1.0, 1.0),
         learning_rate=8e-2,
         layer_decay=0.35,  # 4 layers need a steeper fall than the paper's 24
