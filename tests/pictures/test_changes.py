@@ -47,7 +47,9 @@ def test_halves(grid, steps):
     assert set(hidden.ravel().tolist()) == set(range(own, own + patches))
 
 
-@pytest.mark.parametrize("change", [1, 3, 5])
+@pytest.mark.parametrize(
+    "change", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_the_change_is_found_when_and_where_it_is(change):
     model = MeanOfTheKnown((6, 4, 5))
     frames = np.full((6, 32, 40, 3), 100, np.uint8)
