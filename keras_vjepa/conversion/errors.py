@@ -31,7 +31,8 @@ def named(path: str | Path) -> Iterator[None]:
     except CheckpointError as error:
         if "V-JEPA 2.1" in str(error) or not is_version_21(Path(path)):
             raise
-        raise CheckpointError(f"{error} (a V-JEPA 2.1 file)") from error
+        kind = "with files of V-JEPA 2.1" if Path(path).is_dir() else "a V-JEPA 2.1 file"
+        raise CheckpointError(f"{error} ({kind})") from error
 
 
 def listed(names: Iterable[object]) -> str:

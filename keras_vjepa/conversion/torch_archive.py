@@ -71,6 +71,11 @@ def _open(path: Path) -> tuple[zipfile.ZipFile, dict[str, int]]:
         is_one = sum(name.endswith("/data.pkl") for name in sizes) == 1
     except (BadZipFile, NotImplementedError):
         is_one = False
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path} must be a file of PyTorch: safetensors are read in folders of transformers "
+            "alone; write its tensors to a file with `torch.save`"
+        )
     if not is_one:
         raise CheckpointError(
             f"{path} is not a PyTorch zip archive (damaged, or written before PyTorch 1.6: nothing "

@@ -424,8 +424,10 @@ def check_holds(folder: Path, name: str, class_name: str, preset: str) -> None:
         FileNotFoundError: if the file is missing.
     """
     if files.kind_of(folder / name) is None:
+        holds = ", which holds files of V-JEPA 2.1" if is_version_21(folder) else ""
         raise FileNotFoundError(
-            f"`preset` must be a folder that holds {name}, for {class_name}. Received: {preset}"
+            f"`preset` must be a folder that holds {name}, for {class_name}. "
+            f"Received: {preset}{holds}"
         )
 
 

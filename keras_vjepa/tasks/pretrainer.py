@@ -225,7 +225,15 @@ class VJEPAPretrainer(
             of as many levels as the predictor has, side by side; or what is given; or pixels,
             `(batch, tokens, patch_dim)`. All are normalised in each token, and each level by
             itself, unless `normalize_targets` is False.
+
+        Raises:
+            ValueError: if `target` is "given" and nothing is.
         """
+        if self.target == "given" and given is None:
+            raise ValueError(
+                "`given` must be features of the teacher, since `target` is 'given': make the "
+                "pretrainer with the `teacher` itself. Received: None"
+            )
         num_levels = self.predictor.num_levels
         if self.target == "pixels":
             num_levels, values = 1, self.encoder.tokenizer(videos.shape).patches(videos)

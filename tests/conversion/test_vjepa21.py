@@ -320,6 +320,18 @@ def test_no_reader_takes_it_for_something_else(tmp_path):
 
 
 @pytest.mark.data
+def test_other_containers_of_its_tensors_are_named(tmp_path):
+    start = b'{"norms_block.0.bias": {"dtype": "F32", "shape": [1]}}'
+    content = len(start).to_bytes(8, "little") + start + bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="must be a file of PyTorch: .* V-JEPA 2.1"):
+        convert(tmp_path / "model.safetensors")
+    for reader in (convert, convert_backbone, VJEPABackbone.from_preset):
+        with pytest.raises((CheckpointError, OSError), match="files of V-JEPA 2.1"):
+            reader(tmp_path)
+
+
+@pytest.mark.data
 def test_layouts_without_it_refuse_it(tmp_path):
     pytest.importorskip("safetensors")
     encoder = converted("pretrain").encoder
@@ -351,6 +363,8 @@ def test_batch_size_one_and_a_missing_teacher():
     del batch["targets"]
     with pytest.raises(ValueError, match="must hold `targets`"):
         pretrainer(batch)
+    with pytest.raises(ValueError, match="`given` must be features of the teacher"):
+        pretrainer.targets(batch["videos"])
 
 
 @pytest.mark.data
