@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -80,6 +81,10 @@ class Entry:
         with locks.locked(folder.parent, files.CACHE_VARIABLE, wait=True, name=f".lock-{name}"):
             # Another process may have made the preset while this one waited for the lock.
             if not _is_whole(folder):
+                facts = self.describe()
+                if facts["files"]:
+                    licence = f"{facts['licence']}, see {facts['source']}"
+                    print(f"{name}: licence of the weights: {licence}", file=sys.stderr, flush=True)
                 self._make(folder, trust_on_first_use)
         return folder
 

@@ -148,8 +148,10 @@ def test_a_classifier_is_the_target_encoder_with_the_authors_probe(zoo, server):
     assert preprocessor(np.zeros((200, 80, 90, 3), np.uint8)).shape == (1, 2, 1, 8, 64, 64, 3)
 
 
-def test_the_preset_says_where_it_is_from(zoo, tmp_path):
+def test_the_preset_says_where_it_is_from(zoo, tmp_path, capsys):
     VJEPABackbone.from_preset("tiny")
+    VJEPABackbone.from_preset("tiny")
+    assert capsys.readouterr().err.count("tiny: licence of the weights: none, see tests\n") == 1
     folder = tmp_path / "cache" / "presets" / "tiny"
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["licence"] == "none" and metadata["source"] == "tests"
