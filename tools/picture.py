@@ -124,7 +124,9 @@ def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> R
         words = f"Error of predictions from what {side}"
     for clip, (number, of_clip) in enumerate(zip(numbers, found, strict=True)):
         time, row, column = np.unravel_index(of_clip.argmax(), of_clip.shape)
-        second = (options.start + video.frames_of_token(clip, int(time))[0]) / video.fps
+        shown = video.frames_of_token(clip, int(time))
+        # A video shorter than a clip is filled up, with steps that none of its frames show.
+        second = (options.start + (shown[0] if len(shown) else len(video.frames) - 1)) / video.fps
         print(
             f"clip {clip}: {number}; most, {of_clip.max():.4f}, at {second:.2f} s in "
             f"row {row} and column {column} of {of_clip.shape[1]} x {of_clip.shape[2]}"
