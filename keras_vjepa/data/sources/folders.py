@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -88,9 +89,29 @@ def search_folder(folder: str | Path, kind: Kind = "video") -> FolderContents:
     >>> len(contents.paths), contents.left_out()
     (1, '1 file of other types: .srt (1)')
     """
-    contents, entered, links = FolderContents(), set[tuple[int, int]](), list[str]()
+    contents = FolderContents()
     paths: dict[str, None] = {}
-    ahead = [str(folder)]
+    for entry in visible_files(folder, contents.unreadable_folders):
+        if extension(entry.name) in EXTENSIONS[kind]:
+            paths[os.path.dirname(entry.path) if kind == "frames" else entry.path] = None
+        else:
+            contents.other_types[extension(entry.name)] += 1
+    contents.paths = sorted(paths)
+    if contents.left_out():
+        _LOG.warning("Left out of %s: %s", printable(str(folder)), contents.left_out())
+    return contents
+
+
+def visible_files(
+    folder: str | Path, unreadable: dict[str, str] | None = None
+) -> Iterator[os.DirEntry[str]]:
+    """Yield the files in a folder and in the folders in it, each folder once and none that hides.
+
+    Args:
+        folder: where to search.
+        unreadable: is given the reason for each folder that cannot be read.
+    """
+    entered, links, ahead = set[tuple[int, int]](), list[str](), [str(folder)]
     while ahead or links:
         # Links come last, because a folder that a link leads to may also be found under its own
         # name.
@@ -103,19 +124,14 @@ def search_folder(folder: str | Path, kind: Kind = "video") -> FolderContents:
             with os.scandir(parent) as entries:
                 visible = sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
         except OSError as error:
-            contents.unreadable_folders[parent] = error.strerror or type(error).__name__
+            if unreadable is not None:
+                unreadable[parent] = error.strerror or type(error).__name__
             continue
         for entry in visible:
             if _is_folder(entry):
                 (links if entry.is_symlink() else ahead).append(entry.path)
-            elif extension(entry.name) in EXTENSIONS[kind]:
-                paths[parent if kind == "frames" else entry.path] = None
             else:
-                contents.other_types[extension(entry.name)] += 1
-    contents.paths = sorted(paths)
-    if contents.left_out():
-        _LOG.warning("Left out of %s: %s", printable(str(folder)), contents.left_out())
-    return contents
+                yield entry
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

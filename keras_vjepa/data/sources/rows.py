@@ -37,6 +37,8 @@ _OTHER_SEPARATOR = re.compile(rf"(?:{_EXTENSION})\s*[|=:]+\s*\S+", re.IGNORECASE
 _TWO_ROWS = re.compile(rf".*(?:{_EXTENSION}){_SEPARATOR}+\d+{_SEPARATOR}+.+", re.IGNORECASE)
 # Matches a row of VideoMAE's lists of folders of frames: a path and two numbers.
 _WITH_FRAMES = re.compile(r"(.+?)\s+(\d+)\s+(-?\d+)", re.DOTALL)
+# What a web page begins with, such as the one that asks for a login.
+_PAGE = re.compile(r"\s*<(!doctype|html|head|body|meta|script|\?xml|!--)", re.IGNORECASE)
 _WHOLE = re.compile(r"\d+(\.0*)?")
 # Models take labels as 32-bit integers.
 _LARGEST, _DIGITS = 2**31 - 1, 100
@@ -88,6 +90,11 @@ def read_rows(source: Path) -> Iterator[Row]:
         raise ValueError(f"{source} cannot be read: {error.strerror}.") from error
     if "\0" in text:
         raise ValueError(f"{source} is not a text file. Save the list as UTF-8 text.")
+    if _PAGE.match(text):
+        raise ValueError(
+            f"{source} is a web page, not a list. A server that asks for a login sends one in "
+            "place of the file: open the address in a browser, and save the list itself."
+        )
     # Not splitlines(), which would also cut a path at rarer separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         # If files that start with a byte order mark were concatenated, the mark is also inside the

@@ -9,7 +9,6 @@ Consecutive members that have the same name up to the first dot are a sample the
 import itertools
 import json
 import logging
-import math
 import os
 import re
 from collections import Counter
@@ -24,15 +23,14 @@ from keras_vjepa.data.reading.locating import media_at
 from keras_vjepa.data.reading.media import Content, EncodedMedia
 from keras_vjepa.data.reading.remote import ADDRESS, RemoteFile
 from keras_vjepa.data.reading.tar_shards import tar_members
-from keras_vjepa.data.sources.folders import EXTENSIONS, Kind
+from keras_vjepa.data.sources.folders import EXTENSIONS, Kind, visible_files
 from keras_vjepa.data.sources.rows import Row, as_label
 from keras_vjepa.files import kind_of
 
 _LOG = logging.getLogger(__name__)
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
-_MOST_SHARDS, _MOST_DIGITS = 2**20, 18
+_MOST_SHARDS, _MOST_DIGITS, _MOST_BRACES = 2**20, 18, 64
 _WIDS = "wids-shard-index-v1"
 # Larger members are not read as labels. A label, or the description of a video, has a few
 # kilobytes.
@@ -48,14 +46,13 @@ def is_shards(source: str | Path) -> bool:
 
 
 def is_folder_of_shards(source: str | Path, kind: Kind) -> bool:
-    """Tell whether a folder holds tar files, and beside them no folders and no files of a kind."""
-    if not os.path.isdir(source):
-        return False
-    with os.scandir(source) as entries:
-        visible = [entry for entry in entries if entry.name[0] != "."]
-    return any(extension(entry.name) == ".tar" for entry in visible) and not any(
-        entry.is_dir() or extension(entry.name) in EXTENSIONS[kind] for entry in visible
-    )
+    """Tell whether a folder, with the folders in it, holds tar files and no file of a kind."""
+    found = False
+    for entry in visible_files(source) if os.path.isdir(source) else ():
+        if extension(entry.name) in EXTENSIONS[kind]:
+            return False
+        found = found or extension(entry.name) == ".tar"
+    return found
 
 
 def expand_braces(text: str) -> list[str]:
@@ -63,31 +60,61 @@ def expand_braces(text: str) -> list[str]:
 
     Args:
         text: a name with any number of `{first..last}`, whose numbers have the same number of
-            digits, of `{first..last..step}`, or of `{one,other}`.
+            digits, of `{first..last..step}`, or of `{one,other}`, in which there may be others.
 
     Raises:
         ValueError: if a range is of no number, or the names are more than a million.
 
     Example:
 
-    >>> expand_braces("{train,val}-{08..10}.tar")[2:4]
-    ['train-10.tar', 'val-08.tar']
+    >>> expand_braces("{train-{08..10},val}.tar")[1:]
+    ['train-09.tar', 'train-10.tar', 'val.tar']
     """
-    parts, choices, end = [], [], 0
-    for found in _BRACES.finditer(text):
-        parts.append(text[end : found.start()])
-        end = found.end()
-        numbers = _RANGE.fullmatch(found[1])
-        if numbers:
-            choices.append(_numbers_of(text, numbers))
-        else:
-            choices.append(found[1].split(","))
-        if math.prod(map(len, choices)) > _MOST_SHARDS:
+    if text.count("{") > _MOST_BRACES:
+        raise _too_many(text)
+    names, end = [""], 0
+    for first, last in _outermost_braces(text):
+        choices = _choices(text, text[first + 1 : last])
+        if len(names) * len(choices) > _MOST_SHARDS:
             raise _too_many(text)
-    names = []
-    for chosen in itertools.product(*choices):
-        between = itertools.chain.from_iterable(zip(parts, chosen, strict=True))
-        names.append("".join(between) + text[end:])
+        before = text[end:first]
+        names = [f"{name}{before}{choice}" for name in names for choice in choices]
+        end = last + 1
+    return [name + text[end:] for name in names]
+
+
+def _outermost_braces(text: str) -> Iterator[tuple[int, int]]:
+    """Find the places of each brace that is within no other, and of the one that closes it."""
+    opened: list[int] = []
+    pairs: list[tuple[int, int]] = []
+    for place, letter in enumerate(text):
+        if letter == "{":
+            opened.append(place)
+        elif letter == "}" and opened:
+            first = opened.pop()
+            # What is between them was found before.
+            pairs = [*itertools.takewhile(lambda pair, first=first: pair[1] < first, pairs)]
+            pairs.append((first, place))
+    return iter(pairs)
+
+
+def _choices(text: str, inside: str) -> list[str]:
+    """List what may stand in the place of braces."""
+    numbers = _RANGE.fullmatch(inside)
+    if numbers:
+        return _numbers_of(text, numbers)
+    depth, parts = 0, [""]
+    for letter in inside:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    names: list[str] = []
+    for part in parts:
+        names += expand_braces(part)
+        if len(names) > _MOST_SHARDS:
+            raise _too_many(text)
     return names
 
 
@@ -121,8 +148,7 @@ def shards_of(source: str | Path) -> list[str]:
     """
     path = Path(source)
     if os.path.isdir(path):
-        names = [one for one in os.listdir(path) if extension(one) == ".tar" and one[0] != "."]
-        return sorted(str(path / one) for one in names)
+        return sorted(one.path for one in visible_files(path) if extension(one.name) == ".tar")
     index = _index_of(path) if path.suffix == ".json" else None
     if index is not None:
         urls = [one["url"] for one in index]

@@ -98,6 +98,12 @@ def test_header_is_named_as_a_possible_cause(tmp_path):
         ("\n \n", "list.txt", "No videos in .*list.txt. Write one row"),
         (b"\xff\xfe\x00\x01", "list.csv", "list.csv is not a text file"),
         (b"a\x00b 1\n", "list.csv", "list.csv is not a text file"),
+        (
+            b'\n<!DOCTYPE html>\n<a href="x/a.mp4">',
+            "list.csv",
+            "list.csv is a web page, not a list",
+        ),
+        (b'<HTML><a href="x/a.mp4">', "list.txt", "list.txt is a web page, not a list"),
         ("{}", "list.json", "must be a folder, .csv, .txt or .npy, .*list. Received: .*list.json"),
         ("no array", "paths.npy", "paths.npy is not a readable array"),
         (b"", "paths.npy", "paths.npy is not a readable array"),

@@ -118,6 +118,21 @@ def test_labels_and_what_is_left_out(tmp_path, video, caplog):
     assert all(max(numbers) < 12 for _, numbers in seen)
 
 
+def test_a_folder_of_folders_of_shards(tmp_path, video, caplog):
+    for name in ("val/0.tar", "train/a/1.tar", "train/0.tar"):
+        write_tar(tmp_path / "set" / name, {"v.avi": video, "v.cls": "1"})
+    (tmp_path / "set" / ".old").mkdir()
+    write_tar(tmp_path / "set" / ".old" / "2.tar", {"v.avi": video})
+    paths = [
+        f"{tmp_path}/set/{name}/v.avi" for name in ("train/0.tar", "train/a/1.tar", "val/0.tar")
+    ]
+    assert list_samples(tmp_path / "set") == [Sample(path, 1) for path in paths]
+    # With a video among them it is a folder of videos, and the log counts the shards.
+    (tmp_path / "set" / "train" / "a" / "b.avi").write_bytes(video)
+    assert [s.path for s in list_samples(tmp_path / "set")] == [f"{tmp_path}/set/train/a/b.avi"]
+    assert "3 files of other types: .tar (3)" in caplog.text
+
+
 def test_labels_that_lie_apart_are_named_and_hidden_members_passed_over(tmp_path, video, caplog):
     members = {"a.avi": video, "b/b.avi": video, "._a.avi": b"x", "b/.c/d.avi": b"x"}
     shard = write_tar(tmp_path / "x.tar", members | {"a.cls": "1", "b/b.cls": "2"})
@@ -172,13 +187,22 @@ def test_braces():
     assert expand_braces("{b,a}/{00..01}") == ["b/00", "b/01", "a/00", "a/01"]
     assert expand_braces("plain.tar") == ["plain.tar"]
     assert expand_braces("a-{08..13..2}.tar") == ["a-08.tar", "a-10.tar", "a-12.tar"]
+    assert expand_braces("a{b{1..2},c}d{e,}") == ["ab1de", "ab1d", "ab2de", "ab2d", "acde", "acd"]
+    assert expand_braces("{a{b,c}}}") == ["ab}", "ac}"] and expand_braces("{a") == ["{a"]
     for wrong in ("{3..1}.tar", "{1..3..0}.tar"):
         with pytest.raises(ValueError, match="ranges from a number to a larger one"):
             expand_braces(wrong)
 
 
 @pytest.mark.parametrize(
-    "name", ["{0..9999}-{0..9999}.tar", "{0..1048576}.tar", "{1.." + 30 * "9" + "}.tar"]
+    "name",
+    [
+        "{0..9999}-{0..9999}.tar",
+        "{0..1048576}.tar",
+        "{a,{0..1048575}}.tar",
+        "{1.." + 30 * "9" + "}.tar",
+        5000 * "{" + 5000 * "}" + ".tar",
+    ],
 )
 def test_more_names_than_there_is_room_for_are_refused_and_not_cut(name):
     with pytest.raises(ValueError, match="must stand for at most 1,048,576 names") as caught:
