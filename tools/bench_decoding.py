@@ -4,12 +4,13 @@
     keras-vjepa bench-decoding --video my.mp4 --clips 50
 
 A clip has 16 frames with a stride of 4, at a random place. A library alone means the shortest
-correct loop with it: open, seek, decode, convert to RGB. These loops are compared with the
-package's reader, for each decoder, and with the reader followed by the pretraining transform, which
-is what a run waits for; the ratio to the best library alone is printed last. All take turns in one
-process, each on one thread. The median of the processor times of all clips is taken, so that other
-work on the machine disturbs little. Without `--video`, two H.264 files are made with PyAV: 10 s of
-340x256 and 30 s of 720p. This is not a test, because machines differ.
+correct loop with it: open, seek, decode, convert to RGB; decord is timed too where it is installed.
+These loops are compared with the package's reader, for each decoder, and with the reader followed
+by the pretraining transform, which is what a run waits for; the ratio to the best library alone is
+printed last. All take turns in one process, each on one thread. The median of the processor times
+of all clips is taken, so that other work on the machine disturbs little. Without `--video`, two
+H.264 files are made with PyAV: 10 s of 340x256 and 30 s of 720p. This is not a test, because
+machines differ.
 
 With `--leaks`, 5,000 clips of a small file are read by each decoder instead, every tenth of them
 from a copy that is cut, and memory and open files are printed on the way.
@@ -30,6 +31,7 @@ import numpy.typing as npt
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
 from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.data.preparation.throughput import decoders as installed_decoders
 from keras_vjepa.data.reading.av_decoder import has_av
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.errors import UnreadableVideoError
@@ -102,6 +104,13 @@ def av_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
     return frames
 
 
+def decord_alone(path: str, indices: npt.NDArray[np.int64]) -> object:
+    """Read frames by the shortest correct loop with decord, which gets some files' frames wrong."""
+    import decord
+
+    return decord.VideoReader(path, num_threads=1).get_batch(indices).asnumpy()
+
+
 def reader(decoder: str) -> Read:
     """Make a function that reads frames by the package's reader with a given decoder."""
 
@@ -134,6 +143,8 @@ def bench(path: str, clips: int) -> None:
     alone: dict[str, Read] = {"opencv alone": opencv_alone}
     if has_av():
         alone["av alone"] = av_alone
+    if "decord" in installed_decoders():
+        alone["decord alone"] = decord_alone
     ours = {f"reader, {name}": reader(name) for name in decoders}
     ours |= {f"reader and transform, {name}": reader_and_transform(name) for name in decoders}
     info, rng = video_info(path), np.random.default_rng(0)

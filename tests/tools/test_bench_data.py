@@ -13,6 +13,7 @@ def test_prints_a_row_for_each_way(tmp_path, capsys):
     write_with_opencv(tmp_path / "a.avi", "MJPG", num_frames=20)
     (tmp_path / "bad.avi").write_text("no video")
     given = ["--num-workers", "2", "--clips", "2", "--num-frames", "4", "--crop-size", "32"]
+    given += ["--rounds", "2"]
     assert bench_data.main([str(tmp_path), *given]) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
@@ -36,6 +37,15 @@ def test_cores_for_a_rate():
     assert cores == "1,000 clips/s need 25 cores with av: 40.0 clips/s a core."
     assert fastest == "Fastest here: 70.0 clips/s with av and 2 threads."
     assert opencv.split() == ["opencv,", "threads", "30.0", "-", "33.0"]
+
+
+def test_the_fastest_round_counts(monkeypatch):
+    times = iter([Throughput(8.0, 0.2), Throughput(10.0, 0.4), Throughput(9.0, 0.3)])
+    monkeypatch.setattr(bench_data, "decoders", lambda: ["opencv"])
+    monkeypatch.setattr(bench_data, "kinds_of_workers", lambda: {"threads": None})
+    monkeypatch.setattr(bench_data, "throughput", lambda *_: next(times))
+    options, _ = bench_data.parse(["x", "--rounds", "3", "--num-workers", "1"], "bench")
+    assert bench_data.measure(["a"], options) == {("opencv", "threads"): {1: Throughput(10.0, 0.2)}}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """The benchmark of decoding measures what it says, and names what it cannot read."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -29,6 +32,24 @@ def test_prints_ratios_to_the_best_library_alone(tmp_path, capsys):
     ratios = {line[:30].strip(): float(line.split("clips/s")[1].split()[0]) for line in lines}
     assert max(ratio for name, ratio in ratios.items() if "alone" in name) == 1
     assert {"opencv alone", "av alone", "reader and transform, av"} <= ratios.keys()
+
+
+def test_decord_is_a_rival_where_it_is_installed(tmp_path, capsys, monkeypatch):
+    class Reader:
+        def __init__(self, path, num_threads):
+            assert num_threads == 1
+            self.path = path
+
+        def get_batch(self, indices):
+            frames = read_frames(self.path, indices)
+            return types.SimpleNamespace(asnumpy=lambda: frames)
+
+    module = types.ModuleType("decord")
+    module.VideoReader = Reader
+    monkeypatch.setitem(sys.modules, "decord", module)
+    path = write_with_av(tmp_path / "a.mp4", "libx264")
+    assert bench_decoding.main(["--video", str(path), "--clips", "1"]) == 0
+    assert "decord alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.types import Batch
 
 BATCH_SIZE = 4
-_ROUNDS = 3
+LEAST_ROUNDS = 3
 
 # Elapsed seconds, and seconds of processor time.
 Seconds = tuple[float, float]
@@ -37,7 +37,11 @@ class PipelineShare:
 
 
 def pipeline_share(
-    paths: Sequence[str], clip: ClipSettings, crop_size: int, clips: int
+    paths: Sequence[str],
+    clip: ClipSettings,
+    crop_size: int,
+    clips: int,
+    rounds: int = LEAST_ROUNDS,
 ) -> PipelineShare:
     """Time the same clips in a plain loop and through `ClipBatches` with one worker, in turns.
 
@@ -46,6 +50,7 @@ def pipeline_share(
         clip: how clips are taken from them.
         crop_size: of the pretraining transform.
         clips: how many in each turn; made a number of whole batches.
+        rounds: how often both take their turn.
 
     Returns:
         The medians of all turns.
@@ -67,7 +72,7 @@ def pipeline_share(
     # Timing starts once reading ahead is as far as it will ever be, and every file has been opened.
     first = max(2 * batches.read_ahead, -(-len(paths) // BATCH_SIZE))
     rows = []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         loop, stream = _loop(batches), batches.stream(0, first + steps)
         rows.append([_timed(one, first, steps) for one in (loop, stream)])
     times = np.array(rows) / (steps * BATCH_SIZE)
