@@ -31,22 +31,19 @@ def why_not_listed(sample: Sample) -> str:
 
     Example:
 
-    >>> why_not_listed(Sample("/videos/a cat.mp4", 3)), why_not_listed(Sample("/videos/clip 1"))
-    ('', 'without a label, its name must end with the extension of a video')
+    >>> why_not_listed(Sample("/videos/a cat.mp4", 3)), why_not_listed(Sample("/videos/a\\n.mp4"))
+    ('', 'its name holds a line break, or begins or ends with a space')
     """
     if set(sample.path) & set("\n\r\0") or sample.path.strip("\ufeff \t") != sample.path:
         return "its name holds a line break, or begins or ends with a space"
-    is_known = extension(sample.path) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-    if sample.label is None and not is_known and not _PLAIN.fullmatch(sample.path):
-        return "without a label, its name must end with the extension of a video"
     return ""
 
 
 def write_list(path: Path, samples: Sequence[Sample]) -> None:
     """Write a list of files, one row `path label` for each, in place of one that is there.
 
-    If folders of frames have other frames per second than by default, the list is a table with the
-    columns `path`, `label` and `fps`.
+    If folders of frames have other frames per second than by default, or names in which a space
+    could be taken for the end, the list is a table with the columns `path`, `label` and `fps`.
 
     Args:
         path: the list, `.csv`.
@@ -67,7 +64,7 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
     [Sample(path='/videos/a cat.mp4', label=3)]
     """
     rows = [(_from_the_root(sample.path), sample.label, _fps(sample)) for sample in samples]
-    is_table = any(fps is not None for *_, fps in rows)
+    is_table = any(fps is not None or _needs_columns(path, label) for path, label, fps in rows)
     lines = [_HEADER, *map(_row_of_table, rows)] if is_table else [_row(*row[:2]) for row in rows]
     with files.unfinished_file(path) as unfinished:
         text = "".join(f"{line}\n" for line in lines)
@@ -80,6 +77,12 @@ def write_list(path: Path, samples: Sequence[Sample]) -> None:
             wrong = [row for row, same in zip(rows, found, strict=False) if row != same]
             example = printable((wrong or rows)[0][0])
             raise ValueError(f"{path} must name files that a list can name. Received: {example}")
+
+
+def _needs_columns(path: str, label: int | str | None) -> bool:
+    """Tell whether a row `path label` could mean something else, for want of both its ends."""
+    is_known = extension(path) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
+    return label is None and not is_known and not _PLAIN.fullmatch(path)
 
 
 def _fps(sample: Sample) -> float | None:

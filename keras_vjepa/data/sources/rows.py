@@ -8,6 +8,7 @@ import numbers
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,14 +179,14 @@ def _parsed(row: str, folder: Path) -> tuple[str, int | str | None]:
     quoted = _QUOTED.match(row)
     if quoted:
         path, rest = quoted[2].replace(quoted[1] * 2, quoted[1]), row[quoted.end() :]
-        if not rest and not _PATH.fullmatch(path):
+        if not rest and not _PATH.fullmatch(path) and not _exists(path, folder):
             return _parsed(path, folder)  # all of the row is quoted
     elif last := _QUOTED_LAST.fullmatch(row):
         return last[3].replace(last[2] * 2, last[2]), _label(last[1])
     elif known := _PATH.match(row):
         path, rest = known[1], row[known.end() :]
     else:
-        path, rest = _split_at_last_separator(row)
+        path, rest = _split_if_need_be(row, folder)
     # VideoMAE's lists of videos without labels have 0 and -1 after the path.
     label = None if rest.split() == ["0", "-1"] else _label(rest)
     if not quoted:
@@ -224,6 +225,17 @@ def _check_meant(path: str, rest: str) -> None:
         raise ValueError("Between path and label must be a space, a comma or a semicolon.")
     if _TWO_ROWS.fullmatch(path):
         raise ValueError("Two rows stand in one line.")
+
+
+def _split_if_need_be(row: str, folder: Path) -> tuple[str, str]:
+    """Split a row without a known extension, unless all of it is the name of a folder of frames."""
+    if not _exists(row, folder):
+        return _split_at_last_separator(row)
+    with suppress(ValueError):
+        path, label = _split_at_last_separator(row)
+        if _exists(path, folder):
+            return path, label
+    return row, ""
 
 
 def _split_at_last_separator(row: str) -> tuple[str, str]:
