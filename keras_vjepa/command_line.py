@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import os
 import re
 import sys
 import types
@@ -191,7 +192,8 @@ class OneLineParser(argparse.ArgumentParser):
                 self.error(f"unknown option {name}{nearest(name, known)}")
         parsed, unknown = self.parse_known_args(arguments)
         if unknown:
-            self.error(f"unknown argument {unknown[0]}")
+            hint = "; in quotes, a shell leaves braces and * as they are"
+            self.error(f"unknown argument {unknown[0]}{hint if os.path.exists(unknown[0]) else ''}")
         return parsed
 
 

@@ -103,6 +103,7 @@ def test_options_go_to_the_config_that_is_named():
         (["--widht", "3"], "unknown option --widht; did you mean --width?"),
         (["--worcdir=x"], "unknown option --worcdir; did you mean --workdir?"),
         (["more"], "unknown argument more"),
+        (["/"], "unknown argument /; in quotes, a shell leaves braces and * as they are"),
         (["--config", "smal"], "argument --config: unknown config smal; did you mean small?"),
         (["--config", "x"], "argument --config: unknown config x; there are small, large"),
         (["--seed", "many"], "argument --seed: must be whole number. Received: many"),

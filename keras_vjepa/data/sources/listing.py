@@ -43,7 +43,14 @@ from keras_vjepa.data.reading.kinds import extension
 from keras_vjepa.data.reading.locating import media_is_there
 from keras_vjepa.data.reading.remote import ADDRESS, RemoteFile, store_of, without_query
 from keras_vjepa.data.sources.datasets import dataset_class_names, dataset_rows, is_dataset
-from keras_vjepa.data.sources.folders import EXTENSIONS, IN_WORDS, Kind, check_kind, search_folder
+from keras_vjepa.data.sources.folders import (
+    EXTENSIONS,
+    IN_WORDS,
+    Kind,
+    check_kind,
+    search_folder,
+    visible_files,
+)
 from keras_vjepa.data.sources.manifests import (
     ava_samples,
     is_ava,
@@ -363,6 +370,15 @@ def _paths_of_array(source: Path) -> list[str]:
 
 def _remedy(source: str | Path, kind: Kind) -> str:
     is_list = extension(without_query(os.fspath(source))) in LISTS
+    if os.path.isdir(source):
+        found = {extension(entry.name) for entry in visible_files(source)}
+        if kind == "video" and found & EXTENSIONS["image"]:
+            return (
+                'It holds images: `kind` must be "frames" if each folder of them is a video, or '
+                '"image" if each of them is one'
+            )
+        if kind in ("image", "frames") and found & EXTENSIONS["video"]:
+            return 'It holds videos: `kind` must be "video"'
     if os.path.isdir(source) or is_shards(source) or not is_list:
         endings = " ".join(sorted(EXTENSIONS[kind]))
         return f"Its files must end with one of {endings}, or `kind` must be another"

@@ -109,6 +109,17 @@ def test_images_beside_videos(tmp_path):
     assert {*stamps(videos[:, 0])} == {5, 9}
 
 
+def test_the_other_kind_is_named_where_a_folder_holds_it(tmp_path):
+    write_frames(tmp_path / "a", [1, 2])
+    with pytest.raises(ValueError, match='holds images: `kind` must be "frames" if each folder'):
+        list_samples(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/a.mp4").touch()
+    for kind in ("image", "frames"):
+        with pytest.raises(ValueError, match='It holds videos: `kind` must be "video"'):
+            list_samples(tmp_path / "b", kind)
+
+
 @pytest.mark.parametrize(
     "ending", [".csv", ".txt", ".npy", ".tsv", ".jsonl", ".parquet", ".tar", ".json", ".mp4", ""]
 )

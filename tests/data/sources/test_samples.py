@@ -129,7 +129,7 @@ def test_empty_array(tmp_path):
 
 
 def test_folder_without_videos(tmp_path):
-    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.srt").touch()
     with pytest.raises(ValueError, match=f"No videos in {tmp_path}. Its files must end with"):
         list_samples(tmp_path)
 
