@@ -15,7 +15,6 @@ with the others, and the fastest time counts.
 import argparse
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -34,9 +33,11 @@ from keras_vjepa.data.preparation.throughput import (
 )
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.frame_folder import FrameFolder
 from keras_vjepa.data.reading.locating import is_image
 from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.listing import list_samples
+from keras_vjepa.tools.data_source import add_listing
 
 _MOST_WORKERS = 1024
 Table = dict[tuple[str, str], dict[int, Throughput]]
@@ -45,14 +46,14 @@ Table = dict[tuple[str, str], dict[int, Throughput]]
 def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace, OneLineParser]:
     """Read the command line; wrong input ends the process with a line that names the option."""
     parser = OneLineParser(prog=program, description=__doc__)
-    parser.add_argument("source", help="a folder of videos, a list, or what else recipes take")
+    add_listing(parser)
     parser.add_argument("--rate", type=float, default=100.0, help="clips a second of the training")
     parser.add_argument(
         "--num-workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers to try"
     )
     parser.add_argument("--clips", type=int, default=40, help="clips timed for each number")
     parser.add_argument("--rounds", type=int, default=1, help="turns, of which the fastest counts")
-    parser.add_argument("--videos", type=int, default=8, help="files they are of, at random")
+    parser.add_argument("--files", type=int, default=8, help="files they are of, at random")
     parser.add_argument("--num-frames", type=int, default=16, help="frames of a clip")
     parser.add_argument("--frame-step", type=int, default=4, help="source frames per clip frame")
     parser.add_argument("--crop-size", type=int, default=224, help="pixels of a side, afterwards")
@@ -61,7 +62,7 @@ def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace
         check_number("(0, 1e9]", rate=options.rate)
         for number in options.num_workers:
             check_whole(1, _MOST_WORKERS, num_workers=number)
-        check_whole(1, 10**6, clips=options.clips, videos=options.videos)
+        check_whole(1, 10**6, clips=options.clips, files=options.files)
         check_whole(1, 10**3, rounds=options.rounds)
         check_whole(1, MOST_LONG, num_frames=options.num_frames, frame_step=options.frame_step)
         check_whole(1, MOST_SIDE, crop_size=options.crop_size)
@@ -70,11 +71,18 @@ def parse(arguments: list[str] | None, program: str) -> tuple[argparse.Namespace
 
 def chosen_files(options: argparse.Namespace) -> list[str]:
     """Choose some videos of a source at random, and name those that cannot be read."""
-    samples = list_samples(os.path.expanduser(options.source))
-    paths = [s.path for s in samples if s.media is None and not is_image(s.path)]
+    samples = list_samples(
+        options.source,
+        options.kind,
+        videos=options.videos or "",
+        path_column=options.path_column,
+    )
+    # Other processes find the same at the path of a file, or of a folder of frames.
+    usable = [s for s in samples if s.media is None or isinstance(s.media, FrameFolder)]
+    paths = [s.path for s in usable if not is_image(s.path)]
     found: list[str] = []
     for place in random_stream(0, 0).permutation(len(paths)).tolist():
-        if len(found) == options.videos:
+        if len(found) == options.files:
             break
         try:
             info = video_info(paths[place])

@@ -5,6 +5,7 @@ import pytest
 from keras_vjepa.data.preparation.throughput import Throughput, decoders, kinds_of_workers
 from keras_vjepa.tools import bench_data
 from tests.data.reading.stamped import write_with_opencv
+from tests.data.reading.test_frame_folder import write_frames
 
 pytestmark = pytest.mark.data
 
@@ -26,6 +27,22 @@ def test_prints_a_row_for_each_way(tmp_path, capsys):
     assert all(float(number) > 0 for row in rows.values() for number in row)
     assert lines[-1].startswith("Batches with one worker: ") and "by the clock" in lines[-1]
     assert "Left out: Cannot read the video" in said.err and "bad.avi" in said.err
+
+
+@pytest.mark.parametrize("kind", ["frames", "table"])
+def test_takes_what_other_commands_take(kind, tmp_path):
+    if kind == "frames":
+        write_frames(tmp_path / "frames/my cat", range(3, 9), "{}.png")
+        source = ["frames", "--kind", "frames"]
+    else:
+        write_with_opencv(tmp_path / "a.avi", "MJPG", num_frames=20)
+        (tmp_path / "table.csv").write_text("id,uri\n1,a.avi\n")
+        source = ["table.csv", "--path-column", "uri"]
+    options, _ = bench_data.parse([str(tmp_path / source[0]), *source[1:]], "bench")
+    (path,) = bench_data.chosen_files(options)
+    assert path == str(tmp_path / ("frames/my cat" if kind == "frames" else "a.avi"))
+    options.clips, options.num_frames, options.crop_size, options.num_workers = 1, 2, 16, [1]
+    assert all(row[1].clips_per_second > 0 for row in bench_data.measure([path], options).values())
 
 
 def test_cores_for_a_rate():

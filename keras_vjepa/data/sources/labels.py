@@ -32,8 +32,9 @@ def check_labels(samples: Sequence[Sample], num_classes: int) -> None:
     unlabelled = [sample for sample in samples if sample.label is None]
     if unlabelled:
         raise ValueError(
-            "Every sample must have a `label`: write rows `path label`, or use one folder for "
-            f"each class. Received: none for {unlabelled[0].path}{_and_more(unlabelled)}"
+            "Every sample must have a `label`: write rows `path label`, use one folder for each "
+            "class, or name a table's column of labels by `label_column`. "
+            f"Received: none for {unlabelled[0].path}{_and_more(unlabelled)}"
         )
     outside = [sample for sample in samples if not 0 <= (sample.label or 0) < num_classes]
     if outside:

@@ -93,8 +93,7 @@ def _outermost_braces(text: str) -> Iterator[tuple[int, int]]:
         elif letter == "}" and opened:
             first = opened.pop()
             # What is between them was found before.
-            pairs = [*itertools.takewhile(lambda pair, first=first: pair[1] < first, pairs)]
-            pairs.append((first, place))
+            pairs = [*(pair for pair in pairs if pair[1] < first), (first, place)]
     return iter(pairs)
 
 

@@ -23,8 +23,8 @@ def samples(*labels):
         ),
         (
             (0, None),
-            "Every sample must have a `label`: write rows `path label`, or use one folder for each "
-            "class. Received: none for 1.mp4",
+            "Every sample must have a `label`: write rows `path label`, use one folder for each "
+            "class, or name a table's column of labels by `label_column`. Received: none for 1.mp4",
         ),
     ],
 )
