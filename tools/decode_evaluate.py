@@ -230,8 +230,8 @@ def parser_of_evaluation(program: str) -> OneLineParser:
     return parser
 
 
-def main(arguments: list[str] | None = None, program: str = "decode_evaluate.py") -> int:
-    """Run the command, with `program` in front of its messages, and return the exit code."""
+def main(arguments: list[str], program: str) -> int:
+    """Run `decode evaluate`, with `program` in front of its messages, and return the exit code."""
     parser = parser_of_evaluation(program)
     options = parser.parse_all(arguments)
     with parser.refusing():
@@ -245,7 +245,3 @@ def main(arguments: list[str] | None = None, program: str = "decode_evaluate.py"
     if options.output:
         files.write_text(options.output, json.dumps(found, indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
