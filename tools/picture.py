@@ -113,12 +113,13 @@ def draw_attention(options: Namespace, model: Pictured, video: WatchedVideo) -> 
 
 def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:
     """Draw where the predictor errs or finds a change, and print how much."""
+    pretrainer = model.pretrainer_with_targets
     if options.known == "both_sides":
-        found = prediction_changes(model.pretrainer, video, *model.colour, options.seed)
+        found = prediction_changes(pretrainer, video, *model.colour, options.seed)
         numbers = [f"change {of_clip.max():.4f}" for of_clip in found]
         words = "Change: what is before fits less well than what follows"
     else:
-        found = prediction_errors(model.pretrainer, video, options.known, *model.colour)
+        found = prediction_errors(pretrainer, video, options.known, *model.colour)
         numbers = [f"surprise {value:.4f}" for value in surprise(found)]
         side = "was before" if options.known == "past" else "is around"
         words = f"Error of predictions from what {side}"

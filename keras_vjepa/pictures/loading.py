@@ -83,6 +83,21 @@ class Pictured:
         found.trainable = False
         return found
 
+    @property
+    def pretrainer_with_targets(self) -> VJEPAPretrainer:
+        """Return the pretrainer if it can tell what its predictor should have predicted.
+
+        Raises:
+            FileNotFoundError: if the preset has no predictor.
+            ValueError: if the predictor was distilled from a teacher that is not in the preset.
+        """
+        if self.pretrainer.target == "given":
+            raise ValueError(
+                "`preset` must hold what its predictor learnt to predict. "
+                f"Received: {self.preset}, distilled from a teacher that is not in it"
+            )
+        return self.pretrainer
+
     @functools.cached_property
     def preprocessor(self) -> VJEPAVideoPreprocessor:
         """Return the preprocessor for the encoder's input, with one clip and one view."""

@@ -55,6 +55,17 @@ def test_every_kind(kind, more, folder, tmp_path, capsys):
     assert ("clip 0: " in said) == (kind == "surprise")
 
 
+def test_a_surprise_needs_what_should_have_been_predicted(folder, tmp_path, capsys):
+    encoder = VJEPABackbone(64, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    predictor = VJEPAPredictor(24, encoder.grid_shape, 12, 1, 2)
+    VJEPAPretrainer(encoder, predictor, target="given").save_to_preset(folder / "distilled")
+    with pytest.raises(SystemExit):
+        run(folder, "surprise", "clip.avi", "distilled", tmp_path / "out.png")
+    error = capsys.readouterr().err
+    assert "distilled from a teacher that is not in it" in error and error.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_video_has_frames_size_and_rate_of_the_input(folder, tmp_path):
     pytest.importorskip("av")
     run(folder, "pca", "clip.avi", "encoder", tmp_path / "out.mp4")
