@@ -280,6 +280,46 @@ def description_of(config: Any, decoder: FeatureDecoder) -> dict[str, Any]:
     return {**defining(values(config), _FREE), "preset_weights": decoder.made_for}
 
 
+def region_clips(
+    config: Any,
+    samples: Sequence[Sample],
+    encoder: VJEPABackbone,
+    region: tuple[int, int],
+    size: tuple[int, int],
+) -> tuple[ClipBatches, Regions]:
+    """Make batches of clips with hidden regions, and what cuts the pixels of these out.
+
+    Args:
+        config: config of the recipe.
+        samples: the videos.
+        encoder: the encoder that the clips are for.
+        region: rows and columns of tokens of a region.
+        size: height and width that regions are scaled to.
+    """
+    transform = config.transform.make(crop_size=encoder.image_size)
+    clips = config.batches.make(
+        samples=samples,
+        transform=transform,
+        masks=region_sampler(encoder.grid_shape, *region, config.seed),
+        clip=config.clip.make(frames_per_clip=encoder.num_frames),
+        seed=config.seed,
+    )
+    cut = (encoder.grid_shape, encoder.patch_size, *region, size)
+    return clips, Regions(*cut, transform.mean, transform.std)
+
+
+def load_decoder(name: str) -> FeatureDecoder:
+    """Load a decoder; a preset of something else is refused by the option's name.
+
+    Raises:
+        FileNotFoundError: if the folder holds no decoder.
+    """
+    try:
+        return FeatureDecoder.from_preset(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("`preset`", "`decoder`")) from None
+
+
 def make_decoder(
     config: Any,
     samples: Sequence[Sample],
@@ -307,16 +347,6 @@ def make_decoder(
     schedule = config.learning_rate.make(total_steps=config.run.steps)
     decoder.compile(config.optimizer.make(learning_rate=schedule))
     parallel.check_batch_size(config.batches.batch_size)
-    transform = config.transform.make(crop_size=encoder.image_size)
-    clips = config.batches.make(
-        samples=samples,
-        transform=transform,
-        masks=region_sampler(encoder.grid_shape, rows, columns, config.seed),
-        clip=config.clip.make(frames_per_clip=encoder.num_frames),
-        seed=config.seed,
-    )
-    regions = Regions(
-        encoder.grid_shape, encoder.patch_size, rows, columns, size, transform.mean, transform.std
-    )
+    clips, regions = region_clips(config, samples, encoder, (rows, columns), size)
     steps = decoder.noise_schedule.num_steps
     return decoder, DecoderBatches(parallel.share(clips), features, regions, config.kinds, steps)

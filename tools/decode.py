@@ -21,11 +21,10 @@ from pathlib import Path
 import keras_vjepa  # noqa: F401
 
 # isort: split
-from keras_vjepa import FeatureDecoder
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.reading.errors import printable
-from keras_vjepa.decoding import region_sampler
+from keras_vjepa.decoding import load_decoder, region_sampler
 from keras_vjepa.models.diffusion_network import KINDS
 from keras_vjepa.monitoring.run_tables import read_run
 from keras_vjepa.pictures import check_picture_path, read_watched, write_rows
@@ -125,18 +124,6 @@ def draw(options: Namespace) -> None:
     title = f"Decoded from {options.kind} features: region at row {row}, column {column}"
     write_rows(options.output, shown, video.fps / video.step, title)
     say_masks(options.preset)
-
-
-def load_decoder(name: str) -> FeatureDecoder:
-    """Load a decoder; a preset of something else is refused by the option's name.
-
-    Raises:
-        FileNotFoundError: if the folder holds no decoder.
-    """
-    try:
-        return FeatureDecoder.from_preset(name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(str(error).replace("`preset`", "`decoder`")) from None
 
 
 def drawn_place(grid: tuple[int, int, int], rows: int, columns: int, seed: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.labelled_sets import train_and_test
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.decoding import Regions, region_sampler
+from keras_vjepa.decoding import Regions, load_decoder, region_clips
 from keras_vjepa.evaluation.decoded_regions import (
     Pixels,
     RegionClassifier,
@@ -144,25 +144,18 @@ def batches_of(
     samples: Sequence[Sample], features: RegionFeatures, decoder: FeatureDecoder, options: Namespace
 ) -> tuple[ClipBatches, Regions]:
     """Make batches of clips as the decoder's training reads them, and what cuts regions out."""
-    encoder = features.pretrainer.encoder
-    _, rows, columns = decoder.network.grid_shape
-    given = {"batch_size": min(_AT_ONCE, len(samples))}
+    given = {"batch_size": min(_AT_ONCE, len(samples)), "seed": options.seed}
     if stride := step_of(options.preset):
         given["temporal_stride"] = stride
-    config = replace(DecodeConfig(), **given)
-    transform = config.transform.make(crop_size=encoder.image_size)
-    clips = config.batches.make(
-        samples=samples,
-        transform=transform,
-        masks=region_sampler(encoder.grid_shape, rows, columns, options.seed),
-        clip=config.clip.make(frames_per_clip=encoder.num_frames),
-        seed=options.seed,
-    )
+    _, rows, columns = decoder.network.grid_shape
     _, height, width = decoder.network.clip_shape
-    return clips, Regions(
-        encoder.grid_shape, encoder.patch_size, rows, columns, (height, width),
-        transform.mean, transform.std,
-    )  # fmt: skip
+    return region_clips(
+        replace(DecodeConfig(), **given),
+        samples,
+        features.pretrainer.encoder,
+        (rows, columns),
+        (height, width),
+    )
 
 
 def evaluate(options: Namespace) -> dict[str, Any]:
@@ -173,7 +166,7 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     """
     keras.utils.set_random_seed(options.seed)
     features = RegionFeatures(load_pictured(options.preset, needs_predictor=True).pretrainer)
-    decoder = FeatureDecoder.from_preset(options.decoder)
+    decoder = load_decoder(options.decoder)
     check_made_for(decoder, features, options.preset)
     train, test = train_and_test(options.data)
     clips, regions = batches_of(train, features, decoder, options)
@@ -185,11 +178,8 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     result = {"real": measured(classifier, real, real.pixels[:, np.newaxis])}
     for kind in KINDS:
         result[kind] = measured(classifier, real, sampled(decoder, real, kind, options))
-    asked = {name: value for name, value in vars(options).items() if name not in _PLACES}
+    asked = {name: value for name, value in vars(options).items() if name != "output"}
     return {"options": asked, "num_clips": len(real.pixels), "found": result}
-
-
-_PLACES = {"action", "output"}
 
 
 def table(found: dict[str, Any]) -> str:

@@ -1,5 +1,4 @@
-"""Compare fine-tuning, frozen probes and training from scratch by share of labels (Tables 1, 5, 7,
-8).
+"""Compare fine-tuning, frozen probes and training from scratch by labels (Tables 1, 5, 7, 8).
 
     keras-vjepa finetune-table workdir/table --preset workdir/digit_motion_long/preset
 

@@ -14,13 +14,12 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import MOST_SEED, check_whole
-from keras_vjepa.backend.device import compiled_alone
 from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.pictures.surprise import Grid, compiled_parts
 from keras_vjepa.pictures.videos import WatchedVideo
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
-Grid = tuple[int, int, int]
 # Chosen on 40 of the built-in test videos, and confirmed on others; see docs/pictures.md. With
 # more steps, a step after the change knows the new digit less surely; with fewer, the old one.
 _REACH = 2
@@ -112,13 +111,9 @@ class _SidedErrors:
     def __init__(self, pretrainer: VJEPAPretrainer, grid: Grid) -> None:
         # The predictor is told the kind of mask that hides the most, which is the last.
         kind = pretrainer.predictor.num_mask_tokens - 1
-        names = ("videos", f"context_indices_{kind}", f"target_indices_{kind}")
         self._grid = grid
         self._exponent = pretrainer.loss_exponent
-        self._targets_of = compiled_alone(pretrainer.targets)
-        self._predict = compiled_alone(
-            lambda *arrays: pretrainer.predictions(dict(zip(names, arrays, strict=True)), kind)
-        )
+        self._targets_of, self._predict = compiled_parts(pretrainer, kind)
 
     def of_clip(
         self, clip: NDArray[np.float32], random: np.random.Generator

@@ -1,5 +1,6 @@
 """Measure where a video is not as the predictor expects it (§3.1, §3.3)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.pictures.videos import WatchedVideo
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
+from keras_vjepa.types import Tensor
 
 Known = Literal["past", "around"]
 Grid = tuple[int, int, int]
@@ -60,6 +62,24 @@ def hidden_boxes(grid: Grid, known: Known) -> list[tuple[NDArray[np.int32], NDAr
     return [(outside.astype("int32"), box.astype("int32")) for outside, box in flat]
 
 
+def compiled_parts(
+    pretrainer: VJEPAPretrainer, kind: int
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Compile what gives the targets of videos, and the predictions for one kind of mask.
+
+    Args:
+        pretrainer: holds encoder, predictor and the targets.
+        kind: number of the kind of mask that the predictor is told.
+
+    Returns:
+        Functions of videos; and of videos, known tokens and hidden ones.
+    """
+    names = ("videos", f"context_indices_{kind}", f"target_indices_{kind}")
+    return compiled_alone(pretrainer.targets), compiled_alone(
+        lambda *arrays: pretrainer.predictions(dict(zip(names, arrays, strict=True)), kind)
+    )
+
+
 def prediction_errors(
     pretrainer: VJEPAPretrainer,
     video: WatchedVideo,
@@ -92,11 +112,7 @@ def prediction_errors(
     # hides the most.
     kind = pretrainer.predictor.num_mask_tokens - 1 if known == "past" else 0
     boxes = hidden_boxes(grid, known)
-    names = ("videos", f"context_indices_{kind}", f"target_indices_{kind}")
-    targets_of = compiled_alone(pretrainer.targets)
-    predict = compiled_alone(
-        lambda *arrays: pretrainer.predictions(dict(zip(names, arrays, strict=True)), kind)
-    )
+    targets_of, predict = compiled_parts(pretrainer, kind)
     for clip, row in zip(clips, errors, strict=True):
         videos = ops.convert_to_tensor(clip[np.newaxis])
         targets = ops.convert_to_numpy(targets_of(videos))[0]

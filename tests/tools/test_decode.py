@@ -249,3 +249,12 @@ def test_an_evaluation_refuses_in_one_line(folder, more, message, capsys):
         decode.main(line)
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.data
+def test_an_evaluation_names_a_decoder_that_is_none(folder, capsys):
+    preset = str(folder / "pretrained")
+    with pytest.raises(SystemExit):
+        decode.main(["evaluate", "--preset", preset, "--decoder", preset])
+    error = capsys.readouterr().err
+    assert "--decoder" in error and error.count("\n") == 1

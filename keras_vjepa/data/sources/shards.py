@@ -83,7 +83,7 @@ def expand_braces(text: str) -> list[str]:
     return [name + text[end:] for name in names]
 
 
-def _outermost_braces(text: str) -> Iterator[tuple[int, int]]:
+def _outermost_braces(text: str) -> list[tuple[int, int]]:
     """Find the places of each brace that is within no other, and of the one that closes it."""
     opened: list[int] = []
     pairs: list[tuple[int, int]] = []
@@ -94,7 +94,7 @@ def _outermost_braces(text: str) -> Iterator[tuple[int, int]]:
             first = opened.pop()
             # What is between them was found before.
             pairs = [*(pair for pair in pairs if pair[1] < first), (first, place)]
-    return iter(pairs)
+    return pairs
 
 
 def _choices(text: str, inside: str) -> list[str]:
