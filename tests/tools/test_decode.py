@@ -218,8 +218,8 @@ def test_an_evaluation_says_what_is_seen_of_each_kind(tmp_path, capsys):
     given = config(tmp_path, data="digit_motion_black", steps=2, temporal_stride=2)
     recipe.run(given, tmp_path / "run")
     line = ["evaluate", "--preset", str(tmp_path / "pretrained"), "--clips", "60", "--steps", "2"]
-    line += ["--decoder", str(tmp_path / "run" / "preset"), "--seeds", "2", "--epochs", "6"]
-    line += ["--train-clips", "4000", "--output", str(tmp_path / "evaluation.json")]
+    line += ["--decoder", str(tmp_path / "run" / "preset"), "--seeds", "2", "--epochs", "10"]
+    line += ["--train-clips", "8000", "--output", str(tmp_path / "evaluation.json")]
     assert decode.main(line) == 0
     said = capsys.readouterr()
     assert "none: 100 of 100 clips decoded" in said.err and len(said.out.splitlines()) == 7
