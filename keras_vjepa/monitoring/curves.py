@@ -42,12 +42,17 @@ def draw_curves(title: str, curves: Mapping[str, Points], logarithmic: bool = Fa
     shown = {label: points for label, points in curves.items() if points}
     if not shown:
         return None
+    # Imported here, because loading a model does not need Matplotlib.
+    from matplotlib import rc_context
+
     figure = _figure(title, shown, logarithmic)
     written = io.StringIO()
     # The metadata that says who wrote the file and when is left out, because it contains addresses,
     # and a page must not refer to other places.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(written, format="svg", metadata=nothing)
+    # Text stays text: shapes of the letters would make up half of a page.
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(written, format="svg", metadata=nothing)
     text = written.getvalue()
     return text[text.index("<svg") :]
 

@@ -213,7 +213,9 @@ def checkpoint_to_keep(
     of_views = "views of a video are told apart best"
     what = "neighbours name most clips right" if is_labelled else of_views
     texts = [_in_words(name, rows[0], rows[best]) for name in names]
-    return int(rows[best]["step"]), f"{what} there: {' and '.join(texts)}"
+    first, there = (_mean_score(row, names) for row in (rows[0], rows[best]))
+    end = "" if there > first or not best else ", which is no more than before the training"
+    return int(rows[best]["step"]), f"{what} there: {' and '.join(texts)}{end}"
 
 
 def steps_to_protect(rows: Sequence[Row], steps: Collection[int]) -> frozenset[int]:
@@ -246,10 +248,14 @@ def _best(rows: Sequence[Row], places: Sequence[int]) -> int | None:
     if not places:
         return None
     names = _scores(rows)
-    scores = np.array([np.mean([_number(row, name) or 0.0 for name in names]) for row in rows])
+    scores = np.array([_mean_score(row, names) for row in rows])
     padded = np.pad(scores, 1, mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
     return max(reversed(places), key=lambda place: smooth[place])
+
+
+def _mean_score(row: Row, names: Sequence[str]) -> float:
+    return float(np.mean([_number(row, name) or 0.0 for name in names]))
 
 
 def _number(row: Row, name: str) -> float | None:

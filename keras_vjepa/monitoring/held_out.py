@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,15 +99,28 @@ def held_out_clips(
     )
 
 
-def describe(held_out: HeldOut) -> dict[str, Any]:
-    """Describe the clips by which a run is watched, in numbers.
+def shares_and_pixels(batch: Batch, num_tokens: int) -> dict[str, float]:
+    """Measure what goes into a pretrainer: the masks and the pixels of some clips.
 
     Args:
-        held_out: the clips.
+        batch: a batch as a pretrainer takes it.
+        num_tokens: number of tokens of a whole clip.
+
+    Returns:
+        `input_mean` and `input_deviation` of the pixels, which are about 0 and 1 if mean and
+        deviation of the transform are those of the videos. For each kind of mask, as
+        `context_share_mask_0` and `target_share_mask_0`, the shares of a clip's tokens that the
+        encoder sees and that are predicted, as means over the clips.
     """
-    return {
-        "videos": len(np.unique(held_out.videos)),
-        "clips": len(held_out.videos),
-        "are_trained_on": held_out.are_trained_on,
-        "tasks": sorted(held_out.labels),
+    videos = np.asarray(batch["videos"])
+    found = {
+        "input_mean": float(videos.mean(dtype="float64")),
+        "input_deviation": float(videos.std(dtype="float64")),
     }
+    for part in ("context", "target"):
+        for kind in range(len(batch)):
+            indices = batch.get(f"{part}_indices_{kind}")
+            if indices is not None:
+                seen = (np.asarray(indices) >= 0).sum(axis=1)
+                found[f"{part}_share_mask_{kind}"] = float(seen.mean()) / num_tokens
+    return found

@@ -1,5 +1,6 @@
 """Measure a pretrainer while it is trained, or from a checkpoint (§3.1)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa.monitoring.health import numbers_of
-from keras_vjepa.monitoring.held_out import HeldOut
+from keras_vjepa.monitoring.held_out import HeldOut, shares_and_pixels
 from keras_vjepa.monitoring.looks import make_looking
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
 
@@ -25,19 +26,23 @@ class Looking:
         values: values of the weights that `looks.variables_of` lists.
 
     Returns:
-        The numbers of `health.numbers_of`, and `encoder_distance`: the distance between the weights
-        of the target encoder and those of the encoder, divided by the norm of the encoder's.
+        The numbers of `health.numbers_of` and of `held_out.shares_and_pixels`, and
+        `encoder_distance`: the distance between the weights of the target encoder and those of the
+        encoder, divided by the norm of the encoder's.
     """
 
     def __init__(self, pretrainer: VJEPAPretrainer, held_out: HeldOut) -> None:
         self.held_out = held_out
         self._look = make_looking(pretrainer)
         self._count = len(pretrainer.target_encoder.variables)
+        num_tokens = math.prod(pretrainer.encoder.grid_shape)
+        self._given = shares_and_pixels(held_out.batch, num_tokens)
 
     def __call__(self, values: Sequence[NDArray[Any]]) -> dict[str, float | int]:
         looks = self._look([*values], self.held_out.batch)
         return {
             "encoder_distance": self._distance(values),
+            **self._given,
             **numbers_of(looks, self.held_out.videos, self.held_out.labels),
         }
 

@@ -46,7 +46,7 @@ def write_report(workdir: Path, path: Path | None = None, step: int | None = Non
         *page.drawings("What each epoch comes to", _drawn(run, OF_EPOCHS)),
         *page.drawings("What it does", _drawn(run, OF_STEPS)),
         *page.drawings("What it learns", _drawn(run, OF_LOOKS)),
-        *_masks(workdir / MASKS_FILE),
+        *_masks(workdir / MASKS_FILE, run.looks),
         *_probe(run.probe),
         *page.pairs("Config", run.options),
         *page.pairs("Environment", run.versions),
@@ -125,15 +125,31 @@ def _boxes(kind: str, found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _masks(path: Path) -> list[str]:
+def _masks(path: Path, looks: Sequence[Row]) -> list[str]:
     if not path.is_file():
         return []
     return [
         "<h2>Masks</h2>",
         "<p>Clips that the monitor looks at; a row for each, and light is what the encoder sees of "
-        "the first kind of mask.</p>",
+        f"the first kind of mask.{_given(looks[-1]) if looks else ''}</p>",
         page.picture(path, "clips and masks"),
     ]
+
+
+def _given(look: Row) -> str:
+    """Say which shares of the tokens are seen and predicted, and how bright the pixels are."""
+    # Runs of earlier versions lack the numbers, and pixels that are not finite have none.
+    if look.get("input_mean") is None or look.get("input_deviation") is None:
+        return ""
+    kinds = [name for name in look if name.startswith("context_share_mask_")]
+    shares = " and ".join(
+        f"{look[name]:.0%} (predicted {look[name.replace('context', 'target')]:.0%})"
+        for name in kinds
+    )
+    return (
+        f" Of a clip's tokens, the encoder sees {shares}. Its pixels have the mean "
+        f"{look['input_mean']:.2f} and the deviation {look['input_deviation']:.2f}."
+    )
 
 
 def _probe(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -121,7 +121,10 @@ def test_the_checkpoint_to_keep_is_the_best_by_labels_else_by_lidar():
     assert step == 30 and "neighbours name most clips right there: neighbours' a 0.10" in why
     without = [{"step": i, "target_lidar": lidar} for i, lidar in enumerate([2.0, 5.0, None, 5.0])]
     step, why = checkpoint_to_keep(without)
-    assert step == 3 and "LiDAR 2.00 -> 5.00" in why
+    assert step == 3 and why.endswith("LiDAR 2.00 -> 5.00")
+    collapsed = [{"step": i, "neighbors_a": score} for i, score in enumerate([0.5, 0.2, 0.5])]
+    step, why = checkpoint_to_keep(collapsed, {1, 2})
+    assert step == 2 and why.endswith("0.50 -> 0.50, which is no more than before the training")
 
 
 def test_of_checkpoints_that_are_gone_none_is_named():

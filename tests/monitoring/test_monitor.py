@@ -56,6 +56,8 @@ def test_rows_and_words_of_the_first_the_regular_and_the_last_step(tmp_path, cap
     rows = read_rows(tmp_path / "monitor.jsonl")
     assert [row["step"] for row in rows] == [0, 2, 3]
     assert [(row["clips"], row["tokens"]) for row in rows] == [(6, 96)] * 3
+    # Of 2 x 4 x 4 tokens, 4 are seen beside one of padding, and 4 are predicted.
+    assert rows[2]["context_share_mask_0"] == rows[2]["target_share_mask_0"] == 4 / 32
     # The moving average starts as a copy of the encoder, and then follows it.
     assert rows[0]["encoder_distance"] == 0 < rows[1]["encoder_distance"]
     assert rows[0]["loss"] is None and rows[1]["loss"] > 0

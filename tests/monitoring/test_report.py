@@ -57,6 +57,10 @@ def run(tmp_path):
             "step": i,
             "target_clip_rank": 3.0 + i,
             "neighbors_digit": 0.2 * i,
+            "input_mean": 0.125,
+            "input_deviation": 0.5,
+            "context_share_mask_0": 0.25,
+            "target_share_mask_0": 0.75,
             "state": "unclear",
             "words": f"word {i} & <b>",
         }
@@ -95,6 +99,7 @@ def test_one_file_with_everything(run):
         and "word 1 &amp; &lt;b&gt;" in text
     )
     assert "0.0005432" in text and "0.3125" in text
+    assert "encoder sees 25% (predicted 75%). Its pixels have the mean 0.12 and the" in text
     # There are curves of the loss, of ranks and of neighbours.
     assert text.count("<svg") == 3
 
