@@ -3,9 +3,10 @@
     KERAS_BACKEND=torch keras-vjepa bench-finetune --size base --steps 5
 
 A step trains encoder and head with stochastic depth, soft labels, and AdamW with a rate for each
-layer. The two steps take turns, so that other work on the machine disturbs both. Then the optimizer
-is timed alone, with a rate for each layer and with one for all. The plain step runs on the device
-that torch has.
+layer. The two steps take turns, so that other work on the machine disturbs both; the seconds of the
+processor in brackets are this process's own, which such work hardly changes. Then the optimizer is
+timed alone, with a rate for each layer and with one for all. The plain step runs on the device that
+torch has.
 """
 
 import functools
@@ -31,6 +32,8 @@ from keras_vjepa.models.backbone import SIZES
 CLASSES = 400
 RATES = RATE, WEIGHT_DECAY, LAYER_DECAY, DROP_PATH = 1e-4, 0.05, 0.75, 0.1
 _WARM_UP = 2
+# The seconds that pass in each call, and those of the processor.
+Times = list[tuple[float, float]]
 
 
 def make_classifier(size: str, layer_decay: float | None = LAYER_DECAY) -> VJEPAVideoClassifier:
@@ -61,20 +64,27 @@ def make_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return videos, mixed_targets(rng.integers(CLASSES, size=batch_size), CLASSES, 0.7, 0.1)
 
 
-def in_turns(functions: Sequence[Callable[[], Any]], count: int) -> list[list[float]]:
+def in_turns(functions: Sequence[Callable[[], Any]], count: int) -> list[Times]:
     """Time functions that are called in turns, `count` times each, after a warm-up."""
-    times: list[list[float]] = [[] for _ in functions]
+    times: list[Times] = [[] for _ in functions]
     for turn in range(_WARM_UP + count):
         for own, function in zip(times, functions, strict=True):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             function()
             if turn >= _WARM_UP:
-                own.append(time.perf_counter() - start)
+                own.append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return times
 
 
-def _said(name: str, times: list[float]) -> str:
-    return f"{name} {np.median(times):7.3f} s ({min(times):.3f} to {max(times):.3f})"
+def _said(name: str, times: Times) -> str:
+    passed, of_processor = np.median(times, axis=0)
+    least, most = min(times)[0], max(times)[0]
+    return f"{name} {passed:7.3f} s ({least:.3f} to {most:.3f}) [{of_processor:.3f}]"
+
+
+def _ratio(times: Times, others: Times) -> str:
+    passed, of_processor = np.median(times, axis=0) / np.median(others, axis=0)
+    return f"ratio {passed:.3f} [{of_processor:.3f}]"
 
 
 def bench_step(options: Any) -> None:
@@ -92,7 +102,7 @@ def bench_step(options: Any) -> None:
     print(f"{options.size}, batch {options.batch_size}, {options.dtype}; {distribution.setup()}")
     print(_said("keras_vjepa: step", own))
     print(_said(f"plain PyTorch on {plain.device}: step", other))
-    print(f"ratio {np.median(own) / np.median(other):.3f}")
+    print(_ratio(own, other))
 
 
 def bench_optimizer(options: Any) -> None:
@@ -107,7 +117,7 @@ def bench_optimizer(options: Any) -> None:
     by_layer, alike = in_turns(updates, options.steps)
     print(_said("update with a rate for each layer", by_layer))
     print(_said("update with one rate", alike))
-    print(f"ratio {np.median(by_layer) / np.median(alike):.3f}")
+    print(_ratio(by_layer, alike))
 
 
 def _update(optimizer: Any, gradients: list[Any], last: Any) -> None:

@@ -3,10 +3,11 @@
     keras-vjepa finetune-table workdir/table --preset workdir/digit_motion_long/preset
 
 On a built-in set, it fine-tunes the encoder, trains a frozen probe on it, and trains the same
-network from its initial weights, each with the same labels and number of steps, for each seed.
-Fine-tunings are runs of `finetune` in folders of their own. Numbers that are there are not computed
-again, so that the same command continues after an interruption. `table.md` is written again after
-each number, and `table.json` has all numbers.
+network from its initial weights, each with the same labels, for each seed. All have the same number
+of steps, unless `--scratch-steps` gives the last more. Fine-tunings are runs of `finetune` in
+folders of their own. Numbers that are there are not computed again, so that the same command
+continues after an interruption. `table.md` is written again after each number, and `table.json` has
+all numbers.
 """
 
 import functools
@@ -43,7 +44,7 @@ METHODS = SCRATCH, FROZEN, FINE_TUNED
 _PROBE_BATCH = 32
 # Initial weights hold nothing that a layer should keep, so that all layers have the same rate; for
 # 32 videos a batch it is that of pretraining, 1e-3.
-_ANEW = {"layer_decay": 1.0, "learning_rate": 8e-3}
+_ANEW = {"layer_decay": 1.0, "learning_rate": 8e-3, "drop_path_rate": 0.0}
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ class Comparison:
     test: list[Sample]
 
     def fine_tune(
-        self, preset: str, fraction: float, seed: int, name: str, **changes: Any
+        self, preset: str, steps: int, fraction: float, seed: int, name: str, **changes: Any
     ) -> float:
         """Fine-tune a preset with a share of the labels, and return the accuracy."""
         options = self.options
         train = low_shot(self.train, fraction, seed)
         config = finetune_configs.CONFIGS[options.data]()
         batch_size = min(config.batches.batch_size, len(train))
-        epochs = -(-options.steps // (len(train) // batch_size))
+        epochs = -(-steps // (len(train) // batch_size))
         config = replace(
             config,
             preset=preset,
@@ -122,12 +123,12 @@ def run(options: Any) -> str:
         for seed in options.seeds:
             for fraction in sorted(options.fractions):
                 cell, place = (fraction, seed), (f"{100 * fraction:g} %", seed)
-                tune = functools.partial(comparison.fine_tune, options.preset, *cell)
-                anew = functools.partial(comparison.fine_tune, untrained, *cell, SCRATCH)
+                tuned = options.preset, options.steps, *cell, FINE_TUNED
+                anew = untrained, options.scratch_steps or options.steps, *cell, SCRATCH
                 made = {
                     FROZEN: functools.partial(comparison.probe, encoder, *cell, sweeps),
-                    FINE_TUNED: functools.partial(tune, FINE_TUNED),
-                    SCRATCH: functools.partial(anew, **_ANEW),
+                    FINE_TUNED: functools.partial(comparison.fine_tune, *tuned),
+                    SCRATCH: functools.partial(comparison.fine_tune, *anew, **_ANEW),
                 }
                 for method in options.methods:
                     table.fill(method, *place, made[method])
@@ -164,6 +165,9 @@ def main(arguments: list[str] | None = None, program: str = "finetune_table.py")
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each number")
     parser.add_argument("--steps", type=int, default=1500, help="of each training, at least")
+    parser.add_argument(
+        "--scratch-steps", type=int, help="of a training from scratch (default: as of the others)"
+    )
     parser.add_argument("--num-videos", type=int, default=8000, help="that all labels are of")
     parser.add_argument("--num-test-videos", type=int, default=600, help="to test on")
     options = parser.parse_all(arguments)
@@ -173,6 +177,7 @@ def main(arguments: list[str] | None = None, program: str = "finetune_table.py")
         for seed in options.seeds:
             check_whole(0, MOST_SEED, seeds=seed)
         check_whole(1, MOST_LONG, steps=options.steps)
+        check_whole(1, MOST_LONG, optional=True, scratch_steps=options.scratch_steps)
         check_whole(100, num_videos=options.num_videos)
         check_whole(1, num_test_videos=options.num_test_videos)
         check_folder(options.workdir)

@@ -5,6 +5,7 @@ once, before the blocks. So a block that is computed again in the backward pass 
 the same branches as in the forward pass.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from keras import ops
 
 from keras_vjepa.arguments import check_number, check_whole
 from keras_vjepa.backend import collectives
+from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.types import Tensor
 
 
@@ -37,13 +39,64 @@ def drop_path_rates(drop_path_rate: float, num_layers: int) -> list[float]:
     return [round(float(rate), 12) for rate in np.linspace(0.0, drop_path_rate, num_layers)]
 
 
-def drop_path_seed(drop_path_rate: float) -> keras.random.SeedGenerator | None:
-    """Make what `draw_branch_scales` draws with; None for a rate of 0, which draws nothing.
+class SkipsBranches(Rematerializable):
+    """Makes an encoder leave branches of its blocks out in training, by its `drop_path_rate`.
 
-    Args:
-        drop_path_rate: the rate of the last block.
+    A constructor sets `drop_path_rate` before it builds. From then on it is fixed: what it draws
+    with belongs to the state of the model, and programs are compiled for the rate.
+
+    Attributes:
+        drop_path_seed: what the draws are made with; None if the rate is 0.
     """
-    return keras.random.SeedGenerator(name="drop_path_seed") if drop_path_rate else None
+
+    _drop_path_rate = 0.0
+    drop_path_seed: keras.random.SeedGenerator | None = None
+
+    @property
+    def drop_path_rate(self) -> float:
+        """Return the rate of the last block."""
+        return self._drop_path_rate
+
+    @drop_path_rate.setter
+    def drop_path_rate(self, rate: float) -> None:
+        if self.built:
+            raise AttributeError(
+                "`drop_path_rate` cannot change after the model is made: give it to the "
+                f"constructor or to `from_preset`. Received: {rate!r}"
+            )
+        self._drop_path_rate = rate
+        if rate:
+            self.drop_path_seed = keras.random.SeedGenerator(name="drop_path_seed")
+
+    def branch_scales(self, num_layers: int, batch_size: Any, training: bool) -> Tensor | None:
+        """Draw which branches of which blocks are left out, as `draw_branch_scales` does.
+
+        Args:
+            num_layers: number of blocks.
+            batch_size: number of samples.
+            training: whether the encoder is being trained.
+
+        Returns:
+            The scales; None if nothing is left out.
+        """
+        if not training or self.drop_path_seed is None:
+            return None
+        return draw_branch_scales(self.drop_path_rate, num_layers, batch_size, self.drop_path_seed)
+
+    def rematerialized_call(
+        self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Callable[..., Tensor]:
+        """Make `layer_call` compute again in the backward pass, as `Rematerializable` does.
+
+        Drop path is refused: the backward pass would draw again which branches are left out.
+        """
+        if self.drop_path_rate:
+            raise ValueError(
+                "`drop_path_rate` must be 0 for a backbone that is made within a "
+                "`keras.RematScope`: take its own `remat=True`. "
+                f"Received: {self.drop_path_rate}"
+            )
+        return super().rematerialized_call(layer_call, *args, **kwargs)
 
 
 def draw_branch_scales(

@@ -14,7 +14,7 @@ V-JEPA 2.1's has other rotary positions, norms for several levels, and a tokeniz
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -27,9 +27,8 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import TokenNorm, layer_norm
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.positions import position_table, resample_position_table
-from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.layers.rotary import make_rotations
-from keras_vjepa.layers.stochastic_depth import draw_branch_scales
+from keras_vjepa.layers.stochastic_depth import SkipsBranches
 from keras_vjepa.layers.transformer import apply_blocks, transformer_blocks
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone_preset import BackbonePreset
@@ -92,7 +91,7 @@ class VJEPABackbone(
     LowRankAdaptable,
     StepFunctions,
     PixelModel,
-    Rematerializable,
+    SkipsBranches,
     TorchModule,
     Exportable,
 ):
@@ -202,8 +201,6 @@ class VJEPABackbone(
         self.position_reach = position_reach
         self.level_layers = None if level_layers is None else (*level_layers,)
         self.modalities = modalities
-        if drop_path_rate:
-            self.drop_path_seed = keras.random.SeedGenerator(name="drop_path_seed")
         # The backbone is built here, so that it has its weights from the start. They are made in
         # `build`, because only there does Keras give every variable a path of its own.
         self.build((None, *self.video_shape))
@@ -477,7 +474,7 @@ class VJEPABackbone(
         if hierarchical and self.level_layers is None:
             raise ValueError("`level_layers` must be given for `hierarchical`. Received: None")
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
-        scales = self._branch_scales(x, training)
+        scales = self.branch_scales(self.num_layers, ops.shape(x)[0], training)
         start, levels = 0, []
         for layer in self.level_layers or () if hierarchical else (self.num_layers - 1,):
             own = slice(start, layer + 1)
@@ -511,29 +508,6 @@ class VJEPABackbone(
                 f"False. Received: {layer}"
             )
         return self.lower_norms[self.level_layers.index(layer)]
-
-    def _branch_scales(self, tokens: Tensor, training: bool) -> Tensor | None:
-        """Draw which branches of which blocks are left out; None for none."""
-        if not (training and self.drop_path_rate):
-            return None
-        return draw_branch_scales(
-            self.drop_path_rate, self.num_layers, ops.shape(tokens)[0], self.drop_path_seed
-        )
-
-    def rematerialized_call(
-        self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
-    ) -> Callable[..., Tensor]:
-        """Make `layer_call` compute again in the backward pass, as `Rematerializable` does.
-
-        Drop path is refused: the backward pass would draw again which branches are left out.
-        """
-        if self.drop_path_rate:
-            raise ValueError(
-                "`drop_path_rate` must be 0 for a backbone that is made within a "
-                "`keras.RematScope`: take its own `remat=True`. "
-                f"Received: {self.drop_path_rate}"
-            )
-        return super().rematerialized_call(layer_call, *args, **kwargs)
 
     def layer_variables(self) -> list[list[keras.Variable]]:
         """List the variables of what comes before the blocks, then those of each block.
@@ -676,7 +650,7 @@ class VJEPABackbone(
             padding_mask = ops.convert_to_tensor(padding_mask)
         x, rotations = self.embed(videos, token_indices), self.rotations(videos, token_indices)
         yield x, padding_mask, rotations
-        scales = self._branch_scales(x, training)
+        scales = self.branch_scales(self.num_layers, ops.shape(x)[0], training)
         for number, block in enumerate(self.blocks[:num_layers]):
             own = None if scales is None else scales[number : number + 1]
             x = apply_blocks([block], x, padding_mask, rotations, self.remat, own)

@@ -115,6 +115,8 @@ def test_stochastic_depth_is_drawn_in_training_alone(family):
     assert type(backbone).from_config(backbone.get_config()).drop_path_rate == 0.9
     with pytest.raises(ValueError, match="`drop_path_rate`"):
         MADE[family](drop_path_rate=1.0)
+    with pytest.raises(AttributeError, match="`drop_path_rate` cannot change after"):
+        backbone.drop_path_rate = 0.1
 
 
 @slow_but_on("torch")

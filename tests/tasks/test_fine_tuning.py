@@ -178,6 +178,9 @@ def test_where_drop_path_is_refused():
     )
     with pytest.raises(ValueError, match="`encoder` must have a `drop_path_rate` of 0"):
         VJEPAPretrainer(backbone, predictor)
+    with pytest.raises(AttributeError, match="give it to the constructor or to `from_preset`"):
+        backbone.drop_path_rate = 0.2
+    assert backbone.drop_path_rate == 0.1
     with keras.RematScope("full"):
         within = small_backbone(drop_path_rate=0.1)
     with pytest.raises(ValueError, match="take its own `remat=True`"):

@@ -23,6 +23,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     )
     command = [str(tmp_path / "table"), "--preset", str(tmp_path / "encoder"), "--steps", "2"]
     command += ["--num-videos", "200", "--num-test-videos", "20", "--task", "digit"]
+    command += ["--scratch-steps", "4"]
     finetune_table.main([*command, "--seeds", "0", "--fractions", "0.5"])
     finetune_table.main([*command, "--seeds", "0", "1", "--fractions", "0.5", "1"])
     said = capsys.readouterr()
@@ -36,3 +37,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "table" / "table.md").read_text() in said.out
     assert "| 50 % |" in said.out and " (2) |" in said.out
     assert (tmp_path / "table" / "untrained" / "config.json").is_file()
+    for method, steps in (("from scratch", 4), ("fine-tuned", 2)):
+        [result] = (tmp_path / "table").glob(f"{method} digit 0.5 0/result.json")
+        # An epoch of 100 videos has three steps, and is not cut short.
+        assert json.loads(result.read_text())["config"]["steps"] == -(-steps // 3) * 3

@@ -194,12 +194,21 @@ def mixed_targets(labels: ArrayLike, num_classes: int, share: float, smoothing: 
     Returns:
         float32 `(batch, num_classes)`; rows sum to one.
 
+    Raises:
+        ValueError: for a label that is no class.
+
     Example:
 
     >>> mixed_targets([0, 1], num_classes=2, share=0.75, smoothing=0.0).tolist()
     [[0.75, 0.25], [0.25, 0.75]]
     """
     check_whole(1, num_classes=num_classes)
-    own = np.full((len(np.asarray(labels)), num_classes), smoothing / num_classes)
-    own[np.arange(len(own)), np.asarray(labels)] += 1.0 - smoothing
+    labels = np.asarray(labels)
+    wrong = labels[~np.isin(labels, np.arange(num_classes))]
+    if len(wrong):
+        raise ValueError(
+            f"`labels` must be in [0, {num_classes}), the classes. Received: {wrong[0]}"
+        )
+    own = np.full((len(labels), num_classes), smoothing / num_classes)
+    own[np.arange(len(own)), labels.astype("int64")] += 1.0 - smoothing
     return (own * share + own[::-1] * (1.0 - share)).astype(np.float32)

@@ -145,10 +145,10 @@ class RandAugment:
         Args:
             text: `m` the magnitude (10 by default), `n` the operations (2), `mstd` the deviation of
                 the magnitudes (0), `p` the probability (0.5); `inc1` must be there, which says that
-                a larger magnitude is stronger.
+                a larger magnitude is stronger. No part may be there twice.
 
         Raises:
-            ValueError: for a text of another form.
+            ValueError: for a text of another form, and for numbers that the constructor refuses.
 
         Example:
 
@@ -163,18 +163,21 @@ class RandAugment:
         }
         given: dict[str, float] = {"magnitude": 10.0, "num_operations": 2, "magnitude_std": 0.0}
         head, *parts = text.split("-")
-        found = [re.fullmatch(r"(mstd|m|n|p|inc)(\d+(?:\.\d+)?)", part) for part in parts]
-        if head != "rand" or None in found or "inc1" not in parts:
+        form = re.compile(r"(mstd|m|n|p|inc)([0-9]+(?:\.[0-9]+)?)")
+        found = [match for match in map(form.fullmatch, parts) if match]
+        numbers = {match[1]: float(match[2]) for match in found}
+        if head != "rand" or len(numbers) != len(parts) or "inc1" not in parts:
             raise ValueError(
-                "`auto_augment` must be as rand-m7-n4-mstd0.5-inc1, with inc1 in it. "
-                f"Received: {shown(text)}"
+                "`auto_augment` must be as rand-m7-n4-mstd0.5-inc1, with inc1 in it and no part "
+                f"twice. Received: {shown(text)}"
             )
-        for match in found:
-            assert match is not None
-            if match[1] != "inc":
-                number = float(match[2])
-                given[names[match[1]]] = int(number) if number.is_integer() else number
-        return cls(**given)  # type: ignore[arg-type]
+        del numbers["inc"]
+        for name, number in numbers.items():
+            given[names[name]] = int(number) if number.is_integer() else number
+        try:
+            return cls(**given)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"`auto_augment` has a number out of range: {error}") from None
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
         """Draw the operations of one clip; between none and `num_operations` of them."""

@@ -16,8 +16,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm, weight_initializer
 from keras_vjepa.layers.embedding import TubeletEmbedding
 from keras_vjepa.layers.hiera_block import HieraBlock, hiera_order
-from keras_vjepa.layers.rematerialization import Rematerializable
-from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_seed
+from keras_vjepa.layers.stochastic_depth import SkipsBranches
 from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone import Size
 from keras_vjepa.models.backbone_preset import BackbonePreset
@@ -56,7 +55,7 @@ class HieraBackbone(
     LowRankAdaptable,
     StepFunctions,
     PixelModel,
-    Rematerializable,
+    SkipsBranches,
     TorchModule,
     Exportable,
 ):
@@ -139,7 +138,6 @@ class HieraBackbone(
         self.layer_norm_epsilon = layer_norm_epsilon
         self.num_channels = num_channels
         self.drop_path_rate = drop_path_rate
-        self.drop_path_seed = drop_path_seed(drop_path_rate)
         # Tasks read these attributes of a backbone; they describe the last stage.
         self.hidden_dim = embed_dim * 2 ** (NUM_STAGES - 1)
         self.num_heads = embed_heads * 2 ** (NUM_STAGES - 1)
@@ -310,13 +308,9 @@ class HieraBackbone(
     def block_outputs(self, videos: Tensor, training: bool = False) -> Iterator[Tensor]:
         """Yield what comes out of each block, in the network's order."""
         x = ops.take(self.embed(videos), hiera_order(self.patch_grid, _LEVELS), axis=1)
-        scales: Any = [None] * self.num_layers
-        if training and self.drop_path_seed is not None:
-            scales = draw_branch_scales(
-                self.drop_path_rate, self.num_layers, ops.shape(x)[0], self.drop_path_seed
-            )
+        scales = self.branch_scales(self.num_layers, ops.shape(x)[0], training)
         for number, block in enumerate(self.blocks):
-            x = block(x, scales[number])
+            x = block(x, None if scales is None else scales[number])
             yield x
 
     def stage_outputs(self, videos: Tensor, training: bool = False) -> list[Tensor]:

@@ -22,8 +22,7 @@ from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm, weight_initializer
 from keras_vjepa.layers.embedding import TubeletEmbedding
-from keras_vjepa.layers.rematerialization import Rematerializable
-from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_seed
+from keras_vjepa.layers.stochastic_depth import SkipsBranches
 from keras_vjepa.layers.transformer import apply_blocks
 from keras_vjepa.layers.vision_block import VisionBlock
 from keras_vjepa.models.adapters import frame_by_frame
@@ -86,7 +85,7 @@ class VisionBackbone(
     LowRankAdaptable,
     StepFunctions,
     PixelModel,
-    Rematerializable,
+    SkipsBranches,
     TorchModule,
     Exportable,
 ):
@@ -175,7 +174,6 @@ class VisionBackbone(
         self.interpolate_antialias = own["interpolate_antialias"]
         self.num_channels = num_channels
         self.drop_path_rate = drop_path_rate
-        self.drop_path_seed = drop_path_seed(drop_path_rate)
         self.remat = remat
         self.build((None, *self.video_shape))
 
@@ -358,17 +356,9 @@ class VisionBackbone(
         x = self.embed(videos)
         if self.input_norm is not None:
             x = self.input_norm(x)
-        scales = self._branch_scales(x, training)
+        scales = self.branch_scales(self.num_layers, ops.shape(x)[0], training)
         x = self._chosen(apply_blocks(self.blocks, x, remat=self.remat, branch_scales=scales))
         return self.norm(x) if norm and self.norm is not None else x
-
-    def _branch_scales(self, tokens: Tensor, training: bool) -> Tensor | None:
-        """Draw which branches of which blocks are left out; None for none."""
-        if not training or self.drop_path_seed is None:
-            return None
-        return draw_branch_scales(
-            self.drop_path_rate, self.num_layers, ops.shape(tokens)[0], self.drop_path_seed
-        )
 
     def _chosen(self, tokens: Tensor) -> Tensor:
         """Take what is returned of all tokens."""
@@ -466,7 +456,7 @@ class VisionBackbone(
         if self.input_norm is not None:
             x = self.input_norm(x)
         yield x
-        scales = self._branch_scales(x, training)
+        scales = self.branch_scales(self.num_layers, ops.shape(x)[0], training)
         for number, block in enumerate(self.blocks[:num_layers]):
             own = None if scales is None else scales[number : number + 1]
             x = apply_blocks([block], x, remat=self.remat, branch_scales=own)

@@ -106,6 +106,14 @@ def test_the_short_form_of_rand_augment():
     other = RandAugment.from_string("rand-m9-inc1-p0.25")
     assert (other.magnitude, other.num_operations, other.magnitude_std) == (9, 2, 0.0)
     assert other.probability == 0.25
-    for text in ("rand-m7-n4", "original", "rand-m7-x3-inc1", "rand-inc0", "rand-m7-n4.5-inc1"):
-        with pytest.raises(ValueError, match="`(auto_augment|num_operations)` must be"):
+    for text in (
+        "rand-m7-n4", "original", "rand-m7-x3-inc1", "rand-inc0", "rand-m7-m9-inc1",
+        "rand-inc1-inc0", "rand-m7-inc1-", "rand-m7-n1e3-inc1", "rand-m\u0667-inc1",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="`auto_augment` must be as rand-m7-n4-mstd0.5-inc1"):
             RandAugment.from_string(text)
+    for text, name in (
+        ("n4.5", "num_operations"), ("m11", "magnitude"), ("p2", "probability")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"`auto_augment` has a number out .* `{name}` must"):
+            RandAugment.from_string(f"rand-{text}-inc1")

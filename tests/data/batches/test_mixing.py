@@ -65,3 +65,6 @@ def test_an_odd_batch_is_refused():
     assert targets.argmax(1).tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="`mixup` must be"):
         Mixing(mixup=-1.0)
+    for label in (-1, 3, 0.5):
+        with pytest.raises(ValueError, match=rf"`labels` must be in \[0, 3\), .* {label}"):
+            mixed_targets([0, label], 3, 0.5, 0.1)
