@@ -44,7 +44,7 @@ METHODS = SCRATCH, FROZEN, FINE_TUNED
 _PROBE_BATCH = 32
 # Initial weights hold nothing that a layer should keep, so that all layers have the same rate; for
 # 32 videos a batch it is that of pretraining, 1e-3.
-_ANEW = {"layer_decay": 1.0, "learning_rate": 8e-3, "drop_path_rate": 0.0}
+_ANEW: dict[str, Any] = {"layer_decay": 1.0, "learning_rate": 8e-3, "drop_path_rate": 0.0}
 
 
 @dataclass(frozen=True)
