@@ -79,7 +79,7 @@ def train_and_test(
             data, test_data = str(Path(data, "train")), str(Path(data, splits[0]))
     _check_alike(data, test_data, videos, label_names)
     if Path(data).is_dir() and not is_folder_of_shards(data, kind):
-        classes = class_folders(data)
+        classes = class_folders(data, "data")
         samples = list_class_folders(data, classes, kind, fps)
         if not test_data:
             return _held_out(samples, data)
@@ -132,7 +132,7 @@ def class_names(
         if any(Path(data, split).is_dir() for split in ("val", "test")):
             data = str(Path(data, "train"))
     if Path(data).is_dir() and not is_folder_of_shards(data, kind):
-        return class_folders(data)
+        return class_folders(data, "data")
     if is_published(data) == "Something-Something v2":
         return something_something_class_names(label_names)
     return listed_class_names(data, path_column, label_column) or None

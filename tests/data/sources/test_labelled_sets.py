@@ -100,3 +100,5 @@ def test_what_is_not_used_or_does_not_go_together_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"^`{name}` must be "):
             labelled_sets.train_and_test(data, test_data, videos, label_names)
+    with pytest.raises(ValueError, match="^`data` must hold one folder for each class"):
+        labelled_sets.train_and_test(str(tmp_path / "cat"))
