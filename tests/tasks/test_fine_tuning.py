@@ -123,6 +123,29 @@ def test_layer_decay_counts_from_the_model():
     assert AdamW.from_config(AdamW(0.1, layer_decay=0.5).get_config()).layer_decay == 0.5
 
 
+@pytest.mark.parametrize(
+    ("depth", "arguments"),
+    [(1, {}), (3, {"head": "probe", "pooling": "average"}), (2, {"encoder_norm": True})],
+)
+def test_layer_decay_with_other_heads(depth, arguments):
+    """What is above the blocks, the encoder's final norm included, has the full rate."""
+    model = fine_tuned(small_backbone(depth), **arguments)
+    model.compile(AdamW(0.1, layer_decay=0.5), "categorical_crossentropy")
+    model.optimizer.build(model.trainable_variables)
+    found = dict(
+        zip(
+            [variable.path for variable in model.trainable_variables],
+            model.optimizer.scales(model.trainable_variables),
+            strict=True,
+        )
+    )
+    for path, scale in found.items():
+        above = [number for number in range(depth) if f"block_{number}/" in path]
+        layer = 0 if "tubelet_embedding" in path else above[0] + 1 if above else depth + 1
+        assert scale == 0.5 ** (depth + 1 - layer), path
+    assert {0.5**number for number in range(depth + 2)} == set(found.values())
+
+
 # --- Stochastic depth ----------------------------------------------------------------------------
 
 
