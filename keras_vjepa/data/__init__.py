@@ -2,6 +2,7 @@
 
 from keras_vjepa.data.batches.clips import ClipSettings
 from keras_vjepa.data.batches.directory import DirectoryData, from_directory
+from keras_vjepa.data.batches.fine_tuning import FineTuningBatches
 from keras_vjepa.data.batches.labelled import EvaluationBatches, LabelledBatches
 from keras_vjepa.data.batches.mask_kinds import (
     CausalMultiBlockMask,
@@ -10,6 +11,7 @@ from keras_vjepa.data.batches.mask_kinds import (
     RandomTubeMask,
 )
 from keras_vjepa.data.batches.mask_sampler import MaskSampler, mean_counts, paper_masks
+from keras_vjepa.data.batches.mixing import Mixing
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.batches.videos_and_images import VideosAndImages
 from keras_vjepa.data.reading.limits import ReadingLimits
@@ -30,9 +32,11 @@ __all__ = [
     "ClipSettings",
     "DirectoryData",
     "EvaluationBatches",
+    "FineTuningBatches",
     "ImageProbeTransform",
     "LabelledBatches",
     "MaskSampler",
+    "Mixing",
     "MultiBlockMask",
     "PretrainTransform",
     "RandAugment",
