@@ -41,6 +41,7 @@ COMMANDS = {
     "picture": "keras_vjepa.tools.picture",
     "bench": "keras_vjepa.tools.bench",
     "bench-finetune": "keras_vjepa.tools.bench_finetune",
+    "bench-plain": "keras_vjepa.tools.bench_plain",
     "find-batch": "keras_vjepa.tools.find_batch",
     "bench-data": "keras_vjepa.tools.bench_data",
     "bench-decoding": "keras_vjepa.tools.bench_decoding",

@@ -4,6 +4,8 @@ The hidden region is one box of the block sampler over all time, whatever masks 
 trained with.
 """
 
+import json
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SEED, check_choice, check_number, check_size, check_whole
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.configuration import values
@@ -29,8 +32,10 @@ from keras_vjepa.models.diffusion_network import KINDS, check_network
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.tasks.decoder import FeatureDecoder, check_decoder
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures
+from keras_vjepa.training.continuing import OPTIONS_FILE
 from keras_vjepa.training.description import defining
 from keras_vjepa.training.optimizer import LEARNING_DTYPES
+from keras_vjepa.training.results import damaged_result, need_no_remaking, read_result
 from keras_vjepa.training.resumable import check_folder, check_run
 from keras_vjepa.types import Batch
 
@@ -43,6 +48,9 @@ _FREE = {
     "preset", "data", "num_workers", "read_ahead", "max_bad_share", "checkpoint_every",
     "log_every", "keep_last", "keep_every",
 }  # fmt: skip
+
+# The options of a run whose preset is saved.
+FINISHED_FILE = "finished.json"
 
 
 def region_in_tokens(region: Sequence[int], encoder: VJEPABackbone) -> tuple[int, int]:
@@ -278,6 +286,35 @@ def description_of(config: Any, decoder: FeatureDecoder) -> dict[str, Any]:
         decoder: the decoder, which knows the weights of the preset.
     """
     return {**defining(values(config), _FREE), "preset_weights": decoder.made_for}
+
+
+def write_options(config: Any, workdir: Path, name: str = OPTIONS_FILE) -> None:
+    """Write all options of a run into a file of its folder."""
+    files.write_text(workdir / name, json.dumps(values(config), indent=1))
+
+
+def is_finished(config: Any, workdir: Path, is_first: bool = True) -> bool:
+    """Tell whether a run with these options has saved its preset, and it is undamaged.
+
+    Args:
+        config: config of the recipe.
+        workdir: folder of the run.
+        is_first: whether this process says so, or that a damaged preset is made anew.
+    """
+    stored, preset = read_result(workdir / FINISHED_FILE), workdir / "preset"
+    if stored is None or defining(stored, _FREE) != defining(values(config), _FREE):
+        return False
+    problem = damaged_result(workdir, [], [preset.name])
+    if not preset.is_dir():
+        problem = f"{preset} is missing"
+    finished = need_no_remaking(workdir, problem, is_first)
+    if finished and is_first:
+        print(
+            f"{workdir} holds this run, finished: {config.run.steps:,} steps. "
+            "Take another --workdir to train again.",
+            file=sys.stderr,
+        )
+    return finished
 
 
 def region_clips(

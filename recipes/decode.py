@@ -5,17 +5,15 @@
 The result is a preset for `decode sample`. If the run is stopped, the same command continues.
 """
 
-import json
 import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from keras_vjepa import FeatureDecoder, command_line, files
+from keras_vjepa import FeatureDecoder, command_line, decoding
 from keras_vjepa.backend import collectives, distribution
-from keras_vjepa.configuration import replace, values
+from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
-from keras_vjepa.decoding import check_decode_files, description_of, make_decoder
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve, StepLog
 from keras_vjepa.monitoring.report import write_report
@@ -23,7 +21,6 @@ from keras_vjepa.pictures.loading import load_pictured
 from keras_vjepa.recipes.decode_configs import CONFIGS, DecodeConfig
 from keras_vjepa.recipes.pretrain_objects import make_samples
 from keras_vjepa.tasks.region_features import RegionFeatures
-from keras_vjepa.training.continuing import OPTIONS_FILE
 from keras_vjepa.training.resumable import writable_folder
 
 
@@ -32,25 +29,28 @@ def run(config: DecodeConfig, workdir: Path) -> None:
     parallel = distribution.setup()
     writable_folder(workdir)
     with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
+        if decoding.is_finished(config, workdir, parallel.is_first):
+            return
         samples = make_samples(config)  # first, because a model takes longer to load
-        model = load_pictured(config.preset, needs_predictor=True)
-        decoder, batches = make_decoder(config, samples, RegionFeatures(model.pretrainer), parallel)
+        features = RegionFeatures(load_pictured(config.preset, needs_predictor=True).pretrainer)
+        decoder, batches = decoding.make_decoder(config, samples, features, parallel)
         if parallel.is_first:
-            files.write_text(workdir / OPTIONS_FILE, json.dumps(values(config), indent=1))
+            decoding.write_options(config, workdir)
         config.run.make(
             model=decoder,
             batches=batches,
             workdir=workdir,
             callbacks=[StepLog(workdir, config.run.log_every), LossCurve(workdir)],
-            description=description_of(config, decoder),
+            description=decoding.description_of(config, decoder),
             parallel=parallel,
         )
         weights = collectives.values(decoder.weights)
         parallel.release()
         if parallel.is_first:
-            decoder = FeatureDecoder.from_config(decoder.get_config())
-            decoder.set_weights(weights)
-            decoder.save_to_preset(workdir / "preset")
+            alone = FeatureDecoder.from_config(decoder.get_config())
+            alone.set_weights(weights)
+            alone.save_to_preset(workdir / "preset")
+            decoding.write_options(config, workdir, decoding.FINISHED_FILE)
             print(f"Saved {workdir}/preset and {write_report(workdir)}.", file=sys.stderr)
 
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> None
     )
     with command_line.refusing(program, CONFIGS, arguments):
         config = replace(CONFIGS[name](), **given)
-        check_decode_files(config, workdir)
+        decoding.check_decode_files(config, workdir)
     distribution.launch_on_all_devices()
     try:
         run(config, workdir)

@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": (["--preset", "here", "--data", "here"], "check_preset"),
     "finetune-table": (["out", "--preset", "here"], "check_preset"),
     "bench-finetune": ([], "bench_step"),
+    "bench-plain": ([], "bench_decoder"),
     "detect": (["--preset", "here"], "check_preset"),
     "detect-table": (["out", "--preset", "here"], "check_preset"),
     "dense-probe": (["here"], "check_preset"),

@@ -4,12 +4,8 @@
     keras-vjepa decode sample clip.mp4 --preset PRESET --decoder DECODER --output decoded.mp4
     keras-vjepa decode evaluate --preset PRESET --decoder DECODER
 
-`decode train --help` and `decode evaluate --help` list the options of the others; these are those
-of `decode sample`. Sampling hides a region of the clip over all time; from what is around it the
-predictor gives features of the region, and the decoder turns these alone into pixels, once for each
-seed. What all seeds show is in the prediction; what varies is not. The ending of the output
-determines the format: .mp4 (needs PyAV) and .gif show all frames; .png and .jpg show eight with
-their times.
+Each of the three has options of its own: `decode train --help`, `decode sample --help` and `decode
+evaluate --help` list them.
 """
 
 import sys
@@ -36,14 +32,39 @@ from keras_vjepa.tasks.region_features import TARGET, RegionFeatures, check_made
 from keras_vjepa.tools import decode_evaluate
 from keras_vjepa.tools.picture import run_of, step_of
 
-ACTIONS = ("train", "sample", "evaluate")
+_OF_SAMPLES = """Draw what a decoder makes of predicted features of a hidden region (§6, Fig. 6b).
+
+    keras-vjepa decode sample clip.mp4 --preset PRESET --decoder DECODER --output decoded.mp4
+
+A region of the clip is hidden over all time; from what is around it the predictor gives features of
+the region, and the decoder turns these alone into pixels, once for each seed. What all seeds show
+is in the prediction; what varies is not. The ending of the output determines the format: .mp4
+(needs PyAV) and .gif show all frames; .png and .jpg show eight with their times.
+"""
+ACTIONS = {
+    "train": training_recipe.__doc__ or "",
+    "sample": _OF_SAMPLES,
+    "evaluate": decode_evaluate.__doc__ or "",
+}
 # More rows than anybody would look at.
 _MOST_SEEDS = 64
 
 
+def parser_of_actions(program: str) -> OneLineParser:
+    """Make the parser of the first word, whose help says what each action does."""
+    lines = "\n".join(f"  {name:10s}{text.splitlines()[0]}" for name, text in ACTIONS.items())
+    parser = OneLineParser(
+        prog=program,
+        usage=f"{program} {{{','.join(ACTIONS)}}} ...",
+        description=f"{__doc__}\nactions:\n{lines}",
+    )
+    parser.add_argument("action", choices=ACTIONS, help="what is done")
+    return parser
+
+
 def parser_of_samples(program: str) -> OneLineParser:
     """Make the parser of `decode sample`."""
-    parser = OneLineParser(prog=program, description=__doc__)
+    parser = OneLineParser(prog=program, description=_OF_SAMPLES)
     parser.add_argument("action", choices=ACTIONS, help="what is done")
     parser.add_argument("video", type=Path, help="the video, of which the first clip is decoded")
     parser.add_argument("--preset", required=True, help="of a pretraining run, or RUN@STEP")
@@ -163,6 +184,8 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> int:
         return 0
     if words[:1] == ["evaluate"]:
         return decode_evaluate.main(words[1:], f"{program} evaluate")
+    if words[:1] != ["sample"]:
+        parser_of_actions(program).parse_all(words[:1])
     parser = parser_of_samples(program)
     options = parser.parse_all(words)
     with parser.refusing():

@@ -177,6 +177,47 @@ def normalize(tokens: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Te
     return torch.nn.functional.layer_norm(tokens, gamma.shape, gamma, beta, epsilon)
 
 
+def normalize_groups(
+    values: Tensor, gamma: Tensor, beta: Tensor, groups: int, epsilon: float
+) -> Tensor:
+    """Apply group norm over all axes but the first, channels last; statistics are float32 or finer.
+
+    Args:
+        values: `(batch, ..., channels)`.
+        gamma: scale, `(channels,)`.
+        beta: offset, `(channels,)`.
+        groups: number of groups, which divides the channels.
+        epsilon: added to the variance.
+
+    Returns:
+        The shape and type of `values`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.token_ops import normalize_groups
+    >>> x, ones = np.array([[[1.0, 3.0, 7.0, 9.0]]], "float32"), np.ones(4, "float32")
+    >>> [round(float(v)) for v in normalize_groups(x, ones, 0 * ones, 2, 0.0)[0, 0]]
+    [-1, 1, -1, 1]
+    """
+    if runs_op_by_op():
+        import torch
+
+        # Keras makes ten passes through memory, and as many backward; the kernel makes two. It
+        # reads channels that come last where they are.
+        values, gamma, beta = map(_as_tensor, (values, gamma, beta))
+        gamma, beta = gamma.to(values.dtype), beta.to(values.dtype)
+        last = values.movedim(-1, 1)
+        return torch.nn.functional.group_norm(last, groups, gamma, beta, epsilon).movedim(1, -1)
+    shape, each = ops.shape(values), (groups, values.shape[-1] // groups)
+    rows = ops.reshape(ops.cast(values, "float32"), (shape[0], -1, *each))
+    mean, variance = ops.moments(rows, axes=(1, 3), keepdims=True)
+    gamma, beta = (ops.reshape(ops.cast(one, "float32"), each) for one in (gamma, beta))
+    scale = ops.rsqrt(variance + epsilon) * gamma
+    found = rows * scale + (beta - mean * scale)
+    return ops.cast(ops.reshape(found, shape), values.dtype)
+
+
 def standardize(tokens: Tensor, epsilon: float) -> Tensor:
     """Apply layer norm over the last axis, without scale and offset.
 

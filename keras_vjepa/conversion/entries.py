@@ -65,7 +65,8 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
     """Assign every tensor to its variable, after checking that all fit.
 
     Raises:
-        CheckpointError: if keys are missing, unknown, or of a wrong shape; it names them.
+        CheckpointError: if keys are missing, unknown, or of a wrong shape, or a tensor holds a
+            number that is not finite; it names them.
     """
     entries = list(entries)
     expected = {name for entry in entries for name in entry.names}
@@ -78,8 +79,22 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
     for entry in entries:
         _check_shapes(network, tensors, entry)
     for names, variable, rearrange in entries:
-        parts = [rearrange(tensors[name].read()) for name in names]
+        parts = [rearrange(_read(network, tensors, name)) for name in names]
         variable.assign(np.concatenate(parts, axis=-1, dtype="float32", casting="unsafe"))
+
+
+def _read(network: str, tensors: dict[str, LazyTensor], name: str) -> np.ndarray:
+    """Read a tensor; a number in it that is not finite is refused, because features would be."""
+    found = tensors[name].read()
+    # A sum is not finite if a number in it is not, and takes no memory; it may also overflow.
+    if not np.isfinite(found.sum(dtype="float64")):
+        count = int(np.count_nonzero(~np.isfinite(found)))
+        if count:
+            raise CheckpointError(
+                f"`{network}.{name}` must hold finite numbers. Received: {count:,} of "
+                f"{found.size:,} that are NaN or infinite"
+            )
+    return found
 
 
 def foreign_tensors(entries: Iterable[Entry]) -> dict[str, LazyTensor]:

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, check_choice, check_flag, check_number, check_whole
+from keras_vjepa.backend.token_ops import normalize_groups
 from keras_vjepa.types import Tensor
 
 SAMPLINGS = ("same", "down", "up")
@@ -22,9 +23,18 @@ def group_norm(channels: int | None, groups: int, name: str, policy: Any) -> ker
     """Make a norm over groups of channels, over as many of the `groups` as divide the channels."""
     if channels is None:
         raise ValueError("The number of channels must be known. Received: None")
-    return keras.layers.GroupNormalization(
-        math.gcd(groups, channels), epsilon=_NORM_EPSILON, name=name, dtype=policy
-    )
+    return ClipNorm(math.gcd(groups, channels), epsilon=_NORM_EPSILON, name=name, dtype=policy)
+
+
+@keras.saving.register_keras_serializable("keras_vjepa")
+class ClipNorm(keras.layers.GroupNormalization):
+    """Normalises groups of the last axis' channels as `keras.layers.GroupNormalization` does.
+
+    What is given is `(batch, ..., channels)`; the variables are the base class's.
+    """
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return normalize_groups(inputs, self.gamma, self.beta, self.groups, self.epsilon)
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -76,7 +86,8 @@ class SpaceTimeConvolution(keras.layers.Layer):
                 self.filters, 3, padding="same", name="space", dtype=policy
             )
             self.space.build((None, None, None, channels))
-            # The three taps over time are one linear map of three neighbouring frames.
+            # The three taps over time are kept as one linear map of three neighbouring frames, and
+            # applied as a convolution of 3 x 1 with a frame's pixels in a row.
             self.time = keras.layers.Dense(
                 self.filters, kernel_initializer=last, name="time", dtype=policy
             )
@@ -94,9 +105,11 @@ class SpaceTimeConvolution(keras.layers.Layer):
             return self.kernel(clips)
         _, time, height, width, channels = clips.shape
         x = self.space(ops.reshape(clips, (-1, height, width, channels)))
-        x = ops.reshape(x, (-1, time, height, width, self.filters))
-        padded = ops.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0), (0, 0)])
-        return self.time(ops.concatenate([padded[:, :-2], x, padded[:, 2:]], axis=-1))
+        x = ops.reshape(x, (-1, time, height * width, self.filters))
+        kernel = ops.reshape(self.time.kernel, (3, 1, self.filters, self.filters))
+        x = ops.conv(x, ops.cast(kernel, x.dtype), padding="same")
+        x = x + ops.cast(self.time.bias, x.dtype)
+        return ops.reshape(x, (-1, time, height, width, self.filters))
 
     def compute_output_shape(self, clips_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (*clips_shape[:-1], self.filters)

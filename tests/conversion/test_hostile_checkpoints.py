@@ -25,6 +25,7 @@ from keras_vjepa.conversion import (
 )
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
 from keras_vjepa.conversion.torch_archive import read_checkpoint, write_checkpoint
+from keras_vjepa.models import VideoMAEBackbone
 from tests.conversion.test_torch_archive import REBUILD, tensor, text, write
 
 pytestmark = pytest.mark.data
@@ -420,6 +421,38 @@ def test_what_a_header_holds_is_said_in_one_short_line(tmp_path, text):
     )
     message = refused(convert, folder)
     assert len(message) < 600 and "\n" not in message and "is damaged" in message
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+@pytest.mark.parametrize("layout", ["checkpoint", "probe", "folder", "family"])
+def test_a_number_that_is_not_finite_is_named(layout, number, tmp_path):
+    kind = VideoMAEBackbone if layout == "family" else VJEPABackbone
+    # transformers knows no tables of positions.
+    given = {"position_embedding": "rotary"} if layout == "folder" else {}
+    backbone = kind(32, 4, hidden_dim=24, num_layers=1, num_heads=2, **given)
+    probe = VJEPAVideoClassifier(backbone, 3).probe
+    damaged, write, read = {
+        "checkpoint": (backbone, export_checkpoint, convert_backbone),
+        "probe": (probe, export_probe, convert_probe),
+        "folder": (backbone, export_hugging_face, convert),
+        "family": (backbone, export_checkpoint, convert),
+    }[layout]
+    weight = damaged.weights[-1]
+    values = np.array(weight)
+    values.flat[-1] = number
+    weight.assign(values)
+    write(damaged, tmp_path / "file.pth")
+    options = {"num_heads": 2} if layout != "folder" else {}
+    options |= {"image_size": 32, "num_frames": 4} if layout == "family" else {}
+    message = refused(read, tmp_path / "file.pth", **options)
+    assert "bias` must hold finite numbers. Received: 1 of " in message
+
+
+def test_a_sum_that_overflows_is_no_such_number(path):
+    backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
+    backbone.weights[-1].assign(np.full(24, np.finfo("float32").max))
+    export_checkpoint(backbone, path)
+    assert convert_backbone(path, num_heads=2).get_weights()[-1][0] == np.finfo("float32").max
 
 
 # --- Sound ones -----------------------------------------------------------------------------------

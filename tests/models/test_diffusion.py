@@ -2,10 +2,12 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from keras_vjepa.layers.space_time import SpaceTimeConvolution, group_norm
 from keras_vjepa.models.diffusion import NoiseSchedule, denoise, timestep_embedding
 from keras_vjepa.models.diffusion_network import DiffusionNetwork, stages
 from tests.support import GOLDEN, golden, slow_but_on
@@ -18,7 +20,7 @@ SMALL = {
 
 
 def numpy(x):
-    return ops.convert_to_numpy(x)
+    return ops.convert_to_numpy(ops.cast(x, "float32"))
 
 
 def toy(x, timestep):
@@ -200,3 +202,29 @@ def test_wrong_sizes_are_named(given, name):
     for make in (DiffusionNetwork, DiffusionNetwork.number_of_weights):
         with pytest.raises(ValueError, match=f"`{name}`"):
             make(**{**SMALL, **given})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_of_clips_equal_their_plain_forms(dtype):
+    """A norm is Keras'; taps over space and then time are one kernel of 3 x 3 x 3."""
+    rng, close = np.random.default_rng(0), 1e-5 if dtype == "float32" else 0.1
+    clips = ops.cast(3 + 2 * rng.normal(size=(2, 3, 4, 5, 6)), dtype)
+    norm = group_norm(6, 4, "norm", dtype)
+    plain = keras.layers.GroupNormalization(2, epsilon=1e-5, dtype=dtype)
+    for layer in (norm, plain):
+        layer.build(clips.shape)
+        layer.set_weights([np.arange(1.0, 7), np.arange(6.0)])
+    np.testing.assert_allclose(numpy(norm(clips)), numpy(plain(clips)), atol=close, rtol=close)
+    apart = SpaceTimeConvolution(4, factorized=True, dtype=dtype)
+    apart.build(clips.shape)
+    weights = [rng.normal(size=weight.shape) for weight in apart.weights]
+    weights[1] = np.zeros(4)
+    apart.set_weights(weights)
+    space, _, time, bias = weights
+    kernel = np.einsum("yxcf,tfo->tyxco", space, time.reshape(3, 4, 4))
+    together = keras.layers.Conv3D(4, 3, padding="same")
+    together.build(clips.shape)
+    together.set_weights([kernel, bias])
+    expected = numpy(together(ops.cast(clips, "float32")))
+    near = 1e-4 if dtype == "float32" else 0.03 * np.abs(expected).max()
+    np.testing.assert_allclose(numpy(apart(clips)), expected, atol=near)

@@ -87,6 +87,40 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(folder, trained, tmp_
         recipe.run(config(folder, region=(8, 16)), tmp_path)
 
 
+@slow_but_on("torch")
+def test_a_finished_run_is_not_made_again(folder, trained, monkeypatch, capsys):
+    def load(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "load_pictured", load)
+        recipe.run(config(folder, num_workers=2), trained)
+        assert "holds this run, finished: 4 steps" in capsys.readouterr().err
+        with pytest.raises(AssertionError):
+            recipe.run(config(folder, learning_rate=1e-4), trained)
+    weights = trained / "preset" / "decoder.weights.h5"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    recipe.run(config(folder), trained)
+    assert "are made anew from the checkpoint" in capsys.readouterr().err
+    assert len(weights.read_bytes()) == len(whole)
+
+
+@pytest.mark.data
+def test_help_shows_all_actions(capsys):
+    with pytest.raises(SystemExit) as ended:
+        decode.main(["--help"], "decode")
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in ("train", "sample", "evaluate"))
+    assert "--seeds" not in said
+    for words in ([], ["draw"], ["clip.mp4", "--seeds", "4"]):
+        with pytest.raises(SystemExit) as ended:
+            decode.main(words, "decode")
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and "action" in error and error.count("\n") == 1
+
+
 def arguments_of(folder, output, *more, decoder="run/preset", preset="pretrained"):
     video = str(folder / "videos" / "0.avi")
     named = {"--preset": preset, "--decoder": decoder}
