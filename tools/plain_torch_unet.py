@@ -159,7 +159,7 @@ class Training:
 
     @torch.no_grad()
     def sample(self, features: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
-        """Sample clips by DDIM without noise."""
+        """Draw clips by DDIM without noise."""
         count = len(features)
         given = torch.from_numpy(features)
         kinds = torch.ones(count, dtype=torch.int32)
