@@ -218,6 +218,44 @@ def normalize_groups(
     return ops.cast(ops.reshape(found, shape), values.dtype)
 
 
+def convolve_space_time(clips: Tensor, space: Any, time: Any) -> Tensor:
+    """Convolve clips over space with kernels of 3 x 3, and then over time with kernels of 3.
+
+    Time is folded into the batch for the first, and a frame's pixels are a row for the second,
+    because 3-D convolutions of processors are much slower than two in two dimensions.
+
+    Args:
+        clips: `(batch, time, height, width, channels)`.
+        space: kernel `(3, 3, channels, filters)` and bias.
+        time: kernel `(3 * filters, filters)`, of the frame before, of the frame and of the next
+            one, and bias.
+
+    Returns:
+        `(batch, time, height, width, filters)`.
+    """
+    _, count, height, width, channels = clips.shape
+    filters = space[1].shape[0]
+    if not runs_op_by_op():
+        (kernel, bias), (taps, shift) = (
+            [ops.cast(w, clips.dtype) for w in p] for p in (space, time)
+        )
+        x = ops.reshape(clips, (-1, height, width, channels))
+        x = ops.conv(x, kernel, padding="same") + bias
+        x = ops.reshape(x, (-1, count, height * width, filters))
+        x = ops.conv(x, ops.reshape(taps, (3, 1, filters, filters)), padding="same") + shift
+        return ops.reshape(x, (-1, count, height, width, filters))
+    from torch.nn.functional import conv2d
+
+    # Calls of Keras take longer than the arithmetic of small clips.
+    kernel, bias, taps, shift = (_as_tensor(w).to(clips.dtype) for w in (*space, *time))
+    x = clips.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+    x = conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=1)
+    x = x.permute(0, 2, 3, 1).reshape(-1, count, height * width, filters).permute(0, 3, 1, 2)
+    taps = taps.reshape(3, 1, filters, filters).permute(3, 2, 0, 1)
+    x = conv2d(x, taps, shift, padding=(1, 0))
+    return x.permute(0, 2, 3, 1).reshape(-1, count, height, width, filters)
+
+
 def standardize(tokens: Tensor, epsilon: float) -> Tensor:
     """Apply layer norm over the last axis, without scale and offset.
 

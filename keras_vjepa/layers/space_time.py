@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, check_choice, check_flag, check_number, check_whole
-from keras_vjepa.backend.token_ops import normalize_groups
+from keras_vjepa.backend.token_ops import convolve_space_time, normalize_groups
 from keras_vjepa.types import Tensor
 
 SAMPLINGS = ("same", "down", "up")
@@ -103,13 +103,8 @@ class SpaceTimeConvolution(keras.layers.Layer):
     def call(self, clips: Tensor) -> Tensor:
         if not self.factorized:
             return self.kernel(clips)
-        _, time, height, width, channels = clips.shape
-        x = self.space(ops.reshape(clips, (-1, height, width, channels)))
-        x = ops.reshape(x, (-1, time, height * width, self.filters))
-        kernel = ops.reshape(self.time.kernel, (3, 1, self.filters, self.filters))
-        x = ops.conv(x, ops.cast(kernel, x.dtype), padding="same")
-        x = x + ops.cast(self.time.bias, x.dtype)
-        return ops.reshape(x, (-1, time, height, width, self.filters))
+        space, time = self.space, self.time
+        return convolve_space_time(clips, (space.kernel, space.bias), (time.kernel, time.bias))
 
     def compute_output_shape(self, clips_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (*clips_shape[:-1], self.filters)

@@ -72,8 +72,8 @@ class VJEPAActionDetector(
         num_classes: number of actions; may be left out with `class_names`.
         layers: numbers of the layers whose outputs are concatenated, from 0, or from -1 backwards.
             None for the paper's: 17, 19, 21 and 23 of 24 layers, 25, 27, 29 and 31 of 32; else the
-            last four. Of a backbone that is no `VJEPABackbone` or `VisionBackbone`, only the
-            output is taken.
+            last four; of V-JEPA 2.1, its levels. Of a backbone that is no `VJEPABackbone` or
+            `VisionBackbone`, only the output is taken.
         output_size: bins of a box along height and width; this and the next two are as in
             `RoIAlign`.
         sampling_ratio: samples of a bin along each axis; 0 for as many as it covers cells.
@@ -377,7 +377,8 @@ class VJEPAActionDetector(
             count = backbone["config"].get("num_layers")
             if not (isinstance(dim, int) and isinstance(count, int)):
                 return asked_for
-            layers = _layers_of(count, own["layers"])
+            levels = backbone["config"].get("level_layers")
+            layers = _layers_of(count, levels if own["layers"] is None else own["layers"])
         head = {name: own[name] for name in _HEAD_ARGUMENTS}
         return {**asked_for, PROBE_FILE: DetectionHead.number_of_weights(dim * len(layers), **head)}
 
@@ -398,7 +399,9 @@ class VJEPAActionDetector(
 def _chosen_layers(backbone: keras.Model, layers: Sequence[int] | None) -> list[int]:
     """Return the numbers of the chosen layers, from 0; a foreign model counts as one layer."""
     if isinstance(backbone, VJEPABackbone | VisionBackbone):
-        return _layers_of(backbone.num_layers, layers)
+        # Of V-JEPA 2.1, only levels have norms of their own.
+        levels = getattr(backbone, "level_layers", None)
+        return _layers_of(backbone.num_layers, levels if layers is None else layers)
     if layers is not None:
         raise ValueError(
             "`layers` must be None for a backbone that is no VJEPABackbone. "

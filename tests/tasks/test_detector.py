@@ -56,6 +56,15 @@ def test_equals_its_definition():
 
 
 @pytest.mark.data
+def test_layers_of_vjepa21_are_its_levels(tmp_path):
+    model = detector(backbone=backbone(7, level_layers=(0, 2, 6)))
+    assert model.chosen_layers == [0, 2, 6]
+    model.save_to_preset(tmp_path / "detector")
+    again = VJEPAActionDetector.from_preset(tmp_path / "detector")
+    np.testing.assert_array_equal(logits_of(again), logits_of(model))
+
+
+@pytest.mark.data
 @pytest.mark.parametrize(
     "count,expected",
     [(24, [17, 19, 21, 23]), (32, [25, 27, 29, 31]), (6, [2, 3, 4, 5]), (2, [0, 1])],
