@@ -46,6 +46,7 @@ COMMANDS = {
     "bench-data": "keras_vjepa.tools.bench_data",
     "bench-decoding": "keras_vjepa.tools.bench_decoding",
     "plain-torch-step": "keras_vjepa.tools.plain_torch_step",
+    "plain-torch-rivals": "keras_vjepa.tools.plain_torch_rivals",
     "sweep": "keras_vjepa.tools.sweep",
     "check-resume": "keras_vjepa.tools.check_resume",
 }

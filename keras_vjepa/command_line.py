@@ -22,6 +22,9 @@ WRONG_USAGE = 2
 # What separates the items of a tuple, and the items of a tuple within a tuple.
 SEPARATORS = ",:"
 
+# Options that are lists of names, and that no config has.
+_LISTS = ("presets", "protocols")
+
 
 def parse(
     program: str,
@@ -86,8 +89,8 @@ def explain(error: Exception, configs: Mapping[str, Callable[[], Any]]) -> str:
         configs: as in `parse`.
     """
     known = options(next(iter(configs.values()))())
-    # The last two are options of recipes that no config has.
-    return _with_dashes(error, {name: f"--{name}" for name in (*known, "workdir", "presets")})
+    # The last ones are options of recipes that no config has.
+    return _with_dashes(error, {name: f"--{name}" for name in (*known, "workdir", *_LISTS)})
 
 
 @contextmanager

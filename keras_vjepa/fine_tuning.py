@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -178,8 +180,23 @@ def compile_for_run(
 def preprocessor_of(config: Any, backbone: Any, **several: Any) -> VJEPAVideoPreprocessor:
     """Make the preprocessor for a user's files, whose clips are like those of training."""
     return VJEPAVideoPreprocessor(
-        backbone.image_size, backbone.num_frames, config.temporal_stride, **several
+        backbone.image_size,
+        backbone.num_frames,
+        config.temporal_stride,
+        **several,
+        **colours_of(config.preset, config.transform.arguments),
     )
+
+
+def colours_of(preset: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Tell how pixels are normalised: as options say, or else as for the preset's encoder.
+
+    Args:
+        preset: whose preprocessor is asked; "" for the usual numbers.
+        given: options, of which `mean` and `std` count.
+    """
+    own = VJEPAVideoPreprocessor.from_preset(preset) if preset else VJEPAVideoPreprocessor()
+    return {name: given.get(name, getattr(own, name)) for name in ("mean", "std")}
 
 
 def make_batches(
@@ -194,7 +211,9 @@ def make_batches(
     made: FineTuningBatches = config.batches.make(
         samples=videos.train,
         transform=config.transform.make(
-            crop_size=height_and_width(backbone.image_size), augmentation=augmentation
+            crop_size=height_and_width(backbone.image_size),
+            augmentation=augmentation,
+            **colours_of(config.preset, config.transform.arguments),
         ),
         clip=clip(backbone.num_frames, config.temporal_stride),
         num_classes=videos.num_classes,
@@ -235,9 +254,11 @@ def make_test_batches(
     fitting = min(trained * config.batches.num_repeats // views, trained)
     videos_at_once = max(fitting // devices, 1) * devices
     clip = clips.SegmentTestClips if config.sampling == "uniform" else clips.DenseTestClips
-    view: Any = functools.partial(center_view, crop_size=backbone.image_size)
+    colours = colours_of(config.preset, config.transform.arguments)
+    view: Any = functools.partial(center_view, crop_size=backbone.image_size, **colours)
     if classifier.num_views == 3:
-        view = functools.partial(three_views, crop_size=max(height_and_width(backbone.image_size)))
+        size = max(height_and_width(backbone.image_size))
+        view = functools.partial(three_views, crop_size=size, **colours)
     batches = EvaluationBatches(
         videos.test,
         videos_at_once,

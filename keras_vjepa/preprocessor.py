@@ -387,6 +387,7 @@ class VJEPAVideoPreprocessor:
         second: float | None = None,
         patch_size: int = 16,
         limits: ReadingLimits = DEFAULT_LIMITS,
+        fits_in: tuple[int, int] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Make the inputs of a `VJEPAActionDetector` from a video and boxes in it (App. D.2).
 
@@ -401,6 +402,7 @@ class VJEPAVideoPreprocessor:
                 memory, of which no times are known, `frame_step` frames, around the middle.
             patch_size: of the backbone.
             limits: time and pixels that the file may take.
+            fits_in: as in `BoxView`, for a backbone that does not take any rectangle.
 
         Returns:
             `videos`, `(1, num_frames, height, width, 3)`, and `boxes`, `(1, boxes, 4)` in pixels.
@@ -424,6 +426,7 @@ class VJEPAVideoPreprocessor:
             patch_size,
             mean=self.mean,
             std=self.std,
+            fits_in=fits_in,
         )
         frames = self._around(sources[0], second, limits)
         clip, pixels = view(frames, shares)

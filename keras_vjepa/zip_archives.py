@@ -17,6 +17,10 @@ _MOST_LISTED_BYTES = 2**23
 _END, _END_64, _PLACE_OF_END_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 
 
+class CompressedError(ValueError):
+    """Says which member of an archive is compressed."""
+
+
 def open_archive(path: PathLike) -> tuple[zipfile.ZipFile, dict[str, int]]:
     """Open an archive, and return it with the size of each member in bytes, by name.
 
@@ -25,7 +29,8 @@ def open_archive(path: PathLike) -> tuple[zipfile.ZipFile, dict[str, int]]:
 
     Raises:
         BadZipFile: if it is not an archive.
-        ValueError: if it claims more bytes than it has, is compressed, or has a name twice.
+        CompressedError: if a member is compressed.
+        ValueError: if it claims more bytes than it has, or has a name twice.
         OSError: if it cannot be opened.
     """
     with open(path, "rb") as file:
@@ -63,7 +68,8 @@ def _member_sizes(archive: zipfile.ZipFile, num_bytes: int) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise ValueError("it is compressed, which such archives never are")
+            name = shown(info.filename)
+            raise CompressedError(f"it is compressed, which such archives never are: {name}")
         if info.filename in sizes:
             raise ValueError(f"it has two members of the name {shown(info.filename)}")
         sizes[info.filename] = info.file_size

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_vjepa.conversion import convert
+from keras_vjepa.conversion.families import hiera_folders
 from keras_vjepa.conversion.families.layouts import LAYOUTS
 from keras_vjepa.conversion.families.official import preprocessor_of
 from keras_vjepa.conversion.families.transformers_names import FOLDERS
@@ -232,6 +233,5 @@ def _preprocessor(folder: Path, model: Any) -> VJEPAVideoPreprocessor:
     return preprocessor_of(getattr(model, "backbone", model))
 
 
-for _folder in FOLDERS.values():
-    for _kind in _folder.model_types:
-        CONVERTERS[_kind] = functools.partial(convert_folder, make_preprocessor=_preprocessor)
+for _kind in (hiera_folders.MODEL_TYPE, *(k for one in FOLDERS.values() for k in one.model_types)):
+    CONVERTERS[_kind] = functools.partial(convert_folder, make_preprocessor=_preprocessor)

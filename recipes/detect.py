@@ -28,7 +28,7 @@ from keras_vjepa.data.sources.ava import split_boxes
 from keras_vjepa.data.sources.ava_files import write_actions
 from keras_vjepa.data.sources.detection_sets import DetectionSet, check_detection_set
 from keras_vjepa.evaluation.action_detection import DetectionTest
-from keras_vjepa.fine_tuning import compile_for_run, load_encoder
+from keras_vjepa.fine_tuning import colours_of, compile_for_run, load_encoder
 from keras_vjepa.fine_tuning_check import check_options
 from keras_vjepa.fine_tuning_run import PRESET, RESULT, LabelledRun, released
 from keras_vjepa.monitoring.report import write_report
@@ -70,6 +70,7 @@ class Detection(LabelledRun):
             name="detector",
             **arguments,
         )
+        detector.check_crop_size(config.crop_size)
         compile_for_run(
             detector, config, steps_per_epoch, "binary_crossentropy", epsilon=config.epsilon
         )
@@ -79,7 +80,7 @@ class Detection(LabelledRun):
         config = self.config
         batches: ActionBatches = config.batches.make(
             samples=self.data.train,
-            transform=config.transform(),
+            transform=config.transform(**colours_of(config.preset)),
             clip=self.clip,
             limits=config.limits.make(),
             num_actions=model.num_classes,
@@ -99,12 +100,12 @@ class Detection(LabelledRun):
 
     def _test_of(self, model: Any, kinds: list[str]) -> DetectionTest:
         config, devices = self.config, self.parallel.device_count
-        patch_size = getattr(model.backbone, "patch_size", 16)
+        shown = {**model.shapes_of_frames(config.test_size), **colours_of(config.preset)}
         clips = {
             kind: ActionTestClips(
                 split_boxes(self.data.test[kind], config.batches.max_boxes),
                 -(-config.test_batch_size // devices) * devices,
-                view=config.view(patch_size, detected=kind == "detected"),
+                view=config.view(kind == "detected", **shown),
                 clip=self.clip,
                 limits=config.limits.make(),
                 max_boxes=config.batches.max_boxes,
@@ -120,10 +121,8 @@ class Detection(LabelledRun):
         final: Any = released(model, self.parallel)
         if final is None:
             return None
-        clip = self.clip
-        final.preprocessor = VJEPAVideoPreprocessor(
-            self.config.test_size, clip.num_frames, clip.frame_step
-        )
+        taken = self.config.test_size, self.clip.num_frames, self.clip.frame_step
+        final.preprocessor = VJEPAVideoPreprocessor(*taken, **colours_of(self.config.preset))
         final.save_to_preset(self.workdir / PRESET)
         for kind, (rows, _) in found.items():
             write_actions(self.workdir / f"detections_{kind}.csv", rows)

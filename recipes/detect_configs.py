@@ -7,6 +7,7 @@ are treated as in VideoMAE, whose names the paper's table has.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from keras_vjepa import training
 from keras_vjepa.arguments import (
@@ -139,7 +140,7 @@ class DetectConfig:
 
     def __post_init__(self) -> None:
         self.transform()  # this checks the arguments, as does the next line
-        self.view(16, detected=True)
+        self.view(detected=True)
         with self.head.renaming():
             self.head.make(num_classes=1)
         self.clip.make()
@@ -188,14 +189,14 @@ class DetectConfig:
                 f"Received: {self.drop_path_rate}"
             )
 
-    def transform(self) -> BoxTransform:
+    def transform(self, **colours: Any) -> BoxTransform:
         """Make the transform of the training."""
-        return BoxTransform(self.crop_size, self.short_side, self.horizontal_flip, self.jitter)
+        taken = self.crop_size, self.short_side, self.horizontal_flip, self.jitter
+        return BoxTransform(*taken, **colours)
 
-    def view(self, patch_size: int, detected: bool) -> BoxView:
+    def view(self, detected: bool, **more: Any) -> BoxView:
         """Make the view of the test, in which only detected boxes grow."""
-        view = BoxView(self.test_size, patch_size, self.extension)
-        return view if detected else BoxView(self.test_size, patch_size)
+        return BoxView(self.test_size, extension=self.extension if detected else (0, 0), **more)
 
 
 def digit_scene() -> DetectConfig:

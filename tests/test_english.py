@@ -25,7 +25,7 @@ give go group hand handle hash have hide hold ignore import index inspect interp
 iterate join judge keep kill label lay learn leave lend let list load lock log look make manage map
 mark
 measure merge mix move multiply name normalise normalize note offer open optimize order parse
-pass pick pool predict print probe protect put quantize raise read receive record refuse
+pass pick pool predict print probe project protect put quantize raise read receive record refuse
 register remember remove rename render reorder replace report reset resize restore return
 rewrite rotate round run save say scale select set shorten show shrink slide sort split spread
 stand start stop stretch subtract sum take tell test tile time train transform try turn update

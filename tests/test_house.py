@@ -803,6 +803,7 @@ PUBLIC: dict[str, set[str]] = {
         "MVDBackbone",
         "OmniMAEBackbone",
         "OpenCLIPBackbone",
+        "SavedModelBackbone",
         "TokenEncoder",
         "VJEPABackbone",
         "VJEPAPredictor",

@@ -1,16 +1,18 @@
 """Evaluate several frozen encoders alike, or one in many ways, in one table (Tables 5, 6, 8, 16).
 
     keras-vjepa probe-table --presets PRESET PRESET ...
+    keras-vjepa probe-table --presets PRESET PRESET ... --protocols attentive average 5-percent
     keras-vjepa probe-table --preset PRESET
 
-With `--presets`, a row is an encoder; with `--preset`, a row is another way to evaluate one, and
-the table is that of `recipes/probe_table.py`. Options are those of `probe`.
+With `--presets`, a row is an encoder, under each of the `--protocols`; with `--preset`, it is
+another way to evaluate one, as in `recipes/probe_table.py`. Options are those of `probe`.
 
 Each encoder gets clips of its own size and number of frames, which span the same time in all rows,
 and pixels as its preset's preprocessor makes them. An encoder of images sees as many frames as the
 config has, one by one. A table that was stopped continues with the first result that is missing.
 """
 
+import itertools
 import json
 import logging
 import sys
@@ -22,6 +24,7 @@ from typing import Any
 import keras
 
 from keras_vjepa import command_line, files
+from keras_vjepa.arguments import check_choice
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.evaluation.evaluator import Evaluator
@@ -52,29 +55,47 @@ _SAMPLES_SEEN = {
     "dinov2_giant_patch14": 1_900,
     "openclip_bigG_patch14_224_laion2b": 39_000,
 }
-_COLUMNS = ("parameters", "input", "clips x views", "samples seen")
+# What a protocol changes of the config.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "attentive": {"pooling": "attentive", "num_layers": 1},
+    "average": {"pooling": "average"},
+    "two-layers": {"pooling": "attentive", "num_layers": 2},
+    "1-clip": {"num_clips": 1},
+    "2-clips": {"num_clips": 2},
+    "50-percent": {"fraction": 0.5},
+    "10-percent": {"fraction": 0.1},
+    "5-percent": {"fraction": 0.05},
+}
+_COLUMNS = ("protocol", "parameters", "input", "clips x views", "samples seen")
 
 
-def run(presets: Sequence[str], config: ProbeConfig, workdir: Path) -> str:
+def run(
+    presets: Sequence[str], config: ProbeConfig, workdir: Path, protocols: Sequence[str] = ("",)
+) -> str:
     """Evaluate every encoder, save and return the table; continue one that was stopped.
 
     Args:
         presets: names of presets, or "untrained".
         config: how to evaluate; its preset is not used.
         workdir: folder for all results: `table.md`, `table.json`, features and metrics.
+        protocols: names of `PROTOCOLS`, each of which makes a row of every encoder; "" for the
+            config as it is.
     """
     with locked(writable_folder(workdir), "--workdir"):
-        return _table(presets, config, workdir)
+        return _table(presets, config, workdir, protocols)
 
 
-def _table(presets: Sequence[str], config: ProbeConfig, workdir: Path) -> str:
+def _table(
+    presets: Sequence[str], config: ProbeConfig, workdir: Path, protocols: Sequence[str]
+) -> str:
     """Do as `run`, while no other run uses the folder."""
     keras.config.set_dtype_policy(config.dtype)
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *_COLUMNS, *config.tasks))} | s |"]
     lines.append("|---" * (2 + len(_COLUMNS) + len(config.tasks)) + "|")
     rows = []
-    for preset in presets:
-        rows.append(_row(replace(config, preset=preset), workdir))
+    for preset, protocol in itertools.product(presets, protocols):
+        changed = replace(config, preset=preset, **PROTOCOLS.get(protocol, {}))
+        rows.append({**_row(changed, workdir), "protocol": protocol})
         lines.append(f"| {' | '.join(_cells(rows[-1], config.tasks))} |")
         print(lines[-1], file=sys.stderr, flush=True)
         # What the encoder before held is not needed any longer.
@@ -96,7 +117,7 @@ def _row(config: ProbeConfig, workdir: Path) -> dict[str, Any]:
     config = config.for_samples([*train, *test])
     one = FrozenProbe(encoder, config, probe.cache_of(config, workdir))
     evaluator = Evaluator(one, train, test, workdir / "rows")
-    kept = workdir / "rows" / f"{evaluator.key}-seconds.json"
+    kept = writable_folder(workdir / "seconds") / f"{evaluator.key}.json"
     was_finished = evaluator.is_finished(config.splits)
     results = evaluator(config.splits)
     if not was_finished or not kept.exists():
@@ -158,6 +179,7 @@ def _cells(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
     seen, seconds = row["samples_seen"], row["seconds"]
     return [
         row["preset"],
+        row["protocol"],
         f"{row['parameters']:,}",
         f"{frames} x {height} x {width}",
         f"{row['clips']} x {row['views']}",
@@ -167,13 +189,20 @@ def _cells(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
     ]
 
 
-def check(presets: Sequence[str], config: ProbeConfig, workdir: Path) -> None:
+def check(
+    presets: Sequence[str], config: ProbeConfig, workdir: Path, protocols: Sequence[str] = ("",)
+) -> None:
     """Check everything that can be checked before anything is made or written.
 
     Raises:
-        ValueError: for a preset that is named twice or that does not exist.
+        ValueError: for a preset that does not exist, for a protocol that does not, and for one that
+            is named twice.
         OSError: if data or a folder do not exist or cannot be made.
     """
+    for number, protocol in enumerate(protocols):
+        check_choice(("", *PROTOCOLS), protocols=protocol)
+        if protocol in protocols[:number]:
+            raise ValueError(f"`protocols` must differ. Received: {protocol} twice")
     for number, preset in enumerate(presets):
         if preset in presets[:number]:
             raise ValueError(f"`presets` must differ. Received: {preset} twice")
@@ -184,31 +213,36 @@ def check(presets: Sequence[str], config: ProbeConfig, workdir: Path) -> None:
 
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "probe_table.py"
-) -> tuple[list[str], ProbeConfig, Path]:
-    """Read from a command line the presets, which may be none, the config of a row, the workdir."""
-    help_text = "encoders to evaluate alike, in their own sizes [none: one, in many ways]"
+) -> tuple[list[str], list[str], ProbeConfig, Path]:
+    """Read from a command line the presets, which may be none, protocols, config, workdir."""
+    lists = {
+        "presets": "encoders to evaluate alike, in their own sizes [none: one, in many ways]",
+        "protocols": f"with --presets, a row for each: {', '.join(PROTOCOLS)} [the options' own]",
+    }
     name, changes, workdir = command_line.parse(
-        program, __doc__ or "", CONFIGS, arguments, "probe_table_", {"presets": help_text}
+        program, __doc__ or "", CONFIGS, arguments, "probe_table_", lists
     )
-    presets = changes.pop("presets", [])
+    presets, protocols = changes.pop("presets", []), changes.pop("protocols", [""])
+    if not presets and protocols != [""]:
+        raise ValueError(f"`protocols` must be left out without --presets. Received: {protocols}")
     for option in ("preset", "image_size") if presets else ():
         if option in changes:
             raise ValueError(f"`{option}` must be left out with --presets. Received: one")
     config = replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes})
-    return presets, config, workdir
+    return presets, protocols, config, workdir
 
 
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
     """Run the command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
-        presets, config, workdir = parse_arguments(arguments, program)
+        presets, protocols, config, workdir = parse_arguments(arguments, program)
         if presets:
-            check(presets, config, workdir)
+            check(presets, config, workdir, protocols)
     if not presets:
         return probe_table.main(arguments, program)
     try:
-        print(run(presets, config, workdir), end="")
+        print(run(presets, config, workdir, protocols), end="")
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
 

@@ -84,8 +84,13 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
 
 
 def _read(network: str, tensors: dict[str, LazyTensor], name: str) -> np.ndarray:
-    """Read a tensor; a number in it that is not finite is refused, because features would be."""
+    """Read a tensor, and refuse it if features could not be right.
+
+    Whole numbers are of a quantized model; features of numbers that are not finite are not either.
+    """
     found = tensors[name].read()
+    if found.dtype.kind in "iub":
+        raise CheckpointError(f"`{network}.{name}` must hold floats. Received: {found.dtype}")
     # A sum is not finite if a number in it is not, and takes no memory; it may also overflow.
     if not np.isfinite(found.sum(dtype="float64")):
         count = int(np.count_nonzero(~np.isfinite(found)))

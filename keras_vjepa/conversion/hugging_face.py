@@ -156,12 +156,21 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} must hold {WEIGHTS_FILE}, or several and their index. Received: {found}"
             )
         return [folder / WEIGHTS_FILE]
+    return files_of_index(index)
+
+
+def files_of_index(index: Path) -> list[Path]:
+    """List the files that an index names.
+
+    Raises:
+        CheckpointError: if the index is damaged, or names something outside its folder.
+    """
     with named(index):
         names = set(read_json_object(index)["weight_map"].values())
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
                 raise CheckpointError(f"it must name files beside it. Received: {shown(name)}")
-    return [folder / name for name in sorted(names)]
+    return [index.parent / name for name in sorted(names)]
 
 
 def read_safetensors(path: Path) -> Tensors:

@@ -18,7 +18,7 @@ from keras_vjepa.conversion.errors import CheckpointError, check_file, named
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
 from keras_vjepa.conversion.torch_index import IndexReader, Placeholder, asks_to_run
 from keras_vjepa.named_errors import one_line
-from keras_vjepa.zip_archives import open_archive
+from keras_vjepa.zip_archives import CompressedError, open_archive
 
 _MOST_INDEX_BYTES = 2**25
 
@@ -71,6 +71,13 @@ def _open(path: Path) -> tuple[zipfile.ZipFile, dict[str, int]]:
         is_one = sum(name.endswith("/data.pkl") for name in sizes) == 1
     except (BadZipFile, NotImplementedError):
         is_one = False
+    except CompressedError as error:
+        if "/code/" not in str(error):
+            raise
+        raise CheckpointError(
+            "it is a program of TorchScript, as OpenAI's CLIP is: save its weights alone with "
+            "`torch.save(torch.jit.load(path).state_dict(), new_path)`, and convert that file"
+        ) from error
     if path.suffix == ".safetensors":
         raise CheckpointError(
             f"{path} must be a file of PyTorch: safetensors are read in folders of transformers "

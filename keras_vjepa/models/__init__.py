@@ -20,6 +20,7 @@ from keras_vjepa.models.families import (
     VisionBackbone,
 )
 from keras_vjepa.models.predictor import VJEPAPredictor
+from keras_vjepa.models.saved_model import SavedModelBackbone
 
 __all__ = [
     "SIZES",
@@ -32,6 +33,7 @@ __all__ = [
     "MVDBackbone",
     "OmniMAEBackbone",
     "OpenCLIPBackbone",
+    "SavedModelBackbone",
     "TokenEncoder",
     "VJEPABackbone",
     "VJEPAPredictor",

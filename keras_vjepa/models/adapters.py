@@ -10,6 +10,7 @@ them. `VJEPABackbone` offers them itself. `as_token_encoder` finds the adapter f
 To support a further kind of backbone, write one class and decorate it with `register_adapter`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -176,6 +177,30 @@ def images_at_once(batch: int | None, frames: int, pixels: int) -> int:
     return next(size for size in range(min(images, most), 0, -1) if images % size == 0)
 
 
+def as_tokens(outputs: Tensor) -> Tensor:
+    """Make tokens of a map of features, such as that of a convolutional network or a Swin.
+
+    Args:
+        outputs: `(batch, tokens, dim)`, which is returned as it is; `(batch, rows, columns, dim)`
+            or `(batch, time, rows, columns, dim)`; or features of a whole input, `(batch, dim)`.
+
+    Returns:
+        `(batch, tokens, dim)`, ordered by time, then row, then column.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.models.adapters import as_tokens
+    >>> tuple(as_tokens(np.zeros((2, 4, 7, 7, 16))).shape), tuple(as_tokens(np.ones((2, 9))).shape)
+    ((2, 196, 16), (2, 1, 9))
+    """
+    if len(outputs.shape) == 3 or len(outputs.shape) not in (2, 4, 5):
+        return outputs
+    inner = outputs.shape[1:-1]
+    count = -1 if None in inner else math.prod(inner)
+    return ops.reshape(outputs, (ops.shape(outputs)[0], count, outputs.shape[-1]))
+
+
 # --- Backbones from elsewhere --------------------------------------------------------------------
 
 
@@ -237,7 +262,7 @@ class DeclaredBackbone:
         """Return the tokens of clips; see `TokenEncoder`."""
 
         def encode(inputs: Tensor) -> Tensor:
-            tokens = self.encode(inputs, training)
+            tokens = as_tokens(self.encode(inputs, training))
             if len(tokens.shape) != 3:
                 raise ValueError(
                     "`backbone` must return (batch, tokens, dim). "
@@ -250,7 +275,7 @@ class DeclaredBackbone:
 
 @register_adapter
 class FunctionalBackbone(DeclaredBackbone):
-    """Adapts a functional or sequential model with one input, such as those of keras-hub.
+    """Adapts a functional or sequential model with one input, as those of keras-hub and keras-cv.
 
     What the model's attributes do not say is read from the shapes of its input and output.
     """

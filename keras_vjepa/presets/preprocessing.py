@@ -27,10 +27,12 @@ class Preprocessor(Protocol):
     Attributes:
         num_clips: clips of a video.
         num_views: views of a clip.
+        image_size: height and width, one int for squares.
     """
 
     num_clips: int
     num_views: int
+    image_size: int | tuple[int, int]
 
     def sources(self, inputs: Any) -> list[Any]:
         """List the videos and images in `inputs`."""
@@ -42,7 +44,13 @@ class Preprocessor(Protocol):
         """Read and transform some of the sources."""
 
     def key_frame(
-        self, video: Any, boxes: Any, second: float | None, patch_size: int
+        self,
+        video: Any,
+        boxes: Any,
+        second: float | None,
+        patch_size: int,
+        *,
+        fits_in: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
         """Make the inputs of a detector from a video and boxes in it."""
 

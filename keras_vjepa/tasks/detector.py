@@ -24,7 +24,7 @@ from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
-from keras_vjepa.models.families import VisionBackbone
+from keras_vjepa.models.families import HieraBackbone, RivalBackbone, VisionBackbone
 from keras_vjepa.models.frozen import is_trained, set_trainable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.presets.claims import weights_asked_for
@@ -204,13 +204,15 @@ class VJEPAActionDetector(
 
     def _outputs(self, videos: Tensor, training: bool) -> list[Tensor]:
         """Compute the tokens of each layer; for an image model, those of all frames of a clip."""
-        if not isinstance(self.backbone, VJEPABackbone | VisionBackbone):
+        if not isinstance(self.backbone, VJEPABackbone | RivalBackbone):
             return [self.token_encoder().clip_tokens(videos, training)]
-        layers = self.chosen_layers
-        if not self.backbone.is_image_model:
-            return self.backbone.intermediate_features(videos, layers, training=training)
-        images = ops.reshape(videos, (-1, *videos.shape[2:]))
-        outputs = self.backbone.intermediate_features(images, layers, training=training)
+        is_of_images = self.backbone.is_image_model
+        inputs = ops.reshape(videos, (-1, *videos.shape[2:])) if is_of_images else videos
+        outputs = self.backbone.intermediate_features(inputs, self.chosen_layers, training=training)
+        if getattr(self.backbone, "with_class_token", False):
+            outputs = [x[:, 1:] for x in outputs]
+        if not is_of_images:
+            return outputs
         return [ops.reshape(x, (-1, videos.shape[1] * x.shape[1], x.shape[2])) for x in outputs]
 
     def _grid(self, num_tokens: int, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -284,6 +286,37 @@ class VJEPAActionDetector(
         logits = np.asarray(self.predict_on_batch(batch), "float32")
         return ops.convert_to_numpy(ops.sigmoid(logits))
 
+    def shapes_of_frames(self, size: int) -> dict[str, Any]:
+        """Tell what whole frames must be scaled and padded to.
+
+        Args:
+            size: side of squares, if the backbone takes squares alone.
+
+        Returns:
+            `multiple` and `fits_in`, as arguments of `BoxView`.
+        """
+        shapes, fits_in = getattr(self.backbone, "input_shapes", "any"), None
+        if shapes == "one":
+            fits_in = height_and_width(self.backbone.image_size)
+        elif shapes == "squares":
+            fits_in = (size, size)
+        patch_size = getattr(self.backbone, "patch_size", _PATCH_SIZE)
+        return {"multiple": patch_size, "fits_in": fits_in}
+
+    def check_crop_size(self, crop_size: int) -> None:
+        """Check that the backbone takes squares of a size.
+
+        Raises:
+            ValueError: for another than its own, if it has one size alone.
+        """
+        shapes = getattr(self.backbone, "input_shapes", "any")
+        own = height_and_width(self.backbone.image_size) if shapes == "one" else None
+        if own is not None and own != (crop_size, crop_size):
+            raise ValueError(
+                f"`crop_size` must be {self.backbone.image_size}, the one size of this encoder. "
+                f"Received: {crop_size}"
+            )
+
     def detect(
         self, video: Any, boxes: Any, second: float | None = None, top: int = 5
     ) -> list[Detection]:
@@ -320,8 +353,10 @@ class VJEPAActionDetector(
                 "`preprocessor` must be set to detect in files: pass it to the constructor, or "
                 "`model.preprocessor = keras_vjepa.VJEPAVideoPreprocessor(...)`. Received: None"
             )
-        patch_size = getattr(self.backbone, "patch_size", _PATCH_SIZE)
-        batch = self.preprocessor.key_frame(video, boxes, second, patch_size)
+        shapes = self.shapes_of_frames(min(height_and_width(self.preprocessor.image_size)))
+        batch = self.preprocessor.key_frame(
+            video, boxes, second, shapes["multiple"], fits_in=shapes["fits_in"]
+        )
         [found] = self.probabilities(batch)
         names = self.class_names or range(self.num_classes)
         orders = np.argsort(-found, axis=-1, kind="stable")[:, :top].tolist()
@@ -398,6 +433,15 @@ class VJEPAActionDetector(
 
 def _chosen_layers(backbone: keras.Model, layers: Sequence[int] | None) -> list[int]:
     """Return the numbers of the chosen layers, from 0; a foreign model counts as one layer."""
+    if isinstance(backbone, HieraBackbone):
+        # Earlier stages have other grids and widths.
+        first = sum(backbone.depths[:-1])
+        chosen = _layers_of(backbone.num_layers, layers, first)
+        if min(chosen) < first:
+            raise ValueError(
+                f"`layers` must be in the last stage, from {first}. Received: {layers}"
+            )
+        return chosen
     if isinstance(backbone, VJEPABackbone | VisionBackbone):
         # Of V-JEPA 2.1, only levels have norms of their own.
         levels = getattr(backbone, "level_layers", None)
@@ -410,9 +454,9 @@ def _chosen_layers(backbone: keras.Model, layers: Sequence[int] | None) -> list[
     return [0]
 
 
-def _layers_of(count: int, layers: Sequence[int] | None) -> list[int]:
+def _layers_of(count: int, layers: Sequence[int] | None, first: int = 0) -> list[int]:
     if layers is None:
-        layers = _LAYERS.get(count, range(max(0, count - _NUM_LAYERS), count))
+        layers = _LAYERS.get(count, range(max(first, count - _NUM_LAYERS), count))
     chosen = places(count, layers=layers)
     if not chosen:
         raise ValueError("`layers` must name a layer. Received: none")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vjepa import VJEPAVideoPreprocessor
+from keras_vjepa import VJEPAActionDetector, VJEPAVideoPreprocessor
 from keras_vjepa.conversion import export_hugging_face
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.models import (
@@ -20,8 +20,9 @@ from keras_vjepa.models import (
     adapters,
 )
 from keras_vjepa.presets.preset import load_backbone
-from keras_vjepa.recipes import finetune
+from keras_vjepa.recipes import detect, finetune
 from keras_vjepa.tools import extract_features, picture
+from tests.data.sources.ava_layout import write_ava
 from tests.support import slow_but_on
 
 SMALL = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "patch_size": 8}
@@ -47,9 +48,9 @@ def preset(folder, family):
     keras.utils.set_random_seed(0)
     backbone = MADE[family]()
     backbone.save_to_preset(folder / "preset")
-    VJEPAVideoPreprocessor(backbone.image_size, backbone.num_frames).save_to_preset(
-        folder / "preset"
-    )
+    VJEPAVideoPreprocessor(
+        backbone.image_size, backbone.num_frames, mean=backbone.facts.mean, std=backbone.facts.std
+    ).save_to_preset(folder / "preset")
     return str(folder / "preset")
 
 
@@ -97,6 +98,27 @@ def test_features_and_fine_tuning(family, tmp_path):
     before = load_backbone(name)
     pairs = zip(tuned.get_weights(), before.get_weights(), strict=True)
     assert not all(np.array_equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MADE)
+def test_detection(family, tmp_path):
+    """Also of encoders of squares, or of one size: whole frames fit in it; in the own colours."""
+    name, ava = preset(tmp_path, family), write_ava(tmp_path / "ava")
+    side = MADE[family]().image_size
+    words = ["--preset", name, "--data", str(ava), "--workdir", str(tmp_path / "run")]
+    words += ["--crop_size", str(side), "--test_size", str(side), "--short_side", f"{side},{side}"]
+    words += ["--num_frames", "4", "--batch_size", "2", "--epochs", "2", "--max_bad_share", "0.5"]
+    detect.main(words)
+    assert (tmp_path / "run" / "result.json").is_file()
+    detector = VJEPAActionDetector.from_preset(tmp_path / "run" / "preset")
+    assert detector.preprocessor.mean == VJEPAVideoPreprocessor.from_preset(name).mean
+    [found] = detector.detect(ava / "videos" / "Ov0za6Xb1LM.avi", [[0.1, 0.2, 0.5, 0.9]], 1)
+    assert found and all(0 <= probability <= 1 for _, probability in found)
+    if family in ("omnimae", "hiera", "hiera images"):
+        with pytest.raises(SystemExit, match=f"crop_size must be {side}, the one size"):
+            detect.main([*words, "--crop_size", "96", "--short_side", "96,96",
+                         "--workdir", str(tmp_path / "other")])  # fmt: skip
 
 
 @slow_but_on("torch")

@@ -78,6 +78,20 @@ def test_other_families_and_what_is_untrained(built_in, tmp_path):
     assert table.splitlines()[2].startswith("| untrained | ")
 
 
+@pytest.mark.slow
+def test_protocols_are_rows(built_in, tmp_path):
+    """With a probe each, on the same features."""
+    names = ["attentive", "average", "two-layers", "10-percent"]
+    given, config = presets(tmp_path, "dinov2"), small(tmp_path)
+    table = probe_table.run(given, config, tmp_path / "run", names)
+    assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == names
+    rows = json.loads((tmp_path / "run" / "table.json").read_text())
+    assert [row["protocol"] for row in rows] == names
+    # Each has results of its own.
+    assert len([*(tmp_path / "run" / "rows").glob("*-split0.json")]) == len(names)
+    assert probe_table.run(given, config, tmp_path / "run", names) == table
+
+
 @pytest.mark.data
 def test_clips_span_the_same_time(tmp_path):
     config = small(tmp_path, num_frames=8, temporal_stride=8)
@@ -105,6 +119,8 @@ def test_samples_seen(tmp_path):
         (["a_preset_that_is_not"], "--presets must be a folder, hf://user/repo"),
         (["untrained", "untrained"], "--presets must differ. Received: untrained twice"),
         (["untrained", "--image_size", "32"], "--image_size must be left out with --presets"),
+        (["untrained", "--protocols", "other"], "--protocols must be"),
+        (["untrained", "--protocols", "average", "average"], "--protocols must differ"),
         (["untrained", "--preset", "untrained"], "--preset must be left out with --presets"),
     ],
 )

@@ -1,5 +1,6 @@
 """Whose weights a file holds, as far as names and shapes tell (Tables 5, 6; App. D.1)."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,7 @@ from keras_vjepa.layers.image_positions import column_first_table
 from keras_vjepa.models.families import VisionBackbone
 
 Tensors = dict[str, LazyTensor]
-_MODEL_KEYS = ("model", "module", "model_state", "state_dict")
+_MODEL_KEYS = ("model", "module", "model_state", "state_dict", "teacher")
 _TABLE_TOLERANCE = 0.02
 
 
@@ -42,7 +43,8 @@ def family_of(content: dict[str, Any]) -> str | None:
             "hiera",
             "patch_embed.proj.weight" in names
             and "blocks.0.attn.qkv.bias" in names
-            and (names & {"pos_embed_spatial", "head.projection.weight", "encoder_norm.weight"}),
+            # Where the width changes, the tokens that are added to are projected.
+            and any(re.fullmatch(r"blocks\.\d+\.proj\.weight", name) for name in names),
         ),
         ("videomae", "encoder.blocks.0.attn.q_bias" in names),
         ("mvd", {"blocks.0.attn.q_bias", "pos_embed"} <= names),
@@ -99,7 +101,7 @@ def network_of(content: dict[str, Any], layout: Layout, network: str | None = No
         if name in own and own[name] is None:
             continue
         if isinstance(tensor, Placeholder):
-            raise CheckpointError(asks_to_run(tensor.name))
+            raise CheckpointError(f"`{listed([name])}`: {asks_to_run(tensor.name)}")
         if name not in own or not isinstance(tensor, LazyTensor):
             raise CheckpointError(
                 f"`{listed([name])}` must be a tensor. Received: {type(tensor).__name__}"

@@ -20,8 +20,10 @@ from keras_vjepa.models.families import (
     VideoMAEv2Backbone,
 )
 
-# Prefixes that wrappers of a model add to its names, from the outermost to the innermost.
-WRAPPERS = ("_orig_mod.", "module.", "backbone.")
+# Prefixes that wrappers of a model add to its names, in any order.
+_WRAPPERS = re.compile(r"((_orig_mod|module|backbone)\.)+")
+# DINOv2's trainer keeps blocks in chunks; the second number is the block's in the whole network.
+_CHUNKED = re.compile(r"blocks\.\d+\.(?=\d+\.)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +80,8 @@ class Layout:
 
 
 def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+    wrapper = _WRAPPERS.match(name)
+    return _CHUNKED.sub("blocks.", name[wrapper.end() :] if wrapper else name, count=1)
 
 
 _TRAINERS = ("model", "module")
@@ -125,7 +126,9 @@ LAYOUTS = {
         head=("norm", "head.projection"),
         written=("model_state", "model_state"),
     ),
-    "dinov2": Layout(DINOv2Backbone, ignored="mask_token$"),
+    "dinov2": Layout(
+        DINOv2Backbone, networks=("teacher",), ignored=r"mask_token$|(dino|ibot)_head\."
+    ),
     "openclip": Layout(
         OpenCLIPBackbone,
         Names(

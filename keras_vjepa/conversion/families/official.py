@@ -4,6 +4,7 @@ Strict both ways: names that are not known, missing ones and wrong shapes are er
 A fine-tuned file becomes a classifier: its backbone, and a head for fine-tuning.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from keras_vjepa.conversion.entries import (
     load_entries,
     norm_entries,
 )
-from keras_vjepa.conversion.errors import CheckpointError, check_weights, named
+from keras_vjepa.conversion.errors import CheckpointError, check_weights, listed, named
 from keras_vjepa.conversion.families import hiera
 from keras_vjepa.conversion.families.finding import Tensors, family_of, network_of
 from keras_vjepa.conversion.families.layouts import LAYOUTS, Layout
@@ -32,17 +33,39 @@ from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
 _SIZES = ("image_size", "num_frames")
+_INDEX = ".index.json"
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
     """Read a PyTorch archive or a safetensors file, whatever it contains besides tensors.
 
+    Args:
+        path: the file, or the index of several (`*.index.json`), whose contents are joined.
+
     Raises:
         CheckpointError: if it is neither, or damaged.
     """
+    if str(path).endswith(_INDEX):
+        return _read_parts(hugging_face.files_of_index(Path(path)))
     if str(path).endswith(".safetensors"):
         return dict(hugging_face.read_safetensors(Path(path)))
     return read_checkpoint(path, placeholders=True)
+
+
+def _read_parts(paths: Sequence[Path]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for part in paths:
+        found = read_file(part)
+        if twice := content.keys() & found.keys():
+            raise CheckpointError(f"{part} must have none of another file: {listed(sorted(twice))}")
+        content.update(found)
+    return content
+
+
+def _num_bytes(path: Path) -> int:
+    """Count the bytes of a file, or of those that an index names."""
+    parts = hugging_face.files_of_index(path) if str(path).endswith(_INDEX) else [path]
+    return sum(part.stat().st_size for part in parts)
 
 
 def find_family(path: str | Path) -> str | None:
@@ -65,7 +88,7 @@ def convert(
     """Make a backbone, or a fine-tuned classifier, from an official file.
 
     Args:
-        path: the file.
+        path: the file, or the index of several.
         family: one of `LAYOUTS`.
         network: of I-JEPA, `"target_encoder"`, which is evaluated, or `"encoder"`.
         arguments: further ones of the backbone, which count more than what the file says. No file
@@ -81,8 +104,7 @@ def convert(
         if network is not None:
             check_choice(layout.networks, network=network)
         tensors = network_of(read_file(path), layout, network)
-        num_bytes = Path(path).stat().st_size
-        return assemble(layout, layout.names, tensors, num_bytes, arguments)
+        return assemble(layout, layout.names, tensors, _num_bytes(Path(path)), arguments)
 
 
 def assemble(

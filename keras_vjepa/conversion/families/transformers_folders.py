@@ -16,14 +16,15 @@ from keras_vjepa import files
 from keras_vjepa.conversion import hugging_face
 from keras_vjepa.conversion.entries import foreign_tensors
 from keras_vjepa.conversion.errors import CheckpointError, named
+from keras_vjepa.conversion.families import hiera_folders
 from keras_vjepa.conversion.families.layouts import LAYOUTS, Layout
-from keras_vjepa.conversion.families.names import Names
 from keras_vjepa.conversion.families.official import assemble, entries_of, family_of_backbone
 from keras_vjepa.conversion.families.transformers_names import FOLDERS, Folder
 from keras_vjepa.json_files import read_json_object
-from keras_vjepa.models.families import VisionBackbone
+from keras_vjepa.models.families import HieraBackbone, RivalBackbone, VisionBackbone
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
+_FAMILIES = ", ".join([*FOLDERS, "hiera"])
 # Values of settings that config.json does not contain.
 _DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
@@ -40,13 +41,15 @@ def find_family(folder: str | Path) -> str | None:
         kind = read_json_object(Path(folder) / hugging_face.CONFIG_FILE).get("model_type")
     except (OSError, ValueError):  # reading the whole folder gives a better message
         return None
+    if kind == hiera_folders.MODEL_TYPE:
+        return "hiera"
     return next((name for name, one in FOLDERS.items() if kind in one.model_types), None)
 
 
 def convert(
     folder: str | Path, family: str, **arguments: Any
-) -> VisionBackbone | VJEPAVideoClassifier:
-    """Make a backbone, or the classifier of a VideoMAE that was fine-tuned, from a folder.
+) -> RivalBackbone | VJEPAVideoClassifier:
+    """Make a backbone, or the classifier of a VideoMAE or Hiera that was fine-tuned, from a folder.
 
     Args:
         folder: what `save_pretrained` of that package wrote, or a download of such.
@@ -57,8 +60,10 @@ def convert(
         CheckpointError: if anything in the folder does not fit.
     """
     with named(folder):
+        if family == "hiera":
+            return _hiera(Path(folder), arguments)
         if family not in FOLDERS:
-            raise CheckpointError(f"transformers has no {family}; it has {', '.join(FOLDERS)}")
+            raise CheckpointError(f"transformers has no {family}; it has {_FAMILIES}")
         one, layout = FOLDERS[family], LAYOUTS[family]
         config = _config(Path(folder), one)
         tensors = hugging_face.read_tensors(Path(folder))
@@ -66,8 +71,25 @@ def convert(
         own = {name: tensors[key] for key, name in found.items() if name is not None}
         stated = {**_arguments(layout, one, config), **arguments}
         layout = dataclasses.replace(layout, head=one.head)
-        num_bytes = sum(p.stat().st_size for p in hugging_face.weight_files(Path(folder)))
-        return assemble(layout, one.names, own, num_bytes, stated)
+        return assemble(layout, one.names, own, _num_bytes(Path(folder)), stated)
+
+
+def _hiera(folder: Path, arguments: dict[str, Any]) -> RivalBackbone | VJEPAVideoClassifier:
+    """Do as `convert`, for Hiera."""
+    config = read_json_object(folder / hugging_face.CONFIG_FILE)
+    if config.get("model_type") != hiera_folders.MODEL_TYPE:
+        raise CheckpointError(
+            f"`model_type` must be {hiera_folders.MODEL_TYPE}. "
+            f"Received: {config.get('model_type')!r}"
+        )
+    stated = {**hiera_folders.arguments(config), **arguments}
+    tensors = hiera_folders.official_names(hugging_face.read_tensors(folder), config)
+    layout = LAYOUTS["hiera"]
+    return assemble(layout, layout.names, tensors, _num_bytes(folder), stated)
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in hugging_face.weight_files(folder))
 
 
 def _config(folder: Path, one: Folder) -> dict[str, Any]:
@@ -104,7 +126,7 @@ def _arguments(layout: Layout, one: Folder, config: dict[str, Any]) -> dict[str,
 # --- Writing folders -----------------------------------------------------------------------------
 
 
-def export(backbone: VisionBackbone, folder: Path) -> None:
+def export(backbone: RivalBackbone, folder: Path) -> None:
     """Write a backbone as a folder that the transformers package reads.
 
     Args:
@@ -115,18 +137,18 @@ def export(backbone: VisionBackbone, folder: Path) -> None:
         CheckpointError: for a family, or a model of it, that the package does not have.
     """
     library, family = hugging_face.safetensors(), family_of_backbone(backbone)
-    if family not in FOLDERS:
-        raise CheckpointError(f"transformers has no {family}; it has {', '.join(FOLDERS)}")
-    one = FOLDERS[family]
-    config = _described(backbone, one)
-    names: Names = one.names
-    tensors = foreign_tensors(entries_of(names, backbone))
-    arrays = {
-        f"{one.written_prefix * (not name.startswith(one.unprefixed))}{name}": np.ascontiguousarray(
-            tensor.read()
-        )
-        for name, tensor in tensors.items()
-    }
+    if isinstance(backbone, HieraBackbone):
+        config = hiera_folders.described(backbone)
+        found = foreign_tensors(entries_of(LAYOUTS[family].names, backbone))
+        tensors = {hiera_folders.their_name(n, backbone.depths): t for n, t in found.items()}
+    elif family in FOLDERS:
+        one = FOLDERS[family]
+        config = _described(backbone, one)
+        found = foreign_tensors(entries_of(one.names, backbone))
+        tensors = {f"{one.prefix_of(name)}{name}": tensor for name, tensor in found.items()}
+    else:
+        raise CheckpointError(f"transformers has no {family}; it has {_FAMILIES}")
+    arrays = {name: np.ascontiguousarray(tensor.read()) for name, tensor in tensors.items()}
     with files.unfinished_folder(folder) as unfinished:
         (unfinished / hugging_face.CONFIG_FILE).write_text(json.dumps(config, indent=2))
         library.numpy.save_file(

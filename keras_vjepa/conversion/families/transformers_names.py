@@ -52,6 +52,10 @@ class Folder:
             own[name] = None if re.match(self.others, bare) else bare
         return own
 
+    def prefix_of(self, name: str) -> str:
+        """Tell what a name begins with where it is written."""
+        return "" if name.startswith(self.unprefixed) else self.written_prefix
+
 
 def _vit(norms: tuple[str, str], mlp: tuple[str, str], **names: Any) -> Names:
     """Names that the package's vision transformers share."""

@@ -9,6 +9,7 @@ they are in pixels of the clip.
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +42,7 @@ class BoxTransform:
         horizontal_flip: probability of a flip.
         jitter: shares of its width and height by which each edge of a box moves outwards at most;
             inwards it is half as much. VideoMAE's detection has 0.2 and 0.1, SlowFast has none.
+        mean, std: as in `normalize`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -58,6 +60,8 @@ class BoxTransform:
     short_side: tuple[int, int] = (256, 320)
     horizontal_flip: float = 0.5
     jitter: tuple[float, float] = (0.0, 0.0)
+    mean: Colour = PIXEL_MEAN
+    std: Colour = PIXEL_STD
 
     def __post_init__(self) -> None:
         check_size(crop_size=self.crop_size)
@@ -96,7 +100,8 @@ class BoxTransform:
         top = int(rng.integers(height - side, endpoint=True))
         left = int(rng.integers(width - side, endpoint=True))
         flip = bool(rng.random() < self.horizontal_flip)
-        clip = resized_crop(frames, (top, left, side, side), self.crop_size, flip, normalized=True)
+        place = (top, left, side, side)
+        clip = resized_crop(frames, place, self.crop_size, flip, True, self.mean, self.std)
         boxes = boxes * [width, height, width, height] - [left, top, left, top]
         boxes *= self.crop_size / side
         if flip:
@@ -112,6 +117,8 @@ class BoxView:
     Args:
         short_side: length that the frame's shorter side is scaled to.
         multiple: height and width are padded to a multiple of it, by zeros on the right and below.
+        fits_in: height and width that the frame is scaled to fit in, and then padded to, in place
+            of `short_side` and `multiple`; for encoders of squares, or of one size alone.
         extension: shares by which the widths and heights of boxes grow; VideoMAE's detection has
             0.1 and 0.05 for detected boxes, SlowFast has none.
         mean, std: as in `normalize`.
@@ -132,8 +139,11 @@ class BoxView:
     extension: tuple[float, float] = (0.0, 0.0)
     mean: Colour = PIXEL_MEAN
     std: Colour = PIXEL_STD
+    fits_in: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.fits_in is not None:
+            check_size(fits_in=self.fits_in)
         check_size(short_side=self.short_side)
         check_whole(1, 1024, multiple=self.multiple)
         for share in self.extension:
@@ -154,14 +164,25 @@ class BoxView:
         Raises:
             ValueError: if `frames` are not uint8 RGB.
         """
-        clip = normalize(resize_short_side(frames, self.short_side), self.mean, self.std)
+        clip = normalize(self._scaled(frames), self.mean, self.std)
         height, width = clip.shape[1:3]
         given = np.asarray(boxes, np.float64)
         grown = (given[:, 2:] - given[:, :2]) * self.extension / 2
         given = given + np.concatenate([-grown, grown], axis=1)
         cut, _ = _cut(given * [width, height, width, height], height, width)
         missing = [-side % self.multiple for side in (height, width)]
+        if self.fits_in is not None:
+            missing = [self.fits_in[0] - height, self.fits_in[1] - width]
         return np.pad(clip, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]), cut
+
+    def _scaled(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.fits_in is None:
+            return resize_short_side(frames, self.short_side)
+        check_frames(frames)
+        height, width = frames.shape[1:3]
+        share = min(self.fits_in[0] / height, self.fits_in[1] / width)
+        size = (max(1, round(width * share)), max(1, round(height * share)))
+        return np.stack([cv2.resize(frame, size) for frame in frames])
 
 
 def check_jitter(jitter: tuple[float, float]) -> None:

@@ -100,6 +100,7 @@ class HieraBackbone(
     (1, 1, 32)
     """
 
+    input_shapes: ClassVar[str] = "one"
     sizes: ClassVar = {
         "base": HieraSize(96, 1, (2, 3, 16, 3)),
         "base_plus": HieraSize(112, 2, (2, 3, 16, 3)),
@@ -360,7 +361,11 @@ class HieraBackbone(
         return frame_by_frame(clips, encode, training)
 
     def intermediate_features(
-        self, videos: Tensor, layers: Sequence[int], norm: bool = True
+        self,
+        videos: Tensor,
+        layers: Sequence[int],
+        norm: bool = True,
+        training: bool = False,
     ) -> list[Tensor]:
         """Return the outputs of some blocks, each in order of time, row and column.
 
@@ -368,6 +373,7 @@ class HieraBackbone(
             videos: as in the call.
             layers: block numbers from 0, or from -1 for the last one backwards.
             norm: pass those of the last stage through the final norm, if there is one.
+            training: as in the call.
 
         Returns:
             One `(batch, tokens, width)` per entry of `layers`; both differ from stage to stage.
@@ -376,7 +382,7 @@ class HieraBackbone(
         check_flag(norm=norm)
         self.check_inputs(videos)
         ends, outputs = np.cumsum(self.depths), {}
-        for number, x in enumerate(self.block_outputs(videos)):
+        for number, x in enumerate(self.block_outputs(videos, training)):
             if number in wanted:
                 stage = int(np.searchsorted(ends, number, side="right"))
                 x = self.in_order(x, stage)

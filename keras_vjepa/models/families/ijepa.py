@@ -30,6 +30,7 @@ class IJEPABackbone(VisionBackbone):
     """
 
     facts = Facts(is_image_model=True)
+    input_shapes: ClassVar[str] = "squares"
     sizes: ClassVar = {
         **{name: SIZES[name] for name in ("base", "large", "huge")},
         "giant": EncoderSize(1408, 40, 16, mlp_ratio=48 / 11),

@@ -31,6 +31,7 @@ class MVDBackbone(VisionBackbone):
     """
 
     facts = Facts(key_bias=False, may_lack_norm=True)
+    input_shapes: ClassVar[str] = "squares"
     sizes: ClassVar = VideoMAEBackbone.sizes
 
     @classmethod

@@ -35,6 +35,7 @@ class OmniMAEBackbone(VisionBackbone):
     """
 
     facts = Facts()
+    input_shapes: ClassVar[str] = "one"
     sizes: ClassVar = {name: SIZES[name] for name in ("base", "large", "huge")}
 
     @classmethod

@@ -18,12 +18,15 @@ class SizedBackbone:
         image_size: height and width in pixels, one int for squares.
         num_frames: frames of a clip.
         num_channels: colour channels.
+        input_shapes: which frames the family takes: `"any"`, `"squares"`, or `"one"` size alone,
+            that of `image_size`.
     """
 
     sizes: ClassVar[Mapping[str, Any]]
     image_size: Size
     num_frames: int
     num_channels: int
+    input_shapes: ClassVar[str] = "any"
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> Self:

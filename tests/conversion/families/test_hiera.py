@@ -81,6 +81,9 @@ def test_what_is_written_is_found_and_read(fusion, tmp_path):
     loaded = HieraBackbone.from_preset(tmp_path / "preset")
     assert all(map(np.array_equal, loaded.get_weights(), backbone.get_weights()))
     assert HieraBackbone.number_of_weights(**backbone.get_config()) == backbone.count_params()
+    images = HieraBackbone(32, 1, embed_dim=4, embed_heads=1, depths=(1, 1, 1, 1), final_norm=True)
+    export_checkpoint(images, tmp_path / "images.pth")
+    assert find_family(tmp_path / "images.pth") == "hiera"
     with pytest.raises(CheckpointError, match="`image_size` must have 64 patches"):
         convert(path, num_heads=1, image_size=(32, 64))
 

@@ -1,6 +1,7 @@
 """Official files of V-JEPA's rivals: families found, strict reading, and the way back."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -195,6 +196,60 @@ def test_half_precision_is_read(tmp_path):
     again = convert(tmp_path / "half.pth", num_heads=2)
     for one, other in zip(again.get_weights(), backbone.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def parts_of(tensors, folder, ending):
+    """Write tensors to two files and an index, and return its path."""
+    names, torch = list(tensors), pytest.importorskip("torch")
+    halves = [names[: len(names) // 2], names[len(names) // 2 :]]
+    placed = {}
+    for number, half in enumerate(halves):
+        file = f"model-{number}.{ending}"
+        arrays = {name: np.ascontiguousarray(tensors[name].read()) for name in half}
+        if ending == "safetensors":
+            save = pytest.importorskip("safetensors.numpy").save_file
+            save(arrays, folder / file)
+        else:
+            torch.save({name: torch.tensor(a) for name, a in arrays.items()}, folder / file)
+        placed.update(dict.fromkeys(half, file))
+    index = folder / f"model.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    return index
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_several_files_and_their_index(ending, tmp_path):
+    tower = randomized(MADE["openclip"]())
+    export_checkpoint(tower, tmp_path / "whole.bin")
+    index = parts_of(read_checkpoint(tmp_path / "whole.bin"), tmp_path, ending)
+    assert find_family(index) == "openclip"
+    assert same(convert(index, num_heads=2), tower)
+    (tmp_path / f"model-1.{ending}").unlink()
+    with pytest.raises(CheckpointError, match=r"no such file: .*model-1"):
+        convert(index, num_heads=2, family="openclip")
+
+
+def test_checkpoints_of_dinov2s_trainer(tmp_path):
+    """With the teacher's heads, and blocks in chunks."""
+    backbone, path = randomized(MADE["dinov2"]()), tmp_path / "teacher.pth"
+    export_checkpoint(backbone, path)
+    own = read_checkpoint(path)
+    teacher = {f"backbone.{k.replace('blocks.', 'blocks.0.')}": t for k, t in own.items()}
+    write_checkpoint(path, {"teacher": {**teacher, "dino_head.mlp.0.bias": own["norm.bias"]}})
+    assert find_family(path) == "dinov2" and same(convert(path, num_heads=2), backbone)
+
+
+def test_whole_numbers_and_programs_are_no_weights(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "official.pth"
+    export_checkpoint(MADE["dinov2"](), path)
+    tensors = {k: torch.tensor(np.array(t.read())) for k, t in read_checkpoint(path).items()}
+    torch.save({**tensors, "norm.bias": torch.ones(16, dtype=torch.int8)}, path)
+    with pytest.raises(CheckpointError, match="`encoder.norm.bias` must hold floats"):
+        convert(path, num_heads=2)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    with pytest.raises(CheckpointError, match="a program of TorchScript"):
+        convert(path, family="openclip")
 
 
 def test_facts_are_of_one_kind():

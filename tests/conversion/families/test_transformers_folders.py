@@ -1,5 +1,7 @@
 """V-JEPA's rivals in the transformers package: the same numbers, and the way back."""
 
+import json
+
 import numpy as np
 import pytest
 from keras import ops
@@ -85,9 +87,56 @@ def test_clip_and_its_embedding(tmp_path):
     assert all(torch.equal(weight, again[key]) for key, weight in model.state_dict().items())
 
 
+HIERA = {"image_size": [64, 32], "embed_dim": 8, "num_heads": [1, 2, 4, 8], "depths": [2, 1, 1, 2]}
+
+
+def test_hiera_of_images_its_classifier_and_back(tmp_path):
+    model = foreign("HieraModel", HIERA)
+    model.save_pretrained(tmp_path / "there")
+    backbone = convert(tmp_path / "there")
+    images = np.random.default_rng(0).normal(size=(2, 64, 32, 3)).astype("float32")
+    theirs = torch.tensor(np.moveaxis(images, -1, -3).copy())
+    tokens = backbone(images, norm=False)
+    pooled = backbone.norm(ops.mean(tokens, axis=1))
+    with torch.no_grad():
+        expected = model(theirs)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    actual = ops.convert_to_numpy(tokens)
+    np.testing.assert_allclose(actual, expected.last_hidden_state.numpy(), **tolerance)
+    actual = ops.convert_to_numpy(pooled)
+    np.testing.assert_allclose(actual, expected.pooler_output.numpy(), **tolerance)
+    export_hugging_face(backbone, tmp_path / "back")
+    again = type(model).from_pretrained(tmp_path / "back").state_dict()
+    assert all(torch.equal(weight, again[key]) for key, weight in model.state_dict().items())
+    classifier = foreign("HieraForImageClassification", {**HIERA, "num_labels": 5})
+    classifier.save_pretrained(tmp_path / "tuned")
+    actual = ops.convert_to_numpy(convert(tmp_path / "tuned")(images))
+    with torch.no_grad():
+        expected = classifier(theirs).logits.numpy()
+    np.testing.assert_allclose(actual, expected, **tolerance)
+
+
+def test_hiera_that_is_no_official_model_is_refused(tmp_path):
+    foreign("HieraModel", HIERA).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name, wrong in (
+        ("masked_unit_size", [4, 4]),
+        ("num_heads", [1, 1, 2, 2]),
+        ("depths", [1, 1, 1, 1]),
+        ("image_size", [32, 32]),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, name: wrong}))
+        with pytest.raises(CheckpointError, match=f"`{name}` must") as caught:
+            convert(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
 def test_what_that_package_lacks_is_refused(tmp_path):
-    from keras_vjepa.models import OmniMAEBackbone
+    from keras_vjepa.models import HieraBackbone, OmniMAEBackbone
 
     backbone = OmniMAEBackbone(8, 4, 4, hidden_dim=16, num_layers=1, num_heads=2)
     with pytest.raises(CheckpointError, match="transformers has no omnimae"):
         export_hugging_face(backbone, tmp_path / "back")
+    clips = HieraBackbone(32, 2, embed_dim=4, embed_heads=1, depths=(1, 1, 1, 1))
+    with pytest.raises(CheckpointError, match="Hiera of images alone"):
+        export_hugging_face(clips, tmp_path / "back")

@@ -81,6 +81,17 @@ def test_the_whole_frame_is_viewed():
     assert cut[0].tolist() == [0, 0, 106, 60]
 
 
+def test_the_whole_frame_fits_in_a_size():
+    """And boxes stay where they are in the frame, for wide and for tall sizes."""
+    box = (0.25, 0.2, 0.5, 0.8)
+    for size, (height, width) in (((64, 64), (36, 64)), ((40, 96), (40, 71)), ((96, 16), (9, 16))):
+        clip, boxes = BoxView(8, fits_in=size)(frames_with(box), np.array([box]))
+        assert clip.shape == (2, *size, 3)
+        assert (clip[:, height:] == 0).all() and (clip[:, :, width:] == 0).all()
+        np.testing.assert_allclose(boxes[0] / [width, height, width, height], box, atol=1e-6)
+        assert np.abs(boxes[0] - seen(clip[:, :height, :width])).max() <= 1.0
+
+
 def test_jitter_moves_each_edge_by_itself():
     boxes = np.tile([0.2, 0.2, 0.6, 0.4], (4000, 1))
     moved = jittered(boxes, (0.2, 0.1), np.random.default_rng(0)) - boxes
