@@ -42,11 +42,11 @@ COMMANDS = {
     "bench": "keras_vjepa.tools.bench",
     "bench-finetune": "keras_vjepa.tools.bench_finetune",
     "bench-plain": "keras_vjepa.tools.bench_plain",
+    "bench-rivals": "keras_vjepa.tools.bench_rivals",
     "find-batch": "keras_vjepa.tools.find_batch",
     "bench-data": "keras_vjepa.tools.bench_data",
     "bench-decoding": "keras_vjepa.tools.bench_decoding",
     "plain-torch-step": "keras_vjepa.tools.plain_torch_step",
-    "plain-torch-rivals": "keras_vjepa.tools.plain_torch_rivals",
     "sweep": "keras_vjepa.tools.sweep",
     "check-resume": "keras_vjepa.tools.check_resume",
 }

@@ -41,7 +41,7 @@ COMMANDS = {
     "bench": ([], "bench_training"),
     "bench-decoding": (["--video", "here"], "bench"),
     "plain-torch-step": ([], "Encoder"),
-    "plain-torch-rivals": ([], "compare"),
+    "bench-rivals": ([], "compare"),
     "sweep": (["out"], "run_all"),
     "check-resume": (["out"], "reference_run"),
 }

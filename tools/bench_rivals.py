@@ -1,6 +1,6 @@
 """Time the rivals' encoders beside plain PyTorch and transformers (Tables 5 and 6; App. D.1).
 
-    KERAS_BACKEND=torch keras-vjepa plain-torch-rivals --size small --pairs 5
+    KERAS_BACKEND=torch keras-vjepa bench-rivals --size small --pairs 5
 
 Each encoder is timed without gradients, in turn with the same network in plain PyTorch, and with
 that of the transformers package, where this is installed and has the family. The ratio of a pair is
@@ -153,7 +153,7 @@ def compare(family: str, size: str, batch_size: int, pairs: int) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None, program: str = "plain_torch_rivals.py") -> None:
+def main(arguments: list[str] | None = None, program: str = "bench_rivals.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
