@@ -293,8 +293,23 @@ def write_options(config: Any, workdir: Path, name: str = OPTIONS_FILE) -> None:
     files.write_text(workdir / name, json.dumps(values(config), indent=1))
 
 
+def save_alone(decoder: FeatureDecoder, weights: Sequence[NDArray[Any]], folder: Path) -> None:
+    """Save the preset of a decoder that several devices may hold, from weights on this one.
+
+    Args:
+        decoder: the decoder.
+        weights: values of its weights.
+        folder: folder of the preset.
+    """
+    alone = FeatureDecoder.from_config(decoder.get_config())
+    alone.set_weights(weights)
+    alone.save_to_preset(folder)
+
+
 def is_finished(config: Any, workdir: Path, is_first: bool = True) -> bool:
     """Tell whether a run with these options has saved its preset, and it is undamaged.
+
+    Of data and a preset at other paths it is not told here whether they are the same.
 
     Args:
         config: config of the recipe.
@@ -302,7 +317,8 @@ def is_finished(config: Any, workdir: Path, is_first: bool = True) -> bool:
         is_first: whether this process says so, or that a damaged preset is made anew.
     """
     stored, preset = read_result(workdir / FINISHED_FILE), workdir / "preset"
-    if stored is None or defining(stored, _FREE) != defining(values(config), _FREE):
+    free = _FREE - {"preset", "data"}
+    if stored is None or defining(stored, free) != defining(values(config), free):
         return False
     problem = damaged_result(workdir, [], [preset.name])
     if not preset.is_dir():

@@ -233,5 +233,5 @@ def _preprocessor(folder: Path, model: Any) -> VJEPAVideoPreprocessor:
     return preprocessor_of(getattr(model, "backbone", model))
 
 
-for _kind in (hiera_folders.MODEL_TYPE, *(k for one in FOLDERS.values() for k in one.model_types)):
+for _kind in (*(k for one in FOLDERS.values() for k in one.model_types), hiera_folders.MODEL_TYPE):
     CONVERTERS[_kind] = functools.partial(convert_folder, make_preprocessor=_preprocessor)

@@ -10,10 +10,11 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from keras_vjepa import FeatureDecoder, command_line, decoding
+from keras_vjepa import command_line, decoding
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.decoding import check_decode_files
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve, StepLog
 from keras_vjepa.monitoring.report import write_report
@@ -47,9 +48,7 @@ def run(config: DecodeConfig, workdir: Path) -> None:
         weights = collectives.values(decoder.weights)
         parallel.release()
         if parallel.is_first:
-            alone = FeatureDecoder.from_config(decoder.get_config())
-            alone.set_weights(weights)
-            alone.save_to_preset(workdir / "preset")
+            decoding.save_alone(decoder, weights, workdir / "preset")
             decoding.write_options(config, workdir, decoding.FINISHED_FILE)
             print(f"Saved {workdir}/preset and {write_report(workdir)}.", file=sys.stderr)
 
@@ -62,7 +61,7 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> None
     )
     with command_line.refusing(program, CONFIGS, arguments):
         config = replace(CONFIGS[name](), **given)
-        decoding.check_decode_files(config, workdir)
+        check_decode_files(config, workdir)
     distribution.launch_on_all_devices()
     try:
         run(config, workdir)

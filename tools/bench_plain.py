@@ -1,4 +1,4 @@
-"""Time the decoder and V-JEPA 2.1's encoder beside the same networks in plain PyTorch (App. C, F).
+"""Time the decoder and V-JEPA 2.1's encoder beside plain PyTorch (App. C, F).
 
     KERAS_BACKEND=torch OMP_NUM_THREADS=1 keras-vjepa bench-plain --network decoder --batch-size 8
 

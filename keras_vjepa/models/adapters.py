@@ -181,8 +181,8 @@ def as_tokens(outputs: Tensor) -> Tensor:
     """Make tokens of a map of features, such as that of a convolutional network or a Swin.
 
     Args:
-        outputs: `(batch, tokens, dim)`, which is returned as it is; `(batch, rows, columns, dim)`
-            or `(batch, time, rows, columns, dim)`; or features of a whole input, `(batch, dim)`.
+        outputs: `(batch, rows, columns, dim)` or `(batch, time, rows, columns, dim)`; of other axes
+            they are returned as they are.
 
     Returns:
         `(batch, tokens, dim)`, ordered by time, then row, then column.
@@ -191,10 +191,10 @@ def as_tokens(outputs: Tensor) -> Tensor:
 
     >>> import numpy as np
     >>> from keras_vjepa.models.adapters import as_tokens
-    >>> tuple(as_tokens(np.zeros((2, 4, 7, 7, 16))).shape), tuple(as_tokens(np.ones((2, 9))).shape)
-    ((2, 196, 16), (2, 1, 9))
+    >>> tuple(as_tokens(np.zeros((2, 4, 7, 7, 16))).shape)
+    (2, 196, 16)
     """
-    if len(outputs.shape) == 3 or len(outputs.shape) not in (2, 4, 5):
+    if len(outputs.shape) not in (4, 5):
         return outputs
     inner = outputs.shape[1:-1]
     count = -1 if None in inner else math.prod(inner)

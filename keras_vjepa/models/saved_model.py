@@ -98,7 +98,10 @@ class SavedModelBackbone(keras.Model):
             raise ValueError(
                 f"`endpoint` must return one tensor. Received: {self.endpoint}, with {len(tensors)}"
             )
-        tokens = as_tokens(tensors[0])
+        features = tensors[0]
+        # Features of a whole input are its only token.
+        is_pooled = len(features.shape) == 2
+        tokens = ops.expand_dims(features, 1) if is_pooled else as_tokens(features)
         return ops.cast(tokens, self.compute_dtype)
 
     def compute_output_shape(self, videos_shape: Sequence[int | None]) -> tuple[int | None, ...]:

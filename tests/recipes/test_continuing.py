@@ -51,6 +51,25 @@ def test_a_finished_run_goes_on_as_one_that_was_longer(config, short, tmp_path, 
     assert "holds this run, finished: 4 steps" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_run_of_20_steps_goes_on_to_40_as_one_that_was_made_at_once(config, tmp_path):
+    """With warm-up, looks and checkpoints in between."""
+    config = replace(config, warmup_steps=5, checkpoint_every=7, monitor_every=6)
+    pretrain.run(replace(config, steps=20), tmp_path / "longer")
+    pretrain.run(replace(config, steps=40), tmp_path / "longer")
+    pretrain.run(replace(config, steps=40, schedule_steps=20), tmp_path / "whole")
+    longer, whole = tmp_path / "longer", tmp_path / "whole"
+    assert result_of(longer) == result_of(whole)
+    assert len(result_of(longer)[0]) == 1 + 40
+    # The longer one looked at its features once more, where it had ended at first.
+    looks = {row["step"]: row for row in read_rows(longer / "monitor.jsonl")}
+    at_once = {row["step"]: row for row in read_rows(whole / "monitor.jsonl")}
+    assert looks.keys() - at_once.keys() == {20}
+    assert all(
+        looks[step]["target_clip_rank"] == row["target_clip_rank"] for step, row in at_once.items()
+    )
+
+
 @slow_but_on("torch")
 def test_schedules_are_stretched_when_that_is_asked_for(config, short, tmp_path, capsys):
     shutil.copytree(short, tmp_path / "run")
