@@ -1,4 +1,4 @@
-"""Compute Hiera in plain PyTorch, to compare with; see `bench_rivals.py` (App. D.1)."""
+"""Compute Hiera in plain PyTorch, to compare with; see `plain_torch_rivals.py` (App. D.1)."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Define the rivals' transformers in plain PyTorch; see `bench_rivals.py` (App. D.1)."""
+"""Define the rivals' transformers in plain PyTorch; see `plain_torch_rivals.py` (App. D.1)."""
 
 import torch
 from torch import nn

@@ -64,7 +64,7 @@ SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not
 
 @pytest.mark.parametrize("kind", [*QUICK, *SLOW])
 def test_a_file_of_a_plain_network(kind, tmp_path):
-    from keras_vjepa.tools.bench_rivals import plain_network
+    from keras_vjepa.tools.plain_torch_rivals import plain_network
 
     torch.manual_seed(0)
     cls, sizes, arguments, told = KINDS[kind]

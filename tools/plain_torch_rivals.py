@@ -153,7 +153,7 @@ def compare(family: str, size: str, batch_size: int, pairs: int) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None, program: str = "bench_rivals.py") -> None:
+def main(arguments: list[str] | None = None, program: str = "plain_torch_rivals.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
