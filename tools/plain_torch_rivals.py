@@ -14,7 +14,6 @@ attention. Their parameters are called as in the official files (but for CLIP's)
 
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from keras_vjepa.models.families import (
     VideoMAEv2Backbone,
     VisionBackbone,
 )
+from keras_vjepa.tools.bench_finetune import in_turns
 from keras_vjepa.tools.plain_torch_hiera import Hiera
 from keras_vjepa.tools.plain_torch_vision import Vision
 
@@ -109,23 +109,6 @@ def transformers_network(of: RivalBackbone, folder: Path) -> nn.Module | None:
     return network
 
 
-def seconds_of(calls: dict[str, Callable[[], Any]], pairs: int) -> dict[str, list[float]]:
-    """Time each call once in every round, in seconds of the processor, after one that is not timed.
-
-    Args:
-        calls: what is timed, by name; every other round is in the opposite order.
-        pairs: number of rounds.
-    """
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.no_grad():
-        for number in range(pairs + 1):
-            for name in list(calls)[:: 1 if number % 2 else -1]:
-                start = time.process_time()
-                calls[name]()
-                found[name].append(time.process_time() - start)
-    return {name: times[1:] for name, times in found.items()}
-
-
 def compare(family: str, size: str, batch_size: int, pairs: int) -> list[str]:
     """Time an encoder and its counterparts, and write a line for each of these."""
     encoder = encoder_of(family, size)
@@ -142,9 +125,12 @@ def compare(family: str, size: str, batch_size: int, pairs: int) -> list[str]:
     if other is not None:
         moved = theirs if encoder.is_image_model else theirs.movedim(1, 2).contiguous()
         calls["transformers"] = lambda: other(moved)
-    times = seconds_of(calls, pairs)
-    own, lines = times.pop("ours"), []
-    for name, found in times.items():
+    with torch.no_grad():
+        times = in_turns([*calls.values()], pairs)
+    # Of each call, the second number is the processor's.
+    seconds = {name: [one[1] for one in own] for name, own in zip(calls, times, strict=True)}
+    own, lines = seconds.pop("ours"), []
+    for name, found in seconds.items():
         ratios = sorted(np.divide(found, own).tolist())
         lines.append(
             f"{family:13s} {name:14s} {np.median(own):7.3f} s, {np.median(found):7.3f} s, ratio "

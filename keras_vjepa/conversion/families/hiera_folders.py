@@ -48,9 +48,10 @@ def official_names(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     Raises:
         CheckpointError: for a block that the config does not have.
     """
+    depths = depths_of(config)
     bare = {name.removeprefix("hiera."): tensor for name, tensor in tensors.items()}
     return {
-        _official(name, depths_of(config)): tensor
+        _official(name, depths): tensor
         for name, tensor in bare.items()
         if not name.startswith("decoder.")
     }
