@@ -129,6 +129,7 @@ def check_fields(config: Any) -> None:
     check_whole(1, MOST_LONG, accumulation_steps=config.accumulation_steps)
     check_whole(1, MOST_LONG, monitor_clips=config.monitor_clips, probe_epochs=config.probe_epochs)
     check_whole(1, probe_videos=config.probe_videos)
+    check_whole(0, MOST_LONG, monitor_probe_clips=config.monitor_probe_clips)
     check_whole(1, MOST_LONG, optional=True, mask_sets=config.mask_sets)
     check_whole(1, MOST_LONG, optional=True, schedule_steps=config.schedule_steps)
     check_whole(0, MOST_SEED, seed=config.seed)
@@ -146,7 +147,9 @@ def check_parts(config: Any) -> None:
         ValueError: for the first option that is out of range; the message names it.
     """
     _check_schedules(config)
-    config.monitor.check(lambda every: check_whole(1, every=every))
+    config.monitor.check(
+        lambda every, probe_every: check_whole(1, every=every, probe_every=probe_every)
+    )
     config.source.check(check_fps)
     config.limits.make()
     config.batches.check(check_reading, seed=config.seed)

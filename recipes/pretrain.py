@@ -100,7 +100,7 @@ def _train(config: PretrainConfig, workdir: Path, parallel: DataParallel, progra
             model=pretrainer,
             batches=batches,
             workdir=workdir,
-            callbacks=callbacks_of_a_run(config, batches, grid, workdir, parallel.is_first),
+            callbacks=callbacks_of_a_run(config, batches, grid, workdir, parallel),
             description=defining(resolved(config, grid), MAY_DIFFER) | presets,
             # Runs of earlier versions know a preset only by its path.
             defaults=defining(defaults(config), MAY_DIFFER) | presets,

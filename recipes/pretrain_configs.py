@@ -185,6 +185,7 @@ def digit_motion_long() -> PretrainConfig:
         context_covariance_weight=0.004,
         monitor_every=500,
         monitor_clips=256,
+        monitor_probe_clips=1000,
         checkpoint_every=500,
     )
 
@@ -200,6 +201,7 @@ def digit_motion_features() -> PretrainConfig:
         target="features",
         normalize_targets=True,
         loss_exponent=1.0,
+        monitor_probe_every=3000,
         steps=6000,
         start_momentum=0.998,
     )
@@ -217,6 +219,7 @@ def digit_scene() -> PretrainConfig:
         image_size=64,
         # A clip spans 32 of the 36 frames.
         temporal_stride=4,
+        monitor_probe_clips=0,
         batch_size=16,
         budget_batch_size=16,
         steps=2000,

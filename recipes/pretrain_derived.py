@@ -46,8 +46,8 @@ MAY_DIFFER = {
     "budget_batch_size", "num_workers", "use_multiprocessing", "read_ahead",
     "max_bad_share", "max_file_seconds", "max_frame_pixels",
     "shard_parameters", "steps", "accumulation_steps", "remat",
-    "monitor_every", "monitor_clips", "stop_on_collapse", "tensorboard", "callbacks",
-    "log_every", "checkpoint_every", "keep_last", "keep_every",
+    "monitor_every", "monitor_clips", "monitor_probe_every", "monitor_probe_clips", "callbacks",
+    "stop_on_collapse", "tensorboard", "log_every", "checkpoint_every", "keep_last", "keep_every",
     # Options of earlier versions.
     "watch_every", "watch_videos",
 }  # fmt: skip

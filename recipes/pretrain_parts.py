@@ -56,14 +56,12 @@ class PretrainConfig:
         predictor: the predictor (Table 9).
         initializer_stddev: deviation of the initial weights; the default suits a width of about
             1,000, narrow models need more.
-        start_from: preset of an encoder to begin with, in place of random weights; the run takes
-            its sizes.
+        start_from: preset of an encoder to begin with; the run takes its sizes.
         teacher: preset of an encoder whose features are predicted in place of the moving average's;
             it does not change.
         pretrainer: the objective. Pixels, with a loss exponent of 2, are the baseline of Table 1.
         momentum: momentum of the moving average.
-        optimizer: clipping starts an epoch after the warm-up, which takes 40 epochs
-            (official-behaviour §5).
+        optimizer: clipping starts an epoch after a warm-up of 40 epochs (official-behaviour §5).
         learning_rate: schedule of the learning rate.
         weight_decay: schedule of the weight decay.
         schedule_scale: schedules are made for the steps times this factor.
@@ -73,11 +71,10 @@ class PretrainConfig:
         shard_parameters: split parameters over the devices (JAX only).
         run: the run and its checkpoints; the reference saves once an epoch, which is 300 steps.
         monitor: says in words what the features of some clips show.
-        monitor_clips: number of these clips, two of each video: test videos of a built-in set, or
-            else videos that are trained on.
+        monitor_clips: number of these clips, two of each video; a built-in set's are test videos.
+        monitor_probe_clips: clips with labels on which the monitor trains a probe; 0 for none.
         tensorboard: write all numbers of the run for TensorBoard too.
-        callbacks: further callbacks of Keras, each package.module:Name, such as a logger of Weights
-            & Biases or MLflow.
+        callbacks: further callbacks of Keras, each package.module:Name, as MLflow has one.
         dtype: precision, a policy of Keras.
         seed: seed of everything random.
         probe_epochs: passes of the frozen probe at the end of a run on a built-in set.
@@ -203,10 +200,11 @@ class PretrainConfig:
     )  # fmt: skip
     monitor: Part = Part(
         Monitor,
-        names={"every": "monitor_every"},
-        supplied=("held_out", "folder", "writers"),
+        names={"every": "monitor_every", "probe_every": "monitor_probe_every"},
+        supplied=("held_out", "folder", "probe", "writers"),
     )
     monitor_clips: int = 64
+    monitor_probe_clips: int = 0
     tensorboard: bool = False
     callbacks: tuple[str, ...] | None = None
     dtype: str = "mixed_bfloat16"

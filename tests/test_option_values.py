@@ -63,7 +63,7 @@ ACCEPTED = {
         "drop_path_rate", "head_dropout", "color_jitter", "mixup", "cutmix", "smoothing",
         "mixup_probability", "mixup_switch", "first_second", "least_score", "jitter", "extension",
         "layers", "sampling_ratio", "dropout", "context_loss_weight", "context_warmup_start",
-        "context_warmup_end", "mask_token",
+        "context_warmup_end", "mask_token", "monitor_probe_clips",
     },
     # Layers can be counted from the last one.
     "-1": {"layers"},

@@ -17,6 +17,7 @@ from keras_vjepa.data.batches.features import (
 from keras_vjepa.data.batches.labelled import EvaluationBatches
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.sources.samples import Sample
+from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD, Colour
 from keras_vjepa.data.transforms.views import center_view
 from keras_vjepa.evaluation.features import FeatureExtractor
 from keras_vjepa.evaluation.metrics import top_k
@@ -54,6 +55,9 @@ def read_labelled_clips(
     num_classes: int,
     num_workers: int | None = None,
     limits: ReadingLimits = DEFAULT_LIMITS,
+    max_bad_share: float = 0.05,
+    mean: Colour = PIXEL_MEAN,
+    std: Colour = PIXEL_STD,
 ) -> LabelledClips:
     """Read one clip of every video, whose frames are shown whole and not augmented.
 
@@ -64,16 +68,20 @@ def read_labelled_clips(
         num_classes: number of values that a label can have.
         num_workers: threads that decode; by default one for each core, from 2 to 32.
         limits: time and pixels that a file may take.
+        max_bad_share: reading stops if more than this share of the files cannot be read.
+        mean: of red, green and blue, which is subtracted from pixels in [0, 1].
+        std: of red, green and blue, by which they are divided then.
     """
     short_side = image_size if isinstance(image_size, int) else max(image_size)
     batches = EvaluationBatches(
         samples,
         1,
-        lambda frames: center_view(frames, image_size, short_side),
+        lambda frames: center_view(frames, image_size, short_side, mean=mean, std=std),
         clip=clip,
         num_classes=num_classes,
         num_workers=num_workers,
         limits=limits,
+        max_bad_share=max_bad_share,
         read_ahead=16,
     )
     videos = np.concatenate([videos for videos, _, _ in batches.stream()])
@@ -149,8 +157,19 @@ class EncoderComparison:
         )
 
     def __call__(self, encoder: keras.Model, single_frame: bool = False) -> ComparedEncoder:
+        return self.of_weights(encoder.get_weights(), single_frame)
+
+    def of_weights(
+        self, weights: Sequence[NDArray[Any]], single_frame: bool = False
+    ) -> ComparedEncoder:
+        """Probe the encoder that has these weights.
+
+        Args:
+            weights: values in the order of the encoder's weights.
+            single_frame: as in the call.
+        """
         settings = self.settings
-        self.extractor.classifier.backbone.set_weights(encoder.get_weights())
+        self.extractor.classifier.backbone.set_weights(weights)
         train, test = (self._features(clips, single_frame) for clips in (self.train, self.test))
         held_out = train.samples[-max(1, len(train.samples) // 10) :]
         batches = LabelledFeatureBatches(

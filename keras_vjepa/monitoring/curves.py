@@ -1,6 +1,7 @@
 """Draw curves of a run's tables with Matplotlib, as SVG for a page or as a picture (App. C)."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def draw_curves(title: str, curves: Mapping[str, Points], logarithmic: bool = Fa
     # and a page must not refer to other places.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     # Text stays text: shapes of the letters would make up half of a page.
-    with rc_context({"svg.fonttype": "none"}):
+    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        # Names of runs may have letters that Matplotlib cannot draw; the browser can.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(written, format="svg", metadata=nothing)
     text = written.getvalue()
     return text[text.index("<svg") :]

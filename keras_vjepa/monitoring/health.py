@@ -167,26 +167,27 @@ def judge(rows: Sequence[Row]) -> Verdict:
         return Verdict("not finite", "Features are not finite: lower the learning rate.")
     lost = [text for part in ("target", "context") for text in _lost(part, rows)]
     if lost:
-        return Verdict(
-            "collapse",
-            f"{'; '.join(lost)}: collapse. Raise the momentum, lower the learning rate, or give "
-            "the variance and covariance terms a weight.",
+        remedy = (
+            "Raise the momentum, lower the learning rate, or give the variance and covariance "
+            "terms a weight."
+            if len(rows) > 1
+            else "No step is done: the reason is that all videos are the same, or the weights."
         )
+        return Verdict("collapse", f"{'; '.join(lost)}: collapse. {remedy}")
+    spread = "; ".join([_spread_in_words(last), *_probe_in_words(rows)])
     if len(rows) == 1:
-        return Verdict(
-            "first", f"{_spread_in_words(last)}. Later looks are compared with this one."
-        )
+        return Verdict("first", f"{spread}. Later looks are compared with this one.")
     scores = _scores(rows)
     better = [name for name in scores if _is_better(name, first, last)]
+    probe = _last_probed(rows)
+    learns = bool(better) or any(_is_better(name, first, probe) for name in _probes(probe))
     losses = [_number(row, "loss") for row in rows]
     rises = _rises_again([loss for loss in losses if loss is not None])
     of_loss = "the loss rises" if rises else "the loss does not rise"
-    spread = _spread_in_words(last)
-    if better:
-        names = " and ".join(_in_words(name, first, last) for name in better)
+    names = " and ".join(_in_words(name, first, last) for name in better or scores)
+    if learns:
         end = ", as with a moving target" if rises else ""
         return Verdict("learning", f"{names}; {spread}; {of_loss}{end}: it learns.")
-    names = " and ".join(_in_words(name, first, last) for name in scores)
     return Verdict("unclear", f"{names}; {spread}; {of_loss}: no collapse, and nothing learnt yet.")
 
 
@@ -200,10 +201,10 @@ def checkpoint_to_keep(
         steps: steps that have a checkpoint; None for the steps of all rows.
 
     Returns:
-        The step, and the reason in words; None if no row has a checkpoint. With labels, it is the
-        step at which neighbours predict most clips right; without labels, the step of the largest
-        LiDAR. Each value is averaged with those of the looks before and after, because a single
-        look is noisy. Of equal values, the last one counts.
+        The step, and the reason in words; None if no row with a score has a checkpoint. With
+        labels, it is the step at which neighbours predict most clips right; without labels, the
+        step of the largest LiDAR. Each value is averaged with those of the looks before and after,
+        because a single look is noisy. Of equal values, the last one counts.
     """
     best = _best(rows, _of_steps(rows, steps))
     if best is None:
@@ -243,11 +244,36 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     return [name for name in rows[-1] if name.startswith("neighbors_")] or ["target_lidar"]
 
 
+def _probes(row: Row) -> list[str]:
+    return [name for name in row if name.startswith("probe_") and name != "probe_clips"]
+
+
+def _last_probed(rows: Sequence[Row]) -> Row:
+    """Return the last look with a probe; the last look if there was none."""
+    return next((row for row in reversed(rows) if _probes(row)), rows[-1])
+
+
+def _probe_in_words(rows: Sequence[Row]) -> list[str]:
+    """Say what the last probe came to, beside the first look's; nothing if there was none."""
+    first, probe = rows[0], _last_probed(rows)
+    texts = []
+    for name in _probes(probe):
+        then = _number(first, name) if probe is not first else None
+        before = "" if then is None else f"{_text(then)} -> "
+        texts.append(f"{name.removeprefix('probe_')} {before}{_text(_number(probe, name))}")
+    at = "" if probe is rows[-1] else f" at step {probe['step']:,}"
+    return [f"a probe's accuracy{at}: {' and '.join(texts)}"] if texts else []
+
+
 def _best(rows: Sequence[Row], places: Sequence[int]) -> int | None:
-    """Find the position of the best of some rows, by scores averaged with the rows beside."""
+    """Find the position of the best of some rows, by scores averaged with the rows beside.
+
+    Rows without any score, as those of features that are all the same, are left out.
+    """
+    names = _scores(rows) if rows else []
+    places = [i for i in places if any(_number(rows[i], name) is not None for name in names)]
     if not places:
         return None
-    names = _scores(rows)
     scores = np.array([_mean_score(row, names) for row in rows])
     padded = np.pad(scores, 1, mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
@@ -302,10 +328,11 @@ def _is_better(name: str, first: Row, last: Row) -> bool:
     then, now = (_number(row, name) for row in (first, last))
     if then is None or now is None:
         return False
-    if not name.startswith("neighbors_"):
+    if not name.startswith(("neighbors_", "probe_")):
         return now > then * (1 + RISEN)
     # Clips of one video are alike, so that they count as one observation.
-    variance = (then * (1 - then) + now * (1 - now)) / max(last["clips"] / VIEWS, 1)
+    count = last["probe_clips"] if name.startswith("probe_") else last["clips"] / VIEWS
+    variance = (then * (1 - then) + now * (1 - now)) / max(count, 1)
     return now - then > 2 * np.sqrt(variance)
 
 

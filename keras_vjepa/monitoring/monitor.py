@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_vjepa.arguments import check_flag, check_whole
 from keras_vjepa.backend import collectives
+from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.monitoring.follower import RunFollower
 from keras_vjepa.monitoring.health import Verdict, checkpoint_to_keep, judge, steps_to_protect
 from keras_vjepa.monitoring.held_out import HeldOut
@@ -37,6 +39,9 @@ class Monitor(RunFollower):
         folder: the folder to write to.
         every: steps between two looks; there are also looks before the first step and at the last.
         stop_on_collapse: whether the run ends when features have collapsed.
+        probe_every: steps between two looks at which a probe is trained too; there are also probes
+            at the first look and at the last.
+        probe: trains and tests it, as an `OnlineProbe` does; None for no probe.
         writers: functions that are called with the new row after each look.
 
     Attributes:
@@ -44,7 +49,7 @@ class Monitor(RunFollower):
         verdict: verdict of the last look.
 
     Raises:
-        ValueError: if `every` is not positive.
+        ValueError: if `every` or `probe_every` is not positive.
     """
 
     def __init__(
@@ -53,15 +58,19 @@ class Monitor(RunFollower):
         folder: Path,
         every: int = 300,
         stop_on_collapse: bool = False,
+        probe_every: int = 6000,
+        probe: Callable[[VJEPABackbone, Sequence[NDArray[Any]]], Row] | None = None,
         writers: Sequence[Callable[[Sequence[Row]], None]] = (),
     ) -> None:
         super().__init__()
-        check_whole(1, every=every)
+        check_whole(1, every=every, probe_every=probe_every)
         check_flag(stop_on_collapse=stop_on_collapse)
         self.held_out = held_out
         self.folder = folder
         self.every = every
         self.stop_on_collapse = stop_on_collapse
+        self.probe_every = probe_every
+        self.probe = probe
         self.writers = writers
         self.seconds = 0.0
         self.verdict: Verdict | None = None
@@ -106,6 +115,7 @@ class Monitor(RunFollower):
             "step": self.step,
             "loss": float(np.mean([float(loss) for loss in losses])) if losses else None,
             **self._looking(values),
+            **self._probe_numbers(values),
         }
         self.verdict = judge([*self._rows, row])
         row |= {"state": self.verdict.state, "words": self.verdict.words}
@@ -117,7 +127,19 @@ class Monitor(RunFollower):
         self._say(self.verdict.words)
         self.seconds += time.perf_counter() - began
         if self.stop_on_collapse and self.verdict.is_bad:
-            raise CollapseError(f"Stopped at step {self.step}. {self.verdict.words}")
+            raise CollapseError(f"Stopped at step {self.step}: {self.verdict.words}")
+
+    def _probe_numbers(self, values: Sequence[NDArray[Any]]) -> Row:
+        """Train a probe if one is due, and return its numbers."""
+        if self.probe is None:
+            return {}
+        before = [row["step"] for row in self._rows if "probe_clips" in row]
+        if before and self.step - before[-1] < self.probe_every and self.step != self.last:
+            return {}
+        variables = variables_of(self.model)
+        known = {id(v): value for v, value in zip(variables, values, strict=True)}
+        encoder = self.model.target_encoder
+        return self.probe(encoder, [known[id(v)] for v in encoder.weights])
 
     def _saved(self) -> set[int] | None:
         """Return the steps that have a checkpoint or are about to get one; None without a run."""

@@ -33,8 +33,11 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
         parts: pieces of HTML, one below the other.
 
     Raises:
+        ValueError: if the path does not end in .html or .htm.
         OSError: if the page cannot be written.
     """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"`output` must end in .html. Received: {path}")
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'

@@ -80,7 +80,7 @@ def _said(run: RunTables) -> list[str]:
         for row in run.looks
     )
     found = run.to_keep()
-    to_keep = "No look is at a checkpoint that is there."
+    to_keep = "No look that has a score is at a checkpoint that is there."
     if found is not None:
         why = found[1][0].upper() + found[1][1:]
         to_keep = f"Checkpoint to keep: that of step {found[0]:,}. {why}."

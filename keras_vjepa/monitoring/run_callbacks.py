@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_vjepa import files
+from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.configuration import values
 from keras_vjepa.data.batches.mask_kinds import Grid
 from keras_vjepa.data.batches.pretraining import ClipBatches
@@ -19,6 +21,7 @@ from keras_vjepa.monitoring.given_callbacks import given_callbacks
 from keras_vjepa.monitoring.held_out import VIEWS, HeldOut, held_out_of
 from keras_vjepa.monitoring.loss_curve import LossCurve
 from keras_vjepa.monitoring.monitor import FILE_NAME as LOOKS
+from keras_vjepa.monitoring.online_probe import OnlineProbe, probed_clips
 from keras_vjepa.monitoring.pictures import draw_masks
 from keras_vjepa.monitoring.report import MASKS_FILE
 from keras_vjepa.monitoring.step_log import FILE_NAME as STEPS
@@ -33,7 +36,11 @@ SHOWN = 4
 
 
 def callbacks_of_a_run(
-    config: Any, batches: ClipBatches | VideosAndImages, grid: Grid, workdir: Path, is_first: bool
+    config: Any,
+    batches: ClipBatches | VideosAndImages,
+    grid: Grid,
+    workdir: Path,
+    parallel: DataParallel = ALONE,
 ) -> list[keras.callbacks.Callback]:
     """Make the callbacks of a run.
 
@@ -42,8 +49,9 @@ def callbacks_of_a_run(
         batches: batches of the training.
         grid: numbers of the encoder's tokens by time, row and column.
         workdir: folder of the run.
-        is_first: whether this process is the one that writes.
+        parallel: the processes of the run, of which the first one writes.
     """
+    is_first = parallel.is_first
     watched = watched_clips(config, batches) if is_first else None
     if is_first:
         files.write_text(workdir / OPTIONS_FILE, json.dumps(values(config), indent=1))
@@ -52,7 +60,12 @@ def callbacks_of_a_run(
         draw_masks(clips, context, grid, workdir / MASKS_FILE)
     writers = _writers(config, values(config), workdir, is_first)
     return [
-        config.monitor.make(held_out=watched, folder=workdir, writers=writers[LOOKS]),
+        config.monitor.make(
+            held_out=watched,
+            folder=workdir,
+            probe=watched and online_probe_of(config, batches, parallel.device_count),
+            writers=writers[LOOKS],
+        ),
         StepLog(workdir, config.run.log_every, writers[STEPS]),
         LossCurve(workdir),
         *given_callbacks(config.callbacks or ()),
@@ -112,6 +125,32 @@ def watched_clips(config: Any, batches: ClipBatches | VideosAndImages) -> HeldOu
     if isinstance(batches, VideosAndImages):
         batches = batches.videos
     return held_out_of(config.data, batches, max(config.monitor_clips // VIEWS, 2))
+
+
+def online_probe_of(
+    config: Any, batches: ClipBatches | VideosAndImages, num_devices: int = 1
+) -> OnlineProbe | None:
+    """Make the monitor's probe and read its labelled clips, or say that there can be no probe.
+
+    Args:
+        config: config of the pretraining recipe.
+        batches: batches of the training; of those with images, the videos are taken.
+        num_devices: number of devices; a probe during the training is made with one only.
+
+    Returns:
+        The probe; None if none is wanted or possible.
+    """
+    if not config.monitor_probe_clips:
+        return None
+    if isinstance(batches, VideosAndImages):
+        batches = batches.videos
+    why = "with more than one device" if num_devices > 1 else None
+    found = None if why else probed_clips(config.data, batches, config.monitor_probe_clips)
+    if found is None:
+        why = why or "unless each video has a label or lies in the folder of its class"
+        print(f"--monitor_probe_clips has no effect {why}.", file=sys.stderr)
+        return None
+    return OnlineProbe(found)
 
 
 def damaged_tables(folder: Path, steps: int) -> str | None:

@@ -33,6 +33,7 @@ OF_LOOKS = (
         tuple(f"{part}_clip_normalized_deviation" for part in _PARTS),
         False,
     ),
+    ("Clips that a probe names right", ("probe_",), False),
     ("Clips that neighbours name right", ("neighbors_",), False),
     ("LiDAR", ("target_lidar", "context_lidar"), False),
     ("Nearest clip is of the same video", ("target_retrieval", "context_retrieval"), False),

@@ -1,5 +1,6 @@
 """Find and draw the videos that are most similar to one by its features (§4.3, App. D.1)."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +9,13 @@ from numpy.typing import NDArray
 
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole
+from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.video import open_video
 from keras_vjepa.pictures.drawing import boxed, sheet
 from keras_vjepa.pictures.videos import PicturedBackbone
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
+
+_LOG = logging.getLogger(__name__)
 
 # Number of frames of each video in a sheet, and the side of a frame in pixels.
 _SHOWN, _SIDE = 3, 160
@@ -37,7 +41,8 @@ def nearest_videos(
         Videos and cosines, the most similar first.
 
     Raises:
-        UnreadableVideoError: if a file cannot be read.
+        UnreadableVideoError: if the given video cannot be read. Others that cannot be read are left
+            out, and the log says so.
         ValueError: if there are no other videos, or the count is below one.
     """
     check_whole(1, count=count)
@@ -46,9 +51,15 @@ def nearest_videos(
     if not others:
         raise ValueError("`others` must hold a video besides the one itself. Received: none")
     query = _feature(backbone, preprocessor, video)
-    cosines = [float(query @ _feature(backbone, preprocessor, other)) for other in others]
-    order = np.argsort(-np.asarray(cosines), kind="stable")[:count]
-    return [(others[i], cosines[i]) for i in order]
+    found: list[tuple[str | Path, float]] = []
+    for other in others:
+        try:
+            found.append((other, float(query @ _feature(backbone, preprocessor, other))))
+        except UnreadableVideoError as error:
+            _LOG.warning("Left out: %s", error)
+    if not found:
+        raise ValueError("`others` must hold a video that can be read. Received: none")
+    return sorted(found, key=lambda one: -one[1])[:count]
 
 
 def _feature(

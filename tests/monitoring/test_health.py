@@ -86,6 +86,7 @@ def test_a_constant_is_collapse_from_the_first_look_on(part, value):
     assert np.isnan(found[f"{part}_lidar"]) and np.isnan(found[f"{part}_clip_rank"])
     verdict = judge([found])
     assert verdict.state == "collapse" and f"one constant ({part} encoder)" in verdict.words
+    assert verdict.words.endswith("the reason is that all videos are the same, or the weights.")
 
 
 def test_a_loss_that_rises_is_no_collapse():
@@ -132,6 +133,21 @@ def test_of_checkpoints_that_are_gone_none_is_named():
     assert checkpoint_to_keep(rows)[0] == 2
     assert checkpoint_to_keep(rows, {0, 1, 3})[0] == 3
     assert checkpoint_to_keep(rows, ()) is None
+    # Features that are all the same have no score at all.
+    assert checkpoint_to_keep([{"step": i, "target_lidar": None} for i in range(3)]) is None
+
+
+def test_a_probe_tells_that_it_learns_until_the_next_probe_tells_otherwise():
+    rows = [row(step) for step in range(4)]
+    rows[0] |= {"probe_a": 0.2, "probe_clips": 100}
+    rows[1] |= {"probe_a": 0.5, "probe_clips": 100}
+    rows[3] |= {"probe_a": 0.25, "probe_clips": 100}
+    words = [judge(rows[:count]).words for count in range(1, 5)]
+    assert [judge(rows[:count]).state for count in range(2, 5)] == ["learning"] * 2 + ["unclear"]
+    assert "a probe's accuracy: a 0.20. Later looks" in words[0]
+    assert "a probe's accuracy: a 0.20 -> 0.50" in words[1]
+    assert "a probe's accuracy at step 1: a 0.20 -> 0.50" in words[2]
+    assert "a probe's accuracy: a 0.20 -> 0.25" in words[3]
 
 
 @pytest.mark.parametrize("seed", range(20))

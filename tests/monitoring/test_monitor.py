@@ -74,7 +74,7 @@ def test_a_run_stops_on_collapse_if_it_is_to(tmp_path):
     for variable in pretrainer.target_encoder.variables:
         variable.assign(0 * variable)
     watch = Monitor(held_out(pretrainer), tmp_path, stop_on_collapse=True)
-    with pytest.raises(CollapseError, match="Stopped at step 0. .* one constant .target encoder.*"):
+    with pytest.raises(CollapseError, match="Stopped at step 0: .* one constant .target encoder.*"):
         fit(pretrainer, 3, watch)
     assert read_rows(tmp_path / "monitor.jsonl")[0]["state"] == "collapse"
     fit(pretrainer, 1, Monitor(held_out(pretrainer), tmp_path))

@@ -108,7 +108,8 @@ def test_a_checkpoint_that_is_gone_is_not_named(run):
     (run / "checkpoints" / "step-00000002-0.npz").unlink()
     assert "Checkpoint to keep: that of step 1." in report.write_report(run).read_text()
     (run / "checkpoints" / "step-00000001-0.npz").unlink()
-    assert "No look is at a checkpoint that is there." in report.write_report(run).read_text()
+    words = "No look that has a score is at a checkpoint that is there."
+    assert words in report.write_report(run).read_text()
 
 
 def test_what_was_known_after_a_step(run):
@@ -136,6 +137,8 @@ def test_a_long_curve_is_thinned_and_keeps_its_mean():
 def test_the_command(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="must be the folder of a run. Received: .*nothing"):
         report_run.main([str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit, match="`output` must end in .html. Received: .*page.pdf"):
+        report_run.main([str(run), "--output", str(tmp_path / "page.pdf")])
     report_run.main([f"{run}@2", "--output", str(tmp_path / "page.html")])
     assert capsys.readouterr().out == f"Wrote {tmp_path / 'page.html'}.\n"
     assert "2 of 8 steps are done" in (tmp_path / "page.html").read_text()

@@ -117,6 +117,8 @@ def test_neighbours_are_found(tmp_path, backbone):
     for name in ("one", "other"):
         write_h264(tmp_path / f"{name}.mp4", rng.integers(0, 256, (8, 32, 48, 3), np.uint8), 8)
     (tmp_path / "copy.mp4").write_bytes((tmp_path / "one.mp4").read_bytes())
+    # A file that cannot be read is left out.
+    (tmp_path / "damaged.mp4").write_bytes(b"nonsense")
     preprocessor = VJEPAVideoPreprocessor((32, 48), 4, frame_step=2)
     others = sorted(tmp_path.glob("*.mp4"))
     found = nearest_videos(backbone, preprocessor, tmp_path / "one.mp4", others)
@@ -126,4 +128,6 @@ def test_neighbours_are_found(tmp_path, backbone):
     neighbor_sheet(tmp_path / "sheet.png", tmp_path / "one.mp4", found)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="`others` must hold a video besides"):
-        nearest_videos(backbone, preprocessor, tmp_path / "one.mp4", others[1:2])
+        nearest_videos(backbone, preprocessor, tmp_path / "one.mp4", [tmp_path / "one.mp4"])
+    with pytest.raises(ValueError, match="`others` must hold a video that can be read"):
+        nearest_videos(backbone, preprocessor, tmp_path / "one.mp4", [tmp_path / "damaged.mp4"])

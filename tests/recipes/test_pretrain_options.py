@@ -46,7 +46,12 @@ KNOWN = {
         "num_clips": [],
         "allow_clip_overlap": [],
     },
-    Monitor: {"held_out": ["monitor_clips"], "folder": [], "writers": ["tensorboard"]},
+    Monitor: {
+        "held_out": ["monitor_clips"],
+        "probe": ["monitor_probe_clips"],
+        "folder": [],
+        "writers": ["tensorboard"],
+    },
 }
 PARTS = [
     VJEPABackbone,
