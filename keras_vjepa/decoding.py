@@ -42,6 +42,8 @@ from keras_vjepa.types import Batch
 Floats = NDArray[np.float32]
 # "nois" in ASCII: keeps these draws apart from others made from the same seed and step.
 _NOISE_STREAM = 0x6E6F6973
+# Number of clips, at least, whose pixels are measured beforehand.
+_MEASURED_CLIPS = 64
 # Options that may change when a run goes on. In place of their paths, samples and weights are
 # compared.
 _FREE = {
@@ -361,6 +363,25 @@ def region_clips(
     return clips, Regions(*cut, transform.mean, transform.std)
 
 
+def pixel_statistics(clips: ClipBatches, regions: Regions) -> tuple[float, float]:
+    """Measure mean and deviation of the pixels of some regions, which are in [-1, 1].
+
+    All processes read the same ones, so that they agree.
+
+    Args:
+        clips: batches of clips with hidden regions, of all processes together.
+        regions: cuts the regions out.
+
+    Returns:
+        Mean and deviation, rounded to hundredths; the deviation is at least .01.
+    """
+    steps = range(-(-_MEASURED_CLIPS // clips.batch_size))
+    batches = [clips.batch(step) for step in steps]
+    pixels = [regions.pixels(np.asarray(one["videos"]), np.asarray(one[TARGET])) for one in batches]
+    whole = np.concatenate(pixels).astype("float64")
+    return round(float(whole.mean()), 2), max(round(float(whole.std()), 2), 0.01)
+
+
 def load_decoder(name: str) -> FeatureDecoder:
     """Load a decoder; a preset of something else is refused by the option's name.
 
@@ -396,10 +417,14 @@ def make_decoder(
     network = config.network.make(
         clip_shape=(encoder.num_frames, *size), feature_dim=features.width, grid_shape=grid
     )
-    decoder = config.decoder.make(network=network, made_for=features.fingerprint)
-    schedule = config.learning_rate.make(total_steps=config.run.steps)
-    decoder.compile(config.optimizer.make(learning_rate=schedule))
     parallel.check_batch_size(config.batches.batch_size)
     clips, regions = region_clips(config, samples, encoder, (rows, columns), size)
+    decoder = config.decoder.make(
+        network=network,
+        made_for=features.fingerprint,
+        pixel_statistics=pixel_statistics(clips, regions),
+    )
+    schedule = config.learning_rate.make(total_steps=config.run.steps)
+    decoder.compile(config.optimizer.make(learning_rate=schedule))
     steps = decoder.noise_schedule.num_steps
     return decoder, DecoderBatches(parallel.share(clips), features, regions, config.kinds, steps)

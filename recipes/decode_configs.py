@@ -25,7 +25,7 @@ class DecodeConfig:
         decoded_size: height and width that the region is decoded in; by default its own.
         kinds: how often the condition is none, predicted, and the target encoder's. A share of none
             is what classifier-free guidance needs.
-        network: the 3-D U-Net that predicts the noise.
+        network: the 3-D U-Net.
         decoder: noise of the timesteps, and the moving average of the weights.
         optimizer: the optimizer.
         learning_rate: schedule of the learning rate.
@@ -68,8 +68,9 @@ class DecodeConfig:
         },
     )  # fmt: skip
     decoder: Part = Part(
-        FeatureDecoder, names={"num_steps": "noise_steps"}, supplied=("network", "made_for"),
-        arguments={"average": 0.995},
+        FeatureDecoder, names={"num_steps": "noise_steps"},
+        supplied=("network", "made_for", "pixel_statistics"),
+        arguments={"average": 0.995, "prediction_type": "residual"},
     )  # fmt: skip
     optimizer: Part = Part(
         AdamW, arguments={"weight_decay": 0.0, "clip_norm": 1.0},
@@ -113,9 +114,9 @@ def paper() -> DecodeConfig:
         digit_motion_black(), data="videos/", region=(96, 96), decoded_size=(64, 64),
         temporal_stride=4, batch_size=256, width=192, multipliers=(1, 2, 3, 4), num_blocks=3,
         attention_at=(32, 16, 8), head_dim=64, condition="pooled", factorized=False, groups=32,
-        dropout=0.1, average=0.9999, kinds=(0.0, 1.0, 0.0), steps=450_000, learning_rate=1e-4,
-        start_learning_rate=1e-4, final_learning_rate=1e-4, clip_norm=None,
-        dtype="mixed_bfloat16", checkpoint_every=2500,
+        dropout=0.1, average=0.9999, prediction_type="noise", kinds=(0.0, 1.0, 0.0),
+        steps=450_000, learning_rate=1e-4, start_learning_rate=1e-4, final_learning_rate=1e-4,
+        clip_norm=None, dtype="mixed_bfloat16", checkpoint_every=2500,
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ from several seeds have in common is in the features; what varies is not (Fig. 6
 
 Departures from RCDM, which the paper follows: the condition is told to be predicted, the target
 encoder's, or none, so that one network serves all three. Samples come from a moving average of the
-weights, as there; its momentum rises at the beginning, for short runs.
+weights, as there; its momentum rises at the beginning, for short runs. The network's output may
+stand for something else than the noise, from which the noise follows.
 
 One batch is a dictionary:
 
@@ -25,7 +26,14 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa.arguments import MOST_SEED, arguments_of, check_choice, check_number, check_whole
+from keras_vjepa.arguments import (
+    MOST_SEED,
+    arguments_of,
+    check_choice,
+    check_number,
+    check_whole,
+    shown,
+)
 from keras_vjepa.backend import collectives, updates
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
@@ -33,6 +41,7 @@ from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.averaged import averaged_copy
 from keras_vjepa.models.diffusion import NoiseModel, NoiseSchedule, Progress, denoise
 from keras_vjepa.models.diffusion_network import KINDS, DiffusionNetwork
+from keras_vjepa.models.diffusion_outputs import NetworkOutput
 from keras_vjepa.presets.claims import described_class
 from keras_vjepa.presets.preset import Preset, PresetName
 from keras_vjepa.training.optimizer import AdamW
@@ -48,18 +57,24 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
     """Decodes the features of a hidden region of a clip to its pixels (§6, App. F).
 
     Args:
-        network: a `DiffusionNetwork`, which predicts the noise.
+        network: a `DiffusionNetwork`.
         schedule: noise of each timestep: `"cosine"` or `"linear"`.
         num_steps: number of timesteps.
         average: momentum of the moving average of the weights that samples come from, in [0, 1);
             in early steps it is lower.
         made_for: fingerprint of the predictor whose features the decoder knows; empty if unknown.
+        prediction_type: what the network's output stands for: `"noise"`, as in the paper, or
+            `"residual"`, what a linear guess of the clean clip leaves; see `NetworkOutput`. Small
+            networks learn much faster with the latter.
+        pixel_statistics: mean of the pixels of clips, in [-1, 1], and their deviation, in (0, 1];
+            for `"residual"`.
 
     Call arguments:
         inputs: a batch as described at the top of the module.
 
     Returns:
-        The mean squared error of the noise of each sample, `(batch,)`.
+        The mean squared error of the network's output of each sample, `(batch,)`. At first it is
+        about 1, because the network's first output is 0.
 
     Example:
 
@@ -81,15 +96,24 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         num_steps: int = 1000,
         average: float = 0.9999,
         made_for: str = "",
+        prediction_type: str = "noise",
+        pixel_statistics: Sequence[float] = (0.0, 0.5),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.noise_schedule = check_decoder(schedule, num_steps, average)
+        self.network_output = check_decoder(
+            schedule, num_steps, average, prediction_type, pixel_statistics
+        )
         self.network = network
         self.average = average
         self.made_for = made_for
         self.averaged = averaged_copy(network, f"averaged_{network.name}")
         self.built = True
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        """Return how much noise each timestep has."""
+        return self.network_output.schedule
 
     @property
     def trainable(self) -> bool:
@@ -118,8 +142,8 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         given = {"clips": noised, "timesteps": timesteps}
         given |= {name: inputs[name] for name in ("features", "kinds")}
         predicted = self.network(given, training=training)
-        noise = ops.cast(inputs["noise"], "float32")
-        return ops.mean(ops.square(predicted - noise), axis=(1, 2, 3, 4))
+        wanted = self.network_output.wanted(inputs["clips"], inputs["noise"], timesteps)
+        return ops.mean(ops.square(predicted - wanted), axis=(1, 2, 3, 4))
 
     def compute_loss(
         self,
@@ -220,16 +244,18 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         """Make the function that predicts noise for these features, in one compiled call."""
         rows = len(features)
 
-        def predicted(x: Tensor, timestep: int, number: int) -> NDArray[np.float32]:
+        def predicted(x: Tensor, timestep: int, number: int) -> Tensor:
+            timesteps = np.full(rows, timestep, "int32")
             inputs = {
                 "clips": ops.convert_to_numpy(x),
-                "timesteps": np.full(rows, timestep, "int32"),
+                "timesteps": timesteps,
                 "features": features,
                 "kinds": np.full(rows, number, "int32"),
             }
-            return np.asarray(self.averaged.predict_on_batch(inputs), "float32")
+            found = self.averaged.predict_on_batch(inputs)
+            return self.network_output.noise(found, x, timesteps)
 
-        def model(x: Tensor, timestep: int) -> NDArray[np.float32]:
+        def model(x: Tensor, timestep: int) -> Tensor:
             given = predicted(x, timestep, kind)
             if guidance == 1:
                 return given
@@ -280,7 +306,7 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
         """Count weights as `VJEPABackbone.weights_asked_for` does."""
         own = arguments_of(cls, config)
-        check_decoder(own["schedule"], own["num_steps"], own["average"])
+        check_decoder(**{name: own[name] for name in own if name not in ("network", "made_for")})
         described_class(own["network"], DiffusionNetwork)
         return {WEIGHTS_FILE: DiffusionNetwork.number_of_weights(**own["network"]["config"])}
 
@@ -292,6 +318,8 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
             "num_steps": self.noise_schedule.num_steps,
             "average": self.average,
             "made_for": self.made_for,
+            "prediction_type": self.network_output.kind,
+            "pixel_statistics": (self.network_output.mean, self.network_output.deviation),
         }
 
     @classmethod
@@ -302,12 +330,22 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         return cls(**{**config, "network": network})
 
 
-def check_decoder(schedule: str, num_steps: int, average: float) -> NoiseSchedule:
-    """Check those arguments of `FeatureDecoder` that are no model, and return its schedule.
+def check_decoder(
+    schedule: str,
+    num_steps: int,
+    average: float,
+    prediction_type: str = "noise",
+    pixel_statistics: Sequence[float] = (0.0, 0.5),
+) -> NetworkOutput:
+    """Check those arguments of `FeatureDecoder` that are no model; return what they describe.
 
     Raises:
         ValueError: for the first that is out of range.
     """
     check_number("[0, 1)", average=average)
     check_whole(1, num_steps=num_steps)
-    return NoiseSchedule(schedule, num_steps)
+    if not isinstance(pixel_statistics, list | tuple) or len(pixel_statistics) != 2:
+        raise ValueError(
+            f"`pixel_statistics` must be mean and deviation. Received: {shown(pixel_statistics)}"
+        )
+    return NetworkOutput(NoiseSchedule(schedule, num_steps), prediction_type, *pixel_statistics)

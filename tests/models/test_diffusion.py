@@ -10,6 +10,7 @@ from keras import ops
 from keras_vjepa.layers.space_time import SpaceTimeConvolution, group_norm
 from keras_vjepa.models.diffusion import NoiseSchedule, denoise, timestep_embedding
 from keras_vjepa.models.diffusion_network import DiffusionNetwork, stages
+from keras_vjepa.models.diffusion_outputs import NetworkOutput
 from tests.support import GOLDEN, golden, slow_but_on
 
 KINDS = ("linear", "cosine")
@@ -228,3 +229,28 @@ def test_layers_of_clips_equal_their_plain_forms(dtype):
     expected = numpy(together(ops.cast(clips, "float32")))
     near = 1e-4 if dtype == "float32" else 0.03 * np.abs(expected).max()
     np.testing.assert_allclose(numpy(apart(clips)), expected, atol=near)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_residual_gives_the_noise_back_and_has_a_deviation_of_1(kind):
+    rng = np.random.default_rng(0)
+    output = NetworkOutput(NoiseSchedule(kind, 1000), "residual", -0.6, 0.3)
+    clean = rng.normal(-0.6, 0.3, (5, 20_000)).astype("float32")
+    noise = rng.normal(size=clean.shape).astype("float32")
+    timesteps = np.array([0, 50, 400, 800, 999])
+    noised = output.schedule.noised(clean, noise, timesteps)
+    wanted = ops.convert_to_numpy(output.wanted(clean, noise, timesteps))
+    np.testing.assert_allclose(wanted.std(axis=1), 1, atol=0.02)
+    np.testing.assert_allclose(wanted.mean(axis=1), 0, atol=0.02)
+    found = ops.convert_to_numpy(output.noise(wanted, noised, timesteps))
+    # Near the clean clip a bit of it is a large part of the noise.
+    np.testing.assert_allclose(found[1:], noise[1:], atol=1e-5)
+    np.testing.assert_allclose(found[0], noise[0], atol=1e-4)
+    # What a network that says nothing amounts to: the guess is the mean where all is noise, and the
+    # noised clip where nearly nothing is.
+    share = output.schedule.signal_shares[timesteps][:, None]
+    silent = ops.convert_to_numpy(output.noise(np.zeros_like(clean), noised, timesteps))
+    guess = (ops.convert_to_numpy(noised) - np.sqrt(1 - share) * silent) / np.sqrt(share)
+    assert np.abs(guess[0] - clean[0]).max() < 0.1
+    if kind == "linear":
+        np.testing.assert_allclose(guess[-1], -0.6, atol=0.02)

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_vjepa import FeatureDecoder, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
 from keras_vjepa.models.diffusion_network import DiffusionNetwork
+from keras_vjepa.tasks.decoder import check_decoder
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
 from tests.support import slow_but_on
 
@@ -82,6 +83,38 @@ def test_a_preset_samples_the_same(trained, tmp_path):
     path.write_text(path.read_text().replace('"width": 8', '"width": 512'))
     with pytest.raises(ValueError, match=r"decoder.json describes .* weights"):
         FeatureDecoder.from_preset(tmp_path / "decoder")
+
+
+@slow_but_on("torch")
+def test_a_residual_is_learnt_and_sampled():
+    decoder = make_decoder(prediction_type="residual", pixel_statistics=[-0.5, 0.25])
+    assert decoder.get_config()["pixel_statistics"] == (-0.5, 0.25)
+    batch = make_batch(decoder) | {"timesteps": np.full(3, 999, "int32")}
+    # At first the network outputs 0. Where all is noise, its error is then that of the mean.
+    expected = np.square((batch["clips"] + 0.5) / 0.25).mean(axis=(1, 2, 3, 4))
+    np.testing.assert_allclose(ops.convert_to_numpy(decoder(batch)), expected, rtol=1e-3)
+    decoder.compile(keras.optimizers.Adam(1e-2))
+    losses = [float(decoder.train_on_batch(batch)) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    # A network that says nothing draws the mean, 64 of 255, whatever the noise.
+    silent = make_decoder(prediction_type="residual", pixel_statistics=(-0.5, 0.01))
+    drawn = silent.sample(batch["features"], steps=20)
+    assert np.abs(drawn.astype(int) - 64).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"prediction_type": "velocity"}, "prediction_type"),
+        ({"pixel_statistics": (2.0, 0.5)}, "pixel_statistics"),
+        ({"pixel_statistics": (0.0, 0)}, "pixel_statistics"),
+        ({"pixel_statistics": [0.0, float("nan")]}, "pixel_statistics"),
+        ({"pixel_statistics": 0.5}, "pixel_statistics"),
+    ],
+)
+def test_wrong_descriptions_of_the_output_are_named(given, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        check_decoder("cosine", 1000, 0.9, **given)
 
 
 @slow_but_on("torch")
