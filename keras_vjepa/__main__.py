@@ -48,6 +48,7 @@ COMMANDS = {
     "bench-decoding": "keras_vjepa.tools.bench_decoding",
     "plain-torch-step": "keras_vjepa.tools.plain_torch_step",
     "sweep": "keras_vjepa.tools.sweep",
+    "ablations": "keras_vjepa.tools.ablations",
     "check-resume": "keras_vjepa.tools.check_resume",
 }
 

@@ -35,6 +35,7 @@ REQUIRED = {
     "masks": ["--output", "masks.png"],
     "picture": ["pca", "here.mp4", "--preset", "here", "--output", "out.png"],
     "sweep": ["out"],
+    "ablations": ["out", "--table", "4"],
     "check-resume": ["out"],
 }
 

@@ -43,6 +43,7 @@ COMMANDS = {
     "plain-torch-step": ([], "Encoder"),
     "bench-rivals": ([], "compare"),
     "sweep": (["out"], "run_all"),
+    "ablations": (["out", "--table", "4"], "run"),
     "check-resume": (["out"], "reference_run"),
 }
 WITHOUT_NUMBERS = {"compare", "export", "export-checkpoint", "report", "upload", "verify"}

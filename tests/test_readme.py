@@ -148,8 +148,8 @@ def wrong_options(text, capsys):
             main([command, *action, "--help"])
         known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
         options = {word.split("=")[0] for word in arguments if word.startswith("--")}
-        # These two commands pass unknown options on.
-        if command in ("sweep", "check-resume"):
+        # These commands pass unknown options on.
+        if command in ("sweep", "ablations", "check-resume"):
             with pytest.raises(SystemExit):
                 main(["pretrain", "--help"])
             known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))

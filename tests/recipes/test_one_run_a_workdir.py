@@ -3,7 +3,7 @@
 import pytest
 
 from keras_vjepa.recipes import decode, detect, finetune, pretrain, probe, probe_table, supervised
-from keras_vjepa.tools import dense_probe, detect_table, finetune_table, sweep
+from keras_vjepa.tools import ablations, dense_probe, detect_table, finetune_table, sweep
 from keras_vjepa.tools import probe_table as table_of_several
 from tests.support import lock_holder
 
@@ -17,6 +17,7 @@ COMMANDS = [
     (table_of_several, "_table", "--workdir"),
     (supervised, "labelled_clips", "--workdir"),
     (sweep, "run_all", ""),
+    (ablations, "_check_settings", ""),
     (finetune, "FineTuning.is_finished", "--workdir"),
     (detect, "Detection.is_finished", "--workdir"),
     (decode, "make_samples", "--workdir"),
@@ -45,6 +46,7 @@ def message_of(command, option, workdir):
     program = f"{command.__name__.split('.')[-1]}.py"
     further = {
         sweep: ["--vary", "learning_rate", "1e-3"],
+        ablations: ["--table", "1"],
         finetune_table: ["--preset", "here"],
         detect_table: ["--preset", "here"],
         dense_probe: ["here"],

@@ -1,0 +1,201 @@
+"""Repeat the paper's ablations at the size of the built-in videos (§4, App. E.3).
+
+    keras-vjepa ablations workdir/ablations --table 1 3
+    keras-vjepa ablations workdir/ablations --table 4 --steps 3000 --seeds 0
+
+Each row is a pretraining in a folder of its own, probed as `pretrain` does at its end; rows that
+differ only in the probe share one. Numbers that are there are not made again, so that the same
+command continues after an interruption. `table.md` is written again after each number, with the
+paper's figures beside it and whether ours point in the same direction; `table.json` has all
+numbers.
+"""
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+# This comes before Keras is imported, because it chooses Keras' backend.
+import keras_vjepa  # noqa: F401
+
+# isort: split
+from keras_vjepa import files
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
+from keras_vjepa.command_line import OneLineParser, refusing, text_of
+from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.data.batches.named_masks import mask_kinds
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.evaluation.ablation_cost import COST
+from keras_vjepa.evaluation.ablation_table import AblationTable, cost_in_words
+from keras_vjepa.evaluation.ablation_variants import ABLATIONS
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
+from keras_vjepa.locks import locked
+from keras_vjepa.monitoring.monitor import CollapseError
+from keras_vjepa.recipes import pretrain
+from keras_vjepa.recipes.pretrain_configs import CONFIGS
+from keras_vjepa.recipes.pretrain_derived import (
+    MAY_DIFFER,
+    check_files,
+    check_options,
+    resolved,
+    token_grid,
+)
+from keras_vjepa.recipes.pretrain_parts import PretrainConfig
+from keras_vjepa.tools.ablation_runs import PRETRAINED, UNTRAINED, AblationRuns, config_of
+from keras_vjepa.training.description import defining
+from keras_vjepa.training.results import read_result
+from keras_vjepa.training.resumable import check_folder, writable_folder
+
+SETTINGS = "settings.json"
+# Results do not depend on these, but on the number of steps they do.
+_FREE = (MAY_DIFFER - {"steps", "data"}) | {"seed"}
+
+
+def run(workdir: Path, configs: Mapping[str, PretrainConfig], options: Any) -> str:
+    """Make the numbers that the tables lack, and return the text of the tables.
+
+    Args:
+        workdir: folder of the runs and the tables.
+        configs: the config that each table's variants change.
+        options: options of the command.
+    """
+    with locked(writable_folder(workdir), "workdir"):
+        for name, config in configs.items():
+            _check_settings(workdir, name, config)
+        text = ""
+        # What the runs print is no part of the tables.
+        with redirect_stdout(sys.stderr):
+            for name, config in configs.items():
+                text = _fill(AblationTable(workdir, name), config, options)
+        return text
+
+
+def _fill(table: AblationTable, config: PretrainConfig, options: Any) -> str:
+    """Make the numbers that one table lacks."""
+    variants = ABLATIONS[table.heading].variants
+    runs = AblationRuns(table.workdir, config, options.fine_tune_steps)
+    folders = {runs.folder(v, s): runs.is_finished(v, s) for s in options.seeds for v in variants}
+    cost = cost_in_words(folders.values(), config.run.steps, config.batches.batch_size)
+    print(f"Table {table.heading}: {cost}.", file=sys.stderr, flush=True)
+    COST.steps_left = [*folders.values()].count(False) * config.run.steps
+    for seed in options.seeds:
+        for variant in variants:
+            for which, words in ((PRETRAINED, ""), (UNTRAINED, "untrained, ")):
+                for task in reversed(DIGIT_MOTION_TASKS):
+                    made = functools.partial(runs.accuracy, variant, seed, which, task)
+                    table.fill(f"{words}{task}", variant.name, seed, made)
+            if options.fine_tune_steps and table.heading == "1":
+                for task in reversed(DIGIT_MOTION_TASKS):
+                    column = f"fine-tuned {options.fine_tune_steps} steps, {task}"
+                    made = functools.partial(runs.fine_tuned, variant, seed, task)
+                    table.fill(column, variant.name, seed, made)
+    return table.text()
+
+
+def _check_settings(workdir: Path, name: str, config: PretrainConfig) -> None:
+    """Write the settings of a table, or raise if its numbers were made with others."""
+    kept = read_result(workdir / SETTINGS) or {}
+    ablation = ABLATIONS[name]
+    # Tables that change the same base share runs.
+    key = json.dumps([ablation.base, ablation.changes])
+    current = defining(resolved(config, token_grid(config)), _FREE | ablation.varied())
+    stored = kept.get(key, {})
+    differing = sorted(k for k in stored.keys() & current.keys() if stored[k] != current[k])
+    if differing:
+        changes = ", ".join(f"--{k} {stored[k]} -> {current[k]}" for k in differing)
+        raise ValueError(
+            f"`workdir` must be a folder of these options. Received: {workdir}, with {changes}"
+        )
+    files.write_text(workdir / SETTINGS, json.dumps({**kept, key: {**stored, **current}}, indent=1))
+
+
+# --- The command line ----------------------------------------------------------------------------
+
+
+def base_config(name: str, words: list[str], program: str) -> PretrainConfig:
+    """Read the config that a table's variants change; an error ends the process.
+
+    Args:
+        name: name of the table.
+        words: options of pretraining, as they were typed.
+        program: name by which the command was called.
+    """
+    ablation = ABLATIONS[name]
+    given = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    known = ["--config", ablation.base]
+    for option, value in ablation.changes.items() if "config" not in given else ():
+        known += [f"--{option}", text_of(value)]
+    config, _ = pretrain.parse_arguments([*known, *words], program)
+    with refusing(program, CONFIGS, words):
+        for option in sorted(given & {*ablation.varied(), "seed", "workdir"}):
+            hint = {"seed": "--seeds sets it", "workdir": "the folder comes first"}
+            reason = hint.get(option, f"the variants of table {name} set it")
+            raise ValueError(f"`{option}` must be left out: {reason}. Received: one")
+        if config.data not in SETS:
+            raise ValueError(
+                f"`data` must be a built-in set with labels for the probe, {' or '.join(SETS)}. "
+                f"Received: {config.data}"
+            )
+        for variant in ablation.variants:
+            check_options(config_of(config, variant, 0))
+        _check_context(config, name)
+    return config
+
+
+def _check_context(config: PretrainConfig, name: str) -> None:
+    """Raise if two causal variants would show the same time steps, or all of them."""
+    steps = token_grid(config)[0]
+    causal = [v for v in ABLATIONS[name].variants if v.context_frames]
+    shown = [mask_kinds(config_of(config, v, 0))[0].num_context_steps(steps) for v in causal]  # type: ignore[attr-defined]
+    if len({*shown, steps}) <= len(causal) and causal:
+        names = " and ".join(f"{v.name} {count}" for v, count in zip(causal, shown, strict=True))
+        raise ValueError(
+            "`num_frames` must be enough for causal masks that differ. "
+            f"Received: {config.encoder.num_frames}, of whose {steps} time steps {names} show"
+        )
+
+
+def main(arguments: list[str] | None = None, program: str = "ablations.py") -> None:
+    """Run the command, with `program` in front of its messages."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    parser = OneLineParser(
+        prog=program,
+        description=__doc__,
+        epilog="All other options are those of pretrain, for example --config or --steps.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("workdir", type=Path, help="folder of the runs and of the tables")
+    parser.add_argument(
+        "--table", choices=[*ABLATIONS], nargs="+", required=True, help="what to make: 8 is Fig. 8"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each number")
+    parser.add_argument(
+        "--fine-tune-steps",
+        type=int,
+        help="fine-tune the encoders of table 1 too, with so many steps (default: not)",
+    )
+    options, words = parser.parse_known_args(arguments)
+    with parser.refusing():
+        for name, given in (("seeds", options.seeds), ("table", options.table)):
+            if len({*given}) < len(given):
+                raise ValueError(f"`{name}` must differ. Received: {' '.join(map(str, given))}")
+        for seed in options.seeds:
+            check_whole(0, MOST_SEED, seeds=seed)
+        check_whole(1, MOST_LONG, optional=True, fine_tune_steps=options.fine_tune_steps)
+        check_folder(options.workdir)
+    configs = {name: base_config(name, words, program) for name in options.table}
+    with refusing(program, CONFIGS, words):
+        for config in configs.values():
+            check_files(config, options.workdir)
+    try:
+        print(run(options.workdir, configs, options), end="")
+    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError, CollapseError) as error:
+        sys.exit(f"{program}: {parser.explain(error)}")
+
+
+if __name__ == "__main__":
+    main()
