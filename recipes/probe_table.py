@@ -71,7 +71,6 @@ ROWS = (
     Row("single frame", single_frame=True),
 )
 
-
 CONFIGS = {function.__name__: function for function in (digit_motion, digit_motion_black)}
 
 
