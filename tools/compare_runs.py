@@ -11,6 +11,7 @@ from pathlib import Path
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.monitoring.side_by_side import FILE_NAME, write_comparison
+from keras_vjepa.tasks.checkpoint_presets import run_and_step
 
 
 def main(arguments: list[str] | None = None, program: str = "compare_runs.py") -> None:
@@ -20,6 +21,9 @@ def main(arguments: list[str] | None = None, program: str = "compare_runs.py") -
     parser.add_argument("--output", type=Path, default=FILE_NAME, help="the page to write")
     options = parser.parse_all(arguments)
     with parser.refusing():
+        for given in options.runs:
+            if run_and_step(str(given))[1] is not None:
+                raise ValueError(f"`runs` must be folders, without @STEP. Received: {given}")
         write_comparison(options.runs, options.output)
     print(f"Wrote {printable(options.output)}.")
 

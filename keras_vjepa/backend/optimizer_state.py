@@ -55,6 +55,13 @@ def updates_made(optimizer: Any) -> Tensor:
     return sum(counts[1:], counts[0])
 
 
+def reset_loss_scale(optimizer: Any) -> None:
+    """Set the scale of a `LossScaleOptimizer` to its first value; leave other optimizers alone."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer.dynamic_scale.assign(optimizer.initial_scale)
+        optimizer.step_counter.assign(0)
+
+
 def may_skip_updates(optimizer: Any) -> bool:
     """Tell whether there may be steps in which an optimizer leaves the weights unchanged."""
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from keras_vjepa.backend import collectives
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.backend.inference import DistributedInference
+from keras_vjepa.backend.optimizer_state import inner_optimizers, reset_loss_scale
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.data.batches.labelled import OrderedBatches, TrainingBatches
 from keras_vjepa.evaluation.sweep_optimizer import Candidate, SweepAdamW
@@ -85,7 +86,7 @@ class ProbeSweep(TrainableModel):
         self.built = True
         self.inference = DistributedInference(self)
         self.compile(optimizer)
-        optimizer.build(self.trainable_variables)
+        self.optimizer.build(self.trainable_variables)
 
     def _fresh_probe(self, task: str, name: str = "fresh") -> VJEPAProbe:
         config = {**self._probe_config, "num_classes": self.tasks[task], "name": name}
@@ -109,7 +110,10 @@ class ProbeSweep(TrainableModel):
             weights = self._fresh_probe(task).get_weights()
             for probe in self.probes_of(task):
                 probe.set_weights(weights)
-        self.optimizer.restart(total_steps)
+        # With float16, Keras wraps the optimizer to scale the loss.
+        for optimizer in inner_optimizers(self.optimizer):
+            optimizer.restart(total_steps)
+        reset_loss_scale(self.optimizer)
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         features = inputs

@@ -64,6 +64,18 @@ def test_each_probe_gets_what_it_would_get_alone(options):
     assert max(np.abs(x - y).max() for x, y in zip(first, second, strict=True)) > 1e-3
 
 
+@pytest.mark.slow
+def test_with_float16_each_training_begins_anew():
+    """Keras wraps the optimizer then; its first steps overflow until the scale fits."""
+    sweep = make_sweep({"a": 12}, CANDIDATES[:2], probe={"dtype": "mixed_float16"})
+    before = [weights.copy() for weights in train(sweep, 12).probes[1].get_weights()]
+    fresh = make_sweep({"a": 12}, CANDIDATES[:2], probe={"dtype": "mixed_float16"})
+    fresh.restart(3, 12)
+    assert any((a != b).any() for a, b in zip(before, fresh.probes[1].get_weights(), strict=True))
+    for one, other in zip(before, train(sweep, 12).probes[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("constant", [pytest.param(False, marks=slow_but_on("torch")), True])
 def test_a_probe_learns_as_with_plain_adamw(constant):
     steps, (tokens, labels) = 6, toy()

@@ -226,6 +226,7 @@ def test_what_cannot_be_compared_is_one_line(run, tmp_path, capsys):
         ([run], "`runs` must be two or more folders, each another"),
         ([run, run], "`runs` must be two or more folders, each another"),
         ([run, tmp_path / "nothing"], "must be the folder of a run. Received: "),
+        ([run, f"{run}@2"], "`runs` must be folders, without @STEP. Received: "),
     ):
         with pytest.raises(SystemExit) as error:
             compare_runs.main([*map(str, runs)], "keras-vjepa compare")
