@@ -44,6 +44,8 @@ def compiled(function: Any) -> Any:
 
     Of arrays; made anew each time, so that it sees what was changed in a model.
     """
+    if keras.config.backend() != "jax":
+        return function
     return device.compiled_alone(lambda *arrays: function(*arrays))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
+from keras_vjepa.backend import collectives
 from keras_vjepa.types import Tensor
 
 
@@ -96,10 +97,14 @@ def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> T
 
 
 def compiled_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a function by JAX in a run on one device, since JAX is slow op by op.
+    """Compile a function by JAX or TensorFlow in a run on one device, as both are slow op by op.
 
     With several devices it is returned as it is, because a compiled program would need all of them.
     """
+    if keras.config.backend() == "tensorflow" and collectives.replicas_in_sync() == 1:
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
     if keras.config.backend() != "jax" or keras.distribution.distribution() is not None:
         return function
     import jax

@@ -91,6 +91,9 @@ def _figure(title: str, curves: Mapping[str, Points], logarithmic: bool) -> Any:
     axes.set_xlabel("step", fontsize=8)
     if logarithmic:
         axes.set_yscale("log")
+    else:
+        # Labels are whole numbers of the curve, not differences from one that stands above.
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.tick_params(labelsize=8, which="both")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)

@@ -245,7 +245,7 @@ def _scores(rows: Sequence[Row]) -> list[str]:
 
 
 def _probes(row: Row) -> list[str]:
-    return [name for name in row if name.startswith("probe_") and name != "probe_clips"]
+    return [name for name in row if name.startswith("probe_")]
 
 
 def _last_probed(rows: Sequence[Row]) -> Row:
@@ -331,7 +331,7 @@ def _is_better(name: str, first: Row, last: Row) -> bool:
     if not name.startswith(("neighbors_", "probe_")):
         return now > then * (1 + RISEN)
     # Clips of one video are alike, so that they count as one observation.
-    count = last["probe_clips"] if name.startswith("probe_") else last["clips"] / VIEWS
+    count = last["clips_of_probe"] if name.startswith("probe_") else last["clips"] / VIEWS
     variance = (then * (1 - then) + now * (1 - now)) / max(count, 1)
     return now - then > 2 * np.sqrt(variance)
 

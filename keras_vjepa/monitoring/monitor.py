@@ -133,7 +133,7 @@ class Monitor(RunFollower):
         """Train a probe if one is due, and return its numbers."""
         if self.probe is None:
             return {}
-        before = [row["step"] for row in self._rows if "probe_clips" in row]
+        before = [row["step"] for row in self._rows if "clips_of_probe" in row]
         if before and self.step - before[-1] < self.probe_every and self.step != self.last:
             return {}
         variables = variables_of(self.model)

@@ -155,7 +155,7 @@ class OnlineProbe:
 
     Returns:
         `probe_<task>` for each task, the share of test clips that the probe names right, or NaN if
-        it diverges, as on features that are not finite; and `probe_clips`, the number of test
+        it diverges, as on features that are not finite; and `clips_of_probe`, the number of test
         clips.
     """
 
@@ -172,7 +172,7 @@ class OnlineProbe:
         except NotFiniteError:
             accuracy = dict.fromkeys(self.clips.tasks, np.nan)
         found = {f"probe_{task}": accuracy[task] for task in self.clips.tasks}
-        return {**found, "probe_clips": len(self.clips.test.samples)}
+        return {**found, "clips_of_probe": len(self.clips.test.samples)}
 
     def _made(self, encoder: VJEPABackbone) -> EncoderComparison:
         settings = ProbeSettings(

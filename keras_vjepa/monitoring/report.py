@@ -87,7 +87,7 @@ def _said(run: RunTables) -> list[str]:
     return [
         "<h2>What the monitor said</h2>",
         f"<p>{page.text(to_keep)}</p>",
-        f"<table><tr><th>step</th><th></th><th></th></tr>{rows}</table>",
+        f"<table><tr><th>step</th><th>it is</th><th>because</th></tr>{rows}</table>",
     ]
 
 

@@ -139,9 +139,9 @@ def test_of_checkpoints_that_are_gone_none_is_named():
 
 def test_a_probe_tells_that_it_learns_until_the_next_probe_tells_otherwise():
     rows = [row(step) for step in range(4)]
-    rows[0] |= {"probe_a": 0.2, "probe_clips": 100}
-    rows[1] |= {"probe_a": 0.5, "probe_clips": 100}
-    rows[3] |= {"probe_a": 0.25, "probe_clips": 100}
+    rows[0] |= {"probe_a": 0.2, "clips_of_probe": 100}
+    rows[1] |= {"probe_a": 0.5, "clips_of_probe": 100}
+    rows[3] |= {"probe_a": 0.25, "clips_of_probe": 100}
     words = [judge(rows[:count]).words for count in range(1, 5)]
     assert [judge(rows[:count]).state for count in range(2, 5)] == ["learning"] * 2 + ["unclear"]
     assert "a probe's accuracy: a 0.20. Later looks" in words[0]

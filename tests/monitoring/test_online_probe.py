@@ -42,7 +42,7 @@ def test_a_run_with_a_probe_is_the_same_run(tmp_path):
         assert probed == ([] if clips is None else [0, 2, 4, 5])
     for one, other in zip(*map(list, weights), strict=True):
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, other)))
-    assert all(row["probe_clips"] == 16 for row in rows if "probe_label" in row)
+    assert all(row["clips_of_probe"] == 16 for row in rows if "probe_label" in row)
     assert "a probe's accuracy: label " in rows[0]["words"]
     assert "a probe's accuracy at step 2: label " in rows[3]["words"]
 
@@ -53,7 +53,7 @@ def test_a_probe_reads_the_given_weights_and_survives_those_that_are_not_finite(
     encoder, online = pretrainer.target_encoder, OnlineProbe(CLIPS)
     weights = [np.array(w) for w in pretrainer.target_encoder.get_weights()]
     found = online(encoder, weights)
-    assert found["probe_label"] > 0.9 and found["probe_clips"] == 16
+    assert found["probe_label"] > 0.9 and found["clips_of_probe"] == 16
     assert found == online(encoder, weights)
     # All features are the same, so that one class is named throughout.
     assert online(encoder, [0 * w for w in weights])["probe_label"] == 0.5
