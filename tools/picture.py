@@ -116,11 +116,11 @@ def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> R
     pretrainer = model.pretrainer_with_targets
     if options.known == "both_sides":
         found = prediction_changes(pretrainer, video, *model.colour, options.seed)
-        numbers = [f"change {of_clip.max():.4f}" for of_clip in found]
+        numbers = [f"change {of_clip.max():.3g}" for of_clip in found]
         words = "Change: what is before fits less well than what follows"
     else:
         found = prediction_errors(pretrainer, video, options.known, *model.colour)
-        numbers = [f"surprise {value:.4f}" for value in surprise(found)]
+        numbers = [f"surprise {value:.3g}" for value in surprise(found)]
         side = "was before" if options.known == "past" else "is around"
         words = f"Error of predictions from what {side}"
     for clip, (number, of_clip) in enumerate(zip(numbers, found, strict=True)):
@@ -129,7 +129,7 @@ def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> R
         # A video shorter than a clip is filled up, with steps that none of its frames show.
         second = (options.start + (shown[0] if len(shown) else len(video.frames) - 1)) / video.fps
         print(
-            f"clip {clip}: {number}; most, {of_clip.max():.4f}, at {second:.2f} s in "
+            f"clip {clip}: {number}; most, {of_clip.max():.3g}, at {second:.2f} s in "
             f"row {row} and column {column} of {of_clip.shape[1]} x {of_clip.shape[2]}"
         )
     # Steps that fit what was before are not less than unchanged: nothing below 0 is drawn.
@@ -139,7 +139,7 @@ def draw_surprise(options: Namespace, model: Pictured, video: WatchedVideo) -> R
     return [
         FrameRow("input", video.frames),
         FrameRow(label, drawn),
-    ], f"{words}: dark {low:.2f}, yellow {found.max():.2f}"
+    ], f"{words}: dark {low:.2g}, yellow {found.max():.2g}"
 
 
 def draw_masks(options: Namespace, model: Pictured, video: WatchedVideo) -> Rows:

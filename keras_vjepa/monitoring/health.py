@@ -262,7 +262,9 @@ def _probe_in_words(rows: Sequence[Row]) -> list[str]:
         before = "" if then is None else f"{_text(then)} -> "
         texts.append(f"{name.removeprefix('probe_')} {before}{_text(_number(probe, name))}")
     at = "" if probe is rows[-1] else f" at step {probe['step']:,}"
-    return [f"a probe's accuracy{at}: {' and '.join(texts)}"] if texts else []
+    if not texts:
+        return []
+    return [f"accuracy of a probe on {probe['clips_of_probe']} clips{at}: {' and '.join(texts)}"]
 
 
 def _best(rows: Sequence[Row], places: Sequence[int]) -> int | None:

@@ -144,10 +144,10 @@ def test_a_probe_tells_that_it_learns_until_the_next_probe_tells_otherwise():
     rows[3] |= {"probe_a": 0.25, "clips_of_probe": 100}
     words = [judge(rows[:count]).words for count in range(1, 5)]
     assert [judge(rows[:count]).state for count in range(2, 5)] == ["learning"] * 2 + ["unclear"]
-    assert "a probe's accuracy: a 0.20. Later looks" in words[0]
-    assert "a probe's accuracy: a 0.20 -> 0.50" in words[1]
-    assert "a probe's accuracy at step 1: a 0.20 -> 0.50" in words[2]
-    assert "a probe's accuracy: a 0.20 -> 0.25" in words[3]
+    assert "accuracy of a probe on 100 clips: a 0.20. Later looks" in words[0]
+    assert "accuracy of a probe on 100 clips: a 0.20 -> 0.50" in words[1]
+    assert "accuracy of a probe on 100 clips at step 1: a 0.20 -> 0.50" in words[2]
+    assert "accuracy of a probe on 100 clips: a 0.20 -> 0.25" in words[3]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -43,8 +43,8 @@ def test_a_run_with_a_probe_is_the_same_run(tmp_path):
     for one, other in zip(*map(list, weights), strict=True):
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, other)))
     assert all(row["clips_of_probe"] == 16 for row in rows if "probe_label" in row)
-    assert "a probe's accuracy: label " in rows[0]["words"]
-    assert "a probe's accuracy at step 2: label " in rows[3]["words"]
+    assert "accuracy of a probe on 16 clips: label " in rows[0]["words"]
+    assert "accuracy of a probe on 16 clips at step 2: label " in rows[3]["words"]
 
 
 @pytest.mark.slow
