@@ -26,7 +26,7 @@ from keras_vjepa.data.batches.mask_sampler import check_one_per_mask
 from keras_vjepa.data.reading.frame_folder import check_fps
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.models.backbone import VJEPABackbone
-from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.models.dimensions import height_and_width, token_grid
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.monitoring.tensorboard import check_tensorboard
 from keras_vjepa.tasks.context_loss import check_context_loss
@@ -248,7 +248,9 @@ def _check_levels(config: Any, num_kinds: int) -> None:
 
 
 def check_probe_memory(config: Any) -> None:
-    """Check that the clips of the probe that follows a run on a built-in set fit into memory.
+    """Check that the clips of the monitor's probe, and of the one after a run, fit into memory.
+
+    Only a run on a built-in set is followed by a probe.
 
     Args:
         config: the config of a recipe.
@@ -257,7 +259,10 @@ def check_probe_memory(config: Any) -> None:
         ValueError: if they take more memory than the machine has.
     """
     has = memory_of_machine()
-    if config.data not in SETS or has is None:
+    if has is None:
+        return
+    _check_memory_of_online_probe(config, has)
+    if config.data not in SETS:
         return
     source, encoder = SETS[config.data], config.encoder
     height, width = height_and_width(encoder.image_size)
@@ -270,6 +275,22 @@ def check_probe_memory(config: Any) -> None:
             f"`probe_videos` must be fewer, or clips smaller: those of the probe after the run "
             f"take {needed / 1e9:,.0f} GB at {encoder.num_frames} x {height} x {width}, and this "
             f"machine has {has / 1e9:,.0f} GB. Received: {config.probe_videos:,}"
+        )
+
+
+def _check_memory_of_online_probe(config: Any, has: int) -> None:
+    encoder = config.encoder
+    height, width = height_and_width(encoder.image_size)
+    names = ("image_size", "num_frames", "patch_size", "tubelet_size")
+    tokens = math.prod(token_grid({name: getattr(encoder, name) for name in names}))
+    # Clips of the test are half as many. Those read at a time are in memory twice for a while.
+    clips = 2.5 * encoder.num_frames * height * width * _NUM_COLOURS
+    needed = config.monitor_probe_clips * 4 * (clips + 1.5 * tokens * encoder.hidden_dim)
+    if needed > has:
+        raise ValueError(
+            "`monitor_probe_clips` must be fewer, or clips smaller: with their features they take "
+            f"{needed / 1e9:,.0f} GB, and this machine has {has / 1e9:,.0f} GB. "
+            f"Received: {config.monitor_probe_clips:,}"
         )
 
 

@@ -358,6 +358,9 @@ def test_clips_of_the_probe_that_no_memory_holds(tmp_path, monkeypatch):
         check_probe_memory(config)
     check_probe_memory(replace(config, probe_videos=1000))
     check_probe_memory(replace(config, data=str(tmp_path)))
+    check_probe_memory(replace(config, data=str(tmp_path), monitor_probe_clips=1000))
+    with pytest.raises(ValueError, match="`monitor_probe_clips` must be fewer, .* take 163 GB"):
+        check_probe_memory(replace(config, data=str(tmp_path), monitor_probe_clips=2000))
     monkeypatch.setattr("keras_vjepa.pretraining_check.memory_of_machine", lambda: None)
     check_probe_memory(config)
     monkeypatch.setattr("keras_vjepa.pretraining_check.memory_of_machine", lambda: 10**6)
