@@ -50,6 +50,10 @@ def with_its_schedule(
                 f"Schedules stay those of {begun:,} {unit}, with which this run began; "
                 f"--{name} {wanted} stretches them from where it is."
             )
+            # The schedules of pretraining are longer than the run, and then not clamped.
+            end = int(begun * asked.get("schedule_scale", 0))
+            if 0 < end < wanted:
+                line += f" They end at step {end:,}, after which the learning rate rises again."
         config = replace(config, **{name: begun})
     else:
         line = f"Schedules are of {wanted:,} {unit} from here on, and were of {begun:,} so far."

@@ -178,6 +178,9 @@ def late_warmup(step: Tensor, start: int, end: int) -> Tensor:
 class LinearSchedule(LearningRateSchedule):
     """Follows a line from `start`, at the first iteration, to `final`; for momenta (App. C).
 
+    It stays at `final` in a run that goes on after the end of the schedule, where the reference
+    stops: a momentum above 1 would drive the target encoder away from the encoder.
+
     Args:
         start: value at s = 1, where s counts iterations from 1; in [0, 1].
         final: value at the end of the schedule; in [0, 1].
@@ -204,7 +207,9 @@ class LinearSchedule(LearningRateSchedule):
     def complement(self, step: Tensor) -> Tensor:
         """Return 1 minus the value, exact where float32 would round a value close to 1."""
         slope = (self.final - self.start) / self.total_steps
-        return (1.0 - self.start) - ops.cast(step, "float32") * slope
+        value = (1.0 - self.start) - ops.cast(step, "float32") * slope
+        clamp = ops.maximum if self.final >= self.start else ops.minimum
+        return clamp(value, ops.zeros_like(value) + (1.0 - self.final))
 
     def get_config(self) -> dict[str, Any]:
         return {"start": self.start, "final": self.final, "total_steps": self.total_steps}

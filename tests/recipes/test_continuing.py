@@ -40,6 +40,7 @@ def test_a_finished_run_goes_on_as_one_that_was_longer(config, short, tmp_path, 
     said = capsys.readouterr().err
     assert "Schedules stay those of 2 steps" in said and "Going on from step 2" in said
     assert "--schedule_steps 4 stretches them" in said
+    assert "They end at step 2, after which the learning rate rises again." in said
     pretrain.run(replace(config, steps=4, schedule_steps=2), tmp_path / "whole")
     # The name of the last checkpoint contains a hash of its contents.
     assert result_of(tmp_path / "longer") == result_of(tmp_path / "whole")

@@ -285,3 +285,11 @@ def test_bad_arguments_are_named():
         AdamW(clip_norm=0)
     with pytest.raises(ValueError, match=r"`warmup_steps` must be in \[0, total_steps=8\)"):
         WarmupCosine(0.0, 1.0, 0.0, 8, 8)
+
+
+def test_a_momentum_stays_where_its_schedule_ends():
+    schedule = LinearSchedule(0.998, 1.0, 50.0)
+    values = [float(schedule(step)) for step in (0, 25, 50, 51, 500)]
+    assert values == pytest.approx([0.998, 0.999, 1.0, 1.0, 1.0], abs=1e-7)
+    assert float(schedule.complement(500)) == 0.0
+    assert float(LinearSchedule(1.0, 0.5, 10.0)(20)) == 0.5
