@@ -207,9 +207,15 @@ class ResidualClipBlock(keras.layers.Layer):
             return clips
         _, time, height, width, channels = clips.shape
         if self.sampling == "down":
-            x = ops.reshape(clips, (-1, time, height // 2, 2, width // 2, 2, channels))
-            return ops.mean(x, axis=(3, 5))
-        return ops.repeat(ops.repeat(clips, 2, axis=2), 2, axis=3)
+            # Additions of slices are several times as fast as a mean over two axes in the middle.
+            x = ops.reshape(clips, (-1, time, height // 2, 2, width, channels))
+            x = ops.reshape(
+                x[:, :, :, 0] + x[:, :, :, 1], (-1, time, height // 2, width // 2, 2, channels)
+            )
+            return (x[:, :, :, :, 0] + x[:, :, :, :, 1]) / 4
+        x = ops.reshape(clips, (-1, time, height, 1, width, 1, channels))
+        x = ops.broadcast_to(x, (ops.shape(clips)[0], time, height, 2, width, 2, channels))
+        return ops.reshape(x, (-1, time, 2 * height, 2 * width, channels))
 
     def compute_output_shape(
         self, clips_shape: Sequence[int | None], condition_shape: Sequence[int | None]
