@@ -12,7 +12,9 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import MOST_LONG, check_choice, check_flag, check_number, check_whole
+from keras_vjepa.backend.part_calls import call_part, part_of_a_block
 from keras_vjepa.backend.token_ops import convolve_space_time, normalize_groups
+from keras_vjepa.layers.dense import TokenDense
 from keras_vjepa.types import Tensor
 
 SAMPLINGS = ("same", "down", "up")
@@ -26,6 +28,7 @@ def group_norm(channels: int | None, groups: int, name: str, policy: Any) -> ker
     return ClipNorm(math.gcd(groups, channels), epsilon=_NORM_EPSILON, name=name, dtype=policy)
 
 
+@part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class ClipNorm(keras.layers.GroupNormalization):
     """Normalises groups of the last axis' channels as `keras.layers.GroupNormalization` does.
@@ -37,6 +40,7 @@ class ClipNorm(keras.layers.GroupNormalization):
         return normalize_groups(inputs, self.gamma, self.beta, self.groups, self.epsilon)
 
 
+@part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class SpaceTimeConvolution(keras.layers.Layer):
     """Convolves clips with kernels of 3 x 3 x 3, or with one over space and then one over time.
@@ -175,9 +179,7 @@ class ResidualClipBlock(keras.layers.Layer):
         self.norm.build(clips_shape)
         self.first = SpaceTimeConvolution(self.filters, self.factorized, name="first", dtype=policy)
         self.first.build(clips_shape)
-        self.scale_and_shift = keras.layers.Dense(
-            2 * self.filters, name="scale_and_shift", dtype=policy
-        )
+        self.scale_and_shift = TokenDense(2 * self.filters, name="scale_and_shift", dtype=policy)
         self.scale_and_shift.build(condition_shape)
         self.second_norm = group_norm(self.filters, self.groups, "second_norm", policy)
         self.second_norm.build(inner)
@@ -188,19 +190,20 @@ class ResidualClipBlock(keras.layers.Layer):
         self.second.build(inner)
         self.skip = None
         if channels != self.filters:
-            self.skip = keras.layers.Dense(self.filters, name="skip", dtype=policy)
+            self.skip = TokenDense(self.filters, name="skip", dtype=policy)
             self.skip.build(clips_shape)
         self.built = True
 
     def call(self, clips: Tensor, condition: Tensor, training: bool = False) -> Tensor:
-        x = self.first(self._resized(ops.silu(self.norm(clips))))
-        vector = self.scale_and_shift(ops.silu(condition))
+        x = self._resized(ops.silu(call_part(self.norm, clips)))
+        x = call_part(self.first, x)
+        vector = call_part(self.scale_and_shift, ops.silu(condition))
         vector = ops.reshape(vector, (-1, 1, 1, 1, 2 * self.filters))
         scale, shift = vector[..., : self.filters], vector[..., self.filters :]
-        x = ops.silu(self.second_norm(x) * (1 + scale) + shift)
-        x = self.second(self.drop(x, training=training))
+        x = ops.silu(call_part(self.second_norm, x) * (1 + scale) + shift)
+        x = call_part(self.second, self.drop(x, training=training) if self.dropout else x)
         kept = self._resized(clips)
-        return x + (kept if self.skip is None else self.skip(kept))
+        return x + (kept if self.skip is None else call_part(self.skip, kept))
 
     def _resized(self, clips: Tensor) -> Tensor:
         if self.sampling == "same":
@@ -237,6 +240,7 @@ class ResidualClipBlock(keras.layers.Layer):
         }
 
 
+@part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class ClipAttention(keras.layers.Layer):
     """Lets all places of a clip attend to each other and, if there are any, to further tokens.
@@ -273,13 +277,13 @@ class ClipAttention(keras.layers.Layer):
         channels, policy = int(clips_shape[-1] or 0), self.dtype_policy
         self.norm = group_norm(clips_shape[-1], self.groups, "norm", policy)
         self.norm.build(clips_shape)
-        self.projections = keras.layers.Dense(3 * channels, name="projections", dtype=policy)
+        self.projections = TokenDense(3 * channels, name="projections", dtype=policy)
         self.projections.build((None, None, channels))
         self.of_tokens = None
         if tokens_shape is not None:
-            self.of_tokens = keras.layers.Dense(2 * channels, name="of_tokens", dtype=policy)
+            self.of_tokens = TokenDense(2 * channels, name="of_tokens", dtype=policy)
             self.of_tokens.build(tokens_shape)
-        self.output_projection = keras.layers.Dense(
+        self.output_projection = TokenDense(
             channels, kernel_initializer="zeros", name="output_projection", dtype=policy
         )
         self.output_projection.build((None, None, channels))
@@ -287,10 +291,10 @@ class ClipAttention(keras.layers.Layer):
 
     def call(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:
         _, time, height, width, channels = clips.shape
-        x = ops.reshape(self.norm(clips), (-1, time * height * width, channels))
-        query, key, value = ops.split(self.projections(x), 3, axis=-1)
+        x = ops.reshape(call_part(self.norm, clips), (-1, time * height * width, channels))
+        query, key, value = ops.split(call_part(self.projections, x), 3, axis=-1)
         if tokens is not None and self.of_tokens is not None:
-            more_keys, more_values = ops.split(self.of_tokens(tokens), 2, axis=-1)
+            more_keys, more_values = ops.split(call_part(self.of_tokens, tokens), 2, axis=-1)
             key = ops.concatenate([key, more_keys], axis=1)
             value = ops.concatenate([value, more_values], axis=1)
         heads = 1 if channels % self.head_dim else channels // self.head_dim
@@ -299,7 +303,8 @@ class ClipAttention(keras.layers.Layer):
             ops.reshape(one, (-1, one.shape[1], *split[1:])) for one in (query, key, value)
         )
         found = ops.dot_product_attention(query, key, value)
-        found = self.output_projection(ops.reshape(found, (-1, time * height * width, channels)))
+        found = ops.reshape(found, (-1, time * height * width, channels))
+        found = call_part(self.output_projection, found)
         return clips + ops.reshape(found, (-1, time, height, width, channels))
 
     def compute_output_shape(

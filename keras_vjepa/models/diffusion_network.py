@@ -23,6 +23,7 @@ from keras_vjepa.arguments import (
     check_whole,
     shown,
 )
+from keras_vjepa.backend.part_calls import call_part
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.layer_states import KeepsLayerStates
@@ -291,17 +292,17 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
             tokens = (features + ops.cast(self.positions, self.compute_dtype)) * told
         if self.condition == "grid":
             clips = ops.concatenate([clips, self._laid_out(features)], axis=-1)
-        x = self.first(clips)
+        x = call_part(self.first, clips)
         kept, attentions = [x], iter(self.attentions)
         for one, block in zip(self._stages(), self.blocks, strict=True):
             if one.joins:
                 x = ops.concatenate([x, kept.pop()], axis=-1)
             x = block(x, vector, training=training)
             if one.attends:
-                x = next(attentions)(x, tokens)
+                x = call_part(next(attentions), x, tokens)
             if one.part == "down":
                 kept.append(x)
-        return ops.cast(self.last(ops.silu(self.norm(x))), "float32")
+        return ops.cast(call_part(self.last, ops.silu(call_part(self.norm, x))), "float32")
 
     def _laid_out(self, features: Tensor) -> Tensor:
         """Turn each token into channels of the pixels of its patch."""
