@@ -77,8 +77,7 @@ class Ablation:
         return names | ({"max_context_frames"} if causal else set())
 
 
-# What only reads the tokens of a frame learns here (recipes/README.md), so that targets, pooling
-# and data are compared on this config.
+# Targets, pooling and data are compared on a config of which it is known that it learns.
 _TOKENS: dict[str, Any] = {"base": "digit_motion_features", "changes": {}}
 # Blocks need a grid on which they can differ. This one is 8 x 6 x 6; the blocks of the paper hide
 # 63 % and 83 % of it, and 63 % and 81 % of the paper's grid, 8 x 14 x 14. Tokens have one frame, so

@@ -80,7 +80,12 @@ def _said(run: RunTables) -> list[str]:
         for row in run.looks
     )
     found = run.to_keep()
-    to_keep = "No look that has a score is at a checkpoint that is there."
+    are_there = any(row["step"] in run.saved for row in run.looks)
+    to_keep = (
+        "No look at a checkpoint has a score."
+        if are_there
+        else "No look is at a checkpoint that is there."
+    )
     if found is not None:
         why = found[1][0].upper() + found[1][1:]
         to_keep = f"Checkpoint to keep: that of step {found[0]:,}. {why}."
