@@ -419,11 +419,10 @@ def make_decoder(
     )
     parallel.check_batch_size(config.batches.batch_size)
     clips, regions = region_clips(config, samples, encoder, (rows, columns), size)
-    decoder = config.decoder.make(
-        network=network,
-        made_for=features.fingerprint,
-        pixel_statistics=pixel_statistics(clips, regions),
-    )
+    more: dict[str, Any] = {}
+    if config.decoder.prediction_type != "noise":
+        more["pixel_statistics"] = pixel_statistics(clips, regions)
+    decoder = config.decoder.make(network=network, made_for=features.fingerprint, **more)
     schedule = config.learning_rate.make(total_steps=config.run.steps)
     decoder.compile(config.optimizer.make(learning_rate=schedule))
     steps = decoder.noise_schedule.num_steps

@@ -21,7 +21,7 @@ from keras_vjepa.configuration import defaults
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.named_masks import MASKS
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.evaluation import comparison_table
+from keras_vjepa.evaluation.comparison import comparison_table, write_results
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import damaged_curve
 from keras_vjepa.monitoring.monitor import CollapseError
@@ -147,8 +147,7 @@ def finish(
         )
         return
     results = evaluate(config, pretrainer.target_encoder, encoder)
-    summary = {name: result.as_dict() for name, result in results.items()}
-    files.write_text(workdir / "probe.json", json.dumps(summary, indent=2))
+    write_results(workdir / "probe.json", results)
     print(comparison_table(results))
 
 

@@ -1,22 +1,20 @@
 """Pretrain and probe the variants of an ablation (§4, App. E.3)."""
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from keras_vjepa import files
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.list_writing import write_list
-from keras_vjepa.evaluation import ComparedEncoder, EncoderComparison
+from keras_vjepa.evaluation import EncoderComparison
 from keras_vjepa.evaluation.ablation_cost import COST, NAME
 from keras_vjepa.evaluation.ablation_variants import Variant
+from keras_vjepa.evaluation.comparison import write_results
 from keras_vjepa.evaluation.labelled_videos import of_task
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import pretrain, probe_configs
@@ -86,7 +84,7 @@ class AblationRuns:
                 # A list has no test videos, so that the run was not probed.
                 encoder = load_backbone(folder / "preset", dtype=config.dtype)
                 results = evaluate(config, encoder, make_encoder(config))
-                _keep(folder / "probe.json", results)
+                write_results(folder / "probe.json", results)
             COST.steps_left -= config.run.steps
             keras.backend.clear_session()
         return read_result(folder / "probe.json") or {}
@@ -102,7 +100,7 @@ class AblationRuns:
             )
             encoder, untrained = load_backbone(folder / "preset"), make_encoder(config)
             comparison = EncoderComparison(encoder, settings, *labelled_clips(config))
-            _keep(path, {PRETRAINED: comparison(encoder), UNTRAINED: comparison(untrained)})
+            write_results(path, {PRETRAINED: comparison(encoder), UNTRAINED: comparison(untrained)})
         return read_result(path) or {}
 
     def _shortened(self, share: float) -> Path:
@@ -111,11 +109,6 @@ class AblationRuns:
         train, _ = labelled_sets.train_and_test(self.config.data)
         write_list(path, train[: max(1, round(share * len(train)))])
         return path
-
-
-def _keep(path: Path, results: Mapping[str, ComparedEncoder]) -> None:
-    summary = {name: result.as_dict() for name, result in results.items()}
-    files.write_text(path, json.dumps(summary, indent=2))
 
 
 def config_of(config: PretrainConfig, variant: Variant, seed: int) -> PretrainConfig:

@@ -1,13 +1,16 @@
 """Compare encoders of one architecture by frozen probes on the same clips (§4.3, App. D.1)."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.data.batches.clips import ClipSettings
 from keras_vjepa.data.batches.features import (
     EvaluationFeatureBatches,
@@ -210,6 +213,17 @@ class EncoderComparison:
         logits = self.sweep.logits(batches)
         labels = labels_of(samples, settings.classes)
         return {task: top_k(logits[task], labels[task], 1).mean(axis=0) for task in settings.tasks}
+
+
+def write_results(path: Path, results: Mapping[str, ComparedEncoder]) -> None:
+    """Write the results of encoders into a file, as `probe.json` of a run holds them.
+
+    Args:
+        path: the file.
+        results: results by the names of the encoders.
+    """
+    summary = {name: result.as_dict() for name, result in results.items()}
+    files.write_text(path, json.dumps(summary, indent=2))
 
 
 def comparison_table(results: Mapping[str, ComparedEncoder]) -> str:

@@ -83,14 +83,7 @@ class NoiseSchedule:
             float32, in the shape of `clean`.
         """
         shares = self.signal_shares
-        rows = (-1, *[1] * (len(clean.shape) - 1))
-
-        def at(table: NDArray[np.float64]) -> Tensor:
-            values = ops.take(ops.convert_to_tensor(table.astype("float32")), timesteps, axis=0)
-            return ops.reshape(values, rows)
-
-        signal, rest = at(np.sqrt(shares)), at(np.sqrt(1 - shares))
-        return signal * ops.cast(clean, "float32") + rest * ops.cast(noise, "float32")
+        return weighted_sum(timesteps, (np.sqrt(shares), clean), (np.sqrt(1 - shares), noise))
 
     def kept(self, count: int, regular: bool = True) -> NDArray[np.int64]:
         """Choose the timesteps that a shorter run of a sampler goes through.
@@ -122,6 +115,32 @@ class NoiseSchedule:
         if count == 1:
             return np.zeros(1, np.int64)
         return np.rint(np.arange(count) * ((self.num_steps - 1) / (count - 1))).astype(np.int64)
+
+
+def weighted_sum(timesteps: Tensor, *parts: tuple[NDArray[np.float64], Tensor]) -> Tensor:
+    """Add tensors, each times the number that a table has for the timestep of its clip.
+
+    Args:
+        timesteps: int `(batch,)`.
+        parts: pairs of a table, a number for each timestep, and a tensor, float `(batch, ...)`.
+
+    Returns:
+        float32, in the shape of the tensors.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.models.diffusion import weighted_sum
+    >>> found = weighted_sum(np.array([1, 0]), (np.array([1.0, 3.0]), np.ones((2, 2))))
+    >>> ops.convert_to_numpy(found).tolist()
+    [[3.0, 3.0], [1.0, 1.0]]
+    """
+    weighted = []
+    for table, tensor in parts:
+        numbers = ops.take(ops.convert_to_tensor(table.astype("float32")), timesteps, axis=0)
+        numbers = ops.reshape(numbers, (-1, *[1] * (len(tensor.shape) - 1)))
+        weighted.append(numbers * ops.cast(tensor, "float32"))
+    return sum(weighted[1:], weighted[0])
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:

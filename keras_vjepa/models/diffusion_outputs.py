@@ -15,7 +15,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import check_choice, check_number
-from keras_vjepa.models.diffusion import NoiseSchedule
+from keras_vjepa.models.diffusion import NoiseSchedule, weighted_sum
 from keras_vjepa.types import Tensor
 
 PREDICTION_TYPES = ("noise", "residual")
@@ -68,18 +68,14 @@ class NetworkOutput:
         Returns:
             float32, in the shape of `clean`.
         """
-        noise = ops.cast(noise, "float32")
         if self.kind == "noise":
-            return noise
-        # Both the guess's error and the noised clip are weighted sums of clean clip and noise.
-        share = self.schedule.signal_shares
-        total = self._variances()
+            return ops.cast(noise, "float32")
+        share, deviation = self.schedule.signal_shares, self._deviations()
+        # The guess's error is a weighted sum of clean clip and noise, as the noised clip is.
+        of_clean = np.sqrt(1 - share) / (self.deviation * deviation)
+        of_noise = -np.sqrt(share) * self.deviation / deviation
         away = ops.cast(clean, "float32") - self.mean
-        of_clean = np.sqrt(1 - share) / (self.deviation * np.sqrt(total))
-        of_noise = -np.sqrt(share) * self.deviation / np.sqrt(total)
-        return (
-            self._at(of_clean, timesteps, away) * away + self._at(of_noise, timesteps, away) * noise
-        )
+        return weighted_sum(timesteps, (of_clean, away), (of_noise, noise))
 
     def noise(self, output: Tensor, noised: Tensor, timesteps: Tensor) -> Tensor:
         """Compute the noise in clips from the output of a network.
@@ -92,25 +88,17 @@ class NetworkOutput:
         Returns:
             float32, in the shape of `output`.
         """
-        output = ops.cast(output, "float32")
         if self.kind == "noise":
-            return output
-        share = self.schedule.signal_shares
-        total = self._variances()
-        away = ops.cast(noised, "float32") - self._at(np.sqrt(share) * self.mean, timesteps, output)
-        of_noised = np.sqrt(1 - share) / total
-        of_output = -np.sqrt(share) * self.deviation / np.sqrt(total)
-        return (
-            self._at(of_noised, timesteps, output) * away
-            + self._at(of_output, timesteps, output) * output
-        )
+            return ops.cast(output, "float32")
+        share, deviation = self.schedule.signal_shares, self._deviations()
+        of_noised = np.sqrt(1 - share) / deviation**2
+        of_output = -np.sqrt(share) * self.deviation / deviation
+        # What is left of the mean in a noised clip is taken away.
+        of_mean = -of_noised * np.sqrt(share) * self.mean
+        ones = ops.ones_like(output)
+        return weighted_sum(timesteps, (of_noised, noised), (of_mean, ones), (of_output, output))
 
-    def _variances(self) -> NDArray[np.float64]:
-        """Return the variance of noised pixels at each timestep."""
+    def _deviations(self) -> NDArray[np.float64]:
+        """Return the deviation of noised pixels at each timestep."""
         share = self.schedule.signal_shares
-        return np.asarray(share * self.deviation**2 + 1 - share, np.float64)
-
-    def _at(self, table: NDArray[np.float64], timesteps: Tensor, like: Tensor) -> Tensor:
-        """Take the numbers of some timesteps, shaped to multiply `like`."""
-        values = ops.take(ops.convert_to_tensor(table.astype("float32")), timesteps, axis=0)
-        return ops.reshape(values, (-1, *[1] * (len(like.shape) - 1)))
+        return np.asarray(np.sqrt(share * self.deviation**2 + 1 - share), np.float64)

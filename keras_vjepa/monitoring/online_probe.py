@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
-from keras_vjepa.data.sources.labels import low_shot
+from keras_vjepa.data.sources.labels import without_test_data
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.comparison import (
     EncoderComparison,
@@ -33,9 +33,8 @@ TASK = "label"
 # How the probe is trained: one learning rate, the best one of most of the probes at the end of runs
 # on the built-in set, and few passes.
 _LEARNING_RATE, _EPOCHS, _BATCH_SIZE = 1e-2, 8, 32
-# The share of labelled videos that are for testing if there is no test set. With one, half as many
-# of its videos are taken as of the training.
-_TESTED, _MOST_TESTED = 0.2, 0.5
+# The most videos that are for testing, as a share of those of the training.
+_MOST_TESTED = 0.5
 # Folders that hold the folders of classes.
 _SPLITS = ("train", "val", "test")
 
@@ -80,7 +79,7 @@ def probed_clips(data: str, batches: ClipBatches, count: int) -> ProbedClips | N
         if len(known) < 2 or len(known) == len(samples):
             return None
         tasks = {TASK: 1 + max(known)}
-        train, test = _split(samples)
+        train, test = without_test_data(samples)
     read = functools.partial(_read, batches=batches, num_classes=num_labels(tasks))
     # A clip is set aside to choose among several probes, although there is only one.
     count = max(count, 2)
@@ -105,17 +104,6 @@ def _labelled(data: str, samples: Sequence[Sample]) -> Sequence[Sample]:
         replace(sample, label=numbers[parts[0]])
         for sample, parts in zip(samples, folders, strict=True)
     ]
-
-
-def _split(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Divide samples into those to train on and those to test on, by classes of two or more."""
-    of_label: dict[Any, list[Sample]] = {}
-    for sample in samples:
-        of_label.setdefault(sample.label, []).append(sample)
-    several = [sample for sample in samples if len(of_label[sample.label]) > 1]
-    test = low_shot(several, _TESTED)
-    tested = set(map(id, test))
-    return [sample for sample in samples if id(sample) not in tested], test
 
 
 def _some(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -13,7 +13,6 @@ other `data` and no `test_data`, a part of each class is held out for testing.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from keras_vjepa.data.reading.kinds import has_image_extension
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS, SETS
 from keras_vjepa.data.sources.folders import Kind, search_folder
-from keras_vjepa.data.sources.labels import check_labels, low_shot
+from keras_vjepa.data.sources.labels import check_labels, without_test_data
 from keras_vjepa.data.sources.listing import (
     is_published,
     list_samples,
@@ -35,9 +34,6 @@ from keras_vjepa.data.sources.samples import Sample, class_folders, list_class_f
 from keras_vjepa.data.sources.shards import is_folder_of_shards
 
 BUILT_IN = "digit_motion"
-# The share of each class that is held out if no test data is given. Which samples these are does
-# not depend on the seed of a run.
-HELD_OUT = 0.2
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,19 +137,16 @@ def class_names(
 def _held_out(samples: Sequence[Sample], data: str) -> tuple[list[Sample], list[Sample]]:
     """Hold out a share of each class that has two samples or more, and say so in the log."""
     check_labels(samples, 1 + max(sample.label or 0 for sample in samples))
-    counts = Counter(sample.label for sample in samples)
-    several = [sample for sample in samples if counts[sample.label] > 1]
-    if not several:
+    num_classes = len({sample.label for sample in samples})
+    train, test = without_test_data(samples)
+    if not test:
         raise ValueError(
             "`test_data` must be given where no class has two samples. "
-            f"Received: none for {data}, with {len(samples)} of {len(counts)} classes"
+            f"Received: none for {data}, with {len(samples)} of {num_classes} classes"
         )
-    test = low_shot(several, HELD_OUT)
-    held_out = {sample.path for sample in test}
-    train = [sample for sample in samples if sample.path not in held_out]
     _LOG.warning(
         "No test data is given: of %s, %d samples of %d classes train, and %d are held out to test",
-        *(data, len(train), len(counts), len(test)),
+        *(data, len(train), num_classes, len(test)),
     )
     return train, test
 

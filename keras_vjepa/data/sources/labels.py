@@ -1,6 +1,6 @@
 """Check class labels, and choose subsets for low-shot evaluation (App. D.1, Table 8)."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from keras_vjepa.data.random_streams import random_stream
@@ -8,6 +8,9 @@ from keras_vjepa.data.sources.samples import Sample
 
 # "lows" in ASCII: keeps these draws apart from others made from the same seed.
 _LOW_SHOT_STREAM = 0x6C6F7773
+# The share of each class that is held out if no test data is given. Which samples these are does
+# not depend on the seed of a run.
+HELD_OUT = 0.2
 
 
 def check_labels(samples: Sequence[Sample], num_classes: int) -> None:
@@ -109,3 +112,24 @@ def low_shot(samples: Sequence[Sample], fraction: float, seed: int = 0) -> list[
         count = max(1, round(fraction * len(members)))
         kept += [members[i] for i in order[:count]]
     return [samples[place] for place in sorted(kept)]
+
+
+def without_test_data(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Divide samples into those to train on and those to test on, `HELD_OUT` of each class.
+
+    Args:
+        samples: labelled samples. Classes with a single one are for training.
+
+    Returns:
+        Samples to train on and samples to test on, which is empty if no class has two.
+
+    Example:
+
+    >>> samples = [Sample(f"{i}.mp4", i % 2) for i in range(10)]
+    >>> [len(part) for part in without_test_data(samples)]
+    [8, 2]
+    """
+    counts = Counter(sample.label for sample in samples)
+    test = low_shot([sample for sample in samples if counts[sample.label] > 1], HELD_OUT)
+    tested = {sample.path for sample in test}
+    return [sample for sample in samples if sample.path not in tested], test
