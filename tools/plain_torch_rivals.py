@@ -104,7 +104,9 @@ def transformers_network(of: RivalBackbone, folder: Path) -> nn.Module | None:
         export_hugging_face(of, folder)
         name = json.loads((folder / "config.json").read_text())["architectures"][0]
         network: nn.Module = getattr(transformers, name).from_pretrained(folder).eval()
-    except (ImportError, CheckpointError):
+    except (ImportError, RuntimeError, CheckpointError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"{type(of).__name__} is not compared with transformers: {reason}", flush=True)
         return None
     return network
 

@@ -129,6 +129,14 @@ def _of_a_module(name: str, *parameters: str) -> PrivateName:
     )
 
 
+@functools.cache
+def _a_layer() -> keras.layers.Layer:
+    return keras.layers.Layer()
+
+
+# Functions that a user has attached to a module of torch.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 PRIVATE_NAMES: list[PrivateName] = [
     PrivateName("_value", "keras.Variable", _a_variable),
     PrivateName("_dtype", "keras.Variable", _a_variable, engines=("torch",)),
@@ -160,6 +168,25 @@ PRIVATE_NAMES: list[PrivateName] = [
         engines=("torch",),
         requirement=TORCH_VERSIONS,
     ),
+    # What a call of a module does beside calling its `forward`, see `calls_nothing_else`.
+    PrivateName(
+        "_has_any_global_hook",
+        "torch.nn.modules.module",
+        lambda: _torch().nn.modules.module,
+        engines=("torch",),
+        requirement=TORCH_VERSIONS,
+    ),
+    *(
+        PrivateName(
+            name,
+            "torch.nn.Module()",
+            lambda: _torch().nn.Module(),
+            engines=("torch",),
+            requirement=TORCH_VERSIONS,
+        )
+        for name in (*_HOOKS, "_compiled_call_impl")
+    ),
+    PrivateName("_remat_mode", "keras.layers.Layer()", _a_layer, engines=("torch",)),
     # Holds the weights that a step has made, while the variables hold none.
     PrivateName("_jax_state", "keras.Model", _names_in_state_sync, engines=("jax",)),
     # Overridden, see `Overrides`.
@@ -242,6 +269,31 @@ def autocast_dtype() -> str | None:
     """Return the dtype that weights are cast to when they are read; None if they are not cast."""
     scope = backend.get_autocast_scope()
     return None if scope is None else scope.dtype
+
+
+def calls_nothing_else(layer: keras.layers.Layer) -> bool:
+    """Tell whether torch and Keras do nothing in the call of a layer but call its `call`.
+
+    They would do more for hooks, of the layer or of all modules, for `Module.compile`, for a
+    `forward` of the layer's own, while torch traces, and within a `keras.RematScope`. Quantization
+    is not looked at.
+
+    Args:
+        layer: the layer; torch only.
+    """
+    torch, own = _torch(), layer.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own["_remat_mode"]
+        or own.get("_compiled_call_impl")
+        or "forward" in own
+        or torch.nn.modules.module._has_any_global_hook()
+        or torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+    )
 
 
 def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:

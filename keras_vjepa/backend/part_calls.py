@@ -63,6 +63,8 @@ def call_part(part: keras.layers.Layer, *inputs: Tensor | None) -> Tensor:
     """
     if keras.config.backend() != "torch" or not _has_nothing_to_prepare(part, inputs[0]):
         return part(*inputs)
+    if part.quantization_mode is None and keras_internals.calls_nothing_else(part):
+        return part.call(*inputs)
     import torch
 
     # From here on the call goes as in Keras itself: first torch's hooks, then rematerialization,
@@ -74,17 +76,18 @@ def _has_nothing_to_prepare(part: keras.layers.Layer, tokens: Any) -> bool:
     """Tell whether Keras' work before and after `call` would change nothing."""
     import torch
 
+    if _PARTS.get(type(part)) is not type(part).__call__:
+        return False
+    compute_dtype = part.compute_dtype
     return (
-        _PARTS.get(type(part)) is type(part).__call__
+        tokens.dtype is getattr(torch, compute_dtype)
         and part.built
         and part.activity_regularizer is None
-        and tokens.dtype is getattr(torch, part.compute_dtype)
-        and (not part.autocast or _reads_weights_to_compute_with(part))
+        and (not part.autocast or _read_dtype(part) == compute_dtype)
         and keras.distribution.distribution() is None
     )
 
 
-def _reads_weights_to_compute_with(part: keras.layers.Layer) -> bool:
-    """Tell whether weights that are read now have the dtype that `part` computes in."""
-    cast_to = keras_internals.autocast_dtype()
-    return part.compute_dtype == (part.variable_dtype if cast_to is None else cast_to)
+def _read_dtype(part: keras.layers.Layer) -> str:
+    """Return the dtype that weights of `part` have when they are read now."""
+    return keras_internals.autocast_dtype() or str(part.variable_dtype)

@@ -147,6 +147,43 @@ def merge_heads(outputs: Tensor) -> Tensor:
     return ops.reshape(outputs, (*ops.shape(outputs)[:2], dim))
 
 
+def turn_pairs(values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Compute each value times its cosine plus its neighbour in the pair times its sine.
+
+    Args:
+        values: `(..., dim)`, of which two values next to each other make a pair; `dim` is known and
+            even.
+        cosines: like `values`, or of a shape that is broadcast to theirs.
+        sines: likewise.
+
+    Returns:
+        The shape and type of `values`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from keras_vjepa.backend.token_ops import turn_pairs
+    >>> zeros, ones = ops.zeros(4), ops.ones(4)
+    >>> ops.convert_to_numpy(turn_pairs(ops.arange(4.0), zeros, ones)).tolist()
+    [1.0, 0.0, 3.0, 2.0]
+    """
+    if runs_op_by_op():
+        import torch
+
+        # A flip and three more passes take 1.08 ms, and this way takes 0.64 (2 samples of 784
+        # tokens, 6 heads of 64, one CPU core); with the backward pass 3.9 and 3.0 ms.
+        first, second = values.unflatten(-1, (-1, 2)).unbind(-1)
+        neighbours = torch.stack([second, first], -1).flatten(-2)
+        return torch.addcmul(values * cosines, neighbours, sines)
+    # The shape has -1 for the number of samples, to which an exported program would otherwise be
+    # tied.
+    shape = (-1, *ops.shape(values)[1:])
+    pairs = ops.reshape(values, (*shape[:-1], values.shape[-1] // 2, 2))
+    neighbours = ops.reshape(ops.flip(pairs, axis=-1), shape)
+    return values * cosines + neighbours * sines
+
+
 def normalize(tokens: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
     """Apply layer norm over the last axis; statistics are float32 or finer in any dtype.
 

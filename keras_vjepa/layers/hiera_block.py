@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_vjepa.arguments import check_flag, check_whole
 from keras_vjepa.backend.attention import attention
+from keras_vjepa.backend.part_calls import call_part, part_of_a_block
 from keras_vjepa.backend.token_ops import split_heads
 from keras_vjepa.layers.dense import dense, layer_norm
 from keras_vjepa.layers.stochastic_depth import scaled_branch
@@ -49,6 +50,7 @@ def hiera_order(grid_shape: Sequence[int], num_levels: int) -> np.ndarray:
     return numbers.reshape(-1).astype("int32")
 
 
+@part_of_a_block
 @keras.saving.register_keras_serializable("keras_vjepa")
 class HieraBlock(TransformerBlock):
     """Pass tokens through attention, of all or within windows, then an MLP; first may pool.
@@ -114,17 +116,17 @@ class HieraBlock(TransformerBlock):
     def call(  # type: ignore[override]
         self, inputs: Tensor, branch_scales: Tensor | None = None
     ) -> Tensor:
-        normed = self.attention_norm(inputs)
+        normed = call_part(self.attention_norm, inputs)
         shortcut = inputs
         if self.shortcut is not None:
             # Of the normed tokens, unlike where the width stays.
-            shortcut = self._pooled(self.shortcut(normed), axis=1)
-        branch = self.output_projection(self._attended(normed))
+            shortcut = self._pooled(call_part(self.shortcut, normed), axis=1)
+        branch = call_part(self.output_projection, self._attended(normed))
         x = shortcut + scaled_branch(branch, branch_scales, 0)
         return x + scaled_branch(self.mlp_branch(x), branch_scales, 1)
 
     def _attended(self, normed: Tensor) -> Tensor:
-        packed = self.query_key_value(normed)
+        packed = call_part(self.query_key_value, normed)
         width, windows = packed.shape[-1], max(self.num_windows, 1)
         batch, num_tokens = ops.shape(packed)[0], packed.shape[1]
         if windows > 1:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
+from keras_vjepa.backend.token_ops import turn_pairs
 from keras_vjepa.types import Tensor
 
 
@@ -93,10 +94,4 @@ def rotate(heads: Tensor, rotations: Tensor) -> Tensor:
     """
     rotations = ops.cast(ops.expand_dims(rotations, 2), heads.dtype)
     head_dim = heads.shape[-1]
-    cosine, sine = rotations[..., :head_dim], rotations[..., head_dim:]
-    # The shape has -1 for the number of samples, to which an exported program would otherwise be
-    # tied.
-    shape = (-1, *ops.shape(heads)[1:])
-    pairs = ops.reshape(heads, (*shape[:-1], head_dim // 2, 2))
-    partners = ops.reshape(ops.flip(pairs, axis=-1), shape)
-    return heads * cosine + partners * sine
+    return turn_pairs(heads, rotations[..., :head_dim], rotations[..., head_dim:])

@@ -71,3 +71,36 @@ def test_a_hook_changes_what_a_part_gives():
     owner.mlp_output.register_forward_hook(lambda part, inputs, output: 0.0 * output)
     expected = tokens + owner.attention_branch(tokens)
     np.testing.assert_allclose(numpy(owner(tokens)), numpy(expected), atol=1e-6)
+
+
+@torch_only
+@pytest.mark.parametrize("name", OWNERS)
+def test_a_forward_of_a_part_s_own_is_called(name):
+    """Programs that move weights between devices replace it, as accelerate does."""
+    owner, seen = OWNERS[name](), []
+    for path in PARTS:
+        part = part_of(owner, path)
+
+        def forward(*inputs, path=path, part=part):
+            seen.append(path)
+            return type(part).forward(part, *inputs)
+
+        part.forward = forward
+    owner(*inputs_of(owner))
+    assert sorted(seen) == sorted(PARTS)
+
+
+@torch_only
+def test_parts_that_torch_compiles_are_called_so():
+    owner, seen = block(), []
+    for path in PARTS:
+        part = part_of(owner, path)
+
+        def compiled(*inputs, path=path, part=part):
+            seen.append(path)
+            return part.forward(*inputs)
+
+        # As `torch.nn.Module.compile` sets it.
+        part._compiled_call_impl = compiled
+    owner(*inputs_of(owner))
+    assert sorted(seen) == sorted(PARTS)

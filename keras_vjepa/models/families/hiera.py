@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa.arguments import arguments_of, check_flag, places
+from keras_vjepa.backend.part_calls import call_part
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm, weight_initializer
@@ -311,7 +312,7 @@ class HieraBackbone(
         x = ops.take(self.embed(videos), hiera_order(self.patch_grid, _LEVELS), axis=1)
         scales = self.branch_scales(self.num_layers, ops.shape(x)[0], training)
         for number, block in enumerate(self.blocks):
-            x = block(x, None if scales is None else scales[number])
+            x = call_part(block, x, None if scales is None else scales[number])
             yield x
 
     def stage_outputs(self, videos: Tensor, training: bool = False) -> list[Tensor]:
