@@ -43,6 +43,7 @@ COMMANDS = {
     "bench-finetune": "keras_vjepa.tools.bench_finetune",
     "bench-plain": "keras_vjepa.tools.bench_plain",
     "bench-rivals": "keras_vjepa.tools.plain_torch_rivals",
+    "bench-pretraining": "keras_vjepa.tools.bench_pretraining",
     "find-batch": "keras_vjepa.tools.find_batch",
     "bench-data": "keras_vjepa.tools.bench_data",
     "bench-decoding": "keras_vjepa.tools.bench_decoding",

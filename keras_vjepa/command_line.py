@@ -23,7 +23,7 @@ WRONG_USAGE = 2
 SEPARATORS = ",:"
 
 # Options that are lists of names, and that no config has.
-_LISTS = ("presets", "protocols")
+_LISTS = ("presets", "protocols", "costs")
 
 
 def parse(

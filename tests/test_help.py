@@ -37,6 +37,7 @@ REQUIRED = {
     "sweep": ["out"],
     "ablations": ["out", "--table", "4"],
     "check-resume": ["out"],
+    "bench-pretraining": ["out"],
 }
 
 

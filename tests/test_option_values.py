@@ -42,6 +42,7 @@ COMMANDS = {
     "bench-decoding": (["--video", "here"], "bench"),
     "plain-torch-step": ([], "Encoder"),
     "bench-rivals": ([], "compare"),
+    "bench-pretraining": (["out"], "measured"),
     "sweep": (["out"], "run_all"),
     "ablations": (["out", "--table", "4"], "run"),
     "check-resume": (["out"], "reference_run"),

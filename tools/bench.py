@@ -36,6 +36,7 @@ from keras_vjepa.arguments import MOST_LONG, check_whole
 from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import device, distribution
 from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.evaluation.pretraining_cost import Transformer, vjepa_flops
 from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.models.dimensions import token_grid
 from keras_vjepa.tools.bench_growth import StepCost, print_growth
@@ -52,22 +53,10 @@ PATCH = {"patch_size": 16, "tubelet_size": 2}
 
 def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
     """Count the FLOPs of one clip's training step: 2 per multiply-add, backward twice forward."""
-
-    def transformer(model: Any, tokens: int) -> float:
-        dim, mlp = model.hidden_dim, int(model.hidden_dim * model.mlp_ratio)
-        linear = 2 * tokens * dim * (4 * dim + 2 * mlp)
-        return model.num_layers * (linear + 4 * tokens**2 * dim)
-
-    kernel = encoder.tubelet_embedding.kernel
-    patch = 2.0 * np.prod(kernel.shape)
     tokens = int(np.prod(encoder.grid_shape))
-    total = transformer(encoder, tokens) + tokens * patch
-    for context, target in _mask_tokens(tokens):
-        projections = 2 * predictor.hidden_dim * encoder.hidden_dim * (context + target)
-        trained = transformer(encoder, context) + transformer(predictor, context + target)
-        # No gradient flows into the pixels, so that the patches' backward pass costs one product.
-        total += 3 * (trained + projections) + 2 * context * patch
-    return total
+    values = int(np.prod(encoder.tubelet_embedding.kernel.shape)) // encoder.hidden_dim
+    parts = Transformer.of(encoder), Transformer.of(predictor)
+    return vjepa_flops(*parts, values, tokens, _mask_tokens(tokens))
 
 
 def matmul_peak(repeats: int = 8) -> float:

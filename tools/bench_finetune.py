@@ -64,14 +64,16 @@ def make_batch(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return videos, mixed_targets(rng.integers(CLASSES, size=batch_size), CLASSES, 0.7, 0.1)
 
 
-def in_turns(functions: Sequence[Callable[[], Any]], count: int) -> list[Times]:
-    """Time functions that are called in turns, `count` times each, after a warm-up."""
+def in_turns(
+    functions: Sequence[Callable[[], Any]], count: int, warm_up: int = _WARM_UP
+) -> list[Times]:
+    """Time functions that are called in turns, `count` times each, after `warm_up` turns."""
     times: list[Times] = [[] for _ in functions]
-    for turn in range(_WARM_UP + count):
+    for turn in range(warm_up + count):
         for own, function in zip(times, functions, strict=True):
             start = time.perf_counter(), time.process_time()
             function()
-            if turn >= _WARM_UP:
+            if turn >= warm_up:
                 own.append((time.perf_counter() - start[0], time.process_time() - start[1]))
     return times
 

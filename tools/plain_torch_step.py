@@ -163,11 +163,15 @@ class Training:
         if self.measured:
             self.measure()
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            pairs = zip(self.encoder.parameters(), self.target_encoder.parameters(), strict=True)
-            for weight, follower in pairs:
-                follower.mul_(0.998).add_(0.002 * weight)
+        self.follow()
         return float(loss.detach())
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the target encoder's weights towards the encoder's."""
+        pairs = zip(self.encoder.parameters(), self.target_encoder.parameters(), strict=True)
+        for weight, follower in pairs:
+            follower.mul_(0.998).add_(0.002 * weight)
 
     def measure(self) -> list[float]:
         """Measure gradient norms of matrices and mean sizes of moments, each read back at once."""

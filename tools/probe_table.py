@@ -17,9 +17,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -34,43 +34,47 @@ from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
 from keras_vjepa.models.adapters import as_token_encoder
 from keras_vjepa.models.dimensions import height_and_width
-from keras_vjepa.monitoring.run_tables import read_run
+from keras_vjepa.monitoring.pretraining_effort import (
+    draw_effort,
+    pretraining_hours,
+    read_costs,
+    samples_seen,
+)
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes import probe, probe_table
-from keras_vjepa.recipes.probe_configs import ProbeConfig
-from keras_vjepa.recipes.probe_table import CONFIGS
-from keras_vjepa.tasks.checkpoint_presets import run_and_step
+from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig
 from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import writable_folder
 
-# In millions, as the paper states them (Tables 5 and 16), by the beginning of a preset's name.
-_SAMPLES_SEEN = {
-    "vjepa_large_patch16_224": 270,
-    "vjepa_huge_patch16_224": 270,
-    "vjepa_huge_patch16_384": 210,
-    "videomae_large_patch16_224_kinetics400": 410,
-    "videomaev2_giant_patch14_224_hybrid": 1_600,
-    "omnimae_large_patch16_224": 2_400,
-    "hiera_large_16x224_mae": 770,
-    "dinov2_giant_patch14": 1_900,
-    "openclip_bigG_patch14_224_laion2b": 39_000,
-}
 # What a protocol changes of the config.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "attentive": {"pooling": "attentive", "num_layers": 1},
     "average": {"pooling": "average"},
     "two-layers": {"pooling": "attentive", "num_layers": 2},
-    "1-clip": {"num_clips": 1},
-    "2-clips": {"num_clips": 2},
+    **{f"{n}-clip{'s' * (n > 1)}": {"num_clips": n} for n in (1, 2, 5, 8)},
     "50-percent": {"fraction": 0.5},
     "10-percent": {"fraction": 0.1},
     "5-percent": {"fraction": 0.05},
 }
-_COLUMNS = ("protocol", "parameters", "input", "clips x views", "samples seen")
+_COLUMNS = ("protocol", "parameters", "input", "clips x views", "samples seen", "hours pretrained")
+
+
+class Asked(NamedTuple):
+    """Holds the arguments of `run`."""
+
+    presets: Sequence[str]
+    config: ProbeConfig
+    workdir: Path
+    protocols: Sequence[str]
+    costs: Mapping[str, float]
 
 
 def run(
-    presets: Sequence[str], config: ProbeConfig, workdir: Path, protocols: Sequence[str] = ("",)
+    presets: Sequence[str],
+    config: ProbeConfig,
+    workdir: Path,
+    protocols: Sequence[str] = ("",),
+    costs: Mapping[str, float] | None = None,
 ) -> str:
     """Evaluate every encoder, save and return the table; continue one that was stopped.
 
@@ -80,13 +84,18 @@ def run(
         workdir: folder for all results: `table.md`, `table.json`, features and metrics.
         protocols: names of `PROTOCOLS`, each of which makes a row of every encoder; "" for the
             config as it is.
+        costs: seconds of one clip's training step, by the name of a released preset.
     """
     with locked(writable_folder(workdir), "--workdir"):
-        return _table(presets, config, workdir, protocols)
+        return _table(presets, config, workdir, protocols, costs or {})
 
 
 def _table(
-    presets: Sequence[str], config: ProbeConfig, workdir: Path, protocols: Sequence[str]
+    presets: Sequence[str],
+    config: ProbeConfig,
+    workdir: Path,
+    protocols: Sequence[str],
+    costs: Mapping[str, float],
 ) -> str:
     """Do as `run`, while no other run uses the folder."""
     keras.config.set_dtype_policy(config.dtype)
@@ -95,7 +104,8 @@ def _table(
     rows = []
     for preset, protocol in itertools.product(presets, protocols):
         changed = replace(config, preset=preset, **PROTOCOLS.get(protocol, {}))
-        rows.append({**_row(changed, workdir), "protocol": protocol})
+        took = {"samples_seen": samples_seen(preset), "hours": pretraining_hours(preset, costs)}
+        rows.append({**_row(changed, workdir), **took, "protocol": protocol})
         lines.append(f"| {' | '.join(_cells(rows[-1], config.tasks))} |")
         print(lines[-1], file=sys.stderr, flush=True)
         # What the encoder before held is not needed any longer.
@@ -103,13 +113,17 @@ def _table(
     table = "\n".join(lines) + "\n"
     files.write_text(workdir / "table.json", json.dumps(rows, indent=1))
     files.write_text(workdir / "table.md", table)
+    draw_effort(rows, config.tasks, workdir)
     return table
 
 
 def _row(config: ProbeConfig, workdir: Path) -> dict[str, Any]:
     """Evaluate one encoder."""
     start = time.perf_counter()
-    encoder = probe.make_encoder(config)
+    if config.preset == probe.UNTRAINED:
+        encoder = probe.make_encoder(config)
+    else:
+        encoder = probe.load_encoder(config.preset, config.dtype)
     config = probe.completed(fitted(config, encoder))
     if config.preset != probe.UNTRAINED:
         config = seen_as_by_the_preset(config, config.preset)
@@ -130,7 +144,6 @@ def _row(config: ProbeConfig, workdir: Path) -> dict[str, Any]:
         "input": [clip.frames_per_clip, *height_and_width(size)],
         "clips": config.classifier.num_clips,
         "views": config.classifier.num_views,
-        "samples_seen": samples_seen(config.preset),
         "top1": {task: [result[task]["top1"] for result in results] for task in config.tasks},
         "seconds": (read_result(kept) or {}).get("seconds"),
     }
@@ -147,36 +160,15 @@ def fitted(config: ProbeConfig, encoder: Any) -> ProbeConfig:
     clip = config.clip
     frames, stride = clip.frames_per_clip or own.num_frames or 16, clip.frame_step
     taken = frames if own.is_image_model else own.num_frames or frames
+    if own.is_image_model and config.images:
+        taken = 1
     changes = {"num_frames": taken, "temporal_stride": max(1, frames * stride // taken)}
     return replace(config, image_size=own.image_size or config.image_size, **changes)
 
 
-def samples_seen(preset: str) -> int | None:
-    """Count the clips or images that an encoder was pretrained on, with repetitions.
-
-    Args:
-        preset: name of a preset; of a run, its folder `RUN/preset` or `RUN@STEP`.
-
-    Returns:
-        Steps times batch of a run, the paper's number for a released model that it has one for,
-        and otherwise None, because weights do not tell.
-    """
-    if preset in _SAMPLES_SEEN:
-        return _SAMPLES_SEEN[preset] * 1_000_000
-    folder, step = run_and_step(preset)
-    if folder.name == "preset" and step is None:
-        folder = folder.parent
-    try:
-        found = read_run(folder, step)
-    except (OSError, ValueError):  # it is the preset of no run
-        return None
-    batch_size = found.options.get("batch_size")
-    return found.done * batch_size if found.done and isinstance(batch_size, int) else None
-
-
 def _cells(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
     frames, height, width = row["input"]
-    seen, seconds = row["samples_seen"], row["seconds"]
+    seen, hours, seconds = row["samples_seen"], row["hours"], row["seconds"]
     return [
         row["preset"],
         row["protocol"],
@@ -184,6 +176,7 @@ def _cells(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
         f"{frames} x {height} x {width}",
         f"{row['clips']} x {row['views']}",
         "" if seen is None else f"{seen:,}",
+        "" if hours is None else f"{hours:,.2g}" if hours < 10 else f"{hours:,.0f}",
         *(mean_and_deviation(row["top1"][task]) for task in tasks),
         "" if seconds is None else f"{seconds:.0f}",
     ]
@@ -213,36 +206,42 @@ def check(
 
 def parse_arguments(
     arguments: list[str] | None = None, program: str = "probe_table.py"
-) -> tuple[list[str], list[str], ProbeConfig, Path]:
-    """Read from a command line the presets, which may be none, protocols, config, workdir."""
+) -> "Asked":
+    """Read from a command line what `run` takes; there may be no presets."""
     lists = {
         "presets": "encoders to evaluate alike, in their own sizes [none: one, in many ways]",
         "protocols": f"with --presets, a row for each: {', '.join(PROTOCOLS)} [the options' own]",
+        "costs": "with --presets, each a costs.json of bench-pretraining [no hours]",
     }
-    name, changes, workdir = command_line.parse(
-        program, __doc__ or "", CONFIGS, arguments, "probe_table_", lists
+    config, changes, workdir = probe.parse_config(
+        arguments, program, __doc__ or "", "probe_table_", lists
     )
-    presets, protocols = changes.pop("presets", []), changes.pop("protocols", [""])
-    if not presets and protocols != [""]:
-        raise ValueError(f"`protocols` must be left out without --presets. Received: {protocols}")
+    given = {name: changes.pop(name) for name in lists if name in changes}
+    presets = given.get("presets", [])
+    for option in ("protocols", "costs"):
+        if option in given and not presets:
+            raise ValueError(
+                f"`{option}` must be left out without --presets. Received: {given[option]}"
+            )
     for option in ("preset", "image_size") if presets else ():
         if option in changes:
             raise ValueError(f"`{option}` must be left out with --presets. Received: one")
-    config = replace(CONFIGS[name](), **{"splits": 3, "readouts": False, **changes})
-    return presets, protocols, config, workdir
+    config = replace(config, **{"splits": 3, "readouts": False, **changes})
+    costs = {k: seconds for file in given.get("costs", []) for k, seconds in read_costs(file)}
+    return Asked(presets, config, workdir, given.get("protocols", [""]), costs)
 
 
 def main(arguments: list[str] | None = None, program: str = "probe_table.py") -> None:
     """Run the command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with command_line.refusing(program, CONFIGS, arguments):
-        presets, protocols, config, workdir = parse_arguments(arguments, program)
-        if presets:
-            check(presets, config, workdir, protocols)
-    if not presets:
+        asked = parse_arguments(arguments, program)
+        if asked.presets:
+            check(*asked[:4])
+    if not asked.presets:
         return probe_table.main(arguments, program)
     try:
-        print(run(presets, config, workdir, protocols), end="")
+        print(run(*asked), end="")
     except (ValueError, OSError, FloatingPointError, TooManyBadFilesError) as error:
         sys.exit(f"{program}: {command_line.explain(error, CONFIGS)}")
 

@@ -174,13 +174,13 @@ class ProbeSettings:
         frames = self.clip.frames_per_clip
         if not encoder.is_image_model:
             frames = _fitting("num_frames", frames, encoder.num_frames)
-        elif frames is None:
-            if not self.images:
-                raise ValueError(
-                    "`num_frames` must be given where an encoder of images reads videos. "
-                    "Received: none"
-                )
+        elif self.images:
+            # Copies of one image would have the same tokens, and a probe would find the same.
             frames = 1
+        elif frames is None:
+            raise ValueError(
+                "`num_frames` must be given where an encoder of images reads videos. Received: none"
+            )
         clip = self.clip.replace(frames_per_clip=frames)
         return replace(self, image_size=image_size, clip=clip)
 

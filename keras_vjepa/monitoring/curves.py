@@ -1,4 +1,4 @@
-"""Draw curves of a run's tables with Matplotlib, as SVG for a page or as a picture (App. C)."""
+"""Draw curves of a run's tables, and models as points, with Matplotlib (App. C, Fig. 5)."""
 
 import io
 import warnings
@@ -43,10 +43,13 @@ def draw_curves(title: str, curves: Mapping[str, Points], logarithmic: bool = Fa
     shown = {label: points for label, points in curves.items() if points}
     if not shown:
         return None
+    return _as_svg(_figure(title, shown, logarithmic))
+
+
+def _as_svg(figure: Any) -> str:
     # Imported here, because loading a model does not need Matplotlib.
     from matplotlib import rc_context
 
-    figure = _figure(title, shown, logarithmic)
     written = io.StringIO()
     # The metadata that says who wrote the file and when is left out, because it contains addresses,
     # and a page must not refer to other places.
@@ -58,6 +61,41 @@ def draw_curves(title: str, curves: Mapping[str, Points], logarithmic: bool = Fa
         figure.savefig(written, format="svg", metadata=nothing)
     text = written.getvalue()
     return text[text.index("<svg") :]
+
+
+def draw_points(
+    path: Path, axis: str, panels: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> None:
+    """Draw models as points over what their pretraining took, as in Fig. 5, and write an SVG.
+
+    Args:
+        path: path of the picture, an .svg.
+        axis: what the horizontal axis shows; its scale is logarithmic.
+        panels: by what the vertical axis shows, the two positions of each model by its name.
+
+    Raises:
+        OSError: if the picture cannot be written.
+    """
+    # Imported here, because loading a model does not need Matplotlib.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_SIZE[0] * len(panels), 1.4 * _SIZE[1]), layout="constrained")
+    rooms = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, points) in zip(rooms, panels.items(), strict=True):
+        for name, place in points.items():
+            axes.plot(*place, "o", label=name)
+        axes.set_xscale("log")
+        axes.set_xlabel(axis, fontsize=8)
+        axes.set_ylabel(title, fontsize=8)
+        axes.margins(0.15)
+        axes.tick_params(labelsize=8, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        # Names of folders may be long, so that they stand below the axes and not at the points.
+        axes.legend(
+            fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), borderaxespad=0
+        )
+    files.write_text(path, _as_svg(figure))
 
 
 def draw_loss(losses: Sequence[float], path: Path) -> None:

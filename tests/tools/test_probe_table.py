@@ -3,15 +3,23 @@
 import json
 
 import keras
+import numpy as np
 import pytest
 
 from keras_vjepa import VJEPAVideoPreprocessor
 from keras_vjepa.configuration import replace
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OpenCLIPBackbone, VideoMAEBackbone
+from keras_vjepa.monitoring.pretraining_effort import (
+    draw_effort,
+    pretraining_hours,
+    read_costs,
+    samples_seen,
+)
 from keras_vjepa.recipes import probe
-from keras_vjepa.recipes.probe_configs import digit_motion
+from keras_vjepa.recipes.probe_configs import CONFIGS, digit_motion
 from keras_vjepa.tools import probe_table
+from tests.evaluation.support import assert_close
 from tests.support import slow_but_on
 
 SMALL = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "patch_size": 8}
@@ -104,12 +112,68 @@ def test_clips_span_the_same_time(tmp_path):
 
 @pytest.mark.data
 def test_samples_seen(tmp_path):
-    assert probe_table.samples_seen("vjepa_large_patch16_224") == 270_000_000
-    assert probe_table.samples_seen(str(tmp_path)) is None
+    assert samples_seen("vjepa_large_patch16_224") == 270_000_000
+    assert samples_seen(str(tmp_path)) is None
     (tmp_path / "steps.jsonl").write_text('{"step": 7, "loss": 0.5}\n')
     (tmp_path / "config.json").write_text('{"batch_size": 6}')
-    assert probe_table.samples_seen(str(tmp_path / "preset")) == 42
-    assert probe_table.samples_seen(f"{tmp_path}@7") == 42
+    assert samples_seen(str(tmp_path / "preset")) == 42
+    assert samples_seen(f"{tmp_path}@7") == 42
+
+
+@pytest.mark.data
+def test_hours_of_pretraining(tmp_path):
+    """Of a run from its log, of a released model from a measured step."""
+    rows = [{"step": i, "loss": 0.5, "clips_per_second": speed} for i, speed in ((1, 2), (2, 6))]
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text('{"batch_size": 6}')
+    assert pretraining_hours(str(tmp_path / "preset"), {}) == pytest.approx((3 + 1) / 3600)
+    assert pretraining_hours(f"{tmp_path}@1", {}) == pytest.approx(3 / 3600)
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps([{"preset": "vjepa_large_patch16_224", "seconds": 0.36}]))
+    found = dict(read_costs(str(costs)))
+    assert pretraining_hours("vjepa_large_patch16_224", found) == pytest.approx(27_000)
+    assert pretraining_hours("dinov2_giant_patch14", found) is None
+
+
+@pytest.mark.data
+def test_figures_of_what_pretraining_took(tmp_path):
+    row = {"preset": "a", "protocol": "average", "samples_seen": 20, "hours": None}
+    row |= {"top1": {"motion": [0.25, 0.75], "digit": [0.5, 0.5]}}
+    draw_effort([row], ["motion", "digit"], tmp_path)
+    drawn = (tmp_path / "samples_seen.svg").read_text()
+    assert drawn.count("a average") == 2 and "motion, top-1 in %" in drawn
+    # Nobody knows the hours.
+    assert not (tmp_path / "pretraining_hours.svg").exists()
+    draw_effort([{**row, "samples_seen": None}], ["motion", "digit"], tmp_path)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.data
+def test_a_released_dinov2_is_evaluated_at_224(tmp_path):
+    """And sees each image once."""
+    backbone = DINOv2Backbone(518, **{**SMALL, "patch_size": 14})
+    backbone.save_to_preset(tmp_path)
+    encoder = probe.load_encoder(tmp_path, "float32")
+    assert encoder.image_size == 224
+    assert probe.load_encoder(tmp_path, "float32", 98).image_size == 98
+    config = CONFIGS["k400"]()
+    of_videos = probe_table.fitted(config, encoder)
+    assert (of_videos.image_size, of_videos.clip.frames_per_clip) == (224, 16)
+    of_images = probe_table.fitted(CONFIGS["in1k"](), encoder)
+    assert of_images.clip.frames_per_clip == 1
+    # The numbers are those of the encoder that stretches its positions in each call.
+    image = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype("float32")
+    assert_close(encoder(image), backbone(image), 1e-5)
+
+
+@pytest.mark.data
+def test_every_config_takes_presets(tmp_path, monkeypatch):
+    words = ["--presets", "untrained", "--config", "k400", "--data", "a.csv", "--protocols"]
+    asked = probe_table.parse_arguments([*words, "5-clips", "average"])
+    assert (asked.config.num_classes, asked.config.classifier.num_views) == ((400,), 3)
+    assert probe_table.PROTOCOLS["5-clips"] == {"num_clips": 5}
+    asked = probe_table.parse_arguments(["--presets", "untrained", "--data", str(tmp_path)])
+    assert asked.config.tasks == ("class",)
 
 
 @pytest.mark.data
@@ -122,6 +186,8 @@ def test_samples_seen(tmp_path):
         (["untrained", "--protocols", "other"], "--protocols must be"),
         (["untrained", "--protocols", "average", "average"], "--protocols must differ"),
         (["untrained", "--preset", "untrained"], "--preset must be left out with --presets"),
+        (["untrained", "--costs", "none.json"], "--costs must be a costs.json of bench-pretraining"),
+        (["untrained", "--config", "k400"], "--data must be given with the config k400"),
     ],
 )
 def test_what_is_refused(words, message, tmp_path, capsys):
