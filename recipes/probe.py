@@ -13,7 +13,6 @@ option, for example `--learning_rates 1e-3,3e-3`. The other configs follow the a
 import json
 import logging
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,8 @@ from keras_vjepa.evaluation.labelled_videos import names_by_task
 from keras_vjepa.evaluation.report import draw_confusion, summary
 from keras_vjepa.evaluation_pixels import preprocessor_of, seen_as_by_the_preset
 from keras_vjepa.locks import locked
-from keras_vjepa.models.adapters import Size
-from keras_vjepa.models.backbone_preset import resized
-from keras_vjepa.models.dimensions import height_and_width
-from keras_vjepa.presets.preset import PresetName, check_preset, load_backbone
+from keras_vjepa.models.backbone_preset import load_backbone_to_evaluate
+from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper, own
 from keras_vjepa.training.resumable import check_folder, writable_folder
 
@@ -130,32 +127,9 @@ def completed(config: ProbeConfig) -> ProbeConfig:
 def make_encoder(config: ProbeConfig) -> keras.Model:
     """Load the preset's backbone, or make an untrained one."""
     if config.preset != UNTRAINED:
-        return load_encoder(config.preset, config.dtype, config.image_size)
+        return load_backbone_to_evaluate(config.preset, config.image_size, dtype=config.dtype)
     keras.utils.set_random_seed(config.seed)
     return VJEPABackbone(**untrained_arguments(config), dtype=config.dtype)
-
-
-def load_encoder(preset: PresetName, dtype: str, image_size: Size | None = None) -> keras.Model:
-    """Load a preset's backbone; one of the rivals' for frames of the wanted size.
-
-    Args:
-        preset: the preset.
-        dtype: precision.
-        image_size: height and width; None for the size that the rival is evaluated at, which for
-            DINOv2 is 224 and not the 518 pixels that its positions are stored for.
-
-    Raises:
-        ValueError: for a size that the rival has no positions for.
-    """
-    encoder: Any = load_backbone(preset, dtype=dtype)
-    own = getattr(encoder, "image_size", None)
-    wanted = image_size or getattr(encoder, "input_size", own)
-    # V-JEPA's own encoders are not stretched unasked: a wrong size is refused later.
-    takes_others = getattr(encoder, "input_shapes", "one") != "one"
-    if not takes_others or height_and_width(wanted) == height_and_width(own):
-        return encoder
-    sized: keras.Model = resized(encoder, {"image_size": wanted}, f"Positions of {preset}")
-    return sized
 
 
 def samples_of(config: ProbeConfig) -> tuple[list[Sample], list[Sample]]:
@@ -213,24 +187,9 @@ def parse_arguments(
 
 
 def parse_config(
-    arguments: list[str] | None,
-    program: str,
-    description: str,
-    prefix: str,
-    lists: Mapping[str, str] | None = None,
+    arguments: list[str] | None, program: str, description: str, prefix: str, lists: Any = None
 ) -> tuple[ProbeConfig, dict[str, Any], Path]:
-    """Read the config that a command line names, the options that it sets, and the workdir.
-
-    Args:
-        arguments: the words of the command line; None takes those of the process.
-        program: as in `command_line.parse`.
-        description: as in `command_line.parse`.
-        prefix: as in `command_line.parse`.
-        lists: as in `command_line.parse`; these are among the options that are returned.
-
-    Raises:
-        ValueError: if the config needs data, and none is given.
-    """
+    """Do as `command_line.parse`, and return the config itself, not its name."""
     given = sys.argv[1:] if arguments is None else arguments
     parsed = program, description, CONFIGS
     name, changes, workdir = command_line.parse(*parsed, given, prefix, lists)

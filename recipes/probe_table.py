@@ -23,13 +23,13 @@ import keras
 from keras_vjepa import command_line, files
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.evaluation.comparison import make_untrained
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
-from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import probe
 from keras_vjepa.recipes.probe_configs import ProbeConfig, digit_motion, digit_motion_black
 from keras_vjepa.training.resumable import writable_folder
@@ -115,20 +115,6 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
     table = "\n".join(lines) + "\n"
     files.write_text(workdir / "table.md", table)
     return table
-
-
-def make_untrained(config: ProbeConfig, encoder: keras.Model) -> keras.Model:
-    """Load the encoder as it was before its training, or make another one like it.
-
-    The config of a narrow encoder does not hold the deviation of its initial weights. Therefore
-    `recipes/pretrain.py` saves the encoder that it began with.
-    """
-    left = Path(config.preset).parent / "untrained"
-    # Presets of a hub have no folders beside them.
-    if Path(config.preset).is_dir() and left.is_dir():
-        return load_backbone(str(left), dtype=config.dtype)
-    keras.utils.set_random_seed(config.seed)
-    return type(encoder).from_config(encoder.get_config())
 
 
 def check(config: ProbeConfig, workdir: Path) -> None:

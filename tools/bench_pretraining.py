@@ -3,9 +3,10 @@
     KERAS_BACKEND=torch keras-vjepa bench-pretraining OUTPUT --size large --batch-size 1
 
 Steps of V-JEPA and of VideoMAE are timed in plain PyTorch, on this machine (on a CPU, in seconds of
-the processor, all cores together): with encoders of the same size, and VideoMAE's decoder of the published width and depth, which gets the visible
-tokens and a mask token for every other one, and predicts normalised pixels. VideoMAEv2's giant is
-not run: its time is computed from its FLOPs and the speed that VideoMAE reached.
+the processor, all cores together). Both have an encoder of the same size. VideoMAE has the decoder
+of the published width and depth, which gets the visible tokens and a mask token for every other
+one, and predicts normalised pixels. VideoMAEv2's giant is not run: its time is computed from its
+FLOPs and the speed that VideoMAE reached.
 
 The folder OUTPUT gets a table, in which the times are multiplied by the number of clips that the
 paper says each model has seen; Fig. 5 with these hours and the paper's accuracies; and `costs.json`

@@ -33,6 +33,7 @@ from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
 from keras_vjepa.models.adapters import as_token_encoder
+from keras_vjepa.models.backbone_preset import load_backbone_to_evaluate
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.monitoring.pretraining_effort import (
     draw_effort,
@@ -123,7 +124,7 @@ def _row(config: ProbeConfig, workdir: Path) -> dict[str, Any]:
     if config.preset == probe.UNTRAINED:
         encoder = probe.make_encoder(config)
     else:
-        encoder = probe.load_encoder(config.preset, config.dtype)
+        encoder = load_backbone_to_evaluate(config.preset, dtype=config.dtype)
     config = probe.completed(fitted(config, encoder))
     if config.preset != probe.UNTRAINED:
         config = seen_as_by_the_preset(config, config.preset)
@@ -204,9 +205,7 @@ def check(
     probe.check(replace(config, preset=probe.UNTRAINED), workdir)
 
 
-def parse_arguments(
-    arguments: list[str] | None = None, program: str = "probe_table.py"
-) -> "Asked":
+def parse_arguments(arguments: list[str] | None = None, program: str = "probe_table.py") -> "Asked":
     """Read from a command line what `run` takes; there may be no presets."""
     lists = {
         "presets": "encoders to evaluate alike, in their own sizes [none: one, in many ways]",

@@ -29,6 +29,7 @@ from keras_vjepa.evaluation.sweep import ProbeSweep, place_of_best
 from keras_vjepa.evaluation.task_labels import labels_of, num_labels
 from keras_vjepa.models.adapters import Size
 from keras_vjepa.monitoring.statistics import FeatureStatistics, feature_statistics
+from keras_vjepa.presets.preset import load_backbone
 
 
 @dataclass(frozen=True)
@@ -247,3 +248,21 @@ def comparison_table(results: Mapping[str, ComparedEncoder]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def make_untrained(config: Any, encoder: keras.Model) -> keras.Model:
+    """Load the encoder as it was before its training, or make another one like it.
+
+    The config of a narrow encoder does not hold the deviation of its initial weights. Therefore
+    `recipes/pretrain.py` saves the encoder that it began with.
+
+    Args:
+        config: config of an evaluation, with `preset`, `dtype` and `seed`.
+        encoder: the preset's encoder.
+    """
+    left = Path(config.preset).parent / "untrained"
+    # Presets of a hub have no folders beside them.
+    if Path(config.preset).is_dir() and left.is_dir():
+        return load_backbone(str(left), dtype=config.dtype)
+    keras.utils.set_random_seed(config.seed)
+    return type(encoder).from_config(encoder.get_config())

@@ -1,4 +1,4 @@
-"""Count what pretraining costs: V-JEPA and masked autoencoders (Tables 5 and 16, Fig. 5).
+"""Count what pretraining costs: V-JEPA and masked autoencoders (App. E.2, Fig. 5).
 
 FLOPs are those of matrix products, 2 for each multiply-add, and a backward pass counts twice. The
 pixels need no gradient, so that the backward pass of the patches costs one product.
@@ -84,7 +84,7 @@ def vjepa_flops(
     >>> large, predictor = Transformer(1024, 24, 4096), Transformer(384, 12, 1536)
     >>> clip = vjepa_flops(large, predictor, 1536, 1568, [(368, 752), (104, 1104)])
     >>> f"{clip / 1e12:.1f} TFLOP"
-    '2.6 TFLOP'
+    '2.5 TFLOP'
     """
     patch = 2.0 * patch_values * encoder.hidden_dim
     total = encoder.flops(tokens) + tokens * patch

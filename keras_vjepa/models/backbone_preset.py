@@ -12,6 +12,7 @@ from typing import Any, Self
 from keras import ops
 
 from keras_vjepa.arguments import shown
+from keras_vjepa.models.adapters import Size
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.preset import (
     CONFIG_FILE,
@@ -110,6 +111,32 @@ def load_backbone_of_size(
             f"of another package. Received: {folder}"
         )
     return resized(backbone, sizes, f"Positions of {folder}")
+
+
+def load_backbone_to_evaluate(
+    preset: PresetName, image_size: Size | None = None, **overrides: Any
+) -> Any:
+    """Load a preset's backbone; one of the rivals' for frames of the wanted size (App. D.1).
+
+    Args:
+        preset: the preset.
+        image_size: height and width; None for the size that a rival is evaluated at, which for
+            DINOv2 is 224 and not the 518 pixels that its positions are stored for. V-JEPA's own
+            encoders keep their size.
+        overrides: further arguments to change.
+
+    Raises:
+        ValueError: for a size that the rival has no positions for.
+    """
+    backbone = load_backbone(preset, **overrides)
+    # The encoders with a size to be evaluated at are the rivals'; some take one size alone.
+    evaluated_at = getattr(backbone, "input_size", None)
+    if evaluated_at is None or backbone.input_shapes == "one":
+        return backbone
+    wanted = image_size or evaluated_at
+    if height_and_width(wanted) == height_and_width(backbone.image_size):
+        return backbone
+    return resized(backbone, {"image_size": wanted}, f"Positions of {preset}")
 
 
 def _check_fit(folder: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

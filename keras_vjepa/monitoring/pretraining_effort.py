@@ -1,4 +1,4 @@
-"""Say what the pretraining of a preset took: samples seen and hours (Tables 5 and 16, Fig. 5)."""
+"""Say what the pretraining of a preset took: samples seen and hours (App. E.2, Fig. 5)."""
 
 import json
 import math
