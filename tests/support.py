@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,31 +48,51 @@ def compiled(function: Any) -> Any:
     return device.compiled_alone(lambda *arrays: function(*arrays))
 
 
+@contextmanager
+def programs_made() -> Iterator[list[str]]:
+    """Names of the programs that JAX or TensorFlow makes within the block; none on torch."""
+    made: list[str] = []
+    if keras.config.backend() == "jax":
+        from jax import monitoring
+
+        def listen(event: str, _: float, **about: Any) -> None:
+            if event.endswith("jaxpr_to_mlir_module_duration"):
+                made.append(str(about.get("fun_name")))
+
+        monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield made
+        finally:
+            monitoring.unregister_event_duration_listener(listen)
+    elif keras.config.backend() == "tensorflow":
+        from tensorflow.python.eager import context
+
+        before = set(context.context().list_function_names())
+        yield made
+        made += sorted(set(context.context().list_function_names()) - before)
+    else:
+        yield made
+
+
 def _who_asked() -> str:
     """The file, of this package or of Keras above its operations, that asked for an operation."""
-    for frame in reversed(traceback.extract_stack()):
-        of_keras = "/keras/src/" in frame.filename
-        below = any(part in frame.filename for part in ("/keras/src/ops/", "/keras/src/backend/"))
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        name, frame = frame.f_code.co_filename, frame.f_back
+        of_keras = "/keras/src/" in name
+        below = any(part in name for part in ("/keras/src/ops/", "/keras/src/backend/"))
         if (
             (of_keras and not below)
-            or "/keras_vjepa/" in frame.filename
-            or (
-                "/tests/" in frame.filename
-                and frame.name not in ("_who_asked", "made", "__torch_dispatch__")
-            )
+            or "/keras_vjepa/" in name
+            or ("/tests/" in name and not name.endswith("/tests/support.py"))
         ):
-            return "/".join(Path(frame.filename).parts[-3:])
+            return "/".join(Path(name).parts[-3:])
     return "nobody known"
 
 
-def waits_of_a_step(model: Any, batch: tuple[Any, ...], monkeypatch: Any) -> list[str]:
-    """What stops host or device in a second training step on torch: numbers asked for, or copied.
-
-    Args:
-        model: a compiled model; it makes one step before, which may do anything.
-        batch: what `fit` gives to a step, as arrays.
-        monkeypatch: pytest's, in whose context torch's functions are watched.
-    """
+@contextmanager
+def watched_by_torch(monkeypatch: Any) -> Iterator[list[str]]:
+    """What stops host or device within the block, on torch: numbers asked for, or copied."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,18 +109,42 @@ def waits_of_a_step(model: Any, batch: tuple[Any, ...], monkeypatch: Any) -> lis
     def watched(make: Any) -> Any:
         def made(data: Any, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(data, torch.Tensor):
-                waits.append(f"{data} is copied by {_who_asked()}")
+                waits.append(f"{np.asarray(data).nbytes} bytes are copied by {_who_asked()}")
             return make(data, *args, **kwargs)
 
         return made
 
-    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
-    model.train_step(batch)
+    def read(take: Any) -> Any:
+        def taken(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            # What that module looks at lies on the host anyway; elsewhere it reads nothing.
+            if not (who := _who_asked()).endswith("backend/host_values.py"):
+                waits.append(f"{tensor.nbytes} bytes are read by {who}")
+            return take(tensor, *args, **kwargs)
+
+        return taken
+
     with monkeypatch.context() as patch:
         for name in ("as_tensor", "tensor", "from_numpy"):
             patch.setattr(torch, name, watched(getattr(torch, name)))
+        # On the processor, these are no operations, so a dispatch mode does not see them.
+        for name in ("numpy", "tolist"):
+            patch.setattr(torch.Tensor, name, read(getattr(torch.Tensor, name)))
         with Watch():
-            model.train_step(batch)
+            yield waits
+
+
+def waits_of_a_step(model: Any, batch: tuple[Any, ...], monkeypatch: Any) -> list[str]:
+    """What stops host or device in a second training step on torch: numbers asked for, or copied.
+
+    Args:
+        model: a compiled model; it makes one step before, which may do anything.
+        batch: what `fit` gives to a step, as arrays.
+        monkeypatch: pytest's, in whose context torch's functions are watched.
+    """
+    batch = keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    model.train_step(batch)
+    with watched_by_torch(monkeypatch) as waits:
+        model.train_step(batch)
     return waits
 
 

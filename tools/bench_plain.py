@@ -3,9 +3,11 @@
     KERAS_BACKEND=torch OMP_NUM_THREADS=1 keras-vjepa bench-plain --network decoder --batch-size 8
 
 Ours and the plain one take turns, so that other work on the machine disturbs both, and their CPU
-time is shown beside the time that passed.
+time is shown beside the time that passed. For the decoder, its convolutions, which fold time into
+the batch, are then timed beside 3-D ones of the same backend.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +15,14 @@ from typing import Any
 import keras_vjepa  # noqa: F401
 
 # isort: split
+import keras
 import numpy as np
 
 from keras_vjepa import AdamW, FeatureDecoder, VJEPABackbone
 from keras_vjepa.arguments import MOST_LONG, check_whole
 from keras_vjepa.backend import distribution
 from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.layers.space_time import SpaceTimeConvolution
 from keras_vjepa.models.diffusion_network import DiffusionNetwork
 from keras_vjepa.tools.bench_finetune import in_turns
 
@@ -33,12 +37,18 @@ DECODER = {
 ENCODER = {"image_size": 224, "num_frames": 8, "hidden_dim": 384, "num_layers": 6, "num_heads": 6}
 
 
-def compare(name: str, ours: Callable[[], Any], plain: Callable[[], Any], count: int) -> None:
-    """Time two functions in turns, and print both and the plain one's time as a share of ours."""
+def compare(
+    name: str,
+    ours: Callable[[], Any],
+    plain: Callable[[], Any],
+    count: int,
+    other_name: str = "plain PyTorch",
+) -> None:
+    """Time two functions in turns, and print both and the other one's time as a share of ours."""
     own, other = (np.median(times, axis=0) for times in in_turns([ours, plain], count))
     for kind, one, plain_one in zip(("", " of CPU"), own, other, strict=True):
         print(
-            f"{name:10s}keras_vjepa {one:.3f} s{kind}, plain PyTorch {plain_one:.3f} s{kind}: "
+            f"{name:10s}keras_vjepa {one:.3f} s{kind}, {other_name} {plain_one:.3f} s{kind}: "
             f"{plain_one / one:.2f} times as fast",
             flush=True,
         )
@@ -88,6 +98,27 @@ def bench_decoder(batch_size: int, steps: int, **changes: Any) -> None:
     )
 
 
+def bench_folding(batch_size: int, steps: int, **changes: Any) -> None:
+    """Compare convolutions that fold time into the batch with 3-D ones of the same sizes.
+
+    Args:
+        batch_size: clips of a training step of four such layers.
+        steps: that are timed, of each.
+        changes: sizes of the network in place of `DECODER`.
+    """
+    sizes: Any = {**DECODER, **changes}
+    width, shape = sizes["width"], (*sizes["clip_shape"], sizes["width"])
+    kernels = ((1, 3, 3), (3, 1, 1))
+    folded = [SpaceTimeConvolution(width, factorized=True) for _ in range(4)]
+    whole = [keras.layers.Conv3D(width, size, padding="same") for _ in range(4) for size in kernels]
+    clips = np.random.default_rng(0).normal(size=(batch_size, *shape)).astype("float32")
+    models = [keras.Sequential([keras.Input(shape), *layers]) for layers in (folded, whole)]
+    for model in models:
+        model.compile("sgd", "mse")
+    ours, other = (functools.partial(model.train_on_batch, clips, clips) for model in models)
+    compare("folding", ours, other, steps, "3-D convolutions")
+
+
 def bench_encoder(batch_size: int, steps: int, **changes: Any) -> None:
     """Compare the features of videos.
 
@@ -117,20 +148,21 @@ def bench_encoder(batch_size: int, steps: int, **changes: Any) -> None:
     )
 
 
+RUNS = {"decoder": (bench_decoder, bench_folding), "vjepa21": (bench_encoder,)}
+
+
 def main(arguments: list[str] | None = None, program: str = "bench_plain.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
-    parser.add_argument(
-        "--network", default="decoder", choices=["decoder", "vjepa21"], help="what is timed"
-    )
+    parser.add_argument("--network", default="decoder", choices=[*RUNS], help="what is timed")
     parser.add_argument("--batch-size", type=int, default=8, help="clips")
     parser.add_argument("--steps", type=int, default=5, help="that are timed, of each")
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
     print(distribution.setup())
-    run = bench_decoder if options.network == "decoder" else bench_encoder
-    run(options.batch_size, options.steps)
+    for run in RUNS[options.network]:
+        run(options.batch_size, options.steps)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Tell what the machine has, and run work on each device by itself (App. C)."""
 
+import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
+from numpy.typing import NDArray
 
 from keras_vjepa.backend import collectives
 from keras_vjepa.types import Tensor
@@ -94,6 +98,44 @@ def on_each_device(function: Callable[..., Tensor], *arrays: Tensor | None) -> T
 
     rows = jax.sharding.PartitionSpec(axis)
     return jax.shard_map(of_given, mesh=mesh, in_specs=rows, out_specs=rows)(*given)
+
+
+def constant(array: NDArray[Any], beside: Tensor) -> Tensor:
+    """Return an array that never changes as a tensor.
+
+    On torch it is copied to the device only once. A copy in every step would make both wait, and a
+    step that copies cannot be recorded (`cuda_graph.py`). Compiled steps hold their constants.
+
+    Args:
+        array: the numbers.
+        beside: a tensor on the device that needs them.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from keras_vjepa.backend.device import constant
+    >>> ops.convert_to_numpy(constant(np.array([1, 2]), ops.ones(3))).tolist()
+    [1, 2]
+    """
+    if keras.config.backend() != "torch":
+        return ops.convert_to_tensor(array)
+    import torch
+
+    tensor = ops.convert_to_tensor(beside)
+    if torch.compiler.is_compiling():
+        return torch.as_tensor(array, device=tensor.device)
+    return _kept_constant(array.tobytes(), array.dtype.str, array.shape, tensor.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_constant(numbers: bytes, dtype: str, shape: tuple[int, ...], device: Any) -> Tensor:
+    import torch
+
+    # A tensor made in inference mode could not take part in a training step later.
+    with torch.inference_mode(False):
+        array = np.frombuffer(numbers, dtype).reshape(shape).copy()
+        return torch.as_tensor(array, device=device)
 
 
 def compiled_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -71,6 +71,77 @@ class DistributedInference:
         return _only_rows_with_weight(self.model.predict_on_batch(inputs), weight, np)
 
 
+def compiled_beside(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that calls a model in inference; what it returns stays on the device.
+
+    Keras' `predict_on_batch` brings results to the host, where a loop that feeds them back would
+    wait for each. There is one program for each shape of the arguments, and the weights are those
+    that the model has when it is called.
+
+    Args:
+        model: a built model.
+        function: a function of tensors, which calls the model.
+
+    Returns:
+        A function of arrays or tensors.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_vjepa.backend.inference import compiled_beside
+    >>> model = keras.Sequential([keras.layers.Flatten()])
+    >>> twice = compiled_beside(model, lambda x: 2.0 * model(x))
+    >>> keras.ops.convert_to_numpy(twice(np.ones((1, 3), "float32"))).tolist()
+    [[2.0, 2.0, 2.0]]
+    """
+    made: dict[str, Callable[[keras.Model, Callable[..., Any]], Callable[..., Any]]] = {
+        "jax": _jax_beside,
+        "tensorflow": _tensorflow_beside,
+        "torch": _torch_beside,
+    }
+    return made[keras.config.backend()](model, function)
+
+
+def _jax_beside(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    import jax
+
+    def of_values(values: list[Any], *tensors: Any) -> Any:
+        pairs = [*zip(model.variables, values, strict=True)]
+        with keras.StatelessScope(state_mapping=pairs):
+            return function(*tensors)
+
+    compiled = jax.jit(of_values)
+    return lambda *tensors: compiled([variable.value for variable in model.variables], *tensors)
+
+
+def _tensorflow_beside(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    import tensorflow as tf
+
+    compiled: dict[tuple[int, ...], Any] = {}
+
+    def of_tensors(*arrays: Any) -> Any:
+        # Quantization and LoRA give a model other variables, which a program would not see.
+        variables = tuple(map(id, model.variables))
+        if variables not in compiled:
+            compiled.clear()
+            make = tf.function(autograph=False, jit_compile=model.jit_compile)
+            compiled[variables] = make(function)
+        # An array would be taken for a constant of the program, which would be made for each anew.
+        return compiled[variables](*map(ops.convert_to_tensor, arrays))
+
+    return of_tensors
+
+
+def _torch_beside(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    def of_tensors(*arrays: Any) -> Any:
+        with torch.no_grad():
+            return function(*map(ops.convert_to_tensor, arrays))
+
+    return of_tensors
+
+
 def _only_rows_with_weight(outputs: Any, weight: Any, numerics: Any = ops) -> Any:
     def of_one(array: Any) -> Any:
         column = numerics.reshape(weight > 0, (-1,) + (1,) * (len(array.shape) - 1))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vjepa.backend import collectives, keras_internals
@@ -276,6 +277,8 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     import torch
 
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    # Loss and metrics would each copy labels that are arrays, as `train_on_batch` gives them.
+    y, sample_weight = keras.tree.map_structure(_tensor_of_array, (y, sample_weight))
     num_parts, variables = model.accumulation_steps, model.trainable_variables
     outputs, loss, updates = None, 0.0, _updates_before(model.optimizer)
     batch = _given(x, y, sample_weight)
@@ -314,6 +317,10 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
         if num_parts > 1:
             outputs = _whole(labelled) if labelled else None
         return _logs(model, x, y, outputs, sample_weight, loss, updates, {**seen, **norms})
+
+
+def _tensor_of_array(value: Any) -> Any:
+    return ops.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
 
 
 class _RecordedTorchStep:

@@ -15,6 +15,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import MOST_LONG, check_choice, check_number, check_whole
+from keras_vjepa.backend.device import constant
 from keras_vjepa.types import Tensor
 
 SCHEDULES = ("cosine", "linear")
@@ -137,7 +138,7 @@ def weighted_sum(timesteps: Tensor, *parts: tuple[NDArray[np.float64], Tensor]) 
     """
     weighted = []
     for table, tensor in parts:
-        numbers = ops.take(ops.convert_to_tensor(table.astype("float32")), timesteps, axis=0)
+        numbers = ops.take(constant(table.astype("float32"), timesteps), timesteps, axis=0)
         numbers = ops.reshape(numbers, (-1, *[1] * (len(tensor.shape) - 1)))
         weighted.append(numbers * ops.cast(tensor, "float32"))
     return sum(weighted[1:], weighted[0])
@@ -166,9 +167,8 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     steps = np.arange(half, dtype="float32")
     exponents = np.float32(-np.log(_MAX_PERIOD)) * steps / np.float32(max(half, 1))
     frequencies = np.exp(exponents.astype("float64")).astype("float32")
-    angles = ops.expand_dims(ops.cast(timesteps, "float32"), -1) * ops.convert_to_tensor(
-        frequencies
-    )
+    timesteps = ops.expand_dims(ops.cast(timesteps, "float32"), -1)
+    angles = timesteps * constant(frequencies, timesteps)
     parts = [ops.cos(angles), ops.sin(angles)]
     if width % 2:
         parts.append(ops.zeros_like(angles[:, :1]))
@@ -219,7 +219,7 @@ def denoise(
         noise = ops.cast(noise_model(x, int(kept[i])), "float32")
         clean = (x - (1 - share) ** 0.5 * noise) / share**0.5
         if clip:
-            clean = ops.clip(clean, -1.0, 1.0)
+            clean = ops.hard_tanh(clean)  # `ops.clip` would copy its limits to the device.
         if sampler == "ddim":
             # After clipping, the noise is computed again so that it matches the clean clip.
             noise = (x - share**0.5 * clean) / (1 - share) ** 0.5

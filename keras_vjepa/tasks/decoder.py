@@ -18,7 +18,8 @@ One batch is a dictionary:
     kinds      int32 (batch,): what the features are, numbers of `KINDS`
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -34,7 +35,7 @@ from keras_vjepa.arguments import (
     check_whole,
     shown,
 )
-from keras_vjepa.backend import collectives, updates
+from keras_vjepa.backend import collectives, inference, updates
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
@@ -176,7 +177,9 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         """
         done = ops.cast(ops.convert_to_tensor(self.optimizer.iterations), "float32")
         # After n steps the average covers about the last tenth of them, until `average` is reached.
-        rate = ops.maximum(1.0 - self.average, 9.0 / (10.0 + done))
+        early = 9.0 / (10.0 + done)
+        # A Python number would be copied to the device in each step where operations run alone.
+        rate = ops.maximum(ops.zeros_like(early) + (1.0 - self.average), early)
         if moved is not None:
             rate = rate * ops.cast(moved, "float32")
         updates.move_towards(self.averaged.variables, self.network.variables, rate)
@@ -241,28 +244,34 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         return pixels.reshape(count, each, *shape)
 
     def _noise_model(self, features: NDArray[np.float32], kind: int, guidance: float) -> NoiseModel:
-        """Make the function that predicts noise for these features, in one compiled call."""
-        rows = len(features)
+        """Make the function that predicts noise for these features.
 
-        def predicted(x: Tensor, timestep: int, number: int) -> Tensor:
-            timesteps = np.full(rows, timestep, "int32")
-            inputs = {
-                "clips": ops.convert_to_numpy(x),
-                "timesteps": timesteps,
-                "features": features,
-                "kinds": np.full(rows, number, "int32"),
-            }
-            found = self.averaged.predict_on_batch(inputs)
-            return self.network_output.noise(found, x, timesteps)
+        Nothing but the number of a timestep leaves the host or comes back to it in between.
+        """
+        told = ops.convert_to_tensor(features)
+        # Keras' `full` would copy its number to the device on torch, and wait for it.
+        none = ops.zeros((len(features),), "int32")
+        kinds = none + kind
 
         def model(x: Tensor, timestep: int) -> Tensor:
-            given = predicted(x, timestep, kind)
+            timesteps = none + timestep
+            given = self._compiled_noise(x, timesteps, told, kinds)
             if guidance == 1:
                 return given
-            without = predicted(x, timestep, 0)
+            without = self._compiled_noise(x, timesteps, told, none)
             return without + guidance * (given - without)
 
         return model
+
+    @functools.cached_property
+    def _compiled_noise(self) -> Callable[..., Tensor]:
+        """Return the compiled prediction of the averaged network."""
+
+        def predicted(x: Tensor, timesteps: Tensor, features: Tensor, kinds: Tensor) -> Tensor:
+            inputs = {"clips": x, "timesteps": timesteps, "features": features, "kinds": kinds}
+            return self.network_output.noise(self.averaged(inputs), x, timesteps)
+
+        return inference.compiled_beside(self.averaged, predicted)
 
     def _checked(
         self, features: Any, seeds: Sequence[int], kind: str, guidance: float

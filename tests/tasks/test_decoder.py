@@ -9,7 +9,7 @@ from keras_vjepa import FeatureDecoder, VJEPABackbone, VJEPAPredictor, VJEPAPret
 from keras_vjepa.models.diffusion_network import DiffusionNetwork
 from keras_vjepa.tasks.decoder import check_decoder
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
-from tests.support import slow_but_on
+from tests.support import programs_made, slow_but_on
 
 
 def make_decoder(feature_dim=6, grid_shape=(2, 1, 2), **arguments):
@@ -39,12 +39,15 @@ def trained():
     decoder.compile(keras.optimizers.Adam(1e-2))
     first = [np.array(w) for w in decoder.averaged.get_weights()]
     batch = make_batch(decoder)
-    losses = [float(decoder.train_on_batch(batch)) for _ in range(5)]
-    return decoder, batch, first, losses
+    losses = [float(decoder.train_on_batch(batch))]
+    with programs_made() as made:
+        losses += [float(decoder.train_on_batch(batch)) for _ in range(4)]
+    return decoder, batch, first, losses, made
 
 
 def test_training_lowers_the_loss_and_moves_the_average(trained):
-    decoder, batch, first, losses = trained
+    decoder, batch, first, losses, made = trained
+    assert made == [], "all steps are one program"
     # The last layer starts at zero, so the first error is that of predicting no noise.
     np.testing.assert_allclose(losses[0], np.square(batch["noise"]).mean(), rtol=1e-5)
     assert losses[-1] < losses[0]
@@ -60,6 +63,9 @@ def test_samples_follow_from_seed_and_features(trained):
     features = batch["features"][:2]
     both = decoder.sample(features, seeds=(3, 4), steps=3)
     assert both.shape == (2, 2, 2, 4, 8, 3) and both.dtype == np.uint8
+    with programs_made() as made:
+        decoder.sample(features + 1, seeds=(5, 6), kind="target", steps=4)
+    assert made == [], "all samples of a size are one program"
     alone = decoder.sample(features[1:], seeds=(4,), steps=3)
     assert np.abs(alone[0, 0].astype(int) - both[1, 1]).max() <= 1, "no clip knows of the others"
     assert np.abs(both[0, 0].astype(int) - both[0, 1]).max() > 5, "each seed has noise of its own"

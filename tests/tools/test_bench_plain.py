@@ -17,13 +17,15 @@ SMALL = {"clip_shape": (2, 8, 8), "feature_dim": 6, "grid_shape": (2, 2, 2), "wi
 def test_ratios_of_both_networks(capsys):
     pytest.importorskip("torch")
     bench_plain.bench_decoder(2, 1, **SMALL)
+    bench_plain.bench_folding(2, 1, **SMALL)
     sizes = {"image_size": 32, "num_frames": 4, "hidden_dim": 24, "num_layers": 4, "num_heads": 2}
     bench_plain.bench_encoder(1, 1, **sizes)
     lines = capsys.readouterr().out.splitlines()
     ours, plain = re.match(r"U-Net of ([\d,]+) and plain ([\d,]+) weights", lines[0]).groups()
     assert ours == plain
     compared = [line.split()[0] for line in lines if line.endswith("times as fast")]
-    assert compared == ["training", "training", "sampling", "sampling", "features", "features"]
+    names = ("training", "sampling", "folding", "features")
+    assert compared == [name for name in names for _ in range(2)]
 
 
 @pytest.mark.slow
