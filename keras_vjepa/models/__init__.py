@@ -19,6 +19,7 @@ from keras_vjepa.models.families import (
     VideoMAEv2Backbone,
     VisionBackbone,
 )
+from keras_vjepa.models.keras_hub import KerasHubBackbone
 from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.models.saved_model import SavedModelBackbone
 
@@ -30,6 +31,7 @@ __all__ = [
     "FunctionalBackbone",
     "HieraBackbone",
     "IJEPABackbone",
+    "KerasHubBackbone",
     "MVDBackbone",
     "OmniMAEBackbone",
     "OpenCLIPBackbone",

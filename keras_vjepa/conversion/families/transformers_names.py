@@ -110,6 +110,10 @@ def _dinov2(backbone: Any) -> dict[str, Any]:
         "use_swiglu_ffn": is_swiglu,
         "hidden_act": "gelu",
         "use_mask_token": False,
+        # The usual values, which transformers assumes where they are missing. keras-hub does not.
+        "layerscale_value": 1.0,
+        "hidden_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
     }
     if backbone.num_register_tokens:
         described |= {
