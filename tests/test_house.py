@@ -800,6 +800,7 @@ PUBLIC: dict[str, set[str]] = {
         "FunctionalBackbone",
         "HieraBackbone",
         "IJEPABackbone",
+        "KerasHubBackbone",
         "MVDBackbone",
         "OmniMAEBackbone",
         "OpenCLIPBackbone",

@@ -14,8 +14,8 @@ import keras
 from keras_vjepa.models.adapters import FunctionalBackbone, register_adapter
 from keras_vjepa.types import Tensor
 
-# Names of keras-hub's classes that put a class token first.
-_WITH_CLASS_TOKEN = ("DINOV2Backbone", "CLIPVisionEncoder")
+# Names under which Keras knows those of keras-hub's classes that put a class token first.
+_WITH_CLASS_TOKEN = ("keras_hub>DINOV2Backbone", "keras_hub>CLIPVisionEncoder")
 
 
 @register_adapter
@@ -38,8 +38,7 @@ class KerasHubBackbone(FunctionalBackbone):
     @staticmethod
     def fits(backbone: keras.Model) -> bool:
         """Accept the two classes, by their names."""
-        of = type(backbone)
-        return of.__module__.split(".")[0] == "keras_hub" and of.__name__ in _WITH_CLASS_TOKEN
+        return keras.saving.get_registered_name(type(backbone)) in _WITH_CLASS_TOKEN
 
     def encode(self, inputs: Tensor, training: bool) -> Tensor:
         """Call the model, and leave class token and registers out."""
