@@ -48,7 +48,7 @@ _MEASURED_CLIPS = 64
 # compared.
 _FREE = {
     "preset", "data", "num_workers", "read_ahead", "max_bad_share", "checkpoint_every",
-    "log_every", "keep_last", "keep_every",
+    "log_every", "keep_last", "keep_every", "cache_gib",
 }  # fmt: skip
 
 # The options of a run whose preset is saved.

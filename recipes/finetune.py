@@ -48,7 +48,9 @@ class FineTuning(LabelledRun):
     """Fine-tunes a classifier end to end; see `LabelledRun`."""
 
     # In place of the samples' paths, samples are compared.
-    free = frozenset({"label_names", "path_column", "label_column", "use_multiprocessing"})
+    free = frozenset(
+        {"label_names", "path_column", "label_column", "use_multiprocessing", "cache_gib"}
+    )
 
     @property
     def rate_scale(self) -> float:

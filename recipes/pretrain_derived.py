@@ -43,7 +43,7 @@ from keras_vjepa.training.resumable import check_folder
 # compared; in place of the batch that budgets are made for, the budgets.
 MAY_DIFFER = {
     "data", "image_data", "kind", "fps", "videos", "label_names", "path_column",
-    "budget_batch_size", "num_workers", "use_multiprocessing", "read_ahead",
+    "budget_batch_size", "num_workers", "use_multiprocessing", "cache_gib", "read_ahead",
     "max_bad_share", "max_file_seconds", "max_frame_pixels",
     "shard_parameters", "steps", "accumulation_steps", "remat",
     "monitor_every", "monitor_clips", "monitor_probe_every", "monitor_probe_clips", "callbacks",

@@ -25,6 +25,7 @@ _NOT_DESCRIBED = {
     "samples",
     "num_workers",
     "use_multiprocessing",
+    "cache_gib",
     "read_ahead",
     "max_bad_share",
     "limits",

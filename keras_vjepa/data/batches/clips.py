@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_vjepa.arguments import MOST_LONG, check_flag, check_whole
+from keras_vjepa.arguments import MOST_LONG, check_flag, check_number, check_whole
 from keras_vjepa.data.batches.reading_processes import ReadingProcesses
 from keras_vjepa.data.reading.clip_indices import clip_frame_indices
 from keras_vjepa.data.reading.decoders import Indices
@@ -27,6 +27,7 @@ from keras_vjepa.data.reading.fine_tuning_indices import (
 )
 from keras_vjepa.data.reading.frame_memory import lent_frames, stacked
 from keras_vjepa.data.reading.image import read_image
+from keras_vjepa.data.reading.kept_frames import KeptFrames, KeptVideo
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import is_image, name_of
 from keras_vjepa.data.reading.media import Media
@@ -147,6 +148,7 @@ def read_clips(
     transform: Transform,
     rng: np.random.Generator,
     limits: ReadingLimits = DEFAULT_LIMITS,
+    kept: KeptFrames | None = None,
 ) -> Clips:
     """Read and transform the clips of a video, or an image repeated to one.
 
@@ -157,6 +159,7 @@ def read_clips(
             (views, frames, height, width, 3).
         rng: source of the clips' places.
         limits: time and pixels that the file may take.
+        kept: keeps the frames of videos; None keeps none.
 
     Returns:
         The clips.
@@ -175,7 +178,8 @@ def read_clips(
         clips = np.repeat(view, settings.frames_per_clip, axis=-4)[np.newaxis]
         indices = np.zeros((1, settings.frames_per_clip), np.int64)
     else:
-        with open_video(source, limits=limits) as video:
+        opened = open_video if kept is None else kept.opened
+        with opened(source, limits=limits) as video:
             if video.num_frames < settings.num_clips:
                 raise UnreadableVideoError(
                     video.path,
@@ -187,7 +191,7 @@ def read_clips(
     return Clips(clips[0] if single else clips, indices.astype(np.int32))
 
 
-def _transformed(video: VideoReader, indices: Indices, transform: Transform) -> Floats:
+def _transformed(video: VideoReader | KeptVideo, indices: Indices, transform: Transform) -> Floats:
     # All clips are read in one call, so that a frame which several of them share is decoded and
     # stored only once.
     distinct, places = np.unique(indices, return_inverse=True)
@@ -210,11 +214,13 @@ class ClipReader:
         transform: called with the frames of a clip and a generator.
         clip: how to choose frames.
         limits: time and pixels that a file may take.
+        kept: keeps the frames of videos; None keeps none.
     """
 
     transform: Callable[[NDArray[np.uint8], np.random.Generator], Floats]
     clip: ClipSettings
     limits: ReadingLimits
+    kept: KeptFrames | None = None
 
     def __call__(self, item: tuple[str | Media, np.random.Generator]) -> Clips:
         """Read the clips of a source; the generator places and augments them."""
@@ -223,7 +229,7 @@ class ClipReader:
         if cv2.getNumThreads() != 1:
             cv2.setNumThreads(1)
         transform = functools.partial(self._transformed, rng=rng)
-        return read_clips(source, self.clip, transform, rng, self.limits)
+        return read_clips(source, self.clip, transform, rng, self.limits, self.kept)
 
     def _transformed(self, frames: NDArray[np.uint8], rng: np.random.Generator) -> Floats:
         return self.transform(frames, rng)
@@ -263,20 +269,30 @@ class OfClips:
         limits: time and pixels that a file may take; one that takes more is unreadable.
         use_multiprocessing: read in worker processes, not threads, `num_workers` of them. Batches
             are the same; a crash of a decoder costs a file and not the run.
+        cache_gib: GiB of memory in which decoded videos are kept, so that later epochs need not
+            decode them; clips are the same. By default, no video is kept.
     """
 
     transform: Callable[..., NDArray[np.float32]]
     clip: ClipSettings = field(default=ClipSettings(), kw_only=True)
     limits: ReadingLimits = field(default=DEFAULT_LIMITS, kw_only=True)
     use_multiprocessing: bool = field(default=False, kw_only=True)
+    cache_gib: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_flag(use_multiprocessing=self.use_multiprocessing)
+        check_number("(0, inf)", optional=True, cache_gib=self.cache_gib)
+        if self.use_multiprocessing and self.cache_gib is not None:
+            raise ValueError(
+                "`cache_gib` must be None with `use_multiprocessing`, because every process would "
+                f"keep frames of its own. Received: {self.cache_gib:g}"
+            )
+        self._kept = KeptFrames(int(self.cache_gib * 2**30)) if self.cache_gib else None
         super().__post_init__()  # type: ignore[misc]
 
     def reader(self) -> ClipReader:
         """Return what reads the clips of a sample."""
-        return ClipReader(self.transform, self.clip, self.limits)
+        return ClipReader(self.transform, self.clip, self.limits, self._kept)
 
     def _clips(self, source: str | Media, rng: np.random.Generator) -> Clips:
         """Read the clips of a source; the generator places and augments them."""
