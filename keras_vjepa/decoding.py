@@ -20,6 +20,7 @@ from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SEED, check_choice, check_number, check_size, check_whole
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.configuration import values
+from keras_vjepa.data.batches.clips import check_cache
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_kinds import Grid, MultiBlockMask
 from keras_vjepa.data.batches.mask_sampler import MaskSampler
@@ -257,6 +258,7 @@ def check_decode_options(config: Any) -> None:
     config.network.check(check_network)
     config.decoder.check(check_decoder)
     config.batches.check(check_reading, seed=config.seed)
+    config.batches.check(check_cache)
     config.transform.make(crop_size=32)
     config.clip.make(frames_per_clip=1)
     config.run.check(check_run)

@@ -14,6 +14,7 @@ from keras_vjepa.arguments import (
 )
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import ConfigT, replace
+from keras_vjepa.data.batches.clips import check_cache
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.transforms.augmentation import RandAugment
@@ -79,6 +80,7 @@ def _check_reading(config: Any) -> None:
         batches.read_ahead,
         batches.max_bad_share,
     )
+    batches.check(check_cache)
     check_whole(1, MOST_LONG, num_sample=batches.num_repeats)
     check_whole(0, MOST_SEED, seed=config.seed)
     if config.task and config.data.data not in SETS:

@@ -18,6 +18,7 @@ from keras_vjepa.arguments import (
 )
 from keras_vjepa.backend.device import memory_of_machine
 from keras_vjepa.configuration import ConfigT, replace, values
+from keras_vjepa.data.batches.clips import check_cache
 from keras_vjepa.data.batches.epochs import check_label_weights
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_budgets import BUDGETS
@@ -153,6 +154,7 @@ def check_parts(config: Any) -> None:
     config.source.check(check_fps)
     config.limits.make()
     config.batches.check(check_reading, seed=config.seed)
+    config.batches.check(check_cache)
     config.batches.check(check_label_weights)
     config.pretrainer.check(check_objective)
     config.pretrainer.check(check_context_loss)

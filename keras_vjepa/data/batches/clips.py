@@ -259,6 +259,20 @@ class _Own(threading.local):
 _own = _Own()
 
 
+def check_cache(cache_gib: float | None, use_multiprocessing: bool = False) -> None:
+    """Check how much is to be kept in memory, before there are samples; see `OfClips`.
+
+    Raises:
+        ValueError: if it is no number of GiB, or worker processes are to read.
+    """
+    check_number("(0, 65536]", optional=True, cache_gib=cache_gib)
+    if use_multiprocessing and cache_gib is not None:
+        raise ValueError(
+            "`cache_gib` must be None with `use_multiprocessing`, because every process would keep "
+            f"frames of its own. Received: {cache_gib:g}"
+        )
+
+
 @dataclass
 class OfClips:
     """Adds to indexed batches how the clips of a sample are taken and transformed.
@@ -281,12 +295,7 @@ class OfClips:
 
     def __post_init__(self) -> None:
         check_flag(use_multiprocessing=self.use_multiprocessing)
-        check_number("(0, inf)", optional=True, cache_gib=self.cache_gib)
-        if self.use_multiprocessing and self.cache_gib is not None:
-            raise ValueError(
-                "`cache_gib` must be None with `use_multiprocessing`, because every process would "
-                f"keep frames of its own. Received: {self.cache_gib:g}"
-            )
+        check_cache(self.cache_gib, self.use_multiprocessing)
         self._kept = KeptFrames(int(self.cache_gib * 2**30)) if self.cache_gib else None
         super().__post_init__()  # type: ignore[misc]
 
