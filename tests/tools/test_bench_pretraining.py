@@ -46,9 +46,8 @@ def test_table_and_figures(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_steps_learn():
-    """The smallest encoder's steps, with finite losses that fall."""
-    for make in (plain_torch_masked.vjepa_step, plain_torch_masked.videomae_step):
-        step = make("small", 1, False)
-        losses = [step() for _ in range(3)]
-        assert losses[2] < losses[0] < 3
+def test_steps_of_videomae_learn():
+    """With the smallest encoder; a prediction of zeros has an error of one."""
+    step = plain_torch_masked.videomae_step("small", 1, False)
+    losses = [step() for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0] < 2
