@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_vjepa.data.reading.decoders import Frames
-from keras_vjepa.data.reading.errors import UnreadableVideoError
 from keras_vjepa.data.reading.limits import DEFAULT_LIMITS, ReadingLimits
 from keras_vjepa.data.reading.locating import name_of
 from keras_vjepa.data.reading.media import Media
@@ -53,9 +52,9 @@ class KeptVideo:
 class KeptFrames:
     """Keeps decoded videos, as many as a number of bytes allows, for several threads.
 
-    A video is decoded whole when it is first opened, and a file that is replaced later is not read
-    again. Videos beyond the limit, and those of which not all frames can be decoded, are opened as
-    usual each time; the log says when the limit is reached.
+    A video is decoded whole when it is first opened, so that one of which a frame is damaged is
+    unreadable, whichever frames are wanted. A file that is replaced later is not read again. Videos
+    beyond the limit are opened as usual each time, and the log says when the limit is reached.
 
     Args:
         most_bytes: of all frames together.
@@ -87,7 +86,7 @@ class KeptFrames:
             limits: likewise.
 
         Raises:
-            UnreadableVideoError: as `open_video`.
+            UnreadableVideoError: as `open_video`, and if a frame cannot be decoded.
         """
         name = name_of(source)
         kept = self._videos.get(name)
@@ -100,18 +99,18 @@ class KeptFrames:
             yield kept or video
 
     def _keep(self, name: str, video: VideoReader) -> KeptVideo | None:
-        """Decode and keep a video; None if there is no room, or a frame cannot be decoded."""
+        """Decode and keep a video; None if there is no room, or another thread is about to."""
         info = video.info
         size = info.num_frames * info.height * info.width * 3
         if not self._reserve(name, size):
             return None
         try:
             kept = KeptVideo(video.path, info, video.read(np.arange(info.num_frames)))
-        except UnreadableVideoError:
-            kept = None
-        if kept is None:
+        except BaseException:
             with self._lock:
                 self.num_bytes -= size
+                del self._videos[name]
+            raise
         self._videos[name] = kept
         return kept
 
