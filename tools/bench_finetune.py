@@ -9,6 +9,7 @@ timed alone, with a rate for each layer and with one for all. The plain step run
 torch has.
 """
 
+import argparse
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -128,18 +129,39 @@ def _update(optimizer: Any, gradients: list[Any], last: Any) -> None:
     float(ops.convert_to_numpy(ops.sum(last)))
 
 
+def timing_options(
+    parser: OneLineParser,
+    arguments: list[str] | None,
+    batch_size: int = 1,
+    steps: int = 5,
+    has_dtype: bool = True,
+) -> argparse.Namespace:
+    """Add what programs that time steps have in common to a parser, and read a command line.
+
+    Args:
+        parser: the parser, with the program's own arguments.
+        arguments: the command line; None for that of the process.
+        batch_size: default of the batch size.
+        steps: default of the number of steps.
+        has_dtype: whether the precision can be chosen.
+    """
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="clips")
+    parser.add_argument("--steps", type=int, default=steps, help="that are timed, of each")
+    if has_dtype:
+        parser.add_argument(
+            "--dtype", default="float32", choices=["float32", "mixed_bfloat16"], help="precision"
+        )
+    options = parser.parse_all(arguments)
+    with parser.refusing():
+        check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
+    return options
+
+
 def main(arguments: list[str] | None = None, program: str = "bench_finetune.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
-    parser.add_argument("--batch-size", type=int, default=1, help="clips")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, of each")
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "mixed_bfloat16"], help="precision"
-    )
-    options = parser.parse_all(arguments)
-    with parser.refusing():
-        check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
+    options = timing_options(parser, arguments)
     keras.config.set_dtype_policy(options.dtype)
     bench_step(options)
     bench_optimizer(options)

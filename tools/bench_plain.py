@@ -19,12 +19,11 @@ import keras
 import numpy as np
 
 from keras_vjepa import AdamW, FeatureDecoder, VJEPABackbone
-from keras_vjepa.arguments import MOST_LONG, check_whole
 from keras_vjepa.backend import distribution
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.layers.space_time import SpaceTimeConvolution
 from keras_vjepa.models.diffusion_network import DiffusionNetwork
-from keras_vjepa.tools.bench_finetune import in_turns
+from keras_vjepa.tools.bench_finetune import in_turns, timing_options
 
 SAMPLING_STEPS = 10
 # The decoder of `keras-vjepa decode train` for the built-in videos.
@@ -155,11 +154,7 @@ def main(arguments: list[str] | None = None, program: str = "bench_plain.py") ->
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("--network", default="decoder", choices=[*RUNS], help="what is timed")
-    parser.add_argument("--batch-size", type=int, default=8, help="clips")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, of each")
-    options = parser.parse_all(arguments)
-    with parser.refusing():
-        check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
+    options = timing_options(parser, arguments, batch_size=8, has_dtype=False)
     print(distribution.setup())
     for run in RUNS[options.network]:
         run(options.batch_size, options.steps)

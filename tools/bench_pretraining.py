@@ -24,19 +24,19 @@ import keras_vjepa  # noqa: F401
 import numpy as np
 
 from keras_vjepa import files
-from keras_vjepa.arguments import MOST_LONG, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.evaluation.pretraining_cost import (
     SAMPLES_SEEN,
     VIDEOMAE,
     VIDEOMAEV2_GIANT,
     Transformer,
+    hours_of_samples,
     vjepa_flops,
 )
 from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.monitoring.curves import draw_points
 from keras_vjepa.tools.bench import CONTEXT_TOKENS, TARGET_TOKENS, TOKENS
-from keras_vjepa.tools.bench_finetune import in_turns
+from keras_vjepa.tools.bench_finetune import in_turns, timing_options
 from keras_vjepa.training.resumable import writable_folder
 
 _PATCH_VALUES = 2 * 16 * 16 * 3
@@ -79,11 +79,11 @@ def measured(size: str, batch_size: int, steps: int, dtype: str) -> list[Row]:
     Returns:
         A row each for V-JEPA, VideoMAE and VideoMAEv2, with the seconds and FLOPs of a clip.
     """
-    from keras_vjepa.tools import plain_torch_masked
+    from keras_vjepa.tools import plain_torch_masked, plain_torch_step
 
     makers = plain_torch_masked.vjepa_step, plain_torch_masked.videomae_step
     # A processor's own time is hardly changed by other work on the machine.
-    kind = 0 if plain_torch_masked.device() == "cuda" else 1
+    kind = 0 if plain_torch_step.device() == "cuda" else 1
     rows: list[Row] = []
     for name, flops, make in zip(preset_names(size), flops_of(size), makers, strict=True):
         # One after the other, because of the memory that both together would need.
@@ -105,7 +105,10 @@ def table_of(rows: list[Row]) -> str:
         "|---" * 5 + "|",
     ]
     for row in rows:
-        seen, hours = SAMPLES_SEEN.get(row["preset"]), hours_of(row)
+        seen, hours = (
+            SAMPLES_SEEN.get(row["preset"]),
+            hours_of_samples(row["preset"], row["seconds"]),
+        )
         computed = " (computed)" if row.get("is_computed") else ""
         cells = (
             row["preset"],
@@ -118,12 +121,6 @@ def table_of(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def hours_of(row: Row) -> float | None:
-    """Multiply the time of a clip by the clips that a model has seen; None where unknown."""
-    seen = SAMPLES_SEEN.get(row["preset"])
-    return None if seen is None else row["seconds"] * seen * 1e6 / 3600
-
-
 def draw(rows: list[Row], folder: Path) -> None:
     """Draw Fig. 5 with the paper's accuracies: over clips seen, and over hours on this machine."""
     title = "SSv2, fine-tuned, top-1 in % (paper)"
@@ -131,7 +128,8 @@ def draw(rows: list[Row], folder: Path) -> None:
     places = {
         row["preset"] + " (computed)" * ("is_computed" in row): (hours, _FROZEN[row["preset"]])
         for row in rows
-        if (hours := hours_of(row)) is not None and row["preset"] in _FROZEN
+        if row["preset"] in _FROZEN
+        and (hours := hours_of_samples(row["preset"], row["seconds"])) is not None
     }
     if places:
         title, axis = "SSv2, frozen, top-1 in % (paper)", "hours of pretraining on this machine"
@@ -143,14 +141,8 @@ def main(arguments: list[str] | None = None, program: str = "bench_pretraining.p
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", metavar="OUTPUT", help="folder for table, figures and costs.json")
     parser.add_argument("--size", default="base", choices=[*VIDEOMAE], help="of both encoders")
-    parser.add_argument("--batch-size", type=int, default=1, help="clips")
-    parser.add_argument("--steps", type=int, default=3, help="that are timed, of each")
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "mixed_bfloat16"], help="precision"
-    )
-    options = parser.parse_all(arguments)
+    options = timing_options(parser, arguments, steps=3)
     with parser.refusing():
-        check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
         folder = writable_folder(Path(options.output).expanduser())
     rows = measured(options.size, options.batch_size, options.steps, options.dtype)
     table = table_of(rows)

@@ -20,6 +20,7 @@ from keras_vjepa.tools.plain_torch_step import (
     Predictor,
     Tensors,
     Training,
+    device,
     host_batch,
     take,
 )
@@ -51,11 +52,6 @@ class PixelTraining(Training):
 
     def follow(self) -> None:
         """Do nothing, because nothing follows the encoder."""
-
-
-def device() -> str:
-    """Name the device that the steps run on."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _encoder(size: str) -> Encoder:

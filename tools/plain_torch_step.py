@@ -195,7 +195,7 @@ class FineTuning:
         self, encoder: Encoder, num_classes: int, rates: tuple[float, ...], half: bool
     ) -> None:
         learning_rate, weight_decay, layer_decay, drop_path = rates
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device()
         dim, depth = encoder.position_table.shape[-1], len(encoder.blocks)
         for number in range(depth):
             rate = drop_path * number / max(depth - 1, 1)
@@ -227,6 +227,11 @@ class FineTuning:
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
+
+
+def device() -> str:
+    """Name the device that steps run on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def host_batch(batch: dict[str, np.ndarray], pinned: bool) -> tuple[torch.Tensor, Tensors, Tensors]:
@@ -270,17 +275,17 @@ def main(arguments: list[str] | None = None, program: str = "plain_torch_step.py
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = device()
     size = SIZES[options.size]
-    encoder = Encoder(size.hidden_dim, size.num_layers, size.num_heads).to(device)
-    predictor = Predictor(size.hidden_dim, 384, 12, size.num_heads).to(device)
+    encoder = Encoder(size.hidden_dim, size.num_layers, size.num_heads).to(where)
+    predictor = Predictor(size.hidden_dim, 384, 12, size.num_heads).to(where)
     half = options.dtype == "mixed_bfloat16"
     training = Training(encoder, predictor, half, not options.unmeasured)
-    batch = host_batch(make_batch(options.batch_size), device == "cuda")
+    batch = host_batch(make_batch(options.batch_size), where == "cuda")
     times = seconds(lambda: training.step(*batch), options.steps)
     step = float(np.median(times))
     print(
-        f"plain PyTorch on {device}; {options.size}, batch {options.batch_size}, tokens "
+        f"plain PyTorch on {where}; {options.size}, batch {options.batch_size}, tokens "
         f"{CONTEXT_TOKENS} and {TARGET_TOKENS}: step {step:7.3f} s ({min(times):.3f} to "
         f"{max(times):.3f}), {options.batch_size / step:6.3f} clips/s"
     )

@@ -28,6 +28,20 @@ SAMPLES_SEEN = {
 }
 
 
+def hours_of_samples(preset: str, seconds: float) -> float | None:
+    """Compute how long a released model would take for all samples that it has seen.
+
+    Args:
+        preset: name of its preset.
+        seconds: time of one sample's training step.
+
+    Returns:
+        Hours, or None if the paper has no number for the model.
+    """
+    seen = SAMPLES_SEEN.get(preset)
+    return None if seen is None else seconds * seen * 1e6 / 3600
+
+
 @dataclass(frozen=True)
 class Transformer:
     """Describes blocks of attention and MLP by what their FLOPs depend on.

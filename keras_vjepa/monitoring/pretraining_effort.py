@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_vjepa.evaluation.pretraining_cost import SAMPLES_SEEN
+from keras_vjepa.evaluation.pretraining_cost import SAMPLES_SEEN, hours_of_samples
 from keras_vjepa.monitoring.curves import draw_points
 from keras_vjepa.monitoring.run_tables import RunTables, read_run
 from keras_vjepa.tasks.checkpoint_presets import run_and_step
@@ -47,9 +47,8 @@ def pretraining_hours(preset: str, costs: Mapping[str, float]) -> float | None:
         released model, the samples that it has seen times the seconds of one; None where either is
         unknown.
     """
-    seen = samples_seen(preset)
     if preset in SAMPLES_SEEN:
-        return None if seen is None or preset not in costs else seen * costs[preset] / 3600
+        return hours_of_samples(preset, costs[preset]) if preset in costs else None
     run = _run_of(preset)
     batch_size = run.options.get("batch_size") if run else None
     speeds = [row.get("clips_per_second") for row in run.steps] if run else []
