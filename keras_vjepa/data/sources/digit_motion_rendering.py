@@ -121,14 +121,48 @@ class DigitMotionConfig:
             raise ValueError(f"`seed` must be at least 0. Received: {self.seed}")
 
 
+@dataclass(frozen=True)
+class MovingBackgroundConfig(DigitMotionConfig):
+    """Says what is rendered on a background that moves, independently of the digit.
+
+    It is a class of its own, so that the cache folders of the other sets keep their names.
+
+    Attributes:
+        background_cells: random colours along each side of the background.
+        background_speed: most pixels by which it moves in a frame, along each axis.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    background_cells: int = 16
+    background_speed: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("background_cells", 1), ("background_speed", 0)):
+            value = getattr(self, name)
+            if not least <= value <= self.canvas_size:
+                raise ValueError(
+                    f"`{name}` must lie in [{least}, `canvas_size`={self.canvas_size}]. "
+                    f"Received: {value}"
+                )
+
+
+_LARGE_DIGITS: dict[str, Any] = {
+    "digit_size": 32,
+    "num_training_videos": 8000,
+    "frame_step": 4,
+    "shrink": 2,
+}
 # Names under which recipes take a set in place of a path. On the second, with a black background,
 # larger digits and more videos, a small encoder learns in minutes; see recipes/README.md. Its files
 # have 18 frames of 32 x 32 pixels, because reading larger ones takes as long as training on them.
+# The third is the second with what cannot be predicted: noise, and a texture that moves.
 SETS: dict[str, DigitMotionConfig] = {
     "digit_motion": DigitMotionConfig(),
-    "digit_motion_black": DigitMotionConfig(
-        background_strength=0, digit_size=32, num_training_videos=8000, frame_step=4, shrink=2
-    ),
+    "digit_motion_black": DigitMotionConfig(background_strength=0, **_LARGE_DIGITS),
+    "digit_motion_texture": MovingBackgroundConfig(noise=10.0, **_LARGE_DIGITS),
 }
 
 
@@ -259,15 +293,18 @@ def _drawn(split: Split, index: int, config: DigitMotionConfig) -> _Scene:
     chosen = int(rng.integers(*bounds))
 
     colour = rng.integers(128, 256, size=3)
-    cells = (BACKGROUND_CELLS, BACKGROUND_CELLS, 3)
-    background = enlarged(
-        rng.integers(0, config.background_strength + 1, size=cells), config.canvas_size
-    )
+    moves = isinstance(config, MovingBackgroundConfig)
+    cells = config.background_cells if moves else BACKGROUND_CELLS
+    levels = rng.integers(0, config.background_strength + 1, size=(cells, cells, 3))
+    background = enlarged(levels, config.canvas_size)
     # The start is uniform on the torus and independent of the motion, so that no single frame
     # tells the motion, whatever its path.
     start = rng.integers(config.canvas_size, size=2)
     path = start + displacements(motion, config.num_frames, phase=int(rng.integers(CIRCLE_PERIOD)))
     alpha = enlarged(images[chosen][..., None] * 16, config.digit_size)
+    if moves:
+        speed = config.background_speed
+        background = _moving(background, rng.integers(-speed, speed + 1, size=2), len(path))
     return _Scene(config, int(labels[chosen]), motion, alpha, colour, background, path, rng)
 
 
@@ -333,11 +370,18 @@ def _interpolation_weights(num_cells: int, size: int) -> Integers:
     return weights
 
 
+def _moving(background: Integers, velocity: Integers, num_frames: int) -> Integers:
+    """Copy the background for each frame, moved; like the digit, it wraps around."""
+    return np.stack([np.roll(background, n * velocity, axis=(0, 1)) for n in range(num_frames)])
+
+
 def _paste(background: Integers, alpha: Integers, colour: Integers, path: Integers) -> Integers:
-    """Blend the digit (alpha 0 to 256) into a copy of the background for each place of the path."""
-    canvas_size = len(background)
+    """Blend the digit (alpha 0 to 256) into the background, one or many, for places of the path."""
+    canvas_size = background.shape[-2]
     offsets = np.arange(len(alpha))
-    frames = np.repeat(background.astype(np.uint8)[None], len(path), axis=0)
+    frames = np.array(
+        np.broadcast_to(background, (len(path), canvas_size, canvas_size, 3)), "uint8"
+    )
     rows = (path[:, :1] + offsets) % canvas_size
     columns = (path[:, 1:] + offsets) % canvas_size
     where = np.arange(len(path))[:, None, None], rows[:, :, None], columns[:, None, :]

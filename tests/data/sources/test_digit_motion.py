@@ -13,7 +13,10 @@ from keras_vjepa.data.sources import digit_motion, digit_motion_rendering, rende
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import (
     MOTIONS,
+    SETS,
     DigitMotionConfig,
+    MovingBackgroundConfig,
+    render_digit_masks,
     render_digit_motion,
     split_label,
 )
@@ -155,6 +158,33 @@ def test_place_of_the_digit_does_not_depend_on_the_motion(monkeypatch):
         assert ((table - expected) ** 2 / expected).sum() < 210  # p = 0.001
 
 
+def test_background_moves_by_a_velocity_that_does_not_depend_on_the_motion():
+    moving = MovingBackgroundConfig(num_frames=2, noise=0.0, digit_size=8)
+    speeds: dict[int, set[tuple[int, int]]] = {motion: set() for motion in range(10)}
+    for index in range(400):
+        video = render_digit_motion("train", index, moving)
+        empty = ~render_digit_masks("train", index, moving)[:2].any(axis=0)[..., None]
+        first, second = video.frames[:2].astype(int)
+        found = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            # The digit hides little of the background, in both frames together.
+            if ((np.roll(first, (down, right), (0, 1)) != second) & empty).mean() < 0.1
+        ]
+        assert len(found) == 1
+        speeds[video.motion].add(found[0])
+    assert min(len(seen) for seen in speeds.values()) >= 15  # of 25, in 40 videos
+    still = render_digit_motion("train", 3, MovingBackgroundConfig(background_speed=0, noise=0.0))
+    assert (still.frames[0] == still.frames[1]).mean() > 0.8
+
+
+def test_textured_set_is_pinned():
+    video = render_digit_motion("test", 4, SETS["digit_motion_texture"])
+    assert video.frames.shape == (18, 32, 32, 3) and video.label == 24
+    assert sha256(video.frames.tobytes()) == "7d56d9cdf5a89f13"
+
+
 def test_noise_and_labels():
     noisy = render_digit_motion("train", 0, DigitMotionConfig(background_strength=255))
     clean = render_digit_motion("train", 0, DigitMotionConfig(background_strength=255, noise=0.0))
@@ -179,6 +209,13 @@ def test_noise_and_labels():
 def test_config_is_checked(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         DigitMotionConfig(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"background_cells": 0}, {"background_speed": 65}])
+def test_moving_background_is_checked(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}` must lie in .*64"):
+        MovingBackgroundConfig(**arguments)
 
 
 def test_arguments_are_checked():
