@@ -473,7 +473,7 @@ def check_claims(
         ValueError: if the config, an override or a file does not fit.
     """
     config = read_config(folder, name, kind.__name__)
-    config["config"].update(overrides or {})
+    _override(config["config"], overrides or {})
     _check_described(folder, name, kind, config)
 
 
@@ -496,7 +496,7 @@ def _read_model(
         raise ValueError(
             f"`overrides` must be arguments of {cls.__name__}. Received: {sorted(unknown)}"
         )
-    config["config"].update(overrides)
+    _override(config["config"], overrides)
     if load_weights:
         _check_described(folder, name, cls, config)
     with named(folder / name, problem=f"describes no {cls.__name__}"):
@@ -506,6 +506,16 @@ def _read_model(
     if not {"dtype", "backbone"} & {*overrides}:
         _say_precision(model, folder)
     return model
+
+
+def _override(config: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Change arguments of a model; a precision is that of its parts too, which compute."""
+    config.update(overrides)
+    if "dtype" in overrides:
+        for part in config.values():
+            described = part.get("config") if isinstance(part, dict) else None
+            if isinstance(described, dict) and "dtype" in described:
+                described["dtype"] = overrides["dtype"]
 
 
 def _say_precision(model: keras.Model, folder: Path) -> None:

@@ -3,9 +3,17 @@
 import logging
 
 import keras
+import numpy as np
 import pytest
 
-from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+from keras_vjepa import (
+    FeatureDecoder,
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    VJEPAVideoClassifier,
+)
+from keras_vjepa.models.diffusion_network import DiffusionNetwork
 
 pytestmark = pytest.mark.data
 
@@ -23,6 +31,13 @@ def presets(tmp_path_factory):
     backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
     backbone.save_to_preset(parent / "backbone")
     VJEPAVideoClassifier(backbone, 3).save_to_preset(parent / "classifier")
+    predictor = VJEPAPredictor(24, (2, 2, 2), 12, 1, 2)
+    pretrainer = VJEPAPretrainer(backbone, predictor, teacher=backbone)
+    pretrainer.save_to_preset(parent / "pretrainer")
+    network = DiffusionNetwork(
+        (2, 8, 8), 6, (2, 2, 2), width=8, multipliers=(1, 2), num_blocks=1, attention_at=()
+    )
+    FeatureDecoder(network).save_to_preset(parent / "decoder")
     return parent
 
 
@@ -48,6 +63,29 @@ def test_a_precision_that_is_given_counts(kind, presets, global_policy, caplog):
     assert model.dtype_policy.name == "mixed_bfloat16"
     assert getattr(model, "backbone", model).dtype_policy.name == "mixed_bfloat16"
     assert not [record for record in caplog.records if "dtype" in record.getMessage()]
+
+
+PARTS = {
+    VJEPAPretrainer: ("encoder", "target_encoder", "teacher", "predictor"),
+    FeatureDecoder: ("network", "averaged"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"), [("pretrainer", VJEPAPretrainer), ("decoder", FeatureDecoder)]
+)
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float16"])
+def test_a_precision_counts_for_all_parts(kind, cls, dtype, presets):
+    stored, model = cls.from_preset(presets / kind), cls.from_preset(presets / kind, dtype=dtype)
+    for name in PARTS[cls]:
+        part, before = getattr(model, name), getattr(stored, name)
+        assert part.compute_dtype == dtype.removeprefix("mixed_"), name
+        for found, expected in zip(part.weights, before.weights, strict=True):
+            np.testing.assert_allclose(
+                keras.ops.convert_to_numpy(found).astype("float32"),
+                keras.ops.convert_to_numpy(expected),
+                atol=1e-3,
+            )
 
 
 def test_nothing_is_said_where_nobody_set_a_policy(presets, caplog):
