@@ -5,8 +5,9 @@
 A classifier learns digit and motion from the real pixels of hidden regions, and then names what it
 sees in decoded ones: from the features that the predictor gives, from the target encoder's own,
 from none, and from predicted features of another clip. Beside its accuracy stand how often two
-seeds show the same class, which share of the variance of pixels the seeds make, and how well the
-directions agree in which real and decoded regions move.
+seeds show the same class, which share of the variance of pixels the seeds make, how well the
+directions agree in which real and decoded regions move, and what another classifier reads of the
+features themselves, which is the most that a decoder could show.
 """
 
 import json
@@ -34,6 +35,7 @@ from keras_vjepa.data.sources.labelled_sets import train_and_test
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.decoding import Regions, load_decoder, region_clips
 from keras_vjepa.evaluation.decoded_regions import (
+    FeatureClassifier,
     Pixels,
     RegionClassifier,
     agreement,
@@ -50,6 +52,8 @@ from keras_vjepa.tools.picture import step_of
 
 # Clips that features are computed of, and decoded, at a time.
 _AT_ONCE = 50
+# Clips from which the classifier of features learns; they are kept in memory.
+_FEATURE_CLIPS = 4000
 KINDS = ("target", "predicted", "predicted of another clip", "none")
 
 
@@ -113,9 +117,7 @@ def measured(
     result: dict[str, Any] = {}
     several = samples.shape[1] > 1
     for task, classes in classifier.classes(samples).items():
-        right = (classes == real.labels[task][:, np.newaxis]).mean(axis=1)
-        error = float(right.std() / np.sqrt(len(right)))
-        result[task] = {"accuracy": float(right.mean()), "error": error}
+        result[task] = _share((classes == real.labels[task][:, np.newaxis]).mean(axis=1))
         if several:
             result[task]["agreement"] = agreement(classes)
     if several:
@@ -138,6 +140,33 @@ def sampled(decoder: FeatureDecoder, real: HiddenRegions, kind: str, options: Na
         done = min(start + _AT_ONCE, len(given))
         print(f"{kind}: {done} of {len(given)} clips decoded", file=sys.stderr, flush=True)
     return np.concatenate(parts)
+
+
+def read_of_features(
+    known: HiddenRegions, real: HiddenRegions, epochs: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure what can be read of the features themselves, predicted and the target encoder's.
+
+    Args:
+        known: regions from which a classifier learns, with features.
+        real: regions that it is asked about.
+        epochs: passes over the first.
+
+    Returns:
+        `accuracy` and its `error` of each task, by the kind of features.
+    """
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, features in known.features.items():
+        print(f"{kind}: a classifier of features learns", file=sys.stderr, flush=True)
+        classifier = FeatureClassifier(DIGIT_MOTION_TASKS, features.shape[1:])
+        classifier.learn(features, known.labels, epochs)
+        found = classifier.classes(real.features[kind])
+        result[kind] = {task: _share(found[task] == real.labels[task]) for task in found}
+    return result
+
+
+def _share(right: NDArray[Any]) -> dict[str, float]:
+    return {"accuracy": float(right.mean()), "error": float(right.std() / np.sqrt(len(right)))}
 
 
 def batches_of(
@@ -173,29 +202,37 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     known = regions_of(clips, regions, options.train_clips)
     classifier = RegionClassifier(DIGIT_MOTION_TASKS, known.pixels.shape[1:4])
     classifier.learn(known.pixels, known.labels, options.epochs)
-    clips, regions = batches_of(test, features, decoder, options)
-    real = regions_of(clips, regions, options.clips, features)
+    test_clips, _ = batches_of(test, features, decoder, options)
+    real = regions_of(test_clips, regions, options.clips, features)
+    known = regions_of(clips, regions, min(options.train_clips, _FEATURE_CLIPS), features)
+    read = read_of_features(known, real, options.epochs)
     result = {"real": measured(classifier, real, real.pixels[:, np.newaxis])}
     for kind in KINDS:
         result[kind] = measured(classifier, real, sampled(decoder, real, kind, options))
+        if kind in read:
+            result[kind]["features"] = read[kind]
     asked = {name: value for name, value in vars(options).items() if name != "output"}
     return {"options": asked, "num_clips": len(real.pixels), "found": result}
 
 
 def table(found: dict[str, Any]) -> str:
     """Write the measurements as a table, a row for each kind of features."""
-    lines = ["region               digit         motion        same class   variance    direction"]
-    lines.append(
-        "                                                by the seed  of seeds    (cosine)"
-    )
+    lines = [
+        "region               digit         motion        same class   variance    direction   "
+        "of the features:",
+        "                                                by the seed  of seeds    (cosine)    "
+        "digit         motion",
+    ]
     for kind, one in found.items():
         tasks = [one[task] for task in DIGIT_MOTION_TASKS]
+        tasks += [one["features"][task] for task in DIGIT_MOTION_TASKS if "features" in one]
         shares = [f"{100 * t['accuracy']:5.1f} ± {100 * t['error']:3.1f}  " for t in tasks]
+        read = "".join(f"{share:14s}" for share in shares[2:])
         same = "/".join(f"{100 * t['agreement']:.0f}" for t in tasks if "agreement" in t)
         varying = f"{100 * one['varying_share']:.0f} %" if "varying_share" in one else ""
         lines.append(
             f"{kind[:21]:21s}{shares[0]:14s}{shares[1]:14s}{same:13s}{varying:12s}"
-            f"{one['direction']:.2f}"
+            f"{one['direction']:5.2f}       {read}".rstrip()
         )
     return "\n".join(lines)
 

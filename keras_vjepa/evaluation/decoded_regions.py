@@ -2,11 +2,12 @@
 
 The paper shows pictures; these are numbers for them. A classifier that learnt from real regions
 says which classes it sees in decoded ones. If it sees the right ones more often than in samples
-that no features led to, they come from the features. What the seeds of a clip share is in the
-features; what varies is not.
+that no features led to, they come from the features. Another classifier says what can be read of
+the features themselves. What the seeds of a clip share is in the features; what varies is not.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import keras
@@ -14,6 +15,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from keras_vjepa.layers.transformer import TransformerBlock
 from keras_vjepa.types import Tensor
 
 Pixels = NDArray[np.uint8]
@@ -22,7 +24,57 @@ Floats = NDArray[np.float64]
 LEAST_SHIFT = 0.5
 
 
-class RegionClassifier(keras.Model):
+class Classifier(keras.Model):
+    """Learns several tasks at once, and names classes; a subclass gives it layers.
+
+    A subclass' call takes a batch, and returns logits `(batch, classes)` of each task by its name,
+    from `heads`.
+
+    Args:
+        num_classes: number of classes of each task, by its name.
+        rank: axes of one sample.
+    """
+
+    def __init__(self, num_classes: Mapping[str, int], rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.heads = {name: keras.layers.Dense(count) for name, count in num_classes.items()}
+
+    def learn(
+        self,
+        samples: NDArray[Any],
+        labels: Mapping[str, NDArray[np.int32]],
+        epochs: int,
+        verbose: int = 0,
+    ) -> None:
+        """Train the classifier.
+
+        Args:
+            samples: as the call takes them.
+            labels: class of each sample for each task.
+            epochs: passes over the samples.
+            verbose: as in `fit`.
+        """
+        batch_size = 64
+        steps = epochs * -(-len(samples) // batch_size)
+        self.compile(
+            keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(1e-3, steps)),
+            {
+                name: keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+                for name in self.heads
+            },
+        )
+        self.fit(samples, dict(labels), batch_size, epochs, verbose=verbose)
+
+    def classes(self, samples: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
+        """Name the class of each sample for each task; leading axes of the samples are kept."""
+        leading = samples.shape[: -self.rank]
+        flat = samples.reshape(-1, *samples.shape[-self.rank :])
+        logits = self.predict(flat, batch_size=256, verbose=0)
+        return {name: x.argmax(-1).reshape(leading) for name, x in logits.items()}
+
+
+class RegionClassifier(Classifier):
     """Names the classes that are to be seen in a small clip.
 
     Frames are channels of a network in two dimensions, so that the first layer already compares
@@ -50,7 +102,7 @@ class RegionClassifier(keras.Model):
     def __init__(
         self, num_classes: Mapping[str, int], shape: Sequence[int], width: int = 64
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, rank=4)
         layers: list[keras.layers.Layer] = []
         side, channels = min(shape[1:3]), width
         layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
@@ -61,7 +113,6 @@ class RegionClassifier(keras.Model):
         layers += [keras.layers.Flatten(), keras.layers.Dense(4 * width, activation="relu")]
         layers.append(keras.layers.Dropout(0.3))
         self.trunk = keras.Sequential(layers)
-        self.heads = {name: keras.layers.Dense(count) for name, count in num_classes.items()}
         self(np.zeros((1, *shape, 3), "uint8"))
 
     def call(self, inputs: Tensor, training: bool = False) -> dict[str, Tensor]:
@@ -69,33 +120,48 @@ class RegionClassifier(keras.Model):
         features = self.trunk(ops.transpose(grey, (0, 2, 3, 1)), training=training)
         return {name: head(features) for name, head in self.heads.items()}
 
-    def learn(
-        self, clips: Pixels, labels: Mapping[str, NDArray[np.int32]], epochs: int, verbose: int = 0
+
+class FeatureClassifier(Classifier):
+    """Names classes by the features of a region's tokens, in which more may be than is decoded.
+
+    Args:
+        num_classes: number of classes of each task, by its name.
+        shape: number and width of the tokens.
+        width: width of the two blocks.
+
+    Call arguments:
+        inputs: float `(batch, tokens, dim)`.
+
+    Returns:
+        Logits `(batch, classes)` of each task, by its name.
+
+    Example:
+
+    >>> from keras_vjepa.evaluation.decoded_regions import FeatureClassifier
+    >>> model = FeatureClassifier({"digit": 10}, (8, 6), width=8)
+    >>> tuple(model(np.zeros((3, 8, 6), "float32"))["digit"].shape)
+    (3, 10)
+    """
+
+    def __init__(
+        self, num_classes: Mapping[str, int], shape: Sequence[int], width: int = 96
     ) -> None:
-        """Train the classifier.
-
-        Args:
-            clips: uint8 `(clips, frames, height, width, 3)`.
-            labels: class of each clip for each task.
-            epochs: passes over the clips.
-            verbose: as in `fit`.
-        """
-        batch_size = 64
-        steps = epochs * -(-len(clips) // batch_size)
-        self.compile(
-            keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(1e-3, steps)),
-            {
-                name: keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-                for name in self.heads
-            },
+        super().__init__(num_classes, rank=2)
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-6)
+        self.embedding = keras.layers.Dense(width)
+        self.positions = self.add_weight(
+            (shape[0], width), keras.initializers.RandomNormal(stddev=0.02), name="positions"
         )
-        self.fit(clips, dict(labels), batch_size, epochs, verbose=verbose)
+        self.blocks = [TransformerBlock(4, 2 * width) for _ in range(2)]
+        self.dropout = keras.layers.Dropout(0.3)
+        self(np.zeros((1, *shape), "float32"))
 
-    def classes(self, clips: Pixels) -> dict[str, NDArray[np.int64]]:
-        """Name the class of each clip for each task; leading axes of the clips are kept."""
-        flat = clips.reshape(-1, *clips.shape[-4:])
-        logits = self.predict(flat, batch_size=256, verbose=0)
-        return {name: x.argmax(-1).reshape(clips.shape[:-4]) for name, x in logits.items()}
+    def call(self, inputs: Tensor, training: bool = False) -> dict[str, Tensor]:
+        tokens = self.embedding(self.norm(inputs)) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        pooled = self.dropout(ops.mean(tokens, axis=1), training=training)
+        return {name: head(pooled) for name, head in self.heads.items()}
 
 
 def agreement(classes: NDArray[np.int64]) -> float:

@@ -264,6 +264,10 @@ def test_an_evaluation_says_what_is_seen_of_each_kind(tmp_path, capsys):
     # The classifier reads real regions. A decoder of two steps draws nothing that it could read.
     assert shown["real"]["motion"]["accuracy"] > 0.2 > shown["none"]["motion"]["accuracy"]
     assert shown["real"]["direction"] > 0.99 and abs(shown["none"]["direction"]) < 0.2
+    # Features of an encoder that was never trained tell something of the motion.
+    read = {kind: one["features"] for kind, one in shown.items() if "features" in one}
+    assert list(read) == ["target", "predicted"]
+    assert read["target"]["motion"]["accuracy"] > 0.15
     # The noise of a seed is that of every clip, so that without features clips are all alike.
     assert shown["none"]["varying_share"] == pytest.approx(1, abs=1e-6)
 
