@@ -99,9 +99,7 @@ def regions_of(
     )
 
 
-def measured(
-    classifier: RegionClassifier, real: HiddenRegions, samples: Pixels
-) -> dict[str, dict[str, float] | float | int]:
+def measured(classifier: RegionClassifier, real: HiddenRegions, samples: Pixels) -> dict[str, Any]:
     """Measure decoded regions.
 
     Args:

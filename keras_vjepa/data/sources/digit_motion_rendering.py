@@ -293,8 +293,8 @@ def _drawn(split: Split, index: int, config: DigitMotionConfig) -> _Scene:
     chosen = int(rng.integers(*bounds))
 
     colour = rng.integers(128, 256, size=3)
-    moves = isinstance(config, MovingBackgroundConfig)
-    cells = config.background_cells if moves else BACKGROUND_CELLS
+    moving = config if isinstance(config, MovingBackgroundConfig) else None
+    cells = moving.background_cells if moving else BACKGROUND_CELLS
     levels = rng.integers(0, config.background_strength + 1, size=(cells, cells, 3))
     background = enlarged(levels, config.canvas_size)
     # The start is uniform on the torus and independent of the motion, so that no single frame
@@ -302,8 +302,8 @@ def _drawn(split: Split, index: int, config: DigitMotionConfig) -> _Scene:
     start = rng.integers(config.canvas_size, size=2)
     path = start + displacements(motion, config.num_frames, phase=int(rng.integers(CIRCLE_PERIOD)))
     alpha = enlarged(images[chosen][..., None] * 16, config.digit_size)
-    if moves:
-        speed = config.background_speed
+    if moving:
+        speed = moving.background_speed
         background = _moving(background, rng.integers(-speed, speed + 1, size=2), len(path))
     return _Scene(config, int(labels[chosen]), motion, alpha, colour, background, path, rng)
 
