@@ -70,7 +70,7 @@ class Detection(LabelledRun):
             name="detector",
             **arguments,
         )
-        detector.check_crop_size(config.crop_size)
+        detector.check_crop_size(config.crop_size, self.clip.num_frames)
         compile_for_run(
             detector, config, steps_per_epoch, "binary_crossentropy", epsilon=config.epsilon
         )

@@ -27,7 +27,9 @@ from keras_vjepa.data.sources.detection_sets import DetectionSet
 from keras_vjepa.data.sources.digit_scene import SCENES
 from keras_vjepa.evaluation.seed_table import SeedTable
 from keras_vjepa.locks import locked
-from keras_vjepa.presets.preset import check_preset
+from keras_vjepa.models.backbone_preset import load_backbone_of_size
+from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.presets.preset import check_preset, find_preset
 from keras_vjepa.recipes import detect
 from keras_vjepa.recipes.detect_configs import CONFIGS, DetectConfig
 from keras_vjepa.training.resumable import check_folder, writable_folder
@@ -52,10 +54,34 @@ def shortened(found: DetectionSet, num_train: int, num_test: int) -> DetectionSe
     )
 
 
-def configured(options: Any, untrained: bool, trained: bool, seed: int) -> DetectConfig:
-    """Make the config of a detector of the table."""
+def fitted(config: DetectConfig, encoder: Any) -> DetectConfig:
+    """Set a config to the one size of an encoder that has no other, and to clips of the same time.
+
+    Args:
+        config: the config of the built-in set.
+        encoder: any backbone.
+    """
+    if getattr(encoder, "input_shapes", "any") != "one":
+        return config
+    side, clip = max(height_and_width(encoder.image_size)), config.clip
+    frames, stride = clip.num_frames, clip.frame_step
+    taken = encoder.num_frames if encoder.num_frames > 1 else frames
     return replace(
-        CONFIGS[options.data](),
+        config,
+        crop_size=side,
+        short_side=(side, side),
+        test_size=side,
+        num_frames=taken,
+        temporal_stride=max(1, frames * stride // taken),
+    )
+
+
+def configured(
+    options: Any, base: DetectConfig, untrained: bool, trained: bool, seed: int
+) -> DetectConfig:
+    """Make the config of a detector of the table from that of its built-in set."""
+    return replace(
+        base,
         preset=options.preset,
         untrained=untrained,
         trainable_backbone=trained,
@@ -74,14 +100,15 @@ def run(options: Any) -> str:
     workdir = writable_folder(options.workdir)
     with locked(workdir, "workdir"):
         table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
-        found = shortened(
-            CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames
-        )
+        base = CONFIGS[options.data]()
+        encoder = load_backbone_of_size(find_preset(options.preset), False, {})
+        base = fitted(base, encoder)
+        found = shortened(base.data.make(), options.num_key_frames, options.num_test_key_frames)
         for seed in options.seeds:
             for method in options.methods:
                 untrained, trained = METHODS[method]
                 folder = workdir / f"{method.replace(',', '')} {seed}"
-                config = configured(options, untrained, trained, seed)
+                config = configured(options, base, untrained, trained, seed)
                 scores = functools.cache(functools.partial(detect.run, config, folder, found))
                 for kind in found.test:
                     table.fill(method, kind, seed, lambda kind=kind, made=scores: made()[kind])  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Define the variants of the paper's ablations and what it found (§4, App. E.3).
+"""Define the variants of the paper's ablations and what it found (§4, §5.1, App. E.3).
 
 A variant is a change of options of pretraining. The figures are the paper's, in per cent.
 """
@@ -105,6 +105,17 @@ _PAPER_BLOCKS = _blocks((8, 0.15), (2, 0.7))
 _CAUSAL = {**_PAPER_BLOCKS, "masks": "causal_multi_block"}
 _FEATURES = {"target": "features", "normalize_targets": True, "loss_exponent": 1.0}
 _TUBES = {"masks": "random_tube", "mask_ratio": 0.9}
+# VideoMAE's objective (its §3): one set of tubes, normalised pixels of the hidden tokens, a squared
+# error, and nothing else. V-JEPA's predictor takes the place of its decoder.
+_VIDEOMAE = {
+    **_TUBES,
+    "mask_sets": 1,
+    "target": "pixels",
+    "normalize_targets": True,
+    "loss_exponent": 2.0,
+    "context_variance_weight": 0.0,
+    "context_covariance_weight": 0.0,
+}
 _TWO_KINDS = "two kinds: 8 of 0.15, 2 of 0.7"
 
 ABLATIONS: dict[str, Ablation] = {
@@ -170,6 +181,18 @@ ABLATIONS: dict[str, Ablation] = {
             ("causal multi-block[6]", "random-tube[0.9]"),
         ),
     ),
+    "5": Ablation(
+        "objective: V-JEPA's, or VideoMAE's with V-JEPA's predictor as decoder",
+        **_BLOCKS,
+        columns=_FROZEN,
+        variants=(
+            Variant("VideoMAE", "videomae", _VIDEOMAE, paper=(77.8, 65.5, 71.1)),
+            Variant(
+                "V-JEPA", "vjepa", {**_PAPER_BLOCKS, **_FEATURES}, paper=(80.8, 69.5, 74.8)
+            ),
+        ),
+        findings=(("V-JEPA", "VideoMAE"),),
+    ),
     "8": Ablation(
         "blocks (Fig. 8)",
         **_BLOCKS,
@@ -179,7 +202,12 @@ ABLATIONS: dict[str, Ablation] = {
             Variant("one kind: 8 of 0.15", "short range", _blocks((8, 0.15))),
             Variant("one kind: 2 of 0.7", "long range", _blocks((2, 0.7))),
             # These four hide 83 to 85 % of the grid, as 2 of 0.7 does.
-            Variant("one kind: 1 of 0.9", "1 block", _blocks((1, 0.9))),
+            # A nearly square block would hide all of the 6 x 6 patches; this one hides 5 x 6.
+            Variant(
+                "one kind: 1 of 0.9",
+                "1 block",
+                {**_blocks((1, 0.9)), "mask_aspect_ratio": (0.75, 0.75)},
+            ),
             Variant("one kind: 4 of 0.5", "4 blocks", _blocks((4, 0.5))),
             Variant("one kind: 8 of 0.3", "8 blocks", _blocks((8, 0.3))),
             Variant("one kind: 16 of 0.15", "16 blocks", _blocks((16, 0.15))),

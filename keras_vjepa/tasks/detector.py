@@ -303,8 +303,12 @@ class VJEPAActionDetector(
         patch_size = getattr(self.backbone, "patch_size", _PATCH_SIZE)
         return {"multiple": patch_size, "fits_in": fits_in}
 
-    def check_crop_size(self, crop_size: int) -> None:
-        """Check that the backbone takes squares of a size.
+    def check_crop_size(self, crop_size: int, num_frames: int | None = None) -> None:
+        """Check that the backbone takes squares of a size, and clips of a number of frames.
+
+        Args:
+            crop_size: side of the squares.
+            num_frames: number of frames; None checks the size alone.
 
         Raises:
             ValueError: for another than its own, if it has one size alone.
@@ -315,6 +319,12 @@ class VJEPAActionDetector(
             raise ValueError(
                 f"`crop_size` must be {self.backbone.image_size}, the one size of this encoder. "
                 f"Received: {crop_size}"
+            )
+        frames = self.backbone.num_frames if shapes == "one" else 1
+        if num_frames is not None and frames not in (1, num_frames):
+            raise ValueError(
+                f"`num_frames` must be {frames}, the one number of frames of this encoder. "
+                f"Received: {num_frames}"
             )
 
     def detect(

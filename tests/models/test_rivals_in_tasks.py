@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPAActionDetector, VJEPAVideoPreprocessor
+from keras_vjepa.configuration import replace
 from keras_vjepa.conversion import export_hugging_face
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.models import (
@@ -21,7 +22,8 @@ from keras_vjepa.models import (
 )
 from keras_vjepa.presets.preset import load_backbone
 from keras_vjepa.recipes import detect, finetune
-from keras_vjepa.tools import extract_features, picture
+from keras_vjepa.recipes.detect_configs import CONFIGS, digit_scene
+from keras_vjepa.tools import detect_table, extract_features, picture
 from tests.data.sources.ava_layout import write_ava
 from tests.support import slow_but_on
 
@@ -119,6 +121,29 @@ def test_detection(family, tmp_path):
         with pytest.raises(SystemExit, match=f"crop_size must be {side}, the one size"):
             detect.main([*words, "--crop_size", "96", "--short_side", "96,96",
                          "--workdir", str(tmp_path / "other")])  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MADE)
+def test_a_table_of_detectors(family, tmp_path, monkeypatch):
+    """The config's size and clips are not those of the encoder, which may have no others."""
+    ava = str(write_ava(tmp_path / "ava"))
+    shown = {"crop_size": 16, "short_side": (16, 16), "test_size": 16, "num_frames": 2}
+    config = replace(digit_scene(), data=ava, batch_size=2, max_bad_share=0.5, **shown)
+
+    def small():
+        """Show small frames."""
+        return config
+
+    monkeypatch.setitem(CONFIGS, "digit_scene", small)
+    words = [str(tmp_path / "table"), "--preset", preset(tmp_path, family), "--epochs", "1"]
+    detect_table.main([*words, "--seeds", "0", "--methods", "pretrained, frozen"])
+    assert "| true |" in (tmp_path / "table" / "table.md").read_text()
+    if family in ("omnimae", "hiera"):
+        words = ["--preset", words[2], "--data", ava, "--workdir", str(tmp_path / "run")]
+        words += ["--crop_size", "32", "--short_side", "32,32", "--test_size", "32"]
+        with pytest.raises(SystemExit, match="num_frames must be 4, the one number of frames"):
+            detect.main([*words, "--num_frames", "2", "--max_bad_share", "0.5"])
 
 
 @slow_but_on("torch")

@@ -7,9 +7,12 @@ import pytest
 
 from keras_vjepa import VJEPABackbone
 from keras_vjepa.configuration import replace
+from keras_vjepa.models import HieraBackbone, OmniMAEBackbone, VideoMAEBackbone
 from keras_vjepa.recipes.detect_configs import CONFIGS, digit_scene
 from keras_vjepa.tools import detect_table
 from tests.data.sources.ava_layout import write_ava
+
+SMALL = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2, "patch_size": 16}
 
 
 @pytest.fixture
@@ -60,13 +63,28 @@ def test_rates_of_a_layer_alone_and_of_an_encoder(folder):
         layer_decay=0.5,
     )  # fmt: skip
     made = {
-        method: detect_table.configured(options, *switches, seed=0)
+        method: detect_table.configured(options, digit_scene(), *switches, seed=0)
         for method, switches in detect_table.METHODS.items()
     }
     rates = {method: config.learning_rate for method, config in made.items()}
     assert [*rates.values()] == [1e-2, 1e-2, 1e-3, 1e-3]
     assert {config.validate_every for config in made.values()} == {3}
     assert [config.layer_decay for config in made.values()] == [None, None, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "encoder,size,frames,stride",
+    [
+        (lambda: OmniMAEBackbone(48, 16, **SMALL), 48, 16, 2),
+        (lambda: HieraBackbone(96, 1, embed_dim=4, depths=(1, 1, 1, 1)), 96, 8, 5),
+        (lambda: VideoMAEBackbone(48, 16, **SMALL), 64, 8, 5),
+    ],
+)
+def test_clips_are_those_of_an_encoder_that_has_one_size(encoder, size, frames, stride):
+    """They span the same time, 40 frames, or as much of it as whole steps allow."""
+    config = detect_table.fitted(digit_scene(), encoder())
+    assert config.crop_size == config.test_size == size and config.short_side == (size, size)
+    assert (config.clip.num_frames, config.clip.frame_step) == (frames, stride)
 
 
 @pytest.mark.data
