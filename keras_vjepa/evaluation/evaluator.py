@@ -99,10 +99,9 @@ class Evaluator:
         if splits < 1:
             raise ValueError(f"`splits` must be at least 1. Received: {splits}")
         parallel = self.probe.parallel
-        for index in range(splits):
-            # This raises the error for a missing class now, rather than after the splits before it
-            # have been trained.
-            self.probe.split(self.train, index)
+        # This raises the error for a missing class now, rather than after the splits before it have
+        # been trained.
+        self.probe.plan(self.train, splits)
         if self.folder is None:
             results = [self._metrics(index, None, after_split) for index in range(splits)]
             return results if parallel.is_first else []

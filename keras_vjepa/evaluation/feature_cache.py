@@ -82,16 +82,33 @@ def cached_features(
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"`feature_dtype` must be 'float16' or 'float32'. Received: {dtype!r}")
-    description = {
-        **description,
-        "dtype": dtype,
-        "samples_per_shard": batches_per_shard * batches.batch_size,
-    }
-    folder = _described_folder(folder, name, extractor, batches, description)
+    described = extractor, batches, description, dtype, batches_per_shard
+    folder = _described_folder(folder, name, *described)
     is_first = batches.process_index == 0
     # Other runs may use the same cache; they wait until the features are computed.
     with locked(folder, "`cache`", wait=True) if is_first else nullcontext():
         return _found_or_computed(folder, extractor, batches, dtype, batches_per_shard)
+
+
+def are_kept(
+    folder: Path,
+    name: str,
+    extractor: FeatureExtractor,
+    batches: EvaluationBatches,
+    description: dict[str, Any],
+    dtype: str = "float32",
+    batches_per_shard: int = 16,
+) -> bool:
+    """Tell whether the folder has a file for each shard of some features.
+
+    Args:
+        folder, name, extractor, batches, description, dtype, batches_per_shard: as in
+            `cached_features`.
+    """
+    described = extractor, batches, description, dtype, batches_per_shard
+    own, _ = _folder_and_manifest(folder, name, *described)
+    count = len(range(0, batches.num_steps, batches_per_shard))
+    return all((own / f"{number:05d}.npy").exists() for number in range(count))
 
 
 def _found_or_computed(
@@ -155,16 +172,20 @@ def _say_how_many(what: str, paths: Sequence[Path], missing: Sequence[Path]) -> 
     print(f"{what}: {done:,} of {len(paths):,} parts done.", file=sys.stderr, flush=True)
 
 
-def _described_folder(
+def _folder_and_manifest(
     folder: Path,
     name: str,
     extractor: FeatureExtractor,
     batches: EvaluationBatches,
     description: dict[str, Any],
-) -> Path:
-    """Return the folder of these features, and write the manifest into it."""
+    dtype: str,
+    batches_per_shard: int,
+) -> tuple[Path, str]:
+    """Return the folder of these features, and the text of its manifest."""
     manifest = {
         **description,
+        "dtype": dtype,
+        "samples_per_shard": batches_per_shard * batches.batch_size,
         "backend": engine.name(),
         "encoder": fingerprint(extractor.classifier.backbone),
         "attend_across_clips": extractor.classifier.attend_across_clips,
@@ -173,7 +194,13 @@ def _described_folder(
         "samples": hash_of_samples(batches.samples),
     }
     text = json.dumps(manifest, indent=2, sort_keys=True)
-    own = folder / f"{name}-{hashlib.blake2b(text.encode()).hexdigest()[:16]}"
+    return folder / f"{name}-{hashlib.blake2b(text.encode()).hexdigest()[:16]}", text
+
+
+def _described_folder(folder: Path, name: str, *described: Any) -> Path:
+    """Return the folder of these features, and write the manifest into it."""
+    own, text = _folder_and_manifest(folder, name, *described)
+    batches = described[1]
     if not own.exists() and batches.process_index == 0:
         _say_what_is_new(folder, name, json.loads(text))
     files.write_text(own / "manifest.json", text)

@@ -119,6 +119,20 @@ class FrozenProbe:
             settings.validation_share if len(settings.candidates) > 1 else None,
         )
 
+    def plan(self, samples: Sequence[Sample], splits: int) -> None:
+        """Note which samples some splits use, so that features of no others are computed.
+
+        Args:
+            samples: all labelled training samples.
+            splits: number of splits, from the first.
+
+        Raises:
+            ValueError: as `split` does.
+        """
+        made = [self.split(samples, index) for index in range(splits)]
+        used = {sample.path for one in made for sample in (*one.training, *one.validation)}
+        self.batches.used = used if len(used) < len(samples) else None
+
     def fit(
         self, samples: Sequence[Sample], index: int = 0, checkpoints: Checkpoints | None = None
     ) -> Self:
@@ -138,6 +152,7 @@ class FrozenProbe:
         """
         # This raises the error for a missing class now, before all features are computed.
         self._split, self._train = self.split(samples, index), samples
+        self._forget_other_plan()
         settings, seed = self.settings, self.settings.seed + index
         batches = self.batches.training(self._split.training, samples, seed)
         # The number of steps is that for all labels, so that fewer samples are seen more often.
@@ -155,6 +170,12 @@ class FrozenProbe:
         self._finite = self.sweep.which_are_finite(steps)
         self._validation_accuracy = self._validate()
         return self
+
+    def _forget_other_plan(self) -> None:
+        """Compute the features of all samples, if a plan was made without those of this split."""
+        used, split = self.batches.used, (*self._split.training, *self._split.validation)
+        if used is not None and any(sample.path not in used for sample in split):
+            self.batches.used = None
 
     def _train_by_epochs(
         self, batches: TrainingBatches[Any], steps: int, checkpoints: Checkpoints
@@ -253,6 +274,7 @@ class FrozenProbe:
             of the check; empty unless the settings have `readouts`.
         """
         self._train, self._split = samples, Split([*samples], [])
+        self._forget_other_plan()
         return {
             task: self._readouts(task, test_samples, len(test_samples))
             for task in self.settings.tasks

@@ -11,9 +11,14 @@ from keras_vjepa.data.batches.features import (
     Features,
     LabelledFeatureBatches,
 )
-from keras_vjepa.data.batches.labelled import ClipPlaces, OrderedBatches, TrainingBatches
+from keras_vjepa.data.batches.labelled import (
+    ClipPlaces,
+    EvaluationBatches,
+    OrderedBatches,
+    TrainingBatches,
+)
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.evaluation.feature_cache import cached_features
+from keras_vjepa.evaluation.feature_cache import are_kept, cached_features
 from keras_vjepa.evaluation.features import FeatureExtractor, features_in_memory
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.evaluation.task_labels import num_labels
@@ -50,6 +55,8 @@ class ProbeBatches:
         self.cache = None if cache is None else Path(cache)
         self.single_frame = single_frame
         self.parallel = parallel
+        # Paths of the training samples whose features are needed; None for all.
+        self.used: set[str] | None = None
         self._kept: dict[bool, Features] = {}
 
     def training(
@@ -118,29 +125,46 @@ class ProbeBatches:
         """Return the features of samples, and compute those not in memory or on disk.
 
         Args:
-            samples: all training samples, or all test samples.
+            samples: all training samples, of which those that are not `used` are left out, unless
+                they are on disk already; or all test samples.
             is_test: whether the samples are test samples, which are seen in all views.
         """
+        enough = [[*samples]]
+        if not is_test and self.used is not None:
+            enough.append([sample for sample in samples if sample.path in self.used])
         known = self._kept.get(is_test)
-        if known is None or list(known.samples) != list(samples):
-            self._kept[is_test] = self._found_or_computed(samples, is_test)
+        if known is None or [*known.samples] not in enough:
+            if len(enough) > 1 and self._are_on_disk(samples):
+                enough.pop()
+            self._kept[is_test] = self._found_or_computed(enough[-1], is_test)
         return self._kept[is_test]
 
     def _found_or_computed(self, samples: Sequence[Sample], is_test: bool) -> Features:
         assert self.extractor is not None, "asked for features that are not kept"
+        batches, num_views = self._clips(samples, is_test)
+        if self.cache is None:
+            return features_in_memory(self.extractor, batches)
+        name = "test" if is_test else "train"
+        description, dtype = self._description(num_views), self.settings.feature_dtype
+        return cached_features(self.cache, name, self.extractor, batches, description, dtype)
+
+    def _are_on_disk(self, samples: Sequence[Sample]) -> bool:
+        """Tell whether the features of all training samples were computed before."""
+        assert self.extractor is not None, "asked for features that are not kept"
+        if self.cache is None:
+            return False
+        batches, num_views = self._clips(samples, is_test=False)
+        description, dtype = self._description(num_views), self.settings.feature_dtype
+        return are_kept(self.cache, "train", self.extractor, batches, description, dtype)
+
+    def _clips(self, samples: Sequence[Sample], is_test: bool) -> tuple[EvaluationBatches, int]:
+        """Make the batches of clips that features are computed of, and say how many views."""
         settings = self.settings
         num_views = settings.classifier.num_views if is_test else 1
         batches = evaluation_clips(settings, samples, num_views, settings.feature_batch_size)
         if self.single_frame:
             batches.transform = StandingStill(batches.transform)
-        batches = self.parallel.share(batches)
-        if self.cache is None:
-            return features_in_memory(self.extractor, batches)
-        name = "test" if is_test else "train"
-        description = self._description(num_views)
-        return cached_features(
-            self.cache, name, self.extractor, batches, description, settings.feature_dtype
-        )
+        return self.parallel.share(batches), num_views
 
     def _description(self, num_views: int) -> dict[str, Any]:
         """Describe what features depend on beside encoder, samples and clips.

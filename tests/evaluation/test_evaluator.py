@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -56,6 +57,33 @@ def test_it_goes_on_with_the_split_that_was_stopped(
     assert all(path.suffix == ".json" for path in tmp_path.iterdir())
     with pytest.raises(ValueError, match="`splits` must be at least 1. Received: 0"):
         again(0)
+
+
+@slow_but_on("torch")
+def test_features_are_computed_of_the_samples_of_any_split(
+    digit_videos, small_encoder, tmp_path, monkeypatch
+):
+    """Of no others, unless they are there; the results are those of all features."""
+    train, test = ([replace(s, label=i % 2) for i, s in enumerate(part)] for part in digit_videos)
+    few = {"tasks": ("digit",), "num_classes": (2,), "fraction": 0.2}
+
+    def evaluated(cache, **changes):
+        probe = FrozenProbe(small_encoder, small(**{**few, **changes}), cache)
+        return Evaluator(probe, train, test)(splits=2), probe
+
+    found, probe = evaluated(tmp_path / "few")
+    used = [probe.batches.features(train).samples, *(probe.split(train, i) for i in (0, 1))]
+    assert {s.path for s in used[0]} == {s.path for one in used[1:] for s in one.training}
+    assert 12 < len(used[0]) < 60
+    # Samples that were not planned for are found in the features of all.
+    probe.fit(train, index=7)
+    assert len(probe.batches.features(train).samples) == 60
+    whole, _ = evaluated(tmp_path / "all", fraction=1.0)
+    folders = {*(tmp_path / "all").iterdir()}
+    assert evaluated(tmp_path / "all")[0] == found and {*(tmp_path / "all").iterdir()} == folders
+    monkeypatch.setattr(FrozenProbe, "plan", lambda self, samples, splits: None)
+    again, probe = evaluated(None)
+    assert again == found and len(probe.batches.features(train).samples) == 60
 
 
 def test_another_evaluation_has_another_key(digit_videos, small_encoder):
