@@ -372,7 +372,8 @@ def _interpolation_weights(num_cells: int, size: int) -> Integers:
 
 def _moving(background: Integers, velocity: Integers, num_frames: int) -> Integers:
     """Copy the background for each frame, moved; like the digit, it wraps around."""
-    return np.stack([np.roll(background, n * velocity, axis=(0, 1)) for n in range(num_frames)])
+    one = background.astype(np.uint8)
+    return np.stack([np.roll(one, n * velocity, axis=(0, 1)) for n in range(num_frames)])
 
 
 def _paste(background: Integers, alpha: Integers, colour: Integers, path: Integers) -> Integers:
