@@ -170,7 +170,11 @@ def main(arguments: list[str] | None = None, program: str = "ablations.py") -> N
     )
     parser.add_argument("workdir", type=Path, help="folder of the runs and of the tables")
     parser.add_argument(
-        "--table", choices=[*ABLATIONS], nargs="+", required=True, help="what to make: 8 is Fig. 8"
+        "--table",
+        choices=[*ABLATIONS],
+        nargs="+",
+        required=True,
+        help="what to make: 8 is Fig. 8, videomae part of Table 5",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each number")
     parser.add_argument(

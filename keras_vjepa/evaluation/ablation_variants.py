@@ -181,7 +181,7 @@ ABLATIONS: dict[str, Ablation] = {
             ("causal multi-block[6]", "random-tube[0.9]"),
         ),
     ),
-    "5": Ablation(
+    "videomae": Ablation(
         "objective: V-JEPA's, or VideoMAE's with V-JEPA's predictor as decoder",
         **_BLOCKS,
         columns=_FROZEN,
