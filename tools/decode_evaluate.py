@@ -7,7 +7,7 @@ sees in decoded ones: from the features that the predictor gives, from the targe
 from none, and from predicted features of another clip. Beside its accuracy stand how often two
 seeds show the same class, which share of the variance of pixels the seeds make, how well the
 directions agree in which real and decoded regions move, and what another classifier reads of the
-features themselves, which is the most that a decoder could show.
+features themselves. It learns from few clips, so that more may be in them.
 """
 
 import json
@@ -63,7 +63,8 @@ class HiddenRegions(NamedTuple):
     Attributes:
         pixels: uint8 `(clips, frames, height, width, 3)`.
         labels: class of each clip, by task.
-        features: float32 `(clips, tokens, dim)`, `predicted` and `target`; empty if not asked for.
+        features: float32 `(clips, tokens, dim)` of the first clips or of all, `predicted` and
+            `target`; empty if not asked for.
     """
 
     pixels: Pixels
@@ -72,7 +73,11 @@ class HiddenRegions(NamedTuple):
 
 
 def regions_of(
-    clips: ClipBatches, regions: Regions, count: int, features: RegionFeatures | None = None
+    clips: ClipBatches,
+    regions: Regions,
+    count: int,
+    features: RegionFeatures | None = None,
+    most_features: int = MOST_LONG,
 ) -> HiddenRegions:
     """Draw clips and regions, and cut the pixels out.
 
@@ -81,6 +86,7 @@ def regions_of(
         regions: cuts the regions out.
         count: number of clips, rounded up to whole batches.
         features: computes features of the regions, if they are asked for.
+        most_features: number of clips of which they are, rounded up to whole batches.
     """
     labels_by_path = {sample.path: sample.label for sample in clips.samples}
     pixels, labels, found = [], [], []
@@ -89,7 +95,7 @@ def regions_of(
         cut = regions.pixels(np.asarray(batch["videos"]), np.asarray(batch[TARGET]))
         pixels.append(np.rint(127.5 * (cut + 1)).astype("uint8"))
         labels += [labels_by_path[path] for path in clips.paths(step)]
-        if features is not None:
+        if features is not None and step * clips.batch_size < most_features:
             found.append(features.of(batch))
     names = found[0] if found else ()
     return HiddenRegions(
@@ -157,7 +163,8 @@ def read_of_features(
     for kind, features in known.features.items():
         print(f"{kind}: a classifier of features learns", file=sys.stderr, flush=True)
         classifier = FeatureClassifier(DIGIT_MOTION_TASKS, features.shape[1:])
-        classifier.learn(features, known.labels, epochs)
+        labels = {task: classes[: len(features)] for task, classes in known.labels.items()}
+        classifier.learn(features, labels, epochs)
         found = classifier.classes(real.features[kind])
         result[kind] = {task: _share(found[task] == real.labels[task]) for task in found}
     return result
@@ -197,12 +204,11 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     check_made_for(decoder, features, options.preset)
     train, test = train_and_test(options.data)
     clips, regions = batches_of(train, features, decoder, options)
-    known = regions_of(clips, regions, options.train_clips)
+    known = regions_of(clips, regions, options.train_clips, features, _FEATURE_CLIPS)
     classifier = RegionClassifier(DIGIT_MOTION_TASKS, known.pixels.shape[1:4])
     classifier.learn(known.pixels, known.labels, options.epochs)
-    test_clips, _ = batches_of(test, features, decoder, options)
-    real = regions_of(test_clips, regions, options.clips, features)
-    known = regions_of(clips, regions, min(options.train_clips, _FEATURE_CLIPS), features)
+    clips, regions = batches_of(test, features, decoder, options)
+    real = regions_of(clips, regions, options.clips, features)
     read = read_of_features(known, real, options.epochs)
     result = {"real": measured(classifier, real, real.pixels[:, np.newaxis])}
     for kind in KINDS:

@@ -122,7 +122,7 @@ class RegionClassifier(Classifier):
 
 
 class FeatureClassifier(Classifier):
-    """Names classes by the features of a region's tokens, in which more may be than is decoded.
+    """Names classes by the features of a region's tokens, without decoding them.
 
     Args:
         num_classes: number of classes of each task, by its name.
