@@ -82,8 +82,8 @@ _TOKENS: dict[str, Any] = {"base": "digit_motion_features", "changes": {}}
 # Blocks need a grid on which they can differ. This one is 8 x 6 x 6; the blocks of the paper hide
 # 63 % and 83 % of it, and 63 % and 81 % of the paper's grid, 8 x 14 x 14. Tokens have one frame, so
 # that 6 and 12 of 16 frames are 3 and 6 of 8 exactly, and motion is in several tokens only. A step
-# takes 2.7 times as long as on the other grid, so that there are fewer: 1,500 are
-# enough there to learn the digit (docs/learning.md).
+# takes 2.7 times as long as on the other grid, so that there are fewer: 1,500 are enough there
+# to learn the digit (docs/learning.md).
 _BLOCKS: dict[str, Any] = {
     "base": "digit_motion_features",
     "changes": {"image_size": 24, "patch_size": 4, "steps": 1500},

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,16 @@ _LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 30
 
 
+class Described(NamedTuple):
+    """Holds all that features depend on; its attributes are arguments of `cached_features`."""
+
+    extractor: FeatureExtractor
+    batches: EvaluationBatches
+    description: dict[str, Any]
+    dtype: str = "float32"
+    batches_per_shard: int = 16
+
+
 def cached_features(
     folder: Path,
     name: str,
@@ -82,32 +92,24 @@ def cached_features(
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"`feature_dtype` must be 'float16' or 'float32'. Received: {dtype!r}")
-    described = extractor, batches, description, dtype, batches_per_shard
-    folder = _described_folder(folder, name, *described)
+    described = Described(extractor, batches, description, dtype, batches_per_shard)
+    folder = _described_folder(folder, name, described)
     is_first = batches.process_index == 0
     # Other runs may use the same cache; they wait until the features are computed.
     with locked(folder, "`cache`", wait=True) if is_first else nullcontext():
         return _found_or_computed(folder, extractor, batches, dtype, batches_per_shard)
 
 
-def are_kept(
-    folder: Path,
-    name: str,
-    extractor: FeatureExtractor,
-    batches: EvaluationBatches,
-    description: dict[str, Any],
-    dtype: str = "float32",
-    batches_per_shard: int = 16,
-) -> bool:
+def are_kept(folder: Path, name: str, described: Described) -> bool:
     """Tell whether the folder has a file for each shard of some features.
 
     Args:
-        folder, name, extractor, batches, description, dtype, batches_per_shard: as in
-            `cached_features`.
+        folder: the folder that holds all caches.
+        name: as in `cached_features`.
+        described: the features.
     """
-    described = extractor, batches, description, dtype, batches_per_shard
-    own, _ = _folder_and_manifest(folder, name, *described)
-    count = len(range(0, batches.num_steps, batches_per_shard))
+    own, _ = _folder_and_manifest(folder, name, described)
+    count = len(range(0, described.batches.num_steps, described.batches_per_shard))
     return all((own / f"{number:05d}.npy").exists() for number in range(count))
 
 
@@ -172,16 +174,9 @@ def _say_how_many(what: str, paths: Sequence[Path], missing: Sequence[Path]) -> 
     print(f"{what}: {done:,} of {len(paths):,} parts done.", file=sys.stderr, flush=True)
 
 
-def _folder_and_manifest(
-    folder: Path,
-    name: str,
-    extractor: FeatureExtractor,
-    batches: EvaluationBatches,
-    description: dict[str, Any],
-    dtype: str,
-    batches_per_shard: int,
-) -> tuple[Path, str]:
+def _folder_and_manifest(folder: Path, name: str, described: Described) -> tuple[Path, str]:
     """Return the folder of these features, and the text of its manifest."""
+    extractor, batches, description, dtype, batches_per_shard = described
     manifest = {
         **description,
         "dtype": dtype,
@@ -197,11 +192,10 @@ def _folder_and_manifest(
     return folder / f"{name}-{hashlib.blake2b(text.encode()).hexdigest()[:16]}", text
 
 
-def _described_folder(folder: Path, name: str, *described: Any) -> Path:
+def _described_folder(folder: Path, name: str, described: Described) -> Path:
     """Return the folder of these features, and write the manifest into it."""
-    own, text = _folder_and_manifest(folder, name, *described)
-    batches = described[1]
-    if not own.exists() and batches.process_index == 0:
+    own, text = _folder_and_manifest(folder, name, described)
+    if not own.exists() and described.batches.process_index == 0:
         _say_what_is_new(folder, name, json.loads(text))
     files.write_text(own / "manifest.json", text)
     return own

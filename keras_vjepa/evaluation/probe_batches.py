@@ -11,14 +11,9 @@ from keras_vjepa.data.batches.features import (
     Features,
     LabelledFeatureBatches,
 )
-from keras_vjepa.data.batches.labelled import (
-    ClipPlaces,
-    EvaluationBatches,
-    OrderedBatches,
-    TrainingBatches,
-)
+from keras_vjepa.data.batches.labelled import ClipPlaces, OrderedBatches, TrainingBatches
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.evaluation.feature_cache import are_kept, cached_features
+from keras_vjepa.evaluation.feature_cache import Described, are_kept, cached_features
 from keras_vjepa.evaluation.features import FeatureExtractor, features_in_memory
 from keras_vjepa.evaluation.settings import ProbeSettings
 from keras_vjepa.evaluation.task_labels import num_labels
@@ -66,7 +61,7 @@ class ProbeBatches:
 
         Args:
             samples: samples to train on.
-            everything: all training samples; features are computed for all of them.
+            everything: all training samples; features are computed of those that are `used`.
             seed: seed of the order.
         """
         settings = self.settings
@@ -140,31 +135,27 @@ class ProbeBatches:
         return self._kept[is_test]
 
     def _found_or_computed(self, samples: Sequence[Sample], is_test: bool) -> Features:
-        assert self.extractor is not None, "asked for features that are not kept"
-        batches, num_views = self._clips(samples, is_test)
+        described = self._described(samples, is_test)
         if self.cache is None:
-            return features_in_memory(self.extractor, batches)
-        name = "test" if is_test else "train"
-        description, dtype = self._description(num_views), self.settings.feature_dtype
-        return cached_features(self.cache, name, self.extractor, batches, description, dtype)
+            return features_in_memory(described.extractor, described.batches)
+        return cached_features(self.cache, "test" if is_test else "train", *described)
 
     def _are_on_disk(self, samples: Sequence[Sample]) -> bool:
         """Tell whether the features of all training samples were computed before."""
-        assert self.extractor is not None, "asked for features that are not kept"
         if self.cache is None:
             return False
-        batches, num_views = self._clips(samples, is_test=False)
-        description, dtype = self._description(num_views), self.settings.feature_dtype
-        return are_kept(self.cache, "train", self.extractor, batches, description, dtype)
+        return are_kept(self.cache, "train", self._described(samples, is_test=False))
 
-    def _clips(self, samples: Sequence[Sample], is_test: bool) -> tuple[EvaluationBatches, int]:
-        """Make the batches of clips that features are computed of, and say how many views."""
+    def _described(self, samples: Sequence[Sample], is_test: bool) -> Described:
+        """Say which features of samples are wanted, of all views or of one."""
+        assert self.extractor is not None, "asked for features that are not kept"
         settings = self.settings
         num_views = settings.classifier.num_views if is_test else 1
         batches = evaluation_clips(settings, samples, num_views, settings.feature_batch_size)
         if self.single_frame:
             batches.transform = StandingStill(batches.transform)
-        return self.parallel.share(batches), num_views
+        description, dtype = self._description(num_views), settings.feature_dtype
+        return Described(self.extractor, self.parallel.share(batches), description, dtype)
 
     def _description(self, num_views: int) -> dict[str, Any]:
         """Describe what features depend on beside encoder, samples and clips.
