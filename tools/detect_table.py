@@ -27,9 +27,8 @@ from keras_vjepa.data.sources.detection_sets import DetectionSet
 from keras_vjepa.data.sources.digit_scene import SCENES
 from keras_vjepa.evaluation.seed_table import SeedTable
 from keras_vjepa.locks import locked
-from keras_vjepa.models.backbone_preset import load_backbone_of_size
 from keras_vjepa.models.dimensions import height_and_width
-from keras_vjepa.presets.preset import check_preset, find_preset
+from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes import detect
 from keras_vjepa.recipes.detect_configs import CONFIGS, DetectConfig
 from keras_vjepa.training.resumable import check_folder, writable_folder
@@ -58,7 +57,7 @@ def fitted(config: DetectConfig, encoder: Any) -> DetectConfig:
     """Set a config to the one size of an encoder that has no other, and to clips of the same time.
 
     Args:
-        config: the config of the built-in set.
+        config: config of a detector.
         encoder: any backbone.
     """
     if getattr(encoder, "input_shapes", "any") != "one":
@@ -76,12 +75,10 @@ def fitted(config: DetectConfig, encoder: Any) -> DetectConfig:
     )
 
 
-def configured(
-    options: Any, base: DetectConfig, untrained: bool, trained: bool, seed: int
-) -> DetectConfig:
-    """Make the config of a detector of the table from that of its built-in set."""
+def configured(options: Any, untrained: bool, trained: bool, seed: int) -> DetectConfig:
+    """Make the config of a detector of the table."""
     return replace(
-        base,
+        CONFIGS[options.data](),
         preset=options.preset,
         untrained=untrained,
         trainable_backbone=trained,
@@ -100,15 +97,15 @@ def run(options: Any) -> str:
     workdir = writable_folder(options.workdir)
     with locked(workdir, "workdir"):
         table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
-        base = CONFIGS[options.data]()
-        encoder = load_backbone_of_size(find_preset(options.preset), False, {})
-        base = fitted(base, encoder)
-        found = shortened(base.data.make(), options.num_key_frames, options.num_test_key_frames)
+        encoder = load_backbone(options.preset, load_weights=False)
+        found = shortened(
+            CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames
+        )
         for seed in options.seeds:
             for method in options.methods:
                 untrained, trained = METHODS[method]
                 folder = workdir / f"{method.replace(',', '')} {seed}"
-                config = configured(options, base, untrained, trained, seed)
+                config = fitted(configured(options, untrained, trained, seed), encoder)
                 scores = functools.cache(functools.partial(detect.run, config, folder, found))
                 for kind in found.test:
                     table.fill(method, kind, seed, lambda kind=kind, made=scores: made()[kind])  # type: ignore[misc]

@@ -63,7 +63,7 @@ def test_rates_of_a_layer_alone_and_of_an_encoder(folder):
         layer_decay=0.5,
     )  # fmt: skip
     made = {
-        method: detect_table.configured(options, digit_scene(), *switches, seed=0)
+        method: detect_table.configured(options, *switches, seed=0)
         for method, switches in detect_table.METHODS.items()
     }
     rates = {method: config.learning_rate for method, config in made.items()}
