@@ -380,9 +380,8 @@ def _paste(background: Integers, alpha: Integers, colour: Integers, path: Intege
     """Blend the digit (alpha 0 to 256) into the background, one or many, for places of the path."""
     canvas_size = background.shape[-2]
     offsets = np.arange(len(alpha))
-    frames = np.array(
-        np.broadcast_to(background, (len(path), canvas_size, canvas_size, 3)), "uint8"
-    )
+    shape = len(path), canvas_size, canvas_size, 3
+    frames = np.broadcast_to(background.astype(np.uint8), shape).copy()
     rows = (path[:, :1] + offsets) % canvas_size
     columns = (path[:, 1:] + offsets) % canvas_size
     where = np.arange(len(path))[:, None, None], rows[:, :, None], columns[:, None, :]
