@@ -30,14 +30,16 @@ class Classifier(keras.Model):
     A subclass' call takes a batch, and returns logits `(batch, classes)` of each task by its name,
     from `heads`.
 
-    Args:
-        num_classes: number of classes of each task, by its name.
+    Attributes:
         rank: axes of one sample.
+        heads: the last layer of each task, by its name.
     """
 
-    def __init__(self, num_classes: Mapping[str, int], rank: int) -> None:
-        super().__init__()
-        self.rank = rank
+    rank: int
+    heads: dict[str, keras.layers.Dense]
+
+    def add_heads(self, num_classes: Mapping[str, int]) -> None:
+        """Make the last layers, for a number of classes of each task."""
         self.heads = {name: keras.layers.Dense(count) for name, count in num_classes.items()}
 
     def learn(
@@ -99,10 +101,12 @@ class RegionClassifier(Classifier):
     (3, 10)
     """
 
+    rank = 4
+
     def __init__(
         self, num_classes: Mapping[str, int], shape: Sequence[int], width: int = 64
     ) -> None:
-        super().__init__(num_classes, rank=4)
+        super().__init__()
         layers: list[keras.layers.Layer] = []
         side, channels = min(shape[1:3]), width
         layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
@@ -113,6 +117,7 @@ class RegionClassifier(Classifier):
         layers += [keras.layers.Flatten(), keras.layers.Dense(4 * width, activation="relu")]
         layers.append(keras.layers.Dropout(0.3))
         self.trunk = keras.Sequential(layers)
+        self.add_heads(num_classes)
         self(np.zeros((1, *shape, 3), "uint8"))
 
     def call(self, inputs: Tensor, training: bool = False) -> dict[str, Tensor]:
@@ -143,10 +148,12 @@ class FeatureClassifier(Classifier):
     (3, 10)
     """
 
+    rank = 2
+
     def __init__(
         self, num_classes: Mapping[str, int], shape: Sequence[int], width: int = 96
     ) -> None:
-        super().__init__(num_classes, rank=2)
+        super().__init__()
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6)
         self.embedding = keras.layers.Dense(width)
         self.positions = self.add_weight(
@@ -154,6 +161,7 @@ class FeatureClassifier(Classifier):
         )
         self.blocks = [TransformerBlock(4, 2 * width) for _ in range(2)]
         self.dropout = keras.layers.Dropout(0.3)
+        self.add_heads(num_classes)
         self(np.zeros((1, *shape), "float32"))
 
     def call(self, inputs: Tensor, training: bool = False) -> dict[str, Tensor]:
