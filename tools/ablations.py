@@ -23,7 +23,6 @@ from typing import Any
 import keras_vjepa  # noqa: F401
 
 # isort: split
-from keras_vjepa import files
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
 from keras_vjepa.command_line import OneLineParser, refusing, text_of
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
@@ -32,6 +31,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.ablation_cost import COST
 from keras_vjepa.evaluation.ablation_table import AblationTable, cost_in_words
 from keras_vjepa.evaluation.ablation_variants import ABLATIONS
+from keras_vjepa.evaluation.seed_table import check_settings
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring.monitor import CollapseError
@@ -47,10 +47,8 @@ from keras_vjepa.recipes.pretrain_derived import (
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.tools.ablation_runs import PRETRAINED, UNTRAINED, AblationRuns, config_of
 from keras_vjepa.training.description import defining
-from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import check_folder, writable_folder
 
-SETTINGS = "settings.json"
 # Results do not depend on these, but on the number of steps they do.
 _FREE = (MAY_DIFFER - {"steps", "data"}) | {"seed"}
 
@@ -98,19 +96,11 @@ def _fill(table: AblationTable, config: PretrainConfig, options: Any) -> str:
 
 def _check_settings(workdir: Path, name: str, config: PretrainConfig) -> None:
     """Write the settings of a table, or raise if its numbers were made with others."""
-    kept = read_result(workdir / SETTINGS) or {}
     ablation = ABLATIONS[name]
     # Tables that change the same base share runs.
     key = json.dumps([ablation.base, ablation.changes])
     current = defining(resolved(config, token_grid(config)), _FREE | ablation.varied())
-    stored = kept.get(key, {})
-    differing = sorted(k for k in stored.keys() & current.keys() if stored[k] != current[k])
-    if differing:
-        changes = ", ".join(f"--{k} {stored[k]} -> {current[k]}" for k in differing)
-        raise ValueError(
-            f"`workdir` must be a folder of these options. Received: {workdir}, with {changes}"
-        )
-    files.write_text(workdir / SETTINGS, json.dumps({**kept, key: {**stored, **current}}, indent=1))
+    check_settings(workdir, key, current)
 
 
 # --- The command line ----------------------------------------------------------------------------

@@ -3,9 +3,10 @@
     keras-vjepa decode train --preset PRESET
     keras-vjepa decode sample clip.mp4 --preset PRESET --decoder DECODER --output decoded.mp4
     keras-vjepa decode evaluate --preset PRESET --decoder DECODER
+    keras-vjepa decode table workdir/decoders --preset PRESET
 
-Each of the three has options of its own: `decode train --help`, `decode sample --help` and `decode
-evaluate --help` list them.
+Each of the four has options of its own: `decode train --help`, `decode sample --help`, `decode
+evaluate --help` and `decode table --help` list them.
 """
 
 import sys
@@ -29,7 +30,7 @@ from keras_vjepa.pictures.loading import load_pictured
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes import decode as training_recipe
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures, check_made_for
-from keras_vjepa.tools import decode_evaluate
+from keras_vjepa.tools import decode_evaluate, decode_table
 from keras_vjepa.tools.picture import run_of, step_of
 
 _OF_SAMPLES = """Draw what a decoder makes of predicted features of a hidden region (§6, Fig. 6b).
@@ -45,6 +46,7 @@ ACTIONS = {
     "train": training_recipe.__doc__ or "",
     "sample": _OF_SAMPLES,
     "evaluate": decode_evaluate.__doc__ or "",
+    "table": decode_table.__doc__ or "",
 }
 # More rows than anybody would look at.
 _MOST_SEEDS = 64
@@ -182,8 +184,9 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> int:
     if words[:1] == ["train"]:
         training_recipe.main(words[1:], f"{program} train")
         return 0
-    if words[:1] == ["evaluate"]:
-        return decode_evaluate.main(words[1:], f"{program} evaluate")
+    measuring = {"evaluate": decode_evaluate.main, "table": decode_table.main}
+    if words[:1] and words[0] in measuring:
+        return measuring[words[0]](words[1:], f"{program} {words[0]}")
     if words[:1] != ["sample"]:
         parser_of_actions(program).parse_all(words[:1])
     parser = parser_of_samples(program)

@@ -192,8 +192,45 @@ def batches_of(
     )
 
 
+class HeldOut(NamedTuple):
+    """Holds what decoders of one preset are measured with.
+
+    Attributes:
+        classifier: names what is to be seen in pixels.
+        real: regions of held-out clips, with features.
+        read: what a classifier reads of the features, as `read_of_features` returns it.
+    """
+
+    classifier: RegionClassifier
+    real: HiddenRegions
+    read: dict[str, dict[str, dict[str, float]]]
+
+
+def held_out(features: RegionFeatures, decoder: FeatureDecoder, options: Namespace) -> HeldOut:
+    """Train the classifiers, and take regions of held-out clips, of the decoder's size."""
+    train, test = train_and_test(options.data)
+    clips, regions = batches_of(train, features, decoder, options)
+    known = regions_of(clips, regions, options.train_clips, features, _FEATURE_CLIPS)
+    classifier = RegionClassifier(DIGIT_MOTION_TASKS, known.pixels.shape[1:4])
+    classifier.learn(known.pixels, known.labels, options.epochs)
+    clips, regions = batches_of(test, features, decoder, options)
+    real = regions_of(clips, regions, options.clips, features)
+    return HeldOut(classifier, real, read_of_features(known, real, options.epochs))
+
+
+def found_by(held: HeldOut, decoder: FeatureDecoder, options: Namespace) -> dict[str, Any]:
+    """Decode the regions' features of each kind, and measure what is to be seen."""
+    real = held.real
+    result = {"real": measured(held.classifier, real, real.pixels[:, np.newaxis])}
+    for kind in KINDS:
+        result[kind] = measured(held.classifier, real, sampled(decoder, real, kind, options))
+        if kind in held.read:
+            result[kind]["features"] = held.read[kind]
+    return result
+
+
 def evaluate(options: Namespace) -> dict[str, Any]:
-    """Train the classifier, decode, and measure.
+    """Train the classifiers, decode, and measure.
 
     Raises:
         ValueError: for a decoder of another preset.
@@ -202,21 +239,10 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     features = RegionFeatures(load_pictured(options.preset, needs_predictor=True).pretrainer)
     decoder = load_decoder(options.decoder)
     check_made_for(decoder, features, options.preset)
-    train, test = train_and_test(options.data)
-    clips, regions = batches_of(train, features, decoder, options)
-    known = regions_of(clips, regions, options.train_clips, features, _FEATURE_CLIPS)
-    classifier = RegionClassifier(DIGIT_MOTION_TASKS, known.pixels.shape[1:4])
-    classifier.learn(known.pixels, known.labels, options.epochs)
-    clips, regions = batches_of(test, features, decoder, options)
-    real = regions_of(clips, regions, options.clips, features)
-    read = read_of_features(known, real, options.epochs)
-    result = {"real": measured(classifier, real, real.pixels[:, np.newaxis])}
-    for kind in KINDS:
-        result[kind] = measured(classifier, real, sampled(decoder, real, kind, options))
-        if kind in read:
-            result[kind]["features"] = read[kind]
+    held = held_out(features, decoder, options)
     asked = {name: value for name, value in vars(options).items() if name != "output"}
-    return {"options": asked, "num_clips": len(real.pixels), "found": result}
+    found = found_by(held, decoder, options)
+    return {"options": asked, "num_clips": len(held.real.pixels), "found": found}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -247,18 +273,26 @@ def parser_of_evaluation(program: str) -> OneLineParser:
     parser.add_argument("--preset", required=True, help="of a pretraining run, or RUN@STEP")
     parser.add_argument("--decoder", required=True, help="preset of a decoder of these features")
     parser.add_argument("--output", type=Path, help="JSON file to write [none]")
+    add_measuring(parser, clips=200, train_clips=16_000, epochs=10)
+    parser.add_argument("--seeds", type=int, default=4, help="samples of each clip [4]")
+    parser.add_argument("--steps", type=int, default=20, help="timesteps gone through [20]")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random [0]")
+    return parser
+
+
+def add_measuring(parser: OneLineParser, clips: int, train_clips: int, epochs: int) -> None:
+    """Add the options that say what decoders are measured with, with these defaults."""
     parser.add_argument(
         "--data", default="digit_motion_black", choices=list(SETS), help="built-in set"
     )
-    parser.add_argument("--clips", type=int, default=200, help="held-out clips [200]")
-    parser.add_argument("--seeds", type=int, default=4, help="samples of each clip [4]")
-    parser.add_argument("--steps", type=int, default=20, help="timesteps gone through [20]")
+    parser.add_argument("--clips", type=int, default=clips, help=f"held-out clips [{clips}]")
     parser.add_argument(
-        "--train-clips", type=int, default=16_000, help="clips the classifier learns from [16000]"
+        "--train-clips",
+        type=int,
+        default=train_clips,
+        help=f"clips the classifier learns from [{train_clips}]",
     )
-    parser.add_argument("--epochs", type=int, default=10, help="passes over these [10]")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random [0]")
-    return parser
+    parser.add_argument("--epochs", type=int, default=epochs, help=f"passes over these [{epochs}]")
 
 
 def main(arguments: list[str], program: str) -> int:

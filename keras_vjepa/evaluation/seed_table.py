@@ -6,14 +6,37 @@ not computed again, so that a command that fills a table can be interrupted and 
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_vjepa import files
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.training.results import read_result
 
-TABLE, NUMBERS = "table.md", "table.json"
+TABLE, NUMBERS, SETTINGS = "table.md", "table.json", "settings.json"
+
+
+def check_settings(workdir: Path, key: str, current: Mapping[str, Any]) -> None:
+    """Write the settings that numbers are made with, or raise if there are some of others.
+
+    Args:
+        workdir: folder of the table.
+        key: which numbers of the folder these are.
+        current: the settings by the names of their options, without dashes.
+
+    Raises:
+        ValueError: if numbers of this key were made with other settings; it names them.
+    """
+    kept = read_result(workdir / SETTINGS) or {}
+    stored = kept.get(key, {})
+    differing = sorted(k for k in stored.keys() & current.keys() if stored[k] != current[k])
+    if differing:
+        changes = ", ".join(f"--{k} {stored[k]} -> {current[k]}" for k in differing)
+        raise ValueError(
+            f"`workdir` must be a folder of these options. Received: {workdir}, with {changes}"
+        )
+    files.write_text(workdir / SETTINGS, json.dumps({**kept, key: {**stored, **current}}, indent=1))
 
 
 class SeedTable:

@@ -112,7 +112,7 @@ def test_help_shows_all_actions(capsys):
         decode.main(["--help"], "decode")
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in ("train", "sample", "evaluate"))
+    assert all(f"\n  {name} " in said for name in ("train", "sample", "evaluate", "table"))
     assert "--seeds" not in said
     for words in ([], ["draw"], ["clip.mp4", "--seeds", "4"]):
         with pytest.raises(SystemExit) as ended:
@@ -270,6 +270,55 @@ def test_an_evaluation_says_what_is_seen_of_each_kind(tmp_path, capsys):
     assert read["target"]["motion"]["accuracy"] > 0.15
     # The noise of a seed is that of every clip, so that without features clips are all alike.
     assert shown["none"]["varying_share"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_table_has_the_mean_over_decoders_and_is_not_made_twice(tmp_path, capsys, monkeypatch):
+    keras.utils.set_random_seed(0)
+    encoder = VJEPABackbone(32, 4, 8, 2, 8, 1, 2)
+    predictor = VJEPAPredictor(8, encoder.grid_shape, 8, 1, 2)
+    VJEPAPretrainer(encoder, predictor).save_to_preset(tmp_path / "pretrained")
+    line = ["table", str(tmp_path / "table"), "--preset", str(tmp_path / "pretrained")]
+    line += ["--train-steps", "2", "--clips", "50", "--train-clips", "200", "--epochs", "1"]
+    line += ["--timesteps", "2", "--seeds"]
+    assert decode.main([*line, "1", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown == (tmp_path / "table" / "table.md").read_text()
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in shown.splitlines()}
+    assert [cell.count("(2)") for cell in rows["motion"]] == [1] * 5
+    # Real regions have no samples to compare, and only features that are given can be read.
+    agreeing = rows["motion, samples of a clip that agree"]
+    assert [cell.strip(" |") != "" for cell in agreeing] == [False, True, True, True, True]
+    read = rows["digit, read of the features"]
+    assert [cell.strip(" |") != "" for cell in read] == [False, True, True, False, False]
+    numbers = json.loads((tmp_path / "table" / "table.json").read_text())
+    [by_kind] = numbers.values()
+    one, other = by_kind["none"]["variance of pixels among samples of a clip"].values()
+    assert one == pytest.approx(1, abs=1e-6) and other == pytest.approx(1, abs=1e-6)
+    one, other = by_kind["target"]["direction, 100 x the cosine"].values()
+    assert one != other
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "run", None)
+        assert decode.main([*line, "2", "1"]) == 0
+        assert capsys.readouterr().out == shown
+        with pytest.raises(SystemExit, match=r"--timesteps 2 -> 3, --train_steps 2 -> 3$"):
+            decode.main(["3" if word == "2" else word for word in line] + ["1"])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--samples", "1"], "--samples must be at least 2. Received: 1"),
+        (["--train-steps", "0"], "--train-steps must be at least 1. Received: 0"),
+        (["--seeds", "1", "-1"], "--seeds must be at least 0. Received: -1"),
+    ],
+)
+def test_a_table_refuses_in_one_line(folder, tmp_path, more, message, capsys):
+    with pytest.raises(SystemExit):
+        decode.main(["table", str(tmp_path / "t"), "--preset", str(folder / "pretrained"), *more])
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "t").exists()
 
 
 @pytest.mark.data
