@@ -25,9 +25,10 @@ from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.detection_sets import DetectionSet
 from keras_vjepa.data.sources.digit_scene import SCENES
-from keras_vjepa.evaluation.seed_table import SeedTable
+from keras_vjepa.evaluation.seed_table import SeedTable, check_settings
 from keras_vjepa.locks import locked
 from keras_vjepa.models.dimensions import height_and_width
+from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes import detect
 from keras_vjepa.recipes.detect_configs import CONFIGS, DetectConfig
@@ -40,6 +41,12 @@ METHODS = {
     "untrained, fine-tuned": (True, True),
     "pretrained, fine-tuned": (False, True),
 }
+
+# Settings on which numbers depend, besides the encoder.
+_SETTINGS = (
+    "data", "epochs", "learning_rate", "layer_decay", "frozen_learning_rate", "num_key_frames",
+    "num_test_key_frames",
+)  # fmt: skip
 
 
 def shortened(found: DetectionSet, num_train: int, num_test: int) -> DetectionSet:
@@ -97,7 +104,9 @@ def run(options: Any) -> str:
     workdir = writable_folder(options.workdir)
     with locked(workdir, "workdir"):
         table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
-        encoder = load_backbone(options.preset, load_weights=False)
+        encoder = load_backbone(options.preset)
+        settings = {name: getattr(options, name) for name in _SETTINGS}
+        check_settings(workdir, table.heading, {"preset": fingerprint(encoder), **settings})
         found = shortened(
             CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames
         )

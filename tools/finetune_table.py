@@ -32,9 +32,10 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.labelled_videos import TASK_NAMES, LabelledVideos, of_task
-from keras_vjepa.evaluation.seed_table import SeedTable
+from keras_vjepa.evaluation.seed_table import SeedTable, check_settings
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
+from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes import finetune, finetune_configs, probe_configs
 from keras_vjepa.training.resumable import check_folder, writable_folder
@@ -42,6 +43,8 @@ from keras_vjepa.training.resumable import check_folder, writable_folder
 FINE_TUNED, FROZEN, SCRATCH = "fine-tuned", "frozen probe", "from scratch"
 METHODS = SCRATCH, FROZEN, FINE_TUNED
 _PROBE_BATCH = 32
+# Settings on which numbers depend, besides the encoder.
+_SETTINGS = "data", "steps", "scratch_steps", "num_videos", "num_test_videos"
 # Initial weights hold nothing that a layer should keep, so that all layers have the same rate; for
 # 32 videos a batch it is that of pretraining, 1e-3.
 _ANEW: dict[str, Any] = {"layer_decay": 1.0, "learning_rate": 8e-3, "drop_path_rate": 0.0}
@@ -119,6 +122,8 @@ def run(options: Any) -> str:
             of_task(test[: options.num_test_videos], options.task),
         )
         encoder = load_backbone(options.preset)
+        settings = {name: getattr(options, name) for name in _SETTINGS}
+        check_settings(workdir, heading, {"preset": fingerprint(encoder), **settings})
         untrained = first_weights(options.preset, encoder, workdir)
         for seed in options.seeds:
             for fraction in sorted(options.fractions):

@@ -54,6 +54,14 @@ def test_a_small_table(folder, capsys):
         assert {kind: len(cell) for kind, cell in cells.items()} == {"true": 2, "detected": 2}
     assert (folder / "table" / "table.md").read_text() in said.out
     assert "| true |" in said.out and " (2) |" in said.out
+    # Numbers of other options, or of another encoder, are no answer.
+    with pytest.raises(SystemExit, match="with --epochs 1 -> 2$"):
+        detect_table.main([*command, "--epochs", "2"])
+    VJEPABackbone(16, 4, patch_size=8, hidden_dim=8, num_layers=2, num_heads=2).save_to_preset(
+        folder / "other"
+    )
+    with pytest.raises(SystemExit, match="with --preset "):
+        detect_table.main([*command, "--preset", str(folder / "other")])
 
 
 def test_rates_of_a_layer_alone_and_of_an_encoder(folder):
