@@ -8,7 +8,11 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa.conversion.errors import CheckpointError, listed
+from keras_vjepa.conversion.freed_memory import give_back_freed_memory
 from keras_vjepa.conversion.lazy_tensors import LazyTensor
+
+# Bytes from which it is worth while to give back what a variable held before, 2 ms.
+_LARGE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,10 @@ def load_entries(network: str, tensors: dict[str, LazyTensor], entries: Iterable
         _check_shapes(network, tensors, entry)
     for names, variable, rearrange in entries:
         parts = [rearrange(_read(network, tensors, name)) for name in names]
-        variable.assign(np.concatenate(parts, axis=-1, dtype="float32", casting="unsafe"))
+        value = np.concatenate(parts, axis=-1, dtype="float32", casting="unsafe")
+        variable.assign(value)
+        if value.nbytes >= _LARGE:
+            give_back_freed_memory()
 
 
 def _read(network: str, tensors: dict[str, LazyTensor], name: str) -> np.ndarray:
