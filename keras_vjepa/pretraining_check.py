@@ -32,7 +32,7 @@ from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.monitoring.tensorboard import check_tensorboard
 from keras_vjepa.tasks.context_loss import check_context_loss
 from keras_vjepa.tasks.named_presets import architecture_to_begin_with
-from keras_vjepa.tasks.pretrainer import check_has_teacher, check_objective
+from keras_vjepa.tasks.pretrainer import check_objective
 from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
 from keras_vjepa.training.resumable import check_run
 
@@ -157,7 +157,6 @@ def check_parts(config: Any) -> None:
     config.batches.check(check_cache)
     config.batches.check(check_label_weights)
     config.pretrainer.check(check_objective)
-    config.pretrainer.check(check_has_teacher, teacher=config.teacher)
     config.pretrainer.check(check_context_loss)
     # The arguments of all kinds of masks are checked, whichever kind is chosen.
     config.mask.check(lambda ratio: RandomTubeMask(ratio))

@@ -93,10 +93,7 @@ def make_predictor(
 ) -> VJEPAPredictor:
     """Make the predictor with random weights, drawn after those of the encoder."""
     pixels = config.pretrainer.target == "pixels"
-    width = (teacher or encoder).hidden_dim
-    if config.pretrainer.average_beside_teacher:
-        width += encoder.hidden_dim
-    features = config.predictor.num_levels * width
+    features = config.predictor.num_levels * (teacher or encoder).hidden_dim
     predictor = config.predictor.make(
         encoder_dim=encoder.hidden_dim,
         grid_shape=encoder.position_axes,

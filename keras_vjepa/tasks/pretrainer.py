@@ -7,7 +7,7 @@ optional variance regulariser exists, with weight 0 in all of the paper's runs.
 Additions to both, which are off by default and meant for small models on little data: variance and
 covariance terms on the context encoder's features, as in VICReg (Bardes, Ponce and LeCun, 2022);
 pixel targets that are not normalised; a frozen teacher in place of the moving average (SALT: Li et
-al., 2025), or beside it.
+al., 2025).
 
 V-JEPA 2.1's objective (vjepa21 §3) is made by a predictor with `num_levels` and `predicts_context`:
 targets of several levels, each normalised by itself, and a loss at the context tokens, which counts
@@ -99,8 +99,6 @@ class VJEPAPretrainer(
             features, over the width. Both keep the features apart where the loss does not.
         teacher: None, or a trained encoder, of any size but with the same grid of tokens, whose
             features are predicted in place of the target encoder's. It stays as it is.
-        average_beside_teacher: whether the target encoder's features are predicted too, beside the
-            teacher's. The predictor's `output_dim` is then the sum of both widths.
         padding: whether batches may hold padding (-1). Without it no attention is masked, which is
             faster where the backend's fused attention takes no mask.
         context_loss_weight: weight of the loss at the context tokens (V-JEPA 2.1: 0.5); the
@@ -156,20 +154,18 @@ class VJEPAPretrainer(
         context_warmup_start: int = 0,
         context_warmup_end: int = 0,
         mask_token: int | None = None,
-        average_beside_teacher: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_objective(
             *(loss_exponent, variance_weight, target, normalize_targets),
             *(context_variance_weight, context_covariance_weight, mask_token),
-            average_beside_teacher,
         )
         if not isinstance(momentum, LinearSchedule):
             check_number("[0, 1]", momentum=momentum)
         check_flag(padding=padding)
         check_whole(0, predictor.num_mask_tokens - 1, optional=True, mask_token=mask_token)
-        _check_fit(encoder, predictor, teacher, target, average_beside_teacher)
+        _check_fit(encoder, predictor, teacher, target)
         if encoder.drop_path_rate:
             # The target encoder, a copy, would leave out branches as well.
             raise ValueError(
@@ -191,7 +187,6 @@ class VJEPAPretrainer(
             *(context_warmup_start, context_warmup_end),
         )
         self.mask_token = mask_token
-        self.average_beside_teacher = average_beside_teacher
         self.teacher = teacher
         if teacher is not None:
             teacher.trainable = False
@@ -227,10 +222,9 @@ class VJEPAPretrainer(
 
         Returns:
             float32 features of the target encoder or the teacher, `(batch, tokens, hidden_dim)`, or
-            of as many levels as the predictor has, side by side; or of the teacher and then of the
-            target encoder, side by side; or what is given; or pixels, `(batch, tokens, patch_dim)`.
-            All are normalised in each token, and each level and encoder by itself, unless
-            `normalize_targets` is False.
+            of as many levels as the predictor has, side by side; or what is given; or pixels,
+            `(batch, tokens, patch_dim)`. All are normalised in each token, and each level by
+            itself, unless `normalize_targets` is False.
 
         Raises:
             ValueError: if `target` is "given" and nothing is.
@@ -242,21 +236,16 @@ class VJEPAPretrainer(
             )
         num_levels = self.predictor.num_levels
         if self.target == "pixels":
-            num_levels, found = 1, [self.encoder.tokenizer(videos.shape).patches(videos)]
+            num_levels, values = 1, self.encoder.tokenizer(videos.shape).patches(videos)
         elif self.target == "given":
-            found = [given]
+            values = given
         else:
-            levels = {"hierarchical": True} if num_levels > 1 else {}
-            found = [encoder(videos, **levels) for encoder in self._predicted_encoders()]
-        found = [ops.cast(values, "float32") for values in found]
+            encoder = self.teacher or self.target_encoder
+            values = encoder(videos, hierarchical=True) if num_levels > 1 else encoder(videos)
+        values = ops.cast(values, "float32")
         if self.normalize_targets:
-            found = [normalized_levels(each, num_levels, TARGET_NORM_EPSILON) for each in found]
-        return ops.stop_gradient(found[0] if len(found) == 1 else ops.concatenate(found, axis=-1))
-
-    def _predicted_encoders(self) -> list[VJEPABackbone]:
-        if self.teacher is None:
-            return [self.target_encoder]
-        return [self.teacher, *[self.target_encoder] * self.average_beside_teacher]
+            values = normalized_levels(values, num_levels, TARGET_NORM_EPSILON)
+        return ops.stop_gradient(values)
 
     def encode_context(self, batch: Batch, mask_index: int) -> Tensor:
         """Compute the features of the tokens that one kind of mask leaves visible.
@@ -648,7 +637,6 @@ class VJEPAPretrainer(
             "context_warmup_start": self.context_warmup_start,
             "context_warmup_end": self.context_warmup_end,
             "mask_token": self.mask_token,
-            "average_beside_teacher": self.average_beside_teacher,
         }
 
     @classmethod
@@ -674,7 +662,6 @@ def check_objective(
     context_variance_weight: float,
     context_covariance_weight: float,
     mask_token: int | None,
-    average_beside_teacher: bool = False,
 ) -> None:
     """Check those arguments of `VJEPAPretrainer` that can be checked without a model.
 
@@ -690,28 +677,12 @@ def check_objective(
         context_variance_weight=context_variance_weight,
         context_covariance_weight=context_covariance_weight,
     )
-    check_flag(normalize_targets=normalize_targets, average_beside_teacher=average_beside_teacher)
+    check_flag(normalize_targets=normalize_targets)
     check_whole(0, MOST_LAYERS - 1, optional=True, mask_token=mask_token)
 
 
-def check_has_teacher(average_beside_teacher: bool, teacher: Any) -> None:
-    """Check that there is a teacher, or its name, for the target encoder to be beside.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if average_beside_teacher and not teacher:
-        raise ValueError(
-            "`average_beside_teacher` must be False without a `teacher`. Received: True"
-        )
-
-
 def _check_fit(
-    encoder: VJEPABackbone,
-    predictor: VJEPAPredictor,
-    teacher: VJEPABackbone | None,
-    target: str,
-    average_beside_teacher: bool = False,
+    encoder: VJEPABackbone, predictor: VJEPAPredictor, teacher: VJEPABackbone | None, target: str
 ) -> None:
     if predictor.encoder_dim != encoder.hidden_dim:
         raise ValueError(
@@ -730,7 +701,6 @@ def _check_fit(
             f"The teacher's grid of tokens must be the encoder's {encoder.position_axes}. "
             f"Received: {teacher.position_axes}"
         )
-    check_has_teacher(average_beside_teacher, teacher)
     source, num_levels = teacher or encoder, predictor.num_levels
     for name, part in (("encoder", encoder), ("teacher", source)) if num_levels > 1 else ():
         if len(part.level_layers or ()) != num_levels:
@@ -740,8 +710,7 @@ def _check_fit(
             )
     if target == "given":
         return
-    width = source.hidden_dim + average_beside_teacher * encoder.hidden_dim
-    target_dim = num_levels * width if target == "features" else encoder.patch_dim
+    target_dim = num_levels * source.hidden_dim if target == "features" else encoder.patch_dim
     if predictor.output_dim != target_dim:
         raise ValueError(
             f"The predictor's `output_dim` must be {target_dim} for `target`={target!r}. "

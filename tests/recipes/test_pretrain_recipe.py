@@ -61,10 +61,6 @@ def test_teacher_from_a_preset(tmp_path):
     found = keras.ops.convert_to_numpy(pretrainer.targets(videos))
     np.testing.assert_allclose(found, expected, atol=0.05)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9999
-    both = pretrain_objects.make_pretrainer(replace(config, average_beside_teacher=True))
-    found = keras.ops.convert_to_numpy(both.targets(videos))
-    assert found.shape[-1] == both.predictor.output_dim == 32 + both.encoder.hidden_dim
-    np.testing.assert_allclose(found[..., :32], expected, atol=0.05)
 
 
 def test_start_from_a_preset(tmp_path):
@@ -325,8 +321,6 @@ def test_bad_settings_are_named(tmp_path):
     message = refused(["--workdir", str(tmp_path / ("x" * 300))], tmp_path)
     assert "--workdir must be a folder that can be made: File name too long" in message
     assert "--teacher must be a folder, hf://" in refused(["--teacher", "nowhere"], tmp_path)
-    words = "--average_beside_teacher must be False without a `teacher`"
-    assert words in refused(["--average_beside_teacher", "true"], tmp_path)
     (tmp_path / "file").write_text("")
     message = refused(["--workdir", str(tmp_path / "file")], tmp_path)
     assert message == f"pretrain.py: --workdir must be a folder. Received: {tmp_path / 'file'}"

@@ -474,56 +474,6 @@ def test_a_teacher_is_predicted_and_stays_as_it_is(tmp_path):
     np.testing.assert_array_equal(copy.teacher.get_weights()[0], teacher.get_weights()[0])
 
 
-@slow_but_on("torch")
-@pytest.mark.parametrize("levels", [1, 2])
-def test_the_moving_average_is_predicted_beside_a_teacher(levels, tmp_path):
-    """First the teacher's features, then the target encoder's, each normalised by itself."""
-    keras.utils.set_random_seed(0)
-    of_levels = {"level_layers": (0, 1)} if levels > 1 else {}
-    encoder, teacher = (
-        VJEPABackbone(32, 4, hidden_dim=dim, num_layers=2, num_heads=2, **of_levels)
-        for dim in (24, 12)
-    )
-    sizes = {"num_levels": levels, "output_dim": 36 * levels}
-    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2, **sizes)
-    both = VJEPAPretrainer(encoder, predictor, 0.5, teacher=teacher, average_beside_teacher=True)
-    batch = random_batch(0, both)
-    found = numpy(compiled(both.targets)(batch["videos"]))
-    alone = []
-    for other in (teacher, None):
-        predictor = VJEPAPredictor(
-            24, encoder.position_axes, 12, 1, 2, num_levels=levels,
-            output_dim=levels * (12 if other else 24),
-        )  # fmt: skip
-        pretrainer = VJEPAPretrainer(encoder, predictor, teacher=other)
-        alone.append(numpy(compiled(pretrainer.targets)(batch["videos"])))
-    np.testing.assert_allclose(found, np.concatenate(alone, axis=-1), atol=1e-5)
-    kept, before = teacher.get_weights(), found[..., : 12 * levels]
-    both.compile(AdamW(1e-2))
-    losses = fit(both, batch, epochs=8)
-    assert losses[-1] < 0.9 * losses[0]
-    # The teacher's half stays; the other follows the encoder.
-    np.testing.assert_array_equal(teacher.get_weights()[0], kept[0])
-    after = numpy(compiled(both.targets)(batch["videos"]))
-    np.testing.assert_array_equal(after[..., : 12 * levels], before)
-    assert np.abs(after - found)[..., 12 * levels :].max() > 0.01
-    both.save_to_preset(tmp_path / "preset")
-    copy = VJEPAPretrainer.from_preset(tmp_path / "preset")
-    assert copy.average_beside_teacher
-    np.testing.assert_allclose(
-        numpy(compiled(copy)(batch)), numpy(compiled(both)(batch)), atol=1e-6
-    )
-
-
-def test_a_moving_average_is_beside_a_teacher_only():
-    encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
-    predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2)
-    with pytest.raises(ValueError, match="`average_beside_teacher` must be False without a `tea"):
-        VJEPAPretrainer(encoder, predictor, average_beside_teacher=True)
-    with pytest.raises(ValueError, match="`output_dim` must be 48 for `target`='features'"):
-        VJEPAPretrainer(encoder, predictor, teacher=encoder, average_beside_teacher=True)
-
-
 def test_a_teacher_must_fit():
     encoder = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2)
     predictor = VJEPAPredictor(24, encoder.position_axes, 12, 1, 2)
