@@ -21,10 +21,15 @@ def main(arguments: list[str] | None = None, program: str = "export_run.py") -> 
     parser = OneLineParser(prog=program, description=__doc__)
     parser.add_argument("run", help="folder of the run; RUN@STEP for another step than the last")
     parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument(
+        "--half-precision",
+        action="store_true",
+        help="round the weights to float16, for files of half the size",
+    )
     options = parser.parse_all(arguments)
     try:
         model, checkpoint = model_at(*run_and_step(options.run))
-        model.save_to_preset(options.output)
+        model.save_to_preset(options.output, options.half_precision)
     except (OSError, ValueError) as error:
         sys.exit(f"{program}: {error}")
     print(f"Wrote {printable(options.output)}, the preset of step {checkpoint.step:,}.")

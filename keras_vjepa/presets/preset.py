@@ -39,6 +39,7 @@ from keras_vjepa.presets.claims import (
     described_class,
     weights_asked_for,
 )
+from keras_vjepa.presets.half_precision import halve
 from keras_vjepa.presets.hubs import is_address, preset_from_hub
 from keras_vjepa.presets.integrity import METADATA_FILE, WRITTEN, describe_files
 from keras_vjepa.presets.recognition import is_version_21
@@ -273,7 +274,7 @@ class Preset:
         """List the files of this model's preset, and the object whose contents each holds."""
         return {CONFIG_FILE: self, WEIGHTS_FILE: self}
 
-    def save_to_preset(self, folder: PresetName) -> None:
+    def save_to_preset(self, folder: PresetName, half_precision: bool = False) -> None:
         """Write this model as a preset folder, which may be new, empty or a preset already.
 
         The folder appears complete or not at all. In an existing preset, the files of its model are
@@ -281,10 +282,13 @@ class Preset:
 
         Args:
             folder: the folder to write.
+            half_precision: whether weights are rounded to float16, for files of half the size. The
+                model that is loaded from them has the precision that this one has.
 
         Raises:
             FileExistsError: if the folder holds something else than a preset.
             OSError: if the folder cannot be written.
+            ValueError: if a weight is too large for half precision.
         """
         folder = preset_folder(folder)
         others = _others_in(folder)
@@ -295,18 +299,20 @@ class Preset:
                 "Removed from %s: %s, of the model that was there", folder, ", ".join(gone)
             )
         with files.unfinished_folder(folder, existing="replace") as unfinished:
-            self._write_preset(unfinished)
+            self._write_preset(unfinished, half_precision)
             for path in others:
                 if not (unfinished / path.name).exists():
                     files.copy(path, unfinished / path.name)
 
-    def _write_preset(self, unfinished: Path) -> None:
+    def _write_preset(self, unfinished: Path, half_precision: bool) -> None:
         contents = self.preset_files()
         for name, model in contents.items():
             if name.endswith(".json"):
                 (unfinished / name).write_text(json.dumps(_described(model), indent=2))
             else:
                 model.save_weights(unfinished / name)
+                if half_precision:
+                    halve(unfinished / name)
         metadata = {
             "keras_version": keras.__version__,
             "backend": engine.name(),

@@ -2,11 +2,13 @@
 
 import shutil
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
+from keras_vjepa.presets.integrity import damage
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.tasks.checkpoint_presets import model_at
 from keras_vjepa.tools import export_run
@@ -100,6 +102,43 @@ def test_the_command(run, tmp_path, capsys):
         export_run.main([f"{folder}@9", str(tmp_path / "out")], "x")
     with pytest.raises(SystemExit, match="^x: `run` must be a folder with checkpoints of a run"):
         export_run.main([str(tmp_path), str(tmp_path / "out")], "x")
+
+
+@pytest.mark.data
+def test_a_preset_may_have_half_the_size(run, tmp_path):
+    folder, _ = run
+    export_run.main([str(folder), str(tmp_path / "whole")])
+    export_run.main([str(folder), str(tmp_path / "half"), "--half-precision"])
+    whole, half = (VJEPAPretrainer.from_preset(tmp_path / name) for name in ("whole", "half"))
+    assert damage(tmp_path / "half") is None
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {path.name for path in (tmp_path / "half").iterdir()}
+    for name in (name for name in names if name.endswith(".h5")):
+        sizes = []
+        for one in ("whole", "half"):
+            with h5py.File(tmp_path / one / name) as file:
+                sizes.append(_bytes_of(file))
+        assert sizes[1] == sizes[0] // 2 > 0
+    for one, other in zip(whole.weights, half.weights, strict=True):
+        values, found = (keras.ops.convert_to_numpy(weight) for weight in (one, other))
+        assert found.dtype == values.dtype
+        expected = values.astype("float16") if values.dtype == "float32" else values
+        np.testing.assert_array_equal(found, expected)
+
+
+def _bytes_of(group):
+    return sum(_bytes_of(x) if isinstance(x, h5py.Group) else x.nbytes for x in group.values())
+
+
+@pytest.mark.data
+def test_weights_too_large_for_half_precision_are_refused(tmp_path):
+    backbone = VJEPABackbone(16, 2, 8, 1, 8, 1, 2)
+    backbone.norm.gamma.assign([7e4] * 8)
+    with pytest.raises(
+        ValueError, match="`half_precision` must be False for weights beyond 65,504"
+    ):
+        backbone.save_to_preset(tmp_path / "half", half_precision=True)
+    assert not (tmp_path / "half").exists()
 
 
 @pytest.mark.data
