@@ -291,7 +291,7 @@ class DefaultsLast(argparse.RawDescriptionHelpFormatter):
         text, default = action.help or "", action.default
         # Flags are off unless given, and options without a default for argparse name theirs
         # themselves.
-        has_none = default in (None, argparse.SUPPRESS, []) or isinstance(default, bool)
+        has_none = default in (None, argparse.SUPPRESS, [], (), "") or isinstance(default, bool)
         if not action.option_strings or has_none or "(default: " in text:
             return text
         values = default if isinstance(default, list | tuple) else [default]

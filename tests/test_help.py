@@ -58,7 +58,7 @@ def test_every_option_has_a_description_that_ends_in_its_default(parser):
         assert len(text) > 3, name
         is_flag = action.nargs == 0 or not action.option_strings
         if not (is_flag or action.required or name in LEFT_OUT):
-            assert re.search(r"(\(default: .*\)|\[.*\])$", text), (name, text)
+            assert re.search(r"(\(default: .+\)|\[.*\])$", text), (name, text)
 
 
 def test_nothing_is_named_that_cannot_be_typed(parser):

@@ -76,7 +76,9 @@ def main(arguments: list[str] | None = None, program: str = "dense_probe.py") ->
     parser.add_argument("--data", choices=[*SETS], default="digit_motion", help="built-in set")
     parser.add_argument("--num-videos", type=int, default=300, help="to train on")
     parser.add_argument("--num-test-videos", type=int, default=100, help="to test on")
-    parser.add_argument("--layers", type=int, nargs="+", default=(), help="blocks, side by side")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=(), help="blocks, side by side (default: the last)"
+    )
     parser.add_argument("--epochs", type=int, default=20, help="passes over the videos")
     parser.add_argument("--learning-rate", type=float, default=1e-2, help="of AdamW, at the start")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the linear layer")

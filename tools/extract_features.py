@@ -367,6 +367,7 @@ def extract(options: argparse.Namespace) -> tuple[FeaturePlan, dict[Name, str], 
                 extract_all(extraction, folder, plan) if plan.missing else ({}, 0)
             )
             say_frames(extraction.reader, repeating)
+            say_images(extraction, plan)
             return plan, bad_files, folder.problems(plan, bad_files)
 
 
@@ -384,6 +385,19 @@ def say_frames(reader: WindowReader, repeating: int) -> None:
     if gap > 0:
         print(
             f"--stride leaves out {counted(gap, 'frame')} between two windows of {span:,}.",
+            file=sys.stderr,
+        )
+
+
+def say_images(extraction: Extraction, plan: FeaturePlan) -> None:
+    """Say that images were made clips for a model that has a tokenizer for images."""
+    preprocessor = extraction.reader.preprocessor
+    frames = preprocessor.image_frames or preprocessor.num_frames
+    has_tokenizer = getattr(extraction.backbone, "modalities", False)
+    if has_tokenizer and frames > 1 and any(is_image(name) for name in plan.missing):
+        print(
+            f"Images were repeated to clips of {frames:,} frames. With --image-frames 1, and "
+            "another --output, V-JEPA 2.1 takes them as images.",
             file=sys.stderr,
         )
 

@@ -114,6 +114,22 @@ def test_tokens_of_overlapping_windows_and_images_of_one_tubelet(preset, videos,
     assert settings["stride"] == 8 and settings["image_size"] == [32, 64]
 
 
+def test_images_for_a_model_with_a_tokenizer_for_them(videos, tmp_path, capsys):
+    """A user of V-JEPA 2.1 learns that images were made clips, and how they stay images."""
+    backbone = VJEPABackbone(32, 4, hidden_dim=24, num_layers=1, num_heads=2, modalities=True)
+    backbone.save_to_preset(tmp_path / "preset")
+    image, hint = videos / "image.png", "With --image-frames 1, and another --output"
+    for options, tokens in ([], 8), (["--image-frames", 1], 4):
+        output = tmp_path / f"out{tokens}"
+        assert run(tmp_path / "preset", image, output, "--tokens", *options) == 0
+        assert np.load(output / "image.png.npy").shape == (1, tokens, 24)
+        said = capsys.readouterr().err
+        assert (f"clips of 4 frames. {hint}" in said) == (tokens == 8), said
+    clip = VJEPAVideoPreprocessor.from_preset(tmp_path / "preset", image_frames=1)(image)
+    expected = ops.convert_to_numpy(backbone(clip))
+    np.testing.assert_allclose(np.load(tmp_path / "out4" / "image.png.npy"), expected, atol=2e-6)
+
+
 def test_frames_that_a_long_stride_leaves_out_are_said(preset, videos, tmp_path, capsys):
     assert run(preset, videos / "long.avi", tmp_path / "out", "--stride", 37) == 0
     said = capsys.readouterr().err
