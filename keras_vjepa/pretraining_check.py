@@ -181,6 +181,11 @@ def check_parts(config: Any) -> None:
     config.images.make()
     if config.images.data and not config.encoder.modalities:
         raise ValueError("`modalities` must be True with `image_data`. Received: False")
+    if config.images.data and values(config)["target"] == "pixels":
+        raise ValueError(
+            "`target` must be 'features' with `image_data`: a patch of an image has fewer pixels "
+            "than one of a video. Received: 'pixels'"
+        )
 
 
 def check_masks(config: Any, kinds: Sequence[Mask], grid: Grid) -> None:

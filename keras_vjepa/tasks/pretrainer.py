@@ -56,7 +56,7 @@ from keras_vjepa.tasks.objective import (
     spread_losses,
     without_padding,
 )
-from keras_vjepa.tasks.pretraining_batch import check_batch, is_stream
+from keras_vjepa.tasks.pretraining_batch import check_batch, check_images, is_stream
 from keras_vjepa.training.batches import FirstSteps, opened
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import LinearSchedule
@@ -369,12 +369,22 @@ class VJEPAPretrainer(
         """Check that each argument is a batch, and that its token numbers exist or are -1."""
         check_batch(target=self.target, **given)
         for inputs in given.values():
+            num_tokens = self.predictor.num_tokens
+            if self._holds_images(inputs):
+                check_images(self.target, self.teacher)
+                num_tokens //= self.encoder.grid_shape[0]
             numbers = {name: inputs[name] for name in inputs if "_indices_" in name}
-            check_token_numbers(self.predictor.num_tokens, numbers, least=-1)
+            check_token_numbers(num_tokens, numbers, least=-1)
+
+    def _holds_images(self, inputs: Batch) -> bool:
+        shape = getattr(inputs["videos"], "shape", ())
+        return self.encoder.modalities and len(shape) == 5 and shape[1] == 1
 
     def call(self, inputs: Batch) -> Tensor:
         # This repeats the check of `__call__`, because some engines call this method directly.
         check_batch(target=self.target, inputs=inputs)
+        if self._holds_images(inputs):
+            check_images(self.target, self.teacher)
         loss, variance_loss = self.sample_losses(inputs)
         if self.variance_weight:
             loss = loss + self.variance_weight * variance_loss

@@ -40,6 +40,28 @@ def check_batch(target: str = "features", **given: Any) -> None:
             )
 
 
+def check_images(target: str, teacher: Any) -> None:
+    """Check that there is something to predict for images, of which a batch was given.
+
+    Args:
+        target: what the pretrainer predicts.
+        teacher: the encoder whose features are predicted, or None.
+
+    Raises:
+        ValueError: if what is predicted is known only for videos.
+    """
+    if target == "pixels":
+        raise ValueError(
+            "`target` must not be 'pixels' for images beside videos: a patch of an image has fewer "
+            "pixels than one of a video. Received: a batch of images, clips of one frame"
+        )
+    if teacher is not None and not teacher.modalities:
+        raise ValueError(
+            "`teacher` must have `modalities` for images beside videos. Received: one without, "
+            "and a batch of images, clips of one frame"
+        )
+
+
 def is_stream(source: Any) -> TypeGuard[Batches]:
     """Tell whether batches are made as a function of the step, as `ClipBatches` makes them."""
     return hasattr(source, "stream") and hasattr(source, "batch")

@@ -368,6 +368,28 @@ def test_batch_size_one_and_a_missing_teacher():
 
 
 @pytest.mark.data
+def test_images_whose_targets_do_not_exist_are_refused():
+    """Images have fewer tokens than videos, fewer pixels in a patch, and not every teacher."""
+    known, batch = converted("pretrain"), batch_of("pretrain", "image")
+    beyond = {**batch, "target_indices_1": batch["target_indices_1"] + 16}
+    with pytest.raises(ValueError, match="^`target_indices_1` must be .* from -1 to 15. Received"):
+        known(beyond)
+    config = {**known.predictor.get_config(), "num_levels": 1, "predicts_context": False}
+    small = {**known.encoder.get_config(), "modalities": False, "num_layers": 1, "name": "small"}
+    teacher = VJEPABackbone.from_config({**small, "level_layers": None})
+    for options, width, reason in (
+        ({"target": "pixels"}, known.encoder.patch_dim, "`target` must not be 'pixels' for images"),
+        ({"teacher": teacher}, teacher.hidden_dim, "`teacher` must have `modalities` for images"),
+    ):
+        predictor = VJEPAPredictor.from_config({**config, "output_dim": width})
+        pretrainer = VJEPAPretrainer(known.encoder, predictor, **options)
+        pretrainer.compile("sgd")
+        for call in (pretrainer, pretrainer.train_on_batch):
+            with pytest.raises(ValueError, match=f"^{reason}"):
+                call(batch)
+
+
+@pytest.mark.data
 @pytest.mark.parametrize("argument", [{"level_layers": (1, 0)}, {"num_frames": 1}])
 def test_what_cannot_be_is_refused(argument):
     own = {"image_size": 32, "num_frames": 4, "hidden_dim": 8, "num_layers": 2, "num_heads": 1}

@@ -60,9 +60,13 @@ def test_images_need_modalities_and_a_share(options):
         ({"modalities": False}, "`modalities` must be True with `image_data`"),
         ({"image_share": 1.0}, "`image_share` must be"),
         ({"image_num_blocks": 0}, "`image_num_blocks` must be"),
+        ({"target": "pixels"}, "`target` must be 'features' with `image_data`"),
     ):
         with pytest.raises(ValueError, match=message):
             check_options(replace(digit_motion(), **{**options, **change}))
+    taught = {**options, "teacher": "vjepa_tiny_digits_pixels"}
+    with pytest.raises(ValueError, match="`teacher` must be a preset with `modalities`, such as"):
+        pretrain_objects.make_pretrainer(replace(digit_motion(), **taught))
     # On torch each kind has devices of its own, elsewhere all devices read it together.
     quick = {"truncation": "batch_min", "image_batch_size": 5}
     config = replace(digit_motion(), **{**options, **quick})
