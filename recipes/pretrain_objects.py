@@ -120,11 +120,6 @@ def make_pretrainer(config: PretrainConfig) -> VJEPAPretrainer:
     """Make the model and its optimizer, ready for training."""
     encoder = make_encoder(config)
     teacher, start = (load_encoder(config, field) for field in ("teacher", "start_from"))
-    if config.images.data and teacher is not None and not teacher.modalities:
-        raise ValueError(
-            f"`teacher` must be a preset with `modalities`, such as one of V-JEPA 2.1, with "
-            f"`image_data`. Received: {config.teacher}, which does not take images"
-        )
     if start is not None:
         copy_weights(start, encoder, start_from=config.start_from)
     length = schedule_steps(config) * config.schedule_scale

@@ -54,24 +54,31 @@ def load_encoder(config: Any, field: str) -> VJEPABackbone | None:
     """Load the encoder of the preset that a field of the config names, if it names one.
 
     Args:
-        config: config of a run; has `dtype`.
+        config: config of a run; has `dtype`, `encoder` and `images`.
         field: `"start_from"` or `"teacher"`.
 
     Raises:
         FileNotFoundError: if there is no such preset.
+        ValueError: for a teacher that takes no images, if the run reads some.
     """
     preset = getattr(config, field)
     if not preset:
         return None
     try:
         # Pretraining never leaves blocks out, even if the preset was trained that way.
-        return VJEPABackbone.from_preset(
+        encoder = VJEPABackbone.from_preset(
             preset, dtype=config.dtype, name=field, drop_path_rate=0.0, **_size_of(config, field)
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"`{field}` must be a preset of a trained encoder: train it first. {error}"
         ) from None
+    if field == "teacher" and config.images.data and not encoder.modalities:
+        raise ValueError(
+            f"`teacher` must be a preset with `modalities`, such as one of V-JEPA 2.1, with "
+            f"`image_data`. Received: {preset}, which does not take images"
+        )
+    return encoder
 
 
 def _size_of(config: Any, field: str) -> dict[str, Any]:

@@ -377,7 +377,7 @@ class VJEPAPretrainer(
             check_token_numbers(num_tokens, numbers, least=-1)
 
     def _holds_images(self, inputs: Batch) -> bool:
-        shape = getattr(inputs["videos"], "shape", ())
+        shape: Sequence[int | None] = getattr(inputs["videos"], "shape", ())
         return self.encoder.modalities and len(shape) == 5 and shape[1] == 1
 
     def call(self, inputs: Batch) -> Tensor:
