@@ -194,6 +194,8 @@ def lies_there(path, address, pages, fetched):
     """Whether an address leads to what is there; other sites are linked to, and never fetched."""
     if re.match(r"(https?:)?//|mailto:", address):
         return address not in fetched
+    if address.startswith("data:"):
+        return True  # A picture within the page, as reports have them.
     name, _, anchor = address.partition("#")
     target = (path.parent / name.partition("?")[0]).resolve() if name else path
     if not target.is_file():
@@ -210,3 +212,4 @@ def test_a_dead_link_and_a_fetched_font_are_found(tmp_path):
     assert not lies_there(path, page.links[0], pages, page.fetched)
     assert not lies_there(path.resolve(), "#a", pages, [])
     assert lies_there(path.resolve(), "#b", pages, [])
+    assert lies_there(path, "data:image/png;base64,AAAA", pages, [])
