@@ -27,6 +27,7 @@ from keras_vjepa.monitoring.run_tables import read_run
 from keras_vjepa.pictures import check_picture_path, read_watched, write_rows
 from keras_vjepa.pictures.decoded import HiddenRegion, decoded_rows, region_features
 from keras_vjepa.pictures.loading import load_pictured
+from keras_vjepa.pictures.videos import check_exists, check_is_other
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes import decode as training_recipe
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures, check_made_for
@@ -114,10 +115,10 @@ def check(options: Namespace) -> None:
         check_whole(0, MOST_LONG, place=place)
     options.output = check_picture_path(options.output, "output")
     options.video = options.video.expanduser()
-    if options.output.exists() and options.output.samefile(options.video):
-        raise ValueError(f"`output` must not be the video itself. Received: {options.output}")
+    check_is_other(options.output, options.video)
     check_preset(options.preset)
     check_preset(options.decoder, "decoder")
+    check_exists(options.video)
 
 
 def draw(options: Namespace) -> None:

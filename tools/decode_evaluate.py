@@ -11,6 +11,7 @@ features themselves. It learns from few clips, so that more may be in them.
 """
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -239,6 +240,8 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     features = RegionFeatures(load_pictured(options.preset, needs_predictor=True).pretrainer)
     decoder = load_decoder(options.decoder)
     check_made_for(decoder, features, options.preset)
+    # Before the classifiers learn, which takes minutes.
+    check_whole(1, decoder.noise_schedule.num_steps, steps=options.steps)
     held = held_out(features, decoder, options)
     asked = {name: value for name, value in vars(options).items() if name != "output"}
     found = found_by(held, decoder, options)
@@ -295,6 +298,29 @@ def add_measuring(parser: OneLineParser, clips: int, train_clips: int, epochs: i
     parser.add_argument("--epochs", type=int, default=epochs, help=f"passes over these [{epochs}]")
 
 
+def check_output(path: Path) -> Path:
+    """Check that a file of results can be written, before anything is computed.
+
+    Args:
+        path: the file; missing folders are made when it is written.
+
+    Returns:
+        The path, where ~ at the beginning is replaced by the home directory.
+
+    Raises:
+        OSError: if a folder has that name, or the file cannot be written there.
+    """
+    found = path.expanduser()
+    try:
+        there = next(one for one in found.absolute().parents if one.exists())
+        writable = there.is_dir() and os.access(there, os.W_OK) and not found.is_dir()
+    except OSError:  # for a name that is too long
+        writable = False
+    if not writable:
+        raise OSError(f"`output` must be a file that can be written. Received: {path}")
+    return found
+
+
 def main(arguments: list[str], program: str) -> int:
     """Run `decode evaluate`, with `program` in front of its messages, and return the exit code."""
     parser = parser_of_evaluation(program)
@@ -303,10 +329,12 @@ def main(arguments: list[str], program: str) -> int:
         check_whole(1, MOST_LONG, clips=options.clips, steps=options.steps, seeds=options.seeds)
         check_whole(1, MOST_LONG, train_clips=options.train_clips, epochs=options.epochs)
         check_whole(0, MOST_SEED - options.seeds, seed=options.seed)
+        if options.output is not None:
+            options.output = check_output(options.output)
         check_preset(options.preset)
         check_preset(options.decoder, "decoder")
         found = evaluate(options)
-    print(table(found["found"]))
-    if options.output:
-        files.write_text(options.output, json.dumps(found, indent=1))
+        print(table(found["found"]))
+        if options.output is not None:
+            files.write_text(options.output, json.dumps(found, indent=1))
     return 0

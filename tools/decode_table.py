@@ -35,8 +35,9 @@ from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes import decode as training_recipe
 from keras_vjepa.recipes.decode_configs import digit_motion_black
 from keras_vjepa.tasks.decoder import FeatureDecoder
-from keras_vjepa.tasks.region_features import RegionFeatures
+from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
 from keras_vjepa.tools import decode_evaluate
+from keras_vjepa.tools.picture import step_of
 from keras_vjepa.training.resumable import check_folder, writable_folder
 
 REAL = "real"
@@ -65,6 +66,8 @@ def train(options: Namespace, seed: int) -> Path:
     config = replace(
         default,
         preset=options.preset,
+        # As the clips are read by which the decoder is measured.
+        temporal_stride=step_of(options.preset) or default.clip.frame_step,
         data=options.data,
         steps=options.train_steps,
         warmup_steps=min(default.learning_rate.warmup_steps, options.train_steps - 1),
@@ -93,7 +96,10 @@ class Measurement:
     def __call__(self, seed: int, kind: str, row: str) -> float:
         """Return the number of a seed's decoder, by column and row."""
         if seed not in self._found:
-            self._found[seed] = self._measure(load_decoder(str(train(self.options, seed))))
+            decoder = load_decoder(str(train(self.options, seed)))
+            # The folder may hold one of a preset that was at this path before.
+            check_made_for(decoder, self.features, self.options.preset)
+            self._found[seed] = self._measure(decoder)
         keys = dict(rows_of(kind))[row]
         return float(functools.reduce(dict.__getitem__, keys, self._found[seed][kind]))
 
@@ -137,7 +143,9 @@ def main(arguments: list[str], program: str) -> int:
     decode_evaluate.add_measuring(parser, clips=100, train_clips=8000, epochs=8)
     options = parser.parse_all(arguments)
     with parser.refusing():
-        check_whole(1, MOST_LONG, clips=options.clips, timesteps=options.timesteps)
+        check_whole(1, MOST_LONG, clips=options.clips)
+        # Before a decoder is trained, which has so many.
+        check_whole(1, digit_motion_black().decoder.num_steps, timesteps=options.timesteps)
         check_whole(1, MOST_LONG, train_clips=options.train_clips, epochs=options.epochs)
         check_whole(2, MOST_LONG, samples=options.samples)
         check_whole(1, MOST_LONG, train_steps=options.train_steps)

@@ -52,7 +52,7 @@ from keras_vjepa.pictures.features import grid_of
 from keras_vjepa.pictures.loading import Pictured, load_pictured
 from keras_vjepa.pictures.masks import hidden_share, hide
 from keras_vjepa.pictures.neighbors import neighbor_sheet
-from keras_vjepa.pictures.videos import whole_frame_size
+from keras_vjepa.pictures.videos import check_exists, check_is_other, whole_frame_size
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.pretrain_objects import make_masks
 from keras_vjepa.tasks.checkpoint_presets import run_and_step
@@ -257,13 +257,13 @@ def check(options: Namespace) -> None:
     check_whole(0, start=options.start)
     check_whole(1, optional=True, num_frames=options.num_frames, frame_step=options.frame_step)
     check_whole(1, MOST_NEIGHBORS, count=options.count)
-    if options.output.exists() and options.output.samefile(options.video):
-        raise ValueError(f"`output` must not be the video itself. Received: {options.output}")
+    check_is_other(options.output, options.video)
     if options.kind == "neighbors":
         options.folder = (options.folder or options.video.parent).expanduser()
         if not options.folder.is_dir():
             raise FileNotFoundError(f"`folder` must be a folder. Received: {options.folder}")
     check_preset(options.preset)
+    check_exists(options.video)
 
 
 def draw(options: Namespace) -> None:

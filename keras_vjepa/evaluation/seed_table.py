@@ -30,6 +30,8 @@ def check_settings(workdir: Path, key: str, current: Mapping[str, Any]) -> None:
     """
     kept = read_result(workdir / SETTINGS) or {}
     stored = kept.get(key, {})
+    if not isinstance(stored, dict):
+        raise _damaged(workdir / SETTINGS)
     differing = sorted(k for k in stored.keys() & current.keys() if stored[k] != current[k])
     if differing:
         changes = ", ".join(f"--{k} {stored[k]} -> {current[k]}" for k in differing)
@@ -37,6 +39,20 @@ def check_settings(workdir: Path, key: str, current: Mapping[str, Any]) -> None:
             f"`workdir` must be a folder of these options. Received: {workdir}, with {changes}"
         )
     files.write_text(workdir / SETTINGS, json.dumps({**kept, key: {**stored, **current}}, indent=1))
+
+
+def _is_nested(found: Any, depth: int) -> bool:
+    """Tell whether these are objects in each other to a depth, and numbers within."""
+    if depth == 0:
+        return isinstance(found, int | float) and not isinstance(found, bool)
+    return isinstance(found, dict) and all(_is_nested(one, depth - 1) for one in found.values())
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(
+        f"`workdir` must hold the results as they were written. Received: {path}, which is "
+        "damaged: restore it, or take another folder"
+    )
 
 
 class SeedTable:
@@ -49,6 +65,9 @@ class SeedTable:
 
     Attributes:
         numbers: by heading, method, row and seed.
+
+    Raises:
+        ValueError: if `table.json` holds something else.
     """
 
     def __init__(self, workdir: Path, heading: str, methods: Sequence[str]) -> None:
@@ -56,6 +75,8 @@ class SeedTable:
         self.heading = heading
         self.methods = tuple(methods)
         self.numbers = read_result(workdir / NUMBERS) or {}
+        if not _is_nested(self.numbers, depth=4):
+            raise _damaged(workdir / NUMBERS)
 
     def fill(self, method: str, row: str, seed: int, make: Callable[[], float]) -> None:
         """Compute a number unless it is there, and write the table.

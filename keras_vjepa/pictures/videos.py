@@ -171,6 +171,26 @@ def read_watched(
     return WatchedVideo(frames, fps, backbone.num_frames, frame_step, frames_of_a_token(backbone))
 
 
+def check_exists(video: Path) -> None:
+    """Check that a video is there, before a model is loaded for it.
+
+    Raises:
+        UnreadableVideoError: if there is none, as reading it would.
+    """
+    if not video.exists():
+        raise UnreadableVideoError(str(video), "no such file")
+
+
+def check_is_other(output: Path, video: Path) -> None:
+    """Check that a video is not written over the one that it is made of.
+
+    Raises:
+        ValueError: if it would be.
+    """
+    if output.exists() and video.exists() and output.samefile(video):
+        raise ValueError(f"`output` must not be the video itself. Received: {output}")
+
+
 def frames_of_a_token(backbone: PicturedBackbone) -> int:
     """Return the number of frames of a clip that share their tokens."""
     return 1 if backbone.is_image_model else backbone.tubelet_size

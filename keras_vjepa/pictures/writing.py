@@ -1,6 +1,7 @@
 """Write rows of frames as a video, or as a picture of some of them (App. C, App. D)."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,7 +47,7 @@ def check_picture_path(path: PathLike, name: str = "path", videos: bool = True) 
 
     Raises:
         ValueError: for another ending, and for .mp4 without PyAV.
-        OSError: if the folder does not exist.
+        OSError: if the folder does not exist, or cannot be written.
     """
     found = Path(path).expanduser()
     kinds = [*(VIDEO_KINDS if videos else ()), *PICTURE_KINDS]
@@ -59,6 +60,8 @@ def check_picture_path(path: PathLike, name: str = "path", videos: bool = True) 
         )
     if not found.parent.is_dir() or found.is_dir():
         raise OSError(f"`{name}` must be a file in a folder that exists. Received: {path}")
+    if not os.access(found.parent, os.W_OK):
+        raise OSError(f"`{name}` must be a file in a folder that can be written. Received: {path}")
     return found
 
 

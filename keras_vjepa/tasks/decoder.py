@@ -225,7 +225,8 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
             uint8 `(clips, seeds, frames, height, width, 3)`, RGB.
 
         Raises:
-            ValueError: for features of another width or number, and arguments out of range.
+            ValueError: for features of another width or number, arguments out of range, and weights
+                that are damaged.
         """
         features = self._checked(features, seeds, kind, guidance)
         count, each = len(features), len(seeds)
@@ -240,7 +241,13 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         found = denoise(
             model, draw(), self.noise_schedule, steps, sampler, eta, draw, progress=progress
         )
-        pixels = np.rint(127.5 * (ops.convert_to_numpy(found) + 1)).clip(0, 255).astype("uint8")
+        decoded = ops.convert_to_numpy(found)
+        if not np.isfinite(decoded).all():
+            raise ValueError(
+                "`features` and the decoder's weights must be finite: copy the preset again if its "
+                "files are damaged. Received: some that decode to NaN"
+            )
+        pixels = np.rint(127.5 * (decoded + 1)).clip(0, 255).astype("uint8")
         return pixels.reshape(count, each, *shape)
 
     def _noise_model(self, features: NDArray[np.float32], kind: int, guidance: float) -> NoiseModel:

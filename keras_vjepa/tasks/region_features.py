@@ -102,7 +102,8 @@ def check_made_for(decoder: FeatureDecoder, features: RegionFeatures, name: str)
         name: name of the preset as the user gave it.
 
     Raises:
-        ValueError: for a preset of other sizes, and for other weights.
+        ValueError: for a preset of other sizes, for other weights, and for regions that leave
+            nothing of the clip to predict from.
     """
     encoder = features.pretrainer.encoder
     width, grid = decoder.network.feature_dim, decoder.network.grid_shape
@@ -121,6 +122,17 @@ def check_made_for(decoder: FeatureDecoder, features: RegionFeatures, name: str)
         raise ValueError(
             "`decoder` must be trained on the features of this preset: train one with "
             f"`decode train --preset {name}`. Received: one that was trained on other weights"
+        )
+    frames = decoder.network.clip_shape[0]
+    if frames != encoder.num_frames:
+        raise ValueError(
+            f"`decoder` must be of this preset, whose clips have {encoder.num_frames} frames. "
+            f"Received: one for clips of {frames}"
+        )
+    if grid == own:
+        raise ValueError(
+            "`decoder` must be of regions that leave something of the clip to predict from. "
+            f"Received: one for regions of {_by(grid)} tokens, all that there are"
         )
 
 

@@ -140,3 +140,10 @@ def test_what_is_highest_is_brightest():
     assert np.unravel_index(drawn.argmax(), drawn.shape)[0] == 1
     assert drawn[1, 4, 28] > drawn[1, 28, 4] + 200
     assert len(np.unique(drawn[0])) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, monkeypatch):
+    assert check_picture_path(tmp_path / "out.png") == tmp_path / "out.png"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OSError, match="`output` must be a file in a folder that can be written"):
+        check_picture_path(tmp_path / "out.png", "output")

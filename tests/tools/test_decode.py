@@ -1,6 +1,7 @@
 """Training a decoder and sampling from it, by the command."""
 
 import json
+from argparse import Namespace
 
 import keras
 import numpy as np
@@ -11,10 +12,12 @@ from keras_vjepa.configuration import replace
 from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.decoding import Regions, region_in_tokens, region_sampler
+from keras_vjepa.models.diffusion_network import DiffusionNetwork
 from keras_vjepa.pictures.decoded import HiddenRegion
 from keras_vjepa.recipes import decode as recipe
 from keras_vjepa.recipes.decode_configs import CONFIGS
-from keras_vjepa.tools import decode
+from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
+from keras_vjepa.tools import decode, decode_table
 from keras_vjepa.training.resumable import RunCallback
 from tests.support import slow_but_on
 
@@ -311,6 +314,8 @@ def test_a_table_has_the_mean_over_decoders_and_is_not_made_twice(tmp_path, caps
     [
         (["--samples", "1"], "--samples must be at least 2. Received: 1"),
         (["--train-steps", "0"], "--train-steps must be at least 1. Received: 0"),
+        # A decoder has a thousand, which is said before one is trained.
+        (["--timesteps", "1001"], "--timesteps must be at most 1,000. Received: 1001"),
         (["--seeds", "1", "-1"], "--seeds must be at least 0. Received: -1"),
     ],
 )
@@ -328,6 +333,9 @@ def test_a_table_refuses_in_one_line(folder, tmp_path, more, message, capsys):
         (["--seeds", "0"], "--seeds must be at least 1. Received: 0"),
         (["--clips", "0"], "--clips must be at least 1. Received: 0"),
         (["--preset", "nowhere"], "--preset"),
+        (["--output", ""], "--output must be a file that can be written. Received: ."),
+        (["--output", "/dev/null/found.json"], "--output must be a file that can be written"),
+        (["--output", f"/{'long' * 100}.json"], "--output must be a file that can be written"),
     ],
 )
 def test_an_evaluation_refuses_in_one_line(folder, more, message, capsys):
@@ -345,3 +353,54 @@ def test_an_evaluation_names_a_decoder_that_is_none(folder, capsys):
         decode.main(["evaluate", "--preset", preset, "--decoder", preset])
     error = capsys.readouterr().err
     assert "--decoder" in error and error.count("\n") == 1
+
+
+def decoder_of(clip_shape, grid, **arguments):
+    network = DiffusionNetwork(clip_shape, 8, grid, 8, (1,), 1, (), condition="pooled", groups=4)
+    return FeatureDecoder(network, **arguments)
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize(
+    ("clip_shape", "grid", "words"),
+    [
+        ((4, 16, 16), (2, 2, 2), "whose clips have 2 frames. Received: one for clips of 4"),
+        ((2, 32, 32), (2, 4, 4), "must be of regions that leave something of the clip"),
+    ],
+)
+def test_a_decoder_that_cannot_draw_into_clips_is_refused(folder, clip_shape, grid, words):
+    features = RegionFeatures(VJEPAPretrainer.from_preset(folder / "pretrained"))
+    decoder = decoder_of(clip_shape, grid, made_for=features.fingerprint)
+    with pytest.raises(ValueError, match=words):
+        check_made_for(decoder, features, "pretrained")
+
+
+@slow_but_on("torch")
+def test_weights_that_are_damaged_are_no_samples():
+    decoder = decoder_of((2, 8, 8), (2, 1, 1))
+    assert decoder.sample(np.zeros((1, 2, 8), "float32"), steps=1).shape == (1, 1, 2, 8, 8, 3)
+    decoder.averaged.set_weights([np.full_like(one, np.nan) for one in decoder.averaged.weights])
+    with pytest.raises(ValueError, match="the decoder's weights must be finite"):
+        decoder.sample(np.zeros((1, 2, 8), "float32"), steps=1)
+
+
+@pytest.mark.data
+def test_a_table_trains_with_the_clips_that_it_measures(folder, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(recipe, "run", lambda config, _: given.append(config))
+    options = Namespace(preset=str(folder / "pretrained"), data="digit_motion", train_steps=3)
+    options.workdir = tmp_path
+    decode_table.train(options, 1)
+    monkeypatch.setattr(decode_table, "step_of", lambda preset: 3)
+    assert decode_table.train(options, 2) == tmp_path / "decoder 2" / "preset"
+    assert [one.clip.frame_step for one in given] == [2, 3]
+
+
+@pytest.mark.data
+def test_a_missing_video_is_said_before_a_model_is_loaded(folder, tmp_path, capsys):
+    preset, output = str(folder / "pretrained"), tmp_path / "out.png"
+    line = ["sample", "gone.mp4", "--preset", preset, "--decoder", preset, "--output", str(output)]
+    output.touch()
+    with pytest.raises(SystemExit):
+        decode.main(line, "decode")
+    assert "Cannot read the video gone.mp4: no such file\n" in capsys.readouterr().err
