@@ -33,7 +33,6 @@ from keras_vjepa.models.diffusion_network import KINDS, check_network
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.tasks.decoder import FeatureDecoder, check_decoder
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures
-from keras_vjepa.training.continuing import OPTIONS_FILE
 from keras_vjepa.training.description import defining
 from keras_vjepa.training.optimizer import LEARNING_DTYPES
 from keras_vjepa.training.results import damaged_result, need_no_remaking, read_result
@@ -292,9 +291,9 @@ def description_of(config: Any, decoder: FeatureDecoder) -> dict[str, Any]:
     return {**defining(values(config), _FREE), "preset_weights": decoder.made_for}
 
 
-def write_options(config: Any, workdir: Path, name: str = OPTIONS_FILE) -> None:
-    """Write all options of a run into a file of its folder."""
-    files.write_text(workdir / name, json.dumps(values(config), indent=1))
+def write_options(config: Any, workdir: Path) -> None:
+    """Write all options of a finished run into its folder."""
+    files.write_text(workdir / FINISHED_FILE, json.dumps(values(config), indent=1))
 
 
 def save_alone(decoder: FeatureDecoder, weights: Sequence[NDArray[Any]], folder: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from keras_vjepa import command_line, decoding
 from keras_vjepa.backend import collectives, distribution
-from keras_vjepa.configuration import replace
+from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.decoding import check_decode_files
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve, StepLog
+from keras_vjepa.monitoring.options_file import OptionsFile
 from keras_vjepa.monitoring.report import write_report
 from keras_vjepa.pictures.loading import load_pictured
 from keras_vjepa.recipes.decode_configs import CONFIGS, DecodeConfig
@@ -35,13 +36,12 @@ def run(config: DecodeConfig, workdir: Path) -> None:
         samples = make_samples(config)  # first, because a model takes longer to load
         features = RegionFeatures(load_pictured(config.preset, needs_predictor=True).pretrainer)
         decoder, batches = decoding.make_decoder(config, samples, features, parallel)
-        if parallel.is_first:
-            decoding.write_options(config, workdir)
+        options = [OptionsFile(workdir, values(config))] if parallel.is_first else []
         config.run.make(
             model=decoder,
             batches=batches,
             workdir=workdir,
-            callbacks=[StepLog(workdir, config.run.log_every), LossCurve(workdir)],
+            callbacks=[*options, StepLog(workdir, config.run.log_every), LossCurve(workdir)],
             description=decoding.description_of(config, decoder),
             parallel=parallel,
         )
@@ -49,7 +49,7 @@ def run(config: DecodeConfig, workdir: Path) -> None:
         parallel.release()
         if parallel.is_first:
             decoding.save_alone(decoder, weights, workdir / "preset")
-            decoding.write_options(config, workdir, decoding.FINISHED_FILE)
+            decoding.write_options(config, workdir)
             print(f"Saved {workdir}/preset and {write_report(workdir)}.", file=sys.stderr)
 
 

@@ -1,7 +1,6 @@
 """Make the callbacks that watch a run, as its config says (§3.1, App. C, App. D.3)."""
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import keras
 
-from keras_vjepa import files
 from keras_vjepa.backend.distribution import ALONE, DataParallel
 from keras_vjepa.configuration import values
 from keras_vjepa.data.batches.mask_kinds import Grid
@@ -22,6 +20,7 @@ from keras_vjepa.monitoring.held_out import VIEWS, HeldOut, held_out_of
 from keras_vjepa.monitoring.loss_curve import LossCurve
 from keras_vjepa.monitoring.monitor import FILE_NAME as LOOKS
 from keras_vjepa.monitoring.online_probe import OnlineProbe, probed_clips
+from keras_vjepa.monitoring.options_file import OptionsFile
 from keras_vjepa.monitoring.pictures import draw_masks
 from keras_vjepa.monitoring.report import MASKS_FILE
 from keras_vjepa.monitoring.step_log import FILE_NAME as STEPS
@@ -29,7 +28,6 @@ from keras_vjepa.monitoring.step_log import StepLog
 from keras_vjepa.monitoring.tables import Row, read_rows
 from keras_vjepa.monitoring.tensorboard import FOLDER as TENSORBOARD
 from keras_vjepa.monitoring.tensorboard import TensorBoardWriter
-from keras_vjepa.training.continuing import OPTIONS_FILE
 
 # Number of clips whose masks are drawn.
 SHOWN = 4
@@ -53,13 +51,12 @@ def callbacks_of_a_run(
     """
     is_first = parallel.is_first
     watched = watched_clips(config, batches) if is_first else None
-    if is_first:
-        files.write_text(workdir / OPTIONS_FILE, json.dumps(values(config), indent=1))
     if watched is not None:
         clips, context = (watched.batch[k][:SHOWN] for k in ("videos", "context_indices_0"))
         draw_masks(clips, context, grid, workdir / MASKS_FILE)
     writers = _writers(config, values(config), workdir, is_first)
     return [
+        *([OptionsFile(workdir, values(config))] if is_first else ()),
         config.monitor.make(
             held_out=watched,
             folder=workdir,
@@ -90,10 +87,9 @@ def callbacks_of_fine_tuning(
         workdir: folder of the run.
         is_first: whether this process is the one that writes.
     """
-    if is_first:
-        files.write_text(workdir / OPTIONS_FILE, json.dumps(options, indent=1))
     writers = _writers(config, options, workdir, is_first)
     return [
+        *([OptionsFile(workdir, options)] if is_first else ()),
         StepLog(workdir, config.run.log_every, writers[STEPS]),
         EpochLog(workdir, steps_per_epoch, test, config.validate_every, writers[EPOCHS]),
         LossCurve(workdir),

@@ -86,8 +86,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(folder, trained, tmp_
     whole, stopped = (FeatureDecoder.from_preset(one / "preset") for one in (trained, tmp_path))
     for one, other in zip(whole.get_weights(), stopped.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+    options = (tmp_path / "options.json").read_bytes()
     with pytest.raises(ValueError, match="another config: region"):
         recipe.run(config(folder, region=(8, 16)), tmp_path)
+    # A run that is refused does not replace the options of the one that is there.
+    assert (tmp_path / "options.json").read_bytes() == options
 
 
 @slow_but_on("torch")
