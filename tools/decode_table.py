@@ -27,7 +27,7 @@ from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
 from keras_vjepa.decoding import load_decoder
-from keras_vjepa.evaluation.seed_table import SeedTable, check_settings
+from keras_vjepa.evaluation.seed_table import SeedTable, check_settings, settings_of
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
 from keras_vjepa.locks import locked
 from keras_vjepa.pictures.loading import load_pictured
@@ -118,7 +118,7 @@ def run(options: Namespace) -> str:
     workdir = writable_folder(options.workdir)
     with locked(workdir, "workdir"), redirect_stdout(sys.stderr):
         features = RegionFeatures(load_pictured(options.preset, needs_predictor=True).pretrainer)
-        settings = {name: getattr(options, name) for name in _SETTINGS}
+        settings = settings_of(options, _SETTINGS)
         check_settings(workdir, HEADING, {"preset": features.fingerprint, **settings})
         columns = [REAL, *decode_evaluate.KINDS]
         table = SeedTable(workdir, HEADING, columns)

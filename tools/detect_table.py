@@ -25,7 +25,7 @@ from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.detection_sets import DetectionSet
 from keras_vjepa.data.sources.digit_scene import SCENES
-from keras_vjepa.evaluation.seed_table import SeedTable, check_settings
+from keras_vjepa.evaluation.seed_table import SeedTable, check_settings, settings_of
 from keras_vjepa.locks import locked
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.fingerprints import fingerprint
@@ -105,7 +105,7 @@ def run(options: Any) -> str:
     with locked(workdir, "workdir"):
         table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
         encoder = load_backbone(options.preset)
-        settings = {name: getattr(options, name) for name in _SETTINGS}
+        settings = settings_of(options, _SETTINGS)
         check_settings(workdir, table.heading, {"preset": fingerprint(encoder), **settings})
         found = shortened(
             CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames

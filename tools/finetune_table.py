@@ -32,7 +32,7 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.labelled_videos import TASK_NAMES, LabelledVideos, of_task
-from keras_vjepa.evaluation.seed_table import SeedTable, check_settings
+from keras_vjepa.evaluation.seed_table import SeedTable, check_settings, settings_of
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
@@ -122,7 +122,7 @@ def run(options: Any) -> str:
             of_task(test[: options.num_test_videos], options.task),
         )
         encoder = load_backbone(options.preset)
-        settings = {name: getattr(options, name) for name in _SETTINGS}
+        settings = settings_of(options, _SETTINGS)
         check_settings(workdir, heading, {"preset": fingerprint(encoder), **settings})
         untrained = first_weights(options.preset, encoder, workdir)
         for seed in options.seeds:

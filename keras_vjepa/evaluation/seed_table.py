@@ -17,6 +17,16 @@ from keras_vjepa.training.results import read_result
 TABLE, NUMBERS, SETTINGS = "table.md", "table.json", "settings.json"
 
 
+def settings_of(options: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return options of a command by the names under which they are typed, without leading dashes.
+
+    Args:
+        options: what the parser returned.
+        names: their names there.
+    """
+    return {name.replace("_", "-"): getattr(options, name) for name in names}
+
+
 def check_settings(workdir: Path, key: str, current: Mapping[str, Any]) -> None:
     """Write the settings that numbers are made with, or raise if there are some of others.
 

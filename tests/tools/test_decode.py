@@ -307,7 +307,7 @@ def test_a_table_has_the_mean_over_decoders_and_is_not_made_twice(tmp_path, caps
         patch.setattr(recipe, "run", None)
         assert decode.main([*line, "2", "1"]) == 0
         assert capsys.readouterr().out == shown
-        with pytest.raises(SystemExit, match=r"--timesteps 2 -> 3, --train_steps 2 -> 3$"):
+        with pytest.raises(SystemExit, match=r"--timesteps 2 -> 3, --train-steps 2 -> 3$"):
             decode.main(["3" if word == "2" else word for word in line] + ["1"])
 
 

@@ -42,7 +42,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
         # An epoch of 100 videos has three steps, and is not cut short.
         assert json.loads(result.read_text())["config"]["steps"] == -(-steps // 3) * 3
     # Numbers of other options, or of another encoder, are no answer.
-    with pytest.raises(SystemExit, match="with --num_test_videos 20 -> 10$"):
+    with pytest.raises(SystemExit, match="with --num-test-videos 20 -> 10$"):
         finetune_table.main([*command, "--num-test-videos", "10"])
     VJEPABackbone(32, 4, patch_size=16, hidden_dim=12, num_layers=1, num_heads=2).save_to_preset(
         tmp_path / "other"
