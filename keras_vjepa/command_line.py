@@ -170,6 +170,19 @@ class OneLineParser(argparse.ArgumentParser):
         except (ValueError, OSError) as error:
             self.error(self.explain(error))
 
+    @contextmanager
+    def failing(self, *others: type[Exception]) -> Iterator[None]:
+        """End the process with one line and exit code 1, if what a block does fails.
+
+        Args:
+            others: kinds of errors that end it besides wrong values, files and numbers.
+        """
+        kinds: tuple[type[Exception], ...] = (ValueError, OSError, FloatingPointError, *others)
+        try:
+            yield
+        except kinds as error:
+            sys.exit(f"{self.prog}: {self.explain(error)}")
+
     def explain(self, error: Exception) -> str:
         """Write an error's message in one line, with the options as they are typed.
 

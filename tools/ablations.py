@@ -185,10 +185,8 @@ def main(arguments: list[str] | None = None, program: str = "ablations.py") -> N
     with refusing(program, CONFIGS, words):
         for config in configs.values():
             check_files(config, options.workdir)
-    try:
+    with parser.failing(TooManyBadFilesError, CollapseError):
         print(run(options.workdir, configs, options), end="")
-    except (ValueError, OSError, FloatingPointError, TooManyBadFilesError, CollapseError) as error:
-        sys.exit(f"{program}: {parser.explain(error)}")
 
 
 if __name__ == "__main__":

@@ -153,8 +153,6 @@ def main(arguments: list[str], program: str) -> int:
             check_whole(0, MOST_SEED, seeds=seed)
         check_folder(options.workdir)
         check_preset(options.preset)
-    try:
+    with parser.failing():
         print(run(options), end="")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"{program}: {parser.explain(error)}")
     return 0

@@ -94,14 +94,12 @@ def main(arguments: list[str] | None = None, program: str = "dense_probe.py") ->
             check_folder(options.output, "--output")
         for preset in options.presets:
             check_preset(preset)
-    try:
+    with parser.failing():
         if options.output is None:
             print(run(options), end="")
             return
         with locked(writable_folder(options.output), "--output"):
             print(run(options), end="")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"{program}: {parser.explain(error)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ again after each number, and `table.json` has all numbers.
 import dataclasses
 import functools
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +154,8 @@ def main(arguments: list[str] | None = None, program: str = "detect_table.py") -
         check_number("(0, 1]", layer_decay=options.layer_decay)
         check_folder(options.workdir)
         check_preset(options.preset)
-    try:
+    with parser.failing():
         print(run(options), end="")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"{program}: {parser.explain(error)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ all numbers.
 
 import functools
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,10 +186,8 @@ def main(arguments: list[str] | None = None, program: str = "finetune_table.py")
         check_whole(1, num_test_videos=options.num_test_videos)
         check_folder(options.workdir)
         check_preset(options.preset)
-    try:
+    with parser.failing():
         print(run(options), end="")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"{program}: {parser.explain(error)}")
 
 
 if __name__ == "__main__":
