@@ -10,6 +10,7 @@ each number, with mean and deviation over the seeds, and `table.json` has all nu
 
 import functools
 import logging
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -52,6 +53,8 @@ def rows_of(kind: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield task, (task, "accuracy")
     yield "direction, 100 x the cosine", ("direction",)
     if kind != REAL:
+        for task in DIGIT_MOTION_TASKS:
+            yield f"{task}, of clips whose real region shows it", (task, "shown", "accuracy")
         for task in DIGIT_MOTION_TASKS:
             yield f"{task}, samples of a clip that agree", (task, "agreement")
         yield "variance of pixels among samples of a clip", ("varying_share",)
@@ -100,8 +103,11 @@ class Measurement:
             # The folder may hold one of a preset that was at this path before.
             check_made_for(decoder, self.features, self.options.preset)
             self._found[seed] = self._measure(decoder)
-        keys = dict(rows_of(kind))[row]
-        return float(functools.reduce(dict.__getitem__, keys, self._found[seed][kind]))
+        found: Any = self._found[seed][kind]
+        for key in dict(rows_of(kind))[row]:
+            # Where no clip shows its class, there is no share of them either.
+            found = found.get(key, {"accuracy": math.nan}) if key == "shown" else found[key]
+        return float(found)
 
     def _measure(self, decoder: FeatureDecoder) -> dict[str, Any]:
         options = Namespace(**vars(self.options))

@@ -79,13 +79,14 @@ class Classifier(keras.Model):
 class RegionClassifier(Classifier):
     """Names the classes that are to be seen in a small clip.
 
-    Frames are channels of a network in two dimensions, so that the first layer already compares
-    them; colours are averaged.
+    Two networks look at it. In one, frames are channels, so that the first layer already compares
+    them: it sees the motion. The other looks at each frame alone, and its strongest answers of all
+    frames count: what a single frame shows well is enough to know a shape. Colours are averaged.
 
     Args:
         num_classes: number of classes of each task, by its name.
         shape: frames, height and width of the clips.
-        width: channels of the first layer.
+        width: channels of the first layer of the first network; the other has a quarter.
 
     Call arguments:
         inputs: uint8 `(batch, frames, height, width, 3)`.
@@ -117,13 +118,32 @@ class RegionClassifier(Classifier):
         layers += [keras.layers.Flatten(), keras.layers.Dense(4 * width, activation="relu")]
         layers.append(keras.layers.Dropout(0.3))
         self.trunk = keras.Sequential(layers)
+        self.frame_trunk = keras.Sequential(_layers_of_frames(min(shape[1:3]), max(width // 4, 1)))
         self.add_heads(num_classes)
         self(np.zeros((1, *shape, 3), "uint8"))
 
     def call(self, inputs: Tensor, training: bool = False) -> dict[str, Tensor]:
         grey = ops.mean(ops.cast(inputs, "float32"), axis=-1) / 127.5 - 1
-        features = self.trunk(ops.transpose(grey, (0, 2, 3, 1)), training=training)
+        moving = self.trunk(ops.transpose(grey, (0, 2, 3, 1)), training=training)
+        frames, height, width = grey.shape[1:]
+        single = self.frame_trunk(ops.reshape(grey, (-1, height, width, 1)), training=training)
+        single = ops.max(ops.reshape(single, (-1, frames, single.shape[-1])), axis=1)
+        features = ops.concatenate([moving, single], axis=-1)
         return {name: head(features) for name, head in self.heads.items()}
+
+
+def _layers_of_frames(side: int, channels: int) -> list[keras.layers.Layer]:
+    """Make the layers that look at a single frame of a number of pixels."""
+    layers: list[keras.layers.Layer] = []
+    while True:
+        layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
+        if side <= 4:
+            break
+        layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
+        layers.append(keras.layers.MaxPooling2D(2, padding="same"))
+        channels, side = 2 * channels, (side + 1) // 2
+    layers += [keras.layers.Flatten(), keras.layers.Dense(channels, activation="relu")]
+    return [*layers, keras.layers.Dropout(0.3)]
 
 
 class FeatureClassifier(Classifier):

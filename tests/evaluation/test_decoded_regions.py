@@ -1,5 +1,6 @@
 """What is measured of decoded regions: values that are known without a decoder."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -79,3 +80,19 @@ def test_a_classifier_reads_place_and_motion():
     assert seen["place"].shape == (50, 2)
     assert (seen["place"].ravel() == places[300:]).mean() > 0.9
     assert (seen["motion"].ravel() == motions[300:]).mean() > 0.9
+
+
+@slow_but_on("torch")
+def test_a_classifier_reads_a_shape_that_single_frames_show():
+    """Once among six frames, at any place: it is the same shape as at the places of learning."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    lying = np.tile([[250], [0]], (3, 6))
+    shapes = np.stack([lying, lying.T, np.full((6, 6), 125)])[..., np.newaxis]
+    kinds, times, tops, lefts = (rng.integers(0, most, 600) for most in (3, 6, 11, 11))
+    clips = np.zeros((600, 6, 16, 16, 3), "uint8")
+    for clip, kind, time, top, left in zip(clips, kinds, times, tops, lefts, strict=True):
+        clip[time, top : top + 6, left : left + 6] = shapes[kind]
+    classifier = RegionClassifier({"shape": 3}, clips.shape[1:4], width=16)
+    classifier.learn(clips[:500], {"shape": kinds[:500]}, epochs=14)
+    assert (classifier.classes(clips[500:])["shape"] == kinds[500:]).mean() > 0.8

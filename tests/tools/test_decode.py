@@ -17,7 +17,7 @@ from keras_vjepa.pictures.decoded import HiddenRegion
 from keras_vjepa.recipes import decode as recipe
 from keras_vjepa.recipes.decode_configs import CONFIGS
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
-from keras_vjepa.tools import decode, decode_table
+from keras_vjepa.tools import decode, decode_evaluate, decode_table
 from keras_vjepa.training.resumable import RunCallback
 from tests.support import slow_but_on
 
@@ -274,8 +274,34 @@ def test_an_evaluation_says_what_is_seen_of_each_kind(tmp_path, capsys):
     read = {kind: one["features"] for kind, one in shown.items() if "features" in one}
     assert list(read) == ["target", "predicted"]
     assert read["target"]["motion"]["accuracy"] > 0.15
+    # Of clips that show it, most are of a class that is easily seen: chance is no longer a tenth.
+    number = round(100 * shown["real"]["motion"]["accuracy"])
+    assert shown["target"]["motion"]["shown"]["clips"] == number
+    assert "shown" not in shown["real"]["motion"]
     # The noise of a seed is that of every clip, so that without features clips are all alike.
     assert shown["none"]["varying_share"] == pytest.approx(1, abs=1e-6)
+
+
+class Shows:
+    """Stands for a classifier: the first pixel of a clip is its class."""
+
+    def classes(self, samples):
+        return {"digit": samples[..., 0, 0, 0, 0].astype("int64")}
+
+
+def test_accuracy_of_clips_that_show_their_class():
+    pixels = np.zeros((4, 2, 2, 2, 3), "uint8")
+    pixels[:, 0, 0, 0, 0] = 5, 6, 7, 0
+    real = decode_evaluate.HiddenRegions(pixels, {"digit": np.array([5, 6, 8, 9])}, {})
+    samples = np.zeros((4, 2, 2, 2, 2, 3), "uint8")
+    # Of the first clip one of two samples is right, of the second both, of the third one.
+    samples[:, :, 0, 0, 0, 0] = [[5, 1], [6, 6], [8, 2], [0, 0]]
+    shown = {"digit": np.array([True, True, False, False])}
+    found = decode_evaluate.measured(Shows(), real, samples, shown)["digit"]
+    assert found["accuracy"] == 0.5
+    assert found["shown"]["accuracy"] == 0.75 and found["shown"]["clips"] == 2
+    nowhere = {"digit": np.zeros(4, bool)}
+    assert "shown" not in decode_evaluate.measured(Shows(), real, samples, nowhere)["digit"]
 
 
 @pytest.mark.slow
