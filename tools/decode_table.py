@@ -146,7 +146,7 @@ def main(arguments: list[str], program: str) -> int:
     parser.add_argument("--train-steps", type=int, default=2500, help="of each decoder")
     parser.add_argument("--samples", type=int, default=2, help="of each clip, at least 2")
     parser.add_argument("--timesteps", type=int, default=20, help="gone through for a sample")
-    decode_evaluate.add_measuring(parser, clips=100, train_clips=8000, epochs=8)
+    decode_evaluate.add_measuring(parser, clips=100, train_clips=16_000, epochs=6)
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(1, MOST_LONG, clips=options.clips)
