@@ -18,7 +18,7 @@ from pathlib import Path
 import keras_vjepa  # noqa: F401
 
 # isort: split
-from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.data.reading.errors import printable
 from keras_vjepa.decoding import load_decoder, region_sampler
@@ -88,6 +88,7 @@ def parser_of_samples(program: str) -> OneLineParser:
         help="features that are decoded: the predictor's, the target encoder's own, or none "
         "[predicted]",
     )  # fmt: skip
+    decode_evaluate.add_guidance(parser)
     parser.add_argument(
         "--place", type=int, nargs=2, metavar=("ROW", "COLUMN"),
         help="patch at which the region begins, from 0 [drawn by the block sampler]",
@@ -109,6 +110,7 @@ def check(options: Namespace) -> None:
     check_whole(0, _MOST_SEEDS, seeds=options.seeds)
     check_whole(0, MOST_SEED - options.seeds, seed=options.seed)
     check_whole(1, MOST_LONG, steps=options.steps)
+    check_number("[0, inf)", guidance=options.guidance)
     check_whole(0, start=options.start)
     check_whole(1, optional=True, frame_step=options.frame_step)
     for place in options.place or ():
@@ -143,8 +145,9 @@ def draw(options: Namespace) -> None:
     given = found["target" if options.kind == "target" else "predicted"]
     seeds = range(options.seed, options.seed + options.seeds)
     shown = decoded_rows(
-        decoder, given, video, region, seeds, options.kind, options.steps, progress
-    )
+        decoder, given, video, region, seeds, options.kind, options.steps, progress,
+        options.guidance,
+    )  # fmt: skip
     title = f"Decoded from {options.kind} features: region at row {row}, column {column}"
     write_rows(options.output, shown, video.fps / video.step, title)
     say_masks(options.preset)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_vjepa import files
-from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.pretraining import ClipBatches
@@ -152,7 +152,7 @@ def sampled(decoder: FeatureDecoder, real: HiddenRegions, kind: str, options: Na
     parts = []
     for start in range(0, len(given), _AT_ONCE):
         part = given[start : start + _AT_ONCE]
-        parts.append(decoder.sample(part, seeds, told, options.steps))
+        parts.append(decoder.sample(part, seeds, told, options.steps, guidance=options.guidance))
         done = min(start + _AT_ONCE, len(given))
         print(f"{kind}: {done} of {len(given)} clips decoded", file=sys.stderr, flush=True)
     return np.concatenate(parts)
@@ -316,6 +316,17 @@ def add_measuring(parser: OneLineParser, clips: int, train_clips: int, epochs: i
         help=f"clips the classifier learns from [{train_clips}]",
     )
     parser.add_argument("--epochs", type=int, default=epochs, help=f"passes over these [{epochs}]")
+    add_guidance(parser)
+
+
+def add_guidance(parser: OneLineParser) -> None:
+    """Add the option that says how strongly features count."""
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="more than 1 makes the features count more, at twice the time [1]",
+    )
 
 
 def check_output(path: Path) -> Path:
@@ -349,6 +360,7 @@ def main(arguments: list[str], program: str) -> int:
         check_whole(1, MOST_LONG, clips=options.clips, steps=options.steps, seeds=options.seeds)
         check_whole(1, MOST_LONG, train_clips=options.train_clips, epochs=options.epochs)
         check_whole(0, MOST_SEED - options.seeds, seed=options.seed)
+        check_number("[0, inf)", guidance=options.guidance)
         if options.output is not None:
             options.output = check_output(options.output)
         check_preset(options.preset)

@@ -24,7 +24,7 @@ import keras_vjepa  # noqa: F401
 # isort: split
 import keras
 
-from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
+from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
 from keras_vjepa.decoding import load_decoder
@@ -44,7 +44,9 @@ from keras_vjepa.training.resumable import check_folder, writable_folder
 REAL = "real"
 HEADING = "decoded regions, in %"
 # Settings on which numbers depend, besides the features.
-_SETTINGS = "data", "train_steps", "clips", "samples", "timesteps", "train_clips", "epochs"
+_SETTINGS = (
+    "data", "train_steps", "clips", "samples", "timesteps", "train_clips", "epochs", "guidance",
+)  # fmt: skip
 
 
 def rows_of(kind: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -154,6 +156,7 @@ def main(arguments: list[str], program: str) -> int:
         check_whole(1, digit_motion_black().decoder.num_steps, timesteps=options.timesteps)
         check_whole(1, MOST_LONG, train_clips=options.train_clips, epochs=options.epochs)
         check_whole(2, MOST_LONG, samples=options.samples)
+        check_number("[0, inf)", guidance=options.guidance)
         check_whole(1, MOST_LONG, train_steps=options.train_steps)
         for seed in options.seeds:
             check_whole(0, MOST_SEED, seeds=seed)

@@ -123,6 +123,7 @@ def decoded_rows(
     kind: str = "predicted",
     steps: int = 50,
     progress: Progress = iter,
+    guidance: float = 1.0,
 ) -> list[FrameRow]:
     """Decode a region for several seeds, and paste each over the first clip of a video.
 
@@ -135,6 +136,7 @@ def decoded_rows(
         kind: what the features are; see `FeatureDecoder.sample`.
         steps: number of timesteps.
         progress: shows the progress over the steps.
+        guidance: as in `FeatureDecoder.sample`.
 
     Returns:
         The clip, the clip with its region hidden, and a row for each seed.
@@ -149,7 +151,7 @@ def decoded_rows(
     ]
     if not len(seeds):
         return rows
-    samples = decoder.sample(features, seeds, kind, steps, progress=progress)[0]
+    samples = decoder.sample(features, seeds, kind, steps, guidance=guidance, progress=progress)[0]
     for seed, sample in zip(seeds, samples, strict=True):
         pasted = frames.copy()
         for frame, one in zip(pasted, sample, strict=True):
