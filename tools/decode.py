@@ -110,7 +110,7 @@ def check(options: Namespace) -> None:
     check_whole(0, _MOST_SEEDS, seeds=options.seeds)
     check_whole(0, MOST_SEED - options.seeds, seed=options.seed)
     check_whole(1, MOST_LONG, steps=options.steps)
-    check_number("[0, inf)", guidance=options.guidance)
+    check_number(decode_evaluate.GUIDANCE, guidance=options.guidance)
     check_whole(0, start=options.start)
     check_whole(1, optional=True, frame_step=options.frame_step)
     for place in options.place or ():

@@ -57,6 +57,8 @@ _AT_ONCE = 50
 # Clips from which the classifier of features learns; they are kept in memory.
 _FEATURE_CLIPS = 4000
 KINDS = ("target", "predicted", "predicted of another clip", "none")
+# What can be asked for. At 0 features would not count at all, which is the kind "none".
+GUIDANCE = "(0, 100]"
 
 
 class HiddenRegions(NamedTuple):
@@ -360,7 +362,7 @@ def main(arguments: list[str], program: str) -> int:
         check_whole(1, MOST_LONG, clips=options.clips, steps=options.steps, seeds=options.seeds)
         check_whole(1, MOST_LONG, train_clips=options.train_clips, epochs=options.epochs)
         check_whole(0, MOST_SEED - options.seeds, seed=options.seed)
-        check_number("[0, inf)", guidance=options.guidance)
+        check_number(GUIDANCE, guidance=options.guidance)
         if options.output is not None:
             options.output = check_output(options.output)
         check_preset(options.preset)

@@ -156,7 +156,7 @@ def main(arguments: list[str], program: str) -> int:
         check_whole(1, digit_motion_black().decoder.num_steps, timesteps=options.timesteps)
         check_whole(1, MOST_LONG, train_clips=options.train_clips, epochs=options.epochs)
         check_whole(2, MOST_LONG, samples=options.samples)
-        check_number("[0, inf)", guidance=options.guidance)
+        check_number(decode_evaluate.GUIDANCE, guidance=options.guidance)
         check_whole(1, MOST_LONG, train_steps=options.train_steps)
         for seed in options.seeds:
             check_whole(0, MOST_SEED, seeds=seed)

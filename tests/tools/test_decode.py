@@ -160,7 +160,7 @@ def test_a_video_has_a_row_for_each_seed(folder, trained, tmp_path, capsys):
         (["--start", "6"], {}, "--start must be a frame of the video"),
         (["--seeds", "-1"], {}, "--seeds must be at least 0"),
         (["--steps", "2000"], {}, "--steps must be at most 1,000"),
-        (["--guidance", "-1"], {}, "--guidance must be at least 0. Received: -1.0"),
+        (["--guidance", "-1"], {}, "--guidance must be in (0, 100]. Received: -1.0"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(folder, trained, more, named, words, tmp_path, capsys):
@@ -347,7 +347,7 @@ def test_a_table_has_the_mean_over_decoders_and_is_not_made_twice(tmp_path, caps
         # A decoder has a thousand, which is said before one is trained.
         (["--timesteps", "1001"], "--timesteps must be at most 1,000. Received: 1001"),
         (["--seeds", "1", "-1"], "--seeds must be at least 0. Received: -1"),
-        (["--guidance", "-1"], "--guidance must be at least 0. Received: -1.0"),
+        (["--guidance", "-1"], "--guidance must be in (0, 100]. Received: -1.0"),
     ],
 )
 def test_a_table_refuses_in_one_line(folder, tmp_path, more, message, capsys):
@@ -363,7 +363,7 @@ def test_a_table_refuses_in_one_line(folder, tmp_path, more, message, capsys):
     [
         (["--seeds", "0"], "--seeds must be at least 1. Received: 0"),
         (["--clips", "0"], "--clips must be at least 1. Received: 0"),
-        (["--guidance", "nan"], "--guidance must be at least 0, and finite. Received: nan"),
+        (["--guidance", "nan"], "--guidance must be in (0, 100]. Received: nan"),
         (["--preset", "nowhere"], "--preset"),
         (["--output", ""], "--output must be a file that can be written. Received: ."),
         (["--output", "/dev/null/found.json"], "--output must be a file that can be written"),
