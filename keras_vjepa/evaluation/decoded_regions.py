@@ -135,13 +135,12 @@ class RegionClassifier(Classifier):
 def _layers_of_frames(side: int, channels: int) -> list[keras.layers.Layer]:
     """Make the layers that look at a single frame of a number of pixels."""
     layers: list[keras.layers.Layer] = []
-    while True:
-        layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
-        if side <= 4:
-            break
-        layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
+    while side > 4:
+        for _ in range(2):
+            layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
         layers.append(keras.layers.MaxPooling2D(2, padding="same"))
         channels, side = 2 * channels, (side + 1) // 2
+    layers.append(keras.layers.Conv2D(channels, 3, padding="same", activation="relu"))
     layers += [keras.layers.Flatten(), keras.layers.Dense(channels, activation="relu")]
     return [*layers, keras.layers.Dropout(0.3)]
 
