@@ -102,7 +102,7 @@ def _is_on_host(tensor: Tensor) -> bool:
             tensor.device.type == "cpu"
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
-            and _has_storage(tensor)
+            and has_storage(tensor)
         )
     if keras.config.backend() == "jax":
         import jax
@@ -115,7 +115,7 @@ def _is_on_host(tensor: Tensor) -> bool:
     return hasattr(tensor, "numpy") and "CPU" in str(getattr(tensor, "device", ""))
 
 
-def _has_storage(tensor: Any) -> bool:
+def has_storage(tensor: Any) -> bool:
     """Tell whether a tensor of torch has memory of its own; within `torch.func.vmap` none has."""
     try:
         tensor.data_ptr()

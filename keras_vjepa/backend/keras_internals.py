@@ -319,6 +319,14 @@ def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> Sequence[ker
     return optimizer._accumulated_gradients
 
 
+def onednn_linear() -> Callable[..., Tensor] | None:
+    """Return torch's linear map by oneDNN, which has no gradient; None if torch has none.
+
+    It is no part of the list above: without it everything works, only slower.
+    """
+    return getattr(_torch().ops.mkldnn, "_linear_pointwise", None)
+
+
 def foreach(operation: str, *arguments: Any) -> Any:
     """Call an operation of torch for all tensors of a list at once.
 

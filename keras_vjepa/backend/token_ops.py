@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vjepa.backend import onednn
 from keras_vjepa.backend.attention import as_tensor, is_half
 from keras_vjepa.backend.device import has_accelerator
 from keras_vjepa.backend.keras_internals import foreach, stored_value
@@ -84,7 +85,7 @@ def weight_copies() -> Iterator[WeightCopies]:
         _copies = before
 
 
-def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+def linear(tokens: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `tokens @ kernel + bias`, as a product of two plain matrices.
 
     Leading axes are merged, because XLA on CPU takes up to three times as long for the gradient of
@@ -93,7 +94,7 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     Args:
         tokens: `(..., dim)`.
         kernel: `(dim, units)`.
-        bias: `(units,)`.
+        bias: `(units,)`, or None for zeros.
 
     Returns:
         `(..., units)`, in the dtype of `tokens`. The weights are cast to it here, because work that
@@ -109,14 +110,17 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """
     if not runs_op_by_op():
         rows = ops.reshape(tokens, (-1, tokens.shape[-1]))
-        kernel, bias = ops.cast(kernel, tokens.dtype), ops.cast(bias, tokens.dtype)
-        rows = ops.add(ops.matmul(rows, kernel), bias)
+        rows = ops.matmul(rows, ops.cast(kernel, tokens.dtype))
+        if bias is not None:
+            rows = ops.add(rows, ops.cast(bias, tokens.dtype))
         return ops.reshape(rows, (*ops.shape(tokens)[:-1], rows.shape[-1]))
     import torch
 
     # One kernel does product and sum, and saves reshaping, which takes a call of Keras 0.1 ms.
-    tokens, kernel, bias = map(_as_tensor, (tokens, kernel, bias))
-    kernel, bias = kernel.to(tokens.dtype), bias.to(tokens.dtype)
+    tokens, kernel = _as_tensor(tokens), _as_tensor(kernel).to(tokens.dtype)
+    bias = None if bias is None else _as_tensor(bias).to(tokens.dtype)
+    if onednn.suits(tokens, kernel):
+        return onednn.linear(tokens, kernel, bias)
     return torch.nn.functional.linear(tokens, kernel.t(), bias)
 
 

@@ -45,7 +45,7 @@ class TokenDense(Rematerializable, keras.layers.Dense):
     lora_enabled: bool
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        if self.bias is None or self.activation is not keras.activations.linear:
+        if self.activation is not keras.activations.linear:
             return super().call(inputs, training)
         return linear(inputs, self.kernel, self.bias)
 

@@ -174,9 +174,7 @@ class TubeletEmbedding(Rematerializable):
         if token_indices is not None:
             patches = gather_tokens(patches, token_indices)
         kernel = ops.reshape(self.kernel, (patches.shape[-1], self.hidden_dim))
-        if not self.use_bias:
-            return ops.matmul(patches, ops.cast(kernel, patches.dtype))
-        return linear(patches, kernel, self.bias)
+        return linear(patches, kernel, self.bias if self.use_bias else None)
 
     def compute_output_shape(
         self,

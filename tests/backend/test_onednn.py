@@ -1,0 +1,130 @@
+"""Tests of products by oneDNN: the numbers and gradients of torch's own, wherever both can work."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vjepa.backend import onednn, token_ops
+
+pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="torch's products")
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True)
+def on_such_a_processor(monkeypatch):
+    """Use oneDNN on every processor for which torch has it."""
+    if onednn.onednn_linear() is None or not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
+
+
+def tensors(*shapes, seed=0):
+    random = np.random.default_rng(seed)
+    return [torch.tensor(random.normal(size=s), dtype=torch.float32) for s in shapes]
+
+
+def gradients(function, arguments, upstream):
+    return torch.autograd.grad(function(*arguments), arguments, upstream)
+
+
+def plain(tokens, kernel, bias):
+    return torch.nn.functional.linear(tokens, kernel.t(), bias)
+
+
+@pytest.mark.parametrize("shape", [(256, 96), (2, 150, 96), (2, 5, 30, 96)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_equals_torch(shape, with_bias):
+    tokens, kernel, bias, upstream = tensors(shape, (96, 128), (128,), (*shape[:-1], 128))
+    assert onednn.suits(tokens, kernel)
+    arguments = [one.requires_grad_() for one in (tokens, kernel, bias)[: 2 + with_bias]]
+
+    def of(function):
+        return lambda *given: function(*given, *[None] * (3 - len(given)))
+
+    torch.testing.assert_close(
+        of(token_ops.linear)(*arguments), of(plain)(*arguments), rtol=1e-5, atol=1e-5
+    )
+    found = gradients(of(token_ops.linear), arguments, upstream)
+    expected = gradients(of(plain), arguments, upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            of(token_ops.linear)(*arguments), of(plain)(*arguments), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_tokens_in_any_layout():
+    tokens, kernel, bias = tensors((96, 300), (128, 96), (128,))
+    found = token_ops.linear(tokens.t(), kernel.t(), bias)
+    torch.testing.assert_close(found, plain(tokens.t(), kernel.t(), bias), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_frozen_gets_no_gradient():
+    tokens, kernel, bias = tensors((256, 96), (96, 128), (128,))
+    kernel.requires_grad_()
+    token_ops.linear(tokens, kernel, bias).sum().backward()
+    assert tokens.grad is None and bias.grad is None
+    torch.testing.assert_close(kernel.grad, tokens.sum(0)[:, None].expand(96, 128))
+
+
+def test_gradients_of_gradients():
+    arguments = [one.requires_grad_() for one in tensors((256, 96), (96, 128), (128,))]
+
+    def of(function):
+        found = function(*arguments).square().sum()
+        (first,) = torch.autograd.grad(found, arguments[0], create_graph=True)
+        return torch.autograd.grad(first.square().sum(), arguments[1])
+
+    torch.testing.assert_close(of(token_ops.linear), of(plain), rtol=1e-4, atol=1)
+
+
+def test_transforms_and_programs_of_torch():
+    tokens, kernel, bias = tensors((3, 256, 96), (96, 128), (128,))
+    expected = plain(tokens, kernel, bias)
+    each = torch.func.vmap(lambda one: token_ops.linear(one, kernel, bias))(tokens)
+    torch.testing.assert_close(each, expected, rtol=1e-5, atol=1e-5)
+    found = torch.func.grad(lambda one: token_ops.linear(one, kernel, bias).sum())(tokens)
+    torch.testing.assert_close(found, kernel.sum(1).expand(3, 256, 96), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert token_ops.linear(tokens, kernel, bias).dtype is torch.bfloat16
+
+    class Map(torch.nn.Module):
+        def forward(self, one):
+            return token_ops.linear(one, kernel, bias)
+
+    program = torch.export.export(Map(), (tokens,))
+    assert "mkldnn" not in str(program.graph)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [(15, "float32"), (256, "float64"), (256, "bfloat16"), (0, "float32")]
+)
+def test_what_torch_does_itself(rows, dtype):
+    tokens = torch.zeros((rows, 4096), dtype=getattr(torch, dtype))
+    kernel = torch.zeros((4096, 64), dtype=getattr(torch, dtype))
+    assert not onednn.suits(tokens, kernel)
+    assert token_ops.linear(tokens, kernel, kernel[0]).shape == (rows, 64)
+
+
+def test_torchs_switch_of_onednn():
+    tokens, kernel = tensors((256, 96), (96, 128))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not onednn.suits(tokens, kernel)
+    assert onednn.suits(tokens, kernel)
+
+
+def test_a_training_step_takes_it(monkeypatch):
+    """A block's four linear layers and their gradients, three products each."""
+    from keras_vjepa.layers import TransformerBlock
+
+    calls = []
+    real = onednn.onednn_linear()
+
+    def counted():
+        return lambda *arguments: calls.append(1) or real(*arguments)
+
+    monkeypatch.setattr(onednn, "onednn_linear", counted)
+    block = TransformerBlock(num_heads=4, mlp_dim=384)
+    (tokens,) = tensors((2, 160, 96))
+    block(tokens.requires_grad_()).square().mean().backward()
+    assert len(calls) == 12
