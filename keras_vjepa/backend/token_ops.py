@@ -117,7 +117,8 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     import torch
 
     # One kernel does product and sum, and saves reshaping, which takes a call of Keras 0.1 ms.
-    tokens, kernel = _as_tensor(tokens), _as_tensor(kernel).to(tokens.dtype)
+    tokens = _as_tensor(tokens)
+    kernel = _as_tensor(kernel).to(tokens.dtype)
     bias = None if bias is None else _as_tensor(bias).to(tokens.dtype)
     if onednn.suits(tokens, kernel):
         return onednn.linear(tokens, kernel, bias)
