@@ -127,7 +127,7 @@ ABLATIONS: dict[str, Ablation] = {
             Variant(
                 "pixels",
                 "pixels",
-                # As in digit_motion_long: normalised, an even background would not count.
+                # As in digit_motion_pixels: normalised, an even background would not count.
                 {"target": "pixels", "normalize_targets": False, "loss_exponent": 2.0},
                 paper=(68.6, 66.0, 73.3, 85.4),
             ),

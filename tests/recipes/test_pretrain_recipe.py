@@ -18,7 +18,14 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS, render_digit_m
 from keras_vjepa.data.transforms.training import PretrainTransform
 from keras_vjepa.pretraining_check import check_probe_memory
 from keras_vjepa.recipes import pretrain, pretrain_evaluation, pretrain_objects, supervised
-from keras_vjepa.recipes.pretrain_configs import CONFIGS, digit_motion, digit_motion_long, vitl16
+from keras_vjepa.recipes.pretrain_configs import (
+    CONFIGS,
+    digit_motion,
+    digit_motion_features,
+    digit_motion_long,
+    digit_motion_pixels,
+    vitl16,
+)
 from tests.support import GOLDEN, slow_but_on
 
 SHRUNK = {
@@ -83,8 +90,9 @@ def test_start_from_a_preset(tmp_path):
     assert max(np.abs(one - other).max() for one, other in pairs) > 1e-3
 
 
-def test_the_long_run_sees_digits_on_black(small_set):
-    config = replace(digit_motion_long(), **SHRUNK)
+@pytest.mark.parametrize("config", [digit_motion_long, digit_motion_pixels])
+def test_the_long_run_sees_digits_on_black(config, small_set):
+    config = replace(config(), **SHRUNK)
     pretrainer = pretrain_objects.make_pretrainer(config)
     batches = pretrain_objects.make_batches(config, pretrainer.encoder.grid_shape)
     batch = next(batches.stream(0, 1))
@@ -93,6 +101,22 @@ def test_the_long_run_sees_digits_on_black(small_set):
     assert batch["context_indices_0"].shape == (2, 32)
     black = (0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert np.abs(np.median(batch["videos"], axis=(0, 1, 2, 3)) - black).max() < 0.1
+
+
+def test_the_long_run_predicts_features_of_a_teacher_that_learnt_from_pixels():
+    config = replace(digit_motion_long(), batch_size=2)
+    assert values(config)["target"] == "features"
+    pretrainer = pretrain_objects.make_pretrainer(config)
+    shipped = VJEPABackbone.from_preset("vjepa_tiny_digits_pixels")
+    for found, expected in zip(
+        pretrainer.teacher.get_weights(), shipped.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    # Everything else is as with the moving average.
+    expected = replace(
+        digit_motion_features(), teacher=config.teacher, steps=12_000, cache_gib=1, batch_size=2
+    )
+    assert values(config) == values(expected)
 
 
 @slow_but_on("torch")
