@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_vjepa.backend import onednn_attention
 from keras_vjepa.backend.device import has_accelerator, on_each_device
 from keras_vjepa.backend.keras_internals import flash_attention
 from keras_vjepa.types import Tensor
@@ -112,15 +113,17 @@ def fused_attention(
         if same_tokens and wants_leading_keys(query.dtype, query.shape[1], query.shape[-1]):
             return attention_to_leading_keys(query, key, value, key_mask)
         mask = key_mask.mask
-    if mask is not None:
-        mask = mask[:, None, None, :]
+    every_query = None if mask is None else mask[:, None, None, :]
     if keras.config.backend() != "torch":
-        return ops.dot_product_attention(query, key, value, mask=mask)
+        return ops.dot_product_attention(query, key, value, mask=every_query)
     from torch.nn.functional import scaled_dot_product_attention
 
     # torch's function is called directly, since Keras would first copy all three tensors.
-    query, key, value = (as_tensor(x).transpose(1, 2) for x in (query, key, value))
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    query, key, value = map(as_tensor, (query, key, value))
+    if onednn_attention.suits(query, key, value):
+        return onednn_attention.attend(query, key, value, mask)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=every_query).transpose(1, 2)
 
 
 def attention_to_leading_keys(

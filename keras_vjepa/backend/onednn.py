@@ -25,21 +25,30 @@ _CPU_INFO = Path("/proc/cpuinfo")
 def suits(tokens: Tensor, kernel: Tensor) -> bool:
     """Tell whether `linear` is right for a product, and faster than torch's own.
 
-    It is not while torch records or transforms a program, whose ops have to be torch's own.
-
     Args:
         tokens: `(..., dim)`, of torch.
         kernel: `(dim, units)`.
     """
+    return (
+        tokens.numel() * kernel.shape[1] >= _LEAST_MULTIPLICATIONS
+        and tokens.numel() >= _LEAST_ROWS * kernel.shape[0]
+        and takes(tokens, kernel)
+    )
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Tell whether oneDNN may compute with tensors, and is faster than torch's own products.
+
+    It may not while torch records or transforms a program, whose ops have to be torch's own.
+
+    Args:
+        tensors: of torch.
+    """
     import torch
 
     return (
-        tokens.dtype is torch.float32
-        and tokens.numel() * kernel.shape[1] >= _LEAST_MULTIPLICATIONS
-        and tokens.numel() >= _LEAST_ROWS * kernel.shape[0]
-        and is_faster_here()
-        and _is_plain(tokens)
-        and _is_plain(kernel)
+        is_faster_here()
+        and all(map(_is_plain, tensors))
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
@@ -62,7 +71,7 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
 
     if torch.is_grad_enabled():
         return _product().apply(tokens, kernel, bias)
-    return _multiplied(tokens, kernel.t(), bias)
+    return multiplied(tokens, kernel.t(), bias)
 
 
 @functools.cache
@@ -86,7 +95,7 @@ def _processor() -> str:
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Tell whether a tensor holds numbers in the machine's memory.
+    """Tell whether a tensor holds numbers in float32 in the machine's memory.
 
     Subclasses of tensors stand for something else, but for `Parameter`.
     """
@@ -94,13 +103,23 @@ def _is_plain(tensor: Any) -> bool:
 
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.dtype is torch.float32
         and tensor.device.type == "cpu"
         and has_storage(tensor)
     )
 
 
-def _multiplied(rows: Tensor, transposed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute `rows @ transposed.T + bias`."""
+def multiplied(rows: Tensor, transposed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute `rows @ transposed.T + bias`, without gradients.
+
+    Args:
+        rows: `(..., dim)`; where these lie one after the other in memory, they are not copied.
+        transposed: `(units, dim)`, in any layout.
+        bias: `(units,)`, or None.
+
+    Returns:
+        `(..., units)`.
+    """
     return onednn_linear()(rows, transposed, bias, "none", [], "")
 
 
@@ -113,13 +132,13 @@ def _product() -> Any:
         @staticmethod
         def forward(context: Any, tokens: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
             context.save_for_backward(tokens, kernel)
-            return _multiplied(tokens, kernel.t(), bias)
+            return multiplied(tokens, kernel.t(), bias)
 
         @staticmethod
         def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             (tokens, kernel), needed = context.saved_tensors, context.needs_input_grad
             # Within a gradient of a gradient, each op needs a gradient of its own.
-            product = _differentiable if torch.is_grad_enabled() else _multiplied
+            product = _differentiable if torch.is_grad_enabled() else multiplied
             rows, columns = tokens.flatten(0, -2), upstream.flatten(0, -2)
             return (
                 product(upstream, kernel) if needed[0] else None,
@@ -131,5 +150,5 @@ def _product() -> Any:
 
 
 def _differentiable(rows: Tensor, transposed: Tensor) -> Tensor:
-    """Do as `_multiplied`, by an op that torch can differentiate."""
+    """Do as `multiplied`, by an op that torch can differentiate."""
     return rows @ transposed.t()

@@ -1,10 +1,11 @@
-"""Tests of products by oneDNN: the numbers and gradients of torch's own, wherever both can work."""
+"""Products and attention by oneDNN: numbers and gradients of torch's own, where both work."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_vjepa.backend import onednn, token_ops
+from keras_vjepa.backend import onednn, onednn_attention, token_ops
+from keras_vjepa.backend.attention import fused_attention
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="torch's products")
 torch = pytest.importorskip("torch")
@@ -128,3 +129,63 @@ def test_a_training_step_takes_it(monkeypatch):
     (tokens,) = tensors((2, 160, 96))
     block(tokens.requires_grad_()).square().mean().backward()
     assert len(calls) == 12
+
+
+# --- Attention -----------------------------------------------------------------------------------
+
+
+def heads(num_queries, num_keys, dim=8, batch=2, seed=0):
+    shapes = [(batch, n, 3, dim) for n in (num_queries, num_keys, num_keys, num_queries)]
+    return tensors(*shapes, seed=seed)
+
+
+def plain_attention(query, key, value, mask):
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mask = None if mask is None else mask[:, None, None]
+    found = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return found.transpose(1, 2)
+
+
+@pytest.mark.parametrize("most_at_once", [1, 500, 10**6])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(37, 37), (20, 41), (1, 5)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_torch(num_queries, num_keys, masked, most_at_once, monkeypatch):
+    monkeypatch.setattr(onednn_attention, "_LEAST_LOGITS", 1)
+    monkeypatch.setattr(onednn_attention, "_MOST_LOGITS_AT_ONCE", most_at_once)
+    *arguments, upstream = heads(num_queries, num_keys)
+    arguments = [one.requires_grad_() for one in arguments]
+    mask = torch.arange(num_keys) < torch.tensor([[num_keys], [2]]) if masked else None
+    assert onednn_attention.suits(*arguments)
+
+    def of(function):
+        return lambda *given: function(*given, mask)
+
+    found, expected = of(fused_attention)(*arguments), of(plain_attention)(*arguments)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    found = gradients(of(fused_attention), arguments, upstream)
+    expected = gradients(of(plain_attention), arguments, upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            of(fused_attention)(*arguments), of(plain_attention)(*arguments), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_attention_at_its_own_size():
+    """Heads that are a view of one projection, large logits, and parts of unequal length."""
+    (packed,) = tensors((1, 1201, 3, 2, 16))
+    query, key, value = (30 * packed).unbind(2)
+    assert onednn_attention.suits(query, key, value)
+    found = fused_attention(query, key, value)
+    torch.testing.assert_close(
+        found, plain_attention(query, key, value, None), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_attention_of_few_tokens_is_torchs_own():
+    query, key, value, _ = heads(200, 200)
+    assert not onednn_attention.suits(query, key, value)
+    query, key, value, _ = heads(300, 300)
+    assert onednn_attention.suits(query, key, value)
+    assert not onednn_attention.suits(query[:1], key, value)
+    assert not onednn_attention.suits(query.bfloat16(), key.bfloat16(), value.bfloat16())
