@@ -319,7 +319,7 @@ def gradient_accumulators(optimizer: keras.optimizers.Optimizer) -> Sequence[ker
     return optimizer._accumulated_gradients
 
 
-def onednn_linear() -> Callable[..., Tensor] | None:
+def onednn_linear() -> Any:
     """Return torch's linear map by oneDNN, which has no gradient; None if torch has none.
 
     It is no part of the list above: without it everything works, only slower.

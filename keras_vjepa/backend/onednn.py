@@ -49,7 +49,7 @@ def takes(*tensors: Tensor) -> bool:
     return (
         is_faster_here()
         and all(map(_is_plain, tensors))
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()

@@ -75,7 +75,7 @@ def _attention() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-            return *_backward(*context.saved_tensors, upstream), None
+            return *_backward(context.saved_tensors, upstream), None
 
     return Attention
 
@@ -99,24 +99,12 @@ def _forward(
     return outputs, log_sums
 
 
-def _backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    outputs: Tensor,
-    log_sums: Tensor,
-    upstream: Tensor,
-) -> tuple[Tensor, ...]:
-    """Return the gradients of queries, keys and values."""
+def _backward(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of queries, keys and values, from what the forward pass kept."""
     import torch
 
-    query, key, value, upstream = (
-        _scaled(query),
-        key.contiguous(),
-        value.contiguous(),
-        upstream.contiguous(),
-    )
+    query, key, value, bias, outputs, log_sums = saved
+    query, (key, value, upstream) = _scaled(query), (x.contiguous() for x in (key, value, upstream))
     shared = (outputs * upstream).sum(-1, keepdim=True)
     of_query = torch.empty_like(query)
     # These are transposed, so that no matrix of weights has to be.
