@@ -29,10 +29,11 @@ def suits(tokens: Tensor, kernel: Tensor) -> bool:
         tokens: `(..., dim)`, of torch.
         kernel: `(dim, units)`.
     """
+    # Sizes come last: while a program is recorded, to ask for them would fix them.
     return (
-        tokens.numel() * kernel.shape[1] >= _LEAST_MULTIPLICATIONS
+        takes(tokens, kernel)
+        and tokens.numel() * kernel.shape[1] >= _LEAST_MULTIPLICATIONS
         and tokens.numel() >= _LEAST_ROWS * kernel.shape[0]
-        and takes(tokens, kernel)
     )
 
 

@@ -32,10 +32,10 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         value: values.
     """
     return (
-        query.shape[1] * key.shape[1] >= _LEAST_LOGITS
+        onednn.takes(query, key, value)
+        and query.shape[1] * key.shape[1] >= _LEAST_LOGITS
         and query.shape[0] == key.shape[0]
         and query.shape[2:] == key.shape[2:]
-        and onednn.takes(query, key, value)
     )
 
 

@@ -93,8 +93,10 @@ def test_transforms_and_programs_of_torch():
         def forward(self, one):
             return token_ops.linear(one, kernel, bias)
 
-    program = torch.export.export(Map(), (tokens,))
+    free = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Map(), (tokens,), dynamic_shapes=free)
     assert "mkldnn" not in str(program.graph)
+    assert program.module()(tokens[:2]).shape == (2, 256, 128)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,18 @@ def test_attention_at_its_own_size():
     torch.testing.assert_close(
         found, plain_attention(query, key, value, None), rtol=1e-3, atol=1e-3
     )
+
+
+def test_a_program_with_attention_for_any_number_of_samples():
+    class Attend(torch.nn.Module):
+        def forward(self, one):
+            return fused_attention(one, one, one)
+
+    query, *_ = heads(300, 300)
+    free = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Attend(), (query,), dynamic_shapes=free)
+    found = program.module()(query[:1])
+    torch.testing.assert_close(found, fused_attention(*[query[:1]] * 3), rtol=1e-5, atol=1e-5)
 
 
 def test_attention_of_few_tokens_is_torchs_own():
