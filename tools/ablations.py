@@ -27,7 +27,6 @@ from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
 from keras_vjepa.command_line import OneLineParser, refusing, text_of
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.named_masks import mask_kinds
-from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.ablation_cost import COST
 from keras_vjepa.evaluation.ablation_table import AblationTable, cost_in_words
@@ -52,6 +51,7 @@ from keras_vjepa.tools.child_runs import (
     ChildRunError,
     check_jobs,
     raise_if_failed,
+    render_sets,
     run_side_by_side,
 )
 from keras_vjepa.training.description import defining
@@ -124,8 +124,7 @@ def _pretrain_side_by_side(
             if table.lacks(column, variant.name, seed) and not runs.is_finished(variant, seed):
                 children.setdefault(folder, runs.child(variant, seed, words))
     if children:
-        for data in {config.data for config in configs.values()}:
-            labelled_sets.train_and_test(data)  # else each of them would render the set
+        render_sets(config.data for config in configs.values())
         run_side_by_side([*children.values()], options.jobs, raise_if_failed)
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from pathlib import Path
 from keras_vjepa import files
 from keras_vjepa.arguments import check_whole, counted
 from keras_vjepa.data.batches.workers import usable_cores
+from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.ablation_cost import in_words
 from keras_vjepa.training.signals import stop_signals
 
@@ -70,6 +72,16 @@ def check_jobs(jobs: int) -> None:
             f"`jobs` must be at most the number of cores that may be used, {cores}. "
             f"Received: {jobs}"
         )
+
+
+def render_sets(names: Iterable[str]) -> None:
+    """Render the built-in sets among some data, unless they are there: else each run would do it.
+
+    Args:
+        names: values of `data`.
+    """
+    for name in sorted({*names} & SETS.keys()):
+        labelled_sets.train_and_test(name)
 
 
 def raise_if_failed(run: ChildRun, code: int, reason: str) -> None:
@@ -201,11 +213,16 @@ class _Process:
 
     def reason(self) -> str:
         """Return the last line that the command said, after the signal that ended it if one did."""
+        code, said = self.wait(), self._said or "no message"
+        return (
+            f"ended by {signal.Signals(-code).name}, after the line: {said}" if code < 0 else said
+        )
+
+    def wait(self) -> int:
+        """Wait until the command has ended and all that it said is in its log; return its code."""
+        code = self.process.wait()
         self._listener.join(_LAST_LINE_SECONDS)
-        said = self._said or "no message"
-        if self.code is None or self.code >= 0:
-            return said
-        return f"ended by {signal.Signals(-self.code).name}, after the line: {said}"
+        return code
 
     def _listen(self) -> None:
         """Add lines to the log until there are no more."""
@@ -260,4 +277,4 @@ def _stop(running: Sequence[_Process], received: str) -> None:
     for process in alive:
         process.process.send_signal(number)
     for process in alive:
-        process.process.wait()
+        process.wait()

@@ -26,7 +26,7 @@ from keras_vjepa.locks import locked
 from keras_vjepa.recipes import pretrain
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files
-from keras_vjepa.tools.child_runs import RECIPE, ChildRun, check_jobs, run_side_by_side
+from keras_vjepa.tools.child_runs import RECIPE, ChildRun, check_jobs, render_sets, run_side_by_side
 from keras_vjepa.training.results import read_result
 
 TASKS = ("motion", "digit")
@@ -157,14 +157,17 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
         for seed in parsed.seeds:
             check_whole(0, MOST_SEED, seeds=seed)
         check_jobs(parsed.jobs)
+    data = set[str]()
     for point in combinations:
         config, _ = pretrain.parse_arguments([*common, *options_of(point)], program)
         with refusing(program, CONFIGS):
             check_files(config, parsed.workdir)
+        data.add(config.data)
     try:
         parsed.workdir.mkdir(parents=True, exist_ok=True)
         with locked(parsed.workdir, "workdir"):
             seeds, jobs = parsed.seeds, parsed.jobs
+            render_sets(data if jobs > 1 else ())
             print(run_all(parsed.workdir, combinations, seeds, common, jobs), end="")
     except OSError as error:
         sys.exit(f"{program}: {error}")

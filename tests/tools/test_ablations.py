@@ -173,7 +173,7 @@ def children(monkeypatch):
             ended(run, 0, "")
 
     monkeypatch.setattr(ablations, "run_side_by_side", run_side_by_side)
-    monkeypatch.setattr(ablations.labelled_sets, "train_and_test", lambda data: ([], []))
+    monkeypatch.setattr(ablations, "render_sets", lambda names: None)
     monkeypatch.setattr(child_runs, "usable_cores", lambda: 3)
     return made
 
@@ -201,7 +201,7 @@ def test_a_child_that_fails_ends_the_command_in_a_line(tmp_path, monkeypatch):
     script = "import sys; sys.exit('python -m keras_vjepa pretrain: the features are one')"
     monkeypatch.setattr(ablation_runs, "RECIPE", ("-S", "-c", script))
     monkeypatch.setattr(child_runs, "usable_cores", lambda: 2)
-    monkeypatch.setattr(ablations.labelled_sets, "train_and_test", lambda data: ([], []))
+    monkeypatch.setattr(ablations, "render_sets", lambda names: None)
     with pytest.raises(SystemExit) as ended:
         ablations.main([str(tmp_path), "--table", "3", "--seeds", "0", "--jobs", "2"])
     log = tmp_path / "runs" / "features 0.log"

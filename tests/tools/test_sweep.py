@@ -128,12 +128,16 @@ def script(monkeypatch):
     """Lists the names of the runs of each call, and how many ran at a time."""
     begun = []
 
+    def rendered(data):
+        assert data == "digit_motion"
+
     def run(runs, jobs, ended):
         begun.append((jobs, [run.name for run in runs]))
         child_runs.run_side_by_side(runs, jobs, ended)
 
     monkeypatch.setattr(sweep, "RECIPE", ("-S", "-c", SCRIPT))
     monkeypatch.setattr(sweep, "run_side_by_side", run)
+    monkeypatch.setattr(child_runs.labelled_sets, "train_and_test", rendered)
     monkeypatch.setattr(child_runs, "usable_cores", lambda: 2)
     return begun
 
