@@ -142,7 +142,7 @@ def test_a_folder_of_other_numbers_is_refused(tmp_path, trained):
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_a_child_has_the_config_of_its_variant(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["--learning_rate", "1e-3", "--batch_size=8", "--callbacks", "none"]
+    words = ["--learning_rate", "1e-3", "--batch_size=8", "--callbacks", "none", "--steps", "7"]
     config = ablations.base_config(name, words, "ablations.py")
     runs = ablation_runs.AblationRuns(child_runs.Path("there"), config, None)
     monkeypatch.setattr(ablation_runs.AblationRuns, "_shortened", lambda _, share: f"{share}.csv")
