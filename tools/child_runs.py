@@ -180,7 +180,11 @@ def time_left(done: Sequence[float], begun: Sequence[float], waiting: int, jobs:
 
 
 class _Process:
-    """Runs a command on some cores, and adds what it says to its log."""
+    """Runs a command on some cores, and adds what it says to its log.
+
+    It says it through a pipe. So if this process is killed, the command ends at its next line, and
+    nobody's run goes on.
+    """
 
     def __init__(self, run: ChildRun, cores: set[int]) -> None:
         self.run = run
