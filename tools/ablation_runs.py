@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_vjepa.command_line import text_of
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.list_writing import write_list
@@ -21,6 +23,7 @@ from keras_vjepa.recipes import pretrain, probe_configs
 from keras_vjepa.recipes.pretrain_evaluation import evaluate, labelled_clips
 from keras_vjepa.recipes.pretrain_objects import make_encoder
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
+from keras_vjepa.tools.child_runs import RECIPE, ChildRun
 from keras_vjepa.tools.finetune_table import Comparison
 from keras_vjepa.training.results import read_result
 from keras_vjepa.training.resumable import writable_folder
@@ -49,6 +52,22 @@ class AblationRuns:
     def is_finished(self, variant: Variant, seed: int) -> bool:
         """Tell whether a pretraining is finished and probed."""
         return bool(read_result(self.folder(variant, seed) / "probe.json"))
+
+    def child(self, variant: Variant, seed: int, words: Sequence[str]) -> ChildRun:
+        """Return the pretraining of a variant as a command for a process of its own.
+
+        Args:
+            variant: the variant.
+            seed: the seed.
+            words: options of `pretrain` that make the config that the variant changes.
+        """
+        folder = self.folder(variant, seed)
+        given = {**_changes(self.config, variant), "seed": seed, "workdir": folder.absolute()}
+        if variant.share < 1:
+            given["data"] = self._shortened(variant.share)
+        options = [f"--{name}={text_of(value)}" for name, value in given.items()]
+        command = (sys.executable, *RECIPE, *words, *options)
+        return ChildRun(f"{variant.name}, seed {seed}", command, folder)
 
     def accuracy(self, variant: Variant, seed: int, which: str, task: str) -> float:
         """Return the accuracy of a frozen probe, and make what it lacks."""
@@ -119,5 +138,9 @@ def config_of(config: PretrainConfig, variant: Variant, seed: int) -> PretrainCo
         variant: the variant.
         seed: the seed.
     """
-    changes = variant.options(config.encoder.num_frames or 1)
-    return replace(config, **changes, seed=seed)
+    return replace(config, **_changes(config, variant), seed=seed)
+
+
+def _changes(config: PretrainConfig, variant: Variant) -> dict[str, Any]:
+    """Return the options that a variant sets, with their values."""
+    return variant.options(config.encoder.num_frames or 1)

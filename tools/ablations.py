@@ -7,14 +7,14 @@ Each row is a pretraining in a folder of its own, probed as `pretrain` does at i
 differ only in the probe share one. Numbers that are there are not made again, so that the same
 command continues after an interruption. `table.md` is written again after each number, with the
 paper's figures beside it and whether ours point in the same direction; `table.json` has all
-numbers.
+numbers. With `--jobs 2`, two pretrainings at a time run side by side, each on half of the cores.
 """
 
 import functools
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from keras_vjepa.data.batches.named_masks import mask_kinds
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.ablation_cost import COST
 from keras_vjepa.evaluation.ablation_table import AblationTable, cost_in_words
-from keras_vjepa.evaluation.ablation_variants import ABLATIONS
+from keras_vjepa.evaluation.ablation_variants import ABLATIONS, Variant
 from keras_vjepa.evaluation.seed_table import check_settings
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
 from keras_vjepa.locks import locked
@@ -46,6 +46,14 @@ from keras_vjepa.recipes.pretrain_derived import (
 )
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.tools.ablation_runs import PRETRAINED, UNTRAINED, AblationRuns, config_of
+from keras_vjepa.tools.child_runs import (
+    ChildRun,
+    ChildRunError,
+    check_jobs,
+    raise_if_failed,
+    render_sets,
+    run_side_by_side,
+)
 from keras_vjepa.training.description import defining
 from keras_vjepa.training.resumable import check_folder, writable_folder
 
@@ -67,6 +75,8 @@ def run(workdir: Path, configs: Mapping[str, PretrainConfig], options: Any) -> s
         text = ""
         # What the runs print is no part of the tables.
         with redirect_stdout(sys.stderr):
+            if options.jobs > 1:
+                _pretrain_side_by_side(workdir, configs, options)
             for name, config in configs.items():
                 text = _fill(AblationTable(workdir, name), config, options)
         return text
@@ -80,18 +90,42 @@ def _fill(table: AblationTable, config: PretrainConfig, options: Any) -> str:
     cost = cost_in_words(folders.values(), config.run.steps, config.batches.batch_size)
     print(f"Table {table.heading}: {cost}.", file=sys.stderr, flush=True)
     COST.steps_left = [*folders.values()].count(False) * config.run.steps
+    for column, variant, seed, made in _numbers(table.heading, runs, options):
+        table.fill(column, variant.name, seed, made)
+    return table.text()
+
+
+def _numbers(
+    name: str, runs: AblationRuns, options: Any
+) -> Iterator[tuple[str, Variant, int, Callable[[], float]]]:
+    """List the numbers of a table: the column, the variant and the seed, and what makes it."""
     for seed in options.seeds:
-        for variant in variants:
+        for variant in ABLATIONS[name].variants:
             for which, words in ((PRETRAINED, ""), (UNTRAINED, "untrained, ")):
                 for task in reversed(DIGIT_MOTION_TASKS):
                     made = functools.partial(runs.accuracy, variant, seed, which, task)
-                    table.fill(f"{words}{task}", variant.name, seed, made)
-            if options.fine_tune_steps and table.heading == "1":
+                    yield f"{words}{task}", variant, seed, made
+            if options.fine_tune_steps and name == "1":
                 for task in reversed(DIGIT_MOTION_TASKS):
-                    column = f"fine-tuned {options.fine_tune_steps} steps, {task}"
                     made = functools.partial(runs.fine_tuned, variant, seed, task)
-                    table.fill(column, variant.name, seed, made)
-    return table.text()
+                    yield f"fine-tuned {options.fine_tune_steps} steps, {task}", variant, seed, made
+
+
+def _pretrain_side_by_side(
+    workdir: Path, configs: Mapping[str, PretrainConfig], options: Any
+) -> None:
+    """Do the pretrainings that the tables lack, some at a time; the tables find them finished."""
+    children: dict[Path, ChildRun] = {}
+    for name, config in configs.items():
+        table, runs = AblationTable(workdir, name), AblationRuns(workdir, config, None)
+        words = _pretraining_words(name, options.words)
+        for column, variant, seed, _ in _numbers(name, runs, options):
+            folder = runs.folder(variant, seed)
+            if table.lacks(column, variant.name, seed) and not runs.is_finished(variant, seed):
+                children.setdefault(folder, runs.child(variant, seed, words))
+    if children:
+        render_sets(config.data for config in configs.values())
+        run_side_by_side([*children.values()], options.jobs, raise_if_failed)
 
 
 def _check_settings(workdir: Path, name: str, config: PretrainConfig) -> None:
@@ -114,12 +148,8 @@ def base_config(name: str, words: list[str], program: str) -> PretrainConfig:
         words: options of pretraining, as they were typed.
         program: name by which the command was called.
     """
-    ablation = ABLATIONS[name]
-    given = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
-    known = ["--config", ablation.base]
-    for option, value in ablation.changes.items() if "config" not in given else ():
-        known += [f"--{option}", text_of(value)]
-    config, _ = pretrain.parse_arguments([*known, *words], program)
+    ablation, given = ABLATIONS[name], _names(words)
+    config, _ = pretrain.parse_arguments(_pretraining_words(name, words), program)
     with refusing(program, CONFIGS, words):
         for option in sorted(given & {*ablation.varied(), "seed", "workdir"}):
             hint = {"seed": "--seeds sets it", "workdir": "the folder comes first"}
@@ -134,6 +164,20 @@ def base_config(name: str, words: list[str], program: str) -> PretrainConfig:
             check_options(config_of(config, variant, 0))
         _check_context(config, name)
     return config
+
+
+def _names(words: list[str]) -> set[str]:
+    """Return the names of the options in a command line."""
+    return {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+
+
+def _pretraining_words(name: str, words: list[str]) -> list[str]:
+    """Return the options of `pretrain` that make the config that a table's variants change."""
+    ablation = ABLATIONS[name]
+    known = ["--config", ablation.base]
+    for option, value in ablation.changes.items() if "config" not in _names(words) else ():
+        known += [f"--{option}", text_of(value)]
+    return [*known, *words]
 
 
 def _check_context(config: PretrainConfig, name: str) -> None:
@@ -172,7 +216,14 @@ def main(arguments: list[str] | None = None, program: str = "ablations.py") -> N
         type=int,
         help="fine-tune the encoders of table 1 too, with so many steps (default: not)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="how many pretrainings run side by side, each on its share of the cores",
+    )
     options, words = parser.parse_known_args(arguments)
+    options.words = words
     with parser.refusing():
         for name, given in (("seeds", options.seeds), ("table", options.table)):
             if len({*given}) < len(given):
@@ -180,12 +231,13 @@ def main(arguments: list[str] | None = None, program: str = "ablations.py") -> N
         for seed in options.seeds:
             check_whole(0, MOST_SEED, seeds=seed)
         check_whole(1, MOST_LONG, optional=True, fine_tune_steps=options.fine_tune_steps)
+        check_jobs(options.jobs)
         check_folder(options.workdir)
     configs = {name: base_config(name, words, program) for name in options.table}
     with refusing(program, CONFIGS, words):
         for config in configs.values():
             check_files(config, options.workdir)
-    with parser.failing(TooManyBadFilesError, CollapseError):
+    with parser.failing(TooManyBadFilesError, CollapseError, ChildRunError):
         print(run(options.workdir, configs, options), end="")
 
 

@@ -7,7 +7,8 @@ Every combination is a run of `recipes/pretrain.py` in a folder of its own. A fo
 is not run again. Therefore the same command continues after an interruption, and a command with
 more values adds to the results. At the end it writes `table.md`, with the mean and standard
 deviation over the seeds. The table is sorted by the sum of the gains in motion and digit over the
-untrained encoder, and names the reasons of runs that failed.
+untrained encoder, and names the reasons of runs that failed. With `--jobs 2`, two runs at a time
+run side by side, each on half of the cores.
 """
 
 import itertools
@@ -15,7 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from keras_vjepa import files
@@ -25,9 +26,9 @@ from keras_vjepa.locks import locked
 from keras_vjepa.recipes import pretrain
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files
+from keras_vjepa.tools.child_runs import RECIPE, ChildRun, check_jobs, render_sets, run_side_by_side
 from keras_vjepa.training.results import read_result
 
-RECIPE = ("-m", "keras_vjepa", "pretrain")
 TASKS = ("motion", "digit")
 PRETRAINED, UNTRAINED = "pretrained target encoder", "untrained encoder"
 
@@ -52,18 +53,33 @@ def name_of(point: Point) -> str:
 
 def run_point(folder: Path, point: Point, seed: int, common: Sequence[str]) -> None:
     """Run the recipe once, unless a result or the reason of a failure is there already."""
-    if result_of(folder) or (folder / "failure.txt").exists():
+    if _is_done(folder):
         return
     # The files of an interrupted run are no result.
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, *RECIPE, *common, *options_of(point)]
-    command += ["--seed", str(seed), "--workdir", str(folder)]
+    command = _command(folder, point, seed, common)
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    _keep_failure(folder, done.returncode, reason)
+
+
+def _is_done(folder: Path) -> bool:
+    """Tell whether a run has a result, or the reason of a failure."""
+    return bool(result_of(folder)) or (folder / "failure.txt").exists()
+
+
+def _command(folder: Path, point: Point, seed: int, common: Sequence[str]) -> list[str]:
+    """Return the command of a run."""
+    command = [sys.executable, *RECIPE, *common, *options_of(point)]
+    return [*command, "--seed", str(seed), "--workdir", str(folder)]
+
+
+def _keep_failure(folder: Path, code: int, reason: str) -> None:
+    """Write the reason of a failure, if a run has failed; end the sweep if all would."""
     # With wrong options, every run of the sweep would fail, so that the sweep ends.
-    if done.returncode == WRONG_USAGE:
+    if code == WRONG_USAGE:
         sys.exit(reason)
-    if done.returncode:
+    if code:
         files.write_text(folder / "failure.txt", reason)
 
 
@@ -126,6 +142,12 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], help="of the runs of each combination"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="how many runs run side by side, each on its share of the cores",
+    )
     parsed, common = parser.parse_known_args(arguments)
     for field, *values in parsed.vary:
         if not values:
@@ -134,30 +156,71 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
     with parser.refusing():
         for seed in parsed.seeds:
             check_whole(0, MOST_SEED, seeds=seed)
+        check_jobs(parsed.jobs)
+    data = set[str]()
     for point in combinations:
         config, _ = pretrain.parse_arguments([*common, *options_of(point)], program)
         with refusing(program, CONFIGS):
             check_files(config, parsed.workdir)
+        data.add(config.data)
     try:
         parsed.workdir.mkdir(parents=True, exist_ok=True)
         with locked(parsed.workdir, "workdir"):
-            print(run_all(parsed.workdir, combinations, parsed.seeds, common), end="")
+            seeds, jobs = parsed.seeds, parsed.jobs
+            render_sets(data if jobs > 1 else ())
+            print(run_all(parsed.workdir, combinations, seeds, common, jobs), end="")
     except OSError as error:
         sys.exit(f"{program}: {error}")
 
 
 def run_all(
-    workdir: Path, combinations: Sequence[Point], seeds: Sequence[int], common: Sequence[str]
+    workdir: Path,
+    combinations: Sequence[Point],
+    seeds: Sequence[int],
+    common: Sequence[str],
+    jobs: int = 1,
 ) -> str:
     """Run all combinations with all seeds; write and return the table of the results."""
+
+    def write_table() -> str:
+        text = table(workdir, combinations, seeds)
+        files.write_text(workdir / "table.md", text)
+        return text
+
     text = ""
     runs = [(point, seed) for point in combinations for seed in seeds]
+    if jobs > 1:
+        _run_side_by_side(workdir, runs, common, jobs, write_table)
+        return write_table()
     for i, (point, seed) in enumerate(runs, start=1):
         print(f"{i}/{len(runs)}: {name_of(point)}, seed {seed}", file=sys.stderr, flush=True)
         run_point(workdir / name_of(point) / str(seed), point, seed, common)
-        text = table(workdir, combinations, seeds)
-        files.write_text(workdir / "table.md", text)
+        text = write_table()
     return text
+
+
+def _run_side_by_side(
+    workdir: Path,
+    runs: Sequence[tuple[Point, int]],
+    common: Sequence[str],
+    jobs: int,
+    write_table: Callable[[], str],
+) -> None:
+    """Do the runs that are not done, some at a time, and write the table after each."""
+    children: dict[Path, ChildRun] = {}
+    for point, seed in runs:
+        folder = workdir / name_of(point) / str(seed)
+        if not _is_done(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            command = tuple(_command(folder, point, seed, common))
+            children[folder] = ChildRun(f"{name_of(point)}, seed {seed}", command, folder)
+
+    def ended(run: ChildRun, code: int, reason: str) -> None:
+        _keep_failure(run.folder, code, reason)
+        write_table()
+
+    if children:
+        run_side_by_side([*children.values()], jobs, ended)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,11 @@ class SeedTable:
         if not _is_nested(self.numbers, depth=4):
             raise _damaged(workdir / NUMBERS)
 
+    def lacks(self, method: str, row: str, seed: int) -> bool:
+        """Tell whether a number is not there; the arguments are those of `fill`."""
+        cells = self.numbers.get(self.heading, {}).get(method, {})
+        return str(seed) not in cells.get(row, {})
+
     def fill(self, method: str, row: str, seed: int, make: Callable[[], float]) -> None:
         """Compute a number unless it is there, and write the table.
 

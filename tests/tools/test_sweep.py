@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from keras_vjepa.tools import sweep
+from keras_vjepa.tools import child_runs, sweep
 
 pytestmark = pytest.mark.data
 
@@ -104,3 +104,63 @@ def test_no_run_begins_when_one_of_them_cannot(given, message, tmp_path, recipe,
         sweep.main([str(tmp_path / "new"), "--vary", *given])
     assert ended.value.code == 2 and not recipe.commands and not list(tmp_path.iterdir())
     assert capsys.readouterr().err == f"sweep.py: {message}\n"
+
+
+# Stands in for the recipe in a process of its own, as `Recipe` does in this one.
+SCRIPT = """
+import json, os, sys
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+rate, folder = float(options["--learning_rate"]), options["--workdir"]
+if rate > 1:
+    sys.exit("page\\npretrain: too high")
+if rate == 0:
+    print("pretrain.py: error: no --x", file=sys.stderr)
+    sys.exit(2)
+os.makedirs(folder)
+result = lambda gain: {"motion_accuracy": 0.5 + gain, "digit_accuracy": 0.25, "effective_rank": 7.0}
+with open(folder + "/probe.json", "w") as file:
+    json.dump({"pretrained target encoder": result(rate), "untrained encoder": result(0)}, file)
+"""
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Lists the names of the runs of each call, and how many ran at a time."""
+    begun = []
+
+    def rendered(data):
+        assert data == "digit_motion"
+
+    def run(runs, jobs, ended):
+        begun.append((jobs, [run.name for run in runs]))
+        child_runs.run_side_by_side(runs, jobs, ended)
+
+    monkeypatch.setattr(sweep, "RECIPE", ("-S", "-c", SCRIPT))
+    monkeypatch.setattr(sweep, "run_side_by_side", run)
+    monkeypatch.setattr(child_runs.labelled_sets, "train_and_test", rendered)
+    monkeypatch.setattr(child_runs, "usable_cores", lambda: 2)
+    return begun
+
+
+def test_side_by_side_is_as_one_after_the_other(tmp_path, script, capsys):
+    tables = []
+    for folder, jobs in (("one", []), ("two", ["--jobs", "2"]), ("one", ["--jobs", "2"])):
+        sweep.main([*arguments(tmp_path / folder, "0.1", "9", "0.2", "0.1"), *jobs])
+        tables.append(capsys.readouterr().out)
+        assert (tmp_path / folder / "table.md").read_text() == tables[-1]
+    assert len({*tables}) == 1 and "0; pretrain: too high" in tables[0]
+    # Each was run once, and the third command had nothing left to run.
+    [(jobs, names)] = script
+    assert jobs == 2 and names == [
+        f"learning_rate={r}, seed {s}" for r in (0.1, 9, 0.2) for s in (1, 2)
+    ]
+    # An interruption leaves a folder without a result.
+    (tmp_path / "two" / "learning_rate=0.2" / "1" / "probe.json").unlink()
+    sweep.main([*arguments(tmp_path / "two", "0.1", "9", "0.2", "0.1"), "--jobs", "2"])
+    assert script[1:] == [(2, ["learning_rate=0.2, seed 1"])]
+    assert capsys.readouterr().out == tables[0]
+
+
+def test_wrong_option_stops_all_side_by_side(tmp_path, script):
+    with pytest.raises(SystemExit, match="no --x"):
+        sweep.main([*arguments(tmp_path, "0"), "--jobs", "2"])
