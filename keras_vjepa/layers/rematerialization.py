@@ -2,6 +2,10 @@
 
 There are two ways to ask for it: the argument `remat` of backbone and predictor, for their blocks,
 and `keras.RematScope`, for any layer made within it. Neither changes the numbers of the model.
+
+Departure from Keras: a scope's names may have `"mlp"`, for the MLPs of blocks. An MLP is several
+layers, and to name each of them would save nothing: a layer keeps its input at least, which is what
+the one before it made.
 """
 
 from collections.abc import Callable
@@ -9,7 +13,11 @@ from typing import Any
 
 import keras
 
+from keras_vjepa.backend.keras_internals import names_computed_again
 from keras_vjepa.types import Tensor
+
+# What stands for the MLPs of blocks, with their norms, among the names of a `keras.RematScope`.
+MLP = "mlp"
 
 
 def rematerialized(
@@ -37,6 +45,11 @@ def rematerialized(
     (1, 3)
     """
     return keras.remat(_without_new_losses(layer, function))
+
+
+def computes_mlp_again(block: keras.layers.Layer) -> bool:
+    """Tell whether a block was made within a `keras.RematScope` that has `MLP` among its names."""
+    return MLP in (names_computed_again(block) or ())
 
 
 def _without_new_losses(
