@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from keras_vjepa.backend.keras_internals import names_computed_again
+from keras_vjepa.backend.recomputation import forgetful
 from keras_vjepa.types import Tensor
 
 # What stands for the MLPs of blocks, with their norms, among the names of a `keras.RematScope`.
@@ -56,10 +57,11 @@ def _without_new_losses(
     layer: keras.layers.Layer, function: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     """Make a function raise an error if its layer adds a loss, which would have no gradient."""
+    computed = forgetful(function)
 
     def checked(tokens: Tensor) -> Tensor:
         num_losses = len(layer.losses)
-        outputs = function(tokens)
+        outputs = computed(tokens)
         if len(layer.losses) > num_losses:
             raise ValueError(
                 f"A part of `{layer.name}` adds a loss (`activity_regularizer` or `add_loss`), "

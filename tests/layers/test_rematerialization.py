@@ -1,6 +1,8 @@
 """Activations computed again in the backward pass: the same numbers, on every backend."""
 
 import functools
+import gc
+import weakref
 
 import keras
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from keras import ops
 
 from keras_vjepa import VJEPABackbone
+from keras_vjepa.backend import token_ops
+from keras_vjepa.layers import transformer
 from tests.gradients import bytes_kept, loss_and_gradients
 from tests.layers.small import OWNERS, TOKENS, WIDTH, block, inputs_of, part_of
 
@@ -94,6 +98,29 @@ def test_a_choice_of_layers_keeps_less():
     assert without_blocks < without_mlp
     share = (kept - without_first) / (kept - without_blocks)
     assert 0.45 < share < 0.55
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
+@pytest.mark.parametrize("scope", ["full", "blocks", "mlp", "argument"])
+def test_what_was_computed_again_is_gone_after_the_backward_pass(scope, monkeypatch):
+    """Without waiting for Python to look for cycles: the next block needs the memory."""
+    made_by_gelu = []
+
+    def remembered(hidden):
+        outputs = token_ops.gelu(hidden)
+        made_by_gelu.extend([weakref.ref(hidden), weakref.ref(outputs)])
+        return outputs
+
+    monkeypatch.setattr(transformer, "gelu", remembered)
+    model = made("backbone", scope)
+    gc.disable()
+    try:
+        loss_and_gradients(model, *inputs_of(model))
+        assert len(made_by_gelu) >= 4
+        assert {reference() for reference in made_by_gelu} == {None}
+    finally:
+        gc.enable()
+    assert keras.config.is_traceback_filtering_enabled()
 
 
 @pytest.mark.parametrize("argument", ["padding_mask", "rotations"])
