@@ -6,13 +6,13 @@ It prints, for the paper's masks at 224 pixels: compile time, step time, the pro
 of a step, clips/s, peak memory (of the accelerator if there is one, else of the process), and
 useful FLOP/s as a share of the peak of large matrix products of the same type, measured in the same
 process. `--remat` computes all blocks again in the backward pass, and `--remat-layers` the layers
-of these names, as a `keras.RematScope` does: `mlp` stands for the MLPs of all blocks. With `--attention`, it times
-the ways to compute attention instead; with `--eager-einsum`, it trains with the plainest of them,
-not compiled; with `--no-padding`, it leaves the key masks out. With `--precision`, it compares
-features for random weights and a random clip with those in float32. With `--growth`, it times steps
-of many sizes of clip and batch, each in a process of its own, and prints how time grows with the
-FLOPs and memory with the tokens. Several devices or processes work together as in the recipe, for
-example under `torchrun`. This is not a test, because machines differ.
+of these names, as a `keras.RematScope` does: `mlp` stands for the MLPs of all blocks. With
+`--attention`, it times the ways to compute attention instead; with `--eager-einsum`, it trains with
+the plainest of them, not compiled; with `--no-padding`, it leaves the key masks out. With
+`--precision`, it compares features for random weights and a random clip with those in float32. With
+`--growth`, it times steps of many sizes of clip and batch, each in a process of its own, and prints
+how time grows with the FLOPs and memory with the tokens. Several devices or processes work together
+as in the recipe, for example under `torchrun`. This is not a test, because machines differ.
 """
 
 import argparse
