@@ -2,24 +2,28 @@
 
     KERAS_BACKEND=jax python tools/bench.py --size base --batch-size 2
 
-It prints, for the paper's masks at 224 pixels: compile time, step time, clips/s, peak memory (of
-the accelerator if there is one, else of the process), and useful FLOP/s as a share of the peak of
-large matrix products of the same type, measured in the same process. With `--attention`, it times
-the ways to compute attention instead; with `--eager-einsum`, it trains with the plainest of them,
-not compiled; with `--no-padding`, it leaves the key masks out. With `--precision`, it compares
-features for random weights and a random clip with those in float32. With `--growth`, it times steps
-of many sizes of clip and batch, each in a process of its own, and prints how time grows with the
-FLOPs and memory with the tokens. Several devices or processes work together as in the recipe, for
-example under `torchrun`. This is not a test, because machines differ.
+It prints, for the paper's masks at 224 pixels: compile time, step time, the processor's own seconds
+of a step, clips/s, peak memory (of the accelerator if there is one, else of the process), and
+useful FLOP/s as a share of the peak of large matrix products of the same type, measured in the same
+process. `--remat` computes all blocks again in the backward pass, and `--remat-layers` the layers
+of these names, as a `keras.RematScope` does: `mlp` stands for the MLPs of all blocks. With
+`--attention`, it times the ways to compute attention instead; with `--eager-einsum`, it trains with
+the plainest of them, not compiled; with `--no-padding`, it leaves the key masks out. With
+`--precision`, it compares features for random weights and a random clip with those in float32. With
+`--growth`, it times steps of many sizes of clip and batch, each in a process of its own, and prints
+how time grows with the FLOPs and memory with the tokens. Several devices or processes work together
+as in the recipe, for example under `torchrun`. This is not a test, because machines differ.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,12 +36,14 @@ import numpy as np
 from keras import ops
 
 from keras_vjepa import VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
-from keras_vjepa.arguments import MOST_LONG, check_whole
+from keras_vjepa.arguments import MOST_LONG, check_choice, check_whole
 from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import device, distribution
+from keras_vjepa.backend.keras_internals import layers_of
 from keras_vjepa.backend.token_ops import linear
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.evaluation.pretraining_cost import Transformer, vjepa_flops
+from keras_vjepa.layers.rematerialization import MLP
 from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.models.dimensions import token_grid
 from keras_vjepa.tools.bench_growth import StepCost, print_growth
@@ -132,15 +138,18 @@ class _StepTimes(keras.callbacks.Callback):
         self.block = block
         self.done = 0
         self.ends: list[float] = []
+        self.processor_ends: list[float] = []
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.ends = self.ends or [time.perf_counter()]
+        self.processor_ends = self.processor_ends or [time.process_time()]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.done += 1
         if self.done <= self.warm_up or (self.done - self.warm_up) % self.block == 0:
             _wait_for(logs["loss"])
             self.ends.append(time.perf_counter())
+            self.processor_ends.append(time.process_time())
 
     @property
     def first(self) -> float:
@@ -151,12 +160,48 @@ class _StepTimes(keras.callbacks.Callback):
         """Return the mean seconds of a step in each block."""
         return np.diff(self.ends)[self.warm_up :] / self.block
 
+    @property
+    def processor_steps(self) -> np.ndarray:
+        """Return the same in the processor's own seconds, which other work hardly changes."""
+        return np.diff(self.processor_ends)[self.warm_up :] / self.block
 
-def bench_training(arguments: argparse.Namespace) -> None:
+
+def _asked_for(arguments: argparse.Namespace) -> VJEPAPretrainer:
+    """Make the pretrainer of a command line."""
+    names = arguments.remat_layers
+    # A scope of Keras costs time by itself.
+    scope: Any = contextlib.nullcontext()
+    if names:
+        scope = keras.RematScope("list_of_layers", layer_names=names)
+    with scope:
+        pretrainer = make_pretrainer(
+            arguments.size,
+            not arguments.no_padding,
+            arguments.remat,
+            arguments.image_size,
+            arguments.num_frames,
+        )
+    _check_names(pretrainer, names or ())
+    return pretrainer
+
+
+def _check_names(pretrainer: VJEPAPretrainer, names: Sequence[str]) -> None:
+    """Refuse a name that no layer has, which a scope of Keras would pass over."""
+    networks: list[keras.layers.Layer] = [pretrainer.encoder, pretrainer.predictor]
+    known, found = {MLP}, networks
+    while found:
+        known |= {layer.name for layer in found}
+        found = [part for layer in found for part in layers_of(layer)]
+    for name in names:
+        check_choice(sorted(known), remat_layers=name)
+
+
+def bench_training(
+    arguments: argparse.Namespace,
+    parallel: distribution.DataParallel,
+    pretrainer: VJEPAPretrainer,
+) -> None:
     """Time training steps, and print the results."""
-    parallel = distribution.setup()
-    clip = {"image_size": arguments.image_size, "num_frames": arguments.num_frames}
-    pretrainer = make_pretrainer(arguments.size, not arguments.no_padding, arguments.remat, **clip)
     if arguments.eager_einsum:
         attention_module._PREFERRED_ON_CPU.clear()
         attention_module.fused_attention = attention_module.plain_attention
@@ -166,7 +211,9 @@ def bench_training(arguments: argparse.Namespace) -> None:
     # On a GPU, torch records the third step, which therefore takes longer.
     times = _StepTimes(warm_up=3 if device.has_accelerator() else 2, block=block)
     num_steps = times.warm_up + arguments.steps * block
-    batch = make_batch(arguments.batch_size, **clip)
+    batch = make_batch(
+        arguments.batch_size, image_size=arguments.image_size, num_frames=arguments.num_frames
+    )
     data = parallel.feed(itertools.repeat(batch, num_steps))
     peak = matmul_peak()
     pretrainer.fit(data, steps_per_epoch=num_steps, verbose=0, shuffle=False, callbacks=[times])
@@ -180,13 +227,15 @@ def bench_training(arguments: argparse.Namespace) -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     if arguments.json:
         tokens = arguments.batch_size * int(np.prod(pretrainer.encoder.grid_shape))
-        cost = StepCost(float(times.steps.min()), memory, flops, tokens)
+        steps = times.processor_steps if arguments.processor else times.steps
+        cost = StepCost(float(steps.min()), memory, flops, tokens)
         print(json.dumps(asdict(cost)))
         return
     print(
         f"{parallel}; {arguments.size}, batch {arguments.batch_size} a process: "
         f"compile {times.first - step:6.1f} s, step {step:7.3f} s "
-        f"({times.steps.min():.3f} to {times.steps.max():.3f}), "
+        f"({times.steps.min():.3f} to {times.steps.max():.3f}; "
+        f"{np.median(times.processor_steps):.3f} s of the processor), "
         f"{parallel.process_count * arguments.batch_size / step:6.3f} clips/s, "
         f"{memory / 2**30:5.1f} GiB, "
         f"{flops / step / 1e9:6.1f} of {peak / 1e9:6.1f} GFLOP/s = {flops / step / peak:.0%}"
@@ -289,12 +338,16 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     parser.add_argument("--image-size", type=int, default=224, help="pixels of a side")
     parser.add_argument("--num-frames", type=int, default=16, help="frames of a clip")
     parser.add_argument("--remat", action="store_true", help="activations computed twice")
+    parser.add_argument("--remat-layers", nargs="+", metavar="NAME", help="computed twice")
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
     parser.add_argument("--checkpoint", action="store_true", help="time a checkpoint too")
     parser.add_argument("--attention", action="store_true", help="time attention alone")
     parser.add_argument("--precision", action="store_true", help="features in other types")
     parser.add_argument("--growth", action="store_true", help="a table by size of clip and batch")
+    parser.add_argument(
+        "--processor", action="store_true", help="growth in the processor's seconds"
+    )
     parser.add_argument("--json", action="store_true", help="numbers only")
     options = parser.parse_all(arguments)
     with parser.refusing():
@@ -309,9 +362,15 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
         bench_precision(options)
     elif options.growth:
         given = ["--size", options.size, "--steps", str(options.steps), "--dtype", options.dtype]
+        if options.remat_layers:
+            given += ["--remat-layers", *options.remat_layers]
+        given += ["--processor"] * options.processor
         print_growth(given + ["--remat"] * options.remat)
     else:
-        bench_training(options)
+        parallel = distribution.setup()
+        with parser.refusing():
+            pretrainer = _asked_for(options)
+        bench_training(options, parallel, pretrainer)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ PRIVATE_NAMES: list[PrivateName] = [
         )
         for name in (*_HOOKS, "_compiled_call_impl")
     ),
-    PrivateName("_remat_mode", "keras.layers.Layer()", _a_layer, engines=("torch",)),
+    PrivateName("_remat_mode", "keras.layers.Layer()", _a_layer),
     # Holds the weights that a step has made, while the variables hold none.
     PrivateName("_jax_state", "keras.Model", _names_in_state_sync, engines=("jax",)),
     # Overridden, see `Overrides`.
@@ -294,6 +294,15 @@ def calls_nothing_else(layer: keras.layers.Layer) -> bool:
         or torch.jit.is_tracing()
         or torch.compiler.is_compiling()
     )
+
+
+def names_computed_again(layer: keras.layers.Layer) -> Sequence[str] | None:
+    """Return the names of the `keras.RematScope` that a layer was made in; None if it has none.
+
+    A scope has names in the mode `"list_of_layers"` alone.
+    """
+    scope = layer._remat_mode
+    return None if scope is None or scope.mode != "list_of_layers" else scope.layer_names
 
 
 def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:

@@ -123,7 +123,7 @@ class HieraBlock(TransformerBlock):
             shortcut = self._pooled(call_part(self.shortcut, normed), axis=1)
         branch = call_part(self.output_projection, self._attended(normed))
         x = shortcut + scaled_branch(branch, branch_scales, 0)
-        return x + scaled_branch(self.mlp_branch(x), branch_scales, 1)
+        return x + scaled_branch(self.mlp_of(x), branch_scales, 1)
 
     def _attended(self, normed: Tensor) -> Tensor:
         packed = call_part(self.query_key_value, normed)

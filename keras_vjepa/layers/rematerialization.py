@@ -2,6 +2,10 @@
 
 There are two ways to ask for it: the argument `remat` of backbone and predictor, for their blocks,
 and `keras.RematScope`, for any layer made within it. Neither changes the numbers of the model.
+
+Departure from Keras: a scope's names may have `"mlp"`, for the MLPs of blocks. An MLP is several
+layers, and to name each of them would save nothing: a layer keeps its input at least, which is what
+the one before it made.
 """
 
 from collections.abc import Callable
@@ -9,7 +13,12 @@ from typing import Any
 
 import keras
 
+from keras_vjepa.backend.keras_internals import names_computed_again
+from keras_vjepa.backend.recomputation import forgetful
 from keras_vjepa.types import Tensor
+
+# What stands for the MLPs of blocks, with their norms, among the names of a `keras.RematScope`.
+MLP = "mlp"
 
 
 def rematerialized(
@@ -39,14 +48,20 @@ def rematerialized(
     return keras.remat(_without_new_losses(layer, function))
 
 
+def computes_mlp_again(block: keras.layers.Layer) -> bool:
+    """Tell whether a block was made within a `keras.RematScope` that has `MLP` among its names."""
+    return MLP in (names_computed_again(block) or ())
+
+
 def _without_new_losses(
     layer: keras.layers.Layer, function: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     """Make a function raise an error if its layer adds a loss, which would have no gradient."""
+    computed = forgetful(function)
 
     def checked(tokens: Tensor) -> Tensor:
         num_losses = len(layer.losses)
-        outputs = function(tokens)
+        outputs = computed(tokens)
         if len(layer.losses) > num_losses:
             raise ValueError(
                 f"A part of `{layer.name}` adds a loss (`activity_regularizer` or `add_loss`), "

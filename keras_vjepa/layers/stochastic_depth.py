@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_vjepa.arguments import check_number, check_whole
 from keras_vjepa.backend import collectives
+from keras_vjepa.backend.keras_internals import names_computed_again
 from keras_vjepa.layers.rematerialization import Rematerializable
 from keras_vjepa.types import Tensor
 
@@ -88,9 +89,11 @@ class SkipsBranches(Rematerializable):
     ) -> Callable[..., Tensor]:
         """Make `layer_call` compute again in the backward pass, as `Rematerializable` does.
 
-        Drop path is refused: the backward pass would draw again which branches are left out.
+        Drop path is refused where the encoder is computed again as a whole: the backward pass would
+        draw again which branches are left out. Its blocks, and parts of them, are given the draws.
         """
-        if self.drop_path_rate:
+        names = names_computed_again(self)
+        if self.drop_path_rate and (names is None or self.name in names):
             raise ValueError(
                 "`drop_path_rate` must be 0 for a backbone that is made within a "
                 "`keras.RematScope`: take its own `remat=True`. "

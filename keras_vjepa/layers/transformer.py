@@ -21,7 +21,11 @@ from keras_vjepa.backend.part_calls import call_part, part_of_a_block
 from keras_vjepa.backend.token_ops import gelu, merge_heads, split_heads
 from keras_vjepa.layers.dense import TokenDense, dense, layer_norm
 from keras_vjepa.layers.embedding import gather_tokens
-from keras_vjepa.layers.rematerialization import Rematerializable, rematerialized
+from keras_vjepa.layers.rematerialization import (
+    Rematerializable,
+    computes_mlp_again,
+    rematerialized,
+)
 from keras_vjepa.layers.rotary import rotate
 from keras_vjepa.layers.stochastic_depth import scaled_branch
 from keras_vjepa.types import Tensor
@@ -203,6 +207,12 @@ class TransformerBlock(Rematerializable):
         hidden = gelu(call_part(self.mlp_hidden, normed))
         return call_part(self.mlp_output, hidden)
 
+    def mlp_of(self, inputs: Tensor) -> Tensor:
+        """Do as `mlp_branch`, and again in the backward pass if a `keras.RematScope` asks it."""
+        if computes_mlp_again(self):
+            return rematerialized(self, self.mlp_branch)(inputs)
+        return self.mlp_branch(inputs)
+
     def attention_weights(
         self,
         inputs: Tensor,
@@ -230,7 +240,7 @@ class TransformerBlock(Rematerializable):
     ) -> Tensor:
         branch = self.attention_branch(inputs, padding_mask, rotations)
         x = _add(inputs, scaled_branch(branch, branch_scales, 0))
-        return _add(x, scaled_branch(self.mlp_branch(x), branch_scales, 1))
+        return _add(x, scaled_branch(self.mlp_of(x), branch_scales, 1))
 
     def compute_output_shape(
         self,

@@ -1,13 +1,18 @@
 """Activations computed again in the backward pass: the same numbers, on every backend."""
 
 import functools
+import gc
+import weakref
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from tests.gradients import loss_and_gradients
+from keras_vjepa import VJEPABackbone
+from keras_vjepa.backend import token_ops
+from keras_vjepa.layers import transformer
+from tests.gradients import bytes_kept, loss_and_gradients
 from tests.layers.small import OWNERS, TOKENS, WIDTH, block, inputs_of, part_of
 
 SCOPES = {
@@ -15,6 +20,7 @@ SCOPES = {
     "full": {"mode": "full"},
     "parts": {"mode": "list_of_layers", "layer_names": ["attention", "mlp_hidden", "mlp_norm"]},
     "blocks": {"mode": "list_of_layers", "layer_names": ["block_0"]},
+    "mlp": {"mode": "list_of_layers", "layer_names": ["mlp"]},
     "larger_than": {"mode": "larger_than", "output_size_threshold": 2 * TOKENS * WIDTH},
     "argument": {"mode": None},
 }
@@ -53,9 +59,12 @@ def assert_same_gradients(actual, expected, bound):
     [
         *(("backbone", scope, "float32") for scope in SCOPES if scope != "none"),
         ("backbone", "full", "mixed_bfloat16"),
+        ("backbone", "blocks", "mixed_bfloat16"),
+        ("backbone", "mlp", "mixed_bfloat16"),
         ("backbone", "argument", "mixed_bfloat16"),
         ("predictor", "full", "float32"),
         ("predictor", "argument", "float32"),
+        ("predictor", "mlp", "float32"),
     ],
 )
 def test_computing_again_changes_no_number(name, scope, policy):
@@ -66,6 +75,52 @@ def test_computing_again_changes_no_number(name, scope, policy):
     assert_same_gradients(gradients, expected_gradients, bound)
     assert once == 1
     assert times >= 2
+
+
+def kept_by(*names):
+    """How many bytes a backbone of two blocks keeps, of which layers of these names compute again.
+
+    Also how many the hidden layers of its MLPs have.
+    """
+    with keras.RematScope("list_of_layers", layer_names=names):
+        model = VJEPABackbone(16, 2, 8, 2, WIDTH, 2, 2)
+    hidden = 2 * inputs_of(model)[0].shape[0] * TOKENS * model.blocks[0].mlp_dim * 4
+    return bytes_kept(model, *inputs_of(model)), hidden
+
+
+def test_a_choice_of_layers_keeps_less():
+    """Of an MLP neither what goes into GELU nor what comes out of it; of a block only its input."""
+    kept, hidden = kept_by()
+    without_mlp, without_first, without_blocks = (
+        kept_by(*names)[0] for names in (["mlp"], ["block_0"], ["block_0", "block_1"])
+    )
+    assert without_mlp <= kept - 2 * hidden
+    assert without_blocks < without_mlp
+    share = (kept - without_first) / (kept - without_blocks)
+    assert 0.45 < share < 0.55
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
+@pytest.mark.parametrize("scope", ["full", "blocks", "mlp", "argument"])
+def test_what_was_computed_again_is_gone_after_the_backward_pass(scope, monkeypatch):
+    """Without waiting for Python to look for cycles: the next block needs the memory."""
+    made_by_gelu = []
+
+    def remembered(hidden):
+        outputs = token_ops.gelu(hidden)
+        made_by_gelu.extend([weakref.ref(hidden), weakref.ref(outputs)])
+        return outputs
+
+    monkeypatch.setattr(transformer, "gelu", remembered)
+    model = made("backbone", scope)
+    gc.disable()
+    try:
+        loss_and_gradients(model, *inputs_of(model))
+        assert len(made_by_gelu) >= 4
+        assert {reference() for reference in made_by_gelu} == {None}
+    finally:
+        gc.enable()
+    assert keras.config.is_traceback_filtering_enabled()
 
 
 @pytest.mark.parametrize("argument", ["padding_mask", "rotations"])

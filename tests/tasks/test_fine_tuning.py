@@ -13,7 +13,7 @@ from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, V
 from keras_vjepa.data.batches.mixing import Mix, mixed_clips, mixed_targets
 from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_rates
 from keras_vjepa.training.schedules import FineTuningSchedule
-from tests.support import GOLDEN
+from tests.support import GOLDEN, slow_but_on
 
 SMALL = {"hidden_dim": 12, "num_heads": 2, "mlp_ratio": 2.0}
 RNG = np.random.default_rng(0)
@@ -194,6 +194,22 @@ def test_remat_has_the_gradients_of_the_same_draw():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@slow_but_on("torch")
+@pytest.mark.parametrize("names", [["mlp"], ["block_1"]], ids=str)
+def test_a_choice_of_layers_has_the_gradients_of_the_same_draw(names):
+    moved = []
+    for chosen in ([], names):
+        keras.utils.set_random_seed(3)
+        with keras.RematScope("list_of_layers", layer_names=chosen):
+            model = fine_tuned(small_backbone(drop_path_rate=0.6))
+        model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+        keras.utils.set_random_seed(3)
+        model.fit(VIDEOS, np.array([0, 1, 2, 0]), batch_size=4, epochs=1, verbose=0)
+        moved.append(model.get_weights())
+    for one, other in zip(*moved, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_where_drop_path_is_refused():
     backbone = small_backbone(drop_path_rate=0.1)
     predictor = VJEPAPredictor(
@@ -206,6 +222,10 @@ def test_where_drop_path_is_refused():
     assert backbone.drop_path_rate == 0.1
     with keras.RematScope("full"):
         within = small_backbone(drop_path_rate=0.1)
+    with pytest.raises(ValueError, match="take its own `remat=True`"):
+        within(VIDEOS)
+    with keras.RematScope("list_of_layers", layer_names=["vjepa_backbone"]):
+        within = small_backbone(drop_path_rate=0.1, name="vjepa_backbone")
     with pytest.raises(ValueError, match="take its own `remat=True`"):
         within(VIDEOS)
 

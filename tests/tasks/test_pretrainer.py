@@ -299,6 +299,20 @@ def test_a_step_neither_waits_nor_copies_from_the_host(
     assert int(pretrainer.optimizer.iterations) == 2 // (batches_an_update or 1)
 
 
+@slow_but_on("torch")
+@pytest.mark.parametrize("names", [["mlp"], ["block_1"]], ids=str)
+def test_a_choice_of_layers_that_compute_again_changes_no_number(names):
+    moved = []
+    for chosen in ([], names):
+        with keras.RematScope("list_of_layers", layer_names=chosen):
+            pretrainer = small_pretrainer()
+        pretrainer.compile(keras.optimizers.SGD(1.0))
+        losses = fit(pretrainer, random_batch(0, pretrainer), epochs=2)
+        moved.append([np.array(losses), *pretrainer.get_weights()])
+    for one, other in zip(*moved, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere a step is one program")
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("remat", [False, True])

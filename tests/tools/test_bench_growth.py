@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
 from keras_vjepa.tools import bench, bench_growth
 from keras_vjepa.tools.bench_growth import StepCost
+from tests.layers import small
 
 pytestmark = pytest.mark.data
 
@@ -80,3 +82,20 @@ def test_a_clip_that_no_patch_divides_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         bench.main(arguments)
     assert capsys.readouterr().err == f"bench.py: {message}\n"
+
+
+def test_a_name_that_no_layer_has_is_refused(monkeypatch, capsys):
+    networks = SimpleNamespace(encoder=small.backbone(), predictor=small.predictor())
+    monkeypatch.setattr(bench, "make_pretrainer", lambda *_: networks)
+    with pytest.raises(SystemExit):
+        bench.main(["--size", "tiny", "--remat-layers", "mlp", "mlps"])
+    message = capsys.readouterr().err
+    assert message.startswith("bench.py: --remat-layers must be 'attention', ")
+    assert message.endswith(" Received: 'mlps'\n") and message.count("\n") == 1
+
+
+def test_growth_passes_the_options_of_a_step_on(monkeypatch):
+    passed = []
+    monkeypatch.setattr(bench, "print_growth", passed.extend)
+    bench.main(["--growth", "--size", "tiny", "--remat-layers", "mlp", "block_1", "--processor"])
+    assert passed[-4:] == ["--remat-layers", "mlp", "block_1", "--processor"]
