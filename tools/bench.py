@@ -338,7 +338,9 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     parser.add_argument("--image-size", type=int, default=224, help="pixels of a side")
     parser.add_argument("--num-frames", type=int, default=16, help="frames of a clip")
     parser.add_argument("--remat", action="store_true", help="activations computed twice")
-    parser.add_argument("--remat-layers", nargs="+", metavar="NAME", help="computed twice")
+    parser.add_argument(
+        "--remat-layers", nargs="+", metavar="NAME", help="computed twice (default: none)"
+    )
     parser.add_argument("--no-padding", action="store_true", help="no key masks")
     parser.add_argument("--eager-einsum", action="store_true", help="the baseline: not compiled")
     parser.add_argument("--checkpoint", action="store_true", help="time a checkpoint too")
