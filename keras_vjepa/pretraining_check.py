@@ -32,7 +32,7 @@ from keras_vjepa.models.predictor import VJEPAPredictor
 from keras_vjepa.monitoring.tensorboard import check_tensorboard
 from keras_vjepa.tasks.context_loss import check_context_loss
 from keras_vjepa.tasks.named_presets import architecture_to_begin_with
-from keras_vjepa.tasks.pretrainer import check_objective
+from keras_vjepa.tasks.pretrainer import check_objective, check_taught
 from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
 from keras_vjepa.training.resumable import check_run
 
@@ -181,6 +181,8 @@ def check_parts(config: Any) -> None:
     config.images.make()
     if config.images.data and not config.encoder.modalities:
         raise ValueError("`modalities` must be True with `image_data`. Received: False")
+    if config.teacher:
+        check_taught(values(config)["target"])
     if config.images.data and values(config)["target"] == "pixels":
         raise ValueError(
             "`target` must be 'features' with `image_data`: a patch of an image has fewer pixels "

@@ -691,6 +691,16 @@ def check_objective(
     check_whole(0, MOST_LAYERS - 1, optional=True, mask_token=mask_token)
 
 
+def check_taught(target: str) -> None:
+    """Check a target beside a teacher; raise `ValueError` unless it is features.
+
+    Args:
+        target: as in `VJEPAPretrainer`.
+    """
+    if target != "features":
+        raise ValueError(f"`target` must be 'features' with a `teacher`. Received: {target!r}")
+
+
 def _check_fit(
     encoder: VJEPABackbone, predictor: VJEPAPredictor, teacher: VJEPABackbone | None, target: str
 ) -> None:
@@ -704,8 +714,8 @@ def _check_fit(
             f"The predictor's `grid_shape` must be the encoder's {encoder.position_axes}. "
             f"Received: {predictor.grid_shape}"
         )
-    if teacher is not None and target != "features":
-        raise ValueError(f"`target` must be 'features' with a `teacher`. Received: {target!r}")
+    if teacher is not None:
+        check_taught(target)
     if teacher is not None and teacher.position_axes != encoder.position_axes:
         raise ValueError(
             f"The teacher's grid of tokens must be the encoder's {encoder.position_axes}. "

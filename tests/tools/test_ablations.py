@@ -110,6 +110,7 @@ def test_all_masks_of_a_table_fit_its_config():
         ("--table 8 --patch_size 8", "--mask_spatial_scale must give blocks of at least one"),
         ("--table 4 --patch_size 8", "--mask_ratio must leave patches to see and to predict"),
         ("--table 1 --config vitl16 --data digit_scene", "--data must be a built-in set with"),
+        ("--table 1 --config digit_motion_long", "--target must be 'features' with a --teacher"),
         ("--table 1 --stepz 3", "unknown option --stepz"),
     ],
 )
