@@ -113,17 +113,20 @@ def fused_attention(
         if same_tokens and wants_leading_keys(query.dtype, query.shape[1], query.shape[-1]):
             return attention_to_leading_keys(query, key, value, key_mask)
         mask = key_mask.mask
-    every_query = None if mask is None else mask[:, None, None, :]
+    if keras.config.backend() == "torch":
+        query, key, value = map(as_tensor, (query, key, value))
+        if onednn_attention.suits(query, key, value):
+            bias = None if mask is None else _bias(mask, query.dtype)
+            return onednn_attention.attend(query, key, value, bias)
+    if mask is not None:
+        mask = mask[:, None, None, :]
     if keras.config.backend() != "torch":
-        return ops.dot_product_attention(query, key, value, mask=every_query)
+        return ops.dot_product_attention(query, key, value, mask=mask)
     from torch.nn.functional import scaled_dot_product_attention
 
     # torch's function is called directly, since Keras would first copy all three tensors.
-    query, key, value = map(as_tensor, (query, key, value))
-    if onednn_attention.suits(query, key, value):
-        return onednn_attention.attend(query, key, value, mask)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return scaled_dot_product_attention(query, key, value, attn_mask=every_query).transpose(1, 2)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 def attention_to_leading_keys(

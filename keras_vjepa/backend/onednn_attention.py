@@ -20,7 +20,6 @@ from keras_vjepa.types import Tensor
 _LEAST_LOGITS = 256 * 256
 # More do not stay in the cache.
 _MOST_LOGITS_AT_ONCE = 460_000
-_MASKED_LOGIT = -1e9
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -39,23 +38,20 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Compute softmax attention, with its gradients.
 
     Args:
         query: `(batch, queries, heads, head_dim)`, of torch.
         key: `(batch, keys, heads, head_dim)`.
         value: likewise.
-        key_mask: bool `(batch, keys)`, True for keys that take part; None for all.
+        bias: `(batch or 1, keys)`, added to the logits of each key; None for zeros.
 
     Returns:
         `(batch, queries, heads, head_dim)`.
     """
-    import torch
-
-    bias = None
-    if key_mask is not None:
-        bias = torch.zeros(key.shape[:2]).masked_fill_(~key_mask, _MASKED_LOGIT)
+    if bias is not None:
+        bias = bias.expand(len(key), -1)
     heads = (x.transpose(1, 2) for x in (query, key, value))
     return _attention().apply(*heads, bias).transpose(1, 2)
 
@@ -87,8 +83,8 @@ def _forward(
     import torch
 
     query, key, value = _scaled(query), key.contiguous(), value.contiguous()
-    outputs = torch.empty((*query.shape[:3], value.shape[3]))
-    log_sums = torch.empty((*query.shape[:3], 1))
+    outputs = query.new_empty((*query.shape[:3], value.shape[3]))
+    log_sums = query.new_empty((*query.shape[:3], 1))
     for head, rows in _parts(query, key):
         logits = multiplied(query[rows], key[head], _of_sample(bias, head))
         top = logits.amax(-1, keepdim=True)
@@ -108,7 +104,7 @@ def _backward(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]
     shared = (outputs * upstream).sum(-1, keepdim=True)
     of_query = torch.empty_like(query)
     # These are transposed, so that no matrix of weights has to be.
-    of_key, of_value = (torch.zeros(x.mT.shape) for x in (key, value))
+    of_key, of_value = (x.new_zeros(x.mT.shape) for x in (key, value))
     for head, rows in _parts(query, key):
         logits = multiplied(query[rows], key[head], _of_sample(bias, head))
         weights = logits.sub_(log_sums[rows]).exp_()

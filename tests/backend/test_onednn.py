@@ -184,6 +184,22 @@ def test_attention_at_its_own_size():
     )
 
 
+def test_attention_under_another_default_dtype():
+    """One mask serves all samples."""
+    query, key, value, upstream = heads(300, 300)
+    mask, default = torch.arange(300)[None] < 200, torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = fused_attention(query.requires_grad_(), key, value, mask)
+        (of_query,) = torch.autograd.grad(found, query, upstream)
+    finally:
+        torch.set_default_dtype(default)
+    expected = plain_attention(query, key, value, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    (expected,) = torch.autograd.grad(expected, query, upstream)
+    torch.testing.assert_close(of_query, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_program_with_attention_for_any_number_of_samples():
     class Attend(torch.nn.Module):
         def forward(self, one):
