@@ -1,5 +1,6 @@
 """Fine-tuning: stochastic depth, the head, layer-wise decay, and a step in plain torch."""
 
+import contextlib
 import functools
 import json
 
@@ -182,31 +183,27 @@ def test_a_scale_of_zero_leaves_a_branch_out():
 
 
 def test_remat_has_the_gradients_of_the_same_draw():
-    moved = []
-    for remat in (False, True):
-        keras.utils.set_random_seed(3)
-        model = fine_tuned(small_backbone(remat=remat, drop_path_rate=0.6))
-        model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
-        keras.utils.set_random_seed(3)
-        model.fit(VIDEOS, np.array([0, 1, 2, 0]), batch_size=4, epochs=1, verbose=0)
-        moved.append(model.get_weights())
+    moved = [after_a_step(remat=remat) for remat in (False, True)]
     for one, other in zip(*moved, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def after_a_step(computed_again=(), **arguments):
+    """Weights after a step with drop path; layers of the given names are computed again."""
+    names = {"mode": "list_of_layers", "layer_names": computed_again}
+    keras.utils.set_random_seed(3)
+    with keras.RematScope(**names) if computed_again else contextlib.nullcontext():
+        model = fine_tuned(small_backbone(drop_path_rate=0.6, **arguments))
+    model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
+    keras.utils.set_random_seed(3)
+    model.fit(VIDEOS, np.array([0, 1, 2, 0]), batch_size=4, epochs=1, verbose=0)
+    return model.get_weights()
 
 
 @slow_but_on("torch")
 @pytest.mark.parametrize("names", [["mlp"], ["block_1"]], ids=str)
 def test_a_choice_of_layers_has_the_gradients_of_the_same_draw(names):
-    moved = []
-    for chosen in ([], names):
-        keras.utils.set_random_seed(3)
-        with keras.RematScope("list_of_layers", layer_names=chosen):
-            model = fine_tuned(small_backbone(drop_path_rate=0.6))
-        model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy")
-        keras.utils.set_random_seed(3)
-        model.fit(VIDEOS, np.array([0, 1, 2, 0]), batch_size=4, epochs=1, verbose=0)
-        moved.append(model.get_weights())
-    for one, other in zip(*moved, strict=True):
+    for one, other in zip(after_a_step(), after_a_step(names), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
