@@ -11,8 +11,10 @@ of these names, as a `keras.RematScope` does: `mlp` stands for the MLPs of all b
 the plainest of them, not compiled; with `--no-padding`, it leaves the key masks out. With
 `--precision`, it compares features for random weights and a random clip with those in float32. With
 `--growth`, it times steps of many sizes of clip and batch, each in a process of its own, and prints
-how time grows with the FLOPs and memory with the tokens. Several devices or processes work together
-as in the recipe, for example under `torchrun`. This is not a test, because machines differ.
+how time grows with the FLOPs and memory with the tokens. With `--features` and a folder of videos,
+it times reading them, the model, and both together, `--steps` times each. Several devices or
+processes work together as in the recipe, for example under `torchrun`. This is not a test, because
+machines differ.
 """
 
 import argparse
@@ -46,6 +48,7 @@ from keras_vjepa.evaluation.pretraining_cost import Transformer, vjepa_flops
 from keras_vjepa.layers.rematerialization import MLP
 from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.models.dimensions import token_grid
+from keras_vjepa.tools.bench_features import print_features
 from keras_vjepa.tools.bench_growth import StepCost, print_growth
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state
@@ -321,6 +324,14 @@ class _AttentionLayer(keras.layers.Layer):
         return ops.mean(outputs, axis=(1, 2, 3))[:1, None] + 0.0 * inputs
 
 
+def _growth_arguments(options: argparse.Namespace) -> list[str]:
+    """Write the options that all lines of the growth table share."""
+    given = ["--size", options.size, "--steps", str(options.steps), "--dtype", options.dtype]
+    if options.remat_layers:
+        given += ["--remat-layers", *options.remat_layers]
+    return given + ["--processor"] * options.processor + ["--remat"] * options.remat
+
+
 def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
@@ -346,6 +357,9 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     parser.add_argument("--checkpoint", action="store_true", help="time a checkpoint too")
     parser.add_argument("--attention", action="store_true", help="time attention alone")
     parser.add_argument("--precision", action="store_true", help="features in other types")
+    parser.add_argument(
+        "--features", metavar="VIDEOS", help="read this folder for features (default: none)"
+    )
     parser.add_argument("--growth", action="store_true", help="a table by size of clip and batch")
     parser.add_argument(
         "--processor", action="store_true", help="growth in the processor's seconds"
@@ -362,12 +376,12 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
         bench_attention(options)
     elif options.precision:
         bench_precision(options)
+    elif options.features is not None:
+        with parser.refusing():
+            backbone = VJEPABackbone.from_size(options.size, **clip)
+            print_features(options.features, backbone, options.batch_size, options.steps)
     elif options.growth:
-        given = ["--size", options.size, "--steps", str(options.steps), "--dtype", options.dtype]
-        if options.remat_layers:
-            given += ["--remat-layers", *options.remat_layers]
-        given += ["--processor"] * options.processor
-        print_growth(given + ["--remat"] * options.remat)
+        print_growth(_growth_arguments(options))
     else:
         parallel = distribution.setup()
         with parser.refusing():
