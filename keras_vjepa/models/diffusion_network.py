@@ -4,7 +4,7 @@ The paper's numbers are those of guided-diffusion's model for 64 pixels, made 3-
 width 192, 3 residual blocks on each of 4 levels of 1, 2, 3 and 4 times the width, attention at 32,
 16 and 8 pixels in heads of 64. The mean of the features, through a linear layer, is added to the
 embedding of the timestep, as RCDM does with its one vector. The paper does not say how many tokens
-become one condition; `condition` has two further ways, which keep where each token is.
+become one condition; `condition` has further ways, which keep where each token is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,13 @@ from keras_vjepa.layers.space_time import (
     SpaceTimeConvolution,
     group_norm,
 )
+from keras_vjepa.layers.token_reader import TokenReader
 from keras_vjepa.models.diffusion import timestep_embedding
 from keras_vjepa.types import Tensor
 
-CONDITIONS = ("pooled", "tokens", "grid")
+CONDITIONS = ("pooled", "tokens", "grid", "attended")
+# Those that turn tokens into channels of the pixels of their patches.
+_LAID_OUT = ("grid", "attended")
 # Numbers for the origin of a clip's features: none, predicted, or those of the target encoder.
 KINDS = ("none", "predicted", "target")
 
@@ -109,7 +112,8 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
         head_dim: width of an attention head; one head where it does not divide the channels.
         condition: how the features come in, beside their mean: `"pooled"` for not at all;
             `"tokens"`: attention attends to them, with learnt positions; `"grid"`: each token is
-            turned into `grid_channels` further channels of the pixels of its patch.
+            turned into `grid_channels` further channels of the pixels of its patch; `"attended"`:
+            the same, after the tokens have attended to each other in two blocks.
         grid_channels: see `condition`; these are channels of the noisy clip.
         factorized: as in `SpaceTimeConvolution`; the paper's kernels are 3 x 3 x 3.
         groups: the most groups of channels of a norm.
@@ -194,11 +198,13 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
         steps, rows, columns = grid_shape
         width, factorized, condition = own["width"], own["factorized"], own["condition"]
         convolve, embedded = SpaceTimeConvolution.number_of_weights, 4 * width
-        depth = own["grid_channels"] if condition == "grid" else 0
+        depth = own["grid_channels"] if condition in _LAID_OUT else 0
         patch = clip_shape[0] * clip_shape[1] * clip_shape[2] // (steps * rows * columns)
         total = (width + 1) * embedded + (embedded + 1) * embedded + (dim + 1) * embedded
         total += len(KINDS) * embedded + (dim + 1) * patch * depth
         total += steps * rows * columns * dim if condition == "tokens" else 0
+        if condition == "attended":
+            total += TokenReader.number_of_weights(steps * rows * columns, dim)
         last = width * own["multipliers"][0]
         total += convolve(3 + depth, width, factorized) + 2 * last
         for one in stages(
@@ -228,15 +234,17 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
         self.of_kinds = keras.layers.Embedding(len(KINDS), embedded, name="of_kinds", dtype=policy)
         self.of_kinds.build((None,))
         channels = 3
-        if self.condition == "grid":
-            tokens = self.grid_shape[0] * self.grid_shape[1] * self.grid_shape[2]
-            pixels = frames * height * width // tokens
+        if self.condition in _LAID_OUT:
+            pixels = frames * height * width // self.num_tokens
             self.laid_out = made_dense(pixels * self.grid_channels, self.feature_dim, "laid_out")
             channels += self.grid_channels
         if self.condition == "tokens":
             self.positions = self.add_weight(
                 shape=(1, self.num_tokens, self.feature_dim), initializer="zeros", name="positions"
             )
+        if self.condition == "attended":
+            self.reader = TokenReader(head_dim=self.head_dim, name="reader", dtype=policy)
+            self.reader.build((None, self.num_tokens, self.feature_dim))
         self.first = SpaceTimeConvolution(self.width, self.factorized, name="first", dtype=policy)
         self.first.build((None, frames, height, width, channels))
         self._build_stages()
@@ -284,13 +292,15 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
         kinds = ops.cast(inputs["kinds"], "int32")
         told = ops.cast(ops.reshape(kinds > 0, (-1, 1, 1)), self.compute_dtype)
         features = ops.cast(inputs["features"], self.compute_dtype) * told
+        if self.condition == "attended":
+            features = self.reader(features)
         vector = ops.cast(timestep_embedding(inputs["timesteps"], self.width), self.compute_dtype)
         vector = self.time_second(ops.silu(self.time_first(vector)))
         vector = vector + self.of_kinds(kinds) + self.of_features(ops.mean(features, axis=1))
         tokens = None
         if self.condition == "tokens":
             tokens = (features + ops.cast(self.positions, self.compute_dtype)) * told
-        if self.condition == "grid":
+        if self.condition in _LAID_OUT:
             clips = ops.concatenate([clips, self._laid_out(features)], axis=-1)
         x = call_part(self.first, clips)
         kept, attentions = [x], iter(self.attentions)
@@ -392,7 +402,7 @@ def _check_sizes(
             f"`clip_shape` must have sides that {halved} divides, for {len(multipliers)} levels. "
             f"Received: {shown(clip_shape)}"
         )
-    if condition == "grid" and any(a % b for a, b in zip(clip_shape, grid_shape, strict=True)):
+    if condition in _LAID_OUT and any(a % b for a, b in zip(clip_shape, grid_shape, strict=True)):
         raise ValueError(
             f"`clip_shape` must be a multiple of `grid_shape`={tuple(grid_shape)} for a condition "
             f"laid out on a grid. Received: {shown(clip_shape)}"

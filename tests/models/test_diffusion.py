@@ -150,6 +150,7 @@ def awake(network):
         {},
         {"factorized": True, "condition": "grid", "multipliers": (2, 1)},
         {"condition": "tokens", "attention_at": (8,)},
+        {"condition": "attended", "feature_dim": 6, "head_dim": 3},
     ],
 )
 def test_a_network_counts_its_weights_and_returns(given):
@@ -164,7 +165,7 @@ def test_a_network_counts_its_weights_and_returns(given):
 
 
 @slow_but_on("torch")
-@pytest.mark.parametrize("condition", ["pooled", "tokens", "grid"])
+@pytest.mark.parametrize("condition", ["pooled", "tokens", "grid", "attended"])
 def test_features_count_unless_their_kind_is_none(condition):
     network = awake(DiffusionNetwork(**SMALL, condition=condition))
     given = inputs(network, (0, 1))
@@ -193,6 +194,7 @@ def test_the_papers_network_has_its_numbers():
         ({"clip_shape": (2, 6, 5)}, "clip_shape"),
         ({"clip_shape": (2, 8)}, "clip_shape"),
         ({"grid_shape": (2, 3, 1), "condition": "grid"}, "clip_shape"),
+        ({"grid_shape": (2, 3, 1), "condition": "attended"}, "clip_shape"),
         ({"condition": "mean"}, "condition"),
         ({"multipliers": ()}, "multipliers"),
         ({"width": 0}, "width"),
