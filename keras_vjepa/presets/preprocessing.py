@@ -64,7 +64,8 @@ def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str
 
     Returns:
         Name of the file that holds the arguments, and the arguments. If the preset has no
-        preprocessor, they are the sizes among the arguments of its backbone.
+        preprocessor, they are the sizes among the arguments of its backbone, and the colours that
+        its family is normalised with.
 
     Raises:
         FileNotFoundError: if the folder is no preset.
@@ -72,8 +73,14 @@ def described_preprocessor(folder: Path, class_name: str) -> tuple[str, dict[str
     """
     if files.kind_of(folder / PREPROCESSOR_FILE) is not None:
         return PREPROCESSOR_FILE, read_config(folder, PREPROCESSOR_FILE, class_name)["config"]
-    config = read_config(folder, CONFIG_FILE, class_name)["config"]
-    return CONFIG_FILE, {name: config[name] for name in _SIZES if name in config}
+    description = read_config(folder, CONFIG_FILE, class_name)
+    config = description["config"]
+    sizes = {name: config[name] for name in _SIZES if name in config}
+    # Not all of the rivals share V-JEPA's colours, which are those of a new preprocessor.
+    registered = description.get("registered_name")
+    family = keras.saving.get_registered_object(registered) if isinstance(registered, str) else None
+    colours_of = getattr(family, "colours_of", None)
+    return CONFIG_FILE, {**sizes, **(colours_of(config) if colours_of else {})}
 
 
 def changed(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def preset_preprocessor(folder: Path, **changes: Any) -> Preprocessor | None:
     """
     found = keras.saving.get_registered_object(_REGISTERED)
     described_in, arguments = described_preprocessor(folder, _REGISTERED.split(">")[1])
-    if found is None or (described_in == CONFIG_FILE and len(arguments) < len(_SIZES)):
+    if found is None or (described_in == CONFIG_FILE and not arguments.keys() >= {*_SIZES}):
         return None
     with named(folder / described_in):
         arguments = arguments_of(found, arguments)

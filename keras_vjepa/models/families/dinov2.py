@@ -10,7 +10,7 @@ from keras_vjepa.layers.image_positions import antialiased_cubic_weights, stretc
 from keras_vjepa.layers.positions import cubic_weights
 from keras_vjepa.models.backbone import SIZES, EncoderSize, Size
 from keras_vjepa.models.dimensions import token_grid
-from keras_vjepa.models.families.mvd import check_square
+from keras_vjepa.models.families.vision_arguments import check_square
 from keras_vjepa.models.families.vision_backbone import Facts, VisionBackbone
 from keras_vjepa.types import Tensor
 

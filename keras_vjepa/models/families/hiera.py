@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
@@ -29,7 +29,7 @@ from keras_vjepa.models.families.hiera_arguments import (
     hiera_weights,
     stem,
 )
-from keras_vjepa.models.families.sized_backbone import SizedBackbone
+from keras_vjepa.models.families.sized_backbone import Colour, SizedBackbone
 from keras_vjepa.models.families.vision_backbone import IMAGENET, Facts
 from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
@@ -234,6 +234,12 @@ class HieraBackbone(
         """Return `facts` of a model of clips of so many frames, or of images."""
         mean, std = IMAGENET if num_frames == 1 else _VIDEO_PIXELS
         return Facts(is_image_model=num_frames == 1, mean=mean, std=std)
+
+    @classmethod
+    def colours_of(cls, config: Mapping[str, Any]) -> dict[str, Colour]:
+        """Do as `SizedBackbone.colours_of`."""
+        facts = cls.facts_of(config.get("num_frames", 16))
+        return {"mean": facts.mean, "std": facts.std}
 
     @property
     def is_image_model(self) -> bool:

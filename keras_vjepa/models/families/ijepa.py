@@ -9,7 +9,7 @@ import numpy as np
 from keras_vjepa.layers.image_positions import column_first_table
 from keras_vjepa.models.backbone import SIZES, EncoderSize
 from keras_vjepa.models.dimensions import token_grid
-from keras_vjepa.models.families.mvd import check_square
+from keras_vjepa.models.families.vision_arguments import check_square
 from keras_vjepa.models.families.vision_backbone import Facts, VisionBackbone
 
 

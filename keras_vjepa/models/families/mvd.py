@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from keras_vjepa.arguments import shown
 from keras_vjepa.layers.image_positions import shared_table
 from keras_vjepa.models.dimensions import token_grid
 from keras_vjepa.models.families.videomae import VideoMAEBackbone
+from keras_vjepa.models.families.vision_arguments import check_square
 from keras_vjepa.models.families.vision_backbone import Facts, VisionBackbone
 
 
@@ -44,19 +44,3 @@ class MVDBackbone(VisionBackbone):
         """Do as `VisionBackbone.fresh_table`."""
         check_square(grid_shape, grid_shape[1:])
         return shared_table(self.hidden_dim, grid_shape)
-
-
-def check_square(grid_shape: tuple[int, int, int], received: Any) -> None:
-    """Refuse a grid whose rows and columns differ in number.
-
-    Args:
-        grid_shape: tokens along time, row and column.
-        received: what to name.
-
-    Raises:
-        ValueError: if they do.
-    """
-    if grid_shape[1] != grid_shape[2]:
-        raise ValueError(
-            f"`image_size` must be a square in this family. Received: {shown(received)}"
-        )

@@ -7,6 +7,9 @@ from keras_vjepa.models.backbone import Size
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.preset import WEIGHTS_FILE
 
+# Of red, green and blue.
+Colour = tuple[float, float, float]
+
 
 class SizedBackbone:
     """Adds named sizes, and the shape of clips, to a backbone.
@@ -64,6 +67,15 @@ class SizedBackbone:
     def weights_asked_for(cls, config: Mapping[str, Any]) -> dict[str, int]:
         """Do as `VJEPABackbone.weights_asked_for`."""
         return {WEIGHTS_FILE: cls.number_of_weights(**config)}
+
+    @classmethod
+    def colours_of(cls, config: Mapping[str, Any]) -> dict[str, Colour]:
+        """Name the mean and the deviation that pixels in [0, 1] are normalised with.
+
+        Args:
+            config: constructor arguments of a model, as a preset holds them.
+        """
+        raise NotImplementedError
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:

@@ -104,6 +104,22 @@ def _check_numbers(arguments: Mapping[str, Any]) -> None:
         )
 
 
+def check_square(grid_shape: tuple[int, int, int], received: Any) -> None:
+    """Refuse a grid whose rows and columns differ in number.
+
+    Args:
+        grid_shape: tokens along time, row and column.
+        received: what to name.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if grid_shape[1] != grid_shape[2]:
+        raise ValueError(
+            f"`image_size` must be a square in this family. Received: {shown(received)}"
+        )
+
+
 def _check_family(facts: Any, arguments: Mapping[str, Any]) -> None:
     check_choice(facts.activations, activation=arguments["activation"])
     wanted = {

@@ -29,8 +29,8 @@ from keras_vjepa.models.adapters import frame_by_frame
 from keras_vjepa.models.backbone import EncoderSize, Size
 from keras_vjepa.models.backbone_preset import BackbonePreset
 from keras_vjepa.models.exporting import Exportable
-from keras_vjepa.models.families.sized_backbone import SizedBackbone
-from keras_vjepa.models.families.vision_arguments import completed, vision_weights
+from keras_vjepa.models.families.sized_backbone import Colour, SizedBackbone
+from keras_vjepa.models.families.vision_arguments import check_square, completed, vision_weights
 from keras_vjepa.models.lora import LowRankAdaptable
 from keras_vjepa.models.pixels import PixelModel
 from keras_vjepa.types import Tensor
@@ -273,6 +273,11 @@ class VisionBackbone(
         own = cls.checked(arguments_of(cls, arguments))
         return vision_weights(cls.facts, own)
 
+    @classmethod
+    def colours_of(cls, config: Mapping[str, Any]) -> dict[str, Colour]:
+        """Do as `SizedBackbone.colours_of`."""
+        return {"mean": cls.facts.mean, "std": cls.facts.std}
+
     # --- Sizes -----------------------------------------------------------------------------------
 
     @property
@@ -294,10 +299,19 @@ class VisionBackbone(
         """Check the shape of videos, or of images for a model of images, as far as it is known.
 
         Raises:
-            ValueError: for other axes, and sizes that the patches do not divide.
+            ValueError: for other axes, sizes that the patches do not divide, several frames for a
+                model of images, and for a rectangle in a family of squares.
         """
         is_image = self.is_image_model and len(shape) == 4
         self.tubelet_embedding.check_shape((shape[0], 1, *shape[1:]) if is_image else shape)
+        # Without this, a single position would be added to the patches of all frames.
+        if self.is_image_model and not is_image and shape[1] not in (1, None):
+            raise ValueError(
+                "`videos` must be images, or clips of one frame, in this family; `clip_tokens` "
+                f"encodes each frame of longer clips. Received shape: {tuple(shape)}"
+            )
+        if self.input_shapes == "squares" and None not in shape[-3:-1]:
+            check_square((1, *shape[-3:-1]), shape[-3:-1])  # type: ignore[arg-type]
 
     def with_time(self, videos: Tensor) -> Tensor:
         """Give images an axis of frames."""

@@ -1,0 +1,71 @@
+"""What the rivals' backbones take and refuse, and how their pixels are normalised."""
+
+import numpy as np
+import pytest
+
+from keras_vjepa import VJEPAVideoClassifier, VJEPAVideoPreprocessor
+from keras_vjepa.models import (
+    DINOv2Backbone,
+    HieraBackbone,
+    IJEPABackbone,
+    MVDBackbone,
+    OmniMAEBackbone,
+    OpenCLIPBackbone,
+    VideoMAEBackbone,
+)
+
+SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8}
+HIERA = {"embed_dim": 4, "embed_heads": 1, "depths": (1, 1, 1, 1)}
+IMAGE_MODELS = {
+    "dinov2": lambda size=32: DINOv2Backbone(size, **SMALL),
+    "ijepa": lambda size=32: IJEPABackbone(size, **SMALL),
+    "openclip": lambda size=32: OpenCLIPBackbone(size, **SMALL),
+}
+MODELS = {
+    **IMAGE_MODELS,
+    "videomae": lambda: VideoMAEBackbone(32, 4, **SMALL),
+    "mvd": lambda: MVDBackbone(32, 4, **SMALL),
+    "omnimae": lambda: OmniMAEBackbone(32, 4, **SMALL),
+    "hiera": lambda: HieraBackbone(32, 4, **HIERA),
+    "hiera images": lambda: HieraBackbone(64, 1, **HIERA),
+}
+
+
+@pytest.mark.parametrize("size", [32, 8])
+@pytest.mark.parametrize("family", IMAGE_MODELS)
+def test_image_models_refuse_clips_in_one_line(family, size):
+    # With a single patch, its position would be added to those of all frames.
+    backbone = IMAGE_MODELS[family](size)
+    clips = np.zeros((2, 4, size, size, 3), "float32")
+    with pytest.raises(
+        ValueError, match="must be images, or clips of one frame.*`clip_tokens`"
+    ) as e:
+        backbone(clips)
+    assert "\n" not in str(e.value)
+    num_patches = (size // 8) ** 2
+    assert tuple(backbone.clip_tokens(clips).shape) == (2, 4 * num_patches, 16)
+    assert tuple(backbone(clips[:, :1]).shape) == (2, num_patches, 16)
+
+
+@pytest.mark.parametrize("family", ["ijepa", "mvd"])
+def test_families_of_squares_refuse_rectangles_by_their_pixels(family):
+    backbone = MODELS[family]()
+    axes = () if backbone.is_image_model else (4,)
+    with pytest.raises(ValueError, match=r"must be a square in this family.*\(32, 64\)$") as e:
+        backbone(np.zeros((1, *axes, 32, 64, 3), "float32"))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_preset_of_a_backbone_alone_has_its_familys_colours(family, tmp_path):
+    backbone = MODELS[family]()
+    backbone.save_to_preset(tmp_path / "preset")
+    expected = backbone.facts.mean, backbone.facts.std
+    own = VJEPAVideoPreprocessor.from_preset(tmp_path / "preset")
+    model = VJEPAVideoClassifier.from_preset(tmp_path / "preset", num_classes=2)
+    for preprocessor in (own, model.preprocessor):
+        assert (preprocessor.mean, preprocessor.std) == expected
+        assert (preprocessor.image_size, preprocessor.num_frames) == (
+            backbone.image_size,
+            backbone.num_frames,
+        )
