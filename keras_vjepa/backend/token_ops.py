@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vjepa.backend import onednn
@@ -150,6 +151,30 @@ def merge_heads(outputs: Tensor) -> Tensor:
         return outputs.flatten(2)
     dim = outputs.shape[2] * outputs.shape[3]
     return ops.reshape(outputs, (*ops.shape(outputs)[:2], dim))
+
+
+def reordered(tokens: Tensor, order: np.ndarray) -> Tensor:
+    """Put the tokens of each sample into another order.
+
+    Args:
+        tokens: `(batch, tokens, dim)`.
+        order: `(tokens,)`: the number of the token that comes first, second and so on.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_vjepa.backend.token_ops import reordered
+    >>> tokens = np.array([[[1.0], [2.0], [3.0]]], "float32")
+    >>> [float(x) for x in reordered(tokens, np.array([2, 0, 1]))[0, :, 0]]
+    [3.0, 1.0, 2.0]
+    """
+    if keras.config.backend() != "torch":
+        return ops.take(tokens, order.astype("int32"), axis=1)
+    import torch
+
+    # Keras also removes an axis that is not there, which an ONNX file cannot do.
+    tokens = as_tensor(tokens)
+    return tokens.index_select(1, torch.as_tensor(order.astype("int64"), device=tokens.device))
 
 
 def turn_pairs(values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

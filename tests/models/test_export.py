@@ -14,7 +14,7 @@ from keras_vjepa import (
     VJEPAVideoClassifier,
 )
 from keras_vjepa.backend import exported_files
-from keras_vjepa.models import export_check
+from keras_vjepa.models import HieraBackbone, export_check
 from tests.exports import COLUMNS, ENDINGS, IN_FLOAT32, OFFERS, RUNNERS, installed_formats, table
 from tests.support import ROOT, slow_but_on
 
@@ -58,6 +58,17 @@ def test_exported_files_give_the_same_numbers(format, position_embedding, tmp_pa
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     actual = RUNNERS[format](path, CLIPS)
     assert np.abs(actual - numpy(model(CLIPS))).max() <= 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", ["last", "fused"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_hiera_whose_tokens_change_their_order(format, features, tmp_path):
+    fused = {"fusion": features == "fused", "num_pools": 2, "features": features}
+    model = HieraBackbone(32, 4, embed_dim=4, embed_heads=1, depths=(1, 1, 1, 1), **fused)
+    path = tmp_path / f"model{ENDINGS[format]}"
+    model.export(path, format, batch_size=2, verbose=False)
+    assert np.abs(RUNNERS[format](path, CLIPS) - numpy(model(CLIPS))).max() <= 2e-5
 
 
 @slow_but_on("torch")

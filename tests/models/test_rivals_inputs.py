@@ -1,9 +1,12 @@
 """What the rivals' backbones take and refuse, and how their pixels are normalised."""
 
+import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_vjepa import VJEPAVideoClassifier, VJEPAVideoPreprocessor
+from keras_vjepa.backend.token_ops import reordered
 from keras_vjepa.models import (
     DINOv2Backbone,
     HieraBackbone,
@@ -69,3 +72,20 @@ def test_a_preset_of_a_backbone_alone_has_its_familys_colours(family, tmp_path):
             backbone.image_size,
             backbone.num_frames,
         )
+
+
+def test_no_operation_changes_the_order_of_hieras_tokens_by_axes_that_are_not_there():
+    # torch ignores such a "squeeze", an ONNX file cannot.
+    tokens = np.arange(12, dtype="float32").reshape(2, 3, 2)
+    order = np.array([2, 0, 1])
+    assert np.array_equal(ops.convert_to_numpy(reordered(tokens, order)), tokens[:, order])
+    if keras.config.backend() == "torch":
+        import torch
+
+        class Reorders(torch.nn.Module):
+            def forward(self, x):
+                return reordered(x, order)
+
+        graph = str(torch.export.export(Reorders(), (torch.from_numpy(tokens),)).graph)
+        assert "index_select" in graph
+        assert "squeeze" not in graph

@@ -13,6 +13,7 @@ from keras import ops
 from keras_vjepa.arguments import arguments_of, check_flag, places
 from keras_vjepa.backend.part_calls import call_part
 from keras_vjepa.backend.step_functions import StepFunctions
+from keras_vjepa.backend.token_ops import reordered
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm, weight_initializer
 from keras_vjepa.layers.embedding import TubeletEmbedding
@@ -311,11 +312,11 @@ class HieraBackbone(
     def in_order(self, tokens: Tensor, stage: int) -> Tensor:
         """Put tokens of a stage from the network's order into that of time, row and column."""
         order = hiera_order(self._grid(stage), _LEVELS - min(stage, self.num_pools))
-        return ops.take(tokens, np.argsort(order).astype("int32"), axis=1)
+        return reordered(tokens, np.argsort(order))
 
     def block_outputs(self, videos: Tensor, training: bool = False) -> Iterator[Tensor]:
         """Yield what comes out of each block, in the network's order."""
-        x = ops.take(self.embed(videos), hiera_order(self.patch_grid, _LEVELS), axis=1)
+        x = reordered(self.embed(videos), hiera_order(self.patch_grid, _LEVELS))
         scales = self.branch_scales(self.num_layers, ops.shape(x)[0], training)
         for number, block in enumerate(self.blocks):
             x = call_part(block, x, None if scales is None else scales[number])
