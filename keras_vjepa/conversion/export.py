@@ -184,6 +184,12 @@ def _hugging_face_model(model: Any) -> tuple[dict[str, Any], Tensors]:
         encoder, predictor = model.target_encoder, model.predictor
     elif isinstance(model, VJEPAVideoClassifier):
         encoder = model.backbone
+        if not isinstance(encoder, VJEPABackbone):
+            raise CheckpointError(
+                "a classifier must have a VJEPABackbone in that layout: write its `backbone` "
+                "alone, or another family's official file, by `export_checkpoint` or without "
+                f"--layout. Received: one with a {type(encoder).__name__}"
+            )
     config = _encoder_config(encoder)
     tensors = foreign_tensors(hugging_face.encoder_entries(encoder))
     if predictor is None:

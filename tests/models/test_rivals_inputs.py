@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_vjepa import VJEPAVideoClassifier, VJEPAVideoPreprocessor
 from keras_vjepa.backend.token_ops import reordered
+from keras_vjepa.conversion import CheckpointError, export_hugging_face
 from keras_vjepa.models import (
     DINOv2Backbone,
     HieraBackbone,
@@ -89,3 +90,10 @@ def test_no_operation_changes_the_order_of_hieras_tokens_by_axes_that_are_not_th
         graph = str(torch.export.export(Reorders(), (torch.from_numpy(tokens),)).graph)
         assert "index_select" in graph
         assert "squeeze" not in graph
+
+
+def test_a_classifier_of_a_rival_is_refused_by_the_layout_of_transformers(tmp_path):
+    model = VJEPAVideoClassifier(MODELS["videomae"](), 2, head="fine_tuning")
+    with pytest.raises(CheckpointError, match="write its `backbone` alone.*a VideoMAEBackbone$"):
+        export_hugging_face(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
