@@ -28,6 +28,7 @@ from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files
 from keras_vjepa.tools.child_runs import RECIPE, ChildRun, check_jobs, render_sets, run_side_by_side
 from keras_vjepa.training.results import read_result
+from keras_vjepa.training.signals import EXIT_STOPPED
 
 TASKS = ("motion", "digit")
 PRETRAINED, UNTRAINED = "pretrained target encoder", "untrained encoder"
@@ -79,7 +80,10 @@ def _keep_failure(folder: Path, code: int, reason: str) -> None:
     # With wrong options, every run of the sweep would fail, so that the sweep ends.
     if code == WRONG_USAGE:
         sys.exit(reason)
-    if code:
+    if code == EXIT_STOPPED:
+        # The same command begins this run anew.
+        print(f"{folder}: {reason}", file=sys.stderr, flush=True)
+    elif code:
         files.write_text(folder / "failure.txt", reason)
 
 
@@ -156,6 +160,10 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
     with parser.refusing():
         for seed in parsed.seeds:
             check_whole(0, MOST_SEED, seeds=seed)
+        if len({*parsed.seeds}) < len(parsed.seeds):
+            # Counted twice, a result would seem surer than it is.
+            given = " ".join(map(str, parsed.seeds))
+            raise ValueError(f"`seeds` must differ. Received: {given}")
         check_jobs(parsed.jobs)
     data = set[str]()
     for point in combinations:
