@@ -414,12 +414,7 @@ class VJEPAVideoPreprocessor:
         sources = self.sources(video)
         if len(sources) != 1 or (not isinstance(sources[0], str) and sources[0].ndim != 4):
             raise ValueError(f"`video` must be one video. Received: {shown(video)}")
-        shares = np.asarray(boxes, np.float64)
-        if shares.ndim != 2 or shares.shape[1] != 4 or not np.isfinite(shares).all():
-            raise ValueError(
-                "`boxes` must be (boxes, 4): left, top, right and bottom as shares of the frame. "
-                f"Received: {shown(boxes)}"
-            )
+        shares = _checked_boxes(boxes)
         size = self.image_size
         view = BoxView(
             size if isinstance(size, int) else min(size),
@@ -571,6 +566,27 @@ class VJEPAVideoPreprocessor:
             )
         with named(folder / described_in):
             return cls(**changed(arguments_of(cls, arguments), overrides))
+
+
+def _checked_boxes(boxes: Any) -> np.ndarray:
+    """Return boxes as an array, or raise `ValueError` for what are none, and for empty ones."""
+    try:
+        shares = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError):  # for texts, and rows that differ in length
+        shares = np.zeros(0)
+    if shares.ndim != 2 or shares.shape[1] != 4 or not np.isfinite(shares).all():
+        raise ValueError(
+            "`boxes` must be (boxes, 4): left, top, right and bottom as shares of the frame. "
+            f"Received: {shown(boxes)}"
+        )
+    # Numbers of pixels lie outside of the frame; a box without area would get scores too.
+    within = shares.clip(0, 1)
+    for box in shares[(within[:, 2:] <= within[:, :2]).any(axis=1)]:
+        raise ValueError(
+            "`boxes` must have an area within the frame, from 0 to 1: left, top, right and bottom, "
+            f"as shares and not in pixels. Received: {shown(box.tolist())}"
+        )
+    return shares
 
 
 def check_short_side(

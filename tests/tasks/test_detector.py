@@ -237,5 +237,11 @@ def test_refused(tmp_path):
         model.detect(frames, [[0, 0, 1, 1]], second=1.0)
     with pytest.raises(ValueError, match="`boxes` must be \\(boxes, 4\\)"):
         model.detect(frames, [0, 0, 1, 1])
+    for boxes in ([["a", 0, 1, 1]], [[0, 0, 1], [0, 0, 1, 1]]):
+        with pytest.raises(ValueError, match="`boxes` must be \\(boxes, 4\\)"):
+            model.detect(frames, boxes)
+    for box in ([10, 20, 50, 90], [0.5, 0.5, 0.1, 0.9], [-1, -1, -0.5, -0.5]):
+        with pytest.raises(ValueError, match="must have an area within the frame.*not in pixels"):
+            model.detect(frames, [[-0.1, 0, 1.2, 1], box])
     with pytest.raises(ValueError, match="`pooling` must be 'max' or 'average'"):
         DetectionHead(3, pooling="sum")

@@ -103,8 +103,25 @@ def convert(
         layout = LAYOUTS[family]
         if network is not None:
             check_choice(layout.networks, network=network)
-        tensors = network_of(read_file(path), layout, network)
-        return assemble(layout, layout.names, tensors, _num_bytes(Path(path)), arguments)
+        content = read_file(path)
+        try:
+            tensors = network_of(content, layout, network)
+            return assemble(layout, layout.names, tensors, _num_bytes(Path(path)), arguments)
+        except ValueError as error:
+            other = _other_family(content, family)
+            if other is None:
+                raise
+            raise CheckpointError(f"{error} (a file of `family` {other!r})") from error
+
+
+def _other_family(content: dict[str, Any], family: str) -> str | None:
+    """Name the family that a file is of by its names, if it is another than was said."""
+    try:
+        told = family_of(content)
+    except CheckpointError:  # it may be of two
+        return None
+    # VideoMAEv2's files have the names of VideoMAE's.
+    return None if told in (family, family.removesuffix("v2")) else told
 
 
 def assemble(

@@ -155,6 +155,17 @@ def test_what_a_trainer_writes_beside_the_tensors_is_a_placeholder():
         convert(path, family="videomae")
 
 
+@pytest.mark.parametrize("family", ["hiera", "ijepa", "openclip", "omnimae", "videomae", "mvd"])
+def test_a_file_of_another_family_is_named(family):
+    message = r"mlp\.pth: .*\(a file of `family` 'dinov2'\)$"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        convert(OWN / "dinov2" / "mlp.pth", family=family, num_heads=2)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="must be a multiple") as caught:
+        convert(OWN / "dinov2" / "mlp.pth", family="dinov2", num_heads=5)
+    assert "a file of" not in str(caught.value)
+
+
 def test_v_jepa_of_single_images_is_no_i_jepa(tmp_path):
     backbone = VJEPABackbone(8, 1, **SMALL)
     path = tmp_path / "vjepa.pth.tar"
