@@ -157,12 +157,12 @@ def test_what_a_trainer_writes_beside_the_tensors_is_a_placeholder():
 
 @pytest.mark.parametrize("family", ["hiera", "ijepa", "openclip", "omnimae", "videomae", "mvd"])
 def test_a_file_of_another_family_is_named(family):
-    message = r"mlp\.pth: .*\(a file of `family` 'dinov2'\)$"
+    message = r"swiglu_reg4\.pth: .*\(a file of `family` 'dinov2'\)$"
     with pytest.raises(CheckpointError, match=message) as caught:
-        convert(OWN / "dinov2" / "mlp.pth", family=family, num_heads=2)
+        convert(OWN / "dinov2" / "swiglu_reg4.pth", family=family, num_heads=2)
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="must be a multiple") as caught:
-        convert(OWN / "dinov2" / "mlp.pth", family="dinov2", num_heads=5)
+        convert(OWN / "dinov2" / "swiglu_reg4.pth", family="dinov2", num_heads=5)
     assert "a file of" not in str(caught.value)
 
 
