@@ -117,7 +117,8 @@ def fused_attention(
         query, key, value = map(as_tensor, (query, key, value))
         if onednn_attention.suits(query, key, value):
             bias = None if mask is None else _bias(mask, query.dtype)
-            return onednn_attention.attend(query, key, value, bias)
+            if onednn_attention.suits_bias(bias, key):
+                return onednn_attention.attend(query, key, value, bias)
     if mask is not None:
         mask = mask[:, None, None, :]
     if keras.config.backend() != "torch":

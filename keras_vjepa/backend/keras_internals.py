@@ -336,6 +336,19 @@ def onednn_linear() -> Any:
     return getattr(_torch().ops.mkldnn, "_linear_pointwise", None)
 
 
+def follows_ops() -> bool:
+    """Tell whether torch transforms or watches each op that is called.
+
+    It does within `torch.func`, within a level of `torch.autograd.forward_ad`, and within modes
+    that record a program, count operations or make up tensors. An op that torch has no rule for
+    would raise an error there, or be left out. Where torch does not say it, True is returned.
+    """
+    core, forward = _torch()._C, _torch().autograd.forward_ad
+    transforms = getattr(core, "_are_functorch_transforms_active", lambda: True)
+    modes = getattr(core, "_len_torch_dispatch_stack", lambda: 1)
+    return transforms() or modes() > 0 or getattr(forward, "_current_level", 0) >= 0
+
+
 def foreach(operation: str, *arguments: Any) -> Any:
     """Call an operation of torch for all tensors of a list at once.
 

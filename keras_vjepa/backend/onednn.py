@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_vjepa.backend.host_values import has_storage
-from keras_vjepa.backend.keras_internals import onednn_linear
+from keras_vjepa.backend.keras_internals import follows_ops, onednn_linear
 from keras_vjepa.types import Tensor
 
 # For smaller products, MKL is as fast.
@@ -22,16 +22,22 @@ _LEAST_ROWS = 16
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-def suits(tokens: Tensor, kernel: Tensor) -> bool:
+def suits(tokens: Tensor, kernel: Tensor, bias: Tensor | None = None) -> bool:
     """Tell whether `linear` is right for a product, and faster than torch's own.
+
+    Shapes that do not fit are left to torch, which broadcasts them or says what is wrong.
 
     Args:
         tokens: `(..., dim)`, of torch.
         kernel: `(dim, units)`.
+        bias: `(units,)`, or None.
     """
     # Sizes come last: while a program is recorded, to ask for them would fix them.
     return (
-        takes(tokens, kernel)
+        takes(tokens, kernel, *(() if bias is None else (bias,)))
+        and kernel.ndim == 2
+        and tokens.shape[-1:] == kernel.shape[:1]
+        and (bias is None or bias.shape == kernel.shape[1:])
         and tokens.numel() * kernel.shape[1] >= _LEAST_MULTIPLICATIONS
         and tokens.numel() >= _LEAST_ROWS * kernel.shape[0]
     )
@@ -47,13 +53,15 @@ def takes(*tensors: Tensor) -> bool:
     """
     import torch
 
+    # A compiler reads this too, and must not come to what it cannot read.
     return (
-        is_faster_here()
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and is_faster_here()
+        and not follows_ops()
         and all(map(_is_plain, tensors))
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -106,6 +114,7 @@ def _is_plain(tensor: Any) -> bool:
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
         and tensor.dtype is torch.float32
         and tensor.device.type == "cpu"
+        and not tensor.is_nested
         and has_storage(tensor)
     )
 
@@ -116,11 +125,13 @@ def multiplied(rows: Tensor, transposed: Tensor, bias: Tensor | None = None) -> 
     Args:
         rows: `(..., dim)`; where these lie one after the other in memory, they are not copied.
         transposed: `(units, dim)`, in any layout.
-        bias: `(units,)`, or None.
+        bias: `(units,)`, in any layout, or None.
 
     Returns:
         `(..., units)`.
     """
+    # oneDNN would read numbers that lie one after the other in memory, whatever the layout is.
+    bias = None if bias is None else bias.contiguous()
     return onednn_linear()(rows, transposed, bias, "none", [], "")
 
 
@@ -138,9 +149,11 @@ def _product() -> Any:
         @staticmethod
         def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             (tokens, kernel), needed = context.saved_tensors, context.needs_input_grad
-            # Within a gradient of a gradient, each op needs a gradient of its own.
-            product = _differentiable if torch.is_grad_enabled() else multiplied
-            rows, columns = tokens.flatten(0, -2), upstream.flatten(0, -2)
+            # Within a gradient of a gradient, each op needs a gradient of its own. Several
+            # gradients at once are one tensor that only torch's own ops take apart.
+            is_usual = not torch.is_grad_enabled() and takes(tokens, kernel, upstream)
+            product = multiplied if is_usual else _differentiable
+            rows, columns = (x.reshape(-1, x.shape[-1]) for x in (tokens, upstream))
             return (
                 product(upstream, kernel) if needed[0] else None,
                 product(rows.t(), columns.t()) if needed[1] else None,

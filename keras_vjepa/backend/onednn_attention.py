@@ -25,16 +25,38 @@ _MOST_LOGITS_AT_ONCE = 460_000
 def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Tell whether `attend` is right for these tensors, and faster than torch's own kernel.
 
+    Shapes that do not fit are left to torch, which broadcasts them or says what is wrong.
+
     Args:
         query: as in `attend`, like the others.
         key: keys.
         value: values.
     """
+    import torch
+
     return (
         onednn.takes(query, key, value)
+        # Whoever switches this off (`torch.nn.attention.sdpa_kernel`) wants another kernel, such
+        # as the one that has gradients of gradients.
+        and torch.backends.cuda.flash_sdp_enabled()
+        and query.ndim == key.ndim == value.ndim == 4
         and query.shape[1] * key.shape[1] >= _LEAST_LOGITS
         and query.shape[0] == key.shape[0]
         and query.shape[2:] == key.shape[2:]
+        and value.shape[:3] == key.shape[:3]
+        and query.shape[3] > 0
+    )
+
+
+def suits_bias(bias: Tensor | None, key: Tensor) -> bool:
+    """Tell whether `attend` is right for a bias.
+
+    Args:
+        bias: as in `attend`.
+        key: likewise.
+    """
+    return bias is None or (
+        onednn.takes(bias) and bias.shape in ((1, key.shape[1]), tuple(key.shape[:2]))
     )
 
 
@@ -71,7 +93,9 @@ def _attention() -> Any:
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-            return *_backward(context.saved_tensors, upstream), None
+            # Several gradients at once are one tensor that only torch's own ops take apart.
+            found = _backward if onednn.takes(upstream) else _backward_of_torch
+            return *found(context.saved_tensors, upstream), None
 
     return Attention
 
@@ -113,6 +137,17 @@ def _backward(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]
         of_query[rows] = multiplied(of_logits, key[head].t())
         of_key[head] += multiplied(query[rows].t(), of_logits.t())
     return of_query.mul_(_scale(query)), of_key.mT, of_value.mT
+
+
+def _backward_of_torch(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
+    """Do as `_backward`, by torch's own kernel."""
+    import torch
+
+    bias = None if saved[3] is None else saved[3][:, None, None]
+    with torch.enable_grad():
+        inputs = [one.detach().requires_grad_() for one in saved[:3]]
+        outputs = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=bias)
+    return torch.autograd.grad(outputs, inputs, upstream)
 
 
 def _scale(query: Tensor) -> float:

@@ -121,7 +121,7 @@ def linear(tokens: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     tokens = _as_tensor(tokens)
     kernel = _as_tensor(kernel).to(tokens.dtype)
     bias = None if bias is None else _as_tensor(bias).to(tokens.dtype)
-    if onednn.suits(tokens, kernel):
+    if onednn.suits(tokens, kernel, bias):
         return onednn.linear(tokens, kernel, bias)
     return torch.nn.functional.linear(tokens, kernel.t(), bias)
 

@@ -99,6 +99,97 @@ def test_transforms_and_programs_of_torch():
     assert program.module()(tokens[:2]).shape == (2, 256, 128)
 
 
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        lambda b: b[::2],
+        lambda b: b[:1].expand(128),
+        lambda b: b[:1],
+        lambda b: b[0],
+        lambda b: b[None, :128],
+    ],
+    ids=["strided", "expanded", "of one number", "a number", "a row"],
+)
+def test_a_bias_in_any_layout(bias):
+    tokens, kernel, numbers = tensors((256, 96), (96, 128), (256,))
+    close(token_ops.linear(tokens, kernel, bias(numbers)), plain(tokens, kernel, bias(numbers)))
+
+
+def test_what_does_not_fit_is_refused_by_torch():
+    tokens, kernel, bias = tensors((256, 95), (96, 128), (128,))
+    with pytest.raises(RuntimeError, match="256x95 and 96x128"):
+        token_ops.linear(tokens, kernel, bias)
+    with pytest.raises(RuntimeError, match="meta"):
+        token_ops.linear(tokens[:, :94], kernel[:94], bias.to("meta"))
+
+
+def test_transforms_in_which_a_product_takes_no_part():
+    """Of it, they see only a bias, or what comes after it."""
+    tokens, kernel, bias = tensors((256, 96), (96, 128), (128,))
+    expected, many = plain(tokens, kernel, bias), torch.stack([bias, -bias])
+    each = torch.func.vmap(lambda one: token_ops.linear(tokens, kernel, one))(many)
+    close(each, plain(tokens, kernel, None) + many[:, None])
+    each = torch.func.vmap(lambda one: token_ops.linear(tokens, kernel, bias) * one)(many)
+    close(each, expected * many[:, None])
+    found = torch.func.grad(lambda one: (token_ops.linear(tokens, kernel, bias) * one).sum())(bias)
+    close(found, expected.sum(0))
+    found = torch.func.functionalize(token_ops.linear)(tokens, kernel, bias)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_tangents(with_grad):
+    tokens, kernel, bias = tensors((256, 96), (96, 128), (128,))
+    with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(with_grad):
+        given = torch.autograd.forward_ad.make_dual(tokens, tokens)
+        found = torch.autograd.forward_ad.unpack_dual(token_ops.linear(given, kernel, bias))
+        close(found.tangent, plain(tokens, kernel, None))
+
+
+def test_several_gradients_at_once():
+    arguments = [one.requires_grad_() for one in tensors((3, 100, 96), (96, 128), (128,))]
+    (upstream,) = tensors((2, 3, 100, 128))
+
+    def of(function):
+        outputs = function(*arguments)
+        return torch.autograd.grad(outputs, arguments, upstream, is_grads_batched=True)
+
+    for found, expected in zip(of(token_ops.linear), of(plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_modes_of_torch_see_its_own_ops():
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokens, kernel, bias = tensors((256, 96), (96, 128), (128,))
+    query, key, value, _ = heads(300, 300)
+    with FlopCounterMode(display=False) as counter:
+        token_ops.linear(tokens, kernel.requires_grad_(), bias).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 256 * 96 * 128
+    program = make_fx(lambda one: fused_attention(one, key, value))(query)
+    assert "mkldnn" not in str(program.graph)
+    ragged = torch.nested.nested_tensor([tokens[:100], tokens])
+    close(token_ops.linear(ragged, kernel, bias).unbind()[1], plain(tokens, kernel, bias))
+
+
+def test_a_compiler_reads_all_of_it():
+    """Without a break, which would make it several programs."""
+    tokens, kernel, bias = tensors((1, 300, 96), (96, 128), (128,))
+
+    class Run(torch.nn.Module):
+        def forward(self, one):
+            query = one.unflatten(-1, (4, 24))
+            return token_ops.linear(fused_attention(query, query, query).flatten(2), kernel, bias)
+
+    program = torch.compile(Run(), backend="eager", fullgraph=True)
+    close(program(tokens), Run()(tokens))
+
+
 @pytest.mark.parametrize(
     ("rows", "dtype"), [(15, "float32"), (256, "float64"), (256, "bfloat16"), (0, "float32")]
 )
@@ -219,3 +310,53 @@ def test_attention_of_few_tokens_is_torchs_own():
     assert onednn_attention.suits(query, key, value)
     assert not onednn_attention.suits(query[:1], key, value)
     assert not onednn_attention.suits(query.bfloat16(), key.bfloat16(), value.bfloat16())
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [lambda m: m.t(), lambda m: m.repeat(1, 2).t()[::2], lambda m: m.t()[:, :1]],
+    ids=["transposed", "strided", "of one column"],
+)
+def test_attention_with_a_mask_in_any_layout(mask):
+    query, key, value, _ = heads(300, 300)
+    given = mask(torch.arange(600).reshape(300, 2) % 7 < 4)
+    found = fused_attention(query, key, value, given)
+    close(found, plain_attention(query, key, value, given))
+
+
+def test_attention_to_what_torch_broadcasts_or_refuses():
+    query, key, value, _ = heads(300, 300)
+    for one in (value[:1], value[:, :, :1]):
+        close(fused_attention(query, key, one), plain_attention(query, key, one, None))
+    mask = torch.ones((2, 299), dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        fused_attention(query, key, value, mask)
+
+
+def test_attention_by_the_kernel_that_was_asked_for():
+    """That of plain ops has gradients of gradients, and tangents."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    query, key, value, _ = heads(300, 300)
+    with sdpa_kernel(SDPBackend.MATH):
+        found = fused_attention(query.requires_grad_(), key, value).square().sum()
+        (first,) = torch.autograd.grad(found, query, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), query)
+        assert second.shape == query.shape
+        _, tangent = torch.func.jvp(lambda one: fused_attention(query, one, value), (key,), (key,))
+        assert tangent.shape == query.shape
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_several_gradients_of_attention_at_once(masked):
+    *arguments, upstream = heads(300, 300)
+    arguments = [one.requires_grad_() for one in arguments]
+    mask = torch.arange(300)[None] < 200 if masked else None
+    upstream = torch.stack([upstream, -upstream])
+
+    def of(function):
+        outputs = function(*arguments, mask)
+        return torch.autograd.grad(outputs, arguments, upstream, is_grads_batched=True)
+
+    for found, expected in zip(of(fused_attention), of(plain_attention), strict=True):
+        close(found, expected)
