@@ -299,9 +299,12 @@ def calls_nothing_else(layer: keras.layers.Layer) -> bool:
 def names_computed_again(layer: keras.layers.Layer) -> Sequence[str] | None:
     """Return the names of the `keras.RematScope` that a layer was made in; None if it has none.
 
-    A scope has names in the mode `"list_of_layers"` alone.
+    A scope has names in the mode `"list_of_layers"`, and in the mode None, which computes nothing
+    again, an empty list of them.
     """
     scope = layer._remat_mode
+    if scope is not None and scope.mode is None:
+        return ()
     return None if scope is None or scope.mode != "list_of_layers" else scope.layer_names
 
 

@@ -145,9 +145,9 @@ def _backward_of_torch(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Ten
 
     bias = None if saved[3] is None else saved[3][:, None, None]
     with torch.enable_grad():
-        inputs = [one.detach().requires_grad_() for one in saved[:3]]
-        outputs = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=bias)
-    return torch.autograd.grad(outputs, inputs, upstream)
+        query, key, value = (one.detach().requires_grad_() for one in saved[:3])
+        outputs = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias)
+    return torch.autograd.grad(outputs, (query, key, value), upstream)
 
 
 def _scale(query: Tensor) -> float:

@@ -19,6 +19,8 @@ from keras_vjepa.types import Tensor
 
 # What stands for the MLPs of blocks, with their norms, among the names of a `keras.RematScope`.
 MLP = "mlp"
+# What Keras calls the variable of a `keras.random.SeedGenerator`.
+SEED_STATE = "seed_generator_state"
 
 
 def rematerialized(
@@ -96,3 +98,23 @@ class Rematerializable(keras.layers.Layer):
         if function is checked:
             return layer_call
         return lambda first, *_args, **_kwargs: function(first)
+
+
+class DrawsInTraining(keras.layers.Layer):
+    """Refuses to compute a layer again in the backward pass that draws random numbers in training.
+
+    The backward pass would draw others, and gradients would be those of another forward pass.
+    """
+
+    def rematerialized_call(
+        self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Callable[..., Tensor]:
+        """Return `layer_call`, unless a `keras.RematScope` asks that it is computed again."""
+        found = super().rematerialized_call(layer_call, *args, **kwargs)
+        if found is not layer_call and any(v.name == SEED_STATE for v in self.variables):
+            raise ValueError(
+                f"`{self.name}` leaves out at random in training (`dropout`, `head_dropout`, "
+                "`drop_path_rate`), and would do so differently when computed again in the "
+                "backward pass: set these to 0, or name its blocks in the `keras.RematScope`."
+            )
+        return found

@@ -28,6 +28,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.layers.positions import position_table
+from keras_vjepa.layers.rematerialization import DrawsInTraining
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.models.exporting import Exportable
@@ -48,7 +49,13 @@ _MOST_TABLE = 2**28
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAVideoClassifier(
-    ClassifierPreset, KeepsLayerStates, Classification, TrainableModel, TorchModule, Exportable
+    DrawsInTraining,
+    ClassifierPreset,
+    KeepsLayerStates,
+    Classification,
+    TrainableModel,
+    TorchModule,
+    Exportable,
 ):
     """Classifies videos by a backbone, frozen unless told otherwise, and a probe (§4.3, App. D.1).
 

@@ -16,6 +16,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import weight_initializer
 from keras_vjepa.layers.dropout import drop_channels
 from keras_vjepa.layers.layer_states import KeepsLayerStates
+from keras_vjepa.layers.rematerialization import DrawsInTraining
 from keras_vjepa.layers.roi_align import RoIAlign
 from keras_vjepa.tasks.probe import MOST_CLASSES
 from keras_vjepa.types import Tensor
@@ -24,7 +25,7 @@ POOLINGS = ("max", "average")
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class DetectionHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
+class DetectionHead(DrawsInTraining, KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     """Classifies the boxes of a map of features (App. D.2).
 
     Args:

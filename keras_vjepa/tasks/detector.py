@@ -20,6 +20,7 @@ from keras_vjepa.arguments import arguments_of, check_flag, check_whole, places
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
+from keras_vjepa.layers.rematerialization import DrawsInTraining
 from keras_vjepa.models.adapters import TokenEncoder, as_token_encoder
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import height_and_width
@@ -52,6 +53,7 @@ Detection = list[tuple[str | int, float]]
 
 @keras.saving.register_keras_serializable("keras_vjepa")
 class VJEPAActionDetector(
+    DrawsInTraining,
     ClassifierPreset,
     KeepsLayerStates,
     PixelModel,

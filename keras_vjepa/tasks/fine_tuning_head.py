@@ -16,6 +16,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.layers.dense import layer_norm
 from keras_vjepa.layers.dropout import drop_channels
 from keras_vjepa.layers.layer_states import KeepsLayerStates
+from keras_vjepa.layers.rematerialization import DrawsInTraining
 from keras_vjepa.tasks.probe import MOST_CLASSES, token_width
 from keras_vjepa.types import Tensor
 
@@ -26,7 +27,7 @@ _NORM_EPSILON = 1e-6
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
-class FineTuningHead(KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
+class FineTuningHead(DrawsInTraining, KeepsLayerStates, StepFunctions, TorchModule, keras.Model):
     """Classifies tokens by their mean, for training together with the encoder (App. D.3).
 
     Args:

@@ -13,6 +13,8 @@ from keras import ops
 from keras_vjepa import AdamW, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, VJEPAVideoClassifier
 from keras_vjepa.data.batches.mixing import Mix, mixed_clips, mixed_targets
 from keras_vjepa.layers.stochastic_depth import draw_branch_scales, drop_path_rates
+from keras_vjepa.tasks.detection_head import DetectionHead
+from keras_vjepa.tasks.fine_tuning_head import FineTuningHead
 from keras_vjepa.training.schedules import FineTuningSchedule
 from tests.support import GOLDEN, slow_but_on
 
@@ -225,6 +227,29 @@ def test_where_drop_path_is_refused():
         within = small_backbone(drop_path_rate=0.1, name="vjepa_backbone")
     with pytest.raises(ValueError, match="take its own `remat=True`"):
         within(VIDEOS)
+    with keras.RematScope(None):
+        within = small_backbone(drop_path_rate=0.1)
+    assert within(VIDEOS).shape == backbone(VIDEOS).shape
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [{"mode": "full"}, {"mode": "list_of_layers", "layer_names": ["head"]}],
+    ids=["full", "name"],
+)
+@pytest.mark.parametrize("made", [FineTuningHead, DetectionHead])
+def test_where_dropout_is_refused(made, scope):
+    """The backward pass would leave out other channels than the forward pass."""
+    inputs = {
+        FineTuningHead: (np.ones((2, 3, 4), "float32"),),
+        DetectionHead: (np.ones((2, 4, 4, 6), "float32"), np.ones((2, 1, 4), "float32")),
+    }[made]
+    [name] = scope.get("layer_names", ["probe"])
+    with keras.RematScope(**scope):
+        within, without = (made(3, dropout=rate, name=name) for rate in (0.5, 0.0))
+    with pytest.raises(ValueError, match=f"`{name}` leaves out at random .* name its blocks in"):
+        within(*inputs)
+    assert without(*inputs).shape[-1] == 3
 
 
 # --- Head ----------------------------------------------------------------------------------------
