@@ -192,6 +192,8 @@ class _Process:
         self._said = ""
         self._began = time.monotonic()
         on = f" on {counted(len(cores), 'core')}" if cores else ""
+        # The run makes its folder late, and what it says before belongs to the log too.
+        run.log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{run.name}: begins{on}; {run.log}", file=sys.stderr, flush=True)
         with _on(cores):
             self.process = subprocess.Popen(

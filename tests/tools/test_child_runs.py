@@ -82,6 +82,11 @@ def test_a_log_is_added_to(tmp_path):
     assert (tmp_path / "a.log").read_text().count("the last line") == 2
 
 
+def test_a_log_has_what_is_said_before_there_is_a_folder(tmp_path):
+    [(_, code, _)] = ended_by([stub(tmp_path / "point", "a", code=1)], 1)
+    assert code == 1 and "the last line" in (tmp_path / "point" / "a.log").read_text()
+
+
 def test_a_failure_stops_the_others_once_they_have_saved(tmp_path, capfd):
     runs = [stub(tmp_path, "long", 60), stub(tmp_path, "short", 0.3, 1), stub(tmp_path, "never")]
     with pytest.raises(ChildRunError) as raised:

@@ -129,6 +129,9 @@ options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 rate, folder = float(options["--learning_rate"]), options["--workdir"]
 if rate > 1:
     sys.exit("page\\npretrain: too high")
+if rate == 0.5 and options["--seed"] == "1" and not os.path.exists("stopped"):
+    open("stopped", "w").close()
+    sys.exit(75)
 if rate == 0:
     print("pretrain.py: error: no --x", file=sys.stderr)
     sys.exit(2)
@@ -180,3 +183,14 @@ def test_side_by_side_is_as_one_after_the_other(tmp_path, script, capsys):
 def test_wrong_option_stops_all_side_by_side(tmp_path, script):
     with pytest.raises(SystemExit, match="no --x"):
         sweep.main([*arguments(tmp_path, "0"), "--jobs", "2"])
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_that_was_stopped_is_no_failure(jobs, tmp_path, script, monkeypatch, capsys):
+    """A signal may come to a run alone; the next sweep makes it."""
+    monkeypatch.chdir(tmp_path)
+    line = [*arguments(tmp_path / "sweep", "0.5"), "--jobs", jobs]
+    sweep.main(line)
+    assert "| 1 |" in capsys.readouterr().out
+    sweep.main(line)
+    assert "| 2 |" in capsys.readouterr().out
