@@ -23,14 +23,16 @@ from keras_vjepa.pictures.loading import load_pictured
 from keras_vjepa.recipes.decode_configs import CONFIGS, DecodeConfig
 from keras_vjepa.recipes.pretrain_objects import make_samples
 from keras_vjepa.tasks.region_features import RegionFeatures
-from keras_vjepa.training.resumable import writable_folder
+from keras_vjepa.training.resumable import folder_of_results
 
 
 def run(config: DecodeConfig, workdir: Path) -> None:
     """Train in the folder `workdir`, or go on where a run was stopped, and save a preset."""
     parallel = distribution.setup()
-    writable_folder(workdir)
-    with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
+    with (
+        folder_of_results(workdir),
+        locked(workdir, "--workdir") if parallel.is_first else nullcontext(),
+    ):
         if decoding.is_finished(config, workdir, parallel.is_first):
             return
         samples = make_samples(config)  # first, because a model takes longer to load

@@ -121,6 +121,7 @@ def check(options: Namespace) -> None:
     check_preset(options.preset)
     check_preset(options.decoder, "decoder")
     check_exists(options.video)
+    decode_evaluate.check_guidance(options.guidance, options.decoder)
 
 
 def draw(options: Namespace) -> None:

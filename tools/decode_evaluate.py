@@ -45,12 +45,13 @@ from keras_vjepa.evaluation.decoded_regions import (
     varying_share,
 )
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, split_labels
+from keras_vjepa.monitoring.run_tables import read_run
 from keras_vjepa.pictures.loading import load_pictured
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.decode_configs import DecodeConfig
 from keras_vjepa.tasks.decoder import FeatureDecoder
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures, check_made_for
-from keras_vjepa.tools.picture import step_of
+from keras_vjepa.tools.picture import run_of, step_of
 
 # Clips that features are computed of, and decoded, at a time.
 _AT_ONCE = 50
@@ -331,6 +332,27 @@ def add_guidance(parser: OneLineParser) -> None:
     )
 
 
+def check_guidance(guidance: float, decoder: str) -> None:
+    """Check the option of `add_guidance`, as far as that is possible without a model.
+
+    Args:
+        guidance: its value.
+        decoder: preset of the decoder.
+
+    Raises:
+        ValueError: for a number out of range, and if the decoder's run, where the preset is still
+            in its folder, never trained it without features.
+    """
+    check_number(GUIDANCE, guidance=guidance)
+    run = None if guidance == 1 else run_of(decoder)
+    kinds = None if run is None else read_run(run).options.get("kinds")
+    if isinstance(kinds, list) and kinds[:1] == [0]:
+        raise ValueError(
+            "`guidance` must be 1 for a decoder that was not trained without features, which it is "
+            f"compared to: train one whose `kinds` begin with more than 0. Received: {guidance}"
+        )
+
+
 def check_output(path: Path) -> Path:
     """Check that a file of results can be written, before anything is computed.
 
@@ -367,6 +389,7 @@ def main(arguments: list[str], program: str) -> int:
             options.output = check_output(options.output)
         check_preset(options.preset)
         check_preset(options.decoder, "decoder")
+        check_guidance(options.guidance, options.decoder)
         found = evaluate(options)
         print(table(found["found"]))
         if options.output is not None:

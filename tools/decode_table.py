@@ -27,7 +27,7 @@ import keras
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
-from keras_vjepa.decoding import load_decoder
+from keras_vjepa.decoding import load_decoder, region_in_tokens
 from keras_vjepa.evaluation.seed_table import SeedTable, check_settings, settings_of
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
 from keras_vjepa.locks import locked
@@ -39,7 +39,7 @@ from keras_vjepa.tasks.decoder import FeatureDecoder
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
 from keras_vjepa.tools import decode_evaluate
 from keras_vjepa.tools.picture import step_of
-from keras_vjepa.training.resumable import check_folder, writable_folder
+from keras_vjepa.training.resumable import check_folder, folder_of_results
 
 REAL = "real"
 HEADING = "decoded regions, in %"
@@ -123,9 +123,13 @@ class Measurement:
 
 def run(options: Namespace) -> str:
     """Compute the numbers that the table lacks, and return its text."""
-    workdir = writable_folder(options.workdir)
-    with locked(workdir, "workdir"), redirect_stdout(sys.stderr):
+    with (
+        folder_of_results(options.workdir) as workdir,
+        locked(workdir, "workdir"),
+        redirect_stdout(sys.stderr),
+    ):
         features = RegionFeatures(load_pictured(options.preset, needs_predictor=True).pretrainer)
+        region_in_tokens(digit_motion_black().region, features.pretrainer.encoder)
         settings = settings_of(options, _SETTINGS)
         check_settings(workdir, HEADING, {"preset": features.fingerprint, **settings})
         columns = [REAL, *decode_evaluate.KINDS]

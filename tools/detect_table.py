@@ -31,7 +31,7 @@ from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes import detect
 from keras_vjepa.recipes.detect_configs import CONFIGS, DetectConfig
-from keras_vjepa.training.resumable import check_folder, writable_folder
+from keras_vjepa.training.resumable import check_folder, folder_of_results
 
 # By the column's name: whether the encoder has learnt nothing, and whether it is trained.
 METHODS = {
@@ -100,8 +100,7 @@ def configured(options: Any, untrained: bool, trained: bool, seed: int) -> Detec
 
 def run(options: Any) -> str:
     """Compute the numbers that the table lacks, and return its text."""
-    workdir = writable_folder(options.workdir)
-    with locked(workdir, "workdir"):
+    with folder_of_results(options.workdir) as workdir, locked(workdir, "workdir"):
         table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
         encoder = load_backbone(options.preset)
         settings = settings_of(options, _SETTINGS)

@@ -37,7 +37,7 @@ from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes import finetune, finetune_configs, probe_configs
-from keras_vjepa.training.resumable import check_folder, writable_folder
+from keras_vjepa.training.resumable import check_folder, folder_of_results
 
 FINE_TUNED, FROZEN, SCRATCH = "fine-tuned", "frozen probe", "from scratch"
 METHODS = SCRATCH, FROZEN, FINE_TUNED
@@ -108,8 +108,7 @@ class Comparison:
 
 def run(options: Any) -> str:
     """Compute the numbers that the table lacks, and return its text."""
-    workdir = writable_folder(options.workdir)
-    with locked(workdir, "workdir"):
+    with folder_of_results(options.workdir) as workdir, locked(workdir, "workdir"):
         heading = f"{options.task}, top-1 in %, labels"
         table = SeedTable(workdir, heading, METHODS)
         sweeps: dict[str, ProbeSweep] = {}

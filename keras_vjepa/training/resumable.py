@@ -4,8 +4,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -372,6 +372,24 @@ def writable_folder(workdir: str | os.PathLike[str]) -> Path:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"`workdir` must be a folder that can be written. Received: {folder}")
     return folder
+
+
+@contextmanager
+def folder_of_results(workdir: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a folder as `writable_folder` does; an error removes it, if it is new and still empty.
+
+    Some arguments are refused only when a model is there, and nobody's refusal should leave a
+    folder.
+    """
+    folder = check_folder(workdir)
+    new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        yield writable_folder(folder)
+    except BaseException:
+        with suppress(OSError):  # which a folder that holds something raises
+            for path in new:
+                path.rmdir()
+        raise
 
 
 def check_folder(workdir: str | os.PathLike[str], name: str = "workdir") -> Path:

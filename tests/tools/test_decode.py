@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_vjepa import FeatureDecoder, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, training
-from keras_vjepa.configuration import replace
+from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.decoding import Regions, region_in_tokens, region_sampler
@@ -180,6 +180,34 @@ def test_bad_input_is_answered_in_one_line(folder, trained, more, named, words, 
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.data
+@pytest.mark.parametrize("action", ["sample", "evaluate"])
+def test_guidance_without_training_for_it_is_refused(action, folder, tmp_path, capsys):
+    """What a decoder draws without features, if it was never trained so, is noise."""
+    decoder = tmp_path / "run" / "preset"
+    decoder.mkdir(parents=True)
+    (decoder / "decoder.json").write_text("{}")
+    line = [action, *[str(folder / "videos" / "0.avi")][: action == "sample"]]
+    line += ["--preset", str(folder / "pretrained"), "--decoder", str(decoder)]
+    line += ["--output", str(tmp_path / "made.png")]
+    for kinds, guidance, words in (
+        (
+            (0, 1, 0),
+            "2",
+            "--guidance must be 1 for a decoder that was not trained without features",
+        ),
+        ((0, 1, 0), "1", "decoder"),
+        ((0.2, 0.4, 0.4), "2", "decoder"),
+    ):
+        options = json.dumps(values(config(folder, kinds=kinds)))
+        (tmp_path / "run" / "options.json").write_text(options)
+        with pytest.raises(SystemExit) as ended:
+            decode.main([*line, "--guidance", guidance], "decode")
+        error = capsys.readouterr().err
+        assert ended.value.code and words in error and ("trained" in error) == (len(words) > 9)
+    assert not (tmp_path / "made.png").exists()
+
+
 @slow_but_on("torch")
 @pytest.mark.parametrize(
     ("more", "words"),
@@ -191,7 +219,8 @@ def test_bad_input_is_answered_in_one_line(folder, trained, more, named, words, 
 )
 def test_regions_that_do_not_fit_are_refused(folder, more, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        recipe.run(config(folder, **more), tmp_path)
+        recipe.run(config(folder, **more), tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.data
@@ -355,6 +384,17 @@ def test_a_table_refuses_in_one_line(folder, tmp_path, more, message, capsys):
         decode.main(["table", str(tmp_path / "t"), "--preset", str(folder / "pretrained"), *more])
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "t").exists()
+
+
+@slow_but_on("torch")
+def test_a_table_of_a_preset_that_is_refused_leaves_no_folder(folder, tmp_path, capsys):
+    save_pretrained(tmp_path / "small", 16)
+    VJEPAPretrainer.from_preset(folder / "pretrained").encoder.save_to_preset(tmp_path / "encoder")
+    for preset, words in (("small", "must leave something around"), ("encoder", "predictor")):
+        with pytest.raises(SystemExit) as ended:
+            decode.main(["table", str(tmp_path / "t" / "t"), "--preset", str(tmp_path / preset)])
+        assert words in str(ended.value.code) + capsys.readouterr().err
+        assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.data
