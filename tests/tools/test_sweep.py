@@ -6,7 +6,6 @@ import subprocess
 import pytest
 
 from keras_vjepa.tools import child_runs, sweep
-from keras_vjepa.training.signals import EXIT_STOPPED
 
 pytestmark = pytest.mark.data
 
@@ -90,20 +89,6 @@ def test_wrong_option_stops_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.subprocess, "run", refuse)
     with pytest.raises(SystemExit, match="no --x"):
         sweep.main(arguments(tmp_path, "0.1"))
-
-
-def test_a_run_that_was_told_to_stop_is_no_failure_and_done_again(tmp_path, recipe, monkeypatch):
-    def stopped(command, **kwargs):
-        words = "Stopped by SIGTERM. Repeat the command to continue."
-        return subprocess.CompletedProcess(command, EXIT_STOPPED, stderr=words)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(sweep.subprocess, "run", stopped)
-        sweep.main(arguments(tmp_path, "0.1"))
-    assert not recipe.commands
-    sweep.main(arguments(tmp_path, "0.1"))
-    assert len(recipe.commands) == 2
-    assert "Stopped" not in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
