@@ -64,6 +64,8 @@ class Exportable(keras.Model):
         signature = kwargs.pop("input_signature", None)
         if signature is None:
             signature = [_specs(self.export_inputs(), batch_size)]
+        # Some formats are written without the type of the inputs, others not.
+        signature = keras.tree.map_structure(_typed, signature)
         verbose = kwargs.pop("verbose", None)
         exported_files.check_precision(self, format)
         options = exported_files.options(format, signature, kwargs)
@@ -110,5 +112,12 @@ def _specs(shapes: Any, batch_size: int | None) -> Any:
 
 
 def _spec(name: str, shape: tuple[int, ...], batch_size: int | None) -> keras.InputSpec:
-    dtype = "int32" if name.endswith("indices") else "float32"
-    return keras.InputSpec(shape=(batch_size, *shape), dtype=dtype, name=name)
+    return _typed(keras.InputSpec(shape=(batch_size, *shape), name=name))
+
+
+def _typed(spec: Any) -> Any:
+    """Add the type of an input to a Keras' `InputSpec` that does not say it."""
+    if not isinstance(spec, keras.InputSpec) or spec.dtype is not None or spec.shape is None:
+        return spec
+    dtype = "int32" if (spec.name or "").endswith("indices") else "float32"
+    return keras.InputSpec(shape=spec.shape, dtype=dtype, name=spec.name)

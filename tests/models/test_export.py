@@ -97,6 +97,16 @@ def test_a_fine_tuned_classifier_and_a_detector(format, tmp_path):
         assert np.abs(found - numpy(model(inputs))).max() <= 1e-4
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_inputs_of_a_signature_without_types_have_those_of_the_model(format, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(VJEPABackbone, "_write", lambda *args, **given: seen.update(given) or "")
+    spec = keras.InputSpec(shape=(1, 4, 32, 32, 3), name="videos")
+    backbone().export(tmp_path / f"model{ENDINGS[format]}", format, input_signature=[spec])
+    [given] = seen["input_signature"]
+    assert (given.dtype, given.shape, given.name) == ("float32", spec.shape, "videos")
+
+
 @pytest.mark.parametrize("format", [*COLUMNS, "coreml", None])
 def test_what_is_not_offered_is_refused(format, tmp_path):
     if format in OFFERS[BACKEND]:
