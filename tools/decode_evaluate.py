@@ -45,13 +45,12 @@ from keras_vjepa.evaluation.decoded_regions import (
     varying_share,
 )
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, split_labels
-from keras_vjepa.monitoring.run_tables import read_run
 from keras_vjepa.pictures.loading import load_pictured
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.decode_configs import DecodeConfig
 from keras_vjepa.tasks.decoder import FeatureDecoder
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures, check_made_for
-from keras_vjepa.tools.picture import run_of, step_of
+from keras_vjepa.tools.picture import option_of_run, step_of
 
 # Clips that features are computed of, and decoded, at a time.
 _AT_ONCE = 50
@@ -333,19 +332,17 @@ def add_guidance(parser: OneLineParser) -> None:
 
 
 def check_guidance(guidance: float, decoder: str) -> None:
-    """Check the option of `add_guidance`, as far as that is possible without a model.
+    """Check that a decoder was trained for guidance, as far as that is known without its model.
 
     Args:
-        guidance: its value.
+        guidance: value of the option of `add_guidance`.
         decoder: preset of the decoder.
 
     Raises:
-        ValueError: for a number out of range, and if the decoder's run, where the preset is still
-            in its folder, never trained it without features.
+        ValueError: if the decoder's run, where the preset is still in its folder, never trained it
+            without features.
     """
-    check_number(GUIDANCE, guidance=guidance)
-    run = None if guidance == 1 else run_of(decoder)
-    kinds = None if run is None else read_run(run).options.get("kinds")
+    kinds = None if guidance == 1 else option_of_run(decoder, "kinds")
     if isinstance(kinds, list) and kinds[:1] == [0]:
         raise ValueError(
             "`guidance` must be 1 for a decoder that was not trained without features, which it is "

@@ -18,6 +18,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # This comes before Keras is imported, because it chooses Keras' backend.
 import keras_vjepa  # noqa: F401
@@ -293,10 +294,15 @@ def run_of(preset: str) -> Path | None:
     return next((one for one in around if (one / OPTIONS_FILE).is_file()), None)
 
 
+def option_of_run(preset: str, name: str) -> Any:
+    """Look up an option of the run that a preset belongs to; None if no run or option is found."""
+    run = run_of(preset)
+    return None if run is None else read_run(run).options.get(name)
+
+
 def step_of(preset: str) -> int | None:
     """Look up the step between frames with which a preset's run was trained."""
-    run = run_of(preset)
-    step = None if run is None else read_run(run).options.get("temporal_stride")
+    step = option_of_run(preset, "temporal_stride")
     return step if isinstance(step, int) else None
 
 

@@ -109,7 +109,7 @@ class DrawsInTraining(keras.layers.Layer):
     def rematerialized_call(
         self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Callable[..., Tensor]:
-        """Return `layer_call`, unless a `keras.RematScope` asks that it is computed again."""
+        """Refuse if a `keras.RematScope` asks that the layer is computed again; else do nothing."""
         found = super().rematerialized_call(layer_call, *args, **kwargs)
         if found is not layer_call and any(v.name == SEED_STATE for v in self.variables):
             raise ValueError(

@@ -12,11 +12,12 @@ import keras
 from keras import ops
 
 from keras_vjepa.arguments import check_whole
-from keras_vjepa.layers.transformer import TransformerBlock
+from keras_vjepa.layers.transformer import transformer_blocks
 from keras_vjepa.types import Tensor
 
 # The MLP of a block is this many times as wide as its tokens.
 MLP_RATIO = 2
+_NORM_EPSILON = 1e-6
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")
@@ -71,12 +72,9 @@ class TokenReader(keras.layers.Layer):
         self.positions = self.add_weight(
             shape=(1, num_tokens, dim), initializer="zeros", name="positions"
         )
-        self.blocks = [
-            TransformerBlock(heads, MLP_RATIO * dim, name=f"block_{i}", dtype=self.dtype_policy)
-            for i in range(self.num_blocks)
-        ]
-        for block in self.blocks:
-            block.build(input_shape)
+        self.blocks = transformer_blocks(
+            self.num_blocks, dim, heads, MLP_RATIO * dim, _NORM_EPSILON, self.dtype_policy
+        )
 
     def call(self, inputs: Tensor) -> Tensor:
         x = inputs + ops.cast(self.positions, inputs.dtype)

@@ -10,28 +10,16 @@ from keras_vjepa.backend.token_ops import reordered
 from keras_vjepa.conversion import CheckpointError, export_hugging_face
 from keras_vjepa.models import (
     DINOv2Backbone,
-    HieraBackbone,
     IJEPABackbone,
-    MVDBackbone,
-    OmniMAEBackbone,
     OpenCLIPBackbone,
-    VideoMAEBackbone,
 )
+from tests.models.test_rivals_in_tasks import MADE
 
 SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8}
-HIERA = {"embed_dim": 4, "embed_heads": 1, "depths": (1, 1, 1, 1)}
 IMAGE_MODELS = {
     "dinov2": lambda size=32: DINOv2Backbone(size, **SMALL),
     "ijepa": lambda size=32: IJEPABackbone(size, **SMALL),
     "openclip": lambda size=32: OpenCLIPBackbone(size, **SMALL),
-}
-MODELS = {
-    **IMAGE_MODELS,
-    "videomae": lambda: VideoMAEBackbone(32, 4, **SMALL),
-    "mvd": lambda: MVDBackbone(32, 4, **SMALL),
-    "omnimae": lambda: OmniMAEBackbone(32, 4, **SMALL),
-    "hiera": lambda: HieraBackbone(32, 4, **HIERA),
-    "hiera images": lambda: HieraBackbone(64, 1, **HIERA),
 }
 
 
@@ -53,16 +41,16 @@ def test_image_models_refuse_clips_in_one_line(family, size):
 
 @pytest.mark.parametrize("family", ["ijepa", "mvd"])
 def test_families_of_squares_refuse_rectangles_by_their_pixels(family):
-    backbone = MODELS[family]()
+    backbone = MADE[family]()
     axes = () if backbone.is_image_model else (4,)
     with pytest.raises(ValueError, match=r"must be a square in this family.*\(32, 64\)$") as e:
         backbone(np.zeros((1, *axes, 32, 64, 3), "float32"))
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", MADE)
 def test_a_preset_of_a_backbone_alone_has_its_familys_colours(family, tmp_path):
-    backbone = MODELS[family]()
+    backbone = MADE[family]()
     backbone.save_to_preset(tmp_path / "preset")
     expected = backbone.facts.mean, backbone.facts.std
     own = VJEPAVideoPreprocessor.from_preset(tmp_path / "preset")
@@ -93,7 +81,7 @@ def test_no_operation_changes_the_order_of_hieras_tokens_by_axes_that_are_not_th
 
 
 def test_a_classifier_of_a_rival_is_refused_by_the_layout_of_transformers(tmp_path):
-    model = VJEPAVideoClassifier(MODELS["videomae"](), 2, head="fine_tuning")
+    model = VJEPAVideoClassifier(MADE["videomae"](), 2, head="fine_tuning")
     with pytest.raises(CheckpointError, match="write its `backbone` alone.*a VideoMAEBackbone$"):
         export_hugging_face(model, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
