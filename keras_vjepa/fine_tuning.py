@@ -47,8 +47,16 @@ def introduction(
     return (
         f"{model.count_params():,} parameters, {trained:,} of them trained, {data.in_words()}; "
         f"{counted(config.epochs, 'epoch')} of batches of {config.batches.batch_size}, learning "
-        f"rate {scale * config.learning_rate:.3g}; {devices}"
+        f"rate {scale * config.learning_rate:.3g}; {devices}{_frames_seen(config, model)}"
     )
+
+
+def _frames_seen(config: Any, model: keras.Model) -> str:
+    """Say that an encoder of single images sees only one frame of a video; "" for others."""
+    of_images = isinstance(model, VJEPAVideoClassifier) and model.token_encoder().is_image_model
+    if not of_images or config.data.arguments.get("kind") == "image":
+        return ""
+    return "; the encoder is one of images, and sees one frame of each clip (`probe` takes several)"
 
 
 def weights_of_encoder(config: Any, stored: dict[str, Any]) -> dict[str, str]:

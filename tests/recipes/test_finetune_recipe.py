@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
-from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
+from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, fine_tuning
+from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import options, replace, values
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.monitoring.report import write_report
@@ -317,6 +319,19 @@ def test_two_processes_equal_one(accumulation_steps, videos, tmp_path):
 
 
 @slow_but_on("torch")
+@pytest.mark.parametrize(
+    ("frames", "kind", "said"), [(1, None, True), (1, "image", False), (4, None, False)]
+)
+def test_an_encoder_of_images_is_said_to_see_one_frame(frames, kind, said, videos):
+    encoder = VJEPABackbone(16, frames, 8, 1, hidden_dim=12, num_layers=1, num_heads=2)
+    classifier = VJEPAVideoClassifier(encoder, num_classes=2)
+    config = small(videos, **({} if kind is None else {"kind": kind}))
+    data = SimpleNamespace(in_words=lambda: "10 videos")
+    one = DataParallel(0, 1, 1, "none")
+    line = fine_tuning.introduction(config, classifier, data, one, 1.0)
+    assert ("sees one frame of each clip" in line) is said and "10 videos" in line
+
+
 def test_weights_that_cannot_learn_are_refused(videos, tmp_path):
     backbone = VJEPABackbone.from_preset(videos / "encoder")
     backbone.quantize("int8")
