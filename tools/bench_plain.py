@@ -1,4 +1,4 @@
-"""Time the decoder and V-JEPA 2.1's encoder beside plain PyTorch (App. C, F).
+"""Time the decoder and V-JEPA 2's encoders beside plain PyTorch or transformers (App. C, F).
 
     KERAS_BACKEND=torch OMP_NUM_THREADS=1 keras-vjepa bench-plain --network decoder --batch-size 8
 
@@ -8,7 +8,9 @@ the batch, are then timed beside 3-D ones of the same backend.
 """
 
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # This comes before Keras is imported, because it chooses Keras' backend.
@@ -147,7 +149,43 @@ def bench_encoder(batch_size: int, steps: int, **changes: Any) -> None:
     )
 
 
-RUNS = {"decoder": (bench_decoder, bench_folding), "vjepa21": (bench_encoder,)}
+def bench_beside_transformers(batch_size: int, steps: int, **changes: Any) -> None:
+    """Compare the features of V-JEPA 2 with the same model in the transformers package.
+
+    Args:
+        batch_size: clips at a time.
+        steps: that are timed, of each.
+        changes: sizes of the encoder in place of `ENCODER`.
+    """
+    import torch
+
+    from keras_vjepa.tools.plain_torch_rivals import transformers_network
+
+    encoder = VJEPABackbone(**{**ENCODER, **changes}, position_embedding="rotary")
+    encoder.trainable = False
+    with tempfile.TemporaryDirectory() as folder:
+        network = transformers_network(encoder, Path(folder) / "encoder")
+    if network is None:
+        return
+    videos = np.random.default_rng(0).normal(size=(batch_size, *encoder.video_shape))
+    videos = videos.astype("float32")
+    moved = torch.from_numpy(np.ascontiguousarray(videos.transpose(0, 1, 4, 2, 3)))
+    print(f"V-JEPA 2, {encoder.num_layers} blocks, {encoder.hidden_dim} wide, {videos.shape}")
+    with torch.no_grad():
+        compare(
+            "features",
+            lambda: np.asarray(encoder.predict_on_batch(videos)),
+            lambda: network(moved, skip_predictor=True),
+            steps,
+            "transformers",
+        )
+
+
+RUNS = {
+    "decoder": (bench_decoder, bench_folding),
+    "vjepa2": (bench_beside_transformers,),
+    "vjepa21": (bench_encoder,),
+}
 
 
 def main(arguments: list[str] | None = None, program: str = "bench_plain.py") -> None:

@@ -29,6 +29,16 @@ def test_ratios_of_both_networks(capsys):
 
 
 @pytest.mark.slow
+def test_the_ratio_beside_transformers(capsys):
+    pytest.importorskip("tests.conversion.oracle")
+    sizes = {"image_size": 32, "num_frames": 4, "hidden_dim": 24, "num_layers": 1, "num_heads": 2}
+    bench_plain.bench_beside_transformers(1, 1, **sizes)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "V-JEPA 2, 1 blocks, 24 wide, (1, 4, 32, 32, 3)"
+    assert len(lines) == 2 and all(re.search("transformers .* times as fast$", x) for x in lines)
+
+
+@pytest.mark.slow
 def test_the_plain_encoder_computes_the_same_as_ours():
     pytest.importorskip("torch")
     from keras_vjepa import VJEPABackbone
