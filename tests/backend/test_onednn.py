@@ -60,6 +60,53 @@ def test_tokens_in_any_layout():
     torch.testing.assert_close(found, plain(tokens.t(), kernel.t(), bias), rtol=1e-5, atol=1e-5)
 
 
+def sliced(tensor):
+    """The same numbers as a slice of a wider tensor."""
+    return torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]]
+
+
+def padded_columns(tensor):
+    return sliced(tensor.t()).t()
+
+
+def expanded(tensor):
+    return tensor[:1].expand_as(tensor)
+
+
+@pytest.mark.parametrize("layout", [sliced, padded_columns, expanded, torch.t])
+@pytest.mark.parametrize("place", range(4))
+def test_numbers_that_do_not_lie_one_after_the_other(layout, place, monkeypatch):
+    # oneDNN would take a thousand times as long for such a second matrix.
+    def dense(rows, transposed, *others):
+        assert transposed.is_contiguous() or transposed.t().is_contiguous()
+        return linear(rows, transposed, *others)
+
+    linear = onednn.onednn_linear()
+    monkeypatch.setattr(onednn, "onednn_linear", lambda: dense)
+    given = tensors((512, 128), (128, 128), (128, 128), (512, 128))
+    tokens, kernel, _, upstream = given
+    if layout is not torch.t:
+        given[place] = layout(given[place])
+    elif place in (0, 3):
+        given[place] = given[place].reshape(128, 512).t()
+    else:
+        given[place] = given[place].t()
+    tokens, kernel, weights, upstream = given
+    assert onednn.suits(tokens, kernel)
+    arguments = [one.detach().requires_grad_() for one in (tokens, kernel)]
+    found = gradients(lambda *x: token_ops.linear(*x, None), arguments, upstream)
+    expected = gradients(lambda x, y: x @ y, arguments, upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
+    product = onednn.multiplied(tokens.detach(), weights)
+    torch.testing.assert_close(product, tokens @ weights.t(), rtol=1e-5, atol=1e-3)
+
+
+def test_the_gradient_of_a_small_kernel_is_torchs_own(monkeypatch):
+    monkeypatch.setattr(onednn, "multiplied", lambda *_: pytest.fail("oneDNN is slower"))
+    tokens, upstream = tensors((4096, 16), (4096, 32))
+    assert torch.equal(onednn.kernel_gradient(tokens, upstream), tokens.t() @ upstream)
+
+
 def test_what_is_frozen_gets_no_gradient():
     tokens, kernel, bias = tensors((256, 96), (96, 128), (128,))
     kernel.requires_grad_()
