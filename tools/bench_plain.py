@@ -8,9 +8,7 @@ the batch, are then timed beside 3-D ones of the same backend.
 """
 
 import functools
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 # This comes before Keras is imported, because it chooses Keras' backend.
@@ -157,28 +155,23 @@ def bench_beside_transformers(batch_size: int, steps: int, **changes: Any) -> No
         steps: that are timed, of each.
         changes: sizes of the encoder in place of `ENCODER`.
     """
-    import torch
-
-    from keras_vjepa.tools.plain_torch_rivals import transformers_network
+    from keras_vjepa.tools.plain_torch_rivals import transformers_features
 
     encoder = VJEPABackbone(**{**ENCODER, **changes}, position_embedding="rotary")
     encoder.trainable = False
-    with tempfile.TemporaryDirectory() as folder:
-        network = transformers_network(encoder, Path(folder) / "encoder")
-    if network is None:
-        return
     videos = np.random.default_rng(0).normal(size=(batch_size, *encoder.video_shape))
     videos = videos.astype("float32")
-    moved = torch.from_numpy(np.ascontiguousarray(videos.transpose(0, 1, 4, 2, 3)))
+    theirs = transformers_features(encoder, videos)
+    if theirs is None:
+        return
     print(f"V-JEPA 2, {encoder.num_layers} blocks, {encoder.hidden_dim} wide, {videos.shape}")
-    with torch.no_grad():
-        compare(
-            "features",
-            lambda: np.asarray(encoder.predict_on_batch(videos)),
-            lambda: network(moved, skip_predictor=True),
-            steps,
-            "transformers",
-        )
+    compare(
+        "features",
+        lambda: np.asarray(encoder.predict_on_batch(videos)),
+        theirs,
+        steps,
+        "transformers",
+    )
 
 
 RUNS = {

@@ -27,6 +27,7 @@ from keras_vjepa.backend import engine
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.conversion import export_hugging_face
 from keras_vjepa.conversion.errors import CheckpointError
+from keras_vjepa.models import VJEPABackbone
 from keras_vjepa.models import backbone as vjepa
 from keras_vjepa.models.families import (
     DINOv2Backbone,
@@ -85,7 +86,7 @@ def encoder_of(family: str, size: str) -> RivalBackbone:
     return encoder
 
 
-def transformers_network(of: RivalBackbone, folder: Path) -> nn.Module | None:
+def transformers_network(of: RivalBackbone | VJEPABackbone, folder: Path) -> nn.Module | None:
     """Make the network of the transformers package with a backbone's weights.
 
     Args:
@@ -109,6 +110,27 @@ def transformers_network(of: RivalBackbone, folder: Path) -> nn.Module | None:
         print(f"{type(of).__name__} is not compared with transformers: {reason}", flush=True)
         return None
     return network
+
+
+def transformers_features(of: VJEPABackbone, videos: np.ndarray) -> Callable[[], Any] | None:
+    """Make a function that computes a V-JEPA 2's features by the transformers package.
+
+    Args:
+        of: the encoder.
+        videos: its input.
+
+    Returns:
+        None where that package is not installed or lacks the model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        network = transformers_network(of, Path(folder) / "encoder")
+    moved = torch.from_numpy(np.moveaxis(videos, -1, 2).copy())
+
+    def features() -> Any:
+        with torch.no_grad():
+            return network(moved, skip_predictor=True)  # type: ignore[misc]
+
+    return None if network is None else features
 
 
 def compare(family: str, size: str, batch_size: int, pairs: int) -> list[str]:
