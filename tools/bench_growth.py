@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_vjepa.backend.device import memory_of_machine
+from keras_vjepa.tools.find_batch import SHARE
+
 # Clips of these sizes, one at a time, and then batches of the smallest.
 IMAGE_SIZES = (112, 224, 384)
 NUM_FRAMES = (16, 32, 64)
@@ -88,6 +91,46 @@ def memory_by_tokens(costs: Iterable[StepCost]) -> tuple[float, float]:
     return float(constant), float(slope)
 
 
+def too_heavy(
+    costs: dict[tuple[int, int, int], StepCost], point: tuple[int, int, int], memory: float | None
+) -> str | None:
+    """Tell why a step is not to be tried: it would take more memory than there is.
+
+    A step that does not fit can stop all else on a machine for minutes before the system ends it.
+
+    Args:
+        costs: of the steps that were measured, by image size, number of frames and batch size.
+        point: those of the step.
+        memory: bytes that it may take; None if they are not known.
+
+    Returns:
+        None for a step that may be tried, as long as fewer than two sizes were measured.
+
+    Example:
+
+    >>> from keras_vjepa.tools.bench_growth import StepCost, too_heavy
+    >>> sizes = {(112, 16, 1): 392, (224, 16, 1): 1568}
+    >>> costs = {point: StepCost(1.0, 2**20 * n, 1.0, n) for point, n in sizes.items()}
+    >>> too_heavy(costs, (384, 16, 1), memory=2**32)
+    'it needs about 4.5 GiB, and may take 4.0'
+    >>> too_heavy(costs, (224, 32, 1), memory=2**32) is None
+    True
+    """
+    if memory is None or len({cost.tokens for cost in costs.values()}) < 2:
+        return None
+    constant, slope = memory_by_tokens(costs.values())
+    known, cost = next(iter(costs.items()))
+    needed = constant + slope * cost.tokens * _pixels(point) / _pixels(known)
+    if needed <= memory:
+        return None
+    return f"it needs about {needed / 2**30:.1f} GiB, and may take {memory / 2**30:.1f}"
+
+
+def _pixels(point: tuple[int, int, int]) -> int:
+    image_size, num_frames, batch_size = point
+    return image_size**2 * num_frames * batch_size
+
+
 def growth_lines(costs: dict[tuple[int, int, int], StepCost]) -> list[str]:
     """Write each step's cost beside what theory expects.
 
@@ -125,8 +168,12 @@ def print_growth(arguments: Sequence[str]) -> None:
         arguments: of `keras-vjepa bench`, without sizes of clips and batches.
     """
     costs: dict[tuple[int, int, int], StepCost] = {}
+    # No accelerator is asked for its own: it would be held by this process, and it says by itself,
+    # and at once, that its memory does not do.
+    machine = memory_of_machine()
     for number, point in enumerate(points(), 1):
-        cost = measure(arguments, point)
+        heavy = too_heavy(costs, point, machine and SHARE * machine)
+        cost = heavy or measure(arguments, point)
         name = "{} pixels, {} frames, batch {}".format(*point)
         if isinstance(cost, StepCost):
             costs[point] = cost

@@ -50,6 +50,21 @@ def test_a_line_that_cannot_be_measured_is_left_out_and_said(monkeypatch, capsys
     assert "7 of 15: 112 pixels, 64 frames, batch 1: left out: it was killed\n" in said.err
 
 
+def test_a_step_that_the_machine_cannot_hold_is_not_tried(monkeypatch, capsys):
+    tried = []
+    monkeypatch.setattr(bench_growth, "memory_of_machine", lambda: 3_500_000_000)
+    monkeypatch.setattr(
+        bench_growth, "measure", lambda _, point: tried.append(point) or as_theory_has_it(point)
+    )
+    bench_growth.print_growth([])
+    said = capsys.readouterr()
+    fits = [p for p in bench_growth.points() if as_theory_has_it(p).memory < 0.8 * 3.5e9]
+    assert tried == fits and len(fits) == 11
+    assert "6 of 15: 384 pixels, 32 frames, batch 1: left out: it needs about 2.7 GiB, and may" in (
+        said.err
+    )
+
+
 def test_a_point_is_measured_in_a_process_of_its_own(monkeypatch):
     cost = as_theory_has_it((32, 4, 1))
 
