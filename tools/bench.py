@@ -22,7 +22,6 @@ import contextlib
 import itertools
 import json
 import math
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -48,6 +47,7 @@ from keras_vjepa.evaluation.pretraining_cost import Transformer, vjepa_flops
 from keras_vjepa.layers.rematerialization import MLP
 from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.models.dimensions import token_grid
+from keras_vjepa.monitoring.step_log import memory_in_use
 from keras_vjepa.tools.bench_features import print_features
 from keras_vjepa.tools.bench_growth import StepCost, print_growth
 from keras_vjepa.training.optimizer import AdamW
@@ -225,9 +225,7 @@ def bench_training(
     step = float(np.median(times.steps))
     peak = max(peak, matmul_peak())
     flops = arguments.batch_size * training_flops(pretrainer.encoder, pretrainer.predictor)
-    memory = device.peak_device_memory()
-    if memory is None:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    memory = memory_in_use() or 0
     if arguments.json:
         tokens = arguments.batch_size * int(np.prod(pretrainer.encoder.grid_shape))
         steps = times.processor_steps if arguments.processor else times.steps

@@ -1,5 +1,6 @@
 """Write everything that is known of each step of a run, while it runs (App. C)."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ _NORM = "gradient_norm_"
 # Logs of a step that get no column of their own: `loss` is Keras' mean over all steps so far,
 # `step_loss` is written as `loss`, and `finite` is checked by the run.
 _NOT_WRITTEN = ("loss", "step_loss", "finite")
+_STATUS = Path("/proc/self/status")
 
 
 class StepLog(RunFollower):
@@ -143,10 +145,13 @@ def memory_in_use() -> int | None:
     found = peak_device_memory()
     if found is not None:
         return found
+    # On Linux, `getrusage` also counts what the process that started this one held.
+    if _STATUS.exists() and (peak := re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.M)):
+        return 1024 * int(peak[1])
     try:
         import resource
     except ImportError:  # Windows
         return None
-    # Linux counts in units of 1024 bytes, macOS in bytes.
+    # Others count in units of 1024 bytes, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

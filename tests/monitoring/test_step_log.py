@@ -19,7 +19,7 @@ from keras_vjepa import (
     training,
 )
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
-from keras_vjepa.monitoring import StepLog
+from keras_vjepa.monitoring import StepLog, step_log
 from keras_vjepa.monitoring.schedule_values import ScheduleValues
 from keras_vjepa.monitoring.tables import read_rows
 from tests.support import slow_but_on
@@ -121,3 +121,13 @@ def test_schedules_of_keras_are_read_step_by_step():
 def test_at_least_one_step_between_two_readings(tmp_path):
     with pytest.raises(ValueError, match="`every` must be at least 1. Received: 0"):
         StepLog(tmp_path, every=0)
+
+
+def test_memory_is_of_this_process_and_not_of_its_parent(tmp_path, monkeypatch):
+    # `getrusage` of a process that a large one started gives the memory of the large one.
+    monkeypatch.setattr(step_log, "peak_device_memory", lambda: None)
+    monkeypatch.setattr(step_log, "_STATUS", tmp_path / "status")
+    elsewhere = step_log.memory_in_use()
+    assert elsewhere is None or elsewhere > 1e7
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n")
+    assert step_log.memory_in_use() == 2 * 2**20

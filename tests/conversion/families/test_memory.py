@@ -18,10 +18,11 @@ given = {"DINOv2Backbone": {"image_size": 518, "patch_size": 14}, "HieraBackbone
 export_checkpoint(cls(**{**cls.arguments_of_size("large"), **given}), sys.argv[2])
 """
 CONVERT = """
-import resource, sys
+import sys
+from keras_vjepa.monitoring.step_log import memory_in_use
 from keras_vjepa.tools import convert_checkpoint
 convert_checkpoint.main(sys.argv[1:])
-print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("peak", memory_in_use())
 """
 CLASSES = {"videomae": "VideoMAEBackbone", "hiera": "HieraBackbone", "dinov2": "DINOv2Backbone"}
 
