@@ -90,7 +90,9 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     if runs_op_by_op():
         import torch
 
-        norms = foreach("norm", list(tensors), 2, torch.float32)
+        # The kernel adds up in another type than that of the numbers only if it is a larger one.
+        values = [x.to(torch.float32) if x.dtype == torch.float64 else x for x in tensors]
+        norms = foreach("norm", values, 2, torch.float32)
         return torch.linalg.vector_norm(torch.stack(norms))
     return ops.sqrt(sum(ops.sum(ops.square(ops.cast(x, "float32"))) for x in tensors))
 

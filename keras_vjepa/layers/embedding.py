@@ -50,7 +50,7 @@ def _gather_rows(tokens: Tensor, indices: Tensor) -> Tensor:
     offsets = ops.expand_dims(ops.arange(0, batch, dtype="int32") * num_tokens, 1)
     flat = ops.reshape(tokens, (batch * num_tokens, dim))
     picked = ops.take(flat, ops.reshape(indices + offsets, (-1,)), axis=0)
-    return ops.reshape(picked, (batch, -1, dim))
+    return ops.reshape(picked, (batch, ops.shape(indices)[1], dim))
 
 
 @keras.saving.register_keras_serializable("keras_vjepa")

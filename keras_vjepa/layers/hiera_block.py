@@ -136,10 +136,12 @@ class HieraBlock(TransformerBlock):
             packed = ops.reshape(packed, (batch * windows, num_tokens // windows, width))
         query, key, value = split_heads(packed, self.num_heads)
         outputs = attention(self._pooled(query, axis=1), key, value)
+        # The number is not left to the engine, which cannot find it where there are no samples.
+        num_outputs = outputs.shape[1]
         if windows > 1:
-            outputs = ops.reshape(outputs, (batch, windows, -1, self.hidden_dim))
+            outputs = ops.reshape(outputs, (batch, windows, num_outputs, self.hidden_dim))
             outputs = ops.transpose(outputs, (0, 2, 1, 3))
-        return ops.reshape(outputs, (batch, -1, self.hidden_dim))
+        return ops.reshape(outputs, (batch, num_outputs * windows, self.hidden_dim))
 
     def _pooled(self, x: Tensor, axis: int) -> Tensor:
         """Take the largest of four, which are the slowest part of the axis of tokens."""
@@ -147,7 +149,9 @@ class HieraBlock(TransformerBlock):
             return x
         shape = ops.shape(x)
         parts = (*shape[:axis], POOLED, x.shape[axis] // POOLED, *x.shape[axis + 1 :])
-        return ops.max(ops.reshape(x, parts), axis=axis)
+        x = ops.reshape(x, parts)
+        # Keras finds no largest of no numbers, not even along an axis that has some.
+        return ops.take(x, 0, axis=axis) if x.shape[0] == 0 else ops.max(x, axis=axis)
 
     def compute_output_shape(  # type: ignore[override]
         self,

@@ -32,7 +32,9 @@ _NAMES = ("trainable", "quantization_config", "lora_rank", "lora_alpha")
 class KeepsLayerStates(keras.layers.Layer):
     """Keeps in a model's config what was set on its layers after the model was made.
 
-    A subclass ends its `build` with a call of `restore_layer_states`.
+    A subclass's `build` does nothing if the model is built: users call it again, before `summary`,
+    because a Keras model that makes its weights late needs that. It ends with a call of
+    `restore_layer_states`.
 
     Args:
         layer_states: what the config of another model with the same arguments holds under this

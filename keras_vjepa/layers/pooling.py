@@ -168,8 +168,8 @@ class AttentivePooler(Rematerializable):
 
     def finish(self, branch: Tensor) -> Tensor:
         """Compute the result, `(batch, dim)`, from what the cross-attention adds to the query."""
-        x = ops.add(self._cast(self.query_token), branch)
-        x = ops.add(x, self.mlp_output(gelu(self.mlp_hidden(self.mlp_norm(x)))))
+        x = self._cast(self.query_token) + branch
+        x = x + self.mlp_output(gelu(self.mlp_hidden(self.mlp_norm(x))))
         if self.self_attention == "query":
             for block in self.blocks:
                 x = block(x)

@@ -101,13 +101,14 @@ class RoIAlign(keras.layers.Layer):
         features = ops.cast(features, self.compute_dtype)
         boxes = ops.stop_gradient(ops.cast(boxes, "float32"))
         _, height, width, channels = features.shape
-        _, number, _ = ops.shape(boxes)
+        # Engines cannot find an axis's size, -1, where there is no sample or no box.
+        batch, number, _ = ops.shape(boxes)
         rows, columns = self.bins
         weights = self._weights(boxes[..., 1], boxes[..., 3], rows, height)
         # This multiplies (batch, boxes * rows, height) by (batch, height, width * channels).
-        weights = ops.reshape(weights, (-1, number * rows, height))
+        weights = ops.reshape(weights, (batch, number * rows, height))
         pooled = ops.matmul(weights, ops.reshape(features, (-1, height, width * channels)))
-        pooled = ops.reshape(pooled, (-1, number, rows, width, channels))
+        pooled = ops.reshape(pooled, (batch, number, rows, width, channels))
         weights = self._weights(boxes[..., 0], boxes[..., 2], columns, width)
         return ops.matmul(ops.expand_dims(weights, 2), pooled)
 

@@ -206,6 +206,8 @@ class VJEPABackbone(
         self.build((None, *self.video_shape))
 
     def build(self, videos_shape: Sequence[int | None]) -> None:
+        if self.built:
+            return
         policy = self.dtype_policy
         tokens_shape = (None, None, self.hidden_dim)
         self.tubelet_embedding = TubeletEmbedding(

@@ -220,6 +220,8 @@ class DiffusionNetwork(KeepsLayerStates, StepFunctions, TorchModule, keras.Model
         return total + convolve(last, 3, factorized)
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:
+            return
         policy, embedded = self.dtype_policy, 4 * self.width
         frames, height, width = self.clip_shape
 

@@ -151,6 +151,8 @@ class VJEPAPredictor(
         self.build((None, None, num_levels * encoder_dim))
 
     def build(self, context_shape: Sequence[int | None]) -> None:
+        if self.built:
+            return
         policy, tokens_shape = self.dtype_policy, (None, None, self.hidden_dim)
         if self.num_levels > 1:
             self.level_projection = dense(self.encoder_dim, "level_projection", policy)

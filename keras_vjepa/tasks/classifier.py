@@ -208,6 +208,8 @@ class VJEPAVideoClassifier(
         )
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:
+            return
         dim = self.token_encoder().hidden_dim
         self.probe.build((None, None, dim))
         if self.max_frames is not None:

@@ -93,6 +93,8 @@ class DetectionHead(DrawsInTraining, KeepsLayerStates, StepFunctions, TorchModul
     def build(
         self, features_shape: Sequence[int | None], boxes_shape: Sequence[int | None]
     ) -> None:
+        if self.built:
+            return
         dim = features_shape[-1]
         if self.dropout:
             self.dropout_seed = keras.random.SeedGenerator(name="dropout_seed")
@@ -110,11 +112,17 @@ class DetectionHead(DrawsInTraining, KeepsLayerStates, StepFunctions, TorchModul
 
     def call(self, features: Tensor, boxes: Tensor, training: bool = False) -> Tensor:
         bins = self.align(features, boxes)
-        reduce = ops.max if self.pooling == "max" else ops.mean
-        pooled = ops.cast(reduce(bins, axis=(2, 3)), self.variable_dtype)
+        pooled = ops.cast(self._pooled(bins), self.variable_dtype)
         if self.dropout and training:
             pooled = drop_channels(pooled, self.dropout, self.dropout_seed)
         return self.linear(pooled)
+
+    def _pooled(self, bins: Tensor) -> Tensor:
+        """Join the bins of each box."""
+        if self.pooling == "average":
+            return ops.mean(bins, axis=(2, 3))
+        # Keras finds no largest of no numbers, not even along an axis that has some.
+        return bins[:, :, 0, 0] if 0 in bins.shape[:2] else ops.max(bins, axis=(2, 3))
 
     def compute_output_shape(
         self, features_shape: Sequence[int | None], boxes_shape: Sequence[int | None]

@@ -156,6 +156,8 @@ class VJEPAActionDetector(
         self.compile()
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:
+            return
         width = self.token_encoder().hidden_dim * len(self.chosen_layers)
         self.head.build((None, None, None, width), (None, None, 4))
         self.restore_layer_states()
@@ -248,7 +250,7 @@ class VJEPAActionDetector(
         rows, columns = features.shape[1:3]
         # Multiplying by a list would copy it to the device in each step.
         ends = boxes[..., 0::2] * (columns / width), boxes[..., 1::2] * (rows / height)
-        cells = ops.reshape(ops.stack(ends, axis=-1), (-1, *ops.shape(boxes)[1:]))
+        cells = ops.reshape(ops.stack(ends, axis=-1), ops.shape(boxes))
         return self.head(features, cells, training=training)
 
     def check_shape(self, shape: tuple[int | None, ...]) -> None:

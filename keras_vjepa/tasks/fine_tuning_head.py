@@ -75,6 +75,8 @@ class FineTuningHead(DrawsInTraining, KeepsLayerStates, StepFunctions, TorchModu
         return 2 * dim + (dim + 1) * num_classes
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
+        if self.built:
+            return
         dim = token_width(tokens_shape)
         self.norm = layer_norm(_NORM_EPSILON, "norm", self.dtype_policy)
         self.norm.build((None, dim))

@@ -119,6 +119,8 @@ class VJEPAProbe(KeepsLayerStates, StepFunctions, TorchModule, Exportable):
         return linear + 3 * dim + projections + mlp + (own["num_layers"] - 1) * block
 
     def build(self, tokens_shape: Sequence[int | None]) -> None:
+        if self.built:
+            return
         dim = token_width(tokens_shape)
         if self.pooling == "attentive":
             self.pooler = AttentivePooler(

@@ -41,7 +41,7 @@ def test_move_towards(rate, dtype, target_dtype, tolerance):
         np.testing.assert_array_equal(numpy(source), unchanged)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_norm_is_of_all_and_in_float32(dtype):
     # In bfloat16 a sum of 4,000 ones would stop at 256.
     tensors = [ops.ones((1000, 4), dtype), ops.full((3,), 2.0, dtype)]

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_vjepa import (
     AdamW,
+    FeatureDecoder,
     VJEPABackbone,
     VJEPAPredictor,
     VJEPAPretrainer,
@@ -18,6 +19,10 @@ from keras_vjepa import (
 )
 from keras_vjepa.conversion import export_checkpoint
 from keras_vjepa.conversion.errors import CheckpointError
+from keras_vjepa.layers.layer_states import KeepsLayerStates, layers_within
+from keras_vjepa.models.diffusion_network import DiffusionNetwork
+from tests.gestures.models import KINDS
+from tests.models.test_rivals_in_tasks import MADE
 from tests.support import ROOT, slow_but_on
 
 VIDEOS = np.random.default_rng(0).normal(size=(2, 2, 8, 8, 3)).astype("float32")
@@ -117,6 +122,29 @@ def test_a_classifier_keeps_what_was_set_on_its_backbone(state, tmp_path):
     # The caller's argument takes precedence over the saved state.
     frozen = VJEPAVideoClassifier.from_preset(tmp_path / "preset", trainable_backbone=False)
     assert not any(variable.trainable for variable in frozen.backbone.variables)
+
+
+BUILT = {
+    **{name: lambda kind=kind: kind.new("float32") for name, kind in KINDS.items()},
+    **MADE,
+    "fine-tuned": lambda: VJEPAVideoClassifier(backbone(), 2, head="fine_tuning"),
+    "decoder": lambda: FeatureDecoder(
+        DiffusionNetwork((2, 4, 8), 6, (2, 1, 2), 8, (1,), 1, (), groups=4)
+    ),
+}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", BUILT)
+def test_a_built_model_is_not_built_again(name):
+    """As users do before `summary`, because Keras' own models that are made in parts need it."""
+    model = BUILT[name]()
+    parts = [layer for _, layer in layers_within(model) if isinstance(layer, KeepsLayerStates)]
+    for part in (model, *parts):
+        before = [*part.weights]
+        shapes = part.get_build_config() or {"input_shape": None}
+        part.build(*shapes.get("shapes_dict", shapes).values())
+        assert [id(weight) for weight in part.weights] == [id(weight) for weight in before]
 
 
 @slow_but_on("torch")

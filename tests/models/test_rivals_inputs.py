@@ -63,6 +63,16 @@ def test_a_preset_of_a_backbone_alone_has_its_familys_colours(family, tmp_path):
         )
 
 
+@pytest.mark.parametrize("family", MADE)
+def test_no_clips_have_no_features(family):
+    backbone = MADE[family]()
+    inputs = np.zeros((0, *backbone.video_shape[backbone.is_image_model :]), "float32")
+    assert tuple(backbone(inputs).shape) == (
+        0,
+        *backbone(np.zeros((1, *inputs.shape[1:]))).shape[1:],
+    )
+
+
 def test_no_operation_changes_the_order_of_hieras_tokens_by_axes_that_are_not_there():
     # torch ignores such a "squeeze", an ONNX file cannot.
     tokens = np.arange(12, dtype="float32").reshape(2, 3, 2)

@@ -100,6 +100,10 @@ def test_one_clip_equals_the_reference(reference_classifier):
     assert_close(reference_classifier()(videos), reference["probe_logits"])
 
 
+def test_no_clips_have_no_logits():
+    assert tuple(VJEPAVideoClassifier(small_backbone(), 3)(clips(0, 4)).shape) == (0, 3)
+
+
 # --- Training ------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,13 @@ def test_a_box_sees_what_is_in_it_alone():
 
 
 @slow_but_on("torch")
+@pytest.mark.parametrize(("clips", "boxes"), [(0, 2), (2, 0)])
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_no_clips_and_no_boxes_have_no_logits(clips, boxes, pooling):
+    inputs = {"videos": VIDEOS[:clips], "boxes": BOXES[:clips, :boxes]}
+    assert tuple(detector(pooling=pooling)(inputs).shape) == (clips, boxes, 5)
+
+
 def test_any_size_and_single_images():
     model = detector()
     wide = {"videos": np.zeros((1, 4, 24, 40, 3), "float32"), "boxes": BOXES[:1]}

@@ -98,6 +98,12 @@ def test_samples_of_unequal_length_count_by_themselves():
     np.testing.assert_allclose(together[1:], numpy(compiled(pretrainer)(alone)), atol=1e-6)
 
 
+def test_no_clips_have_no_errors():
+    pretrainer = small_pretrainer(num_masks=1)
+    batch = {name: array[:0] for name, array in random_batch(0, pretrainer).items()}
+    assert tuple(pretrainer(batch).shape) == (0,)
+
+
 @pytest.mark.parametrize("num_masks", [pytest.param(1, marks=slow_but_on("torch")), 3])
 def test_any_number_of_mask_kinds(num_masks):
     pretrainer = small_pretrainer(num_masks=num_masks, variance_weight=0.5)

@@ -151,6 +151,8 @@ class HieraBackbone(
     # --- Weights ---------------------------------------------------------------------------------
 
     def build(self, videos_shape: Sequence[int | None]) -> None:
+        if self.built:
+            return
         self.patch_grid = hiera_grid({"image_size": self.image_size, "num_frames": self.num_frames})
         time, rows, columns = self.patch_grid
         kernel = (*stem(self.num_frames)[0], self.num_channels, self.embed_dim)

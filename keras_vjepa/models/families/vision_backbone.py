@@ -199,6 +199,8 @@ class VisionBackbone(
     # --- Weights ---------------------------------------------------------------------------------
 
     def build(self, videos_shape: Sequence[int | None]) -> None:
+        if self.built:
+            return
         facts, policy = self.facts, self.dtype_policy
         tokens_shape = (None, None, self.hidden_dim)
         self.tubelet_embedding = TubeletEmbedding(
