@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from keras_vjepa import files
-from keras_vjepa.arguments import MOST_SEED, check_whole
+from keras_vjepa.arguments import MOST_SEED, check_whole, counted
 from keras_vjepa.command_line import WRONG_USAGE, OneLineParser, refusing
 from keras_vjepa.locks import locked
 from keras_vjepa.recipes import pretrain
@@ -28,7 +28,7 @@ from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files
 from keras_vjepa.tools.child_runs import RECIPE, ChildRun, check_jobs, render_sets, run_side_by_side
 from keras_vjepa.training.results import read_result
-from keras_vjepa.training.signals import EXIT_STOPPED
+from keras_vjepa.training.signals import EXIT_STOPPED, stop_signals
 
 TASKS = ("motion", "digit")
 PRETRAINED, UNTRAINED = "pretrained target encoder", "untrained encoder"
@@ -85,6 +85,24 @@ def _keep_failure(folder: Path, code: int, reason: str) -> None:
         print(f"{folder}: {reason}", file=sys.stderr, flush=True)
     elif code:
         files.write_text(folder / "failure.txt", reason)
+
+
+def _exit_if_all_failed(
+    workdir: Path, combinations: Sequence[Point], seeds: Sequence[int], program: str
+) -> None:
+    """End the sweep with an exit code that says so, if all of its runs have failed."""
+    folders = [workdir / name_of(point) / str(seed) for point in combinations for seed in seeds]
+    reasons = [folder / "failure.txt" for folder in folders]
+    if not all(reason.exists() for reason in reasons):
+        return
+    # Side by side, all that a run says is kept in its log; else its last line alone.
+    logs = [ChildRun("", (), folder).log for folder in folders]
+    kept, word = (logs, "logs") if any(log.exists() for log in logs) else (reasons, "reasons")
+    others = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+    sys.exit(
+        f"{program}: all {counted(len(folders), 'run')} failed; their {word} are in {kept[0]}"
+        f"{others}. Delete {reasons[0].name} of a run to begin it anew."
+    )
 
 
 def result_of(folder: Path) -> dict[str, float] | None:
@@ -176,7 +194,8 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
         with locked(parsed.workdir, "workdir"):
             seeds, jobs = parsed.seeds, parsed.jobs
             render_sets(data if jobs > 1 else ())
-            print(run_all(parsed.workdir, combinations, seeds, common, jobs), end="")
+            print(run_all(parsed.workdir, combinations, seeds, common, jobs), end="", flush=True)
+            _exit_if_all_failed(parsed.workdir, combinations, seeds, program)
     except OSError as error:
         sys.exit(f"{program}: {error}")
 
@@ -200,10 +219,12 @@ def run_all(
     if jobs > 1:
         _run_side_by_side(workdir, runs, common, jobs, write_table)
         return write_table()
-    for i, (point, seed) in enumerate(runs, start=1):
-        print(f"{i}/{len(runs)}: {name_of(point)}, seed {seed}", file=sys.stderr, flush=True)
-        run_point(workdir / name_of(point) / str(seed), point, seed, common)
-        text = write_table()
+    # A signal to this process alone ends the run too, which would go on by itself.
+    with stop_signals("Repeat the command to continue."):
+        for i, (point, seed) in enumerate(runs, start=1):
+            print(f"{i}/{len(runs)}: {name_of(point)}, seed {seed}", file=sys.stderr, flush=True)
+            run_point(workdir / name_of(point) / str(seed), point, seed, common)
+            text = write_table()
     return text
 
 

@@ -12,9 +12,12 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from keras_vjepa.configuration import nearest
 
@@ -60,9 +63,13 @@ def prepare_program() -> None:
 
 
 def quieten() -> None:
-    """Keep TensorFlow's messages at its start, and the traceback of Ctrl-C, off the screen."""
+    """Keep TensorFlow's messages at its start, and the traceback of Ctrl-C, off the screen.
+
+    Also let Ctrl-C come again where Python ignores it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # does not replace a user's choice
     sys.excepthook = _excepthook
+    sys.unraisablehook = _unraisablehook
 
 
 def _excepthook(
@@ -73,6 +80,21 @@ def _excepthook(
         print("\nStopped by Ctrl-C. What was finished is kept.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
+
+
+def _unraisablehook(unraisable: Any) -> None:
+    """Interrupt the process again if Python ignored that; for other errors, do as Python does.
+
+    It ignores errors in callbacks of its garbage collector, of which JAX has one that takes long
+    while modules are imported.
+    """
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        # At once, that would be ignored too.
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def choose() -> str:

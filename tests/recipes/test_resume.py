@@ -1,10 +1,12 @@
 """A run that is stopped by anything goes on, and ends as if it had not been."""
 
 import functools
+import gc
 import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from keras_vjepa import VJEPAPretrainer
+from keras_vjepa.backend import choice
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
@@ -348,6 +351,51 @@ def test_a_signal_outside_training_ends_the_process_at_once(capsys):
         raise AssertionError("not reached")
     assert exit_info.value.code == 75
     assert "Stopped by SIGTERM" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_signal_that_python_ignores_ends_the_process_a_moment_later(capsys):
+    """Errors in a callback of its garbage collector are ignored; JAX has such a callback."""
+    number, came = [signal.SIGTERM, signal.SIGINT], []
+
+    def interrupted(phase, _):
+        if phase == "start" and number:
+            came.append(number.pop())
+            signal.raise_signal(came[-1])
+
+    for _ in range(2):
+        gc.callbacks.append(interrupted)
+        try:
+            with pytest.raises(SystemExit) as exit_info, signals.stop_signals():
+                gc.collect()
+                assert came, "the exit was ignored"
+                time.sleep(20)
+        finally:
+            gc.callbacks.remove(interrupted)
+        assert exit_info.value.code == 75
+        assert capsys.readouterr().err.count(f"Stopped by {came[-1].name}") == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_python_ignores_interrupts_a_moment_later(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    choice.quieten()
+    came = []
+
+    def interrupted(phase, _):
+        if phase == "start" and not came:
+            came.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    gc.callbacks.append(interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            gc.collect()
+            assert came, "the interrupt was ignored"
+            time.sleep(20)
+    finally:
+        gc.callbacks.remove(interrupted)
 
 
 @pytest.mark.slow

@@ -1,7 +1,11 @@
 """The sweep runs every combination once, goes on where it was, and ranks by the mean gain."""
 
 import json
+import os
+import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -168,6 +172,42 @@ def test_side_by_side_is_as_one_after_the_other(tmp_path, script, capsys):
 def test_wrong_option_stops_all_side_by_side(tmp_path, script):
     with pytest.raises(SystemExit, match="no --x"):
         sweep.main([*arguments(tmp_path, "0"), "--jobs", "2"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_sweep_alone_ends_its_run(number, tmp_path, monkeypatch, capsys):
+    waits = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setattr(sweep, "RECIPE", ("-S", "-c", waits))
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt():
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(arguments(tmp_path / "sweep", "0.1"))
+    assert ended.value.code == 75
+    said = capsys.readouterr().err
+    assert said.endswith(f"Stopped by {number.name}. Repeat the command to continue.\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not (tmp_path / "sweep" / "table.md").exists()
+
+
+@pytest.mark.parametrize(("jobs", "kept"), [("1", "1/failure.txt"), ("2", "1.log")])
+def test_a_sweep_of_which_all_runs_fail_fails(jobs, kept, tmp_path, script, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = [*arguments(tmp_path / "sweep", "9"), "--jobs", jobs]
+    for _ in range(2):  # the second one finds both failures
+        with pytest.raises(SystemExit) as ended:
+            sweep.main(line)
+        assert (tmp_path / "sweep" / "learning_rate=9" / kept).exists()
+        assert str(ended.value.code).startswith("sweep.py: all 2 runs failed; their ")
+        assert f"{tmp_path}/sweep/learning_rate=9/{kept} and 1 more. " in str(ended.value.code)
+        assert "0; pretrain: too high" in capsys.readouterr().out
+    sweep.main([*arguments(tmp_path / "sweep", "9", "0.1"), "--jobs", jobs])
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
