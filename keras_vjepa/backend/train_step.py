@@ -104,6 +104,18 @@ class TrainableModel(keras_internals.Overrides, StepFunctions, keras.Model):
         """
         return ()
 
+    def rematerialized_call(
+        self, layer_call: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Callable[..., Tensor]:
+        """Leave the model as it is in a `keras.RematScope`, and its parts to themselves.
+
+        To compute all of it again would save nothing, and engines cannot: inputs are dictionaries.
+        """
+        if super().rematerialized_call(layer_call, *args, **kwargs) is layer_call:
+            return layer_call
+        # Not the same function: others look whether the scope asks that this model computes again.
+        return lambda *args, **kwargs: layer_call(*args, **kwargs)
+
     def train_step(self, *args: Any) -> Any:
         """Make one optimizer step, then `after_step`; arguments and result are the engine's."""
         return self.one_step(*args)

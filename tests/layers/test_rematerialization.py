@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vjepa import VJEPABackbone
+from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier
 from keras_vjepa.backend import token_ops
 from keras_vjepa.layers import transformer
 from tests.gradients import bytes_kept, loss_and_gradients
 from tests.layers.small import OWNERS, TOKENS, WIDTH, block, inputs_of, part_of
+from tests.support import compiled
 
 SCOPES = {
     "none": {"mode": None},
@@ -143,6 +144,22 @@ def test_a_loss_within_what_is_computed_again_is_refused(scope):
     model.blocks[0].mlp_hidden.activity_regularizer = keras.regularizers.L2(0.5)
     with pytest.raises(ValueError, match="A part of `block_0` adds a loss .* switch `remat` or"):
         model(*inputs_of(model))
+
+
+def test_a_task_made_within_a_scope_leaves_it_to_its_parts():
+    """JAX and TensorFlow cannot compute again what takes `training`, or a dictionary."""
+    made_within = []
+    for scope in ("none", "full"):
+        keras.utils.set_random_seed(0)
+        with keras.RematScope(**SCOPES[scope]):
+            made_within.append(VJEPAVideoClassifier(VJEPABackbone(16, 2, 8, 2, WIDTH, 1, 2), 3))
+    videos = np.random.default_rng(0).normal(size=(2, 2, 16, 16, 3)).astype("float32")
+    calls = (
+        compiled(functools.partial(model, training=True))(ops.convert_to_tensor(videos))
+        for model in made_within
+    )
+    plain, again = map(ops.convert_to_numpy, calls)
+    np.testing.assert_allclose(again, plain, atol=1e-6)
 
 
 def test_a_loss_of_what_is_itself_computed_again_is_kept():
