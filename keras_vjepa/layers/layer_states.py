@@ -57,6 +57,7 @@ class KeepsLayerStates(keras.layers.Layer):
     """
 
     lora_rank: int | None = None
+    built: bool
     # True in a class that has an `enable_lora` of its own.
     takes_lora = False
 

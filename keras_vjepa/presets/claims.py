@@ -51,9 +51,16 @@ def described_class(described: Any, kind: type) -> type | None:
     if not isinstance(found, type) or not issubclass(found, kind):
         raise ValueError(
             f"it must describe a {kind.__name__}. Received: {shown(name)}, which "
-            + ("is none" if found else "is not known: import what defines it first")
+            + (_is_none(found) if found else "is not known: import what defines it first")
         )
     return found
+
+
+def _is_none(found: Any) -> str:
+    """Say that a class is not of the wanted kind, and what its presets are loaded by."""
+    return "is none" + (
+        f": call {found.__name__}.from_preset" if hasattr(found, "from_preset") else ""
+    )
 
 
 def weights_asked_for(described: Any, kind: type) -> dict[str, int]:

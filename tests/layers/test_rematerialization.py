@@ -14,7 +14,7 @@ from keras_vjepa.backend import token_ops
 from keras_vjepa.layers import transformer
 from tests.gradients import bytes_kept, loss_and_gradients
 from tests.layers.small import OWNERS, TOKENS, WIDTH, block, inputs_of, part_of
-from tests.support import compiled
+from tests.support import compiled, slow_but_on
 
 SCOPES = {
     "none": {"mode": None},
@@ -146,6 +146,7 @@ def test_a_loss_within_what_is_computed_again_is_refused(scope):
         model(*inputs_of(model))
 
 
+@slow_but_on("torch")
 def test_a_task_made_within_a_scope_leaves_it_to_its_parts():
     """JAX and TensorFlow cannot compute again what takes `training`, or a dictionary."""
     made_within = []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_vjepa import VJEPAVideoClassifier, VJEPAVideoPreprocessor
+from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, VJEPAVideoPreprocessor
 from keras_vjepa.backend.token_ops import reordered
 from keras_vjepa.conversion import CheckpointError, export_hugging_face
 from keras_vjepa.models import (
@@ -61,6 +61,15 @@ def test_a_preset_of_a_backbone_alone_has_its_familys_colours(family, tmp_path):
             backbone.image_size,
             backbone.num_frames,
         )
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("load_weights", [True, False])
+def test_a_preset_of_a_rival_names_its_class(load_weights, tmp_path):
+    MADE["dinov2"]().save_to_preset(tmp_path / "preset")
+    with pytest.raises(ValueError, match=r"which is none: call DINOv2Backbone\.from_preset$") as e:
+        VJEPABackbone.from_preset(tmp_path / "preset", load_weights)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("family", MADE)
