@@ -63,7 +63,8 @@ def measure(arguments: Sequence[str], point: tuple[int, int, int]) -> StepCost |
     if done.returncode == 0:
         return StepCost(**json.loads(done.stdout.splitlines()[-1]))
     # The system ends a process that takes too much memory without a word.
-    return (done.stderr.strip().splitlines() or ["the system ended it: too little memory"])[-1]
+    said = [] if done.returncode < 0 else done.stderr.strip().splitlines()
+    return (said or ["the system ended it: too little memory"])[-1]
 
 
 def memory_by_tokens(costs: Iterable[StepCost]) -> tuple[float, float]:
