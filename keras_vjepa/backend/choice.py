@@ -83,7 +83,7 @@ def _excepthook(
 
 
 def _unraisablehook(unraisable: Any) -> None:
-    """Interrupt the process again if Python ignored that; for other errors, do as Python does.
+    """Raise an interrupt again if Python ignored it; for other errors, do as Python does.
 
     It ignores errors in callbacks of its garbage collector, of which JAX has one that takes long
     while modules are imported.
