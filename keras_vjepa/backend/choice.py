@@ -29,6 +29,8 @@ _PACKAGE = Path(__file__).parents[1]
 _PROGRAMS = ("recipes", "tools")
 # The backend that Keras takes if nobody chose, and writes into a new keras.json by itself.
 _DEFAULT = "tensorflow"
+# How long Python may still ignore errors, as in a callback of its garbage collector.
+_AGAIN_AFTER_SECONDS = 0.05
 
 
 def prepare() -> None:
@@ -82,6 +84,17 @@ def _excepthook(
         sys.__excepthook__(kind, error, traceback)
 
 
+def signal_again(number: int) -> None:
+    """Send this process a signal a moment later, when Python no longer ignores what it raises.
+
+    Args:
+        number: of the signal.
+    """
+    timer = threading.Timer(_AGAIN_AFTER_SECONDS, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
 def _unraisablehook(unraisable: Any) -> None:
     """Raise an interrupt again if Python ignored it; for other errors, do as Python does.
 
@@ -89,10 +102,7 @@ def _unraisablehook(unraisable: Any) -> None:
     while modules are imported.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        # At once, that would be ignored too.
-        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        timer.daemon = True
-        timer.start()
+        signal_again(signal.SIGINT)
     else:
         sys.__unraisablehook__(unraisable)
 

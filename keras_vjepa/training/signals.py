@@ -1,6 +1,5 @@
 """Obey signals that ask a run to stop, once its state is saved (App. C, 90,000 steps)."""
 
-import os
 import signal
 import sys
 import threading
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from keras_vjepa.backend.choice import signal_again
+
 # The code for "try again" in sysexits.h, for schedulers that restart a run they interrupted.
 EXIT_STOPPED = 75
 _CONTINUE = "Repeat the command to continue from the last checkpoint."
-# How long the process may still be where Python ignores errors.
-_AGAIN_AFTER_SECONDS = 0.05
 
 
 @dataclass
@@ -59,10 +58,7 @@ class StopSignals:
             return False
         self._was_ignored, number = True, signal.Signals[self.received]
         signal.signal(number, self)
-        # Raised at once, the exit would be ignored too.
-        timer = threading.Timer(_AGAIN_AFTER_SECONDS, os.kill, (os.getpid(), number))
-        timer.daemon = True
-        timer.start()
+        signal_again(number)
         return True
 
 
