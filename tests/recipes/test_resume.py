@@ -357,6 +357,7 @@ def test_a_signal_outside_training_ends_the_process_at_once(capsys):
 def test_a_signal_that_python_ignores_ends_the_process_a_moment_later(capsys):
     """Errors in a callback of its garbage collector are ignored; JAX has such a callback."""
     number, came = [signal.SIGTERM, signal.SIGINT], []
+    before = signal.getsignal(signal.SIGINT)
 
     def interrupted(phase, _):
         if phase == "start" and number:
@@ -374,14 +375,15 @@ def test_a_signal_that_python_ignores_ends_the_process_a_moment_later(capsys):
             gc.callbacks.remove(interrupted)
         assert exit_info.value.code == 75
         assert capsys.readouterr().err.count(f"Stopped by {came[-1].name}") == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_that_python_ignores_interrupts_a_moment_later(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     choice.quieten()
-    came = []
+    # A process that began in the background ignores the signal.
+    before, came = signal.signal(signal.SIGINT, signal.default_int_handler), []
 
     def interrupted(phase, _):
         if phase == "start" and not came:
@@ -396,6 +398,7 @@ def test_ctrl_c_that_python_ignores_interrupts_a_moment_later(monkeypatch):
             time.sleep(20)
     finally:
         gc.callbacks.remove(interrupted)
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
