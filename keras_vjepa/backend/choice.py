@@ -85,7 +85,7 @@ def _excepthook(
 
 
 def signal_again(number: int) -> None:
-    """Send this process a signal a moment later, when Python no longer ignores what it raises.
+    """Raise a signal in this process a moment later, when Python no longer ignores errors.
 
     Args:
         number: of the signal.
