@@ -223,7 +223,7 @@ def _add_options(parser: argparse.ArgumentParser, known: Mapping[str, Option]) -
         text = f"{as_typed(option, known)} ({_words_for(option.annotation)}) [{value}]"
         groups[title].add_argument(
             f"--{option.name}",
-            type=_reader_of(option.annotation),
+            type=reader_of(option.annotation),
             default=argparse.SUPPRESS,
             metavar="VALUE",
             # argparse would read a single per cent sign as a format.
@@ -287,7 +287,19 @@ def _one_of(what: str, known: Mapping[str, Any]) -> Callable[[str], str]:
     return read
 
 
-def _reader_of(annotation: Any) -> Callable[[str], Any]:
+def reader_of(annotation: Any) -> Callable[[str], Any]:
+    """Make of an annotated type what an option's `type` may be, whose errors say what it must be.
+
+    Args:
+        annotation: a type that `read_value` knows.
+
+    Example:
+
+    >>> from keras_vjepa.command_line import reader_of
+    >>> reader_of(tuple[float, float])("0.3,1")
+    (0.3, 1.0)
+    """
+
     def read(text: str) -> Any:
         try:
             return read_value(text, annotation)

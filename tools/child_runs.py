@@ -6,6 +6,7 @@ as a run is, so that it can be continued.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +25,10 @@ from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.ablation_cost import in_words
 from keras_vjepa.training.signals import stop_signals
 
-# What Python is called with for a pretraining, and how that introduces its errors.
+# What Python is called with for a pretraining.
 RECIPE = ("-m", "keras_vjepa", "pretrain")
-_INTRODUCTION = "python -m keras_vjepa pretrain: "
+# How commands introduce their errors.
+_INTRODUCTION = re.compile("python -m keras_vjepa [a-z- ]+: ")
 
 _POLL_SECONDS = 0.1
 # A process that has ended may have left others that hold its end of the pipe.
@@ -47,11 +49,13 @@ class ChildRun:
         name: name of the run in messages.
         command: the words of the command.
         folder: folder of the run; what the command says on stderr is added to a log beside it.
+        what: what such runs are called when they are counted.
     """
 
     name: str
     command: tuple[str, ...]
     folder: Path
+    what: str = "pretraining"
 
     @property
     def log(self) -> Path:
@@ -96,7 +100,7 @@ def raise_if_failed(run: ChildRun, code: int, reason: str) -> None:
         ChildRunError: if the exit code is not 0.
     """
     if code:
-        said = reason.removeprefix(_INTRODUCTION)
+        said = _INTRODUCTION.sub("", reason, count=1)
         raise ChildRunError(f"{run.name}: {said} ({run.log} has all that it said)")
 
 
@@ -260,7 +264,7 @@ def _say_done(process: _Process, done: int, count: int, left: float) -> None:
     outcome = "failed" if process.code else "done"
     print(
         f"{process.run.name}: {outcome} after {in_words(process.seconds)}; {done} of "
-        f"{counted(count, 'pretraining')} ended{rest}",
+        f"{counted(count, process.run.what)} ended{rest}",
         file=sys.stderr,
         flush=True,
     )

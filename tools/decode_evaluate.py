@@ -342,8 +342,22 @@ def check_guidance(guidance: float, decoder: str) -> None:
         ValueError: if the decoder's run, where the preset is still in its folder, never trained it
             without features.
     """
-    kinds = None if guidance == 1 else option_of_run(decoder, "kinds")
-    if isinstance(kinds, list) and kinds[:1] == [0]:
+    kinds = option_of_run(decoder, "kinds")
+    if kinds and isinstance(kinds, list):
+        check_kinds(guidance, kinds)
+
+
+def check_kinds(guidance: float, kinds: Sequence[float]) -> None:
+    """Check that a decoder that is trained with these kinds of features can be guided.
+
+    Args:
+        guidance: value of the option of `add_guidance`.
+        kinds: the shares of the kinds that it is trained with.
+
+    Raises:
+        ValueError: if it is to be guided and never trained without features.
+    """
+    if guidance != 1 and not kinds[0]:
         raise ValueError(
             "`guidance` must be 1 for a decoder that was not trained without features, which it is "
             f"compared to: train one whose `kinds` begin with more than 0. Received: {guidance}"

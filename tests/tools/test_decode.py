@@ -1,6 +1,7 @@
 """Training a decoder and sampling from it, by the command."""
 
 import json
+import shutil
 from argparse import Namespace
 
 import keras
@@ -17,7 +18,7 @@ from keras_vjepa.pictures.decoded import HiddenRegion
 from keras_vjepa.recipes import decode as recipe
 from keras_vjepa.recipes.decode_configs import CONFIGS
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
-from keras_vjepa.tools import decode, decode_evaluate, decode_table
+from keras_vjepa.tools import child_runs, decode, decode_evaluate, decode_table
 from keras_vjepa.training.resumable import RunCallback
 from tests.support import slow_but_on
 
@@ -377,6 +378,13 @@ def test_a_table_has_the_mean_over_decoders_and_is_not_made_twice(tmp_path, caps
         (["--timesteps", "1001"], "--timesteps must be at most 1,000. Received: 1001"),
         (["--seeds", "1", "-1"], "--seeds must be at least 0. Received: -1"),
         (["--guidance", "-1"], "--guidance must be in (0, 100]. Received: -1.0"),
+        (["--kinds", "0,0,0"], "--kinds must be shares of none, predicted, target, not all 0."),
+        (["--kinds", "1,2"], "--kinds: must be"),
+        (["--kinds", "0,1,nan"], "--kinds must be in [0, 1]. Received: nan"),
+        (["--kinds", "0,1,0", "--guidance", "4"], "--guidance must be 1 for a decoder that was"),
+        (["--condition", "attend"], "argument --condition: invalid choice: 'attend'"),
+        (["--jobs", "0"], "--jobs must be at least 1. Received: 0"),
+        (["--jobs", "100000"], "--jobs must be at most the number of cores"),
     ],
 )
 def test_a_table_refuses_in_one_line(folder, tmp_path, more, message, capsys):
@@ -466,6 +474,34 @@ def test_a_table_trains_with_the_clips_that_it_measures(folder, tmp_path, monkey
     monkeypatch.setattr(decode_table, "step_of", lambda preset: 3)
     assert decode_table.train(options, 2) == tmp_path / "decoder 2" / "preset"
     assert [one.clip.frame_step for one in given] == [2, 3]
+    options.condition, options.kinds = "attended", (0.1, 0.6, 0.3)
+    decode_table.train(options, 3)
+    assert [one.network.condition for one in given] == ["grid", "grid", "attended"]
+    assert given[-1].kinds == (0.1, 0.6, 0.3) != given[0].kinds
+
+
+@slow_but_on("torch")
+def test_decoders_side_by_side_are_those_of_one_after_the_other(folder, tmp_path, monkeypatch):
+    """Decoders that are trained in processes of their own are found finished by the table."""
+    monkeypatch.setattr(child_runs, "usable_cores", lambda: 2)
+    line = ["--preset", str(folder / "pretrained"), "--train-steps", "2", "--clips", "20"]
+    line += ["--train-clips", "40", "--epochs", "1", "--timesteps", "2", "--seeds", "1", "2"]
+    line += ["--condition", "attended", "--kinds", "0.5,0.25,0.25"]
+    found = []
+    for jobs in ("2", "1"):
+        workdir = tmp_path / jobs
+        assert decode.main(["table", str(workdir), *line, "--jobs", jobs]) == 0
+        found.append(json.loads((workdir / "table.json").read_text()))
+        one = json.loads((workdir / "decoder 1" / "options.json").read_text())
+        assert one["condition"] == "attended" and one["kinds"] == [0.5, 0.25, 0.25]
+    assert json.dumps(found[0]) == json.dumps(found[1])
+    assert (tmp_path / "2" / "decoder 2.log").read_text().strip()
+    # Decoders whose numbers are there are not trained again, and other settings are refused.
+    shutil.rmtree(tmp_path / "2" / "decoder 1")
+    assert decode.main(["table", str(tmp_path / "2"), *line, "--jobs", "2"]) == 0
+    assert not (tmp_path / "2" / "decoder 1").exists()
+    with pytest.raises(SystemExit, match=r"--kinds 0.5,0.25,0.25 -> 0.2,0.4,0.4$"):
+        decode.main(["table", str(tmp_path / "2"), *line, "--kinds", "0.2,0.4,0.4"])
 
 
 @pytest.mark.data
