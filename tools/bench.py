@@ -43,7 +43,7 @@ from keras_vjepa.backend import device, distribution
 from keras_vjepa.backend.keras_internals import layers_of
 from keras_vjepa.backend.token_ops import linear
 from keras_vjepa.command_line import OneLineParser
-from keras_vjepa.evaluation.pretraining_cost import Transformer, vjepa_flops
+from keras_vjepa.evaluation.pretraining_cost import Transformer, vjepa_attention_flops, vjepa_flops
 from keras_vjepa.layers.rematerialization import MLP
 from keras_vjepa.models.backbone import SIZES
 from keras_vjepa.models.dimensions import token_grid
@@ -67,6 +67,13 @@ def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
     values = int(np.prod(encoder.tubelet_embedding.kernel.shape)) // encoder.hidden_dim
     parts = Transformer.of(encoder), Transformer.of(predictor)
     return vjepa_flops(*parts, values, tokens, _mask_tokens(tokens))
+
+
+def attention_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
+    """Count those of `training_flops` that are of attention itself."""
+    tokens = int(np.prod(encoder.grid_shape))
+    parts = Transformer.of(encoder), Transformer.of(predictor)
+    return vjepa_attention_flops(*parts, tokens, _mask_tokens(tokens))
 
 
 def matmul_peak(repeats: int = 8) -> float:
@@ -229,7 +236,8 @@ def bench_training(
     if arguments.json:
         tokens = arguments.batch_size * int(np.prod(pretrainer.encoder.grid_shape))
         steps = times.processor_steps if arguments.processor else times.steps
-        cost = StepCost(float(steps.min()), memory, flops, tokens)
+        attention = arguments.batch_size * attention_flops(pretrainer.encoder, pretrainer.predictor)
+        cost = StepCost(float(steps.min()), memory, flops, tokens, attention)
         print(json.dumps(asdict(cost)))
         return
     print(

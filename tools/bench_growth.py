@@ -7,7 +7,7 @@ that its peak of memory is its own.
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,14 @@ class StepCost:
         memory: bytes that the process or the device held at most.
         flops: of the step, counted.
         tokens: of all clips of the batch, before masks.
+        attention: those of `flops` that are of attention itself; 0 if they were not counted.
     """
 
     seconds: float
     memory: float
     flops: float
     tokens: int
+    attention: float = 0.0
 
 
 def points() -> list[tuple[int, int, int]]:
@@ -67,7 +69,7 @@ def measure(arguments: Sequence[str], point: tuple[int, int, int]) -> StepCost |
     return (said or ["the system ended it: too little memory"])[-1]
 
 
-def memory_by_tokens(costs: Iterable[StepCost]) -> tuple[float, float]:
+def memory_by_tokens(costs: Collection[StepCost]) -> tuple[float, float]:
     """Fit the memory of steps by a constant and a share of each token.
 
     Relative errors count alike, so that a small step weighs as much as a large one.
@@ -85,11 +87,36 @@ def memory_by_tokens(costs: Iterable[StepCost]) -> tuple[float, float]:
     >>> [round(value, 6) for value in memory_by_tokens(steps)]
     [100.0, 3.0]
     """
-    pairs = np.array([(cost.memory, cost.tokens) for cost in costs], "float64")
-    memory, tokens = pairs.T
-    rows = np.stack([1 / memory, tokens / memory], axis=1)
-    constant, slope = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]
-    return float(constant), float(slope)
+    return _fitted([cost.memory for cost in costs], [(1.0, cost.tokens) for cost in costs])
+
+
+def time_by_flops(costs: Collection[StepCost]) -> tuple[float, float]:
+    """Fit the time of steps by a rate of attention and another of all other products.
+
+    Attention computes fewer FLOPs in a second, and has a larger share of them in longer clips.
+
+    Args:
+        costs: of at least two steps in which attention has different shares.
+
+    Returns:
+        Seconds of a FLOP of attention, and of any other.
+
+    Example:
+
+    >>> from keras_vjepa.tools.bench_growth import StepCost, time_by_flops
+    >>> steps = [StepCost(2.0 * n + 1.0, 1.0, n + 1.0, 1, float(n)) for n in (1, 2, 4)]
+    >>> [round(value, 6) for value in time_by_flops(steps)]
+    [2.0, 1.0]
+    """
+    kinds = [(cost.attention, cost.flops - cost.attention) for cost in costs]
+    return _fitted([cost.seconds for cost in costs], kinds)
+
+
+def _fitted(wholes: Sequence[float], parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Fit what each of two parts weighs in some wholes, by relative errors."""
+    rows = np.array(parts, "float64") / np.array(wholes, "float64")[:, None]
+    first, second = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]
+    return float(first), float(second)
 
 
 def too_heavy(
@@ -136,7 +163,8 @@ def growth_lines(costs: dict[tuple[int, int, int], StepCost]) -> list[str]:
     """Write each step's cost beside what theory expects.
 
     In theory time grows as FLOPs do, from the paper's clip, or from the first line if that one is
-    missing; and memory is a constant plus a share of each token.
+    missing; and memory is a constant plus a share of each token. If the FLOPs of attention are
+    known, the last column has the time beside `time_by_flops`.
 
     Args:
         costs: of steps, by image size, number of frames and batch size.
@@ -144,15 +172,24 @@ def growth_lines(costs: dict[tuple[int, int, int], StepCost]) -> list[str]:
     yardstick = costs.get(PAPER, next(iter(costs.values())))
     rate = yardstick.flops / yardstick.seconds
     constant, slope = memory_by_tokens(costs.values())
+    by_rates = _times_by_rates([*costs.values()])
     lines = ["pixels frames batch   tokens   TFLOP        s  of theory     GiB  of theory"]
+    lines[0] += "  by two rates" if by_rates else ""
     times, memories = [], []
-    for (image_size, num_frames, batch_size), cost in costs.items():
+    for number, ((image_size, num_frames, batch_size), cost) in enumerate(costs.items()):
         times.append(cost.seconds / (cost.flops / rate))
         memories.append(cost.memory / (constant + slope * cost.tokens))
         lines.append(
             f"{image_size:6d} {num_frames:6d} {batch_size:5d} {cost.tokens:8d} "
             f"{cost.flops / 1e12:7.3f} {cost.seconds:8.3f} {times[-1]:10.2f} "
             f"{cost.memory / 2**30:7.2f} {memories[-1]:10.2f}"
+            + (f" {by_rates[number]:13.2f}" if by_rates else "")
+        )
+    if by_rates:
+        attention, others = (1e-9 / seconds for seconds in time_by_flops(costs.values()))
+        lines.append(
+            f"at most {max(by_rates):.2f} x the time by two rates "
+            f"({attention:.0f} GFLOP/s of attention and {others:.0f} of all other products)"
         )
     lines.append(
         f"at most {max(times):.2f} x the time and {max(memories):.2f} x the memory in theory "
@@ -160,6 +197,18 @@ def growth_lines(costs: dict[tuple[int, int, int], StepCost]) -> list[str]:
         "token)"
     )
     return lines
+
+
+def _times_by_rates(costs: Sequence[StepCost]) -> list[float]:
+    """Return the time of each step beside that of two rates; none if a rate cannot be told."""
+    shares = {round(cost.attention / cost.flops, 6) for cost in costs}
+    if len(shares) < 2 or 0.0 in shares:
+        return []
+    attention, others = time_by_flops(costs)
+    return [
+        cost.seconds / (attention * cost.attention + others * (cost.flops - cost.attention))
+        for cost in costs
+    ]
 
 
 def print_growth(arguments: Sequence[str]) -> None:

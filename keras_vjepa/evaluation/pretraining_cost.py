@@ -71,7 +71,11 @@ class Transformer:
         """
         dim = self.hidden_dim
         linear = 2.0 * tokens * dim * (4 * dim + 2 * self.mlp_dim)
-        return self.num_layers * (linear + 4.0 * tokens**2 * dim)
+        return self.num_layers * linear + self.attention_flops(tokens)
+
+    def attention_flops(self, tokens: int) -> float:
+        """Count those FLOPs that are of attention itself, of queries by keys and of weights."""
+        return self.num_layers * 4.0 * tokens**2 * self.hidden_dim
 
 
 def vjepa_flops(
@@ -107,6 +111,25 @@ def vjepa_flops(
         trained = encoder.flops(context) + predictor.flops(context + target)
         total += 3 * (trained + projections) + 2 * context * patch
     return total
+
+
+def vjepa_attention_flops(
+    encoder: Transformer, predictor: Transformer, tokens: int, masks: Sequence[tuple[int, int]]
+) -> float:
+    """Count those FLOPs of `vjepa_flops` that are of attention itself; arguments are its own.
+
+    Example:
+
+    >>> from keras_vjepa.evaluation.pretraining_cost import Transformer, vjepa_attention_flops
+    >>> large, predictor = Transformer(1024, 24, 4096), Transformer(384, 12, 1536)
+    >>> clip = vjepa_attention_flops(large, predictor, 1568, [(368, 752), (104, 1104)])
+    >>> f"{clip / 1e12:.2f} TFLOP"
+    '0.43 TFLOP'
+    """
+    return encoder.attention_flops(tokens) + 3 * sum(
+        encoder.attention_flops(context) + predictor.attention_flops(context + target)
+        for context, target in masks
+    )
 
 
 @dataclass(frozen=True)

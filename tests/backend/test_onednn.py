@@ -292,6 +292,7 @@ def plain_attention(query, key, value, mask):
 def test_attention_equals_torch(num_queries, num_keys, masked, most_at_once, monkeypatch):
     monkeypatch.setattr(onednn_attention, "_LEAST_LOGITS", 1)
     monkeypatch.setattr(onednn_attention, "_MOST_LOGITS_AT_ONCE", most_at_once)
+    monkeypatch.setattr(onednn_attention, "_LEAST_ROWS", 1)
     *arguments, upstream = heads(num_queries, num_keys)
     arguments = [one.requires_grad_() for one in arguments]
     mask = torch.arange(num_keys) < torch.tensor([[num_keys], [2]]) if masked else None

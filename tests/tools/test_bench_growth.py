@@ -1,7 +1,7 @@
 """The table of growth: costs as theory has them give 1.00; what cannot be measured is said."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +27,28 @@ def test_costs_in_theory_are_one_times_theory():
         *_, time, _, memory = line.split()
         assert time == memory == "1.00"
     assert lines[-1].startswith("at most 1.00 x the time and 1.00 x the memory in theory (1 GFLOP")
+
+
+def test_attention_may_have_a_rate_of_its_own():
+    """Steps whose attention computes half as many FLOPs in a second are one times two rates."""
+    costs = {}
+    for point in bench_growth.points():
+        cost = as_theory_has_it(point)
+        attention = cost.tokens**2.0
+        seconds = (cost.flops - attention) / 200e9 + attention / 100e9
+        costs[point] = StepCost(seconds, cost.memory, cost.flops, cost.tokens, attention)
+    head, *lines, by_rates, last = bench_growth.growth_lines(costs)
+    assert head.endswith("of theory  by two rates")
+    assert {line.split()[-1] for line in lines} == {"1.00"}
+    assert by_rates == (
+        "at most 1.00 x the time by two rates (100 GFLOP/s of attention and 200 of all other "
+        "products)"
+    )
+    times = [float(line.split()[6]) for line in lines]
+    assert max(times) > 1 and last.startswith(f"at most {max(times):.2f} x the time and 1.00 x")
+    costs[112, 16, 64] = replace(costs[112, 16, 64], seconds=1e3)
+    *_, slow, _, _ = bench_growth.growth_lines(costs)
+    assert float(slow.split()[-1]) > 2
 
 
 def test_a_slow_and_a_heavy_line_are_found():
