@@ -221,8 +221,14 @@ def sum_over_replicas(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 
         context = tf.distribute.get_replica_context()
         if context is not None:
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
+            options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=_BYTES_A_PACK)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients), options)
     return gradients
+
+
+# TensorFlow sums so many bytes of gradients together. By default, all of them are one pack, which
+# waits for the last gradient: a step of two processes (ViT-S) takes 5.3 s instead of 4.6.
+_BYTES_A_PACK = 8_000_000
 
 
 def reduce_logs(logs: dict[str, Any]) -> dict[str, Any]:
