@@ -11,10 +11,11 @@ of these names, as a `keras.RematScope` does: `mlp` stands for the MLPs of all b
 the plainest of them, not compiled; with `--no-padding`, it leaves the key masks out. With
 `--precision`, it compares features for random weights and a random clip with those in float32. With
 `--growth`, it times steps of many sizes of clip and batch, each in a process of its own, and prints
-how time grows with the FLOPs and memory with the tokens. With `--features` and a folder of videos,
-it times reading them, the model, and both together, `--steps` times each. Several devices or
-processes work together as in the recipe, for example under `torchrun`. This is not a test, because
-machines differ.
+how time grows with the FLOPs and memory with the tokens. With `--scaling`, it times steps on 1, 2,
+4 and more devices, `--batch-size` clips on each, and compares weights after some steps with those
+of one device. With `--features` and a folder of videos, it times reading them, the model, and both
+together, `--steps` times each. Several devices or processes work together as in the recipe, for
+example under `torchrun`. This is not a test, because machines differ.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from keras_vjepa.models.dimensions import token_grid
 from keras_vjepa.monitoring.step_log import memory_in_use
 from keras_vjepa.tools.bench_features import print_features
 from keras_vjepa.tools.bench_growth import StepCost, print_growth
+from keras_vjepa.tools.bench_scaling import check_devices, machine, print_scaling
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.run_state import Checkpoints, copy_training_state
 
@@ -330,8 +332,8 @@ class _AttentionLayer(keras.layers.Layer):
         return ops.mean(outputs, axis=(1, 2, 3))[:1, None] + 0.0 * inputs
 
 
-def _growth_arguments(options: argparse.Namespace) -> list[str]:
-    """Write the options that all lines of the growth table share."""
+def _common_arguments(options: argparse.Namespace) -> list[str]:
+    """Write the options that all lines of a table share."""
     given = ["--size", options.size, "--steps", str(options.steps), "--dtype", options.dtype]
     if options.remat_layers:
         given += ["--remat-layers", *options.remat_layers]
@@ -370,12 +372,21 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     parser.add_argument(
         "--processor", action="store_true", help="growth in the processor's seconds"
     )
+    parser.add_argument("--scaling", action="store_true", help="a table by number of devices")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        help="the most of that table (default: all accelerators, or 2 processes without one)",
+    )
     parser.add_argument("--json", action="store_true", help="numbers only")
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)
         clip = {"image_size": options.image_size, "num_frames": options.num_frames}
         check_whole(1, MOST_LONG, **clip)
+        check_whole(2, MOST_LONG, optional=True, devices=options.devices)
+        if options.devices and not options.scaling:
+            raise ValueError(f"`devices` needs `scaling`. Received: {options.devices} alone")
         token_grid({**PATCH, **clip})
     keras.config.set_dtype_policy(options.dtype)
     if options.attention:
@@ -387,7 +398,13 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
             backbone = VJEPABackbone.from_size(options.size, **clip)
             print_features(options.features, backbone, options.batch_size, options.steps)
     elif options.growth:
-        print_growth(_growth_arguments(options))
+        print_growth(_common_arguments(options))
+    elif options.scaling:
+        sizes = ["--image-size", str(options.image_size), "--num-frames", str(options.num_frames)]
+        with parser.failing(RuntimeError), parser.refusing():
+            found = machine()
+            most = check_devices(options.devices, found)
+            print_scaling(_common_arguments(options) + sizes, options.batch_size, found, most)
     else:
         parallel = distribution.setup()
         with parser.refusing():

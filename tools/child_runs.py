@@ -199,7 +199,7 @@ class _Process:
         # The run makes its folder late, and what it says before belongs to the log too.
         run.log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{run.name}: begins{on}; {run.log}", file=sys.stderr, flush=True)
-        with _on(cores):
+        with on_cores(cores):
             self.process = subprocess.Popen(
                 run.command,
                 stdin=subprocess.DEVNULL,
@@ -245,8 +245,12 @@ class _Process:
 
 
 @contextmanager
-def _on(cores: set[int]) -> Iterator[None]:
-    """Let this thread use some cores only, and with it the processes that it starts."""
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Let this thread use some cores only, and with it the processes that it starts.
+
+    Args:
+        cores: numbers of the cores; none if all may be used.
+    """
     if not cores:
         yield
         return

@@ -22,6 +22,25 @@ def has_accelerator() -> bool:
     return not keras.distribution.list_devices()[0].startswith("cpu")
 
 
+def accelerators() -> list[str]:
+    """Return the name of each accelerator that this process sees; none without one."""
+    backend = keras.config.backend()
+    if backend == "torch":
+        import torch
+
+        count = torch.cuda.device_count() if has_accelerator() else 0
+        return [torch.cuda.get_device_name(i) for i in range(count)]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        found = tf.config.list_physical_devices("GPU")
+        details = [tf.config.experimental.get_device_details(one) for one in found]
+        return [str(one.get("device_name", "GPU")) for one in details]
+    import jax
+
+    return [one.device_kind for one in jax.local_devices() if one.platform != "cpu"]
+
+
 def check_computes_in(policy: keras.DTypePolicy) -> None:
     """Check that a model will compute in the precision that it is asked to have.
 

@@ -10,9 +10,11 @@ import itertools
 import json
 import os
 import random
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -30,6 +32,7 @@ BatchesT = TypeVar("BatchesT", bound=Any)
 
 # Seconds after which JAX takes a silent process for dead; its own default is 100.
 HEARTBEAT_TIMEOUT = 30
+_THIS_MACHINE = "127.0.0.1"
 # Variables that tell a process of JAX where the first one listens, how many processes there are,
 # and which of them it is.
 LAUNCHER_VARIABLES = (
@@ -301,6 +304,48 @@ def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
                 # The tensor's memory must not be reused before the step has finished with it.
                 tensor.record_stream(stream)
             yield batch
+
+
+def processes_for(count: int) -> int:
+    """Return how many processes drive so many accelerators of one machine."""
+    return count if keras.config.backend() == "torch" else 1
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """Return the variables that join processes of this machine, as a launcher sets them.
+
+    Args:
+        count: number of processes.
+
+    Returns:
+        A dictionary for each process, with the ports of this machine that are free now.
+
+    Example:
+
+    >>> from keras_vjepa.backend import distribution
+    >>> distribution.environments(1)
+    [{}]
+    """
+    if count == 1:
+        return [{}]
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind((_THIS_MACHINE, 0))
+        ports = [str(listener.getsockname()[1]) for listener in listeners]
+    return [_environment(index, ports) for index in range(count)]
+
+
+def _environment(index: int, ports: Sequence[str]) -> dict[str, str]:
+    backend, count = keras.config.backend(), str(len(ports))
+    addresses = [f"{_THIS_MACHINE}:{port}" for port in ports]
+    if backend == "jax":
+        return dict(zip(LAUNCHER_VARIABLES[0], (addresses[0], count, str(index)), strict=True))
+    if backend == "tensorflow":
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        return {"TF_CONFIG": json.dumps(task)}
+    place = {"MASTER_ADDR": _THIS_MACHINE, "MASTER_PORT": ports[0], "WORLD_SIZE": count}
+    return {**place, "RANK": str(index), "LOCAL_RANK": str(index)}
 
 
 def launch_on_all_devices() -> None:
