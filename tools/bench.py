@@ -340,8 +340,8 @@ def _common_arguments(options: argparse.Namespace) -> list[str]:
     return given + ["--processor"] * options.processor + ["--remat"] * options.remat
 
 
-def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
-    """Run the command, with `program` in front of its messages."""
+def _parser(program: str) -> OneLineParser:
+    """Make the parser of the command."""
     parser = OneLineParser(prog=program, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
     parser.add_argument("--batch-size", type=int, default=1, help="clips of a process")
@@ -379,6 +379,12 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
         help="the most of that table (default: all accelerators, or 2 processes without one)",
     )
     parser.add_argument("--json", action="store_true", help="numbers only")
+    return parser
+
+
+def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
+    """Run the command, with `program` in front of its messages."""
+    parser = _parser(program)
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(1, MOST_LONG, batch_size=options.batch_size, steps=options.steps)

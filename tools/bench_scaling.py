@@ -24,6 +24,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from keras_vjepa import files
 from keras_vjepa.arguments import counted
 from keras_vjepa.backend import collectives, distribution, engine
 from keras_vjepa.data.batches.mask_kinds import MultiBlockMask
@@ -173,7 +174,8 @@ def print_scaling(arguments: Sequence[str], batch_size: int, found: Machine, mos
         difference = _largest({name: weights[name] - alone[name] for name in alone})
         lines.append(ScalingLine(number, batch_size * number, seconds, difference))
         print(f"{counted(number, 'device')}: {seconds:.3f} s", file=sys.stderr, flush=True)
-    print(f"keras_vjepa {keras_vjepa.__version__}, {engine.name_and_version()}, {found.name}")
+    versions = [f"keras_vjepa {keras_vjepa.__version__}", engine.name_and_version()]
+    print(", ".join([*versions, found.name]))
     print("\n".join(scaling_lines(lines, change)))
 
 
@@ -262,7 +264,9 @@ def write_weights(path: str, batch_size: int) -> None:
     if parallel.is_first:
         changes = [new - old for new, old in zip(after, before, strict=True)]
         named = {f"weight {i}": array for i, array in enumerate(after)}
-        np.savez(path, **named, **{f"change {i}": array for i, array in enumerate(changes)})
+        named |= {f"change {i}": array for i, array in enumerate(changes)}
+        with files.unfinished_file(path) as unfinished:
+            np.savez(unfinished, **named)  # type: ignore[arg-type]
 
 
 # --- Processes -----------------------------------------------------------------------------------
