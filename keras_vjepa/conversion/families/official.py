@@ -69,17 +69,27 @@ def _num_bytes(path: Path) -> int:
 
 
 def find_family(path: str | Path) -> str | None:
-    """Name the family of an official file; None for V-JEPA's, others, and what cannot be read.
+    """Name the family of an official file; None for V-JEPA's, others, and damaged archives.
 
     Raises:
-        CheckpointError: if two families could have written it.
+        CheckpointError: if two families could have written it; for an index or a safetensors file,
+            which V-JEPA's reader does not take, also if it is damaged.
     """
+    is_archive = not str(path).endswith((_INDEX, ".safetensors"))
     try:
         content = read_file(path)
-    except CheckpointError:  # reading the whole file gives a better message
-        return None
+    except CheckpointError:
+        if is_archive:  # reading the whole file gives a better message
+            return None
+        raise
     with named(path):
-        return family_of(content)
+        family = family_of(content)
+        if family is None and str(path).endswith(_INDEX):
+            raise CheckpointError(
+                "it names tensors of none of V-JEPA's rivals; of a model in the layout of "
+                "transformers, pass the folder"
+            )
+    return family
 
 
 def convert(

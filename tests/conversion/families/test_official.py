@@ -236,8 +236,23 @@ def test_several_files_and_their_index(ending, tmp_path):
     assert find_family(index) == "openclip"
     assert same(convert(index, num_heads=2), tower)
     (tmp_path / f"model-1.{ending}").unlink()
-    with pytest.raises(CheckpointError, match=r"no such file: .*model-1"):
-        convert(index, num_heads=2, family="openclip")
+    for family in ("openclip", None):
+        with pytest.raises(CheckpointError, match=r"no such file: .*model-1"):
+            convert(index, num_heads=2, family=family)
+
+
+def test_damaged_parts_are_named_without_a_family(tmp_path):
+    """V-JEPA's reader, which files of no family go to, takes them for damaged archives."""
+    save = pytest.importorskip("safetensors.numpy").save_file
+    one, index = tmp_path / "one.safetensors", tmp_path / "model.safetensors.index.json"
+    save({"norm.weight": np.ones(8, "float32")}, one)
+    index.write_text(json.dumps({"weight_map": {"norm.weight": one.name}}))
+    with pytest.raises(CheckpointError, match=r"index\.json: it names .* pass the folder"):
+        convert(index)
+    one.write_bytes(one.read_bytes()[:-4])
+    for path in (one, index):
+        with pytest.raises(CheckpointError, match=r"one\.safetensors is damaged"):
+            convert(path)
 
 
 def test_checkpoints_of_dinov2s_trainer(tmp_path):
