@@ -9,7 +9,8 @@ another way to evaluate one, as in `recipes/probe_table.py`. Options are those o
 
 Each encoder gets clips of its own size and number of frames, which span the same time in all rows,
 and pixels as its preset's preprocessor makes them. An encoder of images sees as many frames as the
-config has, one by one. A table that was stopped continues with the first result that is missing.
+config has, one by one; if it has no number, as with `--data`, clips span the time of 16. A table
+that was stopped continues with the first result that is missing.
 """
 
 import itertools
@@ -41,7 +42,7 @@ from keras_vjepa.monitoring.pretraining_effort import (
     read_costs,
     samples_seen,
 )
-from keras_vjepa.presets.preset import check_preset
+from keras_vjepa.presets.preset import CONFIG_FILE, check_claims, check_preset, find_preset
 from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig
 from keras_vjepa.training.results import read_result
@@ -57,6 +58,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "10-percent": {"fraction": 0.1},
     "5-percent": {"fraction": 0.05},
 }
+# Frames of a clip where no option says how many (App. D.1).
+_FRAMES = 16
 _COLUMNS = ("protocol", "parameters", "input", "clips x views", "samples seen", "hours pretrained")
 
 
@@ -87,6 +90,10 @@ def run(
             config as it is.
         costs: seconds of one clip's training step, by the name of a released preset.
     """
+    # What cannot be fetched or is no encoder must not be found out after hours of other rows.
+    for preset in presets:
+        if preset != probe.UNTRAINED:
+            check_claims(find_preset(preset), CONFIG_FILE, keras.Model)
     with locked(writable_folder(workdir), "--workdir"):
         return _table(presets, config, workdir, protocols, costs or {})
 
@@ -153,13 +160,16 @@ def _row(config: ProbeConfig, workdir: Path) -> dict[str, Any]:
 def fitted(config: ProbeConfig, encoder: Any) -> ProbeConfig:
     """Set a config to clips that an encoder takes and that span the same time.
 
+    A config without a number of frames has the paper's: with each encoder's own, clips would span
+    different times, and an encoder of images would see a single frame of a video.
+
     Args:
         config: config of all rows.
         encoder: any backbone.
     """
     own = as_token_encoder(encoder)
     clip = config.clip
-    frames, stride = clip.frames_per_clip or own.num_frames or 16, clip.frame_step
+    frames, stride = clip.frames_per_clip or _FRAMES, clip.frame_step
     taken = frames if own.is_image_model else own.num_frames or frames
     if own.is_image_model and config.images:
         taken = 1

@@ -112,6 +112,33 @@ def test_clips_span_the_same_time(tmp_path):
 
 
 @pytest.mark.data
+def test_clips_span_the_same_time_where_no_number_of_frames_is_given():
+    """Encoders of images saw one frame of a video of `--data`, and short clips spanned less."""
+    encoders = DINOv2Backbone(24, **SMALL), *(VideoMAEBackbone(32, n, **SMALL) for n in (8, 16))
+    clips = [probe_table.fitted(CONFIGS["own"](), encoder).clip for encoder in encoders]
+    assert [(c.frames_per_clip, c.frame_step) for c in clips] == [(16, 4), (8, 8), (16, 4)]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("videomae_base_patch16_224_kinetics400", "cannot be downloaded from here"),
+        ("empty", "must be a folder that holds config.json"),
+    ],
+)
+def test_all_presets_are_fetched_before_the_first_row(second, message, tmp_path, monkeypatch):
+    """The last of them cost the hours of all rows before it."""
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(probe_table, "_row", None)
+    (tmp_path / "empty").mkdir()
+    given = [*presets(tmp_path, "videomae"), second if "_" in second else str(tmp_path / second)]
+    with pytest.raises((ValueError, OSError), match=message):
+        probe_table.run(given, small(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.data
 def test_samples_seen(tmp_path):
     assert samples_seen("vjepa_large_patch16_224") == 270_000_000
     assert samples_seen(str(tmp_path)) is None
