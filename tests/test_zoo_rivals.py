@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 import keras_vjepa
-from keras_vjepa import VJEPAVideoPreprocessor
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAPretrainer,
+    VJEPAVideoClassifier,
+    VJEPAVideoPreprocessor,
+)
 from keras_vjepa.conversion import export_checkpoint
 from keras_vjepa.models import DINOv2Backbone, OpenCLIPBackbone, VideoMAEBackbone
 from keras_vjepa.presets.downloads import TRUST_VARIABLE
@@ -47,6 +52,22 @@ def test_a_file_that_cannot_be_downloaded_says_where_it_is(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="drive.google.com.*keras-vjepa convert FILE FOLDER --fam"):
         VideoMAEBackbone.from_preset("videomae_large_patch16_224_kinetics400")
     assert not [*tmp_path.rglob("*.h5")]
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (VJEPABackbone.from_preset, "call DINOv2Backbone.from_preset"),
+        (partial(VJEPABackbone.from_preset, image_size=28), "call DINOv2Backbone.from_preset"),
+        (VJEPAPretrainer.from_preset, "holds pretrainer.json.* Received: dinov2_small_patch14"),
+        (VJEPAVideoClassifier.from_preset, "`num_classes` must be given.* dinov2_small_patch14"),
+    ],
+)
+def test_what_a_name_has_not_is_refused_before_the_download(load, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path))
+    monkeypatch.setattr(RivalEntry, "write_models", None)
+    with pytest.raises((ValueError, OSError), match=message):
+        load("dinov2_small_patch14", trust_on_first_use=True)
 
 
 def test_a_file_is_fetched_converted_and_kept(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from keras_vjepa.presets.preset import (
     CONFIG_FILE,
     Preset,
     PresetName,
+    check_class,
     find_preset,
     load_backbone,
     read_config,
@@ -70,6 +71,7 @@ class BackbonePreset(Preset):
         """
         if not load_weights or not overrides:
             return super().from_preset(preset, load_weights, trust_on_first_use, **overrides)
+        check_class(preset, cls)
         folder = find_preset(preset, load_weights, trust_on_first_use)
         stored = read_config(folder, CONFIG_FILE, cls.__name__)["config"]
         _check_fit(folder, stored, overrides)

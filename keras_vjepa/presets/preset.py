@@ -80,6 +80,9 @@ class BuiltInPreset(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return the description that `list_presets` gives of it."""
 
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """Return the contents of the files that describe its models; empty if they are here."""
+
     def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
         """Return its preset folder in the cache, and make the folder if it is missing."""
 
@@ -166,6 +169,42 @@ def find_preset(
             return checkpoints.folder(name)
     check_preset(preset)
     return _as_preset(Path(name).expanduser())
+
+
+def check_class(preset: PresetName, cls: Any) -> None:
+    """Check that a built-in name has a model of a class, before files of some GB are downloaded.
+
+    Args:
+        preset: as in `find_preset`; presets of other kinds are not checked.
+        cls: class of a model, with its `config_file`.
+
+    Raises:
+        FileNotFoundError: if it has none of that kind.
+        ValueError: if its model is of another class.
+    """
+    name = os.fspath(preset)
+    if lacks(preset, cls.config_file):
+        raise FileNotFoundError(_misses(cls.config_file, cls.__name__, name))
+    config = _configs(preset).get(cls.config_file)
+    if config is not None:
+        with named(Path(name)):
+            described_class(config, cls)
+
+
+def lacks(preset: PresetName, config_file: str) -> bool:
+    """Tell whether a built-in name is known to have no model of a kind, without fetching anything.
+
+    Args:
+        preset: as in `find_preset`.
+        config_file: the file that would describe the model.
+    """
+    configs = _configs(preset)
+    return bool(configs) and config_file not in configs
+
+
+def _configs(preset: PresetName) -> dict[str, dict[str, Any]]:
+    name = os.fspath(preset)
+    return BUILT_IN[name].configs() if name in BUILT_IN else {}
 
 
 def check_preset(preset: PresetName, name: str = "preset") -> None:
@@ -349,6 +388,7 @@ class Preset:
             FileNotFoundError: if the folder is no preset, or not of this class.
             ValueError: if `preset` or `overrides` do not exist, or a download fails.
         """
+        check_class(preset, cls)
         folder = find_preset(preset, load_weights, trust_on_first_use)
         # Errors use the caller's name for the preset, since users do not know the cache's folders.
         check_holds(folder, cls.config_file, cls.__name__, os.fspath(preset))
@@ -431,10 +471,11 @@ def check_holds(folder: Path, name: str, class_name: str, preset: str) -> None:
     """
     if files.kind_of(folder / name) is None:
         holds = ", which holds files of V-JEPA 2.1" if is_version_21(folder) else ""
-        raise FileNotFoundError(
-            f"`preset` must be a folder that holds {name}, for {class_name}. "
-            f"Received: {preset}{holds}"
-        )
+        raise FileNotFoundError(f"{_misses(name, class_name, preset)}{holds}")
+
+
+def _misses(name: str, class_name: str, preset: str) -> str:
+    return f"`preset` must be a folder that holds {name}, for {class_name}. Received: {preset}"
 
 
 def read_config(folder: Path, name: str, class_name: str) -> dict[str, Any]:

@@ -46,6 +46,10 @@ class ShippedEntry:
         """Return what the card says, as `list_presets` has it of every name."""
         return {**read_json_object(self.path / CARD_FILE), "files": []}
 
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """Return nothing: the files are in the package, and are checked when they are read."""
+        return {}
+
     def folder(self, name: str, load_weights: bool, trust_on_first_use: bool) -> Path:
         """Return the folder, which is where the package is."""
         return self.path

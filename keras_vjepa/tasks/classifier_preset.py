@@ -20,6 +20,7 @@ from keras_vjepa.presets.preset import (
     PresetName,
     check_claims,
     find_preset,
+    lacks,
     load_backbone,
     read_config,
 )
@@ -135,14 +136,13 @@ class ClassifierPreset(Preset):
         sizes = {name: overrides.pop(name) for name in _SIZES if name in overrides}
         drop_path = {k: overrides.pop(k) for k in ("drop_path_rate",) if k in overrides}
         arguments_of(cls, {"backbone": None, **overrides})
+        has_classes = bool({"num_classes", "class_names"} & {*overrides})
+        # Of a built-in name this is known before its files are downloaded.
+        cls._check_classes(has_classes or not lacks(preset, cls.config_file), preset)
         folder = find_preset(preset, load_weights, trust_on_first_use)
         precision = {**drop_path, **{k: v for k, v in overrides.items() if k == "dtype"}}
         is_classifier = (folder / cls.config_file).is_file()
-        if not is_classifier and not {"num_classes", "class_names"} & {*overrides}:
-            raise ValueError(
-                f"`num_classes` must be given for a preset that holds no {cls.config_file}, or "
-                f"`class_names`. Received: {os.fspath(preset)}"
-            )
+        cls._check_classes(has_classes or is_classifier, preset)
         stored: dict[str, Any] = {}
         if is_classifier:
             stored = read_config(folder, cls.config_file, cls.__name__)["config"]
@@ -165,6 +165,14 @@ class ClassifierPreset(Preset):
         backbone = load_backbone_of_size(folder, load_weights, sizes, model.backbone, **precision)
         set_trainable(backbone, model.backbone.trainable)
         return model.with_backbone(backbone)
+
+    @classmethod
+    def _check_classes(cls, are_known: bool, preset: PresetName) -> None:
+        if not are_known:
+            raise ValueError(
+                f"`num_classes` must be given for a preset that holds no {cls.config_file}, or "
+                f"`class_names`. Received: {os.fspath(preset)}"
+            )
 
     @classmethod
     def _with_its_probe(
