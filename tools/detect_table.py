@@ -113,6 +113,8 @@ def run(options: Any) -> str:
                 untrained, trained = METHODS[method]
                 folder = workdir / f"{method.replace(',', '')} {seed}"
                 config = fitted(configured(options, untrained, trained, seed), encoder)
+                batch_size = min(config.batches.batch_size, len(found.train))
+                config = replace(config, batch_size=batch_size)
                 scores = functools.cache(functools.partial(detect.run, config, folder, found))
                 for kind in found.test:
                     table.fill(method, kind, seed, lambda kind=kind, made=scores: made()[kind])  # type: ignore[misc]

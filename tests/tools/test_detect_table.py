@@ -96,6 +96,20 @@ def test_clips_are_those_of_an_encoder_that_has_one_size(encoder, size, frames, 
 
 
 @pytest.mark.data
+def test_fewer_key_frames_than_a_batch_has_are_one_batch(folder, monkeypatch):
+    """The run would ask for a smaller --batch_size, an option that this command has not."""
+    made = []
+    monkeypatch.setattr(
+        detect_table.detect,
+        "run",
+        lambda config, *others: made.append(config) or {"true": 0.5, "detected": 0.5},
+    )
+    command = [str(folder / "table"), "--preset", str(folder / "encoder"), "--num-key-frames"]
+    detect_table.main([*command, "1", "--seeds", "0", "--methods", "pretrained, frozen"])
+    assert {config.batches.batch_size for config in made} == {1}
+
+
+@pytest.mark.data
 def test_a_part_of_the_key_frames(folder):
     """What is left out of the test does not count as missed."""
     whole = CONFIGS["digit_scene"]().data.make()
