@@ -62,12 +62,16 @@ def shortened(found: DetectionSet, num_train: int, num_test: int) -> DetectionSe
 def fitted(config: DetectConfig, encoder: Any) -> DetectConfig:
     """Set a config to the one size of an encoder that has no other, and to clips of the same time.
 
+    Frames for other encoders are enlarged to whole patches: 64 pixels to 70 for patches of 14.
+
     Args:
         config: config of a detector.
         encoder: any backbone.
     """
     if getattr(encoder, "input_shapes", "any") != "one":
-        return config
+        missing = -config.crop_size % getattr(encoder, "patch_size", 1)
+        low, high = (side + missing for side in config.short_side)
+        return replace(config, crop_size=config.crop_size + missing, short_side=(low, high))
     side, clip = max(height_and_width(encoder.image_size)), config.clip
     frames, stride = clip.num_frames, clip.frame_step
     taken = encoder.num_frames if encoder.num_frames > 1 else frames

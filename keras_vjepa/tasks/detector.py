@@ -315,13 +315,20 @@ class VJEPAActionDetector(
             num_frames: number of frames; None checks the size alone.
 
         Raises:
-            ValueError: for another than its own, if it has one size alone.
+            ValueError: for another than its own, if it has one size alone, and for squares that are
+                not made of whole patches.
         """
         shapes = getattr(self.backbone, "input_shapes", "any")
         own = height_and_width(self.backbone.image_size) if shapes == "one" else None
         if own is not None and own != (crop_size, crop_size):
             raise ValueError(
                 f"`crop_size` must be {self.backbone.image_size}, the one size of this encoder. "
+                f"Received: {crop_size}"
+            )
+        patch_size = getattr(self.backbone, "patch_size", 1)
+        if own is None and crop_size % patch_size:
+            raise ValueError(
+                f"`crop_size` must be a multiple of the encoder's patches of {patch_size} pixels. "
                 f"Received: {crop_size}"
             )
         frames = self.backbone.num_frames if shapes == "one" else 1

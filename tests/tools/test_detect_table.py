@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from keras_vjepa import VJEPABackbone
+from keras_vjepa import VJEPAActionDetector, VJEPABackbone
 from keras_vjepa.configuration import replace
-from keras_vjepa.models import HieraBackbone, OmniMAEBackbone, VideoMAEBackbone
+from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OmniMAEBackbone, VideoMAEBackbone
 from keras_vjepa.recipes.detect_configs import CONFIGS, digit_scene
 from keras_vjepa.tools import detect_table
 from tests.data.sources.ava_layout import write_ava
@@ -93,6 +93,18 @@ def test_clips_are_those_of_an_encoder_that_has_one_size(encoder, size, frames, 
     config = detect_table.fitted(digit_scene(), encoder())
     assert config.crop_size == config.test_size == size and config.short_side == (size, size)
     assert (config.clip.num_frames, config.clip.frame_step) == (frames, stride)
+
+
+@pytest.mark.data
+def test_training_frames_are_enlarged_to_whole_patches():
+    """Those of 64 pixels had none of 14; frames of the test are padded."""
+    encoder = DINOv2Backbone(28, **{**SMALL, "patch_size": 14})
+    config = detect_table.fitted(digit_scene(), encoder)
+    assert (config.crop_size, config.short_side) == (70, (70, 70))
+    detector = VJEPAActionDetector(encoder, class_names=["sit"])
+    detector.check_crop_size(config.crop_size)
+    with pytest.raises(ValueError, match="`crop_size` must be a multiple .* of 14 pixels"):
+        detector.check_crop_size(digit_scene().crop_size)
 
 
 @pytest.mark.data
