@@ -132,7 +132,7 @@ def too_heavy(
         memory: bytes that it may take; None if they are not known.
 
     Returns:
-        None for a step that may be tried, as long as fewer than two sizes were measured.
+        None for a step that may be tried, and for all steps before two sizes were measured.
 
     Example:
 
