@@ -288,7 +288,8 @@ def _run(
     with ExitStack() as stack:
         running: list[tuple[subprocess.Popen[str], IO[str], IO[str]]] = []
         for environment, share in zip(environments, cores, strict=True):
-            said, errors = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
+            said: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))
+            errors: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))
             variables = {**os.environ, **environment}
             with on_cores(share):
                 process = subprocess.Popen(
