@@ -30,6 +30,7 @@ from keras_vjepa.conversion.torch_archive import read_checkpoint, write_checkpoi
 from keras_vjepa.models.backbone_preset import resized
 from keras_vjepa.models.families import HieraBackbone, RivalBackbone
 from keras_vjepa.preprocessor import VJEPAVideoPreprocessor
+from keras_vjepa.presets.recognition import is_version_21
 from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 
 _SIZES = ("image_size", "num_frames")
@@ -73,13 +74,13 @@ def find_family(path: str | Path) -> str | None:
 
     Raises:
         CheckpointError: if two families could have written it; for an index or a safetensors file,
-            which V-JEPA's reader does not take, also if it is damaged.
+            which V-JEPA's reader does not take, also if it is damaged and not V-JEPA 2.1's.
     """
     is_archive = not str(path).endswith((_INDEX, ".safetensors"))
     try:
         content = read_file(path)
     except CheckpointError:
-        if is_archive:  # reading the whole file gives a better message
+        if is_archive or is_version_21(Path(path)):  # V-JEPA's reader gives a better message
             return None
         raise
     with named(path):
