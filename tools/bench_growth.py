@@ -172,24 +172,26 @@ def growth_lines(costs: dict[tuple[int, int, int], StepCost]) -> list[str]:
     yardstick = costs.get(PAPER, next(iter(costs.values())))
     rate = yardstick.flops / yardstick.seconds
     constant, slope = memory_by_tokens(costs.values())
-    by_rates = _times_by_rates([*costs.values()])
+    rates = _rates([*costs.values()])
     lines = ["pixels frames batch   tokens   TFLOP        s  of theory     GiB  of theory"]
-    lines[0] += "  by two rates" if by_rates else ""
-    times, memories = [], []
-    for number, ((image_size, num_frames, batch_size), cost) in enumerate(costs.items()):
+    lines[0] += "  by two rates" if rates else ""
+    times, memories, by_rates = [], [], []
+    for (image_size, num_frames, batch_size), cost in costs.items():
         times.append(cost.seconds / (cost.flops / rate))
         memories.append(cost.memory / (constant + slope * cost.tokens))
         lines.append(
             f"{image_size:6d} {num_frames:6d} {batch_size:5d} {cost.tokens:8d} "
             f"{cost.flops / 1e12:7.3f} {cost.seconds:8.3f} {times[-1]:10.2f} "
             f"{cost.memory / 2**30:7.2f} {memories[-1]:10.2f}"
-            + (f" {by_rates[number]:13.2f}" if by_rates else "")
         )
-    if by_rates:
-        attention, others = (1e-9 / seconds for seconds in time_by_flops(costs.values()))
+        if rates:
+            others = cost.flops - cost.attention
+            by_rates.append(cost.seconds / (rates[0] * cost.attention + rates[1] * others))
+            lines[-1] += f" {by_rates[-1]:13.2f}"
+    if rates:
         lines.append(
-            f"at most {max(by_rates):.2f} x the time by two rates "
-            f"({attention:.0f} GFLOP/s of attention and {others:.0f} of all other products)"
+            f"at most {max(by_rates):.2f} x the time by two rates ({1e-9 / rates[0]:.0f} GFLOP/s "
+            f"of attention and {1e-9 / rates[1]:.0f} of all other products)"
         )
     lines.append(
         f"at most {max(times):.2f} x the time and {max(memories):.2f} x the memory in theory "
@@ -199,16 +201,10 @@ def growth_lines(costs: dict[tuple[int, int, int], StepCost]) -> list[str]:
     return lines
 
 
-def _times_by_rates(costs: Sequence[StepCost]) -> list[float]:
-    """Return the time of each step beside that of two rates; none if a rate cannot be told."""
+def _rates(costs: Sequence[StepCost]) -> tuple[float, float] | None:
+    """Return what `time_by_flops` finds; None if the steps do not tell two rates apart."""
     shares = {round(cost.attention / cost.flops, 6) for cost in costs}
-    if len(shares) < 2 or 0.0 in shares:
-        return []
-    attention, others = time_by_flops(costs)
-    return [
-        cost.seconds / (attention * cost.attention + others * (cost.flops - cost.attention))
-        for cost in costs
-    ]
+    return None if len(shares) < 2 or 0.0 in shares else time_by_flops(costs)
 
 
 def print_growth(arguments: Sequence[str]) -> None:

@@ -81,7 +81,7 @@ def rows_of(kind: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _changes(options: Namespace, seed: int) -> dict[str, Any]:
     """Return the options of `decode train` by which the decoder of a seed is trained."""
     default = digit_motion_black()
-    given = vars(options)
+    given = vars(options)  # a caller may leave out what has a default
     return {
         "preset": options.preset,
         # As the clips are read by which the decoder is measured.

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import types
@@ -35,12 +34,6 @@ DEATH_NOTICE = {
 RECIPE = ROOT / "recipes" / "pretrain.py"
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def environment(virtual_devices=1, flags=""):
     """Of a process on this backend; JAX and torch do without TensorFlow, which Keras would load."""
     flags = f"{os.environ['XLA_FLAGS']} {flags}"
@@ -54,30 +47,12 @@ def environment(virtual_devices=1, flags=""):
 
 def launch(command, count=1, virtual_devices=1, flags=""):
     """Start the processes of a run, each as its backend's launcher would."""
-    ports = [free_port() for _ in range(count)]
     running = []
-    for index in range(count):
-        addresses = [f"127.0.0.1:{port}" for port in ports]
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        several = {
-            "jax": {
-                "JAX_COORDINATOR_ADDRESS": addresses[0],
-                "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(index),
-            },
-            "torch": {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(ports[0]),
-                "WORLD_SIZE": str(count),
-                "RANK": str(index),
-                "LOCAL_RANK": str(index),
-            },
-            "tensorflow": {"TF_CONFIG": json.dumps(task)},
-        }[BACKEND]
+    for several in distribution.environments(count):
         running.append(
             subprocess.Popen(
                 [sys.executable, *command],
-                env={**environment(virtual_devices, flags), **(several if count > 1 else {})},
+                env={**environment(virtual_devices, flags), **several},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
