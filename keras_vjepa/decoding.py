@@ -217,7 +217,6 @@ class DecoderBatches:
             source.close()
 
     def _with_features(self, step: int, batch: Mapping[str, Any]) -> Batch:
-        found = self.features.of(batch)
         videos, targets = np.asarray(batch["videos"]), np.asarray(batch[TARGET])
         clips = self.regions.pixels(videos, targets)
         # Drawn for the global batch, of which this process has its slice.
@@ -228,14 +227,11 @@ class DecoderBatches:
         timesteps = draws.integers(0, self.num_steps, whole)
         noise = draws.standard_normal((whole, *clips.shape[1:]), dtype="float32")
         kinds = kinds[rows][: len(clips)].astype("int32")
-        features = np.where(
-            (kinds == KINDS.index("target"))[:, None, None], found["target"], found["predicted"]
-        )
         return {
             "clips": clips,
             "noise": noise[rows][: len(clips)],
             "timesteps": timesteps[rows][: len(clips)].astype("int32"),
-            "features": features * (kinds > 0)[:, None, None].astype("float32"),
+            "features": self.features.of_kinds(batch, kinds),
             "kinds": kinds,
         }
 

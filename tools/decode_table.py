@@ -55,6 +55,8 @@ REAL = "real"
 HEADING = "decoded regions, in %"
 # Options of this command that `decode train` has too.
 _OF_TRAINING = ("condition", "kinds")
+# Memory of a training for decoded videos, enough for all of the built-in set.
+_CACHE_GIB = 1.0
 # Settings on which numbers depend, besides the features.
 _SETTINGS = (
     "data", "train_steps", "clips", "samples", "timesteps", "train_clips", "epochs", "guidance",
@@ -90,6 +92,7 @@ def _changes(options: Namespace, seed: int) -> dict[str, Any]:
         "steps": options.train_steps,
         "warmup_steps": min(default.learning_rate.warmup_steps, options.train_steps - 1),
         "seed": seed,
+        "cache_gib": _CACHE_GIB,
         **{name: given[name] for name in _OF_TRAINING if name in given},
     }
 

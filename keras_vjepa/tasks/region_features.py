@@ -4,7 +4,8 @@ The predictor sees what is around the region, and gives the features that it exp
 decoder gets these alone, and never a feature or pixel of what is around.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,8 +13,10 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from keras_vjepa.backend import collectives, inference
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.layers.embedding import gather_tokens
+from keras_vjepa.models.diffusion_network import KINDS
 from keras_vjepa.presets.fingerprints import fingerprint_of_weights
 from keras_vjepa.tasks.decoder import FeatureDecoder
 from keras_vjepa.tasks.pretrainer import VJEPAPretrainer
@@ -23,6 +26,8 @@ from keras_vjepa.types import Batch, Tensor
 # that hides small blocks.
 _KIND = 0
 CONTEXT, TARGET = (f"{role}_indices_{_KIND}" for role in ("context", "target"))
+# Parts of a batch in which samples are computed, so that there are as many programs at most.
+_PARTS = 4
 
 
 class RegionFeatures(StepFunctions, keras.Model):
@@ -66,11 +71,13 @@ class RegionFeatures(StepFunctions, keras.Model):
         self.built = True
 
     def call(self, inputs: Batch) -> dict[str, Tensor]:
-        targets = self.pretrainer.targets(inputs["videos"])
-        return {
-            "predicted": self.pretrainer.predictions(inputs, _KIND),
-            "target": gather_tokens(targets, inputs[TARGET]),
-        }
+        return {"predicted": self._predicted(inputs), "target": self._target(inputs)}
+
+    def _predicted(self, inputs: Batch) -> Tensor:
+        return self.pretrainer.predictions(inputs, _KIND)
+
+    def _target(self, inputs: Batch) -> Tensor:
+        return gather_tokens(self.pretrainer.targets(inputs["videos"]), inputs[TARGET])
 
     def of(self, batch: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
         """Compute the features of a batch in one compiled call; see the call.
@@ -81,6 +88,44 @@ class RegionFeatures(StepFunctions, keras.Model):
         given = {name: batch[name] for name in ("videos", CONTEXT, TARGET)}
         found = self.predict_on_batch(given)
         return {name: np.asarray(ops.convert_to_numpy(x), "float32") for name, x in found.items()}
+
+    def of_kinds(self, batch: Mapping[str, Any], kinds: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Compute for each sample of a batch only the features of its kind.
+
+        Args:
+            batch: arrays as in the call; others are left out.
+            kinds: `(batch,)`, numbers of `KINDS`.
+
+        Returns:
+            `(batch, targets, dim)`; zeros for samples of kind "none".
+        """
+        given = {name: np.asarray(batch[name]) for name in ("videos", CONTEXT, TARGET)}
+        found = np.zeros((*given[TARGET].shape, self.width), "float32")
+        # Several devices share whole batches.
+        alone = collectives.replicas_in_sync() == 1 and keras.distribution.distribution() is None
+        every = {} if alone else self.of(given)
+        part = max(1, len(kinds) // _PARTS)
+        for name, compute in self._compiled.items():
+            rows = np.flatnonzero(kinds == KINDS.index(name))
+            if not alone:
+                found[rows] = every[name][rows]
+            elif len(rows):
+                filled = np.resize(rows, -(-len(rows) // part) * part)
+                values = compute(*(array[filled] for array in given.values()))
+                found[rows] = ops.convert_to_numpy(values)[: len(rows)]
+        return found
+
+    @functools.cached_property
+    def _compiled(self) -> dict[str, Callable[..., Tensor]]:
+        """Return compiled functions of videos, context and targets, by the kind of features."""
+
+        def compiled(compute: Callable[[Batch], Tensor]) -> Callable[..., Tensor]:
+            def of_arrays(videos: Tensor, context: Tensor, targets: Tensor) -> Tensor:
+                return compute({"videos": videos, CONTEXT: context, TARGET: targets})
+
+            return inference.compiled_beside(self, of_arrays)
+
+        return {"predicted": compiled(self._predicted), "target": compiled(self._target)}
 
     @property
     def width(self) -> int:
