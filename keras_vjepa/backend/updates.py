@@ -43,6 +43,8 @@ def _stored(variables: Sequence[Any]) -> list[Tensor]:
 def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -> None:
     """Move variables towards others: targets += rate * (sources - targets), in float32.
 
+    Variables of integers, which are quantized kernels and states of random seeds, stay as they are.
+
     Args:
         targets: the variables to change.
         sources: as many variables, of the same shapes.
@@ -57,6 +59,10 @@ def move_towards(targets: Variables, sources: Variables, rate: Tensor | float) -
     >>> keras.ops.convert_to_numpy(target).tolist()
     [1.0, 2.0]
     """
+    targets, sources = (
+        [one for one in variables if keras.backend.is_float_dtype(one.dtype)]
+        for variables in (targets, sources)
+    )
     if runs_op_by_op():
         import torch
 

@@ -569,13 +569,7 @@ class VJEPAPretrainer(
         rate = self._update_rate()
         if moved is not None:
             rate = rate * ops.cast(moved, "float32")
-        encoders = (self.target_encoder, self.encoder)
-        # Quantized kernels are integers, which the moving average leaves as they are.
-        targets, sources = (
-            [v for v in encoder.variables if keras.backend.is_float_dtype(v.dtype)]
-            for encoder in encoders
-        )
-        updates.move_towards(targets, sources, rate)
+        updates.move_towards(self.target_encoder.variables, self.encoder.variables, rate)
 
     def _update_rate(self) -> Tensor:
         if not isinstance(self.momentum, LinearSchedule):

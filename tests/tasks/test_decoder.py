@@ -12,11 +12,11 @@ from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
 from tests.support import programs_made, slow_but_on
 
 
-def make_decoder(feature_dim=6, grid_shape=(2, 1, 2), **arguments):
+def make_decoder(feature_dim=6, grid_shape=(2, 1, 2), dropout=0.0, **arguments):
     keras.utils.set_random_seed(0)
     network = DiffusionNetwork(
         (2, 4, 8), feature_dim, grid_shape, 8, (1,), 1, (), condition="grid", factorized=True,
-        groups=4,
+        groups=4, dropout=dropout,
     )  # fmt: skip
     return FeatureDecoder(network, **arguments)
 
@@ -56,6 +56,21 @@ def test_training_lowers_the_loss_and_moves_the_average(trained):
     behind = [np.abs(a - b).max() for a, b in zip(now, averaged, strict=True)]
     assert max(moved) > 1e-3 and max(behind) > 1e-4
     assert not decoder.averaged.trainable_variables
+
+
+def test_the_average_of_a_network_with_dropout_leaves_its_seeds_alone():
+    """The paper's network has dropout, whose seeds are variables of integers."""
+    decoder = make_decoder(dropout=0.1)
+    decoder.compile()
+    seeds = [one for one in decoder.averaged.variables if "seed" in one.path]
+    before = [ops.convert_to_numpy(one) for one in seeds]
+    decoder.network.last.weights[0].assign_add(np.ones(decoder.network.last.weights[0].shape))
+    for one in (v for v in decoder.network.variables if "seed" in v.path):
+        one.assign(ops.convert_to_numpy(one) + 7)
+    decoder.after_step()
+    assert len(seeds) and ops.convert_to_numpy(decoder.averaged.last.weights[0]).max() > 0.5
+    for one, expected in zip(seeds, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(one), expected)
 
 
 def test_samples_follow_from_seed_and_features(trained):
