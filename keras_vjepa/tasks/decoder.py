@@ -19,7 +19,7 @@ One batch is a dictionary:
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -167,7 +167,12 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW(_LEARNING_RATE, 0.0)
         super().compile(optimizer=optimizer, **kwargs)
+        # So that saved variables of the optimizer find their place.
         self.optimizer.build(self.trainable_variables)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile the decoder as it was when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     def after_step(self, moved: Tensor | None = None) -> dict[str, Tensor]:
         """Move the averaged weights towards the network's.
@@ -228,6 +233,9 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
             ValueError: for features of another width or number, arguments out of range, and weights
                 that are damaged.
         """
+        if not isinstance(seeds, Iterable):
+            raise ValueError(f"`seeds` must be a list of whole numbers. Received: {shown(seeds)}")
+        seeds = [*seeds]
         features = self._checked(features, seeds, kind, guidance)
         count, each = len(features), len(seeds)
         streams = [np.random.default_rng(seed) for seed in seeds]

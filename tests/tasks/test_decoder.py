@@ -107,6 +107,18 @@ def test_a_preset_samples_the_same(trained, tmp_path):
 
 
 @slow_but_on("torch")
+def test_a_saved_decoder_goes_on_as_it_was(trained, tmp_path):
+    decoder, batch, *_ = trained
+    decoder.save(tmp_path / "decoder.keras")
+    again = keras.saving.load_model(tmp_path / "decoder.keras")
+    assert int(again.optimizer.iterations) == int(decoder.optimizer.iterations) == 5
+    for one, other in zip(decoder.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(*(ops.convert_to_numpy(value) for value in (one, other)))
+    found, expected = (one.test_on_batch(batch) for one in (again, decoder))
+    assert float(found) == float(expected)
+
+
+@slow_but_on("torch")
 def test_a_residual_is_learnt_and_sampled():
     decoder = make_decoder(prediction_type="residual", pixel_statistics=[-0.5, 0.25])
     assert decoder.get_config()["pixel_statistics"] == (-0.5, 0.25)
@@ -160,6 +172,8 @@ def test_half_precision(dtype):
         ({"features": np.zeros((1, 4, 5))}, "features"),
         ({"seeds": ()}, "seeds"),
         ({"seeds": (-1,)}, "seeds"),
+        ({"seeds": 3}, "seeds"),
+        ({"seeds": iter((0, 0.5))}, "seeds"),
         ({"kind": "context"}, "kind"),
         ({"steps": 0}, "steps"),
         ({"guidance": -1}, "guidance"),
