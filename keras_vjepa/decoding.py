@@ -151,7 +151,7 @@ class Regions:
     def _sized(self, frame: Floats) -> Floats:
         if frame.shape[:2] == self.size:
             return frame
-        smaller = self.size[0] < frame.shape[0]
+        smaller = any(new < old for new, old in zip(self.size, frame.shape[:2], strict=True))
         how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         return np.asarray(cv2.resize(frame, self.size[::-1], interpolation=how), "float32")
 

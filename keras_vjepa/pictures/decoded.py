@@ -74,14 +74,21 @@ class HiddenRegion:
         return around.astype("int32"), within.astype("int32")
 
     def pixels(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return top, left, bottom and right of the region in frames of a size."""
+        """Return top, left, bottom and right of the region in frames of a size.
+
+        Raises:
+            ValueError: for frames so small that no pixel is in the region.
+        """
         _, rows, columns = self.grid
-        return (
-            self.row * height // rows,
-            self.column * width // columns,
-            (self.row + self.rows) * height // rows,
-            (self.column + self.columns) * width // columns,
-        )
+        top, left = self.row * height // rows, self.column * width // columns
+        bottom = (self.row + self.rows) * height // rows
+        right = (self.column + self.columns) * width // columns
+        if top == bottom or left == right:
+            raise ValueError(
+                f"The video must have a pixel for each of {rows} x {columns} patches. "
+                f"Received: frames of {height} x {width} pixels"
+            )
+        return top, left, bottom, right
 
 
 def region_features(

@@ -271,6 +271,18 @@ def test_regions_are_cut_where_their_tokens_are():
     small = Regions((2, 4, 6), 4, 2, 3, (4, 6), (0, 0, 0), (1, 1, 1)).pixels(videos, targets)
     assert small.shape == (2, 2, 4, 6, 3)
     np.testing.assert_allclose(small[1].mean(), 2 * cut.mean() - 1, atol=1e-4)
+    # A region that gets narrower alone loses no pixels either.
+    narrow = Regions((2, 4, 6), 4, 2, 3, (8, 3), (0, 0, 0), (1, 1, 1)).pixels(videos, targets)
+    expected = 2 * cut.reshape(2, 8, 3, 4, 3).mean(axis=3) - 1
+    np.testing.assert_allclose(narrow[1], expected, atol=1e-4)
+
+
+@pytest.mark.data
+def test_a_region_without_a_pixel_is_named():
+    region = HiddenRegion((2, 4, 4), 1, 2, 0, 1)
+    assert region.pixels(4, 3) == (0, 0, 1, 2)
+    with pytest.raises(ValueError, match="a pixel for each of 4 x 4 patches. Received: frames of"):
+        region.pixels(3, 3)
 
 
 def test_a_region_of_pixels_in_tokens():
