@@ -293,7 +293,8 @@ def _moved_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         with torch.cuda.stream(copying):
             return keras.tree.map_structure(moved, batch), copying.record_event()
 
-    with ThreadPoolExecutor(1) as pool:
+    # What makes the batches may compute, and would do so on the first device in a new thread.
+    with ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (copying.device,)) as pool:
         coming = pool.submit(next_batch)
         while (found := coming.result()) is not None:
             batch, is_there = found

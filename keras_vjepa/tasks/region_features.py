@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from keras_vjepa.backend import collectives, inference
+from keras_vjepa.backend import inference
 from keras_vjepa.backend.step_functions import StepFunctions
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.models.diffusion_network import KINDS
@@ -101,9 +101,10 @@ class RegionFeatures(StepFunctions, keras.Model):
         """
         given = {name: np.asarray(batch[name]) for name in ("videos", CONTEXT, TARGET)}
         found = np.zeros((*given[TARGET].shape, self.width), "float32")
-        # Several devices share whole batches.
-        alone = collectives.replicas_in_sync() == 1 and keras.distribution.distribution() is None
-        every = {} if alone else self.of(given)
+        # Devices of JAX share whole batches. A process of TensorFlow computes its clips on one
+        # device, because batches are made in a thread that must not wait for other processes.
+        alone = keras.distribution.distribution() is None
+        every = {} if alone else self._on_all_devices.own_rows(given)
         part = max(1, len(kinds) // _PARTS)
         for name, compute in self._compiled.items():
             rows = np.flatnonzero(kinds == KINDS.index(name))
@@ -114,6 +115,11 @@ class RegionFeatures(StepFunctions, keras.Model):
                 values = compute(*(array[filled] for array in given.values()))
                 found[rows] = ops.convert_to_numpy(values)[: len(rows)]
         return found
+
+    @functools.cached_property
+    def _on_all_devices(self) -> inference.DistributedInference:
+        """Return what computes all features of the clips of all processes."""
+        return inference.DistributedInference(self)
 
     @functools.cached_property
     def _compiled(self) -> dict[str, Callable[..., Tensor]]:
