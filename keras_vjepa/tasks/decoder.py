@@ -163,7 +163,16 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         Args:
             optimizer: default: `AdamW`, with a learning rate of 1e-4 and no weight decay.
             kwargs: as in Keras.
+
+        Raises:
+            ValueError: for a network that has other variables than when the decoder was made.
         """
+        shapes = [[v.shape for v in one.variables] for one in (self.network, self.averaged)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "`network` has changed since the decoder copied it for the moving average: enable "
+                "LoRA or quantize before the decoder is made."
+            )
         self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW(_LEARNING_RATE, 0.0)
         super().compile(optimizer=optimizer, **kwargs)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import keras
@@ -285,6 +286,24 @@ def test_torch_starts_a_process_for_each_device(monkeypatch):
     launcher = ["--standalone", "--nproc_per_node=8"]
     assert by_file == [*launcher, "recipes/pretrain.py", "--steps", "5"]
     assert by_name == [*launcher, "-m", "keras_vjepa", "pretrain", "--steps", "5"]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="one process drives all devices elsewhere")
+def test_batches_are_made_on_the_device_of_their_process(monkeypatch):
+    """A new thread would begin on the first device, where a decoder's features are not computed."""
+    import torch
+
+    chosen = []
+
+    def choose(device):
+        chosen.append((device, threading.current_thread() is threading.main_thread()))
+
+    stream = types.SimpleNamespace(device=torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    monkeypatch.setattr(distribution, "has_accelerator", lambda: True)
+    assert [*distribution.ALONE.feed(iter(()))] == []
+    assert chosen == [(stream.device, False)]
 
 
 def test_one_of_several_processes_leaves_at_once(monkeypatch, capsys):

@@ -119,6 +119,18 @@ def test_a_saved_decoder_goes_on_as_it_was(trained, tmp_path):
 
 
 @slow_but_on("torch")
+def test_a_network_that_its_average_no_longer_fits_is_refused():
+    decoder = make_decoder()
+    decoder.network.of_features.enable_lora(2)
+    with pytest.raises(ValueError, match="`network` has changed since the decoder copied it"):
+        decoder.compile()
+    # A decoder that is made of such a network learns, and its average has the same parts.
+    again = FeatureDecoder(decoder.network)
+    again.compile()
+    assert len(again.averaged.variables) == len(again.network.variables)
+
+
+@slow_but_on("torch")
 def test_a_residual_is_learnt_and_sampled():
     decoder = make_decoder(prediction_type="residual", pixel_statistics=[-0.5, 0.25])
     assert decoder.get_config()["pixel_statistics"] == (-0.5, 0.25)
