@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_vjepa import FeatureDecoder, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer
-from keras_vjepa.models.diffusion_network import DiffusionNetwork
+from keras_vjepa.models.diffusion_network import KINDS, DiffusionNetwork
 from keras_vjepa.tasks.decoder import check_decoder
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
 from tests.support import programs_made, slow_but_on
@@ -232,6 +232,23 @@ def test_predictions_know_nothing_of_the_region():
     np.testing.assert_array_equal(found["predicted"], changed["predicted"])
     assert np.abs(found["target"] - changed["target"]).max() > 1e-4
     assert np.abs(found["predicted"] - moved["predicted"]).max() > 1e-7
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize("kinds", [[0, 1, 2, 1, 1], [2, 2, 2, 2, 2], [0, 0, 0, 0, 0], [1]])
+def test_each_sample_gets_the_features_of_its_kind(kinds):
+    features, count = make_features(), len(kinds)
+    videos = np.random.default_rng(0).normal(size=(count, 2, 32, 32, 3)).astype("float32")
+    batch = {
+        "videos": videos,
+        "context_indices_0": np.array([[0, 1, 2, 4, 5, 6], [0, 1, 3, 4, 5, 7]] * 3)[:count],
+        "target_indices_0": np.array([[3, 7], [2, 6]] * 3)[:count],
+    }
+    every = {"none": np.zeros((count, 2, 8)), **features.of(batch)}
+    wanted = np.stack([every[KINDS[kind]][row] for row, kind in enumerate(kinds)])
+    found = features.of_kinds(batch, np.array(kinds))
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 @slow_but_on("torch")
