@@ -176,11 +176,15 @@ def time_left(done: Sequence[float], begun: Sequence[float], waiting: int, jobs:
     Example:
 
     >>> time_left([60.0, 120.0], [30.0], 3, 2)
-    165.0
+    180.0
     """
     mean = sum(done) / len(done)
-    left = [max(0.0, mean - seconds) for seconds in begun] + [mean] * waiting
-    return sum(left) / max(1, min(jobs, len(left)))
+    places = [max(0.0, mean - seconds) for seconds in begun]
+    places += [0.0] * (jobs - len(places))
+    for _ in range(waiting):
+        # Each begins where a run ends first.
+        places[places.index(min(places))] += mean
+    return max(places)
 
 
 class _Process:
