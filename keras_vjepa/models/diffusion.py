@@ -22,6 +22,8 @@ SCHEDULES = ("cosine", "linear")
 SAMPLERS = ("ddim", "ddpm")
 # The linear schedule was made for 1,000 steps; for another number it is stretched.
 _LINEAR_STEPS, _LINEAR_BETAS = 1000, (1e-4, 0.02)
+# With fewer steps, the stretched linear schedule would have shares of noise above 1.
+FEWEST_STEPS = 1 + round(_LINEAR_STEPS * _LINEAR_BETAS[1])
 _COSINE_OFFSET, _LARGEST_BETA = 0.008, 0.999
 _MAX_PERIOD = 10_000
 
@@ -53,8 +55,7 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         check_choice(SCHEDULES, schedule=self.kind)
-        # With fewer steps, the stretched linear schedule would have shares of noise above 1.
-        check_whole(1 + round(_LINEAR_STEPS * _LINEAR_BETAS[1]), MOST_LONG, steps=self.num_steps)
+        check_whole(FEWEST_STEPS, MOST_LONG, steps=self.num_steps)
 
     @property
     def betas(self) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa.arguments import (
+    MOST_LONG,
     MOST_SEED,
     arguments_of,
     check_choice,
@@ -40,7 +41,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
 from keras_vjepa.models.averaged import averaged_copy
-from keras_vjepa.models.diffusion import NoiseModel, NoiseSchedule, Progress, denoise
+from keras_vjepa.models.diffusion import FEWEST_STEPS, NoiseModel, NoiseSchedule, Progress, denoise
 from keras_vjepa.models.diffusion_network import KINDS, DiffusionNetwork
 from keras_vjepa.models.diffusion_outputs import NetworkOutput
 from keras_vjepa.presets.claims import described_class
@@ -377,6 +378,8 @@ def check_decoder(
     """
     check_number("[0, 1)", average=average)
     check_whole(1, num_steps=num_steps)
+    # By this name before the schedule does it, whose `steps` a command would take for its --steps.
+    check_whole(FEWEST_STEPS, MOST_LONG, num_steps=num_steps)
     if not isinstance(pixel_statistics, list | tuple) or len(pixel_statistics) != 2:
         raise ValueError(
             f"`pixel_statistics` must be mean and deviation. Received: {shown(pixel_statistics)}"

@@ -231,6 +231,8 @@ def test_options_are_checked_before_anything_is_made(tmp_path, capsys):
         ("--kinds=2,0,0", "--kinds must be in [0, 1]"),
         ("--region=0,8", "--region must be at least 1"),
         ("--noise_steps=0", "--noise_steps must be at least 1"),
+        ("--noise_steps=20", "--noise_steps must be at least 21"),
+        ("--noise_steps=100000", "--noise_steps must be at most 65,536"),
         ("--average=1", "--average must be in [0, 1)"),
         ("--condition=mean", "--condition must be"),
     ):
