@@ -89,7 +89,7 @@ class RegionFeatures(StepFunctions, keras.Model):
         found = self.predict_on_batch(given)
         return {name: np.asarray(ops.convert_to_numpy(x), "float32") for name, x in found.items()}
 
-    def of_kinds(self, batch: Mapping[str, Any], kinds: NDArray[np.int32]) -> NDArray[np.float32]:
+    def of_kinds(self, batch: Mapping[str, Any], kinds: NDArray[np.integer]) -> NDArray[np.float32]:
         """Compute for each sample of a batch only the features of its kind.
 
         Args:
