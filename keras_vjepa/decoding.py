@@ -28,6 +28,7 @@ from keras_vjepa.data.batches.pretraining import ClipBatches
 from keras_vjepa.data.random_streams import random_stream
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.data.transforms.crops import Colour
+from keras_vjepa.fine_tuning import colours_of
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.diffusion_network import KINDS, check_network
 from keras_vjepa.presets.preset import check_preset
@@ -348,7 +349,8 @@ def region_clips(
         region: rows and columns of tokens of a region.
         size: height and width that regions are scaled to.
     """
-    transform = config.transform.make(crop_size=encoder.image_size)
+    # Options of the config come before the preset's own colours.
+    transform = config.transform.make(crop_size=encoder.image_size, **colours_of(config.preset))
     clips = config.batches.make(
         samples=samples,
         transform=transform,

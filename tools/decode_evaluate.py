@@ -192,7 +192,11 @@ def batches_of(
     samples: Sequence[Sample], features: RegionFeatures, decoder: FeatureDecoder, options: Namespace
 ) -> tuple[ClipBatches, Regions]:
     """Make batches of clips as the decoder's training reads them, and what cuts regions out."""
-    given = {"batch_size": min(_AT_ONCE, len(samples)), "seed": options.seed}
+    given = {
+        "preset": options.preset,
+        "batch_size": min(_AT_ONCE, len(samples)),
+        "seed": options.seed,
+    }
     if stride := step_of(options.preset):
         given["temporal_stride"] = stride
     _, rows, columns = decoder.network.grid_shape

@@ -8,15 +8,23 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vjepa import FeatureDecoder, VJEPABackbone, VJEPAPredictor, VJEPAPretrainer, training
+from keras_vjepa import (
+    FeatureDecoder,
+    VJEPABackbone,
+    VJEPAPredictor,
+    VJEPAPretrainer,
+    VJEPAVideoPreprocessor,
+    training,
+)
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
-from keras_vjepa.decoding import Regions, region_in_tokens, region_sampler
+from keras_vjepa.decoding import Regions, region_clips, region_in_tokens, region_sampler
 from keras_vjepa.models.diffusion_network import DiffusionNetwork
 from keras_vjepa.pictures.decoded import HiddenRegion
 from keras_vjepa.recipes import decode as recipe
 from keras_vjepa.recipes.decode_configs import CONFIGS
+from keras_vjepa.recipes.pretrain_objects import make_samples
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
 from keras_vjepa.tools import child_runs, decode, decode_evaluate, decode_table
 from keras_vjepa.training.resumable import RunCallback
@@ -277,6 +285,21 @@ def test_regions_are_cut_where_their_tokens_are():
     narrow = Regions((2, 4, 6), 4, 2, 3, (8, 3), (0, 0, 0), (1, 1, 1)).pixels(videos, targets)
     expected = 2 * cut.reshape(2, 8, 3, 4, 3).mean(axis=3) - 1
     np.testing.assert_allclose(narrow[1], expected, atol=1e-4)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "more, mean", [({}, (0.5, 0.25, 0.75)), ({"mean": (0.1,) * 3}, (0.1,) * 3)]
+)
+def test_clips_have_the_colours_of_the_preset(folder, more, mean, tmp_path):
+    preset = shutil.copytree(folder / "pretrained", tmp_path / "preset")
+    own = {"mean": (0.5, 0.25, 0.75), "std": (0.25, 0.5, 0.5)}
+    VJEPAVideoPreprocessor.from_preset(preset, **own).save_to_preset(preset)
+    sizes = Namespace(image_size=(32, 32), grid_shape=(2, 4, 4), num_frames=2, patch_size=8)
+    given = config(folder, preset=str(preset), **more)
+    clips, regions = region_clips(given, make_samples(given), sizes, (2, 2), (16, 16))
+    assert clips.transform.mean == regions.mean == mean
+    assert clips.transform.std == regions.std == own["std"]
 
 
 @pytest.mark.data
