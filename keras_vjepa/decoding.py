@@ -35,7 +35,7 @@ from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.tasks.decoder import FeatureDecoder, check_decoder
 from keras_vjepa.tasks.region_features import TARGET, RegionFeatures
 from keras_vjepa.training.description import defining
-from keras_vjepa.training.optimizer import LEARNING_DTYPES
+from keras_vjepa.training.optimizer import LEARNING_DTYPES, check_moments, check_updates
 from keras_vjepa.training.results import damaged_result, need_no_remaking, read_result
 from keras_vjepa.training.resumable import check_folder, check_run
 from keras_vjepa.types import Batch
@@ -258,7 +258,16 @@ def check_decode_options(config: Any) -> None:
     config.transform.make(crop_size=32)
     config.clip.make(frames_per_clip=1)
     config.run.check(check_run)
-    config.optimizer.make(learning_rate=config.learning_rate.make(total_steps=config.run.steps))
+    config.learning_rate.make(total_steps=config.run.steps)
+    # The optimizer itself is not made here: its variables would start JAX and TensorFlow, before
+    # they are told of the other processes.
+    for check in (check_moments, check_updates, _check_rest_of_optimizer):
+        config.optimizer.check(check)
+
+
+def _check_rest_of_optimizer(weight_decay: float, clip_after: int) -> None:
+    check_number("[0, inf)", weight_decay=weight_decay)
+    check_whole(0, clip_after=clip_after)
 
 
 def check_decode_files(config: Any, workdir: Path) -> None:

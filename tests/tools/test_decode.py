@@ -16,6 +16,7 @@ from keras_vjepa import (
     VJEPAVideoPreprocessor,
     training,
 )
+from keras_vjepa.command_line import text_of
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
@@ -28,6 +29,7 @@ from keras_vjepa.recipes.pretrain_objects import make_samples
 from keras_vjepa.tasks.region_features import RegionFeatures, check_made_for
 from keras_vjepa.tools import child_runs, decode, decode_evaluate, decode_table
 from keras_vjepa.training.resumable import RunCallback
+from tests.backend.test_distribution import finish, launch
 from tests.support import slow_but_on
 
 SMALL = {
@@ -71,6 +73,21 @@ def test_training_leaves_a_preset_and_the_tables_of_a_run(trained):
     assert {"preset", "report.html", "loss.csv", "steps.csv", "options.json"} <= names
     network = FeatureDecoder.from_preset(trained / "preset").network
     assert (network.clip_shape, network.grid_shape) == ((2, 16, 16), (2, 2, 2))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_decoder_of_one(folder, trained, tmp_path):
+    given = {"preset": folder / "pretrained", "data": folder / "videos", **SMALL}
+    words = [f"--{name}={text_of(value)}" for name, value in given.items()]
+    command = ["-m", "keras_vjepa", "decode", "train", *words, f"--workdir={tmp_path / 'run'}"]
+    codes, outputs = finish(launch(command, count=2))
+    assert codes == [0, 0], outputs
+    found, expected = (
+        FeatureDecoder.from_preset(one / "preset").get_weights()
+        for one in (tmp_path / "run", trained)
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 class StopError(Exception):
