@@ -155,7 +155,7 @@ class AVDecoder:
                 return None
             is_avi = container.format.name == "avi"
             if is_avi:
-                check_frames_of_avi(self._path, len(timestamps))
+                check_frames_of_avi(self._path, len(timestamps), places)
             in_order = all(one < next for one, next in itertools.pairwise(timestamps))
             if self._context.has_b_frames and in_order:
                 return None  # frames are not shown in this order, so the times are invented

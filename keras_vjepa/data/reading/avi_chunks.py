@@ -6,7 +6,7 @@ in order. A flipped bit in the index hides a frame, and every later one passes f
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from keras_vjepa.data.reading.gate import check_time
@@ -21,24 +21,29 @@ def is_avi(path: str) -> bool:
     return head[:4] == b"RIFF" and head[8:11] == b"AVI"
 
 
-def check_frames_of_avi(path: str, num_frames: int) -> None:
-    """Check that as many frames were found in an AVI file as it has chunks of video.
+def check_frames_of_avi(path: str, num_frames: int, places: Sequence[int] = ()) -> None:
+    """Check that as many frames were found in an AVI file as it has chunks of video, and there.
 
     A file that is cut off, or that cannot be followed from chunk to chunk, is taken as it is.
 
     Args:
         path: the file.
         num_frames: frames that were found.
+        places: where in the file they were found, if that is known.
 
     Raises:
-        ValueError: if there are more frames or fewer.
+        ValueError: if there are more frames or fewer, or if one was found within another.
     """
-    num_chunks = _count_video_chunks(path)
-    if num_chunks is not None and num_chunks != num_frames:
+    chunks = _video_chunks(path)
+    if chunks is None:
+        return
+    if len(chunks) != num_frames:
         raise ValueError(
-            f"the index of the AVI file is damaged: it holds {num_chunks} frames, and "
+            f"the index of the AVI file is damaged: it holds {len(chunks)} frames, and "
             f"{num_frames} are found"
         )
+    if places and [*places] != chunks:
+        raise ValueError("the index of the AVI file is damaged: no frame begins where it says")
 
 
 def frame_sizes_of_avi(path: str) -> list[tuple[int, int]]:
@@ -62,8 +67,9 @@ def frame_sizes_of_avi(path: str) -> list[tuple[int, int]]:
     return sizes
 
 
-def _count_video_chunks(path: str) -> int | None:
-    size, count, streams, video = os.path.getsize(path), 0, 0, b""
+def _video_chunks(path: str) -> list[int] | None:
+    """Return the places of the frames; None if the file cannot be followed from chunk to chunk."""
+    size, found, streams, video = os.path.getsize(path), list[int](), 0, b""
     with open(path, "rb") as file:
         for kind, place, length in _chunks(file, 0, size):
             if place + length > size:
@@ -74,8 +80,8 @@ def _count_video_chunks(path: str) -> int | None:
                 streams += 1
             # An empty chunk repeats the last frame, and is not a frame itself.
             elif video and kind[:3] == video and length:
-                count += 1
-    return count if video else None
+                found.append(place)
+    return found if video else None
 
 
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import time
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -341,6 +342,20 @@ def test_flipped_bits_in_the_index_of_an_avi_file(tmp_path, codec, pixels, decod
         except UnreadableVideoError:
             outcomes["named"] += 1
     assert outcomes["right"] > 100, outcomes
+
+
+@pytest.mark.parametrize(("codec", "pixels"), [("mjpeg", "yuvj420p"), ("mpeg4", "yuv420p")])
+def test_an_index_of_an_avi_file_that_begins_elsewhere(tmp_path, codec, pixels):
+    """FFmpeg takes all places from the first one, and so reads each frame from within another."""
+    path = write_with_av(tmp_path / "a.avi", codec, pixel_format=pixels, num_frames=40)
+    content = bytearray(path.read_bytes())
+    for bit in range(2, 8):
+        damaged = content.copy()
+        damaged[content.rindex(b"idx1") + 16] ^= 1 << bit
+        path.write_bytes(damaged)
+        for positions in ([0], [3], [20, 21, 39]):
+            with suppress(UnreadableVideoError), open_video(path, "av") as video:
+                assert stamps(video.read(positions)) == positions
 
 
 @both_decoders
