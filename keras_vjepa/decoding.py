@@ -232,7 +232,7 @@ class DecoderBatches:
             "clips": clips,
             "noise": noise[rows][: len(clips)],
             "timesteps": timesteps[rows][: len(clips)].astype("int32"),
-            "features": self.features.of_kinds(batch, kinds),
+            "features": self.features.of_kinds(batch, kinds, self.clips.process_index),
             "kinds": kinds,
         }
 

@@ -51,14 +51,15 @@ class DistributedInference:
             self._forward = self._make_forward()
         return self._forward(inputs, weight)
 
-    def own_rows(self, inputs: Any) -> Any:
+    def own_rows(self, inputs: Any, process_index: int) -> Any:
         """Compute the outputs of this process's rows; all processes must call it together.
 
         Args:
             inputs: this process's rows, as in the call; as many as each other process has.
+            process_index: number of this process.
         """
         count = len(tree.flatten(inputs)[0])
-        first = count * _process_index()
+        first = count * process_index
         outputs = self(inputs, np.ones(count, "float32"))
         return tree.map_structure(lambda array: array[first : first + count], outputs)
 
@@ -80,21 +81,6 @@ class DistributedInference:
         self.model.make_predict_function()
         self._functions[shapes] = self.model.predict_function
         return _only_rows_with_weight(self.model.predict_on_batch(inputs), weight, np)
-
-
-def _process_index() -> int:
-    """Return the place of this process's rows among those of all processes."""
-    if keras.config.backend() == "jax":
-        import jax
-
-        return int(jax.process_index())
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        resolver = tf.distribute.get_strategy().cluster_resolver
-        return 0 if resolver is None else int(resolver.task_id)
-    processes = collectives.joined_torch_processes()
-    return 0 if processes is None else int(processes.get_rank())
 
 
 def compiled_beside(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,3 +38,26 @@ def averaged_copy(network: NetworkT, name: str) -> NetworkT:
     # variables shared a buffer.
     averaged.set_weights(collectives.values(network.weights))
     return averaged
+
+
+def check_unchanged(
+    network: keras.Model, averaged: keras.Model, argument: str, model: str, purpose: str
+) -> None:
+    """Check that a network still has the variables that its copy has.
+
+    Args:
+        network: the network.
+        averaged: its copy.
+        argument: name of the argument that the network was given as.
+        model: what holds both, in messages.
+        purpose: what the copy is for, in messages.
+
+    Raises:
+        ValueError: if its variables are others, as they are with LoRA.
+    """
+    shapes = [[variable.shape for variable in one.variables] for one in (network, averaged)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"`{argument}` has changed since the {model} copied it {purpose}: enable LoRA or "
+            f"quantize before the {model} is made."
+        )

@@ -40,7 +40,7 @@ from keras_vjepa.backend import collectives, inference, updates
 from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.layer_states import KeepsLayerStates
-from keras_vjepa.models.averaged import averaged_copy
+from keras_vjepa.models.averaged import averaged_copy, check_unchanged
 from keras_vjepa.models.diffusion import FEWEST_STEPS, NoiseModel, NoiseSchedule, Progress, denoise
 from keras_vjepa.models.diffusion_network import KINDS, DiffusionNetwork
 from keras_vjepa.models.diffusion_outputs import NetworkOutput
@@ -168,12 +168,7 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
         Raises:
             ValueError: for a network that has other variables than when the decoder was made.
         """
-        shapes = [[v.shape for v in one.variables] for one in (self.network, self.averaged)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "`network` has changed since the decoder copied it for the moving average: enable "
-                "LoRA or quantize before the decoder is made."
-            )
+        check_unchanged(self.network, self.averaged, "network", "decoder", "for the moving average")
         self.prepare_step()
         optimizer = keras.optimizers.get(optimizer) if optimizer else AdamW(_LEARNING_RATE, 0.0)
         super().compile(optimizer=optimizer, **kwargs)

@@ -40,7 +40,7 @@ from keras_vjepa.backend.torch_modules import TorchModule
 from keras_vjepa.backend.train_step import TrainableModel
 from keras_vjepa.layers.embedding import gather_tokens
 from keras_vjepa.layers.layer_states import KeepsLayerStates
-from keras_vjepa.models.averaged import averaged_copy
+from keras_vjepa.models.averaged import averaged_copy, check_unchanged
 from keras_vjepa.models.backbone import VJEPABackbone
 from keras_vjepa.models.dimensions import MOST_LAYERS
 from keras_vjepa.models.pixels import PixelModel, is_in_memory
@@ -524,12 +524,9 @@ class VJEPAPretrainer(
                 raise ValueError(
                     f"`trainable` must stay False for {part.name}, which no gradient trains."
                 )
-        shapes = [[v.shape for v in e.variables] for e in (self.encoder, self.target_encoder)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "`encoder` has changed since the pretrainer copied it as target encoder: enable "
-                "LoRA or quantize before the pretrainer is made."
-            )
+        check_unchanged(
+            self.encoder, self.target_encoder, "encoder", "pretrainer", "as target encoder"
+        )
 
     def get_compile_config(self) -> dict[str, Any] | None:
         if not self.compiled:

@@ -89,12 +89,15 @@ class RegionFeatures(StepFunctions, keras.Model):
         found = self.predict_on_batch(given)
         return {name: np.asarray(ops.convert_to_numpy(x), "float32") for name, x in found.items()}
 
-    def of_kinds(self, batch: Mapping[str, Any], kinds: NDArray[np.integer]) -> NDArray[np.float32]:
+    def of_kinds(
+        self, batch: Mapping[str, Any], kinds: NDArray[np.integer], process_index: int = 0
+    ) -> NDArray[np.float32]:
         """Compute for each sample of a batch only the features of its kind.
 
         Args:
             batch: arrays as in the call; others are left out.
             kinds: `(batch,)`, numbers of `KINDS`.
+            process_index: number of this process, of which the batch is.
 
         Returns:
             `(batch, targets, dim)`; zeros for samples of kind "none".
@@ -104,7 +107,7 @@ class RegionFeatures(StepFunctions, keras.Model):
         # Devices of JAX share whole batches. A process of TensorFlow computes its clips on one
         # device, because batches are made in a thread that must not wait for other processes.
         alone = keras.distribution.distribution() is None
-        every = {} if alone else self._on_all_devices.own_rows(given)
+        every = {} if alone else self._on_all_devices.own_rows(given, process_index)
         part = max(1, len(kinds) // _PARTS)
         for name, compute in self._compiled.items():
             rows = np.flatnonzero(kinds == KINDS.index(name))

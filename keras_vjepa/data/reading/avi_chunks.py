@@ -22,7 +22,7 @@ def is_avi(path: str) -> bool:
 
 
 def check_frames_of_avi(path: str, num_frames: int, places: Sequence[int] = ()) -> None:
-    """Check that as many frames were found in an AVI file as it has chunks of video, and there.
+    """Check that the frames found in an AVI file are as many as its chunks of video, and are these.
 
     A file that is cut off, or that cannot be followed from chunk to chunk, is taken as it is.
 
@@ -32,7 +32,7 @@ def check_frames_of_avi(path: str, num_frames: int, places: Sequence[int] = ()) 
         places: where in the file they were found, if that is known.
 
     Raises:
-        ValueError: if there are more frames or fewer, or if one was found within another.
+        ValueError: if there are more frames or fewer, or if one was found where no chunk is.
     """
     chunks = _video_chunks(path)
     if chunks is None:
@@ -43,7 +43,9 @@ def check_frames_of_avi(path: str, num_frames: int, places: Sequence[int] = ()) 
             f"{num_frames} are found"
         )
     if places and [*places] != chunks:
-        raise ValueError("the index of the AVI file is damaged: no frame begins where it says")
+        raise ValueError(
+            "the index of the AVI file is damaged: a frame does not begin where it says"
+        )
 
 
 def frame_sizes_of_avi(path: str) -> list[tuple[int, int]]:
