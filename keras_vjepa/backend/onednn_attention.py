@@ -3,8 +3,8 @@
 torch's own kernel multiplies with MKL, see `onednn.py`. Here each head's queries are taken in parts
 whose logits stay in the processor's cache, and are computed again in the backward pass. Measured on
 one core of an AMD EPYC with AVX-512, own kernel and this one, forward and backward together: 1,568
-tokens, 6 heads of 64, 146 and 96 ms; 16 heads of 24, 196 and 164 ms; 368 tokens, 6 heads of 64, 8.4
-and 6.3 ms. With 197 tokens both take the same time.
+tokens, 6 heads of 64, 144 and 76 ms; 16 heads of 24, 193 and 113 ms; 368 tokens, 6 heads of 64, 7.9
+and 5.7 ms. With 197 tokens, or 288 and heads of 24, both take the same time.
 """
 
 import functools
@@ -20,7 +20,8 @@ from keras_vjepa.types import Tensor
 _LEAST_LOGITS = 256 * 256
 # More do not stay in the cache.
 _MOST_LOGITS_AT_ONCE = 460_000
-# e is this power of 2. Where torch gives powers of e to MKL, powers of 2 take a quarter of the time.
+# e is this power of 2. On these processors torch computes powers of 2 in a quarter of the time of
+# those of e, which it gives to MKL.
 _BASE = math.log2(math.e)
 # Products with fewer rows are slow: among 9,216 tokens, they cost more than what the cache saves.
 _LEAST_ROWS = 128
