@@ -29,19 +29,25 @@ def check_frames_of_avi(path: str, num_frames: int, places: Sequence[int] = ()) 
     Args:
         path: the file.
         num_frames: frames that were found.
-        places: where in the file they were found, if that is known.
+        places: where in the file they were found; empty if that is not known, and then the file's
+            index must be right about at least half of them.
 
     Raises:
         ValueError: if there are more frames or fewer, or if one was found where no chunk is.
     """
-    chunks = _video_chunks(path)
-    if chunks is None:
+    followed = _video_chunks(path)
+    if followed is None:
         return
+    chunks, indexed = followed
     if len(chunks) != num_frames:
         raise ValueError(
             f"the index of the AVI file is damaged: it holds {len(chunks)} frames, and "
             f"{num_frames} are found"
         )
+    if not places and len(indexed) == len(chunks):
+        # FFmpeg finds a single frame despite a wrong place, but all are wrong if the first one is.
+        wrong = sum(one != other for one, other in zip(indexed, chunks, strict=True))
+        places = indexed if 2 * wrong > len(chunks) else ()
     if places and [*places] != chunks:
         raise ValueError(
             "the index of the AVI file is damaged: a frame does not begin where it says"
@@ -69,9 +75,13 @@ def frame_sizes_of_avi(path: str) -> list[tuple[int, int]]:
     return sizes
 
 
-def _video_chunks(path: str) -> list[int] | None:
-    """Return the places of the frames; None if the file cannot be followed from chunk to chunk."""
+def _video_chunks(path: str) -> tuple[list[int], list[int]] | None:
+    """Return the places of the frames, and those that the index says.
+
+    There is None if the file cannot be followed from chunk to chunk.
+    """
     size, found, streams, video = os.path.getsize(path), list[int](), 0, b""
+    first, indexed = 0, list[int]()
     with open(path, "rb") as file:
         for kind, place, length in _chunks(file, 0, size):
             if place + length > size:
@@ -80,10 +90,26 @@ def _video_chunks(path: str) -> list[int] | None:
                 if not video and _read(file, place, 4) == b"vids":
                     video = b"%02dd" % streams
                 streams += 1
-            # An empty chunk repeats the last frame, and is not a frame itself.
-            elif video and kind[:3] == video and length:
-                found.append(place)
-    return found if video else None
+            elif kind == b"idx1" and video:
+                indexed = _indexed(_read(file, place, length), video, first)
+            elif kind[:2].isdigit():
+                first = first or place
+                # An empty chunk repeats the last frame, and is not a frame itself.
+                if video and kind[:3] == video and length:
+                    found.append(place)
+    return (found, indexed) if video else None
+
+
+def _indexed(index: bytes, video: bytes, first: int) -> list[int]:
+    """Return where an index says that frames are, if its first entry is of the first chunk."""
+    whole = index[: len(index) // 16 * 16]
+    entries = [e for e in struct.iter_unpack("<4sIII", whole) if e[0][:2].isdigit()]
+    # Places count from one that files do not agree on. FFmpeg too takes it from the first entry.
+    return [
+        first + place - entries[0][2]
+        for kind, _, place, length in entries
+        if kind[:3] == video and length
+    ]
 
 
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

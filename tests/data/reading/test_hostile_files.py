@@ -344,8 +344,9 @@ def test_flipped_bits_in_the_index_of_an_avi_file(tmp_path, codec, pixels, decod
     assert outcomes["right"] > 100, outcomes
 
 
+@both_decoders
 @pytest.mark.parametrize(("codec", "pixels"), [("mjpeg", "yuvj420p"), ("mpeg4", "yuv420p")])
-def test_an_index_of_an_avi_file_that_begins_elsewhere(tmp_path, codec, pixels):
+def test_an_index_of_an_avi_file_that_begins_elsewhere(tmp_path, codec, pixels, decoder):
     """FFmpeg takes all places from the first one, and so reads each frame from within another."""
     path = write_with_av(tmp_path / "a.avi", codec, pixel_format=pixels, num_frames=40)
     content = bytearray(path.read_bytes())
@@ -354,7 +355,7 @@ def test_an_index_of_an_avi_file_that_begins_elsewhere(tmp_path, codec, pixels):
         damaged[content.rindex(b"idx1") + 16] ^= 1 << bit
         path.write_bytes(damaged)
         for positions in ([0], [3], [20, 21, 39]):
-            with suppress(UnreadableVideoError), open_video(path, "av") as video:
+            with suppress(UnreadableVideoError), open_video(path, decoder) as video:
                 assert stamps(video.read(positions)) == positions
 
 
