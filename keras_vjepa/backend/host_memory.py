@@ -2,9 +2,9 @@
 
 torch takes the memory of each operation's result from the C library, and gives it back when it is
 no longer needed. glibc returns blocks of more than 32 MB to the system, which fills each new one
-with zeros, page by page. On one core of an AMD EPYC, the sum of two tensors of 64 MB so takes 29 ms,
-and 3.6 in memory that was kept; a training step of ViT-Ti with 8 clips 26.4 s of the processor, and
-22.5, with 4 % more memory.
+with zeros, page by page. On one core of an AMD EPYC, the sum of two tensors of 64 MB then takes 29
+ms, and 3.6 in memory that was kept; a training step of ViT-Ti with 8 clips 26.4 s of the processor,
+and 22.5, with 4 % more memory.
 """
 
 import ctypes
