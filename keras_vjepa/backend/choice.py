@@ -59,9 +59,12 @@ def prepare_program() -> None:
     quieten()
     if chosen() == "jax":
         # This module is imported for `--help` too, which must be fast.
-        from keras_vjepa.backend import compiled_programs
+        from keras_vjepa.backend import compiled_programs, host_memory
 
         compiled_programs.keep_compiled_programs()
+        if host_memory.jax_runs_on_processor():
+            # JAX' threads take part from their start, or not at all.
+            host_memory.keep_memory(of_threads=True)
 
 
 def quieten() -> None:

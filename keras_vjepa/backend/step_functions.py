@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_vjepa.backend import collectives, optimizer_state, updates
+from keras_vjepa.backend.device import has_accelerator
 from keras_vjepa.backend.host_memory import keep_memory
 from keras_vjepa.backend.loops import UnbrokenStep
 
@@ -68,7 +69,8 @@ class StepFunctions:
         make = getattr(super(), f"make_{name}")
         if getattr(self, name) is not None and not force:
             return getattr(self, name)
-        keep_memory()
+        if keras.config.backend() == "torch" and not has_accelerator():
+            keep_memory()
         made = make(force=True)
         if keras.config.backend() == "jax":
             setattr(self, name, UnbrokenStep(self, name, getattr(self, name)))
