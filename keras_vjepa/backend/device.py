@@ -11,6 +11,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from keras_vjepa.backend import collectives
+from keras_vjepa.backend.host_memory import keep_memory
 from keras_vjepa.types import Tensor
 
 
@@ -20,6 +21,12 @@ def has_accelerator() -> bool:
         # The device on which Keras puts a tensor: `KERAS_TORCH_DEVICE` may choose the processor.
         return ops.zeros(()).device.type == "cuda"
     return not keras.distribution.list_devices()[0].startswith("cpu")
+
+
+def keep_memory_of_torch() -> None:
+    """Let torch find the memory that it freed again, where models run on the processor."""
+    if keras.config.backend() == "torch" and not has_accelerator():
+        keep_memory()
 
 
 def accelerators() -> list[str]:

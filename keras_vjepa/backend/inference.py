@@ -13,8 +13,7 @@ from keras import ops, tree
 from numpy.typing import NDArray
 
 from keras_vjepa.backend import collectives
-from keras_vjepa.backend.device import has_accelerator
-from keras_vjepa.backend.host_memory import keep_memory
+from keras_vjepa.backend.device import keep_memory_of_torch
 
 Forward = Callable[[Any, NDArray[np.float32]], Any]
 
@@ -167,8 +166,7 @@ def _only_rows_with_weight(outputs: Any, weight: Any, numerics: Any = ops) -> An
 def _torch_forward(model: keras.Model) -> Forward:
     import torch
 
-    if not has_accelerator():
-        keep_memory()
+    keep_memory_of_torch()
 
     def predict(inputs: Any, weight: NDArray[np.float32]) -> Any:
         # `predict_on_batch` is avoided: Keras 3.16 would first join the processes for gradients,

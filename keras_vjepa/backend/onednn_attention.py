@@ -91,8 +91,8 @@ def _attention() -> Any:
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, *inputs: Tensor | None) -> Tensor:
-            outputs, log_sums = _forward(*inputs)
-            context.save_for_backward(*inputs, outputs, log_sums)
+            outputs, shifts = _forward(*inputs)
+            context.save_for_backward(*inputs, outputs, shifts)
             return outputs
 
         @staticmethod
@@ -113,41 +113,36 @@ def _forward(
 
     query, key, value = _scaled(query), key.contiguous(), value.contiguous()
     outputs = query.new_empty((*query.shape[:3], value.shape[3]))
-    log_sums = query.new_empty((*query.shape[:3], 1))
-    of_heads = zip(*_by_head(key, value.mT), _bias_by_head(bias, query), strict=True)
-    parts = _in_parts(query, key, outputs, log_sums)
-    for (one_key, transposed_value, one_bias), of_head in zip(of_heads, parts, strict=True):
-        for rows, output, log_sum in of_head:
-            logits = multiplied(rows, one_key, one_bias)
-            shift = logits.amax(-1, keepdim=True).mul_(-_BASE)
-            weights = _power(logits, shift)
-            total = weights.sum(-1, keepdim=True)
-            torch.div(multiplied(weights, transposed_value), total, out=output)
-            torch.sub(shift, total.log2_(), out=log_sum)
-    return outputs, log_sums
+    shifts = query.new_empty((*query.shape[:3], 1))
+    parts = _parts(bias, (key, value.mT), (query, outputs, shifts))
+    for one_bias, one_key, transposed_value, rows, output, shift in parts:
+        logits = multiplied(rows, one_key, one_bias)
+        minus_top = logits.amax(-1, keepdim=True).mul_(-_BASE)
+        weights = _power(logits, minus_top)
+        total = weights.sum(-1, keepdim=True)
+        torch.div(multiplied(weights, transposed_value), total, out=output)
+        torch.sub(minus_top, total.log2_(), out=shift)
+    return outputs, shifts
 
 
 def _backward(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of queries, keys and values, from what the forward pass kept."""
     import torch
 
-    query, key, value, bias, outputs, log_sums = saved
+    query, key, value, bias, outputs, shifts = saved
     query, (key, value, upstream) = _scaled(query), (x.contiguous() for x in (key, value, upstream))
     shared = (outputs * upstream).sum(-1, keepdim=True)
     of_query = torch.empty_like(query)
     # These are transposed, so that no matrix of weights has to be.
     of_key, of_value = (x.new_zeros(x.mT.shape) for x in (key, value))
-    of_heads = zip(*_by_head(key, value, of_key, of_value), _bias_by_head(bias, query), strict=True)
-    parts = _in_parts(query, key, upstream, log_sums, shared, of_query)
-    for (one_key, one_value, to_key, to_value, one_bias), of_head in zip(
-        of_heads, parts, strict=True
-    ):
-        for rows, of_output, log_sum, one_shared, to_query in of_head:
-            weights = _power(multiplied(rows, one_key, one_bias), log_sum)
-            to_value += multiplied(of_output.t(), weights.t())
-            of_logits = multiplied(of_output, one_value).sub_(one_shared).mul_(weights)
-            to_query.copy_(multiplied(of_logits, one_key.t()))
-            to_key += multiplied(rows.t(), of_logits.t())
+    whole, by_rows = (key, value, of_key, of_value), (query, upstream, shifts, shared, of_query)
+    for one_bias, one_key, one_value, to_key, to_value, *of_rows in _parts(bias, whole, by_rows):
+        rows, of_output, shift, one_shared, to_query = of_rows
+        weights = _power(multiplied(rows, one_key, one_bias), shift)
+        to_value += multiplied(of_output.t(), weights.t())
+        of_logits = multiplied(of_output, one_value).sub_(one_shared).mul_(weights)
+        to_query.copy_(multiplied(of_logits, one_key.t()))
+        to_key += multiplied(rows.t(), of_logits.t())
     return of_query.mul_(_scale(query)), of_key.mT, of_value.mT
 
 
@@ -182,24 +177,28 @@ def _scaled(query: Tensor) -> Tensor:
     return torch.mul(query, _scale(query), out=query.new_empty(query.shape))
 
 
-def _by_head(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield for each tensor `(batch, heads, ...)` its parts, sample after sample."""
-    return (x.flatten(0, 1).unbind() for x in tensors)
+def _parts(
+    bias: Tensor | None, whole: tuple[Tensor, ...], by_rows: tuple[Tensor, ...]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield what a product needs, for each part of the queries of each head.
 
+    Args:
+        bias: `(batch, keys)`, or None.
+        whole: keys, and others `(batch, heads, ...)`, of which a part takes all of its head.
+        by_rows: queries, and others with a row for each of them, of which a part takes its rows.
 
-def _bias_by_head(bias: Tensor | None, query: Tensor) -> list[Tensor | None]:
-    batch, heads = query.shape[:2]
-    samples = [None] * batch if bias is None else bias.unbind()
-    return [one for one in samples for _ in range(heads)]
-
-
-def _in_parts(
-    query: Tensor, key: Tensor, *others: Tensor
-) -> Iterator[Iterator[tuple[Tensor, ...]]]:
-    """Yield for each head its parts of the queries, and of others that have rows for these."""
-    num_queries = query.shape[2]
-    count = math.ceil(num_queries * key.shape[2] / _MOST_LOGITS_AT_ONCE)
+    Yields:
+        The bias, the head's part of each in `whole`, and the rows' part of each in `by_rows`.
+    """
+    batch, heads, num_queries = by_rows[0].shape[:3]
+    count = math.ceil(num_queries * whole[0].shape[2] / _MOST_LOGITS_AT_ONCE)
     count = min(count, math.ceil(num_queries / _LEAST_ROWS))
     size = math.ceil(num_queries / count)
-    for of_head in zip(*_by_head(query, *others), strict=True):
-        yield zip(*(x.split(size) for x in of_head), strict=True)
+    of_samples = [None] * batch if bias is None else bias.unbind()
+    biases = [one for one in of_samples for _ in range(heads)]
+    # All views are made here, because to index each head takes longer than a small product.
+    by_head = (tensor.flatten(0, 1).unbind() for tensor in (*whole, *by_rows))
+    for one_bias, *of_head in zip(biases, *by_head, strict=True):
+        of_whole, of_rows = of_head[: len(whole)], of_head[len(whole) :]
+        for rows in zip(*(one.split(size) for one in of_rows), strict=True):
+            yield one_bias, *of_whole, *rows

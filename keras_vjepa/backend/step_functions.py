@@ -12,8 +12,7 @@ from typing import Any
 import keras
 
 from keras_vjepa.backend import collectives, optimizer_state, updates
-from keras_vjepa.backend.device import has_accelerator
-from keras_vjepa.backend.host_memory import keep_memory
+from keras_vjepa.backend.device import keep_memory_of_torch
 from keras_vjepa.backend.loops import UnbrokenStep
 
 # The lengths of arrays with fewer axes, such as tokens and lists of indices, may be unknown.
@@ -69,8 +68,7 @@ class StepFunctions:
         make = getattr(super(), f"make_{name}")
         if getattr(self, name) is not None and not force:
             return getattr(self, name)
-        if keras.config.backend() == "torch" and not has_accelerator():
-            keep_memory()
+        keep_memory_of_torch()
         made = make(force=True)
         if keras.config.backend() == "jax":
             setattr(self, name, UnbrokenStep(self, name, getattr(self, name)))

@@ -44,11 +44,13 @@ def check_frames_of_avi(path: str, num_frames: int, places: Sequence[int] = ()) 
             f"the index of the AVI file is damaged: it holds {len(chunks)} frames, and "
             f"{num_frames} are found"
         )
-    if not places and len(indexed) == len(chunks):
+    if places:
+        is_elsewhere = [*places] != chunks
+    else:
         # FFmpeg finds a single frame despite a wrong place, but all are wrong if the first one is.
-        wrong = sum(one != other for one, other in zip(indexed, chunks, strict=True))
-        places = indexed if 2 * wrong > len(chunks) else ()
-    if places and [*places] != chunks:
+        wrong = sum(one != other for one, other in zip(indexed, chunks, strict=False))
+        is_elsewhere = len(indexed) == len(chunks) < 2 * wrong
+    if is_elsewhere:
         raise ValueError(
             "the index of the AVI file is damaged: a frame does not begin where it says"
         )
