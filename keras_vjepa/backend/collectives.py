@@ -3,17 +3,19 @@
 The engines differ here, each by a line or two:
 
     JAX         one program over all devices; nothing else is needed
-    torch       a process per device under `torchrun`; the training step averages gradients and logs
+    torch       a process per device under `torchrun`; the training step averages gradients, while
+                others are computed, and logs
     TensorFlow  a replica per device, whose loss is a share of the whole; an optimizer sums
                 gradients, and `AdamW` of this package does so before it clips
 
 The moving average needs nothing: it is the same on every device, since the weights are.
 """
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import keras
@@ -147,61 +149,144 @@ def loss_share(loss: Tensor) -> Tensor:
 def average_gradients(weights: Sequence[Any]) -> Sequence[Tensor | None]:
     """Return the gradients of torch's weights, averaged over the processes.
 
-    A training step calls this before the optimizer sees the gradients. So the optimizer clips by
-    the norm of the whole batch's gradient, and all processes make the same step, whatever the
-    optimizer is. A weight that the loss of one process does not depend on, such as the tokenizer of
-    images where it reads videos, has a gradient of zeros there if another process reaches it.
-
     Args:
         weights: torch's tensors, each with its `grad`, or None for one that is not reached.
     """
-    processes = joined_torch_processes()
-    if processes is None:
-        return [weight.grad for weight in weights]
-    here = tuple(weight.grad is not None for weight in weights)
-    sums = [_flags(here, weights[0].device)]
-    for weight in weights:
-        sums.append(ops.zeros_like(weight) if weight.grad is None else weight.grad)
-        weight.grad = None  # else memory would hold the gradients twice
-    _sum_over_processes(processes, sums)
-    reached, *gradients = sums
-    for gradient in gradients:
-        gradient.div_(processes.get_world_size())
-    if all(here):
-        return gradients
-    # Only here the host waits for the device: in models of which a step reaches a part.
-    return [g if count else None for g, count in zip(gradients, reached.tolist(), strict=True)]
+    return GradientAverages(weights).whole()
 
 
 # Numbers that torch's processes sum in one call. On processors a call takes 2 ms by itself (gloo).
 _NUMBERS_AT_A_TIME = 8_000_000
 
 
-def _sum_over_processes(processes: Any, tensors: list[Tensor]) -> None:
-    """Put in place of tensors their sums over torch's processes, made of many tensors at a time.
+class GradientAverages:
+    """Averages the gradients of torch's weights over the processes, while others are computed.
+
+    A training step calls this before the optimizer sees the gradients. So the optimizer clips by
+    the norm of the whole batch's gradient, and all processes make the same step, whatever the
+    optimizer is. A weight that the loss of one process does not depend on, such as the tokenizer of
+    images where it reads videos, has a gradient of zeros there if another process reaches it.
+
+    Many gradients are joined for a sum. The last weights are the first to have theirs, so sums go
+    from the last weight to the first, in the same order in all processes. The last sum also tells
+    which weights are reached. One process alone keeps its gradients as they are.
 
     Args:
-        processes: the module `torch.distributed`.
-        tensors: tensors that have the same shapes and dtypes in all processes.
-    """
-    import torch
+        weights: torch's tensors. Backward passes add to the `grad` of those that they reach.
 
+    Example:
+
+    >>> from keras_vjepa.backend.collectives import GradientAverages
+    >>> averages = GradientAverages([])
+    >>> with averages.summed_meanwhile():
+    ...     pass  # the backward pass
+    >>> averages.whole()
+    []
+    """
+
+    def __init__(self, weights: Sequence[Any]) -> None:
+        self._weights = weights
+        self._processes: Any = joined_torch_processes() if weights else None
+        self._reached = [False] * len(weights)
+        # Places of the weights that are summed together.
+        self._groups = [] if self._processes is None else _groups(weights)
+        # How many gradients each sum waits for.
+        self._missing = [len(places) for places in self._groups]
+        self._sums: list[tuple[Tensor, Any]] = []
+
+    @contextlib.contextmanager
+    def summed_meanwhile(self, last_pass: bool = True) -> Iterator[None]:
+        """Start a sum as soon as the last backward pass of a step has made all of its gradients.
+
+        Args:
+            last_pass: whether the pass in this block is the last one; others start no sum.
+        """
+        hooks = [
+            self._weights[place].register_post_accumulate_grad_hook(
+                functools.partial(self._count, number)
+            )
+            # The last sum waits for the end of the pass, to tell which weights are reached.
+            for number, places in enumerate(self._groups[:-1])
+            for place in places
+            if last_pass and self._weights[place].requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _count(self, number: int, weight: Any) -> None:
+        self._missing[number] -= 1
+        # All processes must start their sums in the same order, whatever is ready first.
+        while not self._missing[len(self._sums)]:
+            self._start()
+
+    def _start(self) -> None:
+        """Start the next sum."""
+        import torch
+
+        parts = []
+        for place in self._groups[len(self._sums)]:
+            if place == len(self._weights):
+                parts.append(_flags(tuple(self._reached), self._weights[0].device))
+                continue
+            weight = self._weights[place]
+            self._reached[place] = weight.grad is not None
+            parts.append(weight.grad if self._reached[place] else torch.zeros_like(weight))
+            weight.grad = None  # else memory would hold the gradients twice
+        joined = torch.cat([part.reshape(-1) for part in parts])
+        self._sums.append((joined, self._processes.all_reduce(joined, async_op=True)))
+
+    def whole(self) -> list[Tensor | None]:
+        """Wait for all sums, and return the average of each weight, or None if it is not reached.
+
+        A process that reaches all weights does not wait for the device.
+        """
+        if self._processes is None:
+            return [weight.grad for weight in self._weights]
+        while len(self._sums) < len(self._groups):
+            self._start()
+        found: dict[int, Tensor] = {}
+        for places, (joined, work) in zip(self._groups, self._sums, strict=True):
+            work.wait()
+            joined.div_(self._processes.get_world_size())
+            sizes = [_size(self._weights, place) for place in places]
+            found.update(zip(places, joined.split(sizes), strict=True))
+        gradients = [found[i].view(weight.shape) for i, weight in enumerate(self._weights)]
+        if all(self._reached):
+            return gradients
+        shares = found[len(self._weights)].tolist()
+        return [g if share else None for g, share in zip(gradients, shares, strict=True)]
+
+
+def _size(weights: Sequence[Any], place: int) -> int:
+    return weights[place].numel() if place < len(weights) else len(weights)
+
+
+def _groups(weights: Sequence[Any]) -> list[list[int]]:
+    """Divide weights into groups that are summed together.
+
+    Returns:
+        Places of weights, from the last to the first of a dtype. The very last place, the number of
+        weights, stands for numbers that tell which weights are reached.
+    """
+
+    def dtype_of(place: int) -> str:
+        return str(weights[place].dtype) if place < len(weights) else "torch.float32"
+
+    places = sorted(reversed(range(len(weights))), key=dtype_of)
+    # The numbers come last, and are of this dtype.
+    places.sort(key=lambda place: dtype_of(place) == "torch.float32")
     groups: list[list[int]] = []
-    sizes, room, dtype = [tensor.numel() for tensor in tensors], 0, None
-    for place in sorted(range(len(tensors)), key=lambda i: str(tensors[i].dtype)):
-        room -= sizes[place]
-        if room < 0 or tensors[place].dtype != dtype:
+    room, dtype = 0, ""
+    for place in [*places, len(weights)]:
+        room -= _size(weights, place)
+        if room < 0 or dtype_of(place) != dtype:
             groups.append([])
-            room, dtype = _NUMBERS_AT_A_TIME - sizes[place], tensors[place].dtype
+            room, dtype = _NUMBERS_AT_A_TIME - _size(weights, place), dtype_of(place)
         groups[-1].append(place)
-    waiting = []
-    for places in groups:
-        joined = torch.cat([tensors[i].reshape(-1) for i in places])
-        waiting.append(processes.all_reduce(joined, async_op=True))
-        for i, part in zip(places, joined.split([sizes[i] for i in places]), strict=True):
-            tensors[i] = part.view(tensors[i].shape)
-    for work in waiting:
-        work.wait()
+    return groups
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_vjepa.backend import onednn
 from keras_vjepa.backend.attention import as_tensor, is_half
+from keras_vjepa.backend.collectives import is_alone
 from keras_vjepa.backend.device import has_accelerator
 from keras_vjepa.backend.keras_internals import foreach, stored_value
 from keras_vjepa.types import Tensor
@@ -45,12 +46,16 @@ class WeightCopies:
     def of(self, variable: keras.Variable) -> Tensor:
         """Return `variable.value` as it was when it was first asked for."""
         entry = self._copies.get(id(variable))
-        if entry is None:
-            weight, copy = stored_value(variable), variable.value
-            if copy is not weight:
-                copy = copy.detach().requires_grad_(weight.requires_grad)
-            entry = self._copies[id(variable)] = weight, copy
-        return entry[1]
+        if entry is not None:
+            return entry[1]
+        weight, copy = stored_value(variable), variable.value
+        if copy is not weight and is_alone():
+            copy = copy.detach().requires_grad_(weight.requires_grad)
+        # With several processes, a gradient goes on to its weight within the backward pass, where
+        # it is summed; so a copy that was made without gradients serves only once.
+        if copy.requires_grad == weight.requires_grad:
+            self._copies[id(variable)] = weight, copy
+        return copy
 
     def hand_over_gradients(self) -> None:
         """Add the gradients of the copies after a backward pass to those of the weights."""
@@ -59,7 +64,7 @@ class WeightCopies:
         found = [
             (weight, copy)
             for weight, copy in self._copies.values()
-            if copy is not weight and copy.grad is not None
+            if copy is not weight and copy.is_leaf and copy.grad is not None
         ]
         new = [(weight, copy) for weight, copy in found if weight.grad is None]
         old = [(weight, copy) for weight, copy in found if weight.grad is not None]

@@ -306,24 +306,26 @@ def _torch_step(model: TrainableModel, data: Any) -> dict[str, Any]:
     weights = [keras_internals.stored_value(variable) for variable in variables]
     for weight in weights:
         weight.grad = None
+    averages = collectives.GradientAverages(weights)
     seen: dict[str, Any] = {}
     labelled: list[Any] = []
     with weight_copies() as copies:
-        for part, times in parts:
+        for number, (part, times) in enumerate(parts, 1):
             with observed() as found:
                 outputs = model(part["x"], **model.in_training)
             seen = {name: seen.get(name, 0.0) + found[name] / times for name in found}
             share = _loss_of(model, part, outputs) / times
             # This adds to the gradients so far. The loss is scaled for float16, whose small
             # gradients would underflow.
-            model.optimizer.scale_loss(share).backward()
+            with averages.summed_meanwhile(last_pass=number == len(parts)):
+                model.optimizer.scale_loss(share).backward()
             copies.hand_over_gradients()
             loss = loss + share.detach()
             if y is not None:
                 labelled.append(outputs)
     with torch.no_grad():
         # Keras' own step would wait for the device here, to read the loss.
-        gradients = collectives.average_gradients(weights)
+        gradients = averages.whole()
         with _observed_update(model.optimizer) as norms:
             model.optimizer.apply(gradients, variables)
         if num_parts > 1:

@@ -141,6 +141,8 @@ def read_options():
 def main():
     output, options = sys.argv[1], json.loads(sys.argv[2])
     distribution.HEARTBEAT_TIMEOUT = options.pop("heartbeat", distribution.HEARTBEAT_TIMEOUT)
+    # On torch, several sums are started within a backward pass, as with a larger model.
+    collectives._NUMBERS_AT_A_TIME = 500
     virtual_devices(options.pop("virtual_devices", 1))
     read_options()
     parallel = distribution.setup(options.pop("shard_parameters", False))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_vjepa.backend import collectives
+from tests.backend import data_parallel_worker as worker
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="torch's processes only")
 
@@ -69,3 +70,81 @@ def test_one_process_keeps_its_gradients(monkeypatch):
     monkeypatch.setattr(collectives, "joined_torch_processes", lambda: None)
     weights = weights_of([(3,), (2,)], [None, None])
     assert [one.grad for one in weights] == list(collectives.average_gradients(weights))
+
+
+class Twins(TwoProcesses):
+    """Stands in for `torch.distributed` where the other process computes the same."""
+
+    def all_reduce(self, tensor, async_op=False):
+        self.sizes.append((str(tensor.dtype), tensor.numel()))
+        tensor.mul_(2)
+        return self
+
+    def broadcast(self, tensor, src):
+        pass
+
+
+def test_a_sum_starts_before_the_backward_pass_ends(monkeypatch):
+    """In the same order, whichever gradients come first; the first weight's group comes last."""
+    import torch
+
+    processes = Twins()
+    monkeypatch.setattr(collectives, "joined_torch_processes", lambda: processes)
+    monkeypatch.setattr(collectives, "_NUMBERS_AT_A_TIME", 5)
+    weights = [torch.ones(size, requires_grad=True) for size in (1, 2, 3, 4, 5)]
+    started = []
+
+    def pass_through(uses):
+        """How many sums have been started when the gradient of each use is there."""
+        averages = collectives.GradientAverages(weights)
+        total = torch.zeros(())
+        for use in uses:
+            total = total + (3.0 * weights[use]).sum()
+            total.register_hook(lambda _, use=use: started.append((use, len(processes.sizes))))
+        with averages.summed_meanwhile(last_pass=False):
+            total.backward(retain_graph=True)
+        assert processes.sizes == []
+        with averages.summed_meanwhile():
+            total.backward()
+        return averages.whole()
+
+    for gradient, weight in zip(pass_through(range(5)), weights, strict=True):
+        torch.testing.assert_close(gradient, 6 * torch.ones_like(weight))
+    # When the pass comes to a weight, all sums of those after it have been started but one's.
+    assert dict(started[5:])[0] >= 2 and started[-5:][0] == (4, 0)
+    sizes = [size for _, size in processes.sizes]
+    assert sizes == [5, 4, 3 + 2, 1, 5]  # The last sum tells which weights are reached.
+    processes.sizes.clear()
+    # The last weight is not used, so that its sum and all others wait for the end of the pass.
+    gradients = pass_through([3, 1, 0, 2])
+    assert [size for _, size in processes.sizes] == sizes and gradients[4] is None
+    torch.testing.assert_close(gradients[0], torch.tensor([6.0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("options", [{}, {"remat": True, "accumulation_steps": 3}])
+def test_a_step_that_sums_meanwhile_is_the_step_of_one_process(dtype, options, monkeypatch):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        alone = worker.make_pretrainer(**options)
+        expected = worker.train(worker.distribution.ALONE, alone)
+        processes = Twins()
+        monkeypatch.setattr(collectives, "joined_torch_processes", lambda: processes)
+        monkeypatch.setattr(collectives, "_NUMBERS_AT_A_TIME", 500)
+        whole, started = collectives.GradientAverages.whole, []
+
+        def count_and_wait(averages):
+            started.append(len(averages._sums) / len(averages._groups))
+            return whole(averages)
+
+        monkeypatch.setattr(collectives.GradientAverages, "whole", count_and_wait)
+        twin = worker.make_pretrainer(**options)
+        np.testing.assert_allclose(worker.train(worker.distribution.ALONE, twin), expected)
+    finally:
+        keras.config.set_dtype_policy(before)
+    # In each step, the backward pass has started most sums; at least the last one waits for it.
+    assert len(started) == 5 and all(0.5 < share < 1 for share in started)
+    states = worker.state(alone), worker.state(twin)
+    for name, value in states[0].items():
+        np.testing.assert_allclose(states[1][name], value, rtol=0, atol=1e-6, err_msg=name)
