@@ -148,6 +148,8 @@ PRIVATE_NAMES: list[PrivateName] = [
     ),
     PrivateName("_post_quantize", "keras.Model", lambda: keras.Model, ("mode",)),
     PrivateName("get_autocast_scope", "keras.src.backend", lambda: backend, engines=("torch",)),
+    PrivateName("in_stateless_scope", "keras.src.backend", lambda: backend, engines=("jax",)),
+    PrivateName("get_stateless_scope", "keras.src.backend", lambda: backend, engines=("jax",)),
     # Gradients that an optimizer accumulates, the number of batches, and the weights.
     PrivateName("_accumulated_gradients", "keras.optimizers.Optimizer", _an_optimizer),
     PrivateName("_iterations", "keras.optimizers.Optimizer", _an_optimizer),
@@ -244,6 +246,14 @@ def stored_value(variable: Any) -> Tensor:
     dtypes. That often takes longer than the work on the result.
     """
     return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def value_in_scope(variable: keras.Variable) -> Tensor:
+    """Return the value of a variable in a `keras.StatelessScope`, in the dtype it is kept in."""
+    value = None
+    if backend.in_stateless_scope():
+        value = backend.get_stateless_scope().get_current_value(variable)
+    return stored_value(variable) if value is None else value
 
 
 def follow_stored_dtype(variable: keras.Variable) -> None:

@@ -18,6 +18,7 @@ from keras_vjepa.backend.attention import (
     wants_leading_keys,
 )
 from keras_vjepa.backend.part_calls import call_part, part_of_a_block
+from keras_vjepa.backend.scanned_blocks import in_turn
 from keras_vjepa.backend.token_ops import gelu, merge_heads, split_heads
 from keras_vjepa.layers.dense import TokenDense, dense, layer_norm
 from keras_vjepa.layers.embedding import gather_tokens
@@ -298,14 +299,14 @@ def apply_blocks(
         order = token_order(padding_mask)
         padding_mask = order.keys
         tokens, rotations = _reordered(order.order, tokens, rotations)
-    for number, block in enumerate(blocks):
-        scales = None if branch_scales is None else branch_scales[number]
+
+    def one(block: TransformerBlock, tokens: Tensor, scales: Tensor | None) -> Tensor:
         if remat:
-            tokens = _computed_again(block, padding_mask, rotations, scales)(tokens)
-        elif scales is None:
-            tokens = call_part(block, tokens, padding_mask, rotations)
-        else:
-            tokens = call_part(block, tokens, padding_mask, rotations, scales)
+            return _computed_again(block, padding_mask, rotations, scales)(tokens)
+        more = () if scales is None else (scales,)
+        return call_part(block, tokens, padding_mask, rotations, *more)
+
+    tokens = in_turn(blocks, tokens, one, branch_scales)
     return tokens if order is None else gather_tokens(tokens, order.inverse)
 
 
