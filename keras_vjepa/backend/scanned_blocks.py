@@ -13,7 +13,11 @@ from typing import Any, TypeVar
 import keras
 from keras import ops
 
-from keras_vjepa.backend.keras_internals import layers_of, value_in_scope
+from keras_vjepa.backend.keras_internals import (
+    layers_of,
+    names_computed_again,
+    value_in_scope,
+)
 from keras_vjepa.types import Tensor
 
 VARIABLE = "KERAS_VJEPA_SCAN_BLOCKS"
@@ -98,7 +102,9 @@ def _form(block: keras.layers.Layer) -> Any:
     """Return everything of a block but its name and the values of its weights."""
     weights = [(w.name, tuple(w.shape), w.dtype, w.trainable) for w in block.variables]
     parts = [(type(part), {**part.get_config(), "name": None}) for part in _parts(block)]
-    return weights, parts
+    # A `keras.RematScope` may name one block and not another.
+    again = [part.name in (names_computed_again(part) or ()) for part in _parts(block)]
+    return weights, parts, again
 
 
 def _scanned(

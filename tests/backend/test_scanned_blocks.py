@@ -96,7 +96,11 @@ def test_only_blocks_that_are_alike_are_scanned():
         model = backbone()
         change(model.blocks)
         assert not scanned_blocks.are_alike(model.blocks), name
+    with keras.RematScope("list_of_layers", layer_names=["block_1"]):
+        assert not scanned_blocks.are_alike(backbone().blocks)
     # The same change of all leaves them alike.
+    with keras.RematScope("list_of_layers", layer_names=["mlp"]):
+        assert scanned_blocks.are_alike(backbone().blocks)
     model = backbone()
     model.enable_lora(2)
     assert scanned_blocks.are_alike(model.blocks)
