@@ -164,24 +164,32 @@ def _product() -> Any:
     class Product(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, tokens: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-            context.save_for_backward(tokens, kernel)
-            return multiplied(tokens, kernel.t(), bias)
+            # As in torch's own product, the tokens of a frozen kernel are not kept.
+            of_tokens, of_kernel, *_ = context.needs_input_grad
+            context.save_for_backward(tokens if of_kernel else None, kernel if of_tokens else None)
+            # This may be a view of its rows, which torch would not let anyone change in place.
+            return multiplied(tokens, kernel.t(), bias).data
 
         @staticmethod
         def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             (tokens, kernel), needed = context.saved_tensors, context.needs_input_grad
+            given = (one for one in (tokens, kernel, upstream) if one is not None)
             # Within a gradient of a gradient, each op needs a gradient of its own. Several
             # gradients at once are one tensor that only torch's own ops take apart.
-            is_usual = not torch.is_grad_enabled() and takes(tokens, kernel, upstream)
+            is_usual = not torch.is_grad_enabled() and takes(*given)
             product, of_kernel = _GRADIENTS if is_usual else _DIFFERENTIABLE
-            rows, columns = (x.reshape(-1, x.shape[-1]) for x in (tokens, upstream))
+            columns = _rows(upstream)
             return (
                 product(upstream, kernel) if needed[0] else None,
-                of_kernel(rows, columns) if needed[1] else None,
+                of_kernel(_rows(tokens), columns) if needed[1] else None,
                 columns.sum(0) if needed[2] else None,
             )
 
     return Product
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
 
 
 # The gradients of tokens and kernel; and by ops that torch can differentiate.

@@ -115,6 +115,29 @@ def test_what_is_frozen_gets_no_gradient():
     torch.testing.assert_close(kernel.grad, tokens.sum(0)[:, None].expand(96, 128))
 
 
+@pytest.mark.parametrize(("learns", "kept"), [(0, [(96, 128)]), (1, [(2, 150, 96)]), (2, [])])
+def test_only_what_a_gradient_needs_is_kept(learns, kept):
+    """With a frozen kernel, as under LoRA, tokens need not stay until the backward pass."""
+    given = tensors((2, 150, 96), (96, 128), (128,))
+    given[learns].requires_grad_()
+    shapes = []
+    hooks = (lambda one: shapes.append(tuple(one.shape)) or one, lambda one: one)
+    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+        outputs = token_ops.linear(*given)
+    assert shapes == kept
+    found = torch.autograd.grad(outputs.square().sum(), given[learns])
+    expected = torch.autograd.grad(plain(*given).square().sum(), given[learns])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_product_may_be_changed_in_place():
+    tokens, kernel = tensors((2, 150, 96), (96, 128))
+    kernel.requires_grad_()
+    torch.relu_(token_ops.linear(tokens, kernel, None)).sum().backward()
+    (expected,) = torch.autograd.grad(torch.relu(tokens @ kernel).sum(), kernel)
+    torch.testing.assert_close(kernel.grad, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_gradients_of_gradients():
     arguments = [one.requires_grad_() for one in tensors((256, 96), (96, 128), (128,))]
 
