@@ -242,22 +242,26 @@ def _attend_samples(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor 
 def _attend_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Any:
     """Compute attention of arrays `(rows, tokens, head_dim)`, with one head in each row."""
     inputs = (query, key, value, bias)
-    outputs, log_sums = ops.map(lambda head: _attend_head(*head), inputs)
+    outputs, tops, log_sums = ops.map(lambda head: _attend_head(*head), inputs)
 
     def gradient(*arguments: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
         # Keras passes `upstream` by name if it passes the inputs too, and alone if it does not.
         if upstream is None:
             (upstream,) = arguments
-        rows = (*inputs, outputs, log_sums, upstream)
+        rows = (*inputs, outputs, tops, log_sums, upstream)
         gradients = ops.map(lambda head: _attend_head_gradient(*head), rows)
         return (*gradients, ops.zeros_like(bias))
 
     return outputs, gradient
 
 
-def _attend_head(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one head's output `(queries, head_dim)` and its softmax's log-sums `(queries, 1)`."""
-    outputs, log_sums = [], []
+def _attend_head(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Return one head's output `(queries, head_dim)`, and what gives its weights again.
+
+    That is the largest logit of each query, and the logarithm of its softmax's sum, `(queries, 1)`.
+    As one number, the logarithm would be lost beside a logit of a billion.
+    """
+    outputs, tops, log_sums = [], [], []
     for chunk in _query_chunks(query):
         logits = _logits(query[chunk], key, bias)
         top = ops.max(logits, axis=-1, keepdims=True)
@@ -265,8 +269,9 @@ def _attend_head(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tup
         total = ops.sum(weights, axis=-1, keepdims=True)
         pooled = ops.matmul(ops.cast(weights, value.dtype), value)
         outputs.append(ops.cast(pooled / ops.cast(total, pooled.dtype), value.dtype))
-        log_sums.append(top + ops.log(total))
-    return ops.concatenate(outputs), ops.concatenate(log_sums)
+        tops.append(top)
+        log_sums.append(ops.log(total))
+    return tuple(map(ops.concatenate, (outputs, tops, log_sums)))
 
 
 def _attend_head_gradient(
@@ -275,6 +280,7 @@ def _attend_head_gradient(
     value: Tensor,
     bias: Tensor,
     output: Tensor,
+    top: Tensor,
     log_sum: Tensor,
     upstream: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -285,7 +291,7 @@ def _attend_head_gradient(
     query_gradients: list[Tensor] = []
     key_gradient, value_gradient = ops.zeros_like(key), ops.zeros_like(value)
     for chunk in _query_chunks(query):
-        weights = ops.exp(_logits(query[chunk], key, bias) - log_sum[chunk])
+        weights = ops.exp(_logits(query[chunk], key, bias) - top[chunk] - log_sum[chunk])
         of_weights = ops.cast(ops.matmul(upstream[chunk], ops.transpose(value)), "float32")
         of_logits = ops.cast(weights * (of_weights - shared[chunk]), dtype)
         query_gradients.append(ops.matmul(of_logits, key) * scale)

@@ -23,6 +23,8 @@ _MOST_LOGITS_AT_ONCE = 460_000
 # e is this power of 2. On these processors torch computes powers of 2 in a quarter of the time of
 # those of e, which it gives to MKL.
 _BASE = math.log2(math.e)
+# From here on, rounding is more than a part of a logit; from 1.5 billion, a power of 2 overflows.
+_LARGE = 2.0**24
 # Products with fewer rows are slow: among 9,216 tokens, they cost more than what the cache saves.
 _LEAST_ROWS = 128
 
@@ -49,7 +51,7 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and query.shape[0] == key.shape[0]
         and query.shape[2:] == key.shape[2:]
         and value.shape[:3] == key.shape[:3]
-        and query.shape[3] > 0
+        and min(query.shape[3], value.shape[3]) > 0
     )
 
 
@@ -91,8 +93,8 @@ def _attention() -> Any:
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, *inputs: Tensor | None) -> Tensor:
-            outputs, shifts = _forward(*inputs)
-            context.save_for_backward(*inputs, outputs, shifts)
+            outputs, tops, totals = _forward(*inputs)
+            context.save_for_backward(*inputs, outputs, tops, totals)
             return outputs
 
         @staticmethod
@@ -107,38 +109,53 @@ def _attention() -> Any:
 
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the outputs, and minus the logarithm to the base of 2 of each softmax's sum."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the outputs, and the largest logit and the sum of each softmax.
+
+    Both are kept, and not the sum's logarithm: added to a logit of a billion, as of a key that
+    takes no part, it would be lost by rounding, and the gradients were many times too large.
+    """
+    query, key, value = _scaled(query), key.contiguous(), value.contiguous()
+    found = _forward_of_rows(query, key, value, bias, False)
+    # This is hardly ever the case, and to ask for each part takes longer.
+    return _forward_of_rows(query, key, value, bias, True) if _are_large(found[1]) else found
+
+
+def _forward_of_rows(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, are_large: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as `_forward`, for queries that are scaled, and logits of which some may be large."""
     import torch
 
-    query, key, value = _scaled(query), key.contiguous(), value.contiguous()
     outputs = query.new_empty((*query.shape[:3], value.shape[3]))
-    shifts = query.new_empty((*query.shape[:3], 1))
-    parts = _parts(bias, (key, value.mT), (query, outputs, shifts))
-    for one_bias, one_key, transposed_value, rows, output, shift in parts:
+    tops, totals = (query.new_empty((*query.shape[:3], 1)) for _ in range(2))
+    parts = _parts(bias, (key, value.mT), (query, outputs, tops, totals))
+    for one_bias, one_key, transposed_value, rows, output, top, total in parts:
         logits = multiplied(rows, one_key, one_bias)
-        minus_top = logits.amax(-1, keepdim=True).mul_(-_BASE)
-        weights = _power(logits, minus_top)
-        total = weights.sum(-1, keepdim=True)
+        torch.amax(logits, -1, keepdim=True, out=top)
+        weights = _power(logits, top, are_large)
+        torch.sum(weights, -1, keepdim=True, out=total)
         torch.div(multiplied(weights, transposed_value), total, out=output)
-        torch.sub(minus_top, total.log2_(), out=shift)
-    return outputs, shifts
+    return outputs, tops, totals
 
 
 def _backward(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of queries, keys and values, from what the forward pass kept."""
     import torch
 
-    query, key, value, bias, outputs, shifts = saved
-    query, (key, value, upstream) = _scaled(query), (x.contiguous() for x in (key, value, upstream))
+    query, key, value, bias, outputs, tops, totals = saved
+    are_large = _are_large(tops)
+    query, key, value = _scaled(query), key.contiguous(), value.contiguous()
+    # The weights are not divided by their sum, but what is multiplied with them is: it is smaller.
+    upstream = torch.div(upstream, totals, out=upstream.new_empty(upstream.shape))
     shared = (outputs * upstream).sum(-1, keepdim=True)
     of_query = torch.empty_like(query)
     # These are transposed, so that no matrix of weights has to be.
     of_key, of_value = (x.new_zeros(x.mT.shape) for x in (key, value))
-    whole, by_rows = (key, value, of_key, of_value), (query, upstream, shifts, shared, of_query)
+    whole, by_rows = (key, value, of_key, of_value), (query, upstream, tops, shared, of_query)
     for one_bias, one_key, one_value, to_key, to_value, *of_rows in _parts(bias, whole, by_rows):
-        rows, of_output, shift, one_shared, to_query = of_rows
-        weights = _power(multiplied(rows, one_key, one_bias), shift)
+        rows, of_output, top, one_shared, to_query = of_rows
+        weights = _power(multiplied(rows, one_key, one_bias), top, are_large)
         to_value += multiplied(of_output.t(), weights.t())
         of_logits = multiplied(of_output, one_value).sub_(one_shared).mul_(weights)
         to_query.copy_(multiplied(of_logits, one_key.t()))
@@ -157,13 +174,19 @@ def _backward_of_torch(saved: tuple[Tensor, ...], upstream: Tensor) -> tuple[Ten
     return torch.autograd.grad(outputs, (query, key, value), upstream)
 
 
-def _power(logits: Tensor, shift: Tensor) -> Tensor:
-    """Return e to the power of logits, times 2 to the power of a shift; overwrites them."""
+def _are_large(tops: Tensor) -> bool:
+    return bool((tops.abs() > _LARGE).any())
+
+
+def _power(logits: Tensor, top: Tensor, are_large: bool) -> Tensor:
+    """Return e to the power of logits minus the largest, times a factor of the row; overwrites."""
     import torch
 
+    if are_large:
+        logits, top = logits.sub_(top), torch.zeros_like(top)
     # Both are multiplied and added before they are rounded, so that nothing is lost of the
-    # difference of large numbers.
-    return torch.add(shift, logits, alpha=_BASE, out=logits).exp2_()
+    # difference of large numbers. The factor is from what was rounded before.
+    return torch.add(top * -_BASE, logits, alpha=_BASE, out=logits).exp2_()
 
 
 def _scale(query: Tensor) -> float:

@@ -186,6 +186,16 @@ def test_gradients_agree(queries_per_chunk, monkeypatch):
             np.testing.assert_allclose(actual, wanted, atol=1e-5)
 
 
+def test_gradients_of_a_sample_without_any_key():
+    """Its logits are all about minus a billion, beside which a logarithm of 7 would be lost."""
+    *arrays, mask = inputs()
+    mask = mask & np.array([[True], [False]])
+    found = weights_after_one_step(attention_by_head, (*arrays, mask))
+    expected = weights_after_one_step(plain_attention, (*arrays, mask))
+    for array, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array, other, atol=1e-4)
+
+
 def test_one_function_chooses_for_long_sequences(monkeypatch):
     """Beyond the loop's threshold too, the numbers are the same."""
     monkeypatch.setattr(module, "_MIN_LOGITS_FOR_LOOP", 1)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_vjepa.backend import attention as attention_module
 from keras_vjepa.backend import onednn, onednn_attention, token_ops
 from keras_vjepa.backend.attention import fused_attention
 
@@ -431,3 +432,33 @@ def test_several_gradients_of_attention_at_once(masked):
 
     for found, expected in zip(of(fused_attention), of(plain_attention), strict=True):
         close(found, expected)
+
+
+def test_a_sample_in_which_no_key_takes_part():
+    """Its logits are all about minus a billion, beside which the sum's logarithm would be lost."""
+    *arguments, upstream = heads(300, 300)
+    arguments = [one.requires_grad_() for one in arguments]
+    mask = torch.ones((2, 300), dtype=torch.bool) & torch.tensor([[True], [False]])
+    assert onednn_attention.suits(*arguments)
+    found, expected = (
+        gradients(lambda *given: function(*given, mask), arguments, upstream)  # noqa: B023
+        for function in (fused_attention, attention_module.plain_attention)
+    )
+    for one, other in zip(found, expected, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("size", [1e10, 1e20, 1e37])
+def test_attention_with_logits_of_any_size(size):
+    query, key, value, _ = heads(300, 300)
+    key[0, 5, 0] *= size
+    close(fused_attention(query, key, value), plain_attention(query, key, value, None))
+
+
+def test_attention_to_values_without_channels():
+    query, key, value, _ = heads(300, 300)
+    query.requires_grad_()
+    outputs = fused_attention(query, key, value[..., :0])
+    assert outputs.shape == (2, 300, 3, 0)
+    (found,) = torch.autograd.grad(outputs.sum(), query)
+    assert not found.any()
