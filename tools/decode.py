@@ -150,7 +150,9 @@ def draw(options: Namespace) -> None:
         options.guidance,
     )  # fmt: skip
     title = f"Decoded from {options.kind} features: region at row {row}, column {column}"
-    write_rows(options.output, shown, video.fps / video.step, title)
+    # A clip may have one frame for several of the video's, by which `--start` counts.
+    start = options.start / video.step
+    write_rows(options.output, shown, video.fps / video.step, title, start)
     say_masks(options.preset)
 
 

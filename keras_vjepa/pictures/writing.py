@@ -66,7 +66,7 @@ def check_picture_path(path: PathLike, name: str = "path", videos: bool = True) 
 
 
 def write_rows(
-    path: PathLike, rows: Sequence[FrameRow], fps: float, title: str = "", start: int = 0
+    path: PathLike, rows: Sequence[FrameRow], fps: float, title: str = "", start: float = 0
 ) -> None:
     """Write rows of frames, side by side as a video or one below the other as a picture.
 
@@ -78,7 +78,8 @@ def write_rows(
         rows: rows with the same number of frames.
         fps: frames per second.
         title: a line above a picture.
-        start: number of the first frame in the whole video, so that times are right.
+        start: number of the first frame in the whole video, so that times are right; at a rate that
+            is lower than the video's, it may lie between two whole numbers.
 
     Raises:
         OSError: if the file cannot be written.

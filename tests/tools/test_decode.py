@@ -22,6 +22,7 @@ from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.decoding import Regions, region_clips, region_in_tokens, region_sampler
 from keras_vjepa.models.diffusion_network import DiffusionNetwork
+from keras_vjepa.pictures import writing
 from keras_vjepa.pictures.decoded import HiddenRegion
 from keras_vjepa.recipes import decode as recipe
 from keras_vjepa.recipes.decode_configs import CONFIGS
@@ -171,6 +172,22 @@ def test_a_video_has_a_row_for_each_seed(folder, trained, tmp_path, capsys):
     assert (made.num_frames, made.height, made.width) == (2, 96, 5 * 144)
     assert decode.main(arguments_of(folder, tmp_path / "out.png", "--kind", "target")) == 0
     assert "step 2/2" in capsys.readouterr().err
+
+
+@slow_but_on("torch")
+@pytest.mark.parametrize(("start", "step"), [(0, 1), (3, 1), (1, 2)])
+def test_a_picture_has_the_times_of_the_video(folder, trained, tmp_path, monkeypatch, start, step):
+    shown = []
+
+    def look(cells, columns, title):
+        shown.extend(columns)
+        return np.zeros((8, 8, 3), "uint8")
+
+    monkeypatch.setattr(writing, "sheet", look)
+    more = ["--seeds", "0", "--start", str(start), "--frame-step", str(step)]
+    assert decode.main(arguments_of(folder, tmp_path / "out.png", *more)) == 0
+    # The video has 12 frames per second.
+    assert shown == [f"{frame / 12:.2f} s" for frame in (start, start + step)]
 
 
 @slow_but_on("torch")
