@@ -309,7 +309,8 @@ class FeatureDecoder(Preset, KeepsLayerStates, TorchModule, TrainableModel):
                 f"`features` must be (clips, {wanted[0]} tokens, {wanted[1]} wide), which the "
                 f"decoder was made for. Received shape: {features.shape}"
             )
-        return features
+        # Times 0, features that are no numbers would not vanish.
+        return np.zeros_like(features) if kind == "none" else features
 
     # --- Configuration ---------------------------------------------------------------------------
 

@@ -90,6 +90,19 @@ def test_samples_follow_from_seed_and_features(trained):
     np.testing.assert_array_equal(guided, without)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_features_that_are_not_looked_at_may_be_anything(trained, number):
+    decoder, batch, *_ = trained
+    features = batch["features"][:2]
+    expected = decoder.sample(features, seeds=(3,), kind="none", steps=3)
+    damaged = features.copy()
+    damaged[0, 1, 2] = number
+    found = decoder.sample(damaged, seeds=(3,), kind="none", steps=3)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="`features` and the decoder's weights must be finite"):
+        decoder.sample(damaged, seeds=(3,), steps=3)
+
+
 def test_a_preset_samples_the_same(trained, tmp_path):
     decoder, batch, *_ = trained
     decoder.save_to_preset(tmp_path / "decoder")
