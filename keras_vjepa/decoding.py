@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SEED, check_choice, check_number, check_size, check_whole
 from keras_vjepa.backend.distribution import ALONE, DataParallel
-from keras_vjepa.configuration import values
+from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.clips import check_cache
 from keras_vjepa.data.batches.indexed import check_reading
 from keras_vjepa.data.batches.mask_kinds import Grid, MultiBlockMask
@@ -340,6 +340,19 @@ def is_finished(config: Any, workdir: Path, is_first: bool = True) -> bool:
             file=sys.stderr,
         )
     return finished
+
+
+def with_colours(config: Any) -> Any:
+    """Set a config to the colours of its preset, unless options say how pixels are normalised.
+
+    Otherwise what is recorded of a run would be the usual colours, which it did not use.
+
+    Args:
+        config: config of the recipe.
+    """
+    used = colours_of(config.preset, config.transform.arguments)
+    shown = {name: getattr(config.transform, name) for name in used}
+    return replace(config, **{k: v for k, v in used.items() if tuple(v) != tuple(shown[k])})
 
 
 def region_clips(

@@ -14,7 +14,6 @@ from keras_vjepa import command_line, decoding
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
-from keras_vjepa.decoding import check_decode_files
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve, StepLog
 from keras_vjepa.monitoring.options_file import OptionsFile
@@ -33,6 +32,7 @@ def run(config: DecodeConfig, workdir: Path) -> None:
         folder_of_results(workdir),
         locked(workdir, "--workdir") if parallel.is_first else nullcontext(),
     ):
+        config = decoding.with_colours(config)
         if decoding.is_finished(config, workdir, parallel.is_first):
             return
         samples = make_samples(config)  # first, because a model takes longer to load
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> None
     )
     with command_line.refusing(program, CONFIGS, arguments):
         config = replace(CONFIGS[name](), **given)
-        check_decode_files(config, workdir)
+        decoding.check_decode_files(config, workdir)
     distribution.launch_on_all_devices()
     try:
         run(config, workdir)

@@ -22,6 +22,7 @@ from keras_vjepa.data.reading.video import video_info
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.decoding import Regions, region_clips, region_in_tokens, region_sampler
 from keras_vjepa.models.diffusion_network import DiffusionNetwork
+from keras_vjepa.monitoring.run_tables import read_run
 from keras_vjepa.pictures import writing
 from keras_vjepa.pictures.decoded import HiddenRegion
 from keras_vjepa.recipes import decode as recipe
@@ -334,6 +335,28 @@ def test_clips_have_the_colours_of_the_preset(folder, more, mean, tmp_path):
     clips, regions = region_clips(given, make_samples(given), sizes, (2, 2), (16, 16))
     assert clips.transform.mean == regions.mean == mean
     assert clips.transform.std == regions.std == own["std"]
+
+
+@slow_but_on("torch")
+def test_the_colours_that_are_used_are_recorded(folder, tmp_path, monkeypatch):
+    """The options said the usual ones, as did the description by which a run continues."""
+    preset = shutil.copytree(folder / "pretrained", tmp_path / "preset")
+    own = {"mean": (0.5, 0.25, 0.75), "std": (0.25, 0.5, 0.5)}
+    VJEPAVideoPreprocessor.from_preset(preset, **own).save_to_preset(preset)
+    given = config(folder, preset=str(preset), steps=2)
+    recipe.run(given, tmp_path / "run")
+    recorded = [
+        json.loads((tmp_path / "run" / f"{name}.json").read_text())
+        for name in ("options", "finished")
+    ]
+    for found in (*recorded, read_run(tmp_path / "run").options):
+        assert (found["mean"], found["std"]) == ([*own["mean"]], [*own["std"]])
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "load_pictured", None)  # it is finished
+        recipe.run(given, tmp_path / "run")
+    usual = replace(given, mean=(0.485, 0.456, 0.406))
+    with pytest.raises(ValueError, match=r"config: mean \[0.5, 0.25, 0.75\] -> \[0.485, 0.456"):
+        recipe.run(usual, tmp_path / "run")
 
 
 @pytest.mark.data
