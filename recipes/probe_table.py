@@ -26,13 +26,14 @@ from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.evaluation.comparison import make_untrained
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.labelled_videos import check_classes
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
 from keras_vjepa.recipes import probe
 from keras_vjepa.recipes.probe_configs import ProbeConfig, digit_motion, digit_motion_black
-from keras_vjepa.training.resumable import writable_folder
+from keras_vjepa.training.resumable import folder_of_results
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ CONFIGS = {function.__name__: function for function in (digit_motion, digit_moti
 
 def run(config: ProbeConfig, workdir: Path) -> str:
     """Evaluate every row, save and return the table; continue a run that was stopped."""
-    with locked(writable_folder(workdir), "--workdir"):
+    with folder_of_results(workdir), locked(workdir, "--workdir"):
         return _table(config, workdir)
 
 
@@ -85,11 +86,12 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
     keras.config.set_dtype_policy(config.dtype)
     config = probe.completed(config)
     train, test = probe.samples_of(config)
+    check_classes(config, train)
     encoder = probe.make_encoder(config)
     if config.preset != probe.UNTRAINED:
         config = seen_as_by_the_preset(config, config.preset)
     untrained = make_untrained(config, encoder)
-    sweeps: dict[Any, ProbeSweep] = {}
+    cache, sweeps = probe.cache_of(config, workdir), dict[Any, ProbeSweep]()
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *config.tasks))} |"]
     lines.append("|---" * (1 + len(config.tasks)) + "|")
     for row in ROWS:
@@ -97,13 +99,8 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
         changed = row.of(config)
         # Rows with the same probes on features of one shape share the compiled step.
         shape = (changed.classifier.pooling, changed.classifier.num_clips)
-        one = FrozenProbe(
-            untrained if row.untrained else encoder,
-            changed,
-            probe.cache_of(config, workdir),
-            row.single_frame,
-            sweeps.get(shape),
-        )
+        seen_by = untrained if row.untrained else encoder
+        one = FrozenProbe(seen_by, changed, cache, row.single_frame, sweeps.get(shape))
         sweeps[shape] = one.sweep
         results = Evaluator(one, train, test, workdir / "rows")(config.splits)
         cells = [

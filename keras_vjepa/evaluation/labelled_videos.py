@@ -10,7 +10,8 @@ from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS, SETS
 from keras_vjepa.data.sources.labelled_sets import class_names
 from keras_vjepa.data.sources.labels import check_labels, low_shot
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of
+from keras_vjepa.evaluation.splits import check_every_class
+from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of, num_labels
 
 # The names of the classes of each task of the built-in sets.
 TASK_NAMES = {"digit": [str(digit) for digit in range(10)], "motion": [*MOTIONS]}
@@ -70,6 +71,24 @@ def labelled_videos(config: Any) -> LabelledVideos:
     if num_classes < 2:
         raise ValueError(f"`data` must hold two classes or more. Received: {num_classes}")
     return LabelledVideos(low_shot(train, config.fraction, config.seed), test, num_classes, names)
+
+
+def check_classes(config: Any, train: Sequence[Sample]) -> None:
+    """Check that videos of a user's own have the classes of a table of one frozen encoder.
+
+    Args:
+        config: config of the recipe.
+        train: the training videos.
+
+    Raises:
+        ValueError: if a label is missing or out of range, or a class has no video.
+    """
+    if config.data.data not in SETS:
+        check_labels(train, num_labels(config.classes))
+        own = (
+            "labels of `data` that are its own; with `presets` instead of `preset`, they are taken"
+        )
+        check_every_class(train, config.classes, own)
 
 
 def names_by_task(config: Any) -> dict[str, list[str]]:

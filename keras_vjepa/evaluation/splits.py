@@ -67,14 +67,29 @@ def make_split(
             )
     held_out = set(validation)
     training = [sample for i, sample in enumerate(kept) if i not in held_out]
-    for task, labels in labels_of(training, tasks).items():
+    check_every_class(training, tasks)
+    return Split(training, [kept[i] for i in sorted(validation)])
+
+
+def check_every_class(samples: Sequence[Sample], tasks: Tasks, received: str = "") -> None:
+    """Check that there is a training sample of each class of each task.
+
+    Args:
+        samples: labelled samples.
+        tasks: number of classes of each task.
+        received: words about what was given, and what could be given instead.
+
+    Raises:
+        ValueError: for the first task that lacks one.
+    """
+    for task, labels in labels_of(samples, tasks).items():
         absent = sorted(set(range(tasks[task])) - set(labels.tolist()))
         if absent:
             raise ValueError(
                 f"The training samples must hold every class of `{task}`. Missing: {absent[0]}"
                 f"{f' (and {len(absent) - 1} more)' if len(absent) > 1 else ''}"
+                f"{received and f'. Received: {received}'}"
             )
-    return Split(training, [kept[i] for i in sorted(validation)])
 
 
 def _spread_over_classes(samples: Sequence[Sample], share: float, seed: int) -> list[int]:

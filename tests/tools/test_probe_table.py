@@ -227,3 +227,23 @@ def test_what_is_refused(words, message, tmp_path, capsys):
         probe_table.main(["--presets", *words, "--workdir", str(tmp_path / "run")])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.data
+def test_classes_that_are_not_the_built_in_ones_are_named_with_the_remedy(tmp_path):
+    """The line named a task that no user had given, and an empty folder was left."""
+    for name in ("dark", "light"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / "videos" / name / f"{number}.mp4").touch()
+    words = ["--data", str(tmp_path / "videos"), "--workdir", str(tmp_path / "new" / "run")]
+    with pytest.raises(SystemExit) as ended:
+        probe_table.main(words)
+    said = str(ended.value.code)
+    assert "every class of `digit`. Missing: 1 (and 8 more). Received: labels of --data" in said
+    assert "with --presets instead of --preset" in said and "\n" not in said
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "list.csv").write_text(f"{tmp_path}/videos/dark/0.mp4\n")
+    words = ["--data", str(tmp_path / "list.csv"), "--test_data", str(tmp_path / "list.csv")]
+    with pytest.raises(SystemExit, match="Every sample must have a `label`"):
+        probe_table.main([*words, "--workdir", str(tmp_path / "run")])
