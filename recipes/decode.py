@@ -14,6 +14,7 @@ from keras_vjepa import command_line, decoding
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.configuration import replace, values
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
+from keras_vjepa.decoding import check_decode_files
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import LossCurve, StepLog
 from keras_vjepa.monitoring.options_file import OptionsFile
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None, program: str = "decode.py") -> None
     )
     with command_line.refusing(program, CONFIGS, arguments):
         config = replace(CONFIGS[name](), **given)
-        decoding.check_decode_files(config, workdir)
+        check_decode_files(config, workdir)
     distribution.launch_on_all_devices()
     try:
         run(config, workdir)
