@@ -32,7 +32,7 @@ from keras_vjepa.training.results import (
     need_no_remaking,
     read_result,
 )
-from keras_vjepa.training.resumable import writable_folder
+from keras_vjepa.training.resumable import folder_of_results
 from keras_vjepa.training.signals import stop_signals
 
 RESULT, PRESET = "result.json", "preset"
@@ -123,9 +123,11 @@ class LabelledRun(abc.ABC):
             OSError: if something cannot be read or written.
         """
         self.parallel = distribution.setup(self.config.shard_parameters)
-        writable_folder(self.workdir)
         is_first = self.parallel.is_first
-        with locked(self.workdir, "--workdir") if is_first else nullcontext():
+        with (
+            folder_of_results(self.workdir),
+            locked(self.workdir, "--workdir") if is_first else nullcontext(),
+        ):
             keras.config.set_dtype_policy(self.config.dtype)
             self._go_on_as_begun()
             if not self.is_finished():

@@ -41,7 +41,7 @@ from keras_vjepa.locks import locked
 from keras_vjepa.models.backbone_preset import load_backbone_to_evaluate
 from keras_vjepa.presets.preset import check_preset
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig, as_in_the_paper, own
-from keras_vjepa.training.resumable import check_folder, writable_folder
+from keras_vjepa.training.resumable import check_folder, folder_of_results
 
 # The preset that recipes/pretrain.py writes, and the name of an untrained encoder.
 OWN_PRESET = Path("workdir") / labelled_sets.BUILT_IN / "preset"
@@ -57,8 +57,10 @@ def run(config: ProbeConfig, workdir: Path) -> list[Metrics]:
         The metrics of each split, as `FrozenProbe.score` returns them; only in the first process.
     """
     parallel = distribution.setup()
-    writable_folder(workdir)
-    with locked(workdir, "--workdir") if parallel.is_first else nullcontext():
+    with (
+        folder_of_results(workdir),
+        locked(workdir, "--workdir") if parallel.is_first else nullcontext(),
+    ):
         return _evaluate(config, workdir, parallel)
 
 

@@ -32,7 +32,7 @@ from keras_vjepa.recipes.pretrain_evaluation import labelled_clips
 from keras_vjepa.recipes.pretrain_objects import make_encoder
 from keras_vjepa.recipes.pretrain_parts import PretrainConfig
 from keras_vjepa.training.loss_log import FiniteLoss, NotFiniteError
-from keras_vjepa.training.resumable import writable_folder
+from keras_vjepa.training.resumable import folder_of_results
 
 BATCH_SIZE = 32
 # What to do about a loss that is not finite, for the error message.
@@ -69,7 +69,7 @@ def train(config: PretrainConfig, task: str, training: LabelledClips, test: Labe
 
 def run(config: PretrainConfig, workdir: Path) -> dict[str, float]:
     """Train an encoder for every task, and print and save the accuracies."""
-    with locked(writable_folder(workdir), "--workdir"):
+    with folder_of_results(workdir), locked(workdir, "--workdir"):
         training, test = labelled_clips(config)
         found = {}
         for task in DIGIT_MOTION_TASKS:

@@ -29,7 +29,7 @@ from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whol
 from keras_vjepa.command_line import OneLineParser, reader_of, text_of
 from keras_vjepa.configuration import replace
 from keras_vjepa.decoding import check_shares, load_decoder, region_in_tokens
-from keras_vjepa.evaluation.seed_table import SeedTable, check_settings, settings_of
+from keras_vjepa.evaluation.seed_table import SeedTable, settings_of, with_settings
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS
 from keras_vjepa.locks import locked
 from keras_vjepa.models.diffusion_network import CONDITIONS
@@ -167,16 +167,15 @@ def run(options: Namespace) -> str:
         region_in_tokens(digit_motion_black().region, features.pretrainer.encoder)
         settings = settings_of(options, _SETTINGS)
         settings["kinds"] = text_of(options.kinds)  # JSON has no tuples
-        check_settings(workdir, HEADING, {"preset": features.fingerprint, **settings})
-        columns = [REAL, *decode_evaluate.KINDS]
-        table = SeedTable(workdir, HEADING, columns)
-        if options.jobs > 1:
-            _train_side_by_side(table, options)
-        measure = Measurement(features, options)
-        for seed in options.seeds:
-            for kind in columns:
-                for row, _ in rows_of(kind):
-                    table.fill(kind, row, seed, functools.partial(measure, seed, kind, row))
+        with with_settings(workdir, HEADING, {"preset": features.fingerprint, **settings}):
+            table = SeedTable(workdir, HEADING, [REAL, *decode_evaluate.KINDS])
+            if options.jobs > 1:
+                _train_side_by_side(table, options)
+            measure = Measurement(features, options)
+            for seed in options.seeds:
+                for kind in table.methods:
+                    for row, _ in rows_of(kind):
+                        table.fill(kind, row, seed, functools.partial(measure, seed, kind, row))
         return table.text()
 
 

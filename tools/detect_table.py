@@ -24,7 +24,7 @@ from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.detection_sets import DetectionSet
 from keras_vjepa.data.sources.digit_scene import SCENES
-from keras_vjepa.evaluation.seed_table import SeedTable, check_settings, settings_of
+from keras_vjepa.evaluation.seed_table import SeedTable, settings_of, with_settings
 from keras_vjepa.locks import locked
 from keras_vjepa.models.dimensions import height_and_width
 from keras_vjepa.presets.fingerprints import fingerprint
@@ -108,21 +108,26 @@ def run(options: Any) -> str:
         table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
         encoder = load_backbone(options.preset)
         settings = settings_of(options, _SETTINGS)
-        check_settings(workdir, table.heading, {"preset": fingerprint(encoder), **settings})
-        found = shortened(
-            CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames
-        )
-        for seed in options.seeds:
-            for method in options.methods:
-                untrained, trained = METHODS[method]
-                folder = workdir / f"{method.replace(',', '')} {seed}"
-                config = fitted(configured(options, untrained, trained, seed), encoder)
-                batch_size = min(config.batches.batch_size, len(found.train))
-                config = replace(config, batch_size=batch_size)
-                scores = functools.cache(functools.partial(detect.run, config, folder, found))
-                for kind in found.test:
-                    table.fill(method, kind, seed, lambda kind=kind, made=scores: made()[kind])  # type: ignore[misc]
+        with with_settings(workdir, table.heading, {"preset": fingerprint(encoder), **settings}):
+            _fill(table, options, encoder)
         return table.text()
+
+
+def _fill(table: SeedTable, options: Any, encoder: Any) -> None:
+    """Compute the numbers that the table lacks."""
+    found = shortened(
+        CONFIGS[options.data]().data.make(), options.num_key_frames, options.num_test_key_frames
+    )
+    for seed in options.seeds:
+        for method in options.methods:
+            untrained, trained = METHODS[method]
+            folder = table.workdir / f"{method.replace(',', '')} {seed}"
+            config = fitted(configured(options, untrained, trained, seed), encoder)
+            batch_size = min(config.batches.batch_size, len(found.train))
+            config = replace(config, batch_size=batch_size)
+            scores = functools.cache(functools.partial(detect.run, config, folder, found))
+            for kind in found.test:
+                table.fill(method, kind, seed, lambda kind=kind, made=scores: made()[kind])  # type: ignore[misc]
 
 
 def main(arguments: list[str] | None = None, program: str = "detect_table.py") -> None:

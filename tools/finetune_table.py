@@ -31,7 +31,7 @@ from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.labelled_videos import TASK_NAMES, LabelledVideos, of_task
-from keras_vjepa.evaluation.seed_table import SeedTable, check_settings, settings_of
+from keras_vjepa.evaluation.seed_table import SeedTable, settings_of, with_settings
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
@@ -111,7 +111,6 @@ def run(options: Any) -> str:
     with folder_of_results(options.workdir) as workdir, locked(workdir, "workdir"):
         heading = f"{options.task}, top-1 in %, labels"
         table = SeedTable(workdir, heading, METHODS)
-        sweeps: dict[str, ProbeSweep] = {}
         keras.config.set_dtype_policy("float32")
         train, test = finetune_configs.CONFIGS[options.data]().data.make()
         comparison = Comparison(
@@ -121,21 +120,27 @@ def run(options: Any) -> str:
         )
         encoder = load_backbone(options.preset)
         settings = settings_of(options, _SETTINGS)
-        check_settings(workdir, heading, {"preset": fingerprint(encoder), **settings})
-        untrained = first_weights(options.preset, encoder, workdir)
-        for seed in options.seeds:
-            for fraction in sorted(options.fractions):
-                cell, place = (fraction, seed), (f"{100 * fraction:g} %", seed)
-                tuned = options.preset, options.steps, *cell, FINE_TUNED
-                anew = untrained, options.scratch_steps or options.steps, *cell, SCRATCH
-                made = {
-                    FROZEN: functools.partial(comparison.probe, encoder, *cell, sweeps),
-                    FINE_TUNED: functools.partial(comparison.fine_tune, *tuned),
-                    SCRATCH: functools.partial(comparison.fine_tune, *anew, **_ANEW),
-                }
-                for method in options.methods:
-                    table.fill(method, *place, made[method])
+        with with_settings(workdir, heading, {"preset": fingerprint(encoder), **settings}):
+            _fill(table, comparison, encoder)
         return table.text()
+
+
+def _fill(table: SeedTable, comparison: Comparison, encoder: Any) -> None:
+    """Compute the numbers that the table lacks."""
+    options, sweeps = comparison.options, dict[str, ProbeSweep]()
+    untrained = first_weights(options.preset, encoder, table.workdir)
+    for seed in options.seeds:
+        for fraction in sorted(options.fractions):
+            cell, place = (fraction, seed), (f"{100 * fraction:g} %", seed)
+            tuned = options.preset, options.steps, *cell, FINE_TUNED
+            anew = untrained, options.scratch_steps or options.steps, *cell, SCRATCH
+            made = {
+                FROZEN: functools.partial(comparison.probe, encoder, *cell, sweeps),
+                FINE_TUNED: functools.partial(comparison.fine_tune, *tuned),
+                SCRATCH: functools.partial(comparison.fine_tune, *anew, **_ANEW),
+            }
+            for method in options.methods:
+                table.fill(method, *place, made[method])
 
 
 def first_weights(preset: str, encoder: Any, workdir: Path) -> str:

@@ -46,7 +46,7 @@ from keras_vjepa.presets.preset import CONFIG_FILE, check_claims, check_preset, 
 from keras_vjepa.recipes import probe, probe_table
 from keras_vjepa.recipes.probe_configs import CONFIGS, ProbeConfig
 from keras_vjepa.training.results import read_result
-from keras_vjepa.training.resumable import writable_folder
+from keras_vjepa.training.resumable import folder_of_results, writable_folder
 
 # What a protocol changes of the config.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -94,7 +94,7 @@ def run(
     for preset in presets:
         if preset != probe.UNTRAINED:
             check_claims(find_preset(preset), CONFIG_FILE, keras.Model)
-    with locked(writable_folder(workdir), "--workdir"):
+    with folder_of_results(workdir), locked(workdir, "--workdir"):
         return _table(presets, config, workdir, protocols, costs or {})
 
 

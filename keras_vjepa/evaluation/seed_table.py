@@ -6,12 +6,14 @@ not computed again, so that a command that fills a table can be interrupted and 
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from keras_vjepa import files
 from keras_vjepa.evaluation.report import mean_and_deviation
+from keras_vjepa.locks import LOCK_FILE
 from keras_vjepa.training.results import read_result
 
 TABLE, NUMBERS, SETTINGS = "table.md", "table.json", "settings.json"
@@ -49,6 +51,39 @@ def check_settings(workdir: Path, key: str, current: Mapping[str, Any]) -> None:
             f"`workdir` must be a folder of these options. Received: {workdir}, with {changes}"
         )
     files.write_text(workdir / SETTINGS, json.dumps({**kept, key: {**stored, **current}}, indent=1))
+
+
+@contextmanager
+def with_settings(workdir: Path, key: str, current: Mapping[str, Any]) -> Iterator[None]:
+    """Do as `check_settings`; an error takes the settings back if nothing was made with them.
+
+    Some arguments are refused only when data and a model are there, and nobody's refusal should
+    determine what the folder can be used for.
+
+    Args:
+        workdir, key, current: as in `check_settings`.
+
+    Raises:
+        ValueError: as `check_settings` does.
+    """
+    path = workdir / SETTINGS
+    before, known = path.read_text("utf-8") if path.exists() else None, _contents(workdir)
+    check_settings(workdir, key, current)
+    try:
+        yield
+    except BaseException:
+        if _contents(workdir) == known:
+            if before is None:
+                path.unlink(missing_ok=True)
+            else:
+                files.write_text(path, before)
+        raise
+
+
+def _contents(workdir: Path) -> dict[str, int]:
+    """Return when the files of a table were written, and which folders of runs are there."""
+    found = [path for path in workdir.iterdir() if path.name not in (LOCK_FILE, SETTINGS)]
+    return {path.name: path.stat().st_mtime_ns if path.is_file() else 0 for path in found}
 
 
 def _is_nested(found: Any, depth: int) -> bool:

@@ -122,6 +122,16 @@ def test_fewer_key_frames_than_a_batch_has_are_one_batch(folder, monkeypatch):
 
 
 @pytest.mark.data
+def test_what_is_refused_late_leaves_nothing(folder):
+    """Squares of an encoder for other shapes are refused when the detector is made."""
+    encoder = HieraBackbone((64, 96), 1, embed_dim=4, depths=(1, 1, 1, 1))
+    encoder.save_to_preset(folder / "wide")
+    with pytest.raises(SystemExit, match="`crop_size` must be"):
+        detect_table.main([str(folder / "table"), "--preset", str(folder / "wide")])
+    assert not (folder / "table").exists()
+
+
+@pytest.mark.data
 def test_a_part_of_the_key_frames(folder):
     """What is left out of the test does not count as missed."""
     whole = CONFIGS["digit_scene"]().data.make()
