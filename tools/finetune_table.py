@@ -26,6 +26,7 @@ from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whol
 from keras_vjepa.command_line import OneLineParser
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
+from keras_vjepa.data.sources.labelled_sets import first_of_built_in
 from keras_vjepa.data.sources.labels import low_shot
 from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator
@@ -112,22 +113,18 @@ def run(options: Any) -> str:
         heading = f"{options.task}, top-1 in %, labels"
         table = SeedTable(workdir, heading, METHODS)
         keras.config.set_dtype_policy("float32")
-        train, test = finetune_configs.CONFIGS[options.data]().data.make()
-        comparison = Comparison(
-            options,
-            of_task(train[: options.num_videos], options.task),
-            of_task(test[: options.num_test_videos], options.task),
-        )
         encoder = load_backbone(options.preset)
         settings = settings_of(options, _SETTINGS)
         with with_settings(workdir, heading, {"preset": fingerprint(encoder), **settings}):
-            _fill(table, comparison, encoder)
+            _fill(table, options, encoder)
         return table.text()
 
 
-def _fill(table: SeedTable, comparison: Comparison, encoder: Any) -> None:
+def _fill(table: SeedTable, options: Any, encoder: Any) -> None:
     """Compute the numbers that the table lacks."""
-    options, sweeps = comparison.options, dict[str, ProbeSweep]()
+    videos = first_of_built_in(options.data, options.num_videos, options.num_test_videos)
+    comparison = Comparison(options, *(of_task(samples, options.task) for samples in videos))
+    sweeps: dict[str, ProbeSweep] = {}
     untrained = first_weights(options.preset, encoder, table.workdir)
     for seed in options.seeds:
         for fraction in sorted(options.fractions):

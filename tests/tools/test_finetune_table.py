@@ -49,3 +49,26 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     )
     with pytest.raises(SystemExit, match="with --preset "):
         finetune_table.main([*command, "--preset", str(tmp_path / "other")])
+
+
+@pytest.mark.data
+def test_only_the_videos_of_the_table_are_rendered(tmp_path, monkeypatch, capsys):
+    """The whole set has 8,600, of which a small table left most aside."""
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "cache"))
+    given = []
+    for name in ("fine_tune", "probe"):
+        monkeypatch.setattr(
+            finetune_table.Comparison, name, lambda made, *_, **__: given.append(made) or 0.5
+        )
+    VJEPABackbone(32, 4, patch_size=16, hidden_dim=12, num_layers=1, num_heads=2).save_to_preset(
+        tmp_path / "encoder"
+    )
+    command = [str(tmp_path / "table"), "--preset", str(tmp_path / "encoder"), "--seeds", "0"]
+    command += ["--fractions", "1", "--num-test-videos", "5", "--num-videos"]
+    finetune_table.main([*command, "100"])
+    assert "105 of 105 videos rendered" in capsys.readouterr().err
+    assert {(len(made.train), len(made.test)) for made in given} == {(100, 5)}
+    # What other options are refused for needs no videos.
+    with pytest.raises(SystemExit, match="with --num-videos 100 -> 101$"):
+        finetune_table.main([*command, "101"])
+    assert "rendered" not in capsys.readouterr().err

@@ -4,7 +4,7 @@
 machine; the bytes of the video files are not, because encoders differ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keras_vjepa.data.sources.digit_motion_rendering import (
@@ -15,6 +15,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import (
 )
 from keras_vjepa.data.sources.rendered_sets import (
     Progress,
+    folder_in_cache,
     in_parallel,
     print_progress,
     rendered_folder,
@@ -69,6 +70,30 @@ def prepare_digit_motion(
         lambda unfinished, use_h264: _render_files(unfinished, config, use_h264, progress),
     )
     return DigitMotionFiles(folder, folder / "train.csv", folder / "test.csv")
+
+
+def smallest_prepared(
+    config: DigitMotionConfig, num_train: int, num_test: int
+) -> DigitMotionConfig:
+    """Choose the set to take a number of videos from: a smaller one, unless the whole is there.
+
+    A video follows from its number, so that both begin with the same videos, byte by byte.
+
+    Args:
+        config: the whole set.
+        num_train: how many training videos are wanted, from the first.
+        num_test: how many test videos are wanted.
+
+    Returns:
+        The config of a set that has as many, or all that there are.
+    """
+    part = replace(
+        config,
+        num_training_videos=min(num_train, config.num_training_videos),
+        num_test_videos=min(num_test, config.num_test_videos),
+    )
+    sets = [folder_in_cache("digit_motion", RENDERING_VERSION, one, None) for one in (part, config)]
+    return config if sets[1].exists() and not sets[0].exists() else part
 
 
 def _render_files(

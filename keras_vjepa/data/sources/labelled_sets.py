@@ -19,7 +19,7 @@ from pathlib import Path
 from keras_vjepa.arguments import check_text
 from keras_vjepa.data.reading.frame_folder import DEFAULT_FPS, check_fps
 from keras_vjepa.data.reading.kinds import has_image_extension
-from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
+from keras_vjepa.data.sources.digit_motion import prepare_digit_motion, smallest_prepared
 from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS, SETS
 from keras_vjepa.data.sources.folders import Kind, search_folder
 from keras_vjepa.data.sources.labels import check_labels, without_test_data
@@ -92,6 +92,20 @@ def train_and_test(
     options = (kind, names, fps, videos, label_names, path_column, label_column)
     samples = list_samples(data, *options)
     return (samples, list_samples(test_data, *options)) if test_data else _held_out(samples, data)
+
+
+def first_of_built_in(
+    data: str, num_train: int, num_test: int
+) -> tuple[list[Sample], list[Sample]]:
+    """List the first training and test videos of a built-in set; only these are rendered.
+
+    Args:
+        data: name of the set.
+        num_train: number of training videos, at most.
+        num_test: number of test videos, at most.
+    """
+    files = prepare_digit_motion(config=smallest_prepared(SETS[data], num_train, num_test))
+    return list_samples(files.train)[:num_train], list_samples(files.test)[:num_test]
 
 
 def class_names(

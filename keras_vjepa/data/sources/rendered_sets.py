@@ -40,6 +40,19 @@ def print_progress(num_done: int, num_videos: int) -> None:
         print(f"Built-in set: {num_done} of {num_videos} videos rendered", file=sys.stderr)
 
 
+def folder_in_cache(kind: str, version: int, config: Any, cache_dir: str | Path | None) -> Path:
+    """Return the folder in which a set lies once it is rendered.
+
+    Args:
+        kind, version, config, cache_dir: as in `rendered_folder`.
+    """
+    use_h264 = importlib.util.find_spec("av") is not None
+    described = f"{version} {dataclasses.asdict(config)} {use_h264=}"
+    name = hashlib.sha256(described.encode()).hexdigest()[:16]
+    cache = files.cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    return cache / kind / name
+
+
 def rendered_folder(
     kind: str,
     version: int,
@@ -59,14 +72,10 @@ def rendered_folder(
     Raises:
         OSError: if the cache folder cannot be written.
     """
-    use_h264 = importlib.util.find_spec("av") is not None
-    described = f"{version} {dataclasses.asdict(config)} {use_h264=}"
-    name = hashlib.sha256(described.encode()).hexdigest()[:16]
-    cache = files.cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
-    folder = cache / kind / name
+    folder = folder_in_cache(kind, version, config, cache_dir)
     if not folder.exists():
         with files.unfinished_folder(folder, existing="keep") as unfinished:
-            write(unfinished, use_h264)
+            write(unfinished, importlib.util.find_spec("av") is not None)
     return folder
 
 

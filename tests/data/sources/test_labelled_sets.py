@@ -1,8 +1,11 @@
 """Sources of labelled data: lists, class folders, the published annotations."""
 
+from pathlib import Path
+
 import pytest
 
 from keras_vjepa.data.sources import labelled_sets
+from keras_vjepa.data.sources.digit_motion_rendering import SETS, MovingBackgroundConfig
 from keras_vjepa.data.sources.samples import Sample
 
 pytestmark = pytest.mark.data
@@ -102,3 +105,24 @@ def test_what_is_not_used_or_does_not_go_together_is_refused(tmp_path):
             labelled_sets.train_and_test(data, test_data, videos, label_names)
     with pytest.raises(ValueError, match="^`data` must hold one folder for each class"):
         labelled_sets.train_and_test(str(tmp_path / "cat"))
+
+
+def test_only_the_videos_that_are_asked_for_are_rendered(tmp_path, monkeypatch, capsys):
+    whole = MovingBackgroundConfig(
+        canvas_size=16, digit_size=8, num_frames=6, num_training_videos=5, num_test_videos=3
+    )
+    monkeypatch.setitem(SETS, "small", whole)
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "cache"))
+    part = labelled_sets.first_of_built_in("small", 2, 9)
+    assert "5 of 5 videos rendered" in capsys.readouterr().err
+    monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "other"))
+    train, test = labelled_sets.train_and_test("small")
+    assert "8 of 8 videos rendered" in capsys.readouterr().err
+    for found, expected in zip(part, (train[:2], test), strict=True):
+        assert [one.label for one in found] == [one.label for one in expected]
+        assert [Path(one.path).name for one in found] == [Path(one.path).name for one in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert Path(one.path).read_bytes() == Path(other.path).read_bytes()
+    # A set that is there is taken.
+    assert labelled_sets.first_of_built_in("small", 2, 9) == (train[:2], test)
+    assert "rendered" not in capsys.readouterr().err
