@@ -85,6 +85,25 @@ def fitted(config: DetectConfig, encoder: Any) -> DetectConfig:
     )
 
 
+def check_squares(encoder: Any, preset: str) -> None:
+    """Check that an encoder takes squares, before data are listed for it.
+
+    Args:
+        encoder: any backbone.
+        preset: its name, for the message.
+
+    Raises:
+        ValueError: for an encoder whose one size is no square.
+    """
+    if getattr(encoder, "input_shapes", "any") == "one":
+        height, width = height_and_width(encoder.image_size)
+        if height != width:
+            raise ValueError(
+                "`preset` must be of an encoder that takes squares, in which frames are cut. "
+                f"Received: {preset}, whose one size is {height} x {width}"
+            )
+
+
 def configured(options: Any, untrained: bool, trained: bool, seed: int) -> DetectConfig:
     """Make the config of a detector of the table."""
     return replace(
@@ -107,6 +126,7 @@ def run(options: Any) -> str:
     with folder_of_results(options.workdir) as workdir, locked(workdir, "workdir"):
         table = SeedTable(workdir, "mAP in %, boxes", [*METHODS])
         encoder = load_backbone(options.preset)
+        check_squares(encoder, options.preset)
         settings = settings_of(options, _SETTINGS)
         with with_settings(workdir, table.heading, {"preset": fingerprint(encoder), **settings}):
             _fill(table, options, encoder)

@@ -8,6 +8,7 @@ import pytest
 from keras_vjepa import VJEPAActionDetector, VJEPABackbone
 from keras_vjepa.configuration import replace
 from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OmniMAEBackbone, VideoMAEBackbone
+from keras_vjepa.recipes import detect
 from keras_vjepa.recipes.detect_configs import CONFIGS, digit_scene
 from keras_vjepa.tools import detect_table
 from tests.data.sources.ava_layout import write_ava
@@ -122,12 +123,26 @@ def test_fewer_key_frames_than_a_batch_has_are_one_batch(folder, monkeypatch):
 
 
 @pytest.mark.data
-def test_what_is_refused_late_leaves_nothing(folder):
-    """Squares of an encoder for other shapes are refused when the detector is made."""
+def test_an_encoder_of_other_shapes_is_named_before_data_are_listed(folder, monkeypatch):
+    """The line named `crop_size`, which this command has not, after 1,500 scenes were rendered."""
     encoder = HieraBackbone((64, 96), 1, embed_dim=4, depths=(1, 1, 1, 1))
     encoder.save_to_preset(folder / "wide")
-    with pytest.raises(SystemExit, match="`crop_size` must be"):
+    monkeypatch.delitem(CONFIGS, "digit_scene")
+    with pytest.raises(SystemExit, match="--preset must be .* squares, .* one size is 64 x 96$"):
         detect_table.main([str(folder / "table"), "--preset", str(folder / "wide")])
+    assert not (folder / "table").exists()
+
+
+@pytest.mark.data
+def test_what_is_refused_late_leaves_nothing(folder, monkeypatch):
+    """Some of it is known only when a detector is made: weights that cannot learn, say."""
+
+    def refuse(*arguments, **others):
+        raise ValueError("`preset` must hold weights that can learn")
+
+    monkeypatch.setattr(detect, "load_encoder", refuse)
+    with pytest.raises(SystemExit, match="weights that can learn"):
+        detect_table.main([str(folder / "table"), "--preset", str(folder / "encoder")])
     assert not (folder / "table").exists()
 
 
