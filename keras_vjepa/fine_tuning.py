@@ -16,6 +16,7 @@ from keras_vjepa.data.batches import clips
 from keras_vjepa.data.batches.fine_tuning import FineTuningBatches
 from keras_vjepa.data.batches.labelled import EvaluationBatches
 from keras_vjepa.data.transforms.augmentation import RandAugment
+from keras_vjepa.data.transforms.crops import PIXEL_MEAN, PIXEL_STD
 from keras_vjepa.data.transforms.views import center_view, three_views
 from keras_vjepa.evaluation.labelled_videos import LabelledVideos
 from keras_vjepa.models.backbone_preset import load_backbone_of_size
@@ -27,6 +28,8 @@ from keras_vjepa.tasks.classifier import VJEPAVideoClassifier
 from keras_vjepa.training.optimizer import AdamW
 from keras_vjepa.training.schedules import FineTuningSchedule
 
+# How pixels are normalised where no preset says it.
+_USUAL = {"mean": PIXEL_MEAN, "std": PIXEL_STD}
 # The batch size for which a config states its rates.
 _RATES_ARE_OF = 256
 
@@ -204,7 +207,40 @@ def colours_of(preset: str, given: Mapping[str, Any] = MappingProxyType({})) -> 
         given: options, of which `mean` and `std` count.
     """
     own = VJEPAVideoPreprocessor.from_preset(preset) if preset else VJEPAVideoPreprocessor()
-    return {name: given.get(name, getattr(own, name)) for name in ("mean", "std")}
+    return {name: given.get(name, getattr(own, name)) for name in _USUAL}
+
+
+def colours_used(config: Any, stored: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Tell how pixels are normalised, under the names of the options that a config has for it.
+
+    Args:
+        config: config of the recipe; that of a detector has no such options.
+        stored: options of a finished run, whose colours are taken if the preset is gone.
+    """
+    given = getattr(config.transform, "arguments", None)
+    if given is None:
+        return {}
+    try:
+        return colours_of(config.preset, given)
+    except OSError:
+        return {name: given.get(name, stored[name]) for name in _USUAL if name in stored}
+
+
+def with_colours_used(
+    stored: Mapping[str, Any], config: Any, used: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Replace the usual colours in the options of a run of before, which was given none.
+
+    Earlier versions recorded them also where those of the preset were used.
+
+    Args:
+        stored: options of a run.
+        config: the config that is asked for now.
+        used: its colours, as `colours_used` returns them.
+    """
+    given = getattr(config.transform, "arguments", {})
+    usual = [k for k in used if k not in given and stored.get(k) == [*_USUAL[k]]]
+    return {**stored, **{name: used[name] for name in usual}}
 
 
 def make_batches(

@@ -17,7 +17,12 @@ import keras
 from keras_vjepa.backend import collectives, distribution
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import defaults, replace, values
-from keras_vjepa.fine_tuning import introduction, weights_of_encoder
+from keras_vjepa.fine_tuning import (
+    colours_used,
+    introduction,
+    weights_of_encoder,
+    with_colours_used,
+)
 from keras_vjepa.fine_tuning_check import DERIVED, settled
 from keras_vjepa.locks import locked
 from keras_vjepa.monitoring import damaged_curve
@@ -154,6 +159,7 @@ class LabelledRun(abc.ABC):
             said = introduction(config, model, self.data, self.parallel, self.rate_scale)
             print(said, file=sys.stderr)
         options = {**values(config), **self.data.described(), **weights_of_encoder(config, {})}
+        options |= (used := colours_used(config))
         options["steps"] = config.epochs * steps_per_epoch
         free = {*_FREE, *self.free}
         config.run.make(
@@ -173,7 +179,11 @@ class LabelledRun(abc.ABC):
             defaults=defining({**defaults(config), **options}, free),
             # A schedule that the user gives takes precedence over that of the stored options.
             upgrade=lambda stored: defining(
-                {**stored, "schedule_epochs": config.schedule_epochs}, free
+                {
+                    **with_colours_used(stored, config, used),
+                    "schedule_epochs": config.schedule_epochs,
+                },
+                free,
             ),
             parallel=self.parallel,
         )
@@ -223,6 +233,8 @@ class LabelledRun(abc.ABC):
         if self.data is not None:
             current |= self.data.described()
         current |= weights_of_encoder(self.config, stored)
+        current |= (used := colours_used(self.config, stored))
+        stored = with_colours_used(stored, self.config, used)
         known = {name: value for name, value in stored.items() if name in current}
         free = {*_FREE, *self.free, "schedule_epochs"}
         check_same_run(defining(known, free), defining(current, free), self.workdir)

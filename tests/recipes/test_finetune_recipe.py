@@ -9,11 +9,17 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vjepa import VJEPABackbone, VJEPAVideoClassifier, fine_tuning
+from keras_vjepa import (
+    VJEPABackbone,
+    VJEPAVideoClassifier,
+    VJEPAVideoPreprocessor,
+    fine_tuning,
+)
 from keras_vjepa.backend.distribution import DataParallel
 from keras_vjepa.configuration import options, replace, values
 from keras_vjepa.data.sources.video_writing import write_motion_jpeg
 from keras_vjepa.monitoring.report import write_report
+from keras_vjepa.monitoring.run_tables import read_run
 from keras_vjepa.monitoring.side_by_side import write_comparison
 from keras_vjepa.monitoring.tables import read_rows
 from keras_vjepa.presets.integrity import damage
@@ -224,6 +230,32 @@ def test_a_finished_run_says_so_and_needs_no_videos(config, whole, videos, tmp_p
     os.rename(tmp_path / "relabelled/dark/0.avi", tmp_path / "relabelled/light/0.avi")
     with pytest.raises(ValueError, match="another config: labels .*"):
         finetune.run(replace(config, **other), tmp_path / "run")
+
+
+@slow_but_on("torch")
+def test_the_colours_that_are_used_are_recorded(videos, tmp_path, monkeypatch):
+    """Of the preset; the usual ones stood in all files, also in those of runs of before."""
+    preset, own = tmp_path / "encoder", {"mean": (0.5, 0.25, 0.75), "std": (0.25, 0.5, 0.5)}
+    shutil.copytree(videos / "encoder", preset)
+    VJEPAVideoPreprocessor.from_preset(preset, **own).save_to_preset(preset)
+    config, run = small(videos, preset=str(preset), epochs=2), tmp_path / "run"
+    accuracy = finetune.run(config, run)
+    result = json.loads((run / "result.json").read_text())
+    options = json.loads((run / "options.json").read_text())
+    for found in (result["config"], options, read_run(run).options):
+        assert (found["mean"], found["std"]) == ([*own["mean"]], [*own["std"]])
+    with monkeypatch.context() as patch:
+        patch.setattr(VJEPAVideoClassifier, "fit", None)  # it is finished
+        result["config"]["mean"] = [0.485, 0.456, 0.406]
+        assert finetune.run(config, run) == accuracy
+        (run / "result.json").write_text(json.dumps(result))
+        assert finetune.run(config, run) == accuracy
+        with pytest.raises(ValueError, match=r"another config: mean .* -> \[0.1, 0.1, 0.1\]"):
+            finetune.run(replace(config, mean=(0.1, 0.1, 0.1)), run)
+    # So it is with checkpoints.
+    assert finetune.run(replace(config, epochs=3), run) is not None
+    shutil.rmtree(preset)
+    assert finetune.FineTuning(replace(config, epochs=3), run).is_finished()
 
 
 def cut(path):
