@@ -11,7 +11,9 @@ all numbers.
 """
 
 import functools
+import itertools
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import keras
 
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
 from keras_vjepa.command_line import OneLineParser
-from keras_vjepa.configuration import replace
+from keras_vjepa.configuration import ConfigT, replace
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.labelled_sets import first_of_built_in
 from keras_vjepa.data.sources.labels import low_shot
@@ -33,11 +35,13 @@ from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.labelled_videos import TASK_NAMES, LabelledVideos, of_task
 from keras_vjepa.evaluation.seed_table import SeedTable, settings_of, with_settings
+from keras_vjepa.evaluation.splits import make_split
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
 from keras_vjepa.presets.preset import check_preset, load_backbone
 from keras_vjepa.recipes import finetune, finetune_configs, probe_configs
+from keras_vjepa.recipes.probe_configs import ProbeConfig
 from keras_vjepa.training.resumable import check_folder, folder_of_results
 
 FINE_TUNED, FROZEN, SCRATCH = "fine-tuned", "frozen probe", "from scratch"
@@ -64,7 +68,7 @@ class Comparison:
         """Fine-tune a preset with a share of the labels, and return the accuracy."""
         options = self.options
         train = low_shot(self.train, fraction, seed)
-        config = finetune_configs.CONFIGS[options.data]()
+        config = _config(finetune_configs.CONFIGS, options.data)
         batch_size = min(config.batches.batch_size, len(train))
         epochs = -(-steps // (len(train) // batch_size))
         config = replace(
@@ -90,21 +94,52 @@ class Comparison:
         options = self.options
         train = low_shot(self.train, fraction, seed)
         settings = replace(
-            probe_configs.CONFIGS[options.data](),
+            self._settings(len(train), seed),
             image_size=encoder.image_size,
             num_frames=encoder.num_frames,
-            tasks=(options.task,),
-            num_classes=(len(TASK_NAMES[options.task]),),
-            seed=seed,
-            readouts=False,
-            epochs=-(-options.steps // -(-len(train) // _PROBE_BATCH)),
-            batch_size=_PROBE_BATCH,
         )
         cache = options.workdir / "features"
         one = FrozenProbe(encoder, settings, cache, sweep=sweeps.get(options.task))
         sweeps[options.task] = one.sweep
         [found] = Evaluator(one, train, self.test, options.workdir / "probes")(1)
         return float(found[options.task]["top1"])
+
+    def _settings(self, num_videos: int, seed: int) -> ProbeConfig:
+        options = self.options
+        return replace(
+            _config(probe_configs.CONFIGS, options.data),
+            tasks=(options.task,),
+            num_classes=(len(TASK_NAMES[options.task]),),
+            seed=seed,
+            readouts=False,
+            epochs=-(-options.steps // -(-num_videos // _PROBE_BATCH)),
+            batch_size=_PROBE_BATCH,
+        )
+
+    def check_share(self, fraction: float, seed: int) -> None:
+        """Check that a share of the labels is enough for frozen probes, before all trainings.
+
+        Raises:
+            ValueError: if a class has no video beside those by which the best probe is chosen.
+        """
+        train = low_shot(self.train, fraction, seed)
+        settings = self._settings(len(train), seed)
+        share = settings.validation_share if len(settings.candidates) > 1 else None
+        try:
+            make_split(train, settings.classes, seed, validation_share=share)
+        except ValueError as error:
+            raise ValueError(
+                "`fractions` must leave each class a video to learn from, beside those by which a "
+                "frozen probe is chosen: take larger ones, or a larger `num_videos`. "
+                f"Received: {fraction:g}, which is {len(train)} of {len(self.train)} videos"
+            ) from error
+
+
+def _config(configs: Mapping[str, Callable[[], ConfigT]], data: str) -> ConfigT:
+    """Return the config of a built-in set; without its own, that of one with such digits."""
+    if data in configs:
+        return configs[data]()
+    return replace(configs["digit_motion_black"](), data=data)
 
 
 def run(options: Any) -> str:
@@ -125,10 +160,13 @@ def _fill(table: SeedTable, options: Any, encoder: Any) -> None:
     videos = first_of_built_in(options.data, options.num_videos, options.num_test_videos)
     comparison = Comparison(options, *(of_task(samples, options.task) for samples in videos))
     sweeps: dict[str, ProbeSweep] = {}
+    for seed, fraction in itertools.product(options.seeds, options.fractions):
+        if FROZEN in options.methods and table.lacks(FROZEN, _row(fraction), seed):
+            comparison.check_share(fraction, seed)
     untrained = first_weights(options.preset, encoder, table.workdir)
     for seed in options.seeds:
         for fraction in sorted(options.fractions):
-            cell, place = (fraction, seed), (f"{100 * fraction:g} %", seed)
+            cell, place = (fraction, seed), (_row(fraction), seed)
             tuned = options.preset, options.steps, *cell, FINE_TUNED
             anew = untrained, options.scratch_steps or options.steps, *cell, SCRATCH
             made = {
@@ -138,6 +176,10 @@ def _fill(table: SeedTable, options: Any, encoder: Any) -> None:
             }
             for method in options.methods:
                 table.fill(method, *place, made[method])
+
+
+def _row(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
 
 
 def first_weights(preset: str, encoder: Any, workdir: Path) -> str:

@@ -1,6 +1,7 @@
 """The table of fine-tuned, frozen and scratch: every number once, and what is there stays."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
@@ -8,6 +9,7 @@ from keras_vjepa import VJEPABackbone
 from keras_vjepa.data.sources import labelled_sets
 from keras_vjepa.data.sources.digit_motion import prepare_digit_motion
 from keras_vjepa.data.sources.digit_motion_rendering import DigitMotionConfig
+from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.tools import finetune_table
 
 
@@ -51,8 +53,16 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
         finetune_table.main([*command, "--preset", str(tmp_path / "other")])
 
 
+@pytest.fixture
+def encoder(tmp_path):
+    VJEPABackbone(32, 4, patch_size=16, hidden_dim=12, num_layers=1, num_heads=2).save_to_preset(
+        tmp_path / "encoder"
+    )
+    return str(tmp_path / "encoder")
+
+
 @pytest.mark.data
-def test_only_the_videos_of_the_table_are_rendered(tmp_path, monkeypatch, capsys):
+def test_only_the_videos_of_the_table_are_rendered(encoder, tmp_path, monkeypatch, capsys):
     """The whole set has 8,600, of which a small table left most aside."""
     monkeypatch.setenv("KERAS_VJEPA_CACHE", str(tmp_path / "cache"))
     given = []
@@ -60,10 +70,7 @@ def test_only_the_videos_of_the_table_are_rendered(tmp_path, monkeypatch, capsys
         monkeypatch.setattr(
             finetune_table.Comparison, name, lambda made, *_, **__: given.append(made) or 0.5
         )
-    VJEPABackbone(32, 4, patch_size=16, hidden_dim=12, num_layers=1, num_heads=2).save_to_preset(
-        tmp_path / "encoder"
-    )
-    command = [str(tmp_path / "table"), "--preset", str(tmp_path / "encoder"), "--seeds", "0"]
+    command = [str(tmp_path / "table"), "--preset", encoder, "--seeds", "0"]
     command += ["--fractions", "1", "--num-test-videos", "5", "--num-videos"]
     finetune_table.main([*command, "100"])
     assert "105 of 105 videos rendered" in capsys.readouterr().err
@@ -72,3 +79,39 @@ def test_only_the_videos_of_the_table_are_rendered(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit, match="with --num-videos 100 -> 101$"):
         finetune_table.main([*command, "101"])
     assert "rendered" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """A hundred videos that nobody reads, one of each class."""
+    samples = [Sample(f"{number}.mp4", number) for number in range(100)]
+    monkeypatch.setattr(finetune_table, "first_of_built_in", lambda *_: (samples, samples))
+
+
+@pytest.mark.data
+def test_shares_too_small_for_a_probe_are_refused_before_all_trainings(
+    encoder, listed, tmp_path, monkeypatch
+):
+    """A network was trained from scratch before, and a class named that nobody had given."""
+    monkeypatch.setattr(finetune_table.Comparison, "fine_tune", None)
+    command = [str(tmp_path / "table"), "--preset", encoder, "--fractions", "0.01", "1"]
+    with pytest.raises(SystemExit, match="--fractions must .* larger --num-videos. Received: 0.01"):
+        finetune_table.main(command)
+    assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.data
+def test_a_set_without_a_config_of_its_own_is_taken(encoder, listed, tmp_path, monkeypatch):
+    """It was among the choices, and ended in a KeyError."""
+    made = []
+    monkeypatch.setattr(
+        finetune_table.finetune, "run", lambda config, *_: made.append(config) or 0.5
+    )
+    command = [str(tmp_path / "table"), "--preset", encoder, "--data", "digit_motion_texture"]
+    finetune_table.main([*command, "--methods", "fine-tuned", "--seeds", "0", "--fractions", "1"])
+    assert [config.data.data for config in made] == ["digit_motion_texture"]
+    comparison = finetune_table.Comparison(
+        Namespace(data="digit_motion_texture", task="digit", steps=2),
+        *finetune_table.first_of_built_in(),
+    )
+    comparison.check_share(1.0, 0)
