@@ -26,7 +26,7 @@ from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.evaluation.comparison import make_untrained
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
-from keras_vjepa.evaluation.labelled_videos import check_classes
+from keras_vjepa.evaluation.labelled_videos import check_rows_of_one
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
@@ -86,7 +86,7 @@ def _table(config: ProbeConfig, workdir: Path) -> str:
     keras.config.set_dtype_policy(config.dtype)
     config = probe.completed(config)
     train, test = probe.samples_of(config)
-    check_classes(config, train)
+    check_rows_of_one([row.of(config) for row in ROWS], train)
     encoder = probe.make_encoder(config)
     if config.preset != probe.UNTRAINED:
         config = seen_as_by_the_preset(config, config.preset)

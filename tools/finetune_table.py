@@ -35,7 +35,7 @@ from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
 from keras_vjepa.evaluation.labelled_videos import TASK_NAMES, LabelledVideos, of_task
 from keras_vjepa.evaluation.seed_table import SeedTable, settings_of, with_settings
-from keras_vjepa.evaluation.splits import make_split
+from keras_vjepa.evaluation.splits import split_for
 from keras_vjepa.evaluation.sweep import ProbeSweep
 from keras_vjepa.locks import locked
 from keras_vjepa.presets.fingerprints import fingerprint
@@ -124,9 +124,8 @@ class Comparison:
         """
         train = low_shot(self.train, fraction, seed)
         settings = self._settings(len(train), seed)
-        share = settings.validation_share if len(settings.candidates) > 1 else None
         try:
-            make_split(train, settings.classes, seed, validation_share=share)
+            split_for(settings, train)
         except ValueError as error:
             raise ValueError(
                 "`fractions` must leave each class a video to learn from, beside those by which a "

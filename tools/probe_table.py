@@ -30,6 +30,7 @@ from keras_vjepa.configuration import replace
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.evaluation.frozen_probe import FrozenProbe
+from keras_vjepa.evaluation.labelled_videos import check_rows
 from keras_vjepa.evaluation.report import mean_and_deviation
 from keras_vjepa.evaluation_pixels import seen_as_by_the_preset
 from keras_vjepa.locks import locked
@@ -107,6 +108,9 @@ def _table(
 ) -> str:
     """Do as `run`, while no other run uses the folder."""
     keras.config.set_dtype_policy(config.dtype)
+    train, test = probe.samples_of(config)
+    counted = config.for_samples([*train, *test])
+    check_rows([replace(counted, **PROTOCOLS.get(name, {})) for name in protocols], train)
     lines = [f"| {' | '.join(('frozen probe, top-1 in %', *_COLUMNS, *config.tasks))} | s |"]
     lines.append("|---" * (2 + len(_COLUMNS) + len(config.tasks)) + "|")
     rows = []

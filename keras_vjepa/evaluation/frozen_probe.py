@@ -19,7 +19,7 @@ from keras_vjepa.evaluation.metrics import accuracies, top_k
 from keras_vjepa.evaluation.probe_batches import ProbeBatches
 from keras_vjepa.evaluation.readouts import READOUTS
 from keras_vjepa.evaluation.settings import ProbeSettings
-from keras_vjepa.evaluation.splits import Split, make_split
+from keras_vjepa.evaluation.splits import Split, split_for
 from keras_vjepa.evaluation.sweep import ProbeSweep, place_of_best
 from keras_vjepa.evaluation.task_labels import labels_of
 from keras_vjepa.models.adapters import as_token_encoder
@@ -110,14 +110,7 @@ class FrozenProbe:
         Raises:
             ValueError: if a share is out of range, or a class has no sample to train on.
         """
-        settings = self.settings
-        return make_split(
-            samples,
-            settings.classes,
-            settings.seed + index,
-            settings.fraction,
-            settings.validation_share if len(settings.candidates) > 1 else None,
-        )
+        return split_for(self.settings, samples, index)
 
     def plan(self, samples: Sequence[Sample], splits: int) -> None:
         """Note which samples some splits use, so that features of no others are computed.

@@ -1,7 +1,7 @@
 """List the videos that a classifier is trained and tested on, and their classes (App. D.3)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_vjepa.data.sources.digit_motion_rendering import MOTIONS, SETS
 from keras_vjepa.data.sources.labelled_sets import class_names
 from keras_vjepa.data.sources.labels import check_labels, low_shot
 from keras_vjepa.data.sources.samples import Sample
-from keras_vjepa.evaluation.splits import check_every_class
+from keras_vjepa.evaluation.splits import check_every_class, split_for
 from keras_vjepa.evaluation.task_labels import DIGIT_MOTION_TASKS, labels_of, num_labels
 
 # The names of the classes of each task of the built-in sets.
@@ -89,6 +89,31 @@ def check_classes(config: Any, train: Sequence[Sample]) -> None:
             "labels of `data` that are its own; with `presets` instead of `preset`, they are taken"
         )
         check_every_class(train, config.classes, own)
+
+
+def check_rows(configs: Iterable[Any], train: Sequence[Sample]) -> None:
+    """Check that there are enough videos for each row of a table, before the first is computed.
+
+    Args:
+        configs: config of each row.
+        train: the training videos.
+
+    Raises:
+        ValueError: if a class has no video in a split of a row, or none is left to validate by.
+    """
+    for config in configs:
+        for index in range(config.splits):
+            split_for(config, train, index)
+
+
+def check_rows_of_one(configs: Sequence[Any], train: Sequence[Sample]) -> None:
+    """Check a table of one encoder as `check_rows` and `check_classes` do.
+
+    Args:
+        configs, train: as in `check_rows`.
+    """
+    check_classes(configs[0], train)
+    check_rows(configs, train)
 
 
 def names_by_task(config: Any) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,21 @@ def make_split(
     training = [sample for i, sample in enumerate(kept) if i not in held_out]
     check_every_class(training, tasks)
     return Split(training, [kept[i] for i in sorted(validation)])
+
+
+def split_for(settings: Any, samples: Sequence[Sample], index: int = 0) -> Split:
+    """Choose the samples to train on, and those by which the best of several probes is chosen.
+
+    Args:
+        settings: settings of the evaluation, whose number of classes is known.
+        samples: all labelled training samples.
+        index: number of the split; it is added to the seed.
+
+    Raises:
+        ValueError: as `make_split` does.
+    """
+    share = settings.validation_share if len(settings.candidates) > 1 else None
+    return make_split(samples, settings.classes, settings.seed + index, settings.fraction, share)
 
 
 def check_every_class(samples: Sequence[Sample], tasks: Tasks, received: str = "") -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from keras_vjepa import VJEPAVideoPreprocessor
 from keras_vjepa.configuration import replace
+from keras_vjepa.data.sources.samples import Sample
 from keras_vjepa.evaluation.evaluator import Evaluator
 from keras_vjepa.models import DINOv2Backbone, HieraBackbone, OpenCLIPBackbone, VideoMAEBackbone
 from keras_vjepa.models.backbone_preset import load_backbone_to_evaluate
@@ -247,3 +248,23 @@ def test_classes_that_are_not_the_built_in_ones_are_named_with_the_remedy(tmp_pa
     words = ["--data", str(tmp_path / "list.csv"), "--test_data", str(tmp_path / "list.csv")]
     with pytest.raises(SystemExit, match="Every sample must have a `label`"):
         probe_table.main([*words, "--workdir", str(tmp_path / "run")])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("words", [["--presets", "untrained", "--protocols", "average"], []])
+def test_too_few_videos_for_a_row_are_said_before_the_first_is_computed(
+    words, tmp_path, monkeypatch
+):
+    """It was said once the rows before it were there."""
+    samples = [Sample(f"{number}.mp4", number % 2) for number in range(40)]
+    monkeypatch.setattr(probe, "samples_of", lambda config: (samples, samples))
+    monkeypatch.setattr(probe_table, "_row", None)
+    monkeypatch.setattr(probe, "make_encoder", None)
+    given = [*words, *(["10-percent"] if words else []), "--data", str(tmp_path), "--num_classes"]
+    given += ["2", "--tasks", "class", "--splits", "1", "--learning_rates", "1e-3,1e-2"]
+    given += ["--workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        probe_table.main(given)
+    said = str(ended.value.code)
+    assert "--validation_share must be at least one of the 4 samples" in said
+    assert not (tmp_path / "run").exists()
