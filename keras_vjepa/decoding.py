@@ -345,12 +345,16 @@ def is_finished(config: Any, workdir: Path, is_first: bool = True) -> bool:
 def with_colours(config: Any) -> Any:
     """Set a config to the colours of its preset, unless options say how pixels are normalised.
 
-    Otherwise what is recorded of a run would be the usual colours, which it did not use.
+    Otherwise what is recorded of a run would be the usual colours, which it did not use. What is
+    wrong with a preset is said when its model is loaded, after the data are listed.
 
     Args:
         config: config of the recipe.
     """
-    used = colours_of(config.preset, config.transform.arguments)
+    try:
+        used = colours_of(config.preset, config.transform.arguments)
+    except (OSError, ValueError):
+        return config
     shown = {name: getattr(config.transform, name) for name in used}
     return replace(config, **{k: v for k, v in used.items() if tuple(v) != tuple(shown[k])})
 

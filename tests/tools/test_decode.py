@@ -354,6 +354,10 @@ def test_the_colours_that_are_used_are_recorded(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "load_pictured", None)  # it is finished
         recipe.run(given, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    for name, words in (("empty", "must have a predictor"), ("gone", "there is no such folder")):
+        with pytest.raises((OSError, ValueError), match=words):
+            recipe.run(replace(given, preset=str(tmp_path / name)), tmp_path / "other")
     usual = replace(given, mean=(0.485, 0.456, 0.406))
     with pytest.raises(ValueError, match=r"config: mean \[0.5, 0.25, 0.75\] -> \[0.485, 0.456"):
         recipe.run(usual, tmp_path / "run")
