@@ -127,7 +127,7 @@ def test_an_encoder_of_other_shapes_is_named_before_data_are_listed(folder, monk
     """The line named `crop_size`, which this command has not, after 1,500 scenes were rendered."""
     encoder = HieraBackbone((64, 96), 1, embed_dim=4, depths=(1, 1, 1, 1))
     encoder.save_to_preset(folder / "wide")
-    monkeypatch.delitem(CONFIGS, "digit_scene")
+    monkeypatch.setitem(CONFIGS, "digit_scene", None)
     with pytest.raises(SystemExit, match="--preset must be .* squares, .* one size is 64 x 96$"):
         detect_table.main([str(folder / "table"), "--preset", str(folder / "wide")])
     assert not (folder / "table").exists()
