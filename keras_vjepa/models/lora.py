@@ -5,7 +5,7 @@ are those of keras-hub's backbones; Keras' dense layers do the work.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import keras
@@ -21,6 +21,7 @@ from keras_vjepa.presets.claims import numbers_held
 
 _ENDING = ".lora.h5"
 _MATRICES = ("lora_kernel_a", "lora_kernel_b")
+_BIAS = "bias"
 # Names of the layers that LoRA changes.
 _TARGETS = ("query_key_value",)
 
@@ -97,7 +98,7 @@ class LowRankAdaptable(KeepsLayerStates):
         self.trainable = True
 
     def save_lora_weights(self, filepath: files.PathLike) -> None:
-        """Write LoRA's matrices to a file, and nothing else of the model.
+        """Write LoRA's matrices to a file with the biases that learn beside them, and nothing else.
 
         Args:
             filepath: the file, whose name must end in `.lora.h5`.
@@ -119,9 +120,14 @@ class LowRankAdaptable(KeepsLayerStates):
                 group.attrs["lora_alpha"] = float(layer.lora_alpha)
                 for name in _MATRICES:
                     group[name] = ops.convert_to_numpy(getattr(layer, name))
+                if layer.bias is not None:
+                    # HDF5 has no bfloat16.
+                    group[_BIAS] = ops.convert_to_numpy(ops.cast(layer.bias, "float32"))
 
     def load_lora_weights(self, filepath: files.PathLike) -> None:
         """Read the file that `save_lora_weights` wrote; call `enable_lora` first if need be.
+
+        Biases stay as they are if the file has none, as older files.
 
         Args:
             filepath: the file.
@@ -131,8 +137,8 @@ class LowRankAdaptable(KeepsLayerStates):
         """
         with named(filepath):
             found = _read(Path(filepath))
-            ranks = {down.shape[-1] for down, _, _ in found.values()}
-            alphas = {alpha for _, _, alpha in found.values()}
+            ranks = {change.matrices[0].shape[-1] for change in found.values()}
+            alphas = {change.alpha for change in found.values()}
             if not _with_lora(self) and len(ranks) == len(alphas) == 1:
                 self.enable_lora(ranks.pop(), alphas.pop())
             layers = _with_lora(self)
@@ -142,16 +148,40 @@ class LowRankAdaptable(KeepsLayerStates):
                     f"Received: those of {len(found)} layers, not all of them the model's"
                 )
             for path, layer in layers.items():
-                shapes = [tuple(getattr(layer, name).shape) for name in _MATRICES]
-                if [matrix.shape for matrix in found[path][:2]] != shapes:
-                    raise ValueError(
-                        f"it must hold matrices of the shapes {shapes}, of rank "
-                        f"{layer.lora_rank}. Received: {[m.shape for m in found[path][:2]]}"
-                    )
+                found[path].check_fits(layer)
             for path, layer in layers.items():
-                *matrices, layer.lora_alpha = found[path]
-                for name, matrix in zip(_MATRICES, matrices, strict=True):
-                    getattr(layer, name).assign(matrix)
+                found[path].assign_to(layer)
+
+
+class _Change(NamedTuple):
+    """Holds what LoRA has learnt of one layer, as in a file."""
+
+    matrices: list[np.ndarray]
+    alpha: float
+    bias: np.ndarray | None
+
+    def check_fits(self, layer: Any) -> None:
+        """Refuse a layer whose matrices or bias have other shapes."""
+        shapes = [tuple(getattr(layer, name).shape) for name in _MATRICES]
+        received = [matrix.shape for matrix in self.matrices]
+        if received != shapes:
+            raise ValueError(
+                f"it must hold matrices of the shapes {shapes}, of rank "
+                f"{layer.lora_rank}. Received: {received}"
+            )
+        width = None if layer.bias is None else tuple(layer.bias.shape)
+        if self.bias is not None and self.bias.shape != width:
+            raise ValueError(
+                f"it must hold biases of the shape {width}. Received: {self.bias.shape}"
+            )
+
+    def assign_to(self, layer: Any) -> None:
+        """Set the weights of a layer that it fits."""
+        layer.lora_alpha = self.alpha
+        for name, matrix in zip(_MATRICES, self.matrices, strict=True):
+            getattr(layer, name).assign(matrix)
+        if self.bias is not None:
+            layer.bias.assign(self.bias)
 
 
 def has_lora(model: keras.Model) -> bool:
@@ -166,8 +196,8 @@ def _with_lora(model: keras.Model) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """Read the two matrices and alpha of each layer from a file, by the layers' paths."""
+def _read(path: Path) -> dict[str, _Change]:
+    """Read what LoRA has learnt of each layer from a file, by the layers' paths."""
     # Called for its check alone: it refuses a file that refers to data in other files.
     numbers_held(path)
     found = {}
@@ -175,10 +205,11 @@ def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
 
         def visit(name: str, group: Any) -> None:
             if isinstance(group, h5py.Group) and _MATRICES[0] in group:
-                down, up = (np.asarray(group[matrix]) for matrix in _MATRICES)
-                if down.ndim != 2 or up.ndim != 2:
+                matrices = [np.asarray(group[matrix]) for matrix in _MATRICES]
+                if any(matrix.ndim != 2 for matrix in matrices):
                     raise ValueError(f"{shown(name)} must hold two matrices")
-                found[name] = down, up, float(group.attrs["lora_alpha"])
+                bias = np.asarray(group[_BIAS]) if _BIAS in group else None
+                found[name] = _Change(matrices, float(group.attrs["lora_alpha"]), bias)
 
         file.visititems(visit)
     if not found:

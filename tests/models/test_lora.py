@@ -1,5 +1,6 @@
 """LoRA on a backbone and a predictor: what learns, what stays, files."""
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -160,6 +161,33 @@ def test_a_quantized_layer_does_not_take_it_silently(tmp_path):
     other.quantize("int8")
     with pytest.raises(ValueError, match="2 objects could not be loaded"):
         other.load_weights(tmp_path / "model.weights.h5")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_file_of_its_own_holds_all_that_it_learns(dtype, tmp_path):
+    model, path = backbone(dtype=dtype), tmp_path / "tuned.lora.h5"
+    other, older = backbone(dtype=dtype), backbone(dtype=dtype)
+    for copy in (other, older):
+        copy.set_weights(model.get_weights())
+    model.enable_lora(2)
+    disturb_lora(model)
+    plain = [numpy(block.attention.query_key_value.bias) for block in older.blocks]
+    for variable in model.trainable_variables:
+        variable.assign(variable + 0.5)
+    model.save_lora_weights(path)
+    other.load_lora_weights(path)
+    np.testing.assert_array_equal(numpy(other(VIDEOS)), numpy(model(VIDEOS)))
+    # Files were once written without biases.
+    with h5py.File(path, "r+") as file:
+        for block in ("block_0", "block_1"):
+            del file[f"{block}/attention/query_key_value/bias"]
+    older.load_lora_weights(path)
+    for block, bias in zip(older.blocks, plain, strict=True):
+        np.testing.assert_array_equal(numpy(block.attention.query_key_value.bias), bias)
+    with h5py.File(path, "r+") as file:
+        file["block_0/attention/query_key_value/bias"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"tuned.lora.h5.* biases of the shape \(24,\)"):
+        older.load_lora_weights(path)
 
 
 def test_the_matrices_have_files_of_their_own(tmp_path):
