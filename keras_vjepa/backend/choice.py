@@ -57,6 +57,10 @@ def prepare() -> None:
 def prepare_program() -> None:
     """Set what holds for a whole process that is one of our commands, before Keras is imported."""
     quieten()
+    if chosen() in ("jax", "torch"):
+        # Keras imports TensorFlow here too, where it is installed, and computes nothing with it;
+        # TensorFlow would say in four lines how it computes, whatever the level of its messages.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if chosen() == "jax":
         # This module is imported for `--help` too, which must be fast.
         from keras_vjepa.backend import compiled_programs, host_memory

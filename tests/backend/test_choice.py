@@ -2,12 +2,13 @@
 
 import json
 import os
+import subprocess
 import sys
 import types
 
 import pytest
 
-from keras_vjepa.backend import choice
+from keras_vjepa.backend import choice, compiled_programs, host_memory
 
 pytestmark = pytest.mark.data
 
@@ -149,6 +150,30 @@ def test_ctrl_c_is_answered_with_one_line(monkeypatch, capsys):
     assert line.startswith("Stopped by Ctrl-C.")
     sys.excepthook(ZeroDivisionError, ZeroDivisionError("1 / 0"), None)
     assert "ZeroDivisionError: 1 / 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", choice.BACKENDS)
+@pytest.mark.parametrize("given", [None, "1"])
+def test_tensorflow_is_quiet_where_it_computes_nothing(backend, given, monkeypatch):
+    monkeypatch.setattr(choice, "chosen", lambda: backend)
+    monkeypatch.setattr(compiled_programs, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(host_memory, "jax_runs_on_processor", lambda: False)
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", given or "")
+    if given is None:
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    choice.prepare_program()
+    expected = given if backend == "tensorflow" else given or "0"
+    assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == expected
+
+
+def test_tensorflow_says_nothing_on_torch():
+    """In a process of its own, since TensorFlow speaks when it is first imported."""
+    program = "from keras_vjepa.backend import choice; choice.prepare_program(); import tensorflow"
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    environment.pop("TF_ENABLE_ONEDNN_OPTS", None)
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stderr == ""
 
 
 def test_a_choice_is_said(monkeypatch, capsys, caplog):
