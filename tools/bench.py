@@ -62,6 +62,17 @@ TARGET_TOKENS = (752, 1104)
 TOKENS = 1568
 PATCH = {"patch_size": 16, "tubelet_size": 2}
 
+_CLIPS = {"size", "batch_size", "image_size", "num_frames"}
+_STEPS = {"size", "steps", "dtype", "remat", "remat_layers", "processor"}
+# What is measured instead of a training step, with the options that change it.
+_INSTEAD = {
+    "attention": {"size", "batch_size", "steps", "dtype"},
+    "precision": _CLIPS,
+    "features": _CLIPS | {"steps", "dtype"},
+    "growth": _STEPS,
+    "scaling": _STEPS | _CLIPS | {"devices"},
+}
+
 
 def training_flops(encoder: VJEPABackbone, predictor: VJEPAPredictor) -> float:
     """Count the FLOPs of one clip's training step: 2 per multiply-add, backward twice forward."""
@@ -293,9 +304,10 @@ def bench_attention(arguments: argparse.Namespace) -> None:
 
 def bench_precision(arguments: argparse.Namespace) -> None:
     """Compare the features of each precision with those of float32, and time them."""
-    video = np.random.default_rng(0).normal(size=(arguments.batch_size, 16, 224, 224, 3))
-    video = video.astype("float32")
-    reference = VJEPABackbone.from_size(arguments.size, dtype="float32")
+    clip = {"image_size": arguments.image_size, "num_frames": arguments.num_frames}
+    reference = VJEPABackbone.from_size(arguments.size, **clip, dtype="float32")
+    shape = (arguments.batch_size, *reference.video_shape)
+    video = np.random.default_rng(0).normal(size=shape).astype("float32")
     weights = reference.get_weights()
 
     def features(model: VJEPABackbone) -> np.ndarray:
@@ -304,7 +316,7 @@ def bench_precision(arguments: argparse.Namespace) -> None:
     expected = features(reference)
     for precision in ("float32", "bfloat16", "mixed_bfloat16", "int8"):
         name = "float32" if precision == "int8" else precision
-        model = VJEPABackbone.from_size(arguments.size, dtype=name)
+        model = VJEPABackbone.from_size(arguments.size, **clip, dtype=name)
         model.set_weights(weights)
         if precision == "int8":
             model.quantize("int8")
@@ -382,6 +394,19 @@ def _parser(program: str) -> OneLineParser:
     return parser
 
 
+def _check_together(options: argparse.Namespace, parser: OneLineParser) -> None:
+    """Refuse an option that changes nothing in what is measured.
+
+    Raises:
+        ValueError: that names both options.
+    """
+    given = [name for name, value in vars(options).items() if value != parser.get_default(name)]
+    for kind in _INSTEAD.keys() & given:
+        for name in given:
+            if name not in {kind, *_INSTEAD[kind]}:
+                raise ValueError(f"`{name}` changes nothing in `{kind}`: leave one of them out")
+
+
 def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
     """Run the command, with `program` in front of its messages."""
     parser = _parser(program)
@@ -394,6 +419,7 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
         if options.devices and not options.scaling:
             raise ValueError(f"`devices` needs `scaling`. Received: {options.devices} alone")
         token_grid({**PATCH, **clip})
+        _check_together(options, parser)
     keras.config.set_dtype_policy(options.dtype)
     if options.attention:
         bench_attention(options)
@@ -404,7 +430,8 @@ def main(arguments: list[str] | None = None, program: str = "bench.py") -> None:
             backbone = VJEPABackbone.from_size(options.size, **clip)
             print_features(options.features, backbone, options.batch_size, options.steps)
     elif options.growth:
-        print_growth(_common_arguments(options))
+        with parser.failing(RuntimeError):
+            print_growth(_common_arguments(options))
     elif options.scaling:
         sizes = ["--image-size", str(options.image_size), "--num-frames", str(options.num_frames)]
         with parser.failing(RuntimeError), parser.refusing():

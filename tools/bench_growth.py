@@ -212,6 +212,9 @@ def print_growth(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: of `keras-vjepa bench`, without sizes of clips and batches.
+
+    Raises:
+        RuntimeError: if hardly any step could be measured.
     """
     costs: dict[tuple[int, int, int], StepCost] = {}
     # No accelerator is asked for its own: it would be held by this process, and it says by itself,
@@ -226,5 +229,5 @@ def print_growth(arguments: Sequence[str]) -> None:
         said = f"{cost.seconds:.3f} s" if isinstance(cost, StepCost) else f"left out: {cost}"
         print(f"{number} of {len(points())}: {name}: {said}", file=sys.stderr, flush=True)
     if len({cost.tokens for cost in costs.values()}) < 2:
-        sys.exit("bench: fewer than two sizes could be measured; take a smaller --size")
+        raise RuntimeError("fewer than two sizes could be measured; take a smaller --size")
     print("\n".join(growth_lines(costs)))

@@ -72,6 +72,12 @@ def test_a_line_that_cannot_be_measured_is_left_out_and_said(monkeypatch, capsys
     assert "7 of 15: 112 pixels, 64 frames, batch 1: left out: it was killed\n" in said.err
 
 
+def test_hardly_any_line_could_be_measured(monkeypatch):
+    monkeypatch.setattr(bench_growth, "measure", lambda *_: "it was killed")
+    with pytest.raises(SystemExit, match="^keras-vjepa bench: fewer than two sizes"):
+        bench.main(["--growth"], "keras-vjepa bench")
+
+
 def test_a_step_that_the_machine_cannot_hold_is_not_tried(monkeypatch, capsys):
     tried = []
     monkeypatch.setattr(bench_growth, "memory_of_machine", lambda: 3_500_000_000)
