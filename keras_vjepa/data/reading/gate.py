@@ -23,6 +23,7 @@ which fails in a frozen program and where the number of processes is limited.
 import errno
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -87,6 +88,9 @@ def through_gate(
 ZeroDivisionError: division by zero
     """
     try:
+        if sys.is_finalizing():
+            # Python's other threads have ended, as when it frees what was not read to its end.
+            return action()
         return _Worker.idle().do(action, seconds)
     except UnreadableVideoError:
         raise

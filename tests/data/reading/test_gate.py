@@ -4,6 +4,8 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -115,6 +117,30 @@ def test_a_forked_process_has_threads_of_its_own():
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+AT_THE_END = """
+import sys
+sys.argv = ["keras-vjepa"]  # as in a command, nothing is loaded that is not needed
+from keras_vjepa.data.reading.errors import UnreadableVideoError
+from keras_vjepa.data.reading.gate import through_gate
+
+def windows():
+    try:
+        yield through_gate("a.mp4", UnreadableVideoError, 60.0, lambda: "opened")
+    finally:
+        print(through_gate("a.mp4", UnreadableVideoError, 60.0, lambda: "closed"))
+
+kept = windows()
+print(next(kept))
+"""
+
+
+def test_a_file_that_python_frees_when_it_ends():
+    """Such as after Ctrl-C, when windows are left of a video; nothing waits for a thread then."""
+    command = [sys.executable, "-c", AT_THE_END]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout.split() == ["opened", "closed"]
 
 
 def test_only_regular_files_with_something_in_them(tmp_path):
