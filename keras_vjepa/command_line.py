@@ -270,11 +270,20 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _OF_PYTHON = re.compile(r"\w*(?:[a-z]_[a-z]|[a-z][A-Z])\w*").fullmatch
 
 
-def _read_folder(text: str) -> Path:
+def read_folder(text: str) -> Path:
+    """Make a path of a word of the command line; an empty one would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: for an empty word, as of a variable that is not set.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError("must be a folder. Received: nothing")
+    return Path(text)
+
+
+def _read_folder(text: str) -> Path:
     # No shell replaces the tilde in `--workdir=~/runs`.
-    return Path(text).expanduser()
+    return read_folder(text).expanduser()
 
 
 def _one_of(what: str, known: Mapping[str, Any]) -> Callable[[str], str]:

@@ -1,12 +1,15 @@
 """The command line: values of every type, help, and what is said of bad input."""
 
 import dataclasses
+import importlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from keras_vjepa.__main__ import COMMANDS
 from keras_vjepa.command_line import parse, read_value, text_of
 from keras_vjepa.configuration import Part
 
@@ -131,3 +134,20 @@ def test_help_says_what_every_option_is(capsys):
     ):
         assert expected in text
     assert "More of it" not in text
+
+
+@pytest.mark.parametrize(
+    "name", ["ablations", "check-resume", "detect-table", "finetune-table", "sweep", "decode"]
+)
+def test_an_empty_word_is_no_folder_of_results(name, tmp_path, monkeypatch, capsys):
+    """It was the current folder, in which results were written, and which check-resume emptied."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").touch()
+    words = ["table", ""] if name == "decode" else [""]
+    module = importlib.import_module(COMMANDS[name])
+    monkeypatch.setattr(shutil, "rmtree", None)
+    with pytest.raises(SystemExit, match="2"):
+        module.main(words, "keras-vjepa")
+    said = capsys.readouterr().err
+    assert "argument workdir: must be a folder. Received: nothing" in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -24,7 +24,7 @@ import keras_vjepa  # noqa: F401
 
 # isort: split
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_whole
-from keras_vjepa.command_line import OneLineParser, refusing, text_of
+from keras_vjepa.command_line import OneLineParser, read_folder, refusing, text_of
 from keras_vjepa.data.batches.indexed import TooManyBadFilesError
 from keras_vjepa.data.batches.named_masks import mask_kinds
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None, program: str = "ablations.py") -> N
         epilog="All other options are those of pretrain, for example --config or --steps.",
         allow_abbrev=False,
     )
-    parser.add_argument("workdir", type=Path, help="folder of the runs and of the tables")
+    parser.add_argument("workdir", type=read_folder, help="folder of the runs and of the tables")
     parser.add_argument(
         "--table",
         choices=[*ABLATIONS],

@@ -24,7 +24,7 @@ from typing import Any
 
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SEED, check_whole
-from keras_vjepa.command_line import OneLineParser, refusing
+from keras_vjepa.command_line import OneLineParser, read_folder, refusing
 from keras_vjepa.recipes import detect, detect_configs, finetune, finetune_configs, pretrain
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
 from keras_vjepa.recipes.pretrain_derived import check_files
@@ -160,7 +160,9 @@ def main(arguments: list[str] | None = None, program: str = "check_resume.py") -
         epilog="All other options are those of the recipe, for example --data or --steps.",
     )
     parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0], help="what is run")
-    parser.add_argument("workdir", type=Path, help="folder of the runs; what it holds is removed")
+    parser.add_argument(
+        "workdir", type=read_folder, help="folder of the runs; what it holds is removed"
+    )
     parser.add_argument("--kills", type=int, default=30, help="how often a run is killed")
     parser.add_argument("--kill_seed", type=int, default=0, help="of the moments of the kills")
     parsed, options = parser.parse_known_args(arguments)

@@ -26,7 +26,7 @@ import keras_vjepa  # noqa: F401
 import keras
 
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
-from keras_vjepa.command_line import OneLineParser, reader_of, text_of
+from keras_vjepa.command_line import OneLineParser, read_folder, reader_of, text_of
 from keras_vjepa.configuration import replace
 from keras_vjepa.decoding import check_shares, load_decoder, region_in_tokens
 from keras_vjepa.evaluation.seed_table import SeedTable, settings_of, with_settings
@@ -196,7 +196,7 @@ def main(arguments: list[str], program: str) -> int:
     """Run `decode table`, with `program` in front of its messages, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     parser = OneLineParser(prog=program, description=__doc__)
-    parser.add_argument("workdir", type=Path, help="folder of the decoders and of the table")
+    parser.add_argument("workdir", type=read_folder, help="folder of the decoders and of the table")
     parser.add_argument("--preset", required=True, help="of a pretraining run, or RUN@STEP")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the decoders")
     parser.add_argument("--train-steps", type=int, default=2500, help="of each decoder")

@@ -12,7 +12,6 @@ again after each number, and `table.json` has all numbers.
 import dataclasses
 import functools
 import logging
-from pathlib import Path
 from typing import Any
 
 # This comes before Keras is imported, because it chooses Keras' backend.
@@ -20,7 +19,7 @@ import keras_vjepa  # noqa: F401
 
 # isort: split
 from keras_vjepa.arguments import MOST_SEED, check_number, check_whole
-from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.command_line import OneLineParser, read_folder
 from keras_vjepa.configuration import replace
 from keras_vjepa.data.sources.detection_sets import DetectionSet
 from keras_vjepa.data.sources.digit_scene import SCENES
@@ -154,7 +153,7 @@ def main(arguments: list[str] | None = None, program: str = "detect_table.py") -
     """Run the command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     parser = OneLineParser(prog=program, description=__doc__)
-    parser.add_argument("workdir", type=Path, help="folder of the runs and of the table")
+    parser.add_argument("workdir", type=read_folder, help="folder of the runs and of the table")
     parser.add_argument("--preset", required=True, help="of the encoder")
     parser.add_argument("--data", choices=[*SCENES], default="digit_scene", help="built-in set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of each number")

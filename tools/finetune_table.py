@@ -25,7 +25,7 @@ import keras_vjepa  # noqa: F401
 import keras
 
 from keras_vjepa.arguments import MOST_LONG, MOST_SEED, check_number, check_whole
-from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.command_line import OneLineParser, read_folder
 from keras_vjepa.configuration import ConfigT, replace
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.data.sources.labelled_sets import first_of_built_in
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None, program: str = "finetune_table.py")
     """Run the command, with `program` in front of its messages."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     parser = OneLineParser(prog=program, description=__doc__)
-    parser.add_argument("workdir", type=Path, help="folder of the runs and of the table")
+    parser.add_argument("workdir", type=read_folder, help="folder of the runs and of the table")
     parser.add_argument("--preset", required=True, help="of the encoder")
     parser.add_argument(
         "--data", choices=[*SETS], default="digit_motion_black", help="built-in set"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from keras_vjepa import files
 from keras_vjepa.arguments import MOST_SEED, check_whole, counted
-from keras_vjepa.command_line import WRONG_USAGE, OneLineParser, refusing
+from keras_vjepa.command_line import WRONG_USAGE, OneLineParser, read_folder, refusing
 from keras_vjepa.locks import locked
 from keras_vjepa.recipes import pretrain
 from keras_vjepa.recipes.pretrain_configs import CONFIGS
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None, program: str = "sweep.py") -> None:
         description=(__doc__ or "").splitlines()[0],
         epilog="All other options are those of pretrain, for example --config or --steps.",
     )
-    parser.add_argument("workdir", type=Path, help="folder of the runs and of table.md")
+    parser.add_argument("workdir", type=read_folder, help="folder of the runs and of table.md")
     parser.add_argument(
         "--vary",
         nargs="+",
