@@ -46,6 +46,7 @@ class DistributedInference:
         self.model = model
         self._forward: Forward | None = None
         self._functions: dict[Any, Any] = {}
+        self._variables: tuple[int, ...] = ()
 
     def __call__(self, inputs: Any, weight: NDArray[np.float32]) -> Any:
         if self._forward is None:
@@ -78,6 +79,12 @@ class DistributedInference:
         # Each shape has a function of its own. TensorFlow would make one function for any number of
         # clips and views, and a model cannot work with unknown numbers.
         shapes = tuple(np.shape(array) for array in tree.flatten(inputs))
+        # LoRA and quantization give the model other variables, which TensorFlow's functions would
+        # not see.
+        variables = tuple(map(id, self.model.variables))
+        if variables != self._variables:
+            self._functions.clear()
+            self._variables = variables
         self.model.predict_function = self._functions.get(shapes)
         self.model.make_predict_function()
         self._functions[shapes] = self.model.predict_function

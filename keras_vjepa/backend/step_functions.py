@@ -6,7 +6,7 @@ a program of its own. The other engines do this by themselves. On JAX, no interr
 see `loops.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -85,6 +85,7 @@ class StepFunctions:
 
         kind = _ProgramForEachSize if name == "predict_function" else _StepForEachSize
         each = kind(getattr(self, name), another)
+        each.variables = lambda: self.variables  # type: ignore[attr-defined]
         each.batches_a_call = self.steps_per_execution  # type: ignore[attr-defined]
         each.batch_size_matters = self.batch_size_matters and name == "train_function"
         setattr(self, name, each)
@@ -96,17 +97,25 @@ class _ProgramForEachSize:
 
     batch_size_matters = False
     batches_a_call = 1
+    variables: Callable[[], Iterable[Any]] = list
 
     def __init__(self, first: Run, another: Callable[[], Run]) -> None:
         self._unused: Run | None = first
         self._another = another
         self._functions: dict[Any, Run] = {}
+        self._known: tuple[int, ...] = ()
 
     def __call__(self, data: Any) -> Any:
         return self._function_for(data)(data)
 
     def _function_for(self, data: Any) -> Run:
         sizes = tuple(self._size(array) for array in keras.tree.flatten(data))
+        # LoRA and quantization give a model other variables, which its programs would not see. One
+        # that is not built yet has none.
+        variables = tuple(map(id, self.variables()))
+        if self._known and variables != self._known:
+            self._functions.clear()
+        self._known = variables
         if sizes not in self._functions:
             self._functions[sizes] = self._unused or self._another()
             self._unused = None
