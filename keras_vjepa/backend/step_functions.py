@@ -85,7 +85,8 @@ class StepFunctions:
 
         kind = _ProgramForEachSize if name == "predict_function" else _StepForEachSize
         each = kind(getattr(self, name), another)
-        each.variables = lambda: self.variables  # type: ignore[attr-defined]
+        if name != "train_function":  # After such a change, training asks for `compile`.
+            each.weights = lambda: self.weights  # type: ignore[attr-defined]
         each.batches_a_call = self.steps_per_execution  # type: ignore[attr-defined]
         each.batch_size_matters = self.batch_size_matters and name == "train_function"
         setattr(self, name, each)
@@ -97,7 +98,7 @@ class _ProgramForEachSize:
 
     batch_size_matters = False
     batches_a_call = 1
-    variables: Callable[[], Iterable[Any]] = list
+    weights: Callable[[], Iterable[Any]] = list
 
     def __init__(self, first: Run, another: Callable[[], Run]) -> None:
         self._unused: Run | None = first
@@ -110,12 +111,12 @@ class _ProgramForEachSize:
 
     def _function_for(self, data: Any) -> Run:
         sizes = tuple(self._size(array) for array in keras.tree.flatten(data))
-        # LoRA and quantization give a model other variables, which its programs would not see. One
+        # LoRA and quantization give a model other weights, which its programs would not see. One
         # that is not built yet has none.
-        variables = tuple(map(id, self.variables()))
-        if self._known and variables != self._known:
+        weights = tuple(map(id, self.weights()))
+        if self._known and weights != self._known:
             self._functions.clear()
-        self._known = variables
+        self._known = weights
         if sizes not in self._functions:
             self._functions[sizes] = self._unused or self._another()
             self._unused = None

@@ -179,3 +179,27 @@ def test_models_predict_two_sizes():
         else:
             found = [model.predict(inputs(n), verbose=0) for n in (2, 4)]
         assert [tuple(outputs.shape) for outputs in found] == [first, second]
+
+
+def test_lora_takes_effect_without_compiling_again():
+    """TensorFlow's programs keep the weights that a model had when they were made."""
+    backbone = VJEPABackbone(8, 2, 4, hidden_dim=12, num_layers=1, num_heads=2)
+    model = VJEPAVideoClassifier(backbone, num_classes=3)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    clips = np.random.default_rng(0).normal(size=(4, 2, 8, 8, 3)).astype("float32")
+    classes = np.arange(4) % 3
+
+    def found():
+        loss = model.evaluate(clips, classes, verbose=0)
+        return model.predict(clips, verbose=0), np.ravel(loss)[0]
+
+    _, before = found()
+    backbone.enable_lora(2)
+    for block in backbone.blocks:
+        kernel = block.attention.query_key_value.lora_kernel_b
+        kernel.assign(np.full(kernel.shape, 3.0))
+    logits, loss = found()
+    expected = keras.ops.convert_to_numpy(model(clips))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    np.testing.assert_allclose(loss, model.loss(classes, expected), atol=1e-5)
+    assert abs(loss - before) > 1e-5
