@@ -197,6 +197,8 @@ def main(arguments: list[str] | None = None, program: str = "bench_decoding.py")
     options = parser.parse_all(arguments)
     with parser.refusing():
         check_whole(1, clips=options.clips)
+    if options.video is not None and not options.video.strip():
+        parser.error("--video must be a file. Received: nothing")
     if options.video is None and not has_av():
         parser.error("--video must be given without PyAV (pip install av)")
     cv2.setNumThreads(1)

@@ -97,7 +97,11 @@ def look_through(source: str, preprocessor: VJEPAVideoPreprocessor, batch_size: 
         raise ValueError(f"`features`: no such file or folder: {printable(source)}")
     reader = WindowReader(preprocessor)
     paths, count, first = list[Name](), 0, list[NDArray[np.float32]]()
-    with ahead(reader, listed(source, "video")[1], batch_size) as files:
+    try:
+        found = listed(source, "video")[1]
+    except ValueError as error:
+        raise ValueError(f"`features`: {error}") from error
+    with ahead(reader, found, batch_size) as files:
         for file in files:
             try:
                 windows = 0

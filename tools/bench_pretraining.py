@@ -143,7 +143,9 @@ def main(arguments: list[str] | None = None, program: str = "bench_pretraining.p
     parser.add_argument("--size", default="base", choices=[*VIDEOMAE], help="of both encoders")
     options = timing_options(parser, arguments, steps=3)
     with parser.refusing():
-        folder = writable_folder(Path(options.output).expanduser())
+        if not options.output.strip():
+            raise ValueError("`OUTPUT` must be a folder. Received: nothing")
+        folder = writable_folder(Path(options.output).expanduser(), "OUTPUT")
     rows = measured(options.size, options.batch_size, options.steps, options.dtype)
     table = table_of(rows)
     files.write_text(folder / "table.md", table)

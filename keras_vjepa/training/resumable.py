@@ -357,20 +357,24 @@ def resume(
     return losses
 
 
-def writable_folder(workdir: str | os.PathLike[str]) -> Path:
+def writable_folder(workdir: str | os.PathLike[str], name: str = "workdir") -> Path:
     """Make a folder for a run, if it is not there yet.
+
+    Args:
+        workdir: the folder.
+        name: of the argument, for messages.
 
     Raises:
         ValueError: for an address such as "gs://bucket", which as a path would name a local folder.
         OSError: if the folder cannot be made or written.
     """
-    folder = check_folder(workdir)
+    folder = check_folder(workdir, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # for a broken link, say, or a file system without folders
-        raise _not_made("workdir", folder, error) from error
+        raise _not_made(name, folder, error) from error
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"`workdir` must be a folder that can be written. Received: {folder}")
+        raise PermissionError(f"`{name}` must be a folder that can be written. Received: {folder}")
     return folder
 
 

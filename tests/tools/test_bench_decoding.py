@@ -56,6 +56,7 @@ def test_decord_is_a_rival_where_it_is_installed(tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--clips", "0"], "--clips must be at least 1. Received: 0"),
+        (["--video", ""], "--video must be a file. Received: nothing"),
         (["--video", "nowhere.mp4"], "--video: Cannot read the video nowhere.mp4: no such file"),
     ],
 )

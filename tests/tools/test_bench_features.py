@@ -64,10 +64,17 @@ def test_each_is_of_the_same_windows(videos, capsys):
 
 
 @pytest.mark.parametrize(
-    ("source", "words"), [("nowhere", "nowhere"), ("videos", "three batches"), ("", "Received|no")]
+    ("source", "words"),
+    [
+        ("nowhere", "nowhere"),
+        ("empty", "hold videos"),
+        ("videos", "three batches"),
+        ("", "Received|no"),
+    ],
 )
 def test_what_cannot_be_timed_is_refused(source, words, videos, monkeypatch, capsys):
     monkeypatch.chdir(videos.parent)
+    (videos.parent / "empty").mkdir(exist_ok=True)
     with pytest.raises(SystemExit) as ended:
         given = ["--size", "tiny", "--batch-size", "8", "--image-size", "32", "--num-frames", "2"]
         bench.main([f"--features={source}", *given], "bench")

@@ -45,6 +45,20 @@ def test_table_and_figures(tmp_path, monkeypatch, capsys):
     assert "vjepa_large_patch16_224" in drawn and "hybrid (computed)" in drawn
 
 
+def test_an_output_that_is_no_folder_is_named(tmp_path, monkeypatch, capsys):
+    """Without a name, the files would lie in the current folder."""
+    monkeypatch.setattr(bench_pretraining, "measured", lambda *_: pytest.fail("it is measured"))
+    (tmp_path / "file").write_text("")
+    for given, message in (
+        ("", "nothing"), (str(tmp_path / "file"), str(tmp_path / "file"))
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            bench_pretraining.main([given])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.endswith(f"Received: {message}\n")
+        assert "`OUTPUT` must be a folder" in said and "workdir" not in said
+
+
 @pytest.mark.slow
 def test_steps_of_videomae_learn():
     """With the smallest encoder; a prediction of zeros has an error of one."""
