@@ -137,17 +137,28 @@ def test_help_says_what_every_option_is(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablations", "check-resume", "detect-table", "finetune-table", "sweep", "decode"]
+    "name",
+    [
+        "ablations",
+        "check-resume",
+        "detect-table",
+        "finetune-table",
+        "sweep",
+        "decode",
+        "dense-probe",
+    ],
 )
 def test_an_empty_word_is_no_folder_of_results(name, tmp_path, monkeypatch, capsys):
     """It was the current folder, in which results were written, and which check-resume emptied."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kept").touch()
-    words = ["table", ""] if name == "decode" else [""]
+    words = {"decode": ["table", ""], "dense-probe": ["preset", "--output", ""]}.get(name, [""])
     module = importlib.import_module(COMMANDS[name])
     monkeypatch.setattr(shutil, "rmtree", None)
     with pytest.raises(SystemExit, match="2"):
         module.main(words, "keras-vjepa")
     said = capsys.readouterr().err
-    assert "argument workdir: must be a folder. Received: nothing" in said and said.count("\n") == 1
+    argument = "--output" if name == "dense-probe" else "workdir"
+    assert f"argument {argument}: must be a folder. Received: nothing" in said
+    assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]

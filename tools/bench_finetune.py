@@ -163,8 +163,9 @@ def main(arguments: list[str] | None = None, program: str = "bench_finetune.py")
     parser.add_argument("--size", default="base", choices=list(SIZES), help="of the encoder")
     options = timing_options(parser, arguments)
     keras.config.set_dtype_policy(options.dtype)
-    bench_step(options)
-    bench_optimizer(options)
+    with parser.failing(ImportError):  # without torch, which is optional
+        bench_step(options)
+        bench_optimizer(options)
 
 
 if __name__ == "__main__":

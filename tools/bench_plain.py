@@ -187,8 +187,9 @@ def main(arguments: list[str] | None = None, program: str = "bench_plain.py") ->
     parser.add_argument("--network", default="decoder", choices=[*RUNS], help="what is timed")
     options = timing_options(parser, arguments, batch_size=8, has_dtype=False)
     print(distribution.setup())
-    for run in RUNS[options.network]:
-        run(options.batch_size, options.steps)
+    with parser.failing(ImportError):  # without torch, which is optional
+        for run in RUNS[options.network]:
+            run(options.batch_size, options.steps)
 
 
 if __name__ == "__main__":

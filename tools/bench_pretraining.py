@@ -146,7 +146,8 @@ def main(arguments: list[str] | None = None, program: str = "bench_pretraining.p
         if not options.output.strip():
             raise ValueError("`OUTPUT` must be a folder. Received: nothing")
         folder = writable_folder(Path(options.output).expanduser(), "OUTPUT")
-    rows = measured(options.size, options.batch_size, options.steps, options.dtype)
+    with parser.failing(ImportError):  # without torch, which is optional
+        rows = measured(options.size, options.batch_size, options.steps, options.dtype)
     table = table_of(rows)
     files.write_text(folder / "table.md", table)
     files.write_text(folder / "costs.json", json.dumps(rows, indent=1))

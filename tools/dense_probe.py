@@ -10,7 +10,6 @@ share of pixels that are right. `--output` names a folder that gets the table an
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 # This comes before Keras is imported, because it chooses Keras' backend.
@@ -19,7 +18,7 @@ import keras_vjepa  # noqa: F401
 # isort: split
 from keras_vjepa import VJEPABackbone, VJEPAVideoPreprocessor, files
 from keras_vjepa.arguments import MOST_SEED, check_number, check_whole
-from keras_vjepa.command_line import OneLineParser
+from keras_vjepa.command_line import OneLineParser, read_folder
 from keras_vjepa.data.sources.digit_motion_rendering import SETS
 from keras_vjepa.evaluation.dense_probe import dense_probe, digit_samples
 from keras_vjepa.evaluation.report import mean_and_deviation
@@ -82,7 +81,7 @@ def main(arguments: list[str] | None = None, program: str = "dense_probe.py") ->
     parser.add_argument("--epochs", type=int, default=20, help="passes over the videos")
     parser.add_argument("--learning-rate", type=float, default=1e-2, help="of AdamW, at the start")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the linear layer")
-    parser.add_argument("--output", type=Path, help="folder of the table [no folder]")
+    parser.add_argument("--output", type=read_folder, help="folder of the table [no folder]")
     options = parser.parse_all(arguments)
     with parser.refusing():
         for seed in options.seeds:

@@ -1,10 +1,14 @@
 """`keras-vjepa bench`: what it measures is what its options say."""
 
+import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from keras_vjepa import VJEPABackbone
+from keras_vjepa.__main__ import COMMANDS
+from keras_vjepa.models.backbone import EncoderSize
 from keras_vjepa.tools import bench
 
 
@@ -48,3 +52,24 @@ def test_precision_is_of_the_clip_that_was_asked_for(monkeypatch, capsys):
     bench.main(["--precision", "--size", "tiny", "--image-size", "32", "--num-frames", "4"])
     assert set(made) == {("tiny", 32, 4)}
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "missing"),
+    [
+        ("bench-plain", [], "plain_torch_unet"),
+        ("bench-finetune", ["--size", "tiny"], "plain_torch_step"),
+        ("bench-pretraining", ["here"], "plain_torch_masked"),
+    ],
+)
+def test_plain_pytorch_that_is_missing_is_said_in_one_line(
+    name, words, missing, tmp_path, monkeypatch
+):
+    """Who installs the package for JAX has no torch, which these compare with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, f"keras_vjepa.tools.{missing}", None)
+    monkeypatch.delattr(f"keras_vjepa.tools.{missing}", raising=False)
+    module = importlib.import_module(COMMANDS[name])
+    monkeypatch.setattr(module, "SIZES", {"tiny": EncoderSize(12, 1, 1)}, raising=False)
+    with pytest.raises(SystemExit, match=f"keras-vjepa {name}: .*{missing}"):
+        module.main(words, f"keras-vjepa {name}")
