@@ -149,6 +149,8 @@ def loss_share(loss: Tensor) -> Tensor:
 def average_gradients(weights: Sequence[Any]) -> Sequence[Tensor | None]:
     """Return the gradients of torch's weights, averaged over the processes.
 
+    A `train_step` of one's own calls this between its backward pass and its optimizer.
+
     Args:
         weights: torch's tensors, each with its `grad`, or None for one that is not reached.
     """
