@@ -3,7 +3,7 @@
 A program of JAX holds each block of a network by itself, for each kind of masks again, and takes
 longer to compile the more blocks there are. With `KERAS_VJEPA_SCAN_BLOCKS=1` in the environment, it
 holds one block and a loop (`jax.lax.scan`). The results are the same but for rounding. The weights
-of all blocks are joined for the loop in each step, which takes memory (docs/speed.md).
+of all blocks are joined for the loop in each step, which takes memory (docs/backends.md).
 """
 
 import os
@@ -82,9 +82,10 @@ def are_alike(blocks: Sequence[keras.layers.Layer]) -> bool:
     Args:
         blocks: built layers.
     """
-    return len(blocks) > 1 and all(
-        _keeps_nothing(block) and _form(block) == _form(blocks[0]) for block in blocks
-    )
+    if len(blocks) < 2:
+        return False
+    form = _form(blocks[0])
+    return all(_keeps_nothing(block) and _form(block) == form for block in blocks)
 
 
 def _parts(block: keras.layers.Layer) -> list[keras.layers.Layer]:
